@@ -1,0 +1,261 @@
+"""The schema of tabi.toml: frozen structs, one for each part. What is not here is an error, never ignored.
+
+Durations are float seconds; the file may also say text such as "200ms" or "5 min".
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from tabi.errors import ConfigError
+from tabi.policy.users import Secret, parse_hash, plain_secret
+from tabi.wire.address import Address, parse_host
+
+UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?")
+
+DEFAULT_PORT = 1080
+
+
+class Seconds(float):
+    """A duration in seconds, more than 0."""
+
+    @classmethod
+    def parse(cls, value: object) -> Seconds:
+        """Read a number, or a number with ms, s, min, h or d behind it. Raises ValueError."""
+        if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
+            value = float(found[1]) * UNITS[found[2] or "s"]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f'{value!r} is no duration, expected seconds such as 10 or text such as "200ms"')
+        if not 0 < value < 1e9:
+            raise ValueError(f"a duration is more than 0 seconds, this one is {value!r}")
+        return cls(value)
+
+
+class ProxyURL(msgspec.Struct, frozen=True):
+    """A URL of interface: protocol, address and, where the URL has them, credentials (never in the repr)."""
+
+    protocol: str
+    address: Address
+    username: str | None = None
+    password: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.address}"
+
+    __repr__ = __str__
+
+
+PROTOCOLS = ("socks5",)
+
+
+def parse_url(text: str) -> ProxyURL:
+    """Read ``socks5://[user:password@]host[:port]``; the port is 1080 where none is given.
+
+    Raises:
+        ValueError: it is something else. The text is not in the message: it may hold a password.
+    """
+    expected = "expected socks5://[user:password@]host:port"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+        username = None if parts.username is None else unquote(parts.username, errors="strict")
+        password = None if parts.password is None else unquote(parts.password, errors="strict")
+    except ValueError:
+        raise ValueError(f"this is no URL, {expected}") from None
+    if parts.scheme not in PROTOCOLS:
+        scheme = parts.scheme if "://" in text else "none"
+        raise ValueError(f"protocol {scheme!r}, {expected}")
+    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{'no host' if not host else 'something behind the port'}, {expected}")
+    if username is not None and (not username or password is None):
+        raise ValueError(f"a user name without a password, {expected}")
+    if any(len(part.encode()) > 255 for part in (username, password) if part):
+        raise ValueError("a user name and a password have at most 255 octets each (RFC 1929)")
+    return ProxyURL(parts.scheme, Address(parse_host(host), DEFAULT_PORT if port is None else port), username, password)
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[listen]]``: one listening socket."""
+
+    url: str = f"socks5://127.0.0.1:{DEFAULT_PORT}"
+    """Protocol and address, ``socks5://host:port``; port 0 takes a free one."""
+    users: Literal["required", "optional", "none"] | None = None
+    """Whether clients must be users. Default: required as soon as there is a user; without one, none."""
+
+    @property
+    def parsed(self) -> ProxyURL:
+        """The URL in its parts, checked when the configuration was loaded."""
+        return parse_url(self.url)
+
+
+class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[users.NAME]``: who may use the proxy."""
+
+    password: str
+    """A hash as ``tabi passwd`` prints it; the password itself only with ``plain = true``."""
+    plain: bool = False
+    """Whether ``password`` is the password itself. Default: false."""
+
+    def __repr__(self) -> str:
+        return "User()"
+
+    @property
+    def secret(self) -> Secret:
+        """What is compared with. Raises ValueError where the hash is none."""
+        return plain_secret(self.password) if self.plain else parse_hash(self.password)
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[timeouts]``, in seconds."""
+
+    handshake: Seconds = Seconds(10)
+    """From accept to the whole request. Default: 10."""
+    connect: Seconds = Seconds(10)
+    """Resolving and connecting together. Default: 10."""
+    idle: Seconds = Seconds(300)
+    """Without an octet in either direction. Default: 300."""
+    half_closed: Seconds = Seconds(60)
+    """The same, once one side has ended. Default: 60."""
+    drain: Seconds = Seconds(30)
+    """For running sessions after SIGTERM or Ctrl-C. Default: 30."""
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[log]``."""
+
+    access: str = "stdout"
+    """Where the access log goes: stdout, stderr, syslog, none, or a path. Default: stdout."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important message that is shown on stderr. Default: info."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """tabi.toml."""
+
+    workers: int = 1
+    """Processes; 0 is one for each CPU. Default: 1."""
+    listen: list[Listen] = msgspec.field(default_factory=lambda: [Listen()])
+    """Listening sockets. Default: one on socks5://127.0.0.1:1080."""
+    users: dict[str, User] = {}
+    """Who may use the proxy. Default: nobody, which means anybody on loopback."""
+    timeouts: Timeouts = Timeouts()
+    """Deadlines."""
+    log: Log = Log()
+    """What is written down, and where."""
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a file.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(str(getattr(exc, "strerror", None) or exc), str(path)) from exc
+    try:
+        return parse_config(text)
+    except ConfigError as exc:
+        raise ConfigError(str(exc), str(path)) from exc
+
+
+def parse_config(text: str) -> Config:
+    """Read and check the text of a tabi.toml. Raises ConfigError, which names the key."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(str(exc)) from exc
+    return make_config(data)
+
+
+def make_config(data: dict[str, Any]) -> Config:
+    """Check a tabi.toml that was parsed already. Raises ConfigError, which names the key."""
+    try:
+        config = msgspec.convert(data, Config, dec_hook=decode_special)
+    except msgspec.ValidationError as exc:
+        raise explain(str(exc), data) from None
+    check_values(config)
+    return config
+
+
+def decode_special(kind: type, value: object) -> object:
+    """msgspec's hook for the types that TOML does not have."""
+    if kind is Seconds:
+        return Seconds.parse(value)
+    raise NotImplementedError(kind)
+
+
+def explain(message: str, data: dict[str, Any]) -> ConfigError:
+    """Turn msgspec's message into one that names the key in tabi.toml's own words."""
+    text, _, place = message.partition(" - at `")
+    path = name_key(place.rstrip("`").removeprefix("$").removeprefix("."), data)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
+    if unknown:
+        known = ", ".join(known_keys(path))
+        return ConfigError(f"unknown key, expected one of: {known}", f"{path}.{unknown[1]}".lstrip("."))
+    missing = re.fullmatch(r"Object missing required field `(.*)`", text)
+    if missing:
+        return ConfigError("missing", f"{path}.{missing[1]}".lstrip("."))
+    return ConfigError(text[:1].lower() + text[1:].replace("`", ""), path or None)
+
+
+def name_key(path: str, data: dict[str, Any]) -> str:
+    """msgspec writes ``users[...]`` for any key of a table: find out which one it was."""
+    head, any_key, tail = path.partition("[...]")
+    if any_key:
+        for key, value in data[head].items():
+            try:
+                msgspec.convert(value, PARTS[head], dec_hook=decode_special)
+            except msgspec.ValidationError:
+                return f"{head}.{key}{tail}"
+    return path
+
+
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "": Config,
+    "listen": Listen,
+    "users": User,
+    "timeouts": Timeouts,
+    "log": Log,
+}
+
+
+def known_keys(path: str) -> tuple[str, ...]:
+    """The keys of the part that a path leads to."""
+    part = re.split(r"[.\[]", path)[0]
+    return PARTS[part].__struct_fields__
+
+
+def check_values(config: Config) -> None:
+    """Check what types alone do not say. Raises ConfigError."""
+    if not 0 <= config.workers <= 1024:
+        raise ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
+    if not config.listen:
+        raise ConfigError("empty, expected one or more", "listen")
+    for index, listen in enumerate(config.listen):
+        try:
+            url = listen.parsed
+        except ValueError as exc:
+            raise ConfigError(str(exc), f"listen[{index}].url") from None
+        if url.username is not None:
+            raise ConfigError("a listener has no user of its own, expected [users.NAME]", f"listen[{index}].url")
+        if listen.users == "required" and not config.users:
+            raise ConfigError('"required", but there are no users', f"listen[{index}].users")
+    for name, user in config.users.items():
+        if not 0 < len(name.encode()) <= 255:
+            raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", f"users.{name}")
+        try:
+            secret = user.secret
+        except ValueError as exc:
+            hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
+            raise ConfigError(f"{exc}{hint}", f"users.{name}.password") from None
+        if not secret.is_hash and not 0 < len(secret.key) <= 255:
+            raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")

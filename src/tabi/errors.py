@@ -1,0 +1,77 @@
+"""Every exception that tabi raises on purpose. Imports nothing.
+
+    TabiError
+      ProtocolError           a SOCKS conversation went wrong (abstract)
+        RemoteProtocolError     the peer broke the RFC
+        LocalProtocolError      our caller used a machine in the wrong order
+      DialError               a destination or a proxy could not be reached
+      ProxyError              the proxy that we asked refused
+      AuthError               the user name or the password was not accepted
+      PolicyDenied            tabi's own rules forbid the request
+      ConfigError             the configuration or a command line is wrong
+
+``reply_code`` is the REP octet of RFC 1928 section 6 that says the same thing on the wire, or None
+where no reply fits. It is an ``int`` so that this module stays at the bottom.
+"""
+
+from __future__ import annotations
+
+
+class TabiError(Exception):
+    """The base of all of tabi's own exceptions."""
+
+    reply_code: int | None = None
+
+
+class ProtocolError(TabiError):
+    """A SOCKS conversation went wrong; raised only as one of its two subclasses."""
+
+    def __init__(self, message: str, reply_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reply_code = reply_code
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent what the RFC does not allow."""
+
+
+class LocalProtocolError(ProtocolError):
+    """A machine was asked for a message that its state does not allow: a bug in the caller."""
+
+
+class DialError(TabiError):
+    """A name could not be resolved or an address could not be connected to.
+
+    ``errno`` is the system's error number, or None where the failure came from the resolver or a deadline.
+    """
+
+    def __init__(self, message: str, reply_code: int, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.reply_code = reply_code
+        self.errno = errno
+
+
+class ProxyError(TabiError):
+    """The proxy answered a request with a failure; ``reply_code`` is the one that it sent."""
+
+    def __init__(self, message: str, reply_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reply_code = reply_code
+
+
+class AuthError(TabiError):
+    """The user name or the password was not accepted, or no offered method was."""
+
+
+class PolicyDenied(TabiError):
+    """The guard forbids the destination (reply 02, connection not allowed by ruleset)."""
+
+    reply_code = 2
+
+
+class ConfigError(TabiError):
+    """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``."""
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path

@@ -1,0 +1,48 @@
+"""Asking who the client is, without holding up anyone else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tabi.policy.users import Users
+
+Authenticate = Callable[[bytes, bytes, str], Awaitable[str | None]]
+"""(user name, password, the client's address) -> the user's name, or None to refuse."""
+
+HASHERS = 2
+"""Threads that compute hashes: each takes a core and 16 MiB for the time of one."""
+
+PENDING = 64
+"""Hashes that may wait for a thread; the rest waits in its own task, within the handshake's deadline."""
+
+
+class PasswordAuthenticator:
+    """Checks passwords against `Users`: proven pairs at once, plain ones here, hashes in a small pool of threads."""
+
+    def __init__(self, users: Users) -> None:
+        self.users = users
+        self.hashers: ThreadPoolExecutor | None = None
+        self.turns = asyncio.Semaphore(PENDING)
+
+    async def __call__(self, username: bytes, password: bytes, client: str) -> str | None:
+        users, loop = self.users, asyncio.get_running_loop()
+        if not users.is_slow(username):
+            return users.verify(username, password)
+        known = users.recall(username, password, loop.time())
+        if known is not None:
+            return known
+        async with self.turns:
+            if self.hashers is None:
+                self.hashers = ThreadPoolExecutor(HASHERS, "tabi-hash")
+            name = await loop.run_in_executor(self.hashers, users.verify, username, password)
+        if name is not None:
+            users.remember(username, password, loop.time())
+        return name
+
+    def close(self) -> None:
+        """End the threads, without waiting for a hash that nobody wants any more."""
+        if self.hashers is not None:
+            self.hashers.shutdown(wait=False, cancel_futures=True)
+            self.hashers = None

@@ -1,0 +1,49 @@
+"""CONNECT (RFC 1928 section 4), in four steps: decide, open, answer, carry."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from tabi.egress.direct import Direct
+from tabi.ingress.socks5 import Conversation
+from tabi.policy.guard import permit_for
+from tabi.relay.relay import Relays
+from tabi.wire.address import from_sockaddr
+from tabi.wire.socks5 import Reply, ReplyCode
+
+
+class Connect:
+    """Opens the way that a client asks for and hands both sockets to a relay.
+
+    Args:
+        egress: opens the destination.
+        relays: carry the octets from then on.
+    """
+
+    name = "connect"
+
+    def __init__(self, egress: Direct, relays: Relays) -> None:
+        self.egress = egress
+        self.relays = relays
+
+    async def __call__(self, conversation: Conversation) -> None:
+        """See `ingress.socks5.Serve`. Raises DialError and PolicyDenied, which become the reply."""
+        session = conversation.session
+        assert session.destination is not None
+
+        permit = permit_for(session.client.host)
+
+        session.via = self.egress.name
+        began = monotonic()
+        server = await self.egress.open(session.destination, permit)
+        try:
+            session.connect_seconds = monotonic() - began
+            named = isinstance(session.destination.host, str)
+            session.address = from_sockaddr(server.sock.getpeername()) if named else session.destination
+
+            conversation.answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
+        except BaseException:
+            server.close()
+            raise
+
+        self.relays.start(conversation.client, server, session, conversation.machine.trailing_data)

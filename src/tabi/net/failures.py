@@ -1,0 +1,72 @@
+"""One table from what went wrong on the way to a destination to the reply code of RFC 1928 section 6.
+
+system error or resolver's answer                      REP
+refused, reset while connecting                        05 connection refused
+network unreachable, no address of our own fits        03 network unreachable
+host unreachable, timed out, no such name              04 host unreachable
+forbidden by a local firewall                          02 not allowed
+the machine does not speak that family                 08 address type not supported
+anything else: descriptors used up, resolver broken    01 general failure
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from aiodns import error as dns
+
+from tabi.errors import DialError
+from tabi.wire.socks5 import ReplyCode
+
+REPLY_BY_ERRNO: dict[int, int] = {
+    errno.ECONNREFUSED: ReplyCode.CONNECTION_REFUSED,
+    errno.ECONNRESET: ReplyCode.CONNECTION_REFUSED,
+    errno.ENETUNREACH: ReplyCode.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: ReplyCode.NETWORK_UNREACHABLE,
+    errno.EADDRNOTAVAIL: ReplyCode.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: ReplyCode.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: ReplyCode.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: ReplyCode.HOST_UNREACHABLE,
+    errno.EACCES: ReplyCode.NOT_ALLOWED,
+    errno.EPERM: ReplyCode.NOT_ALLOWED,
+    errno.EAFNOSUPPORT: ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
+}
+
+REPLY_BY_DNS_ERROR: dict[int, int] = {
+    dns.ARES_ENOTFOUND: ReplyCode.HOST_UNREACHABLE,
+    dns.ARES_ENODATA: ReplyCode.HOST_UNREACHABLE,
+    dns.ARES_ENONAME: ReplyCode.HOST_UNREACHABLE,
+    dns.ARES_EBADNAME: ReplyCode.HOST_UNREACHABLE,
+    dns.ARES_ESERVFAIL: ReplyCode.HOST_UNREACHABLE,
+    dns.ARES_ETIMEOUT: ReplyCode.HOST_UNREACHABLE,
+}
+
+# What says most about the destination comes first: of a host with several addresses it is the answer.
+TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+
+
+def connect_error(number: int, what: object) -> DialError:
+    """The error for a connect to ``what`` that failed with a system error number."""
+    reply_code = REPLY_BY_ERRNO.get(number, ReplyCode.GENERAL_FAILURE)
+    return DialError(f"{what}: {os.strerror(number).lower()}", reply_code, number)
+
+
+def connect_error_of_many(exc: OSError, what: object) -> DialError:
+    """The same for several addresses: their errors come as one OSError with all texts in it (aiohappyeyeballs)."""
+    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
+    if exc.errno is not None:
+        numbers.add(exc.errno)
+    number = next((number for number in TELLING if number in numbers), min(numbers, default=errno.EIO))
+    return connect_error(number, what)
+
+
+def resolve_error(number: int, text: str, name: str) -> DialError:
+    """The error for a name that the resolver did not turn into an address."""
+    return DialError(f"{name}: {text.lower()}", REPLY_BY_DNS_ERROR.get(number, ReplyCode.GENERAL_FAILURE))
+
+
+def timeout_error(seconds: float, what: object) -> DialError:
+    """The error for a destination that did not answer within the connect deadline."""
+    return DialError(f"{what}: no answer within {seconds:g} s", ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)

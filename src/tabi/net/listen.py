@@ -1,0 +1,126 @@
+"""Listening sockets and the accept loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tabi.net.reactor import Reactor
+from tabi.wire.address import Address
+
+log = logging.getLogger("tabi")
+
+BACKLOG = 4096
+ACCEPTS_A_TURN = 64
+BACK_OFF = 0.1
+"""Seconds without accepting after the system had no descriptor or memory left."""
+
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+NONBLOCK = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+
+Accepted = Callable[[Any, Any], object]
+"""Called with a new socket and the peer's address as accept(2) gives it."""
+
+Room = Callable[[], int]
+"""How many more sessions there are descriptors for."""
+
+
+def open_listener(address: Address) -> socket.socket:
+    """Open a listening TCP socket. Accepted connections inherit its TCP_NODELAY and SO_KEEPALIVE (tcp(7)).
+
+    An IPv6 wildcard takes IPv4 too.
+
+    Raises:
+        OSError: as bind(2); socket.gaierror is one too.
+    """
+    host, port = str(address.host), address.port
+    family, _, _, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Acceptor:
+    """Accepts on one listening socket, whose owner closes it after `stop`.
+
+    When descriptors or memory are used up it waits and tries again: who is connected stays, who comes waits in the
+    backlog, and nothing spins. ``room`` is asked first, so that whoever is accepted gets a way out as well.
+    """
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, accepted: Accepted, room: Room) -> None:
+        self.reactor = reactor
+        self.sock = sock
+        self.family = sock.family
+        self.accepted = accepted
+        self.room = room
+        self.listening = False
+        self.exhausted = False
+        self.retry: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self.retry = None
+        if not self.listening:
+            self.listening = True
+            self.reactor.register_listener(self.sock.fileno(), self.on_ready)
+
+    def stop(self) -> None:
+        """Accept no more."""
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
+        self.pause()
+
+    def pause(self) -> None:
+        """Leave new connections in the kernel's queue."""
+        if self.listening:
+            self.listening = False
+            self.reactor.forget(self.sock.fileno())
+
+    def on_ready(self, events: int) -> None:
+        """Take a share of what waits; the rest shows up in the next turn, for this is level-triggered."""
+        accept = self.sock._accept  # type: ignore[attr-defined]  # socket.accept less an object and a system call
+        family = self.family
+        room = self.room()
+        if room <= 0:
+            self.back_off("no descriptor would be left for another session")
+            return
+        for _ in range(min(room, ACCEPTS_A_TURN)):
+            try:
+                fd, address = accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno not in EXHAUSTED:
+                    log.warning("accept: %s", exc)  # accept(2): pending network errors are handed on; try again
+                    return
+                self.back_off(exc.strerror or str(exc))
+                return
+            sock = socket.SocketType(family, NONBLOCK, 0, fd)  # knows that it is non-blocking
+            sock.setblocking(False)
+            if self.exhausted:
+                self.exhausted = False
+                log.warning("accept: goes on")
+            self.accepted(sock, address)
+
+    def back_off(self, reason: str) -> None:
+        """Try again later, and say so once."""
+        if not self.exhausted:
+            self.exhausted = True
+            log.warning("accept: %s; new connections wait", reason)
+        self.pause()
+        self.retry = self.reactor.loop.call_later(BACK_OFF, self.start)

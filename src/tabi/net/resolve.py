@@ -1,0 +1,54 @@
+"""Names to addresses through c-ares: the system's resolver settings and hosts file, without blocking anyone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol
+
+import aiodns
+
+from tabi.net.failures import resolve_error
+
+
+class Resolver(Protocol):
+    """What dialling needs of a resolver."""
+
+    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """Addresses of ``name``, best first, at least one.
+
+        Raises:
+            DialError: there are none.
+        """
+
+    async def close(self) -> None:
+        """Give back what the resolver holds."""
+
+
+class SystemResolver:
+    """c-ares, with /etc/resolv.conf, /etc/hosts and nsswitch.conf as the system has them.
+
+    Args:
+        loop: on which the answers arrive.
+        nameservers: asked in place of the system's, as ``address`` or ``address:port``.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, nameservers: list[str] | None = None) -> None:
+        self.resolver = aiodns.DNSResolver(nameservers, loop)
+
+    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """See `Resolver`. Who waits sets the deadline."""
+        try:
+            found = await self.resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+        except aiodns.error.DNSError as exc:
+            number, text = exc.args[0], str(exc.args[-1])
+            raise resolve_error(number, text, name) from exc
+        addresses = [ip_address(bytes(node.addr[0]).decode()) for node in found.nodes]
+        if not addresses:
+            raise resolve_error(aiodns.error.ARES_ENODATA, "no address", name)
+        return addresses
+
+    async def close(self) -> None:
+        """Stop c-ares; queries under way end with an error."""
+        await self.resolver.close()

@@ -1,0 +1,322 @@
+"""The access log: one JSON object a line for each session, when it ends.
+
+The loop only formats and collects lines; a thread writes them in batches, so that a slow disk or a reader that stopped
+reading holds up no session. What cannot be written is lost, counted, and said so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from tabi.session import Session
+
+log = logging.getLogger("tabi")
+
+LIMIT = 4 << 20
+"""Octets that may wait for the writer; what comes beyond is lost."""
+
+DELAY = 0.2
+"""Seconds that a line waits for others to be written with."""
+
+ATOMIC = 4096
+"""PIPE_BUF (pipe(7)): a write up to here is not mixed with those of another worker on the same pipe."""
+
+PATIENCE = 1.0
+"""Seconds that the end of the program waits for a reader that does not read."""
+
+
+class Record(msgspec.Struct):
+    """One line, in the order of its keys."""
+
+    time: str
+    id: str
+    listener: str
+    protocol: str | None
+    command: str | None
+    client: str
+    user: str | None
+    host: str | None
+    port: int | None
+    address: str | None
+    rule: str | None
+    via: str | None
+    reply: int | None
+    error: str | None
+    up: int
+    down: int
+    seconds: float
+    connect_ms: float | None
+    close: str
+
+
+encode = msgspec.json.Encoder().encode
+
+
+class Clock:
+    """The time of day as RFC 3339 in UTC with milliseconds; the part before them is made once a second."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self.now = now
+        self.second = -1
+        self.text = ""
+
+    def __call__(self) -> str:
+        now = self.now()
+        second = int(now)
+        if second != self.second:
+            self.second = second
+            self.text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return f"{self.text}{int((now - second) * 1000):03}Z"
+
+
+def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
+    """One line of the log, with its end. ``now`` is of the clock of ``session.started``, in seconds."""
+    destination, address, connect = session.destination, session.address, session.connect_seconds
+    client = session.client
+    dialled = str(address) if address else None
+    record = Record(
+        when,
+        f"{prefix}{session.number:x}",
+        session.listener,
+        session.protocol,
+        session.command,
+        str(client),
+        session.user,
+        str(destination.host) if destination else None,
+        destination.port if destination else None,
+        dialled,
+        None,
+        session.via,
+        session.reply_code,
+        session.error,
+        session.up,
+        session.down,
+        int((now - session.started) * 1000) / 1000,
+        None if connect is None else int(connect * 1e6) / 1000,
+        session.close,
+    )
+    try:
+        return encode(record) + b"\n"
+    except UnicodeEncodeError:  # a name of a user that is no text
+        record.user = record.user and record.user.encode("utf-8", "backslashreplace").decode()
+        record.error = record.error and record.error.encode("utf-8", "backslashreplace").decode()
+        return encode(record) + b"\n"
+
+
+class Output(Protocol):
+    """Where lines go. Called from the writer's thread only."""
+
+    def write(self, lines: list[bytes]) -> int:
+        """Write as many lines as can be; returns how many, or raises OSError."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class DescriptorOutput:
+    """Standard output or error, which are not ours to close or to make non-blocking."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def write(self, lines: list[bytes]) -> int:
+        """Write line by line in pieces that pipes keep whole. Blocks while a reader does not read."""
+        for piece in pieces(lines):
+            write_all(self.fd, piece)
+        return len(lines)
+
+    def close(self) -> None:
+        """Nothing is ours."""
+
+
+class FileOutput:
+    """A file, opened for appending; opened again when it was moved away, as log rotation does."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = -1
+        self.place = (-1, -1)
+        self.open()
+
+    def open(self) -> None:
+        """Open or create the file, readable for its owner and group only."""
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+        found = os.fstat(self.fd)
+        self.place = (found.st_dev, found.st_ino)
+
+    def write(self, lines: list[bytes]) -> int:
+        """Append all lines in one write, where the disk has room."""
+        try:
+            found = os.stat(self.path)
+            moved = (found.st_dev, found.st_ino) != self.place
+        except OSError:
+            moved = True
+        if moved:
+            self.close()
+        if self.fd < 0:
+            self.open()
+        if stat.S_ISREG(os.fstat(self.fd).st_mode):
+            write_all(self.fd, b"".join(lines))
+        else:
+            for piece in pieces(lines):
+                write_all(self.fd, piece)
+        return len(lines)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class SyslogOutput:
+    """The system's log, through syslog(3)."""
+
+    def __init__(self) -> None:
+        import syslog
+
+        self.syslog = syslog
+        syslog.openlog("tabi", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def write(self, lines: list[bytes]) -> int:
+        """One message a line."""
+        for line in lines:
+            self.syslog.syslog(self.syslog.LOG_INFO, line.decode().rstrip("\n"))
+        return len(lines)
+
+    def close(self) -> None:
+        """End the connection to it."""
+        self.syslog.closelog()
+
+
+def pieces(lines: list[bytes]) -> list[bytes]:
+    """Join lines to pieces of at most ATOMIC octets; a longer line is a piece of its own."""
+    found, size = [[]], 0  # type: list[list[bytes]], int
+    for line in lines:
+        if found[-1] and size + len(line) > ATOMIC:
+            found.append([])
+            size = 0
+        found[-1].append(line)
+        size += len(line)
+    return [b"".join(piece) for piece in found if piece]
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all is written. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # somebody else made our standard output non-blocking
+            select.select((), (fd,), ())
+
+
+def open_output(target: str) -> Output:
+    """``stdout``, ``stderr``, ``syslog`` or a path. Raises OSError where a file cannot be opened."""
+    if target == "stdout":
+        return DescriptorOutput(sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    if target == "stderr":
+        return DescriptorOutput(sys.__stderr__.fileno() if sys.__stderr__ else 2)
+    return SyslogOutput() if target == "syslog" else FileOutput(target)
+
+
+class AccessLog:
+    """Collects lines and has them written.
+
+    Args:
+        output: where they go; closed by `close`.
+        prefix: of every id, so that those of several workers differ.
+        call_later: the loop's; asked once for each batch.
+    """
+
+    def __init__(self, output: Output, prefix: str, call_later: Callable[[float, Callable[[], None]], object]) -> None:
+        self.output = output
+        self.prefix = prefix
+        self.call_later = call_later
+        self.clock = Clock()
+        self.lines: list[bytes] = []
+        self.size = 0
+        self.lost = 0
+        self.lost_said = 0
+        self.scheduled = False
+        self.closed = False
+        self.wanted = threading.Event()
+        self.idle = threading.Event()
+        self.idle.set()
+        self.batch: list[bytes] = []
+        self.thread = threading.Thread(target=self.write_batches, name="tabi-access-log", daemon=True)
+        self.thread.start()
+
+    def add(self, session: Session, now: float) -> None:
+        """Take the line of a session that has ended."""
+        if self.size >= LIMIT:
+            self.lost += 1
+            return
+        line = format_line(session, self.clock(), self.prefix, now)
+        self.lines.append(line)
+        self.size += len(line)
+        if not self.scheduled:
+            self.scheduled = True
+            self.call_later(DELAY, self.flush)
+
+    def flush(self) -> None:
+        """Hand what was collected to the writer, unless it is still at the last batch."""
+        self.scheduled = False
+        if not self.idle.is_set():
+            if self.lines and not self.closed:
+                self.scheduled = True
+                self.call_later(DELAY, self.flush)
+            return
+        if self.lost > self.lost_said:
+            log.warning("access log: %d lines lost so far", self.lost)
+            self.lost_said = self.lost
+        if self.lines:
+            self.batch, self.lines, self.size = self.lines, [], 0
+            self.idle.clear()
+            self.wanted.set()
+
+    def write_batches(self) -> None:
+        """The writer's thread."""
+        failing = False
+        while True:
+            self.wanted.wait()
+            self.wanted.clear()
+            batch, self.batch = self.batch, []
+            try:
+                if batch:
+                    self.output.write(batch)
+                    failing = False
+            except OSError as exc:
+                self.lost += len(batch)
+                if not failing:
+                    log.error("access log: %s; lines are lost until it can be written again", exc.strerror or exc)
+                failing = True
+            except Exception:
+                self.lost += len(batch)
+                log.exception("access log: the writer failed")
+            self.idle.set()
+            if self.closed and not batch:
+                return
+
+    def close(self) -> None:
+        """Write what is left, for at most PATIENCE seconds, and end the thread."""
+        self.closed = True
+        if self.idle.wait(PATIENCE):
+            self.flush()
+        if self.idle.wait(PATIENCE):
+            self.wanted.set()
+            self.thread.join(PATIENCE)
+        if self.lost > self.lost_said:
+            log.warning("access log: %d lines lost", self.lost)
+        if not self.thread.is_alive():
+            self.output.close()

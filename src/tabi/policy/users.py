@@ -1,0 +1,160 @@
+"""Users and their passwords: scrypt (RFC 7914), constant-time comparison, and a short memory of what was proven.
+
+A hash is written ``$scrypt$ln=14,r=8,p=1$SALT$KEY``, salt and key in base64 without padding: the form that passlib and
+others use. Computing one takes tens of milliseconds on purpose: never do it in an event loop.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from typing import NamedTuple, Self
+
+LOG_N, BLOCK, PARALLEL = 14, 8, 1
+"""Cost of a new hash: 16 MiB and about 40 ms, what OWASP calls for together with a limit on tries."""
+
+MAX_LOG_N = 20
+KEY_SIZE, SALT_SIZE = 32, 16
+
+PROVEN_SECONDS = 60.0
+PROVEN_LIMIT = 10_000
+
+
+class Secret(NamedTuple):
+    """What is stored of one password: a salted key, or the password itself where ``log_n`` is 0."""
+
+    log_n: int
+    block: int
+    parallel: int
+    salt: bytes
+    key: bytes
+
+    def __repr__(self) -> str:
+        return "Secret(scrypt)" if self.log_n else "Secret(plain)"
+
+    @property
+    def is_hash(self) -> bool:
+        """Whether to verify takes long."""
+        return self.log_n > 0
+
+
+def plain_secret(password: str | bytes) -> Secret:
+    """Keep a password as it is."""
+    return Secret(0, 0, 0, b"", password.encode() if isinstance(password, str) else password)
+
+
+def make_hash(password: bytes, salt: bytes | None = None) -> str:
+    """Hash a password for the configuration. Takes tens of milliseconds."""
+    salt = os.urandom(SALT_SIZE) if salt is None else salt
+    key = derive(password, Secret(LOG_N, BLOCK, PARALLEL, salt, bytes(KEY_SIZE)))
+    return f"$scrypt$ln={LOG_N},r={BLOCK},p={PARALLEL}${to_base64(salt)}${to_base64(key)}"
+
+
+def parse_hash(text: str) -> Secret:
+    """Read what `make_hash` wrote.
+
+    Raises:
+        ValueError: it is no such hash, or its cost is out of bounds. The text is not in the message.
+    """
+    expected = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
+    parts = text.split("$")
+    if len(parts) != 5 or parts[0] or parts[1] != "scrypt":
+        raise ValueError(expected)
+    try:
+        costs = dict(part.split("=") for part in parts[2].split(","))
+        log_n, block, parallel = (int(costs.pop(name)) for name in ("ln", "r", "p"))
+        salt, key = from_base64(parts[3]), from_base64(parts[4])
+    except (ValueError, KeyError, binascii.Error) as exc:
+        raise ValueError(expected) from exc
+    if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16 and salt and len(key) >= 16):
+        raise ValueError(f"cost out of bounds: {expected}")
+    return Secret(log_n, block, parallel, salt, key)
+
+
+def derive(password: bytes, secret: Secret) -> bytes:
+    """The key that a password gives with a secret's salt and cost. Slow."""
+    n = 1 << secret.log_n
+    return hashlib.scrypt(
+        password,
+        salt=secret.salt,
+        n=n,
+        r=secret.block,
+        p=secret.parallel,
+        maxmem=256 * n * secret.block * secret.parallel + (1 << 20),
+        dklen=len(secret.key),
+    )
+
+
+def to_base64(data: bytes) -> str:
+    """Base64 without padding."""
+    return base64.b64encode(data).decode().rstrip("=")
+
+
+def from_base64(text: str) -> bytes:
+    """The counterpart of to_base64. Raises ValueError."""
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+class Users:
+    """Names and secrets, and the pairs of name and password that were proven within the last minute.
+
+    Args:
+        secrets: by user name. A user name is compared as its UTF-8 octets.
+    """
+
+    def __init__(self, secrets: Mapping[str, Secret]) -> None:
+        self.secrets = {name.encode(): secret for name, secret in secrets.items()}
+        self.names = {name.encode(): name for name in secrets}
+        hashed = [secret for secret in self.secrets.values() if secret.is_hash]
+        # Who asks for an unknown user waits as long as for a known one.
+        self.decoy = hashed[0]._replace(key=os.urandom(KEY_SIZE)) if hashed else plain_secret(os.urandom(KEY_SIZE))
+        self.proof_key = os.urandom(32)
+        self.proven: dict[bytes, float] = {}
+
+    @classmethod
+    def plain(cls, passwords: Mapping[str, str]) -> Self:
+        """Users from plain passwords, which stay in memory."""
+        return cls({name: plain_secret(password) for name, password in passwords.items()})
+
+    def __repr__(self) -> str:
+        return f"Users({len(self.secrets)})"
+
+    def is_slow(self, username: bytes) -> bool:
+        """Whether `verify` for this name computes a hash."""
+        return self.secrets.get(username, self.decoy).is_hash
+
+    def verify(self, username: bytes, password: bytes) -> str | None:
+        """Return the user's name if the password is right. Compares octets, in constant time. May be slow."""
+        secret = self.secrets.get(username)
+        stored = self.decoy if secret is None else secret
+        if stored.is_hash:
+            same = hmac.compare_digest(derive(password, stored), stored.key)
+        else:
+            # Digests have one length, so that not even the length of the password is told by the time taken.
+            same = hmac.compare_digest(self.proof(b"", password), self.proof(b"", stored.key))
+        return self.names[username] if same and secret is not None else None
+
+    def proof(self, username: bytes, password: bytes) -> bytes:
+        """A key for a pair that says nothing about it."""
+        return hmac.digest(self.proof_key, len(username).to_bytes(2, "big") + username + password, "sha256")
+
+    def recall(self, username: bytes, password: bytes, now: float) -> str | None:
+        """Return the user's name if this pair was proven less than PROVEN_SECONDS before ``now``."""
+        proof = self.proof(username, password)
+        until = self.proven.get(proof)
+        if until is None:
+            return None
+        if until <= now:
+            del self.proven[proof]
+            return None
+        return self.names.get(username)
+
+    def remember(self, username: bytes, password: bytes, now: float) -> None:
+        """Note that this pair was just proven. The oldest go first once there are too many."""
+        while len(self.proven) >= PROVEN_LIMIT:
+            del self.proven[next(iter(self.proven))]
+        self.proven[self.proof(username, password)] = now + PROVEN_SECONDS

@@ -1,0 +1,5 @@
+"""Moving octets once both ends are open.
+
+Vocabulary: a *relay* joins a client's socket and a server's; a *flow* is one direction of it, from its *source* to its
+*sink*, uplink (to the server) or downlink; a *pipe* carries a flow inside the kernel. No task, no object a chunk.
+"""

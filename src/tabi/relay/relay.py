@@ -1,0 +1,186 @@
+"""Relay: two sockets joined, from the reply to the last octet. Relays: all of them, and the one sweep over them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+from tabi.net.reactor import IN, OUT, READABLE, Reactor
+from tabi.net.stream import RESET, Stream
+from tabi.relay.flow import BLOCKED, READY, Flow
+from tabi.relay.pipes import Carriers
+from tabi.session import Close, Session
+
+Done = Callable[[Session], object]
+
+SWEEPS = 10
+"""Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
+
+
+class Relay:
+    """Joins a client and a server until both have ended, one was reset, or nothing has moved for too long.
+
+    An end of one side becomes a shutdown of the other, after everything before it was sent (C25 of
+    docs/conformance.md); a reset becomes a reset (C33). ``session`` gets the octets and the way it ended.
+    """
+
+    __slots__ = (
+        "carriers",
+        "closed",
+        "down",
+        "first",
+        "levels",
+        "quiet_since",
+        "reactor",
+        "relays",
+        "seen",
+        "session",
+        "up",
+    )
+
+    def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
+        self.relays = relays
+        self.reactor = relays.reactor
+        self.carriers = relays.carriers
+        self.levels = not relays.reactor.edge_triggered
+        self.session = session
+        self.closed = False
+        self.first: Close = "client"  # the side that ended first
+        self.seen = 0
+        self.quiet_since = now
+        self.up = Flow(self, client.sock, client.fd, server.sock, server.fd)
+        self.down = Flow(self, server.sock, server.fd, client.sock, client.fd)
+        self.up.other, self.down.other = self.down, self.up
+
+    def start(self, client: Stream, server: Stream, head: bytes) -> None:
+        """Take over both sockets. ``head`` goes to the server before anything else."""
+        up, down = self.up, self.down
+        self.reactor.replace(client.fd, up.on_ready)
+        self.reactor.replace(server.fd, down.on_ready)
+        client.fd = server.fd = -1  # the streams do not own the sockets any more
+        self.watch()
+        if head:
+            up.rest = head
+            up.resume()
+        elif client.events & READABLE:
+            up.on_ready(client.events)
+        if server.events & READABLE and not self.closed:
+            self.reactor.flush()  # the reply comes first
+            down.on_ready(server.events)
+
+    def watch(self) -> None:
+        """On a level-triggered reactor: hear of what can be used, and of nothing else."""
+        if self.levels and not self.closed:
+            for here, there in ((self.up, self.down), (self.down, self.up)):
+                reading = here.state == READY and not here.ended
+                self.reactor.watch(here.source_fd, (reading and IN) | (there.state == BLOCKED and OUT))
+
+    def flow_ended(self, flow: Flow) -> None:
+        """One side will send no more: tell the other, or end if it has ended too."""
+        if flow.other.ended:
+            self.close(self.first)
+            return
+        self.first = "client" if flow is self.up else "server"
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.break_off()
+        self.watch()
+
+    def break_off(self) -> None:
+        """One side was reset or failed: the other gets a reset too, not what looks like an orderly end."""
+        if not self.closed:
+            for sock in (self.up.source, self.down.source):
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                except OSError:
+                    pass
+            self.close("reset")
+
+    def close(self, reason: Close) -> None:
+        """Close both sides and hand the session in. Harmless when done twice."""
+        if self.closed:
+            return
+        self.closed = True
+        session, up, down = self.session, self.up, self.down
+        up.give_pipe_back()
+        down.give_pipe_back()
+        self.reactor.close(up.source)
+        self.reactor.close(down.source)
+        session.up, session.down, session.close = up.octets, down.octets, reason
+        self.relays.finished(self)
+
+    def sweep(self, now: float, idle: float, half_closed: float) -> None:
+        """End it if nothing has moved for ``idle`` seconds, or ``half_closed`` where one side has ended.
+
+        Looks at the octets only, so that a chunk costs no look at a clock.
+        """
+        total = self.up.octets + self.down.octets
+        if total != self.seen:
+            self.seen = total
+            self.quiet_since = now
+            return
+        if now - self.quiet_since >= (half_closed if self.up.ended or self.down.ended else idle):
+            self.close("idle")
+            return
+        for flow in (self.up, self.down):
+            if flow.pipe is not None and not flow.pipe.held and flow.state == READY:
+                flow.give_pipe_back()
+
+
+class Relays:
+    """Every relay of one reactor.
+
+    Args:
+        idle: seconds without an octet in either direction after which a relay is closed.
+        half_closed: the same where one side has ended.
+        pipes: how many pipes may exist at once.
+        done: called with the session of each relay that has ended.
+    """
+
+    def __init__(self, reactor: Reactor, idle: float, half_closed: float, pipes: int, done: Done) -> None:
+        self.reactor = reactor
+        self.idle = idle
+        self.half_closed = half_closed
+        self.done = done
+        self.carriers = Carriers(pipes)
+        self.active: set[Relay] = set()
+        self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
+        self.timer: asyncio.TimerHandle | None = None
+
+    def start(self, client: Stream, server: Stream, session: Session, head: bytes) -> None:
+        """Join two streams; they are closed when the relay ends, and ``done`` is called."""
+        relay = Relay(self, client, server, session, monotonic())
+        self.active.add(relay)
+        if self.timer is None:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+        relay.start(client, server, head)
+
+    def finished(self, relay: Relay) -> None:
+        """Called by each relay when it has closed."""
+        self.active.discard(relay)
+        self.done(relay.session)
+
+    def tick(self) -> None:
+        """Sweep, and again after the interval while there is something to sweep."""
+        self.timer = None
+        self.sweep(monotonic())
+        if self.active:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+
+    def sweep(self, now: float) -> None:
+        """Look at every relay once."""
+        for relay in tuple(self.active):
+            if not relay.closed:
+                relay.sweep(now, self.idle, self.half_closed)
+
+    def close(self, reason: Close) -> None:
+        """Close all that are left, and the pool."""
+        for relay in tuple(self.active):
+            relay.close(reason)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.carriers.close()

@@ -1,0 +1,304 @@
+"""Server: a complete proxy in one event loop. `tabi serve` runs one in each worker; any program can embed it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import resource
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Self
+
+import msgspec
+
+from tabi.config import Config, Listen, Log, check_values
+from tabi.egress.direct import Direct
+from tabi.errors import ConfigError
+from tabi.ingress.authenticate import PasswordAuthenticator
+from tabi.ingress.connect import Connect
+from tabi.ingress.socks5 import Socks5Ingress
+from tabi.net.deadline import Deadlines
+from tabi.net.dial import Dialer
+from tabi.net.listen import Acceptor, open_listener
+from tabi.net.reactor import Reactor, get_reactor
+from tabi.net.resolve import Resolver, SystemResolver
+from tabi.net.stream import Stream
+from tabi.observe.access_log import AccessLog, open_output
+from tabi.policy.users import Users, plain_secret
+from tabi.relay.relay import Relays
+from tabi.session import Session
+from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.socks5 import Command
+
+log = logging.getLogger("tabi")
+
+DESCRIPTORS_ASIDE = 48
+"""For what is no session: standard streams, epoll, the resolver, the log, a little air."""
+
+
+class Server:
+    """A SOCKS5 proxy, running between ``async with`` and its end::
+
+        async with tabi.Server("socks5://127.0.0.1:0", users={"alice": "secret"}) as server:
+            print(server.url)
+            await server.serve_forever()
+
+    Args:
+        listen: URLs to listen on, in place of those of ``config``; port 0 takes a free one.
+        users: passwords by user name. Whoever is given here or in ``config`` is then required.
+        authenticate: ``async def(username, password, client) -> str | None`` in place of users: gets both as text
+            (octets that are no UTF-8 as surrogates) and the client's IP address, returns the user's name or None.
+        config: everything that tabi.toml can say. Default: its defaults, without an access log.
+        open: allow listening beyond loopback without users.
+        on_session: called with each `Session` when it has ended.
+        resolver: turns names into addresses. Default: the system's settings, through c-ares.
+        sockets: listening sockets, in the order of the URLs, in place of opening them. They stay open at the end.
+
+    Raises:
+        ConfigError: something of this is wrong, or would make an open proxy.
+    """
+
+    def __init__(
+        self,
+        *listen: str,
+        users: Mapping[str, str] | None = None,
+        authenticate: Callable[[str, str, str], Awaitable[str | None]] | None = None,
+        config: Config | None = None,
+        open: bool = False,
+        on_session: Callable[[Session], object] | None = None,
+        resolver: Resolver | None = None,
+        sockets: Sequence[socket.socket] | None = None,
+    ) -> None:
+        if config is None:
+            config = Config(log=Log(access="none"))
+        if listen:
+            config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
+        check_values(config)
+        self.config = config
+        self.on_session = on_session
+        self.resolver = resolver
+        secrets = {name: user.secret for name, user in config.users.items()}
+        secrets |= {name: plain_secret(password) for name, password in (users or {}).items()}
+        self.plain_users = dict(users or {})
+        self.users = Users(secrets) if secrets else None
+        self.custom_authenticate = authenticate
+        if not open:
+            self.refuse_open_proxy()
+        self.given_sockets = sockets
+        self.sockets: list[socket.socket] = []
+        self.acceptors: list[Acceptor] = []
+        self.sessions: dict[Session, asyncio.Task[None] | None] = {}
+        self.numbers = itertools.count(1)
+        self.empty: asyncio.Event | None = None
+        self.started = False
+
+    def __repr__(self) -> str:
+        return f"<tabi.Server {' '.join(listen.url for listen in self.config.listen)}>"
+
+    # --- who may use it ---
+
+    def required(self, listen: Listen) -> bool:
+        """Whether a listener's clients must be users."""
+        has_users = self.users is not None or self.custom_authenticate is not None
+        return listen.users == "required" or (listen.users is None and has_users)
+
+    def refuse_open_proxy(self) -> None:
+        """Raise ConfigError for a listener that anybody in the network could use."""
+        for listen in self.config.listen:
+            host = listen.parsed.address.host
+            loopback = host == "localhost" if isinstance(host, str) else host.is_loopback
+            if not loopback and not self.required(listen):
+                raise ConfigError(
+                    f"{listen.url} would be an open proxy: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
+                    "or say --open if anybody who reaches this address may use it"
+                )
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Open the listeners and accept.
+
+        Raises:
+            OSError: an address cannot be listened on.
+        """
+        if self.started:
+            raise RuntimeError("a Server starts once")
+        self.started = True
+        try:
+            self.build(get_reactor())
+        except BaseException:
+            await self.close()
+            raise
+
+    def build(self, reactor: Reactor) -> None:
+        """Compose the parts: ingress -> policy -> egress -> relay."""
+        config, loop, timeouts = self.config, reactor.loop, self.config.timeouts
+        self.reactor = reactor
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        pipes = max(0, descriptors // 8)  # two descriptors each: a quarter of all
+        self.capacity = max(1, (descriptors - 2 * pipes - DESCRIPTORS_ASIDE) // 2)
+        self.handshake = Deadlines(loop, timeouts.handshake)
+        self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
+        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
+        self.authenticator = PasswordAuthenticator(self.users) if self.users else None
+        self.access_log: AccessLog | None = None
+        if config.log.access != "none":
+            prefix = f"{os.urandom(3).hex()}-"
+            self.access_log = AccessLog(open_output(config.log.access), prefix, loop.call_later)
+
+        commands = {int(Command.CONNECT): Connect(Direct(self.dialer), self.relays)}
+        for index, listen in enumerate(config.listen):
+            sock = self.given_sockets[index] if self.given_sockets else open_listener(listen.parsed.address)
+            self.sockets.append(sock)
+            authenticate = self.authenticate if self.custom_authenticate else self.authenticator
+            if listen.users == "none":
+                authenticate = None
+            ingress = Socks5Ingress(commands, self.handshake, authenticate, self.required(listen))
+            self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
+        for acceptor in self.acceptors:
+            acceptor.start()
+
+    async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
+        """Ask the embedding program."""
+        assert self.custom_authenticate is not None
+        name, secret = (octets.decode("utf-8", "surrogateescape") for octets in (username, password))
+        return await self.custom_authenticate(name, secret, client)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def serve_forever(self) -> None:
+        """Wait until cancelled."""
+        await asyncio.get_running_loop().create_future()
+
+    async def drain(self, seconds: float | None = None) -> int:
+        """Accept no more and let the sessions end, for at most ``seconds`` (default: ``timeouts.drain``).
+
+        Returns:
+            How many are still running.
+        """
+        for acceptor in self.acceptors:
+            acceptor.stop()
+        self.close_sockets()
+        if self.sessions:
+            self.empty = asyncio.Event()
+            try:
+                await asyncio.wait_for(self.empty.wait(), self.config.timeouts.drain if seconds is None else seconds)
+            except TimeoutError:
+                pass
+        return len(self.sessions)
+
+    async def close(self) -> None:
+        """Stop at once: sessions that still run end as ``shutdown``. Harmless when done twice."""
+        for acceptor in self.acceptors:
+            acceptor.stop()
+        self.acceptors.clear()
+        self.close_sockets()
+        if not hasattr(self, "relays"):
+            return
+        tasks = [task for task in self.sessions.values() if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.relays.close("shutdown")
+        self.handshake.close()
+        await self.dialer.close()
+        if self.authenticator is not None:
+            self.authenticator.close()
+        if self.access_log is not None:
+            access_log, self.access_log = self.access_log, None
+            await asyncio.to_thread(access_log.close)
+
+    def close_sockets(self) -> None:
+        """Close the listeners that were opened here."""
+        if not self.given_sockets:
+            for sock in self.sockets:
+                sock.close()
+
+    # --- addresses ---
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, with the ports that port 0 became; available while it runs."""
+        return [from_sockaddr(sock.getsockname()) for sock in self.sockets]
+
+    @property
+    def urls(self) -> list[str]:
+        """A URL for each listener, without credentials."""
+        listeners = zip(self.config.listen, self.addresses, strict=True)
+        return [f"{listen.parsed.protocol}://{address}" for listen, address in listeners]
+
+    @property
+    def url(self) -> str:
+        """The first listener's URL as a client uses it: with the first of the ``users`` where they are required.
+
+        It holds a password then: `urls` does not.
+        """
+        from urllib.parse import quote
+
+        url = self.urls[0]
+        if not self.plain_users or not self.required(self.config.listen[0]):
+            return url
+        name, password = next(iter(self.plain_users.items()))
+        scheme, _, address = url.partition("://")
+        return f"{scheme}://{quote(name, safe='')}:{quote(password, safe='')}@{address}"
+
+    # --- sessions ---
+
+    def room(self) -> int:
+        """How many more sessions the descriptors carry."""
+        return self.capacity - len(self.sessions)
+
+    def accepting(self, ingress: Socks5Ingress, listen: Listen) -> Callable[[Any, Any], None]:
+        """What a listener does with each new connection."""
+        reactor, sessions, handshake, name = self.reactor, self.sessions, self.handshake, listen.url
+        loop = reactor.loop
+
+        def accepted(sock: Any, sockaddr: Any) -> None:
+            session = Session(next(self.numbers), name, from_sockaddr(sockaddr), monotonic())
+            client = Stream(reactor, sock)
+            handshake.start(client)
+            sessions[session] = asyncio.Task(self.run(ingress, client, session), loop=loop)
+
+        return accepted
+
+    async def run(self, ingress: Socks5Ingress, client: Stream, session: Session) -> None:
+        """One session's task: it ends when a relay has taken over, or the session is over."""
+        try:
+            await ingress.serve(client, session)
+        except asyncio.CancelledError:
+            session.close = "shutdown"
+            raise
+        except OSError as exc:
+            session.error = (exc.strerror or str(exc)).lower()
+            session.close = "reset" if isinstance(exc, ConnectionError) else "error"
+        except Exception as exc:
+            session.error = f"internal error: {type(exc).__name__}"
+            log.exception("session %x failed", session.number)
+        finally:
+            if client.fd >= 0:
+                self.handshake.stop(client)
+                client.close()
+                self.finished(session)
+            elif session in self.sessions:
+                self.sessions[session] = None
+
+    def finished(self, session: Session) -> None:
+        """A session is over: its line, and who waits for the last one."""
+        del self.sessions[session]
+        if self.access_log is not None:
+            self.access_log.add(session, monotonic())
+        if self.on_session is not None:
+            try:
+                self.on_session(session)
+            except Exception:
+                log.exception("on_session failed")
+        if self.empty is not None and not self.sessions:
+            self.empty.set()

@@ -1,0 +1,56 @@
+"""Session: what is known of one request, from accept to its line in the access log.
+
+The rooms pass it along in the direction of the data and each fills in its part. It holds facts, not sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tabi.wire.address import Address
+
+Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
+
+
+class Session:
+    """One client connection and the one request in it.
+
+    ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered.
+    """
+
+    __slots__ = (
+        "address",
+        "client",
+        "close",
+        "command",
+        "connect_seconds",
+        "destination",
+        "down",
+        "error",
+        "listener",
+        "number",
+        "protocol",
+        "reply_code",
+        "started",
+        "up",
+        "user",
+        "via",
+    )
+
+    def __init__(self, number: int, listener: str, client: Address, started: float) -> None:
+        self.number = number
+        self.listener = listener
+        self.client = client
+        self.started = started
+        self.protocol: str | None = None
+        self.command: str | None = None
+        self.user: str | None = None
+        self.destination: Address | None = None
+        self.address: Address | None = None
+        self.via: str | None = None
+        self.reply_code: int | None = None
+        self.error: str | None = None
+        self.up = 0
+        self.down = 0
+        self.connect_seconds: float | None = None
+        self.close: Close = "error"

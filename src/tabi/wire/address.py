@@ -1,0 +1,181 @@
+"""Host and port, as text, as objects and as the address field of RFC 1928 section 5.
+
+    +------+----------+------+
+    | ATYP | ADDR     | PORT |      ATYP 1: 4 octets (IPv4), ATYP 4: 16 octets (IPv6),
+    +------+----------+------+      ATYP 3: one octet of length, then that many octets of a name
+    |  1   | variable |  2   |      PORT: network order
+    +------+----------+------+
+
+A name is a ``str`` in ASCII (IDNA where it was international), an address an object of ``ipaddress``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, NamedTuple
+
+from tabi.errors import RemoteProtocolError
+
+Host = str | IPv4Address | IPv6Address
+
+ATYP_IPV4, ATYP_NAME, ATYP_IPV6 = 1, 3, 4
+MAX_NAME = 255
+ADDRESS_TYPE_NOT_SUPPORTED = 8
+HOST_UNREACHABLE = 4
+
+
+class IPv4(IPv4Address):
+    """An IPv4Address that remembers its text and its octets: every session needs both several times."""
+
+    __slots__ = ("octets", "text")
+
+    def __init__(self, address: bytes | str) -> None:
+        super().__init__(address)
+        self.octets = super().packed
+        self.text = super().__str__()
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def packed(self) -> bytes:
+        return self.octets
+
+
+# The same few hosts return all the time, and building an ipaddress object costs as much as the rest of a message.
+ipv4 = lru_cache(4096)(IPv4)
+ipv6 = lru_cache(4096)(IPv6Address)
+
+
+@lru_cache(4096)
+def parse_ip(text: str) -> IPv4Address | IPv6Address:
+    """Read an address as sockets give it. IPv4 inside IPv6, as a dual-stack socket has it, is IPv4."""
+    host = ip_address(text)
+    if isinstance(host, IPv6Address):
+        return host if host.ipv4_mapped is None else IPv4(host.ipv4_mapped.packed)
+    return IPv4(text)
+
+
+class Address(NamedTuple):
+    """A host and a port. ``str()`` gives ``host:port``, with brackets around IPv6."""
+
+    host: Host
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host}:{self.port}"
+
+
+UNSPECIFIED = Address(ipv4(bytes(4)), 0)
+"""0.0.0.0:0, what a failure reply bears as BND."""
+
+
+@lru_cache(4096)
+def parse_host(text: str) -> Host:
+    """Read a host as people write it: IPv4, IPv6 with or without brackets, or a name, which becomes IDNA/ASCII.
+
+    Raises:
+        ValueError: it is empty, longer than 255 octets, or no name can look like that.
+    """
+    literal = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in literal:
+        return IPv6Address(literal)
+    try:
+        return IPv4(literal)
+    except ValueError:
+        pass
+    try:
+        name = text if text.isascii() else text.encode("idna").decode("ascii")
+    except UnicodeError as exc:
+        raise ValueError(f"{text!r} is no valid international name") from exc
+    if not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has {len(name)}")
+    if any(not "!" <= character <= "~" for character in name):
+        raise ValueError(f"{text!r} holds white space or control characters")
+    return name
+
+
+def parse_port(text: str) -> int:
+    """Read a port, 0 to 65535; raises ValueError otherwise."""
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise ValueError(f"{text!r} is no port, expected 0 to 65535")
+    return int(text)
+
+
+def parse_address(text: str) -> Address:
+    """Read ``host:port`` or ``[ipv6]:port``.
+
+    Raises:
+        ValueError: there is no port, or the host is none.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        raise ValueError(f"{text!r} is no host:port")
+    return Address(parse_host(host), parse_port(port))
+
+
+def from_sockaddr(sockaddr: tuple[Any, ...]) -> Address:
+    """An IP socket's address as Python's sockets give it."""
+    return Address(parse_ip(sockaddr[0]), sockaddr[1])
+
+
+def encode_address(address: Address) -> bytes:
+    """ATYP, ADDR and PORT of one address. Raises ValueError for a name that is no ASCII of 1 to 255 octets."""
+    host, port = address
+    if isinstance(host, str):
+        name = host.encode("ascii")
+        if not 0 < len(name) <= MAX_NAME:
+            raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has {len(name)}")
+        return b"%c%c%b%b" % (ATYP_NAME, len(name), name, port.to_bytes(2, "big"))
+    return (b"\x01" if isinstance(host, IPv4Address) else b"\x04") + host.packed + port.to_bytes(2, "big")
+
+
+def decode_address(data: bytes | bytearray, at: int) -> tuple[Address, int] | None:
+    """Read the address field that begins at ``data[at]``.
+
+    Returns:
+        The address and the index behind it, or None while octets are missing.
+
+    Raises:
+        RemoteProtocolError: unknown ATYP (reply 08), or a name that cannot exist (reply 04).
+    """
+    if len(data) <= at:
+        return None
+    atyp = data[at]
+    if atyp == ATYP_IPV4:
+        end = at + 7
+        if len(data) < end:
+            return None
+        return Address(ipv4(bytes(data[at + 1 : at + 5])), data[end - 2] << 8 | data[end - 1]), end
+    if atyp == ATYP_IPV6:
+        end = at + 19
+        if len(data) < end:
+            return None
+        return Address(ipv6(bytes(data[at + 1 : at + 17])), data[end - 2] << 8 | data[end - 1]), end
+    if atyp != ATYP_NAME:
+        raise RemoteProtocolError(f"ATYP {atyp:#04x}, expected 0x01, 0x03 or 0x04", ADDRESS_TYPE_NOT_SUPPORTED)
+    if len(data) < at + 2:
+        return None
+    end = at + 4 + data[at + 1]
+    if len(data) < end:
+        return None
+    try:
+        # Some clients send the name as UTF-8, and some send an address as text: parse_host knows both.
+        host = parse_host(bytes(data[at + 2 : end - 2]).decode())
+    except ValueError as exc:
+        raise RemoteProtocolError(f"DST.ADDR: {exc}", HOST_UNREACHABLE) from exc
+    return Address(host, data[end - 2] << 8 | data[end - 1]), end
+
+
+def missing_octets(data: bytes | bytearray, at: int) -> int:
+    """How many octets the address field that begins at ``data[at]`` needs for certain beyond those in ``data``."""
+    have = len(data) - at
+    if have < 1:
+        return 4 - have  # the shortest: ATYP, a length of 0, two octets of the port
+    atyp = data[at]
+    if atyp == ATYP_IPV4:
+        return 7 - have
+    if atyp == ATYP_IPV6:
+        return 19 - have
+    return (4 + data[at + 1] if have > 1 else 4) - have

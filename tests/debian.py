@@ -1,0 +1,50 @@
+"""Install the Debian packages whose programs the interop tests drive, if this runs as root; say what is missing if not.
+
+Without them those tests are skipped and named at the end; with CI=true that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+PROGRAMS = {
+    "curl": "curl",
+    "proxychains4": "proxychains4",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+    "nc": "netcat-openbsd",
+    "microsocks": "microsocks",
+    "danted": "dante-server",
+    "ip": "iproute2",
+}
+"""What the tests call: the package that has it."""
+
+PATH = "/usr/sbin:/sbin:" + os.environ.get("PATH", "")
+
+
+def missing() -> list[str]:
+    """The packages whose programs are not there."""
+    return sorted({package for program, package in PROGRAMS.items() if shutil.which(program, path=PATH) is None})
+
+
+def main() -> int:
+    """Install; fails only where it must not (CI)."""
+    wanted = missing()
+    if wanted and os.geteuid() == 0 and shutil.which("apt-get"):
+        print("installing", *wanted, flush=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        quiet = {"env": environment, "stdout": subprocess.DEVNULL}
+        subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)  # type: ignore[call-overload]
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]
+        subprocess.run(command, check=False, **quiet)  # type: ignore[call-overload]
+        wanted = missing()
+    if wanted:
+        print("not installed:", *wanted, "(as root, `make test` installs them)", flush=True)
+    return int(bool(wanted) and os.environ.get("CI") == "true")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
