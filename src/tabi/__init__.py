@@ -4,13 +4,43 @@
         async with tabi.Proxy(server.url).connect("example.com", 80) as stream:
             ...
 
-`tabi.wire` holds the protocol machines, without I/O.
+`tabi.wire` holds the protocol machines, without I/O; `tabi.errors` every exception.
 """
 
-from tabi import wire
+from tabi import errors, wire
+from tabi.client import Proxy
 from tabi.config import Config
+from tabi.errors import (
+    AuthError,
+    ConfigError,
+    DialError,
+    LocalProtocolError,
+    PolicyDenied,
+    ProtocolError,
+    ProxyError,
+    RemoteProtocolError,
+    TabiError,
+)
+from tabi.net.stream import Stream
 from tabi.server.server import Server
 from tabi.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Server", "Session", "wire"]
+__all__ = [
+    "AuthError",
+    "Config",
+    "ConfigError",
+    "DialError",
+    "LocalProtocolError",
+    "PolicyDenied",
+    "ProtocolError",
+    "Proxy",
+    "ProxyError",
+    "RemoteProtocolError",
+    "Server",
+    "Session",
+    "Stream",
+    "TabiError",
+    "errors",
+    "wire",
+]

@@ -158,7 +158,7 @@ class Socks5Ingress:
 
     async def refuse(self, conversation: Conversation, answer: MethodSelection | CredentialsReply | Reply) -> None:
         """Answer no, and stay until the client has read it: a close with octets unread would be a reset and lose it."""
-        conversation.session.close = "denied" if conversation.session.reply_code == 2 else "error"
+        conversation.session.close = "denied" if getattr(answer, "reply_code", 2) == 2 else "error"
         client = conversation.client
         self.handshake.stop(client)
         self.linger.start(client)

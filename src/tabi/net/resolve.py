@@ -11,6 +11,8 @@ import aiodns
 
 from tabi.net.failures import resolve_error
 
+NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
+
 
 class Resolver(Protocol):
     """What dialling needs of a resolver."""
@@ -24,6 +26,22 @@ class Resolver(Protocol):
 
     async def close(self) -> None:
         """Give back what the resolver holds."""
+
+
+class ThreadResolver:
+    """The C library's resolver in the loop's threads. It holds nothing: for clients, which resolve now and then."""
+
+    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """See `Resolver`."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except socket.gaierror as exc:
+            code = aiodns.error.ARES_ENOTFOUND if exc.errno in NO_SUCH_NAME else aiodns.error.ARES_ESERVFAIL
+            raise resolve_error(code, exc.strerror or "not resolved", name) from exc
+        return [ip_address(sockaddr[0]) for _, _, _, _, sockaddr in found]
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class SystemResolver:

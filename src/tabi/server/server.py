@@ -55,7 +55,7 @@ class Server:
         open: allow listening beyond loopback without users.
         on_session: called with each `Session` when it has ended.
         resolver: turns names into addresses. Default: the system's settings, through c-ares.
-        sockets: listening sockets, in the order of the URLs, in place of opening them. They stay open at the end.
+        sockets: listening sockets, in the order of the URLs, in place of opening them. They are closed with the others.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -87,8 +87,7 @@ class Server:
         self.custom_authenticate = authenticate
         if not open:
             self.refuse_open_proxy()
-        self.given_sockets = sockets
-        self.sockets: list[socket.socket] = []
+        self.sockets = list(sockets or ())
         self.acceptors: list[Acceptor] = []
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
@@ -151,13 +150,13 @@ class Server:
 
         commands = {int(Command.CONNECT): Connect(Direct(self.dialer), self.relays)}
         for index, listen in enumerate(config.listen):
-            sock = self.given_sockets[index] if self.given_sockets else open_listener(listen.parsed.address)
-            self.sockets.append(sock)
+            if index == len(self.sockets):
+                self.sockets.append(open_listener(listen.parsed.address))
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None
             ingress = Socks5Ingress(commands, self.handshake, authenticate, self.required(listen))
-            self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
+            self.acceptors.append(Acceptor(reactor, self.sockets[index], self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
             acceptor.start()
 
@@ -217,10 +216,9 @@ class Server:
             await asyncio.to_thread(access_log.close)
 
     def close_sockets(self) -> None:
-        """Close the listeners that were opened here."""
-        if not self.given_sockets:
-            for sock in self.sockets:
-                sock.close()
+        """Close the listeners: who comes now is refused rather than kept waiting."""
+        for sock in self.sockets:
+            sock.close()
 
     # --- addresses ---
 

@@ -1,0 +1,65 @@
+"""`tabi connect`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from typing import Annotated
+
+import typer
+
+from tabi.client import TIMEOUT, Proxy
+from tabi.errors import ConfigError
+from tabi.net.reactor import make_loop
+from tabi.wire.address import Address, parse_address
+
+CHUNK = 1 << 16
+
+
+def connect(
+    destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to; the proxy resolves names.")],
+    via: Annotated[
+        list[str],
+        typer.Option("--via", metavar="URL", help="socks5://[user:password@]host:port. Repeated: a chain, in order."),
+    ],
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
+) -> None:
+    """Join standard input and output with a connection through a proxy.
+
+    As an ssh ProxyCommand:  ssh -o ProxyCommand='tabi connect --via socks5://127.0.0.1:1080 %h:%p' HOST
+    """
+    try:
+        address = parse_address(destination)
+        proxy = Proxy(*via, timeout=timeout)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        sock = runner.run(open_socket(proxy, address))
+    with sock:
+        sock.setblocking(True)
+        join(sock)
+
+
+async def open_socket(proxy: Proxy, address: Address) -> socket.socket:
+    """The socket of a connection through the proxy."""
+    return (await proxy.open(address)).detach()
+
+
+def join(sock: socket.socket) -> None:
+    """Copy until the other side ends; the end of standard input is passed on."""
+
+    def upload() -> None:
+        try:
+            while data := os.read(0, CHUNK):
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the other side is gone, which the main thread finds out too
+            pass
+
+    threading.Thread(target=upload, daemon=True).start()
+    while data := sock.recv(CHUNK):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]

@@ -1,0 +1,89 @@
+"""`tabi serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from tabi.config import Config, Listen, User, check_values, load_config
+from tabi.errors import ConfigError
+from tabi.server.supervisor import Supervisor
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="A tabi.toml; `tabi check` tries it.")] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-l", "--listen", metavar="URL", help="Listen here; may be repeated. Default: socks5://127.0.0.1:1080."
+        ),
+    ] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option("-u", "--user", metavar="NAME:PASSWORD", help="Let in this user; nobody else. May be repeated."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes; 0 is one for each CPU. Default: 1.")
+    ] = None,
+    open_proxy: Annotated[
+        bool, typer.Option("--open", help="Listen beyond loopback although anybody could use it.")
+    ] = False,
+    access_log: Annotated[
+        str | None,
+        typer.Option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout."),
+    ] = None,
+) -> None:
+    """Run the proxy.
+
+    Without options it listens on socks5://127.0.0.1:1080, for programs on this machine only.
+
+    What is given here stands in place of what the file says; users are added to those of the file.
+
+    Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
+    """
+    settings = merge(Config() if config is None else load_config(config), listen, user, workers, access_log)
+    logging.basicConfig(
+        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    supervisor = Supervisor(settings, open_proxy)
+    sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
+
+
+def merge(
+    config: Config,
+    listen: list[str] | None,
+    users: list[str] | None,
+    workers: int | None,
+    access_log: str | None,
+) -> Config:
+    """The configuration with what the command line says. Raises ConfigError, which names the option."""
+    if listen:
+        config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
+    if users:
+        merged = dict(config.users)
+        for text in users:
+            name, colon, password = text.partition(":")
+            if not colon or not name or not password:
+                raise ConfigError("expected NAME:PASSWORD", "-u")
+            merged[name] = User(password, plain=True)
+        config = msgspec.structs.replace(config, users=merged)
+    if workers is not None:
+        config = msgspec.structs.replace(config, workers=workers)
+    if access_log is not None:
+        config = msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, access=access_log))
+    check_values(config)
+    return config
+
+
+def print_ready(urls: list[str], users: bool) -> None:
+    """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
+    for url in urls:
+        print(f"listening on {url}", file=sys.stderr)
+    login = "USER:PASSWORD@" if users else ""
+    place = urls[0].removeprefix("socks5://").replace("0.0.0.0:", "127.0.0.1:").replace("[::]", "[::1]")
+    print(f"try: curl -x socks5h://{login}{place} https://example.com/", file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""The client: TCP connections through a SOCKS5 proxy, or through several in a row.
+
+proxy = tabi.Proxy("socks5://alice:secret@127.0.0.1:1080")
+async with proxy.connect("example.com", 80) as stream:
+    await stream.send_all(b"GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n")
+    print(await stream.receive())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as tls
+from collections.abc import Generator
+from typing import Any
+
+from tabi.config import ProxyURL, parse_url
+from tabi.egress.direct import Direct
+from tabi.egress.socks5 import Socks5
+from tabi.net.dial import Dialer
+from tabi.net.reactor import get_reactor
+from tabi.net.resolve import ThreadResolver
+from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
+from tabi.wire.address import Address, parse_host
+from tabi.wire.socks5 import Credentials
+
+TIMEOUT = 30.0
+
+
+class Connecting:
+    """A connection that is being opened: ``await`` it for the stream, or use it in ``async with``, which closes it."""
+
+    __slots__ = ("destination", "proxy", "stream")
+
+    def __init__(self, proxy: Proxy, destination: Address) -> None:
+        self.proxy = proxy
+        self.destination = destination
+        self.stream: Stream | None = None
+
+    def __await__(self) -> Generator[Any, Any, Stream]:
+        return self.proxy.open(self.destination).__await__()
+
+    async def __aenter__(self) -> Stream:
+        self.stream = await self.proxy.open(self.destination)
+        return self.stream
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+
+class Proxy:
+    """A SOCKS5 proxy, or a chain of them: each is reached through the one before.
+
+    Args:
+        urls: ``socks5://[user:password@]host:port``, one or more.
+        timeout: seconds for reaching each proxy, and for its answer. Default: 30.
+
+    Raises:
+        ValueError: no URL, or one is wrong.
+    """
+
+    def __init__(self, *urls: str, timeout: float = TIMEOUT) -> None:
+        if not urls:
+            raise ValueError("a proxy needs a URL, expected socks5://[user:password@]host:port")
+        self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
+        self.timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"Proxy({', '.join(str(url) for url in self.urls)})"
+
+    def connect(self, host: str, port: int) -> Connecting:
+        """Open a TCP connection to ``host``, which the last proxy resolves if it is a name.
+
+        ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it.
+
+        Raises:
+            ValueError: ``host`` is none.
+            DialError: the first proxy cannot be reached.
+            AuthError: a proxy does not accept the user, or wants one.
+            ProxyError: a proxy refused, or did not answer; ``reply_code`` says what it sent.
+            RemoteProtocolError: what is there is no SOCKS5 proxy.
+            OSError: the connection to the proxy broke.
+        """
+        return Connecting(self, Address(parse_host(host), port))
+
+    async def open(self, destination: Address) -> Stream:
+        """The same for an `Address`; the caller closes the stream."""
+        egress: Direct | Socks5 = Direct(Dialer(get_reactor(), ThreadResolver(), self.timeout))
+        for url in self.urls:
+            credentials = None
+            if url.username is not None and url.password is not None:
+                credentials = Credentials(url.username.encode(), url.password.encode())
+            egress = Socks5(egress, url.address, credentials, self.timeout)
+        return await egress.open(destination, permit_any)
+
+    async def open_connection(
+        self, host: str, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The same as asyncio's streams, for code that wants those.
+
+        Args:
+            host: the destination.
+            port: its port.
+            ssl: True or a context speaks TLS with the destination.
+            server_hostname: the name in its certificate. Default: ``host``.
+
+        Raises:
+            As `connect`; ssl.SSLError as `asyncio.open_connection`.
+        """
+        stream = await self.connect(host, port)
+        sock = stream.detach()
+        try:
+            if ssl is None or ssl is False:
+                return await asyncio.open_connection(sock=sock)
+            return await asyncio.open_connection(sock=sock, ssl=ssl, server_hostname=server_hostname or host)
+        except BaseException:
+            sock.close()
+            raise

@@ -1,0 +1,184 @@
+"""The supervisor: opens the listening sockets, starts the workers on them, and starts again the one that dies.
+
+It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from tabi.config import Config
+from tabi.errors import ConfigError
+from tabi.net.listen import open_listener
+from tabi.observe.access_log import open_output
+from tabi.server.server import Server
+from tabi.server.worker import run_worker
+from tabi.wire.address import from_sockaddr
+
+log = logging.getLogger("tabi")
+
+SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+FIRST_DELAY, LAST_DELAY = 0.1, 30.0
+"""Seconds before a dead worker is started again: doubled each time."""
+
+STEADY = 10.0
+"""Seconds after which a worker counts as one that works, so that its next start is quick again."""
+
+GRACE = 3.0
+"""Seconds that workers get beyond the drain time before they are killed."""
+
+
+class Worker:
+    """One place for a worker process: who fills it, and when it is filled again if nobody does."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.delay = FIRST_DELAY
+        self.started = 0.0
+        self.due = 0.0
+
+
+class Supervisor:
+    """Runs ``config.workers`` workers until SIGTERM or SIGINT.
+
+    Args:
+        config: checked already.
+        open_proxy: whether listening beyond loopback without users is wanted.
+
+    Raises:
+        ConfigError: an address cannot be listened on, the log cannot be written, or it would be an open proxy.
+    """
+
+    def __init__(self, config: Config, open_proxy: bool = False) -> None:
+        Server(config=config, open=open_proxy)  # refuses what a worker would refuse
+        self.config = config
+        self.open_proxy = open_proxy
+        raise_descriptor_limit()
+        self.sockets: list[socket.socket] = []
+        try:
+            if config.log.access != "none":
+                open_output(config.log.access).close()
+        except OSError as exc:
+            raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
+        for index, listen in enumerate(config.listen):
+            try:
+                self.sockets.append(open_listener(listen.parsed.address))
+            except OSError as exc:
+                raise ConfigError(f"{listen.url}: {exc.strerror or exc}", f"listen[{index}].url") from exc
+        # Workers watch the other end: it ends when this process does, however it does.
+        self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
+        self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
+        self.stopping = False
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, with the ports that port 0 became."""
+        listeners = zip(self.config.listen, self.sockets, strict=True)
+        return [f"{listen.parsed.protocol}://{from_sockaddr(sock.getsockname())}" for listen, sock in listeners]
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for worker in self.workers:
+            self.start(worker)
+        ready()
+        killing = False
+        while True:
+            self.reap()
+            running = [worker for worker in self.workers if worker.pid is not None]
+            now = time.monotonic()
+            if self.stopping and not running:
+                return 0
+            if self.stopping and now >= self.deadline and not killing:
+                killing = True
+                self.signal_all(signal.SIGKILL)
+            if not self.stopping:
+                for worker in self.workers:
+                    if worker.pid is None and worker.due <= now:
+                        self.start(worker)
+            told = signal.sigtimedwait(SIGNALS, self.patience(now))
+            if told is not None and told.si_signo in (signal.SIGTERM, signal.SIGINT):
+                self.stop()
+            elif told is not None and told.si_signo == signal.SIGHUP:
+                log.warning("SIGHUP: the configuration is not reloaded, restart to take a new one")
+
+    def patience(self, now: float) -> float:
+        """Seconds until something is due without a signal."""
+        if self.stopping:
+            return max(0.0, min(self.deadline - now, 1.0))
+        due = [worker.due - now for worker in self.workers if worker.pid is None]
+        return max(0.0, min(due, default=3600.0))
+
+    def start(self, worker: Worker) -> None:
+        """Fork a worker."""
+        worker.started = time.monotonic()
+        pid = os.fork()
+        if pid:
+            worker.pid = pid
+            return
+        code = 1
+        try:
+            os.close(self.held_end)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline)
+            code = 0
+        except BaseException:
+            log.exception("a worker failed")
+        finally:
+            os._exit(code)
+
+    def reap(self) -> None:
+        """Take note of the workers that have ended."""
+        for worker in self.workers:
+            if worker.pid is None:
+                continue
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if not pid:
+                continue
+            worker.pid = None
+            if self.stopping:
+                continue
+            now = time.monotonic()
+            if now - worker.started >= STEADY:
+                worker.delay = FIRST_DELAY
+            worker.due = now + worker.delay
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            log.error("worker %d %s; another starts in %.1f s", pid, how, worker.delay)
+            worker.delay = min(worker.delay * 2, LAST_DELAY)
+
+    def stop(self) -> None:
+        """The first time: drain. The second time: at once."""
+        now = time.monotonic()
+        if not self.stopping:
+            self.stopping = True
+            self.deadline = now + self.config.timeouts.drain + GRACE
+            for sock in self.sockets:
+                sock.close()
+        else:
+            self.deadline = now + GRACE
+        self.signal_all(signal.SIGTERM)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every worker that was not reaped."""
+        for worker in self.workers:
+            if worker.pid is not None:
+                os.kill(worker.pid, number)
+
+
+def raise_descriptor_limit() -> None:
+    """Two descriptors carry one session: take as many as we are allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass
