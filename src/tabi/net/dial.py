@@ -27,6 +27,7 @@ AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
 )
 NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 EINPROGRESS = errno.EINPROGRESS
+CONNECTING = (0, errno.EALREADY)
 SocketType = socket.SocketType
 
 HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 5
@@ -82,13 +83,20 @@ class Dialer:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
         try:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-            number = sock.connect_ex((str(host), destination.port))
-            if number != EINPROGRESS and number:
+            sockaddr = (str(host), destination.port)
+            number = sock.connect_ex(sockaddr)
+            if number == EINPROGRESS:
+                # A destination on this machine has answered meanwhile: asking again is cheaper than being told.
+                number = sock.connect_ex(sockaddr)
+            if number not in CONNECTING:
                 raise connect_error(number, destination)
             stream = Stream(self.reactor, sock)
         except BaseException:
             sock.close()
             raise
+        if not number:
+            stream.events = OUT
+            return stream
         self.deadlines.start(stream)
         try:
             while not stream.events & (OUT | BROKEN):

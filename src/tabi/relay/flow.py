@@ -91,7 +91,7 @@ class Flow:
             except BlockingIOError:
                 return
             except OSError:
-                relay.break_off()
+                relay.break_off(self.sink)
                 return
             if not count:
                 self.end()

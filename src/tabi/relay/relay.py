@@ -89,10 +89,13 @@ class Relay:
             self.break_off()
         self.watch()
 
-    def break_off(self) -> None:
-        """One side was reset or failed: the other gets a reset too, not what looks like an orderly end."""
+    def break_off(self, whole: Sock | None = None) -> None:
+        """One side was reset or failed: the other gets a reset too, not what looks like an orderly end.
+
+        ``whole`` is the other one, where that is known.
+        """
         if not self.closed:
-            for sock in (self.up.source, self.down.source):
+            for sock in (self.up.source, self.down.source) if whole is None else (whole,):
                 try:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 except OSError:
