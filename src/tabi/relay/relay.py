@@ -8,7 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from tabi.net.reactor import IN, OUT, READABLE, Reactor
-from tabi.net.stream import RESET, Stream
+from tabi.net.stream import RESET, Sock, Stream
 from tabi.relay.flow import BLOCKED, READY, Flow
 from tabi.relay.pipes import Carriers
 from tabi.session import Close, Session
