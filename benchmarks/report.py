@@ -1,0 +1,169 @@
+"""From single measurements to medians, tables, and whether tabi meets the project's bars."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from scenarios import FIGURES, GROUPS, SCENARIOS, Figure, Figures, Group
+
+Results = dict[str, dict[str, list[Figures | str]]]
+"""By scenario and peer: what each round gave; a text is the reason why it gave nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What the project asks of tabi in one scenario, compared with peers of the same run."""
+
+    scenario: str
+    figure: Figure
+    least: bool
+    """Whether it must be at least ``factor`` times that of the best of ``peers``; else at most."""
+    factor: float
+    peers: tuple[str, ...] = ()
+    """None: ``factor`` is the bar itself."""
+
+
+MICROSOCKS = ("microsocks",)
+BETTER = ("microsocks", "dante")
+
+BARS = [
+    Bar("conn", "rate", True, 1.0, MICROSOCKS),
+    Bar("conn", "cost", False, 0.95, MICROSOCKS),
+    *(Bar(name, "rate", True, 1.3, BETTER) for name in ("bulk-1", "bulk-down", "bulk-up")),
+    *(Bar(name, "cost", False, 0.5, BETTER) for name in ("bulk-1", "bulk-down", "bulk-up")),
+    Bar("ping-1", "p50", False, 1.15, MICROSOCKS),
+    Bar("ping-128", "rate", True, 1.3, MICROSOCKS),
+    Bar("idle", "cost", False, 2.0),
+    Bar("start", "cost", False, 0.5),
+]
+
+
+def values(rounds: list[Figures | str], figure: Figure) -> list[float]:
+    """One figure of all rounds that gave it."""
+    return [figures[figure] for figures in rounds if not isinstance(figures, str)]
+
+
+def median(results: Results, scenario: str, peer: str, figure: Figure) -> float | None:
+    """The figure that the tables show; None where no round gave it."""
+    found = values(results.get(scenario, {}).get(peer, []), figure)
+    return statistics.median(found) if found else None
+
+
+def write_number(value: float) -> str:
+    """With three digits that count, and no fraction from a hundred on."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def table(heading: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A table in Markdown: the first column is text, the others are numbers."""
+    lines = [heading, [":--", *["--:"] * (len(heading) - 1)], *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines] + [""]
+
+
+def peer_row(peer: str, rounds: list[Figures | str], columns: Iterable[Figure]) -> list[str]:
+    """One line of a scenario's table; failures have their reason beside the name, and dashes where nothing came."""
+    reasons = [reason for reason in rounds if isinstance(reason, str)]
+    if reasons and len(reasons) < len(rounds):
+        peer += f" ({len(reasons)} of {len(rounds)} rounds failed: {reasons[0]})"
+    elif reasons:
+        peer += f": {reasons[0]}"
+    cells = [peer.replace("|", "\\|")]
+    for figure in columns:
+        found = values(rounds, figure)
+        cells.append(write_number(statistics.median(found)) if found else "-")
+        if figure == next(iter(columns)):
+            cells.append(f"{write_number(min(found))} to {write_number(max(found))}" if found else "-")
+    return cells
+
+
+def group_section(group: Group, results: Results) -> list[str]:
+    """The tables of one group: a heading, and for each scenario its peers."""
+    columns = [figure for figure in FIGURES if figure in group.columns]
+    headings = [group.columns[figure] for figure in columns]
+    lines = [f"## {group.title}", ""]
+    for scenario in SCENARIOS:
+        if scenario.group is group and scenario.name in results:
+            lines += [f"`{scenario.name}`: {scenario.what}", ""]
+            rows = [peer_row(peer, rounds, columns) for peer, rounds in results[scenario.name].items()]
+            lines += table(["server", headings[0], "lowest to highest", *headings[1:]], rows)
+    return lines
+
+
+def bar_limit(bar: Bar, results: Results) -> float | None:
+    """The number that tabi has to reach in this run; None where it cannot be known."""
+    if not bar.peers:
+        return bar.factor
+    found = [median(results, bar.scenario, peer, bar.figure) for peer in bar.peers]
+    known = [value for value in found if value is not None]
+    if len(known) < len(found):
+        return None
+    return bar.factor * (max(known) if bar.least else min(known))
+
+
+def bar_rows(results: Results) -> list[dict[str, Any]]:
+    """Every bar whose scenario was run, with the numbers of this run. ``met`` is None where one of them is missing."""
+    rows = []
+    groups = {scenario.name: scenario.group for scenario in SCENARIOS}
+    for bar in BARS:
+        if bar.scenario not in results:
+            continue
+        tabi, limit = median(results, bar.scenario, "tabi", bar.figure), bar_limit(bar, results)
+        met = None if tabi is None or limit is None else (tabi >= limit if bar.least else tabi <= limit)
+        than = f"{bar.factor:g} x {'the better of ' if len(bar.peers) > 1 else ''}{' and '.join(bar.peers)}"
+        rows.append(
+            {
+                "scenario": bar.scenario,
+                "figure": groups[bar.scenario].columns[bar.figure],
+                "bar": f"{'at least' if bar.least else 'at most'} {than if bar.peers else f'{bar.factor:g}'}",
+                "limit": limit,
+                "tabi": tabi,
+                "met": met,
+            }
+        )
+    return rows
+
+
+VERDICTS = {True: "met", False: "NOT MET", None: "not measured"}
+
+
+def bars_section(results: Results) -> list[str]:
+    """The bars beside tabi's figures."""
+    rows = []
+    for row in bar_rows(results):
+        limit, tabi = ("-" if row[key] is None else write_number(row[key]) for key in ("limit", "tabi"))
+        rows.append([f"`{row['scenario']}` {row['figure']}", row["bar"], limit, tabi, VERDICTS[row["met"]]])
+    return ["## The project's bars", "", *table(["figure", "bar", "in this run", "tabi", "verdict"], rows)]
+
+
+def describe_machine() -> dict[str, str]:
+    """What the figures depend on, taken before anything runs."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "CPU": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "load before the run": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def write_report(facts: dict[str, str], versions: dict[str, str], results: Results) -> str:
+    """The whole of results.md."""
+    lines = ["# Results", "", "Written by `make bench`; benchmarks/README.md says how to read it.", ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += [f"- {name}: {version}" for name, version in versions.items()] + [""]
+    lines += bars_section(results)
+    for group in GROUPS:
+        if any(scenario.group is group for scenario in SCENARIOS if scenario.name in results):
+            lines += group_section(group, results)
+    return "\n".join(lines).rstrip() + "\n"

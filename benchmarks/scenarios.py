@@ -1,0 +1,142 @@
+"""What is measured: the load of each scenario, and the figures that come out of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from process import Failure, Server
+
+Figure = Literal["rate", "cost", "p50", "p99"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
+
+Figures = dict[Figure, float]
+"""Of one measurement. ``rate``: more is better; ``cost``: less is better; both in the units of the scenario's group.
+``p50`` and ``p99``: microseconds.
+"""
+
+WARM_UP = ["400", "64"]
+"""Connections, and how many of them at a time, before a measurement: what a server does once in its life."""
+
+SETTLE = 0.5
+"""Seconds between the last tunnel and the look at the memory."""
+
+GIVE_UP = 120.0
+"""Seconds that one measurement may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Scenarios that share a table."""
+
+    title: str
+    columns: dict[Figure, str]
+    """The figures that they have, with the heading of each."""
+
+
+CONNECTIONS = Group(
+    "Connections",
+    {"rate": "connections/s", "cost": "CPU us/connection", "p50": "p50 us", "p99": "p99 us"},
+)
+THROUGHPUT = Group("Throughput", {"rate": "Gbit/s", "cost": "CPU s/GB"})
+ROUND_TRIPS = Group(
+    "Round trips",
+    {"rate": "round trips/s", "cost": "CPU us/round trip", "p50": "p50 us", "p99": "p99 us"},
+)
+MEMORY = Group("Memory", {"cost": "kB/tunnel"})
+START = Group("Start", {"cost": "seconds"})
+
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, MEMORY, START]
+"""In the order of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing that a server is asked to do."""
+
+    name: str
+    group: Group
+    what: str
+    load: list[str]
+    """The arguments of `load`, without the port; empty: only start the server."""
+    quick: list[str]
+    """The same for --quick."""
+    rounds: int | None = None
+    """How often it is measured, whatever --rounds says."""
+
+
+SCENARIOS = [
+    Scenario(
+        "conn",
+        CONNECTIONS,
+        "connect, echo 64 octets, close: 10,000 times, 64 at once",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+    ),
+    Scenario("bulk-1", THROUGHPUT, "1 stream to the client", ["bulk", "down", "1", "3"], ["bulk", "down", "1", "1"]),
+    Scenario("bulk-down", THROUGHPUT, "8 streams to clients", ["bulk", "down", "8", "3"], ["bulk", "down", "8", "1"]),
+    Scenario("bulk-up", THROUGHPUT, "8 streams from clients", ["bulk", "up", "8", "3"], ["bulk", "up", "8", "1"]),
+    Scenario("ping-1", ROUND_TRIPS, "64 octets there and back, 1 tunnel", ["ping", "1", "3"], ["ping", "1", "1"]),
+    Scenario("ping-128", ROUND_TRIPS, "the same on 128 tunnels", ["ping", "128", "3"], ["ping", "128", "1"]),
+    Scenario("idle", MEMORY, "hold 2,000 tunnels on a server that did nothing else", ["idle", "2000"], ["idle", "500"]),
+    Scenario("start", START, "from the start of the process until the port accepts", [], [], rounds=5),
+]
+
+
+def measure(scenario: Scenario, server: Server, load: Path, quick: bool) -> Figures:
+    """Take one measurement of a freshly started server.
+
+    Raises:
+        Failure: the server does not do what the scenario asks.
+    """
+    kind, *arguments = (scenario.quick if quick else scenario.load) or ["start"]
+    if kind == "start":
+        return {"cost": server.start_seconds}
+    command = [str(load), kind, str(server.port), *arguments]
+    if kind == "idle":
+        return measure_idle(command, server)
+    run_load([str(load), "conn", str(server.port), *WARM_UP])
+    before = server.cpu_seconds()
+    got = run_load(command)
+    cpu = server.cpu_seconds() - before
+    if kind == "bulk":
+        octets = got["octets"]
+        return {"rate": octets * 8 / got["seconds"] / 1e9, "cost": cpu / (octets / 1e9)}
+    count = got["count"]
+    return {"rate": count / got["seconds"], "cost": cpu / count * 1e6, "p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
+
+
+def run_load(command: list[str]) -> dict[str, float]:
+    """Run `load` to its end. Raises Failure."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GIVE_UP)
+    except subprocess.TimeoutExpired:
+        raise Failure(f"not done after {GIVE_UP:.0f} s") from None
+    return read_result(done.stdout)
+
+
+def read_result(line: str) -> dict[str, float]:
+    """The figures of `load`. Raises Failure where it reports one."""
+    result = json.loads(line or '{"error": "the load generator gave no result", "after": 0}')
+    if "error" in result:
+        after = f" (after {result['after']:,})" if result["after"] else ""
+        raise Failure(result["error"] + after)
+    return {key: float(value) for key, value in result.items()}
+
+
+def measure_idle(command: list[str], server: Server) -> Figures:
+    """What the server's memory grows by, for each tunnel that is open. It must not have done anything before."""
+    before = server.user_memory()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        try:
+            tunnels = read_result(process.stdout.readline())["count"]
+            time.sleep(SETTLE)  # what the last tunnels left to do
+            return {"cost": (server.user_memory() - before) / tunnels / 1000}
+        finally:
+            process.kill()
