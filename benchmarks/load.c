@@ -46,8 +46,7 @@ enum { UNKNOWN, ECHO = 'E', SOURCE = 'S', SINK = 'D' };
 
 static struct epoll_event events[EVENTS];
 static char chunk[CHUNK];
-static int poller, server_port, destination_port;
-static pid_t destination_pid;
+static int poller, server_port, destination_port, destination_pid;
 static long done; /* tunnels that have opened; in conn and ping the echoes that came back */
 static _Atomic long long *sunk; /* octets that reached the destination's sinks; shared by both processes */
 

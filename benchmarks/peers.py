@@ -4,6 +4,7 @@ in `PEERS`.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import pwd
@@ -103,10 +104,10 @@ def dante_command(port: int, folder: Path) -> list[str]:
 
 
 def custom(text: str) -> Peer:
-    """A server from the command line, ``NAME=COMMAND`` with ``{port}`` in it. Raises ValueError."""
+    """A server from the command line, ``NAME=COMMAND`` with ``{port}`` in it, for argparse."""
     name, _, command = text.partition("=")
     if not name or "{port}" not in command:
-        raise ValueError(f"{text!r} is not NAME=COMMAND with {{port}} in the command")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND with {{port}} in the command")
     return Peer(name, lambda: "as given", lambda port, _: shlex.split(command.replace("{port}", str(port))))
 
 

@@ -170,10 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole = not (options.scenario or options.peer or options.server or options.quick)
     facts = describe_machine()
     facts["command"] = f"`{shlex.join(['benchmarks/run.py', *(sys.argv[1:] if arguments is None else arguments)])}`"
+    rounds = options.rounds or (1 if options.quick else 3)
+    facts["rounds"] = f"{rounds} (quick: short loads, not for comparing)" if options.quick else str(rounds)
     with tempfile.TemporaryDirectory(prefix="tabi-bench-") as folder:
         load = build_load(Path(folder))
         versions, reasons = prepare(peers, Console(stderr=True))
-        rounds = options.rounds or (1 if options.quick else 3)
         results = measure_all(chosen, peers, reasons, rounds, load, options.quick)
     report = write_report(facts, versions, results)
     output = options.output or (RESULTS if whole else None)
