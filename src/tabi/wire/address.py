@@ -78,22 +78,22 @@ def parse_host(text: str) -> Host:
     Raises:
         ValueError: it is empty, longer than 255 octets, or no name can look like that.
     """
-    literal = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ascii_text = text if text.isascii() else text.encode("idna").decode("ascii")
+    except UnicodeError as exc:
+        raise ValueError(f"{text!r} is no valid international name") from exc
+    if not 0 < len(ascii_text) <= MAX_NAME:
+        raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has {len(ascii_text)}")
+    if any(not "!" <= character <= "~" for character in ascii_text):
+        raise ValueError(f"{text!r} holds white space or control characters")
+    # Behind IDNA, which also turns other scripts' digits and full stops into those of an address.
+    literal = ascii_text[1:-1] if ascii_text.startswith("[") and ascii_text.endswith("]") else ascii_text
     if ":" in literal:
         return IPv6Address(literal)
     try:
         return IPv4(literal)
     except ValueError:
-        pass
-    try:
-        name = text if text.isascii() else text.encode("idna").decode("ascii")
-    except UnicodeError as exc:
-        raise ValueError(f"{text!r} is no valid international name") from exc
-    if not 0 < len(name) <= MAX_NAME:
-        raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has {len(name)}")
-    if any(not "!" <= character <= "~" for character in name):
-        raise ValueError(f"{text!r} holds white space or control characters")
-    return name
+        return ascii_text
 
 
 def parse_port(text: str) -> int:
@@ -163,6 +163,8 @@ def decode_address(data: bytes | bytearray, at: int) -> tuple[Address, int] | No
     try:
         # Some clients send the name as UTF-8, and some send an address as text: parse_host knows both.
         host = parse_host(bytes(data[at + 2 : end - 2]).decode())
+        if not isinstance(host, str) and "%" in str(host):
+            raise ValueError(f"{str(host)!r} bears a zone, which only the machine that gave it knows")
     except ValueError as exc:
         raise RemoteProtocolError(f"DST.ADDR: {exc}", HOST_UNREACHABLE) from exc
     return Address(host, data[end - 2] << 8 | data[end - 1]), end
