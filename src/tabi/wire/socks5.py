@@ -376,17 +376,25 @@ class ClientMachine(Machine):
             raise RemoteProtocolError(f"the server chose method {message.method:#04x}, which was not offered")
 
     def send(self, message: Greeting | Credentials | Request) -> bytes:
-        """Return the octets of a message and move on; raises LocalProtocolError where it does not fit."""
+        """Return the octets of a message and move on.
+
+        Raises:
+            LocalProtocolError: it does not fit the state.
+            ValueError: it cannot be written; the state is what it was.
+        """
         state = self.state
         if state is GREETING and isinstance(message, Greeting):
+            octets = encode_greeting(message)
             self.state, self.offered = GREETING_SENT, message.methods
-            return encode_greeting(message)
+            return octets
         if state is CREDENTIALS and isinstance(message, Credentials):
+            octets = encode_credentials(message)
             self.state = CREDENTIALS_SENT
-            return encode_credentials(message)
+            return octets
         if state is REQUEST and isinstance(message, Request):
+            octets = encode_request(message)
             self.state, self.command = REQUEST_SENT, message.command
-            return encode_request(message)
+            return octets
         raise self.wrong(message)
 
     @property
