@@ -36,12 +36,18 @@ INNER: tuple[IPv4Network | IPv6Network, ...] = tuple(
 )
 
 
+NAT64 = IPv6Network("64:ff9b::/96")
+"""RFC 6052: a translator on the way sends these to the IPv4 address in the last four octets."""
+
+
 def inner_network(address: IP) -> IPv4Network | IPv6Network | None:
     """The inner network that an address lies in, or None. An IPv4 address inside an IPv6 one counts as what it is."""
     if isinstance(address, IPv6Address):
         inside = address.ipv4_mapped or address.sixtofour
         if inside is not None:
             address = inside
+        elif address in NAT64:
+            address = IPv4Address(address.packed[12:])
     return next((network for network in INNER if address.version == network.version and address in network), None)
 
 
