@@ -7,7 +7,6 @@ others use. Computing one takes tens of milliseconds on purpose: never do it in 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -18,6 +17,9 @@ LOG_N, BLOCK, PARALLEL = 14, 8, 1
 """Cost of a new hash: 16 MiB and about 40 ms, what OWASP calls for together with a limit on tries."""
 
 MAX_LOG_N = 20
+MAX_MEMORY = (1 << 30) + (1 << 20)
+"""Octets that computing a hash may take: 1 GiB and what goes with it. Python passes on no more than 2."""
+
 KEY_SIZE, SALT_SIZE = 32, 16
 
 PROVEN_SECONDS = 60.0
@@ -68,23 +70,30 @@ def parse_hash(text: str) -> Secret:
         costs = dict(part.split("=") for part in parts[2].split(","))
         log_n, block, parallel = (int(costs.pop(name)) for name in ("ln", "r", "p"))
         salt, key = from_base64(parts[3]), from_base64(parts[4])
-    except (ValueError, KeyError, binascii.Error) as exc:
-        raise ValueError(expected) from exc
+    except (ValueError, KeyError):
+        raise ValueError(expected) from None  # not from that error: it has the text
     if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16 and salt and len(key) >= 16):
+        raise ValueError(f"cost out of bounds: {expected}")
+    # RFC 7914 section 2: N is less than 2 ^ (128 * r / 8).
+    if log_n >= 16 * block or memory(log_n, block, parallel) > MAX_MEMORY:
         raise ValueError(f"cost out of bounds: {expected}")
     return Secret(log_n, block, parallel, salt, key)
 
 
+def memory(log_n: int, block: int, parallel: int) -> int:
+    """Octets that scrypt needs at this cost, as OpenSSL counts them."""
+    return 128 * block * ((1 << log_n) + parallel + 2)
+
+
 def derive(password: bytes, secret: Secret) -> bytes:
     """The key that a password gives with a secret's salt and cost. Slow."""
-    n = 1 << secret.log_n
     return hashlib.scrypt(
         password,
         salt=secret.salt,
-        n=n,
+        n=1 << secret.log_n,
         r=secret.block,
         p=secret.parallel,
-        maxmem=256 * n * secret.block * secret.parallel + (1 << 20),
+        maxmem=memory(secret.log_n, secret.block, secret.parallel) + (1 << 20),
         dklen=len(secret.key),
     )
 
