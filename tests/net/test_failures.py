@@ -1,0 +1,94 @@
+"""The table from what went wrong to the reply code of RFC 1928 section 6."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from aiodns import error as dns
+
+from tabi.net.failures import connect_error, connect_error_of_many, resolve_error, timeout_error
+from tabi.wire.socks5 import ReplyCode
+
+
+@pytest.mark.parametrize(
+    ("number", "reply_code"),
+    [
+        (errno.ECONNREFUSED, ReplyCode.CONNECTION_REFUSED),
+        (errno.ECONNRESET, ReplyCode.CONNECTION_REFUSED),
+        (errno.ENETUNREACH, ReplyCode.NETWORK_UNREACHABLE),
+        (errno.ENETDOWN, ReplyCode.NETWORK_UNREACHABLE),
+        (errno.EADDRNOTAVAIL, ReplyCode.NETWORK_UNREACHABLE),
+        (errno.EHOSTUNREACH, ReplyCode.HOST_UNREACHABLE),
+        (errno.EHOSTDOWN, ReplyCode.HOST_UNREACHABLE),
+        (errno.ETIMEDOUT, ReplyCode.HOST_UNREACHABLE),
+        (errno.EACCES, ReplyCode.NOT_ALLOWED),
+        (errno.EPERM, ReplyCode.NOT_ALLOWED),
+        (errno.EAFNOSUPPORT, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED),
+        (errno.EMFILE, ReplyCode.GENERAL_FAILURE),
+        (errno.ENOBUFS, ReplyCode.GENERAL_FAILURE),
+        (99_999, ReplyCode.GENERAL_FAILURE),
+    ],
+)
+def test_a_failed_connect(number: int, reply_code: ReplyCode) -> None:
+    """REP says what happened; our own trouble is a general failure. The text names the destination."""
+    error = connect_error(number, "example.com:80")
+    assert (error.reply_code, error.errno) == (reply_code, number)
+    assert str(error).startswith("example.com:80: ")
+
+
+def test_the_text_is_the_systems() -> None:
+    """In lower case, as all messages."""
+    assert str(connect_error(errno.ECONNREFUSED, "[::1]:80")) == "[::1]:80: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("exc", "number"),
+    [
+        (OSError(errno.ECONNREFUSED, "Connect call failed ('192.0.2.1', 80)"), errno.ECONNREFUSED),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 101] Connect call failed ('2001:db8::1', 80, 0, 0), "
+                "[Errno 111] Connect call failed ('192.0.2.1', 80)"
+            ),
+            errno.ECONNREFUSED,
+        ),
+        (OSError("Multiple exceptions: [Errno 101] a, [Errno 113] b"), errno.EHOSTUNREACH),
+        (OSError("Multiple exceptions: [Errno 113] a, [Errno 110] b"), errno.ETIMEDOUT),
+        (OSError("Multiple exceptions: [Errno 101] a, [Errno 24] b"), errno.ENETUNREACH),
+        (OSError("Multiple exceptions: [Errno 24] a, [Errno 13] b"), errno.EACCES),
+        (OSError("nothing known"), errno.EIO),
+    ],
+)
+def test_a_failed_connect_to_several_addresses(exc: OSError, number: int) -> None:
+    """What says most about the destination is the answer: somebody there who refuses, rather than our missing IPv6."""
+    error = connect_error_of_many(exc, "example.com:80")
+    assert error.errno == number
+    assert error.reply_code == connect_error(number, "").reply_code
+
+
+@pytest.mark.parametrize(
+    ("number", "reply_code"),
+    [
+        (dns.ARES_ENOTFOUND, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_ENODATA, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_ENONAME, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_EBADNAME, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_ESERVFAIL, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_ETIMEOUT, ReplyCode.HOST_UNREACHABLE),
+        (dns.ARES_ECONNREFUSED, ReplyCode.GENERAL_FAILURE),
+        (dns.ARES_ENOMEM, ReplyCode.GENERAL_FAILURE),
+    ],
+)
+def test_a_name_without_an_address(number: int, reply_code: ReplyCode) -> None:
+    """No such name, or no server that knows, is host unreachable; a resolver that is broken is our fault."""
+    error = resolve_error(number, "Domain name not found", "nowhere.example")
+    assert (error.reply_code, error.errno) == (reply_code, None)
+    assert str(error) == "nowhere.example: domain name not found"
+
+
+def test_no_answer_in_time() -> None:
+    """A deadline says how long it was."""
+    error = timeout_error(0.5, "192.0.2.1:80")
+    assert (error.reply_code, error.errno) == (ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)
+    assert str(error) == "192.0.2.1:80: no answer within 0.5 s"

@@ -1,0 +1,31 @@
+"""Session: the facts of one request."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from tabi.session import Close, Session
+from tabi.wire.address import parse_address
+
+
+def test_what_nobody_filled_in_is_unknown() -> None:
+    """A session that ends before its request has a complete record: nothing was carried, and it ended with an error."""
+    session = Session(1, "socks5://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
+    facts = {name: getattr(session, name) for name in Session.__slots__}
+    known = {"number", "listener", "client", "started", "up", "down", "close"}
+    assert {name for name, value in facts.items() if value is not None} == known
+    assert (session.up, session.down, session.close) == (0, 0, "error")
+
+
+def test_a_misspelt_fact_is_an_error() -> None:
+    """Rooms fill in what the access log reads, and nothing else."""
+    session: Any = Session(1, "", parse_address("192.0.2.1:5"), 0.0)
+    with pytest.raises(AttributeError):
+        session.replycode = 5
+
+
+def test_how_a_session_can_end() -> None:
+    """The stable words of the access log."""
+    assert set(get_args(Close)) == {"client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"}
