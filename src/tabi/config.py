@@ -51,6 +51,9 @@ class ProxyURL(msgspec.Struct, frozen=True):
 
     __repr__ = __str__
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("protocol", self.protocol), ("address", self.address)]
+
 
 PROTOCOLS = ("socks5",)
 
@@ -105,6 +108,9 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __repr__(self) -> str:
         return "User()"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
 
     @property
     def secret(self) -> Secret:

@@ -1,0 +1,467 @@
+"""tabi.toml: every key, and for every mistake a message that names the key and tells no secret."""
+
+from __future__ import annotations
+
+import re
+import string
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.pretty import pretty_repr
+
+from tabi.config import (
+    PARTS,
+    Config,
+    Listen,
+    Log,
+    ProxyURL,
+    Seconds,
+    Timeouts,
+    User,
+    decode_special,
+    load_config,
+    make_config,
+    parse_config,
+    parse_url,
+)
+from tabi.errors import ConfigError
+from tabi.policy.users import make_hash, plain_secret
+from tabi.wire.address import Address
+
+NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
+HASH = make_hash(b"sekret", b"salt")
+
+EVERYTHING = f"""
+workers = 4
+
+[[listen]]
+url = "socks5://127.0.0.1:0"
+users = "required"
+
+[[listen]]
+url = "socks5://[::1]"
+users = "none"
+
+[users.alice]
+password = "{HASH}"
+
+[users."jürgen m."]
+password = "sekret"
+plain = true
+
+[timeouts]
+handshake = 5
+connect = "2.5 s"
+idle = "5 min"
+half_closed = "500ms"
+drain = 0.5
+
+[log]
+access = "/var/log/tabi/access.log"
+level = "debug"
+"""
+
+
+# --- what can be said ---
+
+
+def test_every_key() -> None:
+    """All that the file can say today, and what becomes of it."""
+    config = parse_config(EVERYTHING)
+    assert config == Config(
+        workers=4,
+        listen=[Listen("socks5://127.0.0.1:0", "required"), Listen("socks5://[::1]", "none")],
+        users={"alice": User(HASH), "jürgen m.": User("sekret", plain=True)},
+        timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(0.5)),
+        log=Log("/var/log/tabi/access.log", "debug"),
+    )
+    assert [listen.parsed.address.port for listen in config.listen] == [0, 1080]
+    assert config.users["alice"].secret.is_hash
+    assert config.users["jürgen m."].secret == plain_secret("sekret")
+
+
+def test_the_test_above_leaves_no_key_out() -> None:
+    """A key that is added to the schema is added there too."""
+    for name, part in PARTS.items():
+        for key in part.__struct_fields__:
+            if part is not Config or key in ("workers",):
+                assert re.search(rf"^{key} = ", EVERYTHING, re.MULTILINE), f"{name}.{key}"
+
+
+def test_an_empty_file_is_the_defaults() -> None:
+    """Loopback without users, and the deadlines that the documentation states."""
+    config = parse_config("")
+    assert config == Config() == make_config({})
+    assert config.workers == 1
+    assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:1080"]
+    assert config.listen[0].users is None
+    assert config.users == {}
+    assert config.timeouts == Timeouts(Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(30))
+    assert (config.log.access, config.log.level) == ("stdout", "info")
+
+
+@pytest.mark.parametrize("users", ["required", "optional", "none"])
+def test_users_of_a_listener(users: str) -> None:
+    """The three words of a listener."""
+    text = f'[[listen]]\nusers = "{users}"\n[users.a]\npassword = "x"\nplain = true'
+    assert parse_config(text).listen[0].users == users
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_levels(level: str) -> None:
+    """The four levels of messages."""
+    assert parse_config(f'[log]\nlevel = "{level}"').log.level == level
+
+
+@pytest.mark.parametrize("workers", [0, 1, 1024])
+def test_workers(workers: int) -> None:
+    """0 is one for each CPU."""
+    assert parse_config(f"workers = {workers}").workers == workers
+
+
+def test_a_configuration_does_not_change() -> None:
+    """Parts keep what they were given."""
+    with pytest.raises(AttributeError):
+        Config().workers = 2  # type: ignore[misc]
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # unknown keys, at each level
+        ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, timeouts, log"),
+        ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, timeouts, log"),
+        ("[[listen]]\nbogus = 1", "listen[0].bogus: unknown key, expected one of: url, users"),
+        ("[[listen]]\n[[listen]]\ntls = {}", "listen[1].tls: unknown key, expected one of: url, users"),
+        (
+            '[users.alice]\npassword = "x"\nexpires = 2027-01-01',
+            "users.alice.expires: unknown key, expected one of: password, plain",
+        ),
+        (
+            "[timeouts]\nudp_idle = 1",
+            "timeouts.udp_idle: unknown key, expected one of: handshake, connect, idle, half_closed, drain",
+        ),
+        ("[log]\nformat = 1", "log.format: unknown key, expected one of: access, level"),
+        # wrong types
+        ("workers = 'x'", "workers: expected int, got str"),
+        ("workers = true", "workers: expected int, got bool"),
+        ("workers = 1.5", "workers: expected int, got float"),
+        ("listen = 1", "listen: expected array, got int"),
+        ("listen = ['x']", "listen[0]: expected object, got str"),
+        ("[[listen]]\nurl = 1", "listen[0].url: expected str, got int"),
+        ("[[listen]]\n[[listen]]\nurl = 1", "listen[1].url: expected str, got int"),
+        ("[[listen]]\nusers = 'all'", "listen[0].users: invalid enum value 'all'"),
+        ("users = 1", "users: expected object, got int"),
+        ("users.alice = 'x'", "users.alice: expected object, got str"),
+        ("[users.alice]\npassword = 1", "users.alice.password: expected str, got int"),
+        ("[users.alice]\npassword = ['sekret']", "users.alice.password: expected str, got array"),
+        ("[users.alice]\npassword = 'x'\nplain = 'y'", "users.alice.plain: expected bool, got str"),
+        ("timeouts = 1", "timeouts: expected object, got int"),
+        ("log = 1", "log: expected object, got int"),
+        ("[log]\naccess = 1", "log.access: expected str, got int"),
+        ("[log]\nlevel = 'loud'", "log.level: invalid enum value 'loud'"),
+        # the right user among several, whatever its name is
+        (
+            "[users.a]\npassword = 'x'\nplain = true\n[users.'b.c']\npassword = 1\n[users.d]\npassword = 'y'",
+            "users.b.c.password: expected str, got int",
+        ),
+        ("[users.'[...]']\npassword = 1", "users.[...].password: expected str, got int"),
+        # missing
+        ("[users.alice]\nplain = true", "users.alice.password: missing"),
+        # values
+        ("workers = -1", "workers: -1, expected 0 to 1024"),
+        ("workers = 1025", "workers: 1025, expected 0 to 1024"),
+        ("listen = []", "listen: empty, expected one or more"),
+        ("[[listen]]\nusers = 'required'", 'listen[0].users: "required", but there are no users'),
+        (
+            "[[listen]]\n[[listen]]\nurl = 'http://127.0.0.1:1'",
+            "listen[1].url: protocol 'http', expected socks5://[user:password@]host:port",
+        ),
+        (
+            "[[listen]]\nurl = 'socks5://alice:sekret@127.0.0.1:1'",
+            "listen[0].url: a listener has no user of its own, expected [users.NAME]",
+        ),
+        (
+            "[users.alice]\npassword = 'sekret'",
+            f"users.alice.password: {NO_HASH}; for the password itself say plain = true",
+        ),
+        (
+            "[users.alice]\npassword = '$2b$12$sekret'",
+            f"users.alice.password: {NO_HASH}",
+        ),
+        (
+            "[users.alice]\npassword = ''\nplain = true",
+            "users.alice.password: a password has 1 to 255 octets (RFC 1929)",
+        ),
+        (
+            f"[users.alice]\npassword = '{'ä' * 128}'\nplain = true",
+            "users.alice.password: a password has 1 to 255 octets (RFC 1929)",
+        ),
+        ("[users.'']\npassword = 'x'\nplain = true", "users.: a user name has 1 to 255 octets (RFC 1929)"),
+        (
+            f"[users.{'a' * 256}]\npassword = 'x'\nplain = true",
+            f"users.{'a' * 256}: a user name has 1 to 255 octets (RFC 1929)",
+        ),
+    ],
+)
+def test_a_mistake_names_its_key(text: str, message: str) -> None:
+    """The message begins with the key's path as it is in the file; no secret is in it."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert str(caught.value) == message
+    assert caught.value.path == message.partition(": ")[0]
+
+
+@pytest.mark.parametrize("key", Timeouts.__struct_fields__)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0", "a duration is more than 0 seconds, this one is 0"),
+        ("-1", "a duration is more than 0 seconds, this one is -1"),
+        ("nan", "a duration is more than 0 seconds, this one is nan"),
+        ("inf", "a duration is more than 0 seconds, this one is inf"),
+        ("'0 ms'", "a duration is more than 0 seconds, this one is 0.0"),
+        ("true", 'true is no duration, expected seconds such as 10 or text such as "200ms"'),
+        ("'soon'", "'soon' is no duration, expected seconds such as 10 or text such as \"200ms\""),
+        ("[1]", '[1] is no duration, expected seconds such as 10 or text such as "200ms"'),
+    ],
+)
+def test_a_bad_duration_names_its_key(key: str, value: str, message: str) -> None:
+    """Every timeout is more than 0 seconds, a number or text with a unit."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"[timeouts]\n{key} = {value}")
+    assert str(caught.value).lower() == f"timeouts.{key}: {message}".lower()
+
+
+@pytest.mark.parametrize(
+    "text", ["workers =", "= 1", "[listen", "[users.alice\n", "a = 'x", "workers = 1\nworkers = 2"]
+)
+def test_what_is_no_toml(text: str) -> None:
+    """The message is the parser's, with the line."""
+    with pytest.raises(ConfigError, match=r"\(at .*\)$|Cannot overwrite") as caught:
+        parse_config(text)
+    assert caught.value.path is None
+
+
+def test_the_hook_knows_its_types() -> None:
+    """A type that has no reading of its own is a mistake in the schema."""
+    with pytest.raises(NotImplementedError):
+        decode_special(complex, 1)
+
+
+# --- files ---
+
+
+def test_a_file(tmp_path: Path) -> None:
+    """A file is read as UTF-8."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(EVERYTHING, encoding="utf-8")
+    assert load_config(path) == load_config(str(path)) == parse_config(EVERYTHING)
+
+
+def test_a_mistake_names_the_file_too(tmp_path: Path) -> None:
+    """``file: key: what``, as editors and people expect it."""
+    path = tmp_path / "tabi.toml"
+    path.write_text("[log]\nlevel = 1")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: log\.level: ") as caught:
+        load_config(path)
+    assert caught.value.path == str(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """A missing file, a folder and one that is no UTF-8 are mistakes of the configuration."""
+    with pytest.raises(ConfigError, match=r"missing\.toml: No such file or directory$"):
+        load_config(tmp_path / "missing.toml")
+    with pytest.raises(ConfigError, match=r": Is a directory$"):
+        load_config(tmp_path)
+    path = tmp_path / "latin.toml"
+    path.write_bytes("# jürgen".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.toml: .*utf-8"):
+        load_config(path)
+
+
+# --- secrets ---
+
+
+def test_no_secret_in_any_repr() -> None:
+    """Neither repr nor str nor what rich prints of a configuration or a URL holds a password or a hash."""
+    url = parse_url("socks5://alice:sekret@127.0.0.1:1080")
+    for value in (parse_config(EVERYTHING), User("sekret", plain=True), User(HASH), url, {"found": [url]}):
+        for text in (repr(value), str(value), f"{value}", pretty_repr(value)):
+            assert "sekret" not in text
+            assert "scrypt" not in text
+    assert str(url) == "socks5://127.0.0.1:1080"
+
+
+# --- durations ---
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (1, 1),
+        (0.25, 0.25),
+        ("10", 10),
+        ("10s", 10),
+        ("10 s", 10),
+        (" 10 s ", 10),
+        ("200ms", 0.2),
+        ("1.5 min", 90),
+        ("5 min", 300),
+        ("2h", 7200),
+        ("1d", 86400),
+    ],
+)
+def test_durations(value: object, seconds: float) -> None:
+    """Bare numbers are seconds; ms, s, min, h and d are the units."""
+    found = Seconds.parse(value)
+    assert found == pytest.approx(seconds)
+    assert isinstance(found, Seconds)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "s", "10 m", "10S", "1 s 2 ms", "-1", "1e3", "1,5", ".5", "1.", None, [], True, b"1"]
+)
+def test_what_is_no_duration(value: object) -> None:
+    """No other units, signs or exponents, no switches."""
+    with pytest.raises(ValueError, match="is no duration"):
+        Seconds.parse(value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.0, float("nan"), float("inf"), 1e9, 10**30, "0", "0.0 ms", "99999999 h"])
+def test_durations_out_of_bounds(value: object) -> None:
+    """A deadline is more than nothing and less than for ever."""
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        Seconds.parse(value)
+
+
+@given(st.one_of(st.text(), st.text("0123456789. msinhd"), st.floats(), st.integers(), st.booleans(), st.none()))
+def test_anything_is_a_duration_or_value_error(value: object) -> None:
+    """Nothing else is raised, and what comes out can be waited for."""
+    try:
+        found = Seconds.parse(value)
+    except ValueError:
+        return
+    assert 0 < found < 1e9
+
+
+@given(st.floats(0.001, 86400), st.sampled_from(["ms", "s", "min", "h", "d", ""]))
+def test_a_duration_with_a_unit(number: float, unit: str) -> None:
+    """The number times the unit."""
+    factor = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400, "": 1}[unit]
+    text = f"{number:.6f}"
+    if 0 < float(text) * factor < 1e9:
+        assert Seconds.parse(f"{text} {unit}") == pytest.approx(float(text) * factor)
+
+
+# --- URLs ---
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("socks5://127.0.0.1:1081", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1081))),
+        ("socks5://127.0.0.1", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1080))),
+        ("socks5://127.0.0.1:0/", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 0))),
+        ("SOCKS5://Proxy.Example:1", ProxyURL("socks5", Address("proxy.example", 1))),
+        ("socks5://[::1]:1", ProxyURL("socks5", Address(IPv6Address("::1"), 1))),
+        ("socks5://[::1]", ProxyURL("socks5", Address(IPv6Address("::1"), 1080))),
+        ("socks5://bücher.example:1", ProxyURL("socks5", Address("xn--bcher-kva.example", 1))),
+        ("socks5://a:b@h:1", ProxyURL("socks5", Address("h", 1), "a", "b")),
+        ("socks5://a:@h:1", ProxyURL("socks5", Address("h", 1), "a", "")),
+        ("socks5://a%40b:p%3Aq%2F%25@h:1", ProxyURL("socks5", Address("h", 1), "a@b", "p:q/%")),
+        ("socks5://a:b@c@h:1", ProxyURL("socks5", Address("h", 1), "a", "b@c")),
+        (f"socks5://{'u' * 255}:{'p' * 255}@h:1", ProxyURL("socks5", Address("h", 1), "u" * 255, "p" * 255)),
+    ],
+)
+def test_urls(text: str, url: ProxyURL) -> None:
+    """Protocol, host, port and, where they are, user name and password, percent-decoded."""
+    assert parse_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "127.0.0.1:1080",
+        "alice:sekret@127.0.0.1:1080",
+        "http://alice:sekret@127.0.0.1:1080",
+        "socks5:alice:sekret@127.0.0.1",
+        "socks5://",
+        "socks5://:1080",
+        "socks5://alice:sekret@",
+        "socks5://alice:sekret@:1080",
+        "socks5://alice:sekret@h:99999",
+        "socks5://alice:sekret@h:-1",
+        "socks5://alice:sekret@h:http",
+        "socks5://alice:sekret@[::1:1080",
+        "socks5://alice:sekret@h]:1080",
+        "socks5://alice:sekret@h:1/path",
+        "socks5://alice:sekret@h:1?query",
+        "socks5://alice:sekret@h:1#fragment",
+        "socks5://alice:sek/ret:sekret@h:1",
+        "socks5://alice:1/sekret@h:1",
+        "socks5://alice:1?sekret@h:1",
+        "socks5://alice:1#sekret@h:1",
+        "socks5://alice@h:1",
+        "socks5://:sekret@h:1",
+        "socks5://@h:1",
+        "socks5://alice:sekret%ff@h:1",
+        "socks5://%ff:sekret@h:1",
+        f"socks5://alice:sekret{'x' * 255}@h:1",
+        f"socks5://{'x' * 256}:sekret@h:1",
+        f"socks5://alice:sekret{'ä' * 125}@h:1",
+        "socks5://alice:sekret@a b:1",
+        "socks5://alice:sekret@[::1%\x7f]:1",
+        f"socks5://alice:sekret@{'h' * 256}:1",
+    ],
+)
+def test_what_is_no_url_of_ours(text: str) -> None:
+    """The message says what is expected, and never what was written: it may hold a password."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_url(text)
+    assert "sekret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    with pytest.raises(ConfigError, match=r"^listen\[0\]\.url: ") as refused:
+        make_config({"listen": [{"url": text}]})
+    assert "sekret" not in str(refused.value)
+
+
+octets = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
+
+
+@given(octets, octets, st.integers(0, 65535))
+def test_any_credentials_can_be_written_in_a_url(username: str, password: str, port: int) -> None:
+    """What was quoted comes out as it went in, and shows up nowhere."""
+    url = parse_url(f"socks5://{quote(username, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}")
+    assert (url.username, url.password, url.address.port) == (username, password, port)
+    assert repr(url) == f"socks5://127.0.0.1:{port}"
+
+
+@given(st.text(string.printable, max_size=20), st.sampled_from(["@h:1", "@h:99999", "@", "@[", "@h:1/x", "@a b"]))
+def test_no_password_is_ever_echoed(password: str, rest: str) -> None:
+    """However broken the URL, and whether or not it can be read, nothing that stands for the password is shown."""
+    try:
+        shown = repr(parse_url(f"socks5://alice:{password}sekret{rest}"))
+    except ValueError as exc:
+        shown = str(exc)
+    assert "sekret" not in shown
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_url_or_value_error(text: str) -> None:
+    """Nothing else is raised."""
+    for candidate in (text, f"socks5://{text}", f"socks5://a:b@{text}"):
+        try:
+            url = parse_url(candidate)
+        except ValueError:
+            continue
+        assert 0 <= url.address.port <= 65535
+        assert url.protocol == "socks5"
