@@ -254,6 +254,7 @@ class AccessLog:
         self.idle = threading.Event()
         self.idle.set()
         self.batch: list[bytes] = []
+        self.under_way = 0
         self.thread = threading.Thread(target=self.write_batches, name="tabi-access-log", daemon=True)
         self.thread.start()
 
@@ -282,6 +283,7 @@ class AccessLog:
             self.lost_said = self.lost
         if self.lines:
             self.batch, self.lines, self.size = self.lines, [], 0
+            self.under_way = len(self.batch)
             self.idle.clear()
             self.wanted.set()
 
@@ -309,12 +311,17 @@ class AccessLog:
                 return
 
     def close(self) -> None:
-        """Write what is left, for at most PATIENCE seconds, and end the thread."""
+        """Write what is left and end the thread, each within PATIENCE seconds."""
         self.closed = True
-        if self.idle.wait(PATIENCE):
+        done = self.idle.wait(PATIENCE)
+        if done:
             self.flush()
-        if self.idle.wait(PATIENCE):
-            self.wanted.set()
+            done = self.idle.wait(PATIENCE)
+        if not done:
+            self.lost += self.under_way + len(self.lines)
+            self.lines = []
+        self.wanted.set()
+        if done:
             self.thread.join(PATIENCE)
         if self.lost > self.lost_said:
             log.warning("access log: %d lines lost", self.lost)
