@@ -18,7 +18,7 @@ from tabi.policy.users import Secret, parse_hash, plain_secret
 from tabi.wire.address import Address, parse_host
 
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
 
 DEFAULT_PORT = 1080
 
@@ -65,6 +65,8 @@ def parse_url(text: str) -> ProxyURL:
         ValueError: it is something else. The text is not in the message: it may hold a password.
     """
     expected = "expected socks5://[user:password@]host:port"
+    if any(character.isspace() or not character.isprintable() for character in text):
+        raise ValueError(f"white space or control characters in a URL, {expected}")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
@@ -246,6 +248,8 @@ def check_values(config: Config) -> None:
         raise ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:
         raise ConfigError("empty, expected one or more", "listen")
+    if not config.log.access:
+        raise ConfigError("empty, expected stdout, stderr, syslog, none or a path", "log.access")
     for index, listen in enumerate(config.listen):
         try:
             url = listen.parsed

@@ -146,11 +146,14 @@ class FileOutput:
         self.path = path
         self.fd = -1
         self.place = (-1, -1)
+        self.torn = False
         self.open()
 
     def open(self) -> None:
         """Open or create the file, readable for its owner and group only."""
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+        # Not to wait for a FIFO's reader; a file takes no notice of it.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        self.fd = os.open(self.path, flags, 0o640)
         found = os.fstat(self.fd)
         self.place = (found.st_dev, found.st_ino)
 
@@ -166,7 +169,10 @@ class FileOutput:
         if self.fd < 0:
             self.open()
         if stat.S_ISREG(os.fstat(self.fd).st_mode):
-            write_all(self.fd, b"".join(lines))
+            # A disk that filled up may have taken half a line: the next one does not go on behind it.
+            torn, self.torn = self.torn, True
+            write_all(self.fd, b"\n" * torn + b"".join(lines))
+            self.torn = False
         else:
             for piece in pieces(lines):
                 write_all(self.fd, piece)
