@@ -101,7 +101,7 @@ class Dialer:
         try:
             while not stream.events & (OUT | BROKEN):
                 await stream.writable()
-            if stream.events & BROKEN:
+            if stream.events & BROKEN or not self.reactor.edge_triggered:  # levels do not tell BROKEN from OUT
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     raise connect_error(number, destination)
