@@ -9,11 +9,13 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Self
 
 from aiodns import error as dns
 
-from support import client, request, reset_on_close
-from tabi import Config, Server
+from support import client, closed_port, credentials, request, reset_on_close, target
+from tabi import Config, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
 from tabi.net.failures import resolve_error
 from tabi.wire.address import Address
@@ -25,10 +27,15 @@ SUCCESS = b"\x05\x00\x00\x01"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-def config(*listen: Listen, access: str = "none", **seconds: float) -> Config:
-    """A configuration with some of the timeouts changed."""
+def config(*listen: Listen, **seconds: float) -> Config:
+    """A configuration with some of the timeouts changed, and without an access log."""
     timeouts = Timeouts(**{name: Seconds(value) for name, value in seconds.items()})
-    return Config(listen=list(listen) or [Listen(LOOPBACK)], timeouts=timeouts, log=Log(access=access))
+    return Config(listen=list(listen) or [Listen(LOOPBACK)], timeouts=timeouts, log=Log(access="none"))
+
+
+def logged(path: Path) -> Config:
+    """A configuration with an access log."""
+    return Config(listen=[Listen(LOOPBACK)], log=Log(access=str(path)))
 
 
 class FakeResolver:
@@ -200,3 +207,146 @@ async def open_tunnel(streams: Streams, destination: Address) -> None:
     writer.write(request(str(destination.host), destination.port))
     reply_code, _ = await read_reply(reader)
     assert reply_code == 0, f"reply {reply_code}"
+
+
+class Scene:
+    """A server and one client that stands at a stage of its session."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.resolver = FakeResolver({"here.test": ["127.0.0.1"], "both.test": ["127.0.0.1", "127.0.0.2"]})
+        self.doorman = Doorman()
+        self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        self.server = Server(
+            config=config(Listen(LOOPBACK, users="optional"), **seconds),
+            authenticate=self.doorman,
+            resolver=self.resolver,
+            on_session=self.ended.put_nowait,
+        )
+        self.reached = asyncio.Event()
+        self.destination: socket.socket | None = None
+        self.stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.stack.enter_async_context(self.server)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stack.aclose()
+
+    async def client(self) -> Streams:
+        """Connect."""
+        return await self.stack.enter_async_context(client(self.server.addresses[0]))
+
+    async def bring_to(self, stage: str) -> Streams:
+        """Bring a new client to one of STAGES."""
+        streams = await self.client()
+        await getattr(self, stage)(*streams)
+        return streams
+
+    def dialling(self) -> bool:
+        """Whether a destination is being opened."""
+        return any(session.via for session in self.server.sessions)
+
+    async def silent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Connected, nothing said."""
+        await until(lambda: self.server.sessions)
+
+    async def greeting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """In the middle of the greeting."""
+        writer.write(b"\x05\x02\x00")
+        server_port, own_port = self.server.addresses[0].port, writer.get_extra_info("sockname")[1]
+        await until(lambda: self.server.sessions and queued(server_port, own_port)[1] == 0)
+
+    async def credentials(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """User name and password are awaited."""
+        assert await greet((reader, writer), b"\x02") == 2
+
+    async def authenticating(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """User name and password are being checked."""
+        self.doorman.answering.clear()
+        await self.credentials(reader, writer)
+        writer.write(credentials(b"alice", b"alice"))
+        await until(lambda: self.doorman.asked)
+
+    async def request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The request is awaited."""
+        assert await greet((reader, writer)) == 0
+
+    async def ask_for(self, streams: Streams, host: str, port: int) -> None:
+        """Send a request; the answer is not awaited."""
+        assert await greet(streams) == 0
+        streams[1].write(request(host, port))
+
+    async def resolving(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The destination's name is being resolved."""
+        port = await self.stack.enter_async_context(target())
+        self.resolver.answering.clear()
+        await self.ask_for((reader, writer), "here.test", port)
+        await until(lambda: self.resolver.asked)
+
+    async def connecting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The destination is being connected to, and does not answer."""
+        port = self.stack.enter_context(unanswering())
+        await self.ask_for((reader, writer), "127.0.0.1", port)
+        await until(self.dialling)
+
+    async def racing(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Several addresses of the destination are being connected to, and none answers."""
+        port = self.stack.enter_context(unanswering("0.0.0.0"))
+        await self.ask_for((reader, writer), "both.test", port)
+        await until(lambda: self.resolver.asked)
+
+    async def refused(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A failure reply was read, and the client does not close."""
+        with closed_port() as port:
+            await self.ask_for((reader, writer), "127.0.0.1", port)
+            assert (await read_reply(reader))[0] == 5
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A tunnel stands, and has carried something."""
+        port = await self.stack.enter_async_context(target())
+        await open_tunnel((reader, writer), Address("127.0.0.1", port))
+        writer.write(b"ping")
+        assert await reader.readexactly(4) == b"ping"
+
+    async def half_closed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A tunnel whose client has ended its direction, and whose destination goes on."""
+
+        async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            self.reached.set()
+            await asyncio.get_running_loop().create_future()
+
+        port = await self.stack.enter_async_context(target(stay))
+        await open_tunnel((reader, writer), Address("127.0.0.1", port))
+        writer.write_eof()
+        await self.reached.wait()
+
+    async def blocked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A tunnel whose destination does not read what the client sends without end."""
+        sock = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        await open_tunnel((reader, writer), Address("127.0.0.1", sock.getsockname()[1]))
+        peer, _ = sock.accept()
+        self.stack.callback(peer.close)
+        self.destination = peer
+        ours = writer.get_extra_info("socket")
+        ports = ours.getpeername()[1], ours.getsockname()[1]
+        writer.write(bytes(64 << 20))
+        await until(lambda: queued(*ports)[1] > 100_000)  # the proxy has stopped reading
+
+
+STAGES = (
+    "silent",
+    "greeting",
+    "credentials",
+    "authenticating",
+    "request",
+    "resolving",
+    "connecting",
+    "racing",
+    "refused",
+    "relay",
+    "half_closed",
+    "blocked",
+)
+"""Where a session can stand: the methods of `Scene` with these names bring a client there."""

@@ -22,6 +22,7 @@ from doubles import (
     config,
     end_of,
     greet,
+    logged,
     no_descriptors_left,
     queued,
     read_reply,
@@ -432,7 +433,7 @@ def test_c15_passwords_are_secrets(run: Run, caplog: pytest.LogCaptureFixture, t
     caplog.set_level(0)
 
     async def main() -> str:
-        async with Server(users={"alice": "hunter2"}, config=config(access=str(access))) as server:
+        async with Server(users={"alice": "hunter2"}, config=logged(access)) as server:
             assert await authenticate(server, credentials(b"alice", b"hunter2")) == b"\x01\x00"
             assert await authenticate(server, credentials(b"alice", b"hunter3")) == b"\x01\x01"
             assert await authenticate(server, credentials(b"hunter4", b"hunter5")) == b"\x01\x01"

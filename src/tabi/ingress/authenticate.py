@@ -41,8 +41,8 @@ class PasswordAuthenticator:
             users.remember(username, password, loop.time())
         return name
 
-    def close(self) -> None:
-        """End the threads, without waiting for a hash that nobody wants any more."""
+    async def close(self) -> None:
+        """End the threads: hashes that have not begun are dropped, the last ones are waited for."""
         if self.hashers is not None:
-            self.hashers.shutdown(wait=False, cancel_futures=True)
-            self.hashers = None
+            hashers, self.hashers = self.hashers, None
+            await asyncio.to_thread(hashers.shutdown, cancel_futures=True)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from tabi.config import Config, Listen, Log, check_values
+from tabi.config import Config, Listen, Log, User, check_values
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
 from tabi.ingress.authenticate import PasswordAuthenticator
@@ -27,7 +27,7 @@ from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
 from tabi.observe.access_log import AccessLog, open_output
-from tabi.policy.users import Users, plain_secret
+from tabi.policy.users import Users
 from tabi.relay.relay import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
@@ -76,12 +76,14 @@ class Server:
             config = Config(log=Log(access="none"))
         if listen:
             config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
+        if users:
+            given = {name: User(password, plain=True) for name, password in users.items()}
+            config = msgspec.structs.replace(config, users=config.users | given)
         check_values(config)
         self.config = config
         self.on_session = on_session
         self.resolver = resolver
         secrets = {name: user.secret for name, user in config.users.items()}
-        secrets |= {name: plain_secret(password) for name, password in (users or {}).items()}
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None
         self.custom_authenticate = authenticate
@@ -152,6 +154,7 @@ class Server:
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):
                 self.sockets.append(open_listener(listen.parsed.address))
+            self.sockets[index].setblocking(False)
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None
@@ -202,6 +205,7 @@ class Server:
         self.close_sockets()
         if not hasattr(self, "relays"):
             return
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
         tasks = [task for task in self.sessions.values() if task is not None]
         for task in tasks:
             task.cancel()
@@ -210,7 +214,7 @@ class Server:
         self.handshake.close()
         await self.dialer.close()
         if self.authenticator is not None:
-            self.authenticator.close()
+            await self.authenticator.close()
         if self.access_log is not None:
             access_log, self.access_log = self.access_log, None
             await asyncio.to_thread(access_log.close)

@@ -1,0 +1,678 @@
+"""A whole server: its life, who may use it, what it reports, and what it does when there is too much of something."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from conftest import Run
+from doubles import (
+    LOOPBACK,
+    STAGES,
+    Doorman,
+    FakeResolver,
+    Scene,
+    ask_for,
+    config,
+    descriptor_limit,
+    end_of,
+    greet,
+    logged,
+    no_descriptors_left,
+    open_tunnel,
+    read_reply,
+    reset,
+    until,
+)
+from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
+from tabi import Config, Server, Session
+from tabi.config import Listen, User, parse_url
+from tabi.errors import ConfigError
+from tabi.policy.users import make_hash
+from tabi.wire.address import Address
+
+# --- life ---
+
+
+def test_it_listens_between_start_and_close(run: Run) -> None:
+    """``async with`` opens the listeners and closes them; closing twice is harmless; a server starts once."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK, "socks5://[::1]:0") as server:
+            first, second = server.addresses
+            assert server.urls == [f"socks5://127.0.0.1:{first.port}", f"socks5://[::1]:{second.port}"]
+            for address in (first, second):
+                async with client(address) as streams:
+                    assert await greet(streams) == 0
+            with pytest.raises(RuntimeError, match="starts once"):
+                await server.start()
+        await server.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", first.port)
+
+    run(main)
+
+
+def test_closing_what_was_never_started_is_harmless(run: Run) -> None:
+    """A program may close in its ``finally`` whatever it has."""
+
+    async def main() -> None:
+        await Server(LOOPBACK).close()
+
+    run(main)
+
+
+def test_an_address_in_use_is_an_oserror_and_leaves_nothing(run: Run) -> None:
+    """A listener that cannot be opened ends the start, and those that were open already are closed."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server:
+            other = Server(LOOPBACK, server.urls[0])
+            with pytest.raises(OSError, match="in use"):
+                await other.start()
+            assert all(sock.fileno() == -1 for sock in other.sockets)
+
+    run(main)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_given_sockets_are_used_and_stay_open(run: Run, blocking: bool) -> None:
+    """Sockets of the caller are accepted on whatever their mode, block nothing, and are the caller's to close."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(blocking)
+            async with Server(LOOPBACK, sockets=[sock]) as server, client(server.addresses[0]) as streams:
+                assert server.addresses[0].port == sock.getsockname()[1]
+                assert await greet(streams) == 0
+            assert sock.fileno() >= 0
+
+    run(main)
+
+
+def test_serve_forever_ends_with_its_task(run: Run) -> None:
+    """It waits until it is cancelled."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(server.serve_forever(), 0.01)
+
+    run(main)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_close_ends_a_session_at_any_stage(run: Run, stage: str) -> None:
+    """Wherever a session stands, `close` ends it as "shutdown": no task, thread or descriptor stays behind."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            reader, writer = await scene.bring_to(stage)
+            writer.transport.set_write_buffer_limits(1 << 30)
+            await scene.server.close()
+            session = scene.ended.get_nowait()
+            assert (session.close, scene.ended.empty(), scene.server.sessions) == ("shutdown", True, {})
+            assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_close_ends_a_session_that_has_hardly_begun(run: Run, turns: int) -> None:
+    """A connection that is accepted in the very turns of the loop in which the server closes is not forgotten."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+            with socket.create_connection(("127.0.0.1", server.addresses[0].port)) as sock:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await server.close()
+                assert server.sessions == {}
+                assert all(session.close == "shutdown" for session in iter_queue(ended))
+                sock.settimeout(5)
+                try:
+                    assert sock.recv(1) == b""
+                except ConnectionResetError:
+                    pass
+
+    run(main)
+
+
+def iter_queue(queue: asyncio.Queue[Session]) -> list[Session]:
+    """Everything that is in a queue."""
+    return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+def test_close_while_a_password_is_hashed(run: Run) -> None:
+    """The threads that compute hashes end with the server."""
+
+    async def main() -> None:
+        users = {"alice": User(make_hash(b"secret"))}
+        async with (
+            Server(config=msgspec.structs.replace(config(), users=users)) as server,
+            client(server.addresses[0]) as (reader, writer),
+        ):
+            assert await greet((reader, writer), b"\x02") == 2
+            writer.write(credentials(b"alice", b"secret"))
+            authenticator = server.authenticator
+            assert authenticator is not None
+            await until(lambda: authenticator.hashers)
+            await server.close()
+            assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+# --- drain ---
+
+
+def test_drain_lets_sessions_end(run: Run) -> None:
+    """Draining refuses new connections, and returns when the last session has ended by itself."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            reader, writer = await scene.bring_to("relay")
+            port = scene.server.addresses[0].port
+            async with asyncio.TaskGroup() as tasks:
+                draining = tasks.create_task(scene.server.drain(15))
+                await asyncio.sleep(0)
+                with pytest.raises(ConnectionRefusedError):
+                    await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"still here")
+                assert await reader.readexactly(10) == b"still here"
+                assert not draining.done()
+                writer.write_eof()
+                assert await draining == 0
+            assert (await scene.ended.get()).close == "client"
+
+    run(main)
+
+
+def test_drain_waits_for_handshakes_too(run: Run) -> None:
+    """A client that is accepted but not yet relayed may go on while the server drains."""
+
+    async def main() -> None:
+        async with Scene() as scene, target() as port, asyncio.TaskGroup() as tasks:
+            reader, writer = await scene.bring_to("request")
+            draining = tasks.create_task(scene.server.drain(15))
+            await asyncio.sleep(0)
+            writer.write(request("127.0.0.1", port))
+            assert (await read_reply(reader))[0] == 0
+            writer.write_eof()
+            assert await reader.read() == b""
+            assert await draining == 0
+
+    run(main)
+
+
+def test_drain_has_an_end(run: Run) -> None:
+    """Who is left after the drain time is counted, and ends as "shutdown" with `close`."""
+
+    async def main() -> None:
+        async with Scene(drain=0.05) as scene:
+            await scene.bring_to("relay")
+            await scene.bring_to("silent")
+            assert await scene.server.drain() == 2
+            assert scene.ended.empty()
+            await scene.server.close()
+            assert [session.close for session in iter_queue(scene.ended)] == ["shutdown", "shutdown"]
+
+    run(main)
+
+
+def test_drain_without_sessions_is_over_at_once(run: Run) -> None:
+    """There is nothing to wait for."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server:
+            assert await server.drain(1000) == 0
+
+    run(main)
+
+
+# --- too much of something ---
+
+
+def test_no_more_sessions_than_descriptors(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """At the limit the tunnels live, who comes next waits, nothing spins; when one ends, the next one is served."""
+
+    async def main() -> None:
+        with descriptor_limit(80):
+            async with (
+                target() as port,
+                Server(LOOPBACK) as server,
+                tunnel(server.addresses[0], port) as (reader, writer),
+            ):
+                streams = [await asyncio.open_connection("127.0.0.1", server.addresses[0].port) for _ in range(5)]
+                for other in streams:
+                    await open_tunnel(other, Address("127.0.0.1", port))
+                async with client(server.addresses[0]) as waiting:
+                    waiting[1].write(b"\x05\x01\x00")
+                    await until(lambda: "new connections wait" in caplog.text)
+                    before = time.process_time()
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(waiting[0].readexactly(2), 0.5)
+                    assert time.process_time() - before < 0.2
+                    writer.write(b"alive")
+                    assert await reader.readexactly(5) == b"alive"
+                    for _, other_writer in streams:
+                        other_writer.close()
+                        await other_writer.wait_closed()
+                    assert await waiting[0].readexactly(2) == b"\x05\x00"
+        assert caplog.text.count("new connections wait") == 1
+        assert caplog.text.count("goes on") == 1
+
+    run(main)
+
+
+def test_descriptors_used_up_by_others(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """When accept finds no descriptor, the tunnels live, who comes waits, nothing spins, and then it goes on."""
+
+    async def main() -> None:
+        async with target() as port, Server(LOOPBACK) as server:
+            with socket.socket() as sock:
+                async with tunnel(server.addresses[0], port) as (reader, writer):
+                    with no_descriptors_left():
+                        sock.connect(("127.0.0.1", server.addresses[0].port))
+                        await until(lambda: "new connections wait" in caplog.text)
+                        before = time.process_time()
+                        await asyncio.sleep(0.3)
+                        assert time.process_time() - before < 0.15
+                        for size in (5, 200_000):
+                            writer.write(bytes(size))
+                            assert await reader.readexactly(size) == bytes(size)
+                    sock.setblocking(False)
+                    loop = asyncio.get_running_loop()
+                    await loop.sock_sendall(sock, b"\x05\x01\x00")
+                    assert await loop.sock_recv(sock, 2) == b"\x05\x00"
+        assert "too many open files" in caplog.text.lower()
+
+    run(main)
+
+
+def test_a_peer_that_does_not_read_stops_the_other_one(run: Run) -> None:
+    """What a client sends to a destination that does not read stays with the client: the proxy collects none of it."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            _, writer = await scene.bring_to("blocked")
+            async with target() as port, tunnel(scene.server.addresses[0], port) as (reader, other):
+                for _ in range(100):
+                    other.write(b"not in my way")
+                    assert await reader.readexactly(13) == b"not in my way"
+            assert writer.transport.get_write_buffer_size() > 16 << 20  # of 64 MiB; the kernel's queues have the rest
+            assert (await scene.ended.get()).close == "client"
+            assert scene.destination is not None
+            reset_on_close(scene.destination)
+            scene.destination.close()
+            assert (await scene.ended.get()).close == "reset"
+
+    run(main)
+
+
+def test_a_sender_that_is_stopped_may_vanish(run_once: Run) -> None:
+    """A reset is seen even while nothing is read from who sent it. The portable reactor sees it with the idle limit."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            _, writer = await scene.bring_to("blocked")
+            reset(writer)
+            assert (await scene.ended.get()).close == "reset"
+
+    run_once(main)
+
+
+# --- who may use it ---
+
+
+@pytest.mark.parametrize(
+    "url", ["socks5://0.0.0.0:0", "socks5://[::]:0", "socks5://192.0.2.7:0", "socks5://proxy.test:0"]
+)
+def test_an_open_proxy_is_refused(url: str) -> None:
+    """Beyond loopback there must be users, or somebody who says that anybody may use it."""
+    with pytest.raises(ConfigError, match="open proxy"):
+        Server(url)
+    with pytest.raises(ConfigError, match="open proxy"):
+        Server(LOOPBACK, url)
+    for who in ("none", "optional"):
+        listen = msgspec.convert({"url": url, "users": who}, Listen)
+        with pytest.raises(ConfigError, match="open proxy"):
+            Server(users={"alice": "secret"}, config=config(listen))
+    Server(url, users={"alice": "secret"})
+    Server(url, config=Config(users={"alice": User("secret", plain=True)}))
+    Server(url, authenticate=Doorman())
+    Server(url, open=True)
+
+
+@pytest.mark.parametrize(
+    "url", ["socks5://127.0.0.1:0", "socks5://127.1.2.3:0", "socks5://[::1]:0", "socks5://localhost:0"]
+)
+def test_loopback_needs_no_users(url: str) -> None:
+    """Whoever is on this machine could do without a proxy."""
+    assert not Server(url).required(Listen(url))
+
+
+def test_an_open_listener_serves_beyond_loopback(run: Run) -> None:
+    """What was allowed does work, with users and without."""
+
+    async def main() -> None:
+        async with (
+            Server("socks5://0.0.0.0:0", open=True) as server,
+            client(Address("127.0.0.1", server.addresses[0].port)) as streams,
+        ):
+            assert await greet(streams) == 0
+        async with (
+            Server("socks5://0.0.0.0:0", users={"alice": "secret"}) as server,
+            client(Address("127.0.0.1", server.addresses[0].port)) as (reader, writer),
+        ):
+            writer.write(b"\x05\x01\x00")
+            assert await reader.read() == b"\x05\xff"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [("alice", "secret"), ("a:b@c/d", "p:@/?#%&= +"), ("zo\u00eb", "\u65e5\u672c\u8a9e"), ("u" * 255, "\x00" * 255)],
+)
+def test_url_bears_the_credentials(run: Run, username: str, password: str) -> None:
+    """``server.url`` is what a client needs: read back, it gives the name and the password as they were."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK, users={username: password}) as server:
+            url = parse_url(server.url)
+            assert (url.username, url.password, url.address) == (username, password, server.addresses[0])
+            assert server.urls == [f"socks5://{server.addresses[0]}"]
+            async with client(url.address) as (reader, writer):
+                assert await greet((reader, writer), b"\x02") == 2
+                writer.write(credentials(username.encode(), password.encode()))
+                assert await reader.readexactly(2) == b"\x01\x00"
+
+    run(main)
+
+
+def test_url_has_no_credentials_where_none_are_needed(run: Run) -> None:
+    """A listener that does not require users is named without them."""
+
+    async def main() -> None:
+        listen = Listen(LOOPBACK, users="optional")
+        async with Server(users={"alice": "secret"}, config=config(listen)) as server:
+            assert server.url == server.urls[0]
+
+    run(main)
+
+
+@pytest.mark.parametrize("users", [{"": "secret"}, {"alice": ""}, {"u" * 256: "secret"}, {"alice": "p" * 256}])
+def test_users_that_no_client_could_be(users: dict[str, str]) -> None:
+    """A name or password that RFC 1929 has no room for is an error at once, as it is in a file."""
+    with pytest.raises(ConfigError, match="1 to 255 octets") as caught:
+        Server(LOOPBACK, users=users)
+    assert "secret" not in str(caught.value)
+    assert "ppp" not in str(caught.value)
+
+
+def test_users_of_the_call_satisfy_a_listener_that_requires_them(run: Run) -> None:
+    """``users = "required"`` in the configuration is fine with users given to the call."""
+
+    async def main() -> None:
+        listen = Listen(LOOPBACK, users="required")
+        async with (
+            Server(users={"alice": "secret"}, config=config(listen)) as server,
+            client(server.addresses[0]) as streams,
+        ):
+            assert await greet(streams, b"\x00\x02") == 2
+
+    run(main)
+
+
+def test_secrets_are_in_no_repr_and_no_error() -> None:
+    """Neither the server, nor its configuration, nor a refusal of either shows a password."""
+    server = Server(LOOPBACK, users={"alice": "hunter2"}, config=Config(users={"bob": User("hunter3", plain=True)}))
+    assert "hunter" not in f"{server!r} {server} {server.config!r} {server.users!r}"
+    for listen in ("socks5://alice:hunter2@127.0.0.1:0", "socks9://alice:hunter2@127.0.0.1:0", "socks5://:hunter2@x:y"):
+        with pytest.raises(ConfigError) as caught:
+            Server(listen)
+        assert "hunter" not in str(caught.value)
+
+
+# --- what it reports ---
+
+
+def facts(session: Session) -> dict[str, Any]:
+    """What a session says of how it went."""
+    return {
+        "reply": session.reply_code,
+        "close": session.close,
+        "up": session.up,
+        "down": session.down,
+        "address": str(session.address) if session.address else None,
+    }
+
+
+def test_on_session_client_ends(run: Run) -> None:
+    """The client ends first: "client", with the octets of both directions and what was dialled."""
+
+    async def main() -> None:
+        async with Scene() as scene, target() as port, tunnel(scene.server.addresses[0], port) as (reader, writer):
+            writer.write(b"ping")
+            writer.write_eof()
+            assert await reader.read() == b"ping"
+            session = await scene.ended.get()
+            address = f"127.0.0.1:{port}"
+            assert facts(session) == {"reply": 0, "close": "client", "up": 4, "down": 4, "address": address}
+            assert (session.protocol, session.command, session.via) == ("socks5", "connect", "direct")
+            assert str(session.client) == f"127.0.0.1:{writer.get_extra_info('sockname')[1]}"
+            assert session.error is None
+            assert session.user is None
+            assert session.connect_seconds is not None
+
+    run(main)
+
+
+def test_on_session_server_ends(run: Run) -> None:
+    """The destination ends first: "server". A name is kept as the destination, what it stood for as the address."""
+
+    async def main() -> None:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"hello")
+            writer.write_eof()
+            await reader.read()
+
+        async with Scene() as scene, target(speak) as port, client(scene.server.addresses[0]) as streams:
+            await open_tunnel(streams, Address("here.test", port))
+            assert await streams[0].read() == b"hello"
+            streams[1].write(b"bye")
+            streams[1].write_eof()
+            session = await scene.ended.get()
+            address = f"127.0.0.1:{port}"
+            assert facts(session) == {"reply": 0, "close": "server", "up": 3, "down": 5, "address": address}
+            assert str(session.destination) == f"here.test:{port}"
+
+    run(main)
+
+
+def test_on_session_idle(run: Run) -> None:
+    """Nothing moves for the idle limit: "idle"."""
+
+    async def main() -> None:
+        async with Scene(idle=0.1, half_closed=0.1) as scene:
+            reader, _ = await scene.bring_to("relay")
+            assert (await scene.ended.get()).close == "idle"
+            assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+def test_on_session_half_closed(run: Run) -> None:
+    """The same once one side has ended, with the limit for that."""
+
+    async def main() -> None:
+        async with Scene(idle=1000, half_closed=0.1) as scene:
+            await scene.bring_to("half_closed")
+            assert (await scene.ended.get()).close == "idle"
+
+    run(main)
+
+
+def test_on_session_reset(run: Run) -> None:
+    """The client vanishes: "reset", with the octets that were delivered until then."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            _, writer = await scene.bring_to("relay")
+            reset(writer)
+            session = await scene.ended.get()
+            assert (session.close, session.up, session.down) == ("reset", 4, 4)
+
+    run(main)
+
+
+def test_on_session_denied(run: Run) -> None:
+    """A rule forbids it: "denied", reply 02, nothing was dialled."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            ours, theirs = socket.socketpair()
+            scene.server.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
+            with ours:
+                ours.sendall(b"\x05\x01\x00" + request("127.0.0.1", 80))
+                ours.shutdown(socket.SHUT_WR)
+                session = await scene.ended.get()
+            assert facts(session) == {"reply": 2, "close": "denied", "up": 0, "down": 0, "address": None}
+            assert session.error is not None
+            assert session.error.startswith("guard: 127.0.0.1 ")
+
+    run(main)
+
+
+def test_on_session_error(run: Run) -> None:
+    """The destination refuses: "error", reply 05, and a text that says so."""
+
+    async def main() -> None:
+        async with Scene() as scene:
+            with closed_port() as port:
+                assert await ask_for(scene.server, "127.0.0.1", port) == 5
+            session = await scene.ended.get()
+            assert facts(session) == {"reply": 5, "close": "error", "up": 0, "down": 0, "address": None}
+            assert session.error == f"127.0.0.1:{port}: connection refused"
+
+    run(main)
+
+
+def test_on_session_user(run: Run) -> None:
+    """Who it was is known once the password was right, and not before."""
+
+    async def main() -> None:
+        async with Scene() as scene, client(scene.server.addresses[0]) as (reader, writer):
+            for password in (b"wrong", b"alice"):
+                async with client(scene.server.addresses[0]) as (reader, writer):
+                    assert await greet((reader, writer), b"\x02") == 2
+                    writer.write(credentials(b"alice", password))
+                    assert (await reader.readexactly(2))[0] == 1
+            first, second = await scene.ended.get(), await scene.ended.get()
+            assert (first.user, first.error, first.reply_code) == (None, "wrong user name or password", None)
+            assert second.user == "alice"
+
+    run(main)
+
+
+def test_on_session_that_raises_harms_nobody(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A fault of the embedding program is logged; the server goes on."""
+
+    async def main() -> None:
+        called = []
+
+        def fail(session: Session) -> None:
+            called.append(session)
+            raise ZeroDivisionError
+
+        async with target() as port, Server(LOOPBACK, on_session=fail) as server:
+            for count in (1, 2):
+                async with tunnel(server.addresses[0], port):
+                    pass
+                while len(called) < count:
+                    await asyncio.sleep(0.002)
+
+    run(main)
+    assert [record.message for record in caplog.records] == ["on_session failed"] * 2
+
+
+def test_access_log_has_a_line_for_each_session(run: Run, tmp_path: Path) -> None:
+    """Served, refused, forbidden and broken: each has its line, with the keys that the reference promises."""
+    path = tmp_path / "access.log"
+
+    async def main() -> int:
+        async with Server(config=logged(path)) as server, target() as port:
+            async with tunnel(server.addresses[0], port) as (reader, writer):
+                writer.write(b"ping")
+                writer.write_eof()
+                assert await reader.read() == b"ping"
+            with closed_port() as closed:
+                assert await ask_for(server, "127.0.0.1", closed) == 5
+            ours, theirs = socket.socketpair()
+            server.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
+            with ours:
+                ours.sendall(b"\x05\x01\x00" + request("10.0.0.1", 80))
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                assert await end_of(reader) == "end"
+            await until(lambda: not server.sessions)
+            return port
+
+    port = run(main)
+    served, refused, denied, broken = sorted(
+        map(json.loads, path.read_text().splitlines()), key=lambda line: line["id"]
+    )
+    assert set(served) == {
+        *("time", "id", "listener", "protocol", "command", "client", "user", "host", "port", "address", "rule", "via"),
+        *("reply", "error", "up", "down", "seconds", "connect_ms", "close"),
+    }
+    assert (served["host"], served["port"], served["up"], served["down"]) == ("127.0.0.1", port, 4, 4)
+    assert (served["reply"], served["close"], served["error"]) == (0, "client", None)
+    assert (refused["reply"], refused["close"]) == (5, "error")
+    assert (denied["reply"], denied["close"], denied["client"]) == (2, "denied", "203.0.113.9:40000")
+    assert (broken["reply"], broken["close"], broken["command"]) == (None, "error", None)
+    assert broken["error"] == "greeting: version 0x47, expected 0x05"
+
+
+def test_a_fault_of_ours_is_logged_and_ends_only_its_session(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that nobody expected costs one session, and its traceback is in the log."""
+
+    class Broken(FakeResolver):
+        async def resolve(self, name: str) -> Any:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(LOOPBACK, resolver=Broken(), on_session=ended.put_nowait) as server, target() as port:
+            async with client(server.addresses[0]) as (reader, writer):
+                assert await greet((reader, writer)) == 0
+                writer.write(request("here.test", 80))
+                assert await end_of(reader) in ("end", "reset")
+            session = await ended.get()
+            assert (session.close, session.error) == ("error", "internal error: ZeroDivisionError")
+            assert await ask_for(server, "127.0.0.1", port) == 0
+
+    run(main)
+    assert [(record.levelno, bool(record.exc_info)) for record in caplog.records] == [(logging.ERROR, True)]
+
+
+def test_the_resolver_is_closed_with_the_server(run: Run) -> None:
+    """What was handed in as ``resolver`` is given the end as well."""
+
+    async def main() -> None:
+        resolver = FakeResolver()
+        async with Server(LOOPBACK, resolver=resolver):
+            assert not resolver.closed
+        assert resolver.closed
+
+    run(main)
