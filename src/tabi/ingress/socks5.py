@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from tabi.wire.socks5 import (
     Request,
     ServerMachine,
 )
+
+log = logging.getLogger("tabi")
 
 READ_SIZE = 500
 """Octets of one read. With a message under way, at most 513, a client has less than 1 KiB here before it is known."""
@@ -148,9 +151,13 @@ class Socks5Ingress:
         session = conversation.session
         async with asyncio.timeout(self.handshake.left(conversation.client)):
             address = str(session.client.host)
-            session.user = await authenticate(credentials.username, credentials.password, address)
+            try:
+                session.user = await authenticate(credentials.username, credentials.password, address)
+            except Exception as exc:  # the deadline comes as a cancellation: this is a fault of who was asked
+                log.exception("authenticate failed")
+                session.error = f"authenticate failed: {type(exc).__name__}"
         if session.user is None:
-            session.error = "wrong user name or password"
+            session.error = session.error or "wrong user name or password"
             await self.refuse(conversation, REJECTED)
             return False
         conversation.answer(ACCEPTED)
@@ -166,7 +173,9 @@ class Socks5Ingress:
             conversation.answer(answer)
             client.send_eof()
             while await client.receive():
-                pass
+                # What is there is received without a wait, expired or not: let others have their turn, and end.
+                await asyncio.sleep(0)
+                client.check()
         except (TimeoutError, OSError):
             pass
         finally:
