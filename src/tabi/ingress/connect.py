@@ -6,6 +6,7 @@ from time import monotonic
 
 from tabi.egress.direct import Direct
 from tabi.ingress.socks5 import Conversation
+from tabi.net.failures import connect_error
 from tabi.policy.guard import permit_for
 from tabi.relay.relay import Relays
 from tabi.wire.address import from_sockaddr
@@ -42,8 +43,10 @@ class Connect:
             session.address = from_sockaddr(server.sock.getpeername()) if named else session.destination
 
             conversation.answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
-        except BaseException:
+        except BaseException as exc:
             server.close()
+            if isinstance(exc, OSError):  # reset since it was opened: getpeername(2) says ENOTCONN
+                raise connect_error(exc.errno or 0, session.destination) from exc
             raise
 
         self.relays.start(conversation.client, server, session, conversation.machine.trailing_data)
