@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from time import monotonic
 
 from tabi.egress.direct import Direct
@@ -46,7 +47,7 @@ class Connect:
         except BaseException as exc:
             server.close()
             if isinstance(exc, OSError):  # reset since it was opened: getpeername(2) says ENOTCONN
-                raise connect_error(exc.errno or 0, session.destination) from exc
+                raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
         self.relays.start(conversation.client, server, session, conversation.machine.trailing_data)
