@@ -157,6 +157,11 @@ async def end_of(reader: asyncio.StreamReader) -> str:
     return "end"
 
 
+def highest_descriptor() -> int:
+    """The highest descriptor that this process has open."""
+    return max(int(name) for name in os.listdir("/proc/self/fd"))
+
+
 @contextlib.contextmanager
 def descriptor_limit(limit: int) -> Iterator[None]:
     """Lower the number of descriptors that this process may have."""
@@ -171,9 +176,8 @@ def descriptor_limit(limit: int) -> Iterator[None]:
 @contextlib.contextmanager
 def no_descriptors_left() -> Iterator[None]:
     """Use up all descriptors of this process."""
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     fillers: list[int] = []
-    with descriptor_limit(highest + 8):
+    with descriptor_limit(highest_descriptor() + 8):
         try:
             while True:
                 fillers.append(os.dup(0))

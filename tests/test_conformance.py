@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import time
 from pathlib import Path
@@ -624,3 +625,13 @@ def test_c34_idle_limits_are_idle_not_absolute(run: Run) -> None:
             assert await end_of(reader) in ("end", "reset")
 
     run(main)
+
+
+def test_the_document_names_these_tests() -> None:
+    """docs/conformance.md lists every test of a point, under its point, and no other."""
+    rows = (Path(__file__).parent.parent / "docs" / "conformance.md").read_text().splitlines()
+    named = {name for row in rows for name in re.findall(r"`(test_c\d\d_\w+)`", row)}
+    assert named == {name for name in globals() if name.startswith("test_c")}
+    for row in rows:
+        for point, name in ((row.split("|")[1].strip(), name) for name in re.findall(r"`test_c(\d\d)_", row)):
+            assert point == f"C{int(name)}"

@@ -252,7 +252,10 @@ def test_no_more_sessions_than_descriptors(run: Run, caplog: pytest.LogCaptureFi
                 Server(LOOPBACK) as server,
                 tunnel(server.addresses[0], port) as (reader, writer),
             ):
-                streams = [await asyncio.open_connection("127.0.0.1", server.addresses[0].port) for _ in range(5)]
+                streams = [
+                    await asyncio.open_connection("127.0.0.1", server.addresses[0].port)
+                    for _ in range(server.capacity - 1)
+                ]
                 for other in streams:
                     await open_tunnel(other, Address("127.0.0.1", port))
                 async with client(server.addresses[0]) as waiting:
