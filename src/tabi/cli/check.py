@@ -25,7 +25,7 @@ def check(
     """
     config = load_config(path)
     Server(config=config, open=open_proxy)
-    data: dict[str, Any] = msgspec.to_builtins(config)
+    data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=float)  # Seconds is the only type that is not JSON's
     for user in data["users"].values():
         user["password"] = "…"  # noqa: S105 - hides it
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
