@@ -1,0 +1,52 @@
+"""The examples: each is run as a stranger runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+EXPECTED = {
+    "serve.py": ("listening on socks5://127.0.0.1:", "received: hello from the destination", "sessions left: 0"),
+    "users.py": ("alice received: hello from the destination", "refused: the proxy did not accept the user name"),
+    "client.py": ("connect: ONE\n", "open_connection: TWO\n", "refused with reply 5\n"),
+    "log_sessions.py": (
+        "alice: 1000 octets up, 1000 down; ended by: client",
+        "nobody: no acceptable method: offered 00, expected 0x02; ended by: denied",
+        "total of alice: 2000 octets",
+    ),
+}
+"""What each of them prints, among other things, in this order."""
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python on something, with every warning an error."""
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_runs_by_itself_and_ends(name: str) -> None:
+    """`python examples/NAME.py` needs no other program and no network, says what it should, and nothing on stderr."""
+    done = run_python(f"examples/{name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    at = 0
+    for text in EXPECTED[name]:
+        assert text in done.stdout[at:], done.stdout
+        at = done.stdout.index(text, at) + len(text)
+
+
+def test_the_example_configuration_is_accepted() -> None:
+    """`tabi check` takes examples/tabi.toml and shows its durations in seconds, but no password."""
+    done = run_python("-m", "tabi", "check", "examples/tabi.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "timeouts.idle = 600.0" in lines
+    assert 'listen[1].users = "required"' in lines
+    assert "plain text" not in done.stdout
+    assert "$scrypt$" not in done.stdout
