@@ -1,0 +1,171 @@
+"""The documents: what can be checked of them is."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from conftest import Run
+from support import target
+from tabi.client import Proxy
+from tabi.config import Config, Listen, Log, Timeouts, User, parse_config
+from tabi.observe.access_log import Record
+from tabi.server.server import Server
+from tabi.session import Close
+from tabi.wire.socks5 import ReplyCode
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+
+BLOCK = re.compile(r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<(?:img|source)[^>]* (?:src|srcset)=\"([^\"]+)\"")
+
+
+def page_id(path: Path) -> str:
+    """A page as its path from the root."""
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path) -> Iterator[tuple[str | None, str, str]]:
+    """The code blocks of a page: how they are marked to be run, their language and their text."""
+    for found in BLOCK.finditer(path.read_text()):
+        yield found["run"], found["kind"], found["text"]
+
+
+def runnable(name: str) -> str:
+    """The code block of README.md that is marked ``<!-- run: name -->``."""
+    (text,) = (text for run, _, text in blocks(ROOT / "README.md") if run == name)
+    return text
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
+    """Every relative link has a file, and every anchor a heading."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    for found in LINK.finditer(prose):
+        link = found[1] or found[2]
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), f"{page_id(path)}: {link}"
+        assert not anchor or anchor in anchors(there), f"{page_id(path)}: {link}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_code_on_the_pages_is_well_formed(path: Path) -> None:
+    """Python parses (await may stand outside of functions), and TOML is a configuration that tabi accepts."""
+    for _, kind, text in blocks(path):
+        if kind == "python":
+            compile(text, page_id(path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
+        elif kind == "toml":
+            parse_config(text)
+
+
+@pytest.mark.parametrize("part", [Config, Listen, User, Timeouts, Log])
+def test_the_configuration_page_describes_every_key(part: type[msgspec.Struct]) -> None:
+    """Each key has a row in the table of its part, with the default that the code has."""
+    heading = {Config: "top", Listen: "[[listen]]", User: "[users.NAME]", Timeouts: "[timeouts]", Log: "[log]"}[part]
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    section = re.split(r"^## ", page, flags=re.M)
+    (table,) = (text for text in section if text.splitlines()[0].replace("`", "").startswith(heading))
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", table, re.M))
+    parts = {"listen", "users", "timeouts", "log"} if part is Config else set()
+    assert set(rows) == set(part.__struct_fields__) - parts
+    for field in msgspec.structs.fields(part):
+        default = field.default
+        if isinstance(default, float | int | str) and field.name in rows:
+            text = (
+                str(default).lower()
+                if isinstance(default, bool)
+                else f"{default:g}"
+                if default != str(default)
+                else default
+            )
+            assert f"`{text}`" in rows[field.name], f"{field.name}: default {text}"
+
+
+def test_the_access_log_page_describes_every_key_and_every_way_to_end() -> None:
+    """Whoever reads the log finds each of its words explained."""
+    page = (ROOT / "docs" / "access-log.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    assert rows == [*Record.__struct_fields__, *get_args(Close)]
+
+
+def test_the_page_on_refusals_describes_every_reply_code() -> None:
+    """Each REP of RFC 1928 has its section."""
+    page = (ROOT / "docs" / "why-was-it-refused.md").read_text()
+    for code in ReplyCode:
+        assert code == ReplyCode.SUCCEEDED or re.search(rf"^### Reply {code:02}\b", page, re.M), code
+
+
+def test_the_readme_has_one_place_for_the_measured_results() -> None:
+    """The benchmark's table is put between two marker lines, once."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert lines.count("<!-- results -->") == lines.count("<!-- /results -->") == 1
+    assert lines.index("<!-- results -->") < lines.index("<!-- /results -->")
+
+
+def test_all_python_of_the_readme_is_run_here() -> None:
+    """No code block of README.md is there untried."""
+    marks = [run for run, kind, _ in blocks(ROOT / "README.md") if kind == "python"]
+    assert sorted(marks, key=str) == ["client", "server"]
+
+
+def test_the_server_of_the_readme_serves(run_once: Run) -> None:
+    """The program prints its URL, and that URL works as it stands."""
+    command = [sys.executable, "-u", "-c", runnable("server")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+
+            async def main() -> bytes:
+                async with target() as port, Proxy(url).connect("127.0.0.1", port) as stream:
+                    await stream.send_all(b"through the README")
+                    stream.send_eof()
+                    return await stream.receive()
+
+            assert run_once(main) == b"through the README"
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def test_the_client_of_the_readme_connects(run_once: Run) -> None:
+    """The program fetches a page, once its proxy and its destination are those of this test."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    async def main() -> str:
+        async with target(answer) as port, Server("socks5://127.0.0.1:0") as server:
+            text = runnable("client")
+            for old, new in (("socks5://127.0.0.1:1080", server.url), ('"example.com", 80', f'"localhost", {port}')):
+                assert text.count(old) == 1
+                text = text.replace(old, new)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-W", "error", "-c", text, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await process.communicate()
+            assert process.returncode == 0
+            return output.decode()
+
+    assert "204 No Content" in run_once(main)
