@@ -81,7 +81,7 @@ def test_code_on_the_pages_is_well_formed(path: Path) -> None:
 @pytest.mark.parametrize("part", [Config, Listen, User, Timeouts, Log])
 def test_the_configuration_page_describes_every_key(part: type[msgspec.Struct]) -> None:
     """Each key has a row in the table of its part, with the default that the code has."""
-    heading = {Config: "top", Listen: "[[listen]]", User: "[users.NAME]", Timeouts: "[timeouts]", Log: "[log]"}[part]
+    heading = {Config: "Top level", Listen: "[[listen]]", User: "[users.NAME]", Timeouts: "[timeouts]", Log: "[log]"}[part]
     page = (ROOT / "docs" / "configuration.md").read_text()
     section = re.split(r"^## ", page, flags=re.M)
     (table,) = (text for text in section if text.splitlines()[0].replace("`", "").startswith(heading))
