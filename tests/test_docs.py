@@ -19,6 +19,7 @@ from conftest import Run
 from support import target
 from tabi.client import Proxy
 from tabi.config import PARTS, parse_config
+from tabi.net.resolve import ThreadResolver
 from tabi.observe.access_log import Record
 from tabi.server.server import Server
 from tabi.session import Close
@@ -150,7 +151,7 @@ def test_the_client_of_the_readme_connects(run_once: Run) -> None:
         await writer.drain()
 
     async def main() -> str:
-        async with target(answer) as port, Server("socks5://127.0.0.1:0") as server:
+        async with target(answer) as port, Server("socks5://127.0.0.1:0", resolver=ThreadResolver()) as server:
             text = runnable("client")
             for old, new in (("socks5://127.0.0.1:1080", server.url), ('"example.com", 80', f'"localhost", {port}')):
                 assert text.count(old) == 1

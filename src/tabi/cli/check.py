@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from tabi.config import load_config
+from tabi.errors import ConfigError
 from tabi.server.server import Server
 
 
@@ -24,8 +25,11 @@ def check(
     Passwords are not shown. An error names the file and the key, and exits with 2.
     """
     config = load_config(path)
-    Server(config=config, open=open_proxy)
-    data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=float)  # Seconds is the only type that is not JSON's
+    try:
+        Server(config=config, open=open_proxy)
+    except ConfigError as exc:
+        raise ConfigError(str(exc), str(path)) from exc
+    data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=float)  # the only type of ours is Seconds
     for user in data["users"].values():
         user["password"] = "…"  # noqa: S105 - hides it
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
