@@ -165,7 +165,7 @@ def test_an_authenticate_that_raises_lets_nobody_in(
                 writer.write(credentials(b"alice", b"hunter2"))
                 assert await reader.read() == b"\x01\x01"
             session = await ended.get()
-            assert (session.close, session.user) == ("error", None)
+            assert (session.close, session.user) == ("denied", None)
             assert session.error == f"authenticate failed: {fault.__name__}"
 
     run(main)
