@@ -1,0 +1,459 @@
+"""Relay: how it begins, how each kind of end passes to the other side, and what is written down of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+import pytest
+
+from conftest import Run
+from sockets import (
+    Bench,
+    Ends,
+    Pair,
+    fill,
+    read,
+    read_all,
+    reset,
+    send,
+    send_and_end,
+    tcp_pair,
+    turns,
+    unix_pair,
+    until,
+)
+from tabi.net.stream import Stream
+from tabi.relay.pipes import BUFFER_SIZE
+
+MIB = 1 << 20
+
+
+async def exchange(ends: Ends, up: bytes = b"up", down: bytes = b"down") -> None:
+    """Send something each way and see it arrive."""
+    await send(ends.client, up)
+    assert await read(ends.server, len(up)) == up
+    await send(ends.server, down)
+    assert await read(ends.client, len(down)) == down
+
+
+def test_the_head_comes_before_what_the_client_sends_later(run: Run) -> None:
+    """C12: payload right behind the request is delivered, and first."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            await send(ends.client, b"behind")
+            ends.start(b"head ")
+            assert await read(ends.server, 11) == b"head behind"
+
+    run(main)
+
+
+def test_what_was_there_before_the_relay_is_relayed(run: Run) -> None:
+    """Readiness that the streams have seen already is no news to the reactor: the relay must not wait for it."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            await send(ends.client, b"early up")
+            await send(ends.server, b"early down")
+            await ends.near_client.readable()
+            await ends.near_server.readable()
+            ends.start()
+            assert await read(ends.server, 8) == b"early up"
+            assert await read(ends.client, 10) == b"early down"
+
+    run(main)
+
+
+def test_the_reply_comes_before_what_the_server_says_first(run: Run) -> None:
+    """A reply that waits for the end of the turn is sent before a greeting of the server is relayed."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+
+            async def session() -> None:
+                await ends.near_client.receive()  # resumed in the reactor's turn, as a session is
+                ends.near_client.send_soon(b"reply ")
+                ends.start()
+
+            await send(ends.server, b"greeting")
+            await ends.near_server.readable()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(session())
+                await turns()
+                await send(ends.client, b"request")
+            assert await read(ends.client, 14) == b"reply greeting"
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_half_close_is_kept(run: Run, first: str) -> None:
+    """C25: after one side has ended, the other still sends 1 MiB; the one that ended first is the session's close."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            here, there = (ends.client, ends.server) if first == "client" else (ends.server, ends.client)
+            await send_and_end(here, b"request")
+            assert await read_all(there) == b"request"
+            assert not ends.ended.is_set()
+            answer = bytes(range(256)) * 4096
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send_and_end(there, answer))
+                arrived = group.create_task(read_all(here))
+            assert arrived.result() == answer
+            await ends.ended.wait()
+            session = ends.session
+            assert session.close == first
+            assert (session.up, session.down) == ((7, MIB) if first == "client" else (MIB, 7))
+
+    run(main)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_both_sides_are_closed_at_the_end(run: Run, pair: Callable[[], Pair]) -> None:
+    """When both have ended nothing of the relay is left, and ``done`` has been called."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends(pair(), pair())
+            ends.start()
+            await exchange(ends)
+            ends.client.shutdown(socket.SHUT_WR)
+            ends.server.shutdown(socket.SHUT_WR)
+            await ends.ended.wait()
+            assert not bench.relays.active
+            assert await read_all(ends.client) == b""
+            assert await read_all(ends.server) == b""
+
+    run(main)
+
+
+@pytest.mark.parametrize("which", ["client", "server"])
+def test_a_reset_becomes_a_reset(run: Run, which: str) -> None:
+    """C33: the other side gets ECONNRESET, not what looks like an orderly end."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            gone, other = (ends.client, ends.server) if which == "client" else (ends.server, ends.client)
+            reset(gone)
+            with pytest.raises(ConnectionResetError):
+                await read(other, 1)
+            await ends.ended.wait()
+            session = ends.session
+            assert (session.close, session.up, session.down) == ("reset", 2, 4)
+
+    run(main)
+
+
+class NoShutdown(socket.socket):
+    """A socket that turns out to be gone when it is told of the end, and whose options cannot be set any more."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Fail as a socket that was reset does."""
+        raise OSError(107, "Transport endpoint is not connected")
+
+    def setsockopt(self, *arguments: object) -> None:
+        """Fail too."""
+        raise OSError(22, "Invalid argument")
+
+
+def test_an_end_that_cannot_be_passed_on_is_a_reset(run: Run) -> None:
+    """A server that is gone by the time the client ends: the client gets a reset, whatever fails on the way."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            far, near = tcp_pair()
+            gone = NoShutdown(fileno=near.detach())
+            gone.setblocking(False)
+            ends = bench.ends(server=(far, gone))
+            ends.start()
+            ends.client.shutdown(socket.SHUT_WR)
+            await ends.ended.wait()
+            assert ends.session.close == "reset"
+            with pytest.raises(ConnectionResetError):
+                await read(ends.client, 1)
+
+    run(main)
+
+
+def test_ending_twice_is_harmless(run: Run) -> None:
+    """Whatever else happens to a relay that has ended, its session is handed in once, with its first reason."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            relay = ends.relay
+            relay.close("idle")
+            relay.close("shutdown")
+            relay.break_off()
+            assert ends.session.close == "idle"
+            assert await read_all(ends.server) == b""
+
+    run(main)
+
+
+def test_a_relay_that_breaks_at_once_leaves_the_server_alone(run: Run) -> None:
+    """The client's first octets find the server reset: what the server had sent before is not touched any more."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            await send(ends.server, b"greeting")
+            await ends.near_server.readable()
+            reset(ends.server)
+            ends.start(b"head")
+            assert ends.ended.is_set()
+            assert ends.session.close == "reset"
+            with pytest.raises(ConnectionResetError):
+                await read(ends.client, 1)
+
+    run(main)
+
+
+# --- time ---
+
+
+def test_a_quiet_relay_ends_as_idle(run: Run) -> None:
+    """After ``idle`` seconds without an octet, not before, both sides are closed."""
+
+    async def main() -> None:
+        with Bench(idle=300, half_closed=60) as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            bench.relays.sweep(1000.0)
+            bench.relays.sweep(1299.9)
+            assert not ends.ended.is_set()
+            bench.relays.sweep(1300.0)
+            assert ends.ended.is_set()
+            assert (ends.session.close, ends.session.up, ends.session.down) == ("idle", 2, 4)
+            assert await read_all(ends.client) == b""
+            assert await read_all(ends.server) == b""
+
+    run(main)
+
+
+def test_a_relay_that_never_carried_anything_is_idle_from_its_start(run: Run) -> None:
+    """The first octet may keep everybody waiting no longer than the next ones."""
+
+    async def main() -> None:
+        with Bench(idle=300) as bench:
+            began = monotonic()
+            ends = bench.ends()
+            ends.start()
+            bench.relays.sweep(began + 299)
+            assert not ends.ended.is_set()
+            bench.relays.sweep(monotonic() + 300)
+            assert ends.session.close == "idle"
+
+    run(main)
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_traffic_in_either_direction_resets_the_idle_time(run: Run, direction: str) -> None:
+    """C34: idle limits are idle, not absolute."""
+
+    async def main() -> None:
+        with Bench(idle=300) as bench:
+            ends = bench.ends()
+            ends.start()
+            here, there = (ends.client, ends.server) if direction == "up" else (ends.server, ends.client)
+            for now in range(1000, 3000, 200):
+                await send(here, b"x")
+                assert await read(there, 1) == b"x"
+                bench.relays.sweep(now)
+            assert not ends.ended.is_set()
+            bench.relays.sweep(2800 + 300)
+            assert ends.session.close == "idle"
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_half_closed_relay_has_its_own_limit(run: Run, first: str) -> None:
+    """Once one side has ended, the shorter limit holds, and traffic resets that too."""
+
+    async def main() -> None:
+        with Bench(idle=300, half_closed=60) as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            bench.relays.sweep(1000.0)
+            here, there = (ends.client, ends.server) if first == "client" else (ends.server, ends.client)
+            here.shutdown(socket.SHUT_WR)
+            assert await read_all(there) == b""
+            bench.relays.sweep(1059.0)
+            await send(there, b"x")
+            assert await read(here, 1) == b"x"
+            bench.relays.sweep(1060.0)
+            bench.relays.sweep(1119.0)
+            assert not ends.ended.is_set()
+            bench.relays.sweep(1120.0)
+            assert ends.session.close == "idle"
+
+    run(main)
+
+
+def test_the_timer_sweeps_by_itself(run: Run) -> None:
+    """Nobody has to call: the relays' own timer ends what is idle, and stops when there is nothing left."""
+
+    async def main() -> None:
+        with Bench(idle=0.05, half_closed=0.05) as bench:
+            first, second = bench.ends(), bench.ends()
+            first.start()
+            second.start()
+            await first.ended.wait()
+            await second.ended.wait()
+            assert first.session.close == second.session.close == "idle"
+            await until(lambda: bench.relays.timer is None)
+            third = bench.ends()
+            third.start()
+            await third.ended.wait()
+            assert third.session.close == "idle"
+
+    run(main)
+
+
+def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
+    """Pipes are scarce: after a sweep without traffic the pool has it again, and bulk may still come."""
+
+    async def main() -> None:
+        data = bytes(range(256)) * 4096
+        with Bench(pipes=1) as bench:
+            ends, carriers = bench.ends(), bench.relays.carriers
+            ends.start()
+            for _ in range(2):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(send(ends.client, data))
+                    arrived = group.create_task(read(ends.server, len(data)))
+                assert arrived.result() == data
+                now = monotonic()
+                bench.relays.sweep(now)
+                assert carriers.lent == 1
+                bench.relays.sweep(now + 1)
+                assert carriers.lent == 0
+                assert len(carriers.idle) == 1
+            await exchange(ends)
+
+    run(main)
+
+
+def test_a_pipe_with_octets_in_it_stays_with_its_flow(run: Run) -> None:
+    """A reader that has stopped gets its octets later: a sweep does not take the pipe away from under them."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends(tcp_pair(65536), tcp_pair(65536))
+            ends.start()
+            relay, sent = ends.relay, 0
+            while relay.up.pipe is None or not relay.up.pipe.held:
+                sent += fill(ends.client)
+                await asyncio.sleep(0)
+            now = monotonic()
+            bench.relays.sweep(now)
+            bench.relays.sweep(now + 1)
+            assert bench.relays.carriers.lent == 1
+            ends.client.shutdown(socket.SHUT_WR)
+            assert len(await read_all(ends.server)) == sent
+
+    run(main)
+
+
+# --- many ---
+
+
+def test_shutdown_closes_every_relay_and_the_pool(run: Run) -> None:
+    """At the end of a server its relays end, each with its line, and no descriptor stays."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            quiet, busy = bench.ends(), bench.ends()
+            quiet.start()
+            busy.start()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send(busy.client, bytes(MIB)))
+                group.create_task(read(busy.server, MIB))
+            bench.relays.close("shutdown")
+            assert quiet.session.close == busy.session.close == "shutdown"
+            assert (busy.session.up, busy.session.down) == (MIB, 0)
+            assert not bench.relays.active
+            assert bench.relays.timer is None
+            assert bench.relays.carriers.idle == []
+            assert await read_all(quiet.client) == b""
+            bench.relays.close("shutdown")
+
+    run(main)
+
+
+def test_one_relays_end_may_end_others(run: Run) -> None:
+    """``done`` may close relays that the sweep under way has not come to yet."""
+
+    async def main() -> None:
+        with Bench(idle=300) as bench:
+            both = bench.ends(), bench.ends()
+            for ends in both:
+                ends.start()
+
+            def close_the_rest(session: object) -> None:
+                for relay in tuple(bench.relays.active):
+                    relay.close("shutdown")
+
+            bench.relays.done = close_the_rest
+            bench.relays.sweep(monotonic() + 301)
+            assert sorted(ends.session.close for ends in both) == ["idle", "shutdown"]
+
+    run(main)
+
+
+def test_relays_do_not_disturb_each_other(run: Run) -> None:
+    """Twenty relays at once, bulk in both directions through few pipes: every one carries its own octets."""
+
+    async def main() -> None:
+        with Bench(pipes=3) as bench:
+
+            async def one(number: int) -> None:
+                ends = bench.ends()
+                ends.start(b"head %d" % number)
+                data = bytes([number]) * (3 * BUFFER_SIZE)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(send_and_end(ends.client, data))
+                    group.create_task(send_and_end(ends.server, data[::-1] + b"end"))
+                    up = group.create_task(read_all(ends.server))
+                    down = group.create_task(read_all(ends.client))
+                assert up.result() == b"head %d" % number + data
+                assert down.result() == data + b"end"
+                await ends.ended.wait()
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(20):
+                    group.create_task(one(number))
+            assert bench.relays.carriers.lent == 0
+
+    run(main)
+
+
+def test_the_streams_give_their_sockets_away(run: Run) -> None:
+    """After the start the relay owns both sockets: closing the streams does not cut it."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stream: Stream
+            for stream in (ends.near_client, ends.near_server):
+                stream.close()
+            await exchange(ends)
+
+    run(main)
