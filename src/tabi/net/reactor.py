@@ -27,7 +27,7 @@ import select
 import selectors
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 Handler = Callable[[int], object]
@@ -160,9 +160,14 @@ class ReactorSelector(selectors.BaseSelector):
     def mask(events: int) -> int:
         return (IN if events & selectors.EVENT_READ else 0) | (OUT if events & selectors.EVENT_WRITE else 0)
 
+    def number(self, fileobj: Any) -> int:
+        """The descriptor of a file object; of one that was closed meanwhile, the one it was registered with."""
+        fd: int = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return next((key.fd for key in self.keys.values() if key.fileobj is fileobj), fd) if fd < 0 else fd
+
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """See `selectors.BaseSelector`; so for the others."""
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = self.number(fileobj)
         if fd in self.keys:
             raise KeyError(f"{fileobj!r} is already registered")
         self.epoll.register(fd, self.mask(events))
@@ -170,7 +175,7 @@ class ReactorSelector(selectors.BaseSelector):
         return key
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = self.number(fileobj)
         key = self.keys.pop(fd)
         try:
             self.epoll.unregister(fd)
@@ -179,7 +184,7 @@ class ReactorSelector(selectors.BaseSelector):
         return key
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        fd = self.number(fileobj)
         key = self.keys[fd]
         if events != key.events:
             self.epoll.modify(fd, self.mask(events))
@@ -211,10 +216,26 @@ class ReactorSelector(selectors.BaseSelector):
         self.keys.clear()
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self.keys
+        return Registered(self)
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        return self.keys[fileobj if isinstance(fileobj, int) else fileobj.fileno()]
+        return self.keys[self.number(fileobj)]
+
+
+class Registered(Mapping[Any, selectors.SelectorKey]):
+    """What a ReactorSelector knows, by number and by file object: asyncio asks it either way."""
+
+    def __init__(self, selector: ReactorSelector) -> None:
+        self.selector = selector
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
+        return self.selector.get_key(fileobj)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.selector.keys)
+
+    def __len__(self) -> int:
+        return len(self.selector.keys)
 
 
 class ReactorLoop(asyncio.SelectorEventLoop):
@@ -254,6 +275,8 @@ class NestedReactor(SelectorReactor):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         Reactor.__init__(self, loop)
+        self.epoll = select.epoll()
+        self.epoll.close()
         self.scheduled = False
 
     def register(self, fd: int, handler: Handler) -> None:
@@ -274,7 +297,7 @@ class NestedReactor(SelectorReactor):
 
     def open(self) -> None:
         """Begin to poll with the first registration."""
-        if not self.handlers and not self.closing:
+        if self.epoll.closed:
             self.epoll = select.epoll()
             self.loop.add_reader(self.epoll.fileno(), self.turn)
 
@@ -343,8 +366,9 @@ class PortableReactor(Reactor):
         self.handlers.pop(fd, None)
 
     def close(self, sock: Socket) -> None:
-        self.forget(sock.fileno())
-        sock.close()
+        self.watch(sock.fileno(), 0)
+        self.watched.pop(sock.fileno(), None)
+        super().close(sock)
 
     def later(self, callback: Callable[[], object]) -> None:
         self.postponed.append(callback)
@@ -388,6 +412,6 @@ def make_reactor(loop: asyncio.AbstractEventLoop, hosting: str | None) -> Reacto
 
 def make_loop() -> asyncio.AbstractEventLoop:
     """The loop that tabi's own programs run on: ``asyncio.Runner(loop_factory=make_loop)``."""
-    if sys.platform == "linux" and os.environ.get("TABI_REACTOR", "selector") == "selector":
+    if sys.platform == "linux" and os.environ.get("TABI_REACTOR") in (None, "", "selector"):
         return ReactorLoop()
     return asyncio.new_event_loop()
