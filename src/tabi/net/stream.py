@@ -54,7 +54,7 @@ class Readiness:
         self.error: BaseException | None = None
 
     def __await__(self) -> Generator[Readiness, None, None]:
-        if self.callback is not None:
+        if self.callback is not None or self.error is not None:  # an error: for a task that has not run yet
             raise RuntimeError("another task already waits for this")
         self._asyncio_future_blocking = True
         yield self

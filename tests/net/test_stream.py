@@ -1,0 +1,508 @@
+"""Stream: waiting for a socket in a task, and everything that can end the wait."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from conftest import Run
+from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
+from tabi.net.deadline import Deadlines
+from tabi.net.reactor import get_reactor
+from tabi.net.stream import Stream
+
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def stream_to_peer(pair: Callable[[], Pair] = tcp_pair) -> AsyncIterator[tuple[Stream, socket.socket]]:
+    """A stream, and the plain socket at its other end."""
+    near, far = pair()
+    with far:
+        async with Stream(get_reactor(), near) as stream:
+            yield stream, far
+
+
+async def waiting(stream: Stream, wait: Callable[[], Awaitable[object]]) -> asyncio.Task[object]:
+    """A task that waits on a stream by now."""
+
+    async def main() -> object:
+        return await wait()
+
+    task = asyncio.get_running_loop().create_task(main())
+    await turns()
+    assert not task.done()
+    return task
+
+
+def full(stream: Stream) -> int:
+    """Fill a stream's send buffer; returns how much it took."""
+    assert isinstance(stream.sock, socket.socket)
+    return fill(stream.sock)
+
+
+# --- octets ---
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_receive_gives_what_is_there(run: Run, pair: Callable[[], Pair]) -> None:
+    """What has arrived comes at once, what has not is waited for, the end is empty, again and again."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, peer):
+            peer.send(b"early")
+            await turns()
+            assert await stream.receive() == b"early"
+            task = await waiting(stream, stream.receive)
+            peer.send(b"late")
+            assert await task == b"late"
+            peer.shutdown(socket.SHUT_WR)
+            assert await stream.receive() == b""
+            assert await stream.receive() == b""
+
+    run(main)
+
+
+def test_receive_takes_no_more_than_asked_for(run: Run) -> None:
+    """What was left is still there, though no new edge comes for it."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"abcdef")
+            assert await stream.receive(4) == b"abcd"
+            assert await stream.receive(4) == b"ef"
+            peer.send(b"ghij")
+            assert await stream.receive(4) == b"ghij"
+            assert stream.receive_nowait(4) is None
+            peer.send(b"k")
+            assert await stream.receive(4) == b"k"
+
+    run(main)
+
+
+def test_the_last_octets_and_the_end_may_come_together(run: Run) -> None:
+    """Data with FIN behind it, read in short reads: nothing is lost and the end is seen."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"last")
+            peer.shutdown(socket.SHUT_WR)
+            await stream.readable()
+            assert await stream.receive(100) == b"last"
+            assert await stream.receive(100) == b""
+
+    run(main)
+
+
+def test_receive_nowait_tells_nothing_from_the_end(run: Run) -> None:
+    """None is nothing yet, empty is the end."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            assert stream.receive_nowait(10) is None
+            peer.send(b"x")
+            await stream.readable()
+            assert stream.receive_nowait(10) == b"x"
+            assert stream.receive_nowait(10) is None
+            peer.shutdown(socket.SHUT_WR)
+            await until(lambda: stream.receive_nowait(10) == b"" if get_reactor().edge_triggered else True)
+            assert await stream.receive() == b""
+
+    run(main)
+
+
+def test_send_all_waits_for_a_slow_reader(run: Run) -> None:
+    """2 MiB each way arrive unchanged through small buffers, two tasks reading and two writing at once."""
+
+    async def main() -> None:
+        near, far = tcp_pair(65536)
+        data = bytes(range(256)) * (2 * MIB // 256)
+        async with Stream(get_reactor(), near) as here, Stream(get_reactor(), far) as there:
+
+            async def receive_all(stream: Stream) -> bytes:
+                received = bytearray()
+                while chunk := await stream.receive():
+                    received += chunk
+                return bytes(received)
+
+            async def send_all(stream: Stream, data: bytes) -> None:
+                await stream.send_all(data)
+                stream.send_eof()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send_all(here, data))
+                group.create_task(send_all(there, data[::-1]))
+                at_there = group.create_task(receive_all(there))
+                at_here = group.create_task(receive_all(here))
+            assert at_there.result() == data
+            assert at_here.result() == data[::-1]
+
+    run(main)
+
+
+def test_one_task_may_read_while_another_writes(run: Run) -> None:
+    """Both wait at once on one stream; each is woken by its own event."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            before = full(stream)
+            writer = await waiting(stream, lambda: stream.send_all(b"tail"))
+            reader = await waiting(stream, stream.receive)
+            peer.send(b"x")
+            assert await reader == b"x"
+            assert not writer.done()
+            reader = await waiting(stream, stream.receive)
+            assert (await read(peer, before + 4))[before:] == b"tail"
+            await writer
+            assert not reader.done()
+            peer.send(b"y")
+            assert await reader == b"y"
+
+    run(main)
+
+
+def test_send_eof_ends_one_direction(run: Run) -> None:
+    """The peer reads to the end; what it sends afterwards still arrives. What was put off goes before the end."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"x")
+            await stream.receive()  # from here on in the reactor's turn
+            stream.send_soon(b"put off")
+            stream.send_eof()
+            assert await read_all(peer) == b"put off"
+            await send(peer, b"answer")
+            assert await stream.receive() == b"answer"
+
+    run(main)
+
+
+# --- errors and ends ---
+
+
+def test_a_reset_is_an_error_and_not_an_end(run: Run) -> None:
+    """Who waits gets ConnectionResetError, and so does who sends."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, stream.receive)
+            reset(peer)
+            with pytest.raises(ConnectionResetError):
+                await task
+            with pytest.raises(BrokenPipeError):
+                await stream.send_all(b"x")
+
+    run(main)
+
+
+def test_a_blocked_writer_hears_of_a_reset(run: Run) -> None:
+    """A peer that does not read and then goes ends the wait."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            full(stream)
+            task = await waiting(stream, lambda: stream.send_all(b"x"))
+            reset(peer)
+            with pytest.raises(ConnectionError):
+                await task
+
+    run(main)
+
+
+def test_reset_sends_a_reset(run: Run) -> None:
+    """The peer of a stream that is reset sees ECONNRESET; doing it twice is harmless."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            stream.reset()
+            stream.reset()
+            with pytest.raises(ConnectionResetError):
+                await read(peer, 1)
+
+    run(main)
+
+
+def test_reset_closes_even_where_the_option_is_refused(run: Run) -> None:
+    """A socket that cannot be reset is closed."""
+
+    class NoOptions(socket.socket):
+        def setsockopt(self, *arguments: object) -> None:
+            raise OSError(22, "Invalid argument")
+
+    async def main() -> None:
+        near, far = tcp_pair()
+        with far:
+            Stream(get_reactor(), NoOptions(fileno=near.detach())).reset()
+            assert await read_all(far) == b""
+
+    run(main)
+
+
+def test_close_is_an_orderly_end_for_the_peer(run: Run) -> None:
+    """The peer reads the end; closing twice is harmless."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            stream.close()
+            stream.close()
+            assert await read_all(peer) == b""
+
+    run(main)
+
+
+def test_close_ends_the_waits_of_other_tasks(run: Run) -> None:
+    """A reader and a writer that wait when the stream is closed get ConnectionAbortedError, later waits too."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, _peer):
+            full(stream)
+            reader = await waiting(stream, stream.receive)
+            writer = await waiting(stream, lambda: stream.send_all(b"x"))
+            stream.close()
+            for task in (reader, writer):
+                with pytest.raises(ConnectionAbortedError):
+                    await task
+            for wait in (stream.readable, stream.writable):
+                with pytest.raises(ConnectionAbortedError):
+                    wait()
+            with pytest.raises(OSError, match=r"closed|descriptor"):
+                await stream.receive()
+
+    run(main)
+
+
+def test_the_end_of_async_with_closes(run: Run) -> None:
+    """A stream is closed however its block ends."""
+
+    async def main() -> None:
+        near, far = tcp_pair()
+        with far:
+            with pytest.raises(ValueError, match="inside"):
+                async with Stream(get_reactor(), near):
+                    raise ValueError("inside")
+            assert await read_all(far) == b""
+
+    run(main)
+
+
+def test_detach_gives_the_socket_away(run: Run) -> None:
+    """The socket lives on, non-blocking, outside of the reactor; who waited is told, and the stream is closed."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, stream.receive)
+            sock = stream.detach()
+            with sock:
+                with pytest.raises(ConnectionAbortedError):
+                    await task
+                with pytest.raises(ConnectionAbortedError):
+                    stream.detach()
+                assert not sock.getblocking()
+                await send(peer, b"to the socket")
+                assert await read(sock, 13) == b"to the socket"
+                stream.close()
+                await send(sock, b"from the socket")
+                assert await read(peer, 15) == b"from the socket"
+
+    run(main)
+
+
+def test_the_repr_names_the_descriptor(run_once: Run) -> None:
+    """In a debugger a stream can be told from others."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, _peer):
+            assert repr(stream) == f"<Stream fd={stream.fd}>"
+
+    run_once(main)
+
+
+# --- time and cancellation ---
+
+
+@pytest.mark.parametrize("message", [None, "enough"])
+def test_a_wait_can_be_cancelled(run: Run, message: str | None) -> None:
+    """The task ends at once with the message it was cancelled with; the stream is as before."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, stream.receive)
+            task.cancel(message) if message else task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+            peer.send(b"x")
+            assert await stream.receive() == b"x"
+
+    run(main)
+
+
+def test_a_writer_can_be_cancelled(run: Run) -> None:
+    """The same for a task that waits for room."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            before = full(stream)
+            task = await waiting(stream, lambda: stream.send_all(b"never"))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            stream.close()
+            assert len(await read_all(peer)) == before
+
+    run(main)
+
+
+def test_cancelling_twice_is_once(run: Run) -> None:
+    """A second cancel before the task ran neither gets lost nor hits the next wait."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, stream.receive)
+            task.cancel()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            peer.send(b"x")
+            assert await stream.receive() == b"x"
+
+    run(main)
+
+
+def test_data_that_comes_with_a_cancel_is_not_lost(run: Run) -> None:
+    """The octets that woke nobody are there for the next receive."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, stream.receive)
+            peer.send(b"x")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await stream.receive() == b"x"
+
+    run(main)
+
+
+def test_asyncio_timeout_ends_a_wait(run: Run) -> None:
+    """The usual way to limit a wait works, and the stream can be used afterwards."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await stream.receive()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stream.receive(), 0.01)
+            peer.send(b"x")
+            async with asyncio.timeout(20):
+                assert await stream.receive() == b"x"
+
+    run(main)
+
+
+def test_a_second_reader_is_refused(run: Run) -> None:
+    """Two tasks that receive on one stream would tear the octets apart: the second gets RuntimeError."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            first = await waiting(stream, stream.receive)
+            with pytest.raises(RuntimeError, match="another task already waits"):
+                await stream.receive()
+            peer.send(b"x")
+            assert await first == b"x"
+
+    run(main)
+
+
+def test_a_cancelled_reader_is_not_mistaken_for_the_next(run: Run) -> None:
+    """Until a cancelled task has run, its wait is not over: the next one never gets its CancelledError."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            first = await waiting(stream, stream.receive)
+            first.cancel()
+            peer.send(b"x")
+            try:
+                data = await stream.receive()
+            except RuntimeError:
+                await turns()
+                data = await stream.receive()
+            assert data == b"x"
+            await turns()
+            assert first.cancelled()
+
+    run(main)
+
+
+def test_an_expired_stream_ends_every_wait(run: Run) -> None:
+    """A deadline ends the reader and the writer with TimeoutError, and whoever would wait later."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, _peer):
+            full(stream)
+            reader = await waiting(stream, stream.receive)
+            writer = await waiting(stream, lambda: stream.send_all(b"x"))
+            stream.expire()
+            for task in (reader, writer):
+                with pytest.raises(TimeoutError):
+                    await task
+            with pytest.raises(TimeoutError):
+                await stream.receive()
+            with pytest.raises(TimeoutError):
+                await stream.send_all(b"x")
+
+    run(main)
+
+
+def test_a_deadline_expires_a_stream(run: Run) -> None:
+    """One timer for many streams: who is stopped in time goes on, who is not is ended."""
+
+    async def main() -> None:
+        deadlines = Deadlines(asyncio.get_running_loop(), 0.05)
+        async with stream_to_peer() as (late, _), stream_to_peer() as (done, peer):
+            deadlines.start(late)
+            deadlines.start(done)
+            deadlines.stop(done)
+            with pytest.raises(TimeoutError):
+                await late.receive()
+            peer.send(b"x")
+            assert await done.receive() == b"x"
+        deadlines.close()
+
+    run(main)
+
+
+def test_a_wait_works_as_a_future_does(run: Run) -> None:
+    """asyncio knows what a task awaits here: it is a future of this loop."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, _peer):
+            readiness = stream.readable()
+            assert asyncio.isfuture(readiness)
+            assert readiness.get_loop() is asyncio.get_running_loop()
+            assert not readiness.cancel()
+            stream.close()
+
+    run(main)
+
+
+def test_a_task_may_close_its_stream_and_open_another_in_one_go(run: Run) -> None:
+    """A task that is resumed in a turn, closes its stream and goes on with a new one is not confused by old events."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"x")
+            assert await stream.receive() == b"x"
+            peer.send(b"more")
+            stream.close()
+            async with stream_to_peer() as (fresh, fresh_peer):
+                assert fresh.receive_nowait(10) is None
+                fresh_peer.send(b"y")
+                assert await fresh.receive() == b"y"
+
+    run(main)
