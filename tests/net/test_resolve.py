@@ -1,0 +1,223 @@
+"""SystemResolver against a name server of the test, on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import cast
+
+import pytest
+
+from conftest import Run
+from tabi.errors import DialError
+from tabi.net.resolve import SystemResolver
+from tabi.wire.socks5 import ReplyCode
+
+A, AAAA = 1, 28
+NOERROR, SERVFAIL, NXDOMAIN = 0, 2, 3
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers queries (RFC 1035 section 4) from a table of addresses by name, or with one RCODE."""
+
+    def __init__(self, table: dict[str, list[str]], rcode: int, silent: bool) -> None:
+        self.table = table
+        self.rcode = rcode
+        self.silent = silent
+        self.asked: list[tuple[str, int]] = []
+        self.heard = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Decode the one question and send the answer."""
+        labels, offset = [], 12
+        while length := data[offset]:
+            labels.append(data[offset + 1 : offset + 1 + length].decode())
+            offset += 1 + length
+        offset += 5
+        name = ".".join(labels).lower()
+        (qtype,) = struct.unpack_from("!H", data, offset - 4)
+        self.asked.append((name, qtype))
+        self.heard.set()
+        if self.silent:
+            return
+        records = [
+            struct.pack("!HHHIH", 0xC00C, qtype, 1, 60, len(address.packed)) + address.packed
+            for address in map(ip_address, self.table.get(name, []))
+            if (address.version == 4) == (qtype == A)
+        ]
+        rcode = self.rcode or (NOERROR if name in self.table else NXDOMAIN)
+        header = data[:2] + struct.pack("!HHHHH", 0x8180 | rcode, 1, len(records), 0, 0)
+        self.transport.sendto(header + data[12:offset] + b"".join(records), addr)
+
+
+@asynccontextmanager
+async def name_server(
+    table: dict[str, list[str]], rcode: int = NOERROR, silent: bool = False
+) -> AsyncIterator[tuple[SystemResolver, NameServer]]:
+    """A name server and a resolver that asks it."""
+    loop = asyncio.get_running_loop()
+    transport, server = await loop.create_datagram_endpoint(
+        lambda: NameServer(table, rcode, silent), local_addr=("127.0.0.1", 0)
+    )
+    host, port = transport.get_extra_info("sockname")
+    resolver = SystemResolver(loop, [f"{host}:{port}"])
+    try:
+        yield resolver, server
+    finally:
+        await resolver.close()
+        transport.close()
+        await asyncio.sleep(0)
+
+
+def test_a_name_is_resolved_to_all_of_its_addresses(run: Run) -> None:
+    """IPv4 and IPv6 addresses come as such, none of them twice."""
+
+    async def main() -> None:
+        table = {"both.test": ["127.0.0.1", "127.0.0.2", "::1"]}
+        async with name_server(table) as (resolver, server):
+            found = await resolver.resolve("both.test")
+            assert len(found) == 3
+            assert set(found) == {IPv4Address("127.0.0.1"), IPv4Address("127.0.0.2"), IPv6Address("::1")}
+            assert {qtype for name, qtype in server.asked if name == "both.test"} == {A, AAAA}
+
+    run(main)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.9", "::1"])
+def test_a_name_may_have_addresses_of_one_family_only(run: Run, address: str) -> None:
+    """No record of the other family is no error."""
+
+    async def main() -> None:
+        async with name_server({"one.test": [address]}) as (resolver, _):
+            assert await resolver.resolve("one.test") == [ip_address(address)]
+
+    run(main)
+
+
+def test_names_are_resolved_side_by_side(run: Run) -> None:
+    """Many queries at once get each its own answer."""
+
+    async def main() -> None:
+        table = {f"host{number}.test": [f"127.0.0.{number}"] for number in range(1, 21)}
+        async with name_server(table) as (resolver, _):
+            found = await asyncio.gather(*(resolver.resolve(name) for name in table))
+            assert [str(addresses[0]) for addresses in found] == [addresses[0] for addresses in table.values()]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("table", "rcode"),
+    [({}, NOERROR), ({}, NXDOMAIN), ({"name.test": []}, NOERROR), ({}, SERVFAIL)],
+    ids=["unknown", "nxdomain", "no-address", "servfail"],
+)
+def test_a_name_without_an_address_is_host_unreachable(run: Run, table: dict[str, list[str]], rcode: int) -> None:
+    """C8: a name that is unknown, has no address, or whose servers fail, is reply 04; the message names it."""
+
+    async def main() -> None:
+        async with name_server(table, rcode) as (resolver, _):
+            with pytest.raises(DialError, match=r"^name\.test: ") as caught:
+                await resolver.resolve("name.test")
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+            assert caught.value.errno is None
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".test", ".".join(["label"] * 60)])
+def test_what_is_no_name_is_an_error_like_any_other(run: Run, name: str) -> None:
+    """A client may send any text: what cannot be asked for is answered, not raised as something else."""
+
+    async def main() -> None:
+        async with name_server({}) as (resolver, _):
+            with pytest.raises(DialError) as caught:
+                await resolver.resolve(name)
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run(main)
+
+
+def test_the_hosts_file_is_read(run: Run) -> None:
+    """localhost is known without asking anyone."""
+
+    async def main() -> None:
+        async with name_server({}) as (resolver, server):
+            found = await resolver.resolve("localhost")
+            assert found
+            assert all(address.is_loopback for address in found)
+            assert server.asked == []
+
+    run(main)
+
+
+def test_the_systems_settings_are_the_default(run_once: Run) -> None:
+    """Without name servers given, it can be made, asked for localhost, and closed."""
+
+    async def main() -> None:
+        resolver = SystemResolver(asyncio.get_running_loop())
+        try:
+            assert all(address.is_loopback for address in await resolver.resolve("localhost"))
+        finally:
+            await resolver.close()
+
+    run_once(main)
+
+
+def test_nobody_is_kept_waiting_by_a_silent_server(run: Run) -> None:
+    """A query without an answer can be cancelled, blocks no one meanwhile, and leaves nothing behind at the end."""
+
+    async def main() -> None:
+        async with name_server({}, silent=True) as (resolver, server):
+            task = asyncio.get_running_loop().create_task(resolver.resolve("silent.test"))
+            await server.heard.wait()
+            assert (await resolver.resolve("localhost"))[0].is_loopback
+            assert not task.done()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(main)
+
+
+def test_queries_under_way_end_when_the_resolver_closes(run: Run) -> None:
+    """Nobody waits for an answer that cannot come any more."""
+
+    async def main() -> None:
+        async with name_server({}, silent=True) as (resolver, server):
+            task = asyncio.get_running_loop().create_task(resolver.resolve("silent.test"))
+            await server.heard.wait()
+            await resolver.close()
+            with pytest.raises(DialError):
+                await task
+
+    run(main)
+
+
+def test_an_address_without_a_record_is_told_by_the_resolver_itself(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is a success without any address is a failure too."""
+
+    class Nothing:
+        nodes: tuple[()] = ()
+
+    async def main() -> None:
+        async with name_server({}) as (resolver, _):
+
+            async def nothing(name: str, type: socket.SocketKind) -> Nothing:
+                return Nothing()
+
+            with monkeypatch.context() as patch:
+                patch.setattr(resolver.resolver, "getaddrinfo", nothing)
+                with pytest.raises(DialError, match="no address") as caught:
+                    await resolver.resolve("name.test")
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run_once(main)
