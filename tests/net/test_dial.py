@@ -1,0 +1,417 @@
+"""Dialer: one address, several, none in time; and what each failure says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+
+from conftest import Run
+from sockets import turns
+from support import closed_port, target
+from tabi.errors import DialError, PolicyDenied
+from tabi.net.dial import Dialer
+from tabi.net.reactor import BROKEN, OUT, get_reactor
+from tabi.net.stream import Stream
+from tabi.wire.address import Address
+from tabi.wire.socks5 import ReplyCode
+
+IP = IPv4Address | IPv6Address
+LOCAL = IPv4Address("127.0.0.1")
+NOWHERE = "255.255.255.255"  # connect(2) refuses it at once, ENETUNREACH, without a packet
+
+
+class FakeResolver:
+    """Knows one name; with no addresses it never answers."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses: list[IP] = [ip_address(address) for address in addresses]
+        self.closed = False
+
+    async def resolve(self, name: str) -> list[IP]:
+        """See `tabi.net.resolve.Resolver`."""
+        if not self.addresses:
+            await asyncio.Event().wait()
+        return self.addresses
+
+    async def close(self) -> None:
+        """See `tabi.net.resolve.Resolver`."""
+        self.closed = True
+
+
+@contextlib.asynccontextmanager
+async def dialer(*addresses: str, seconds: float = 20) -> AsyncIterator[Dialer]:
+    """A dialer, closed at the end."""
+    dialer = Dialer(get_reactor(), FakeResolver(*addresses), seconds)
+    try:
+        yield dialer
+    finally:
+        await dialer.close()
+
+
+def permit_all(address: IP) -> None:
+    """Forbid nothing."""
+
+
+@contextlib.contextmanager
+def silent_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """A port that answers nobody: its backlog is full, so that further SYNs are dropped."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind((host, 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def echoes(stream: Stream) -> None:
+    """Check that the stream leads to an echo server."""
+    await stream.send_all(b"ping")
+    assert await stream.receive() == b"ping"
+
+
+async def fails(dialer: Dialer, destination: Address) -> DialError:
+    """Dial and return the error, which names the destination."""
+    with pytest.raises(DialError) as caught:
+        await dialer.dial(destination, permit_all)
+    assert str(caught.value).startswith(f"{destination}: ")
+    return caught.value
+
+
+# --- success ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_address_is_connected_to(run: Run, host: str) -> None:
+    """The stream leads there, sends without Nagle's delay, and its deadline is over."""
+
+    async def main() -> None:
+        async with (
+            target(host=host) as port,
+            dialer() as dial,
+            await dial.dial(Address(ip_address(host), port), permit_all) as stream,
+        ):
+            await echoes(stream)
+            assert stream.sock.getpeername()[:2] == (host, port)
+            assert stream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert not dial.deadlines.pending
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_a_name_is_connected_to(run: Run, addresses: list[str]) -> None:
+    """Whether it has one address or several, permit sees all of them and the stream leads to the first that answers."""
+
+    async def main() -> None:
+        seen: list[IP] = []
+        async with target() as port, dialer(*addresses) as dial:
+            async with await dial.dial(Address("name.test", port), seen.append) as stream:
+                await echoes(stream)
+                assert stream.sock.getpeername() == ("127.0.0.1", port)
+                assert stream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert [str(address) for address in seen] == addresses
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", ["refused", "unreachable"])
+def test_an_address_that_fails_gives_way_to_the_next(run: Run, first: str) -> None:
+    """Happy Eyeballs: a host with one dead address is still reached."""
+
+    async def main() -> None:
+        dead = "127.0.0.3" if first == "refused" else NOWHERE
+        async with (
+            target() as port,
+            dialer(dead, "127.0.0.1") as dial,
+            await dial.dial(Address("name.test", port), permit_all) as stream,
+        ):
+            await echoes(stream)
+
+    run(main)
+
+
+def test_an_address_that_is_silent_gives_way_to_the_next(run: Run) -> None:
+    """Happy Eyeballs: the next address gets its turn long before the deadline of the first."""
+
+    async def main() -> None:
+        with silent_port("127.0.0.2") as port, socket.create_server(("127.0.0.1", port)) as listener:
+            async with (
+                dialer("127.0.0.2", "127.0.0.1") as dial,
+                await dial.dial(Address("name.test", port), permit_all) as stream,
+            ):
+                assert stream.sock.getpeername() == ("127.0.0.1", port)
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.send(b"hello")
+                    assert await stream.receive() == b"hello"
+
+    run(main)
+
+
+def test_many_dials_at_once_each_get_their_own(run: Run) -> None:
+    """Thirty connections opened side by side are not mixed up."""
+
+    async def main() -> None:
+        async with target() as port, dialer() as dial:
+
+            async def one(number: int) -> None:
+                async with await dial.dial(Address(LOCAL, port), permit_all) as stream:
+                    await stream.send_all(b"%d" % number)
+                    assert await stream.receive() == b"%d" % number
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(30):
+                    group.create_task(one(number))
+
+    run(main)
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_refused(run: Run, addresses: list[str]) -> None:
+    """C8: a closed port is reply 05, dialled by address, by name, and by a name with several addresses."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            async with dialer(*addresses) as dial:
+                error = await fails(dial, Address("name.test" if addresses else LOCAL, port))
+                assert (error.reply_code, error.errno) == (ReplyCode.CONNECTION_REFUSED, errno.ECONNREFUSED)
+                assert "refused" in str(error)
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [[], [NOWHERE], [NOWHERE, "224.0.0.1"]])
+def test_unreachable(run: Run, addresses: list[str]) -> None:
+    """C8: an address to which no way leads is reply 03."""
+
+    async def main() -> None:
+        async with dialer(*addresses) as dial:
+            error = await fails(dial, Address("name.test" if addresses else IPv4Address(NOWHERE), 80))
+            assert (error.reply_code, error.errno) == (ReplyCode.NETWORK_UNREACHABLE, errno.ENETUNREACH)
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1", NOWHERE], [NOWHERE, "127.0.0.1"]])
+def test_of_several_failures_the_most_telling_is_reported(run: Run, addresses: list[str]) -> None:
+    """A host that refuses on one address and cannot be reached on another is there: refused."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            async with dialer(*addresses) as dial:
+                error = await fails(dial, Address("name.test", port))
+                assert (error.reply_code, error.errno) == (ReplyCode.CONNECTION_REFUSED, errno.ECONNREFUSED)
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["127.0.0.1", "127.0.0.1"]])
+def test_a_destination_that_never_answers(run: Run, addresses: list[str]) -> None:
+    """C8: after the deadline it is reply 04, and nothing of the attempts is left open."""
+
+    async def main() -> None:
+        with silent_port() as port:
+            async with dialer(*addresses, seconds=0.05) as dial:
+                error = await fails(dial, Address("name.test" if addresses else LOCAL, port))
+                assert (error.reply_code, error.errno) == (ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)
+                assert str(error).endswith("no answer within 0.05 s")
+
+    run(main)
+
+
+def test_a_resolver_that_never_answers(run: Run) -> None:
+    """The deadline covers resolving too."""
+
+    async def main() -> None:
+        async with dialer(seconds=0.05) as dial:
+            error = await fails(dial, Address("name.test", 80))
+            assert error.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_without_descriptors(run: Run, addresses: list[str]) -> None:
+    """C8: our own fault is reply 01."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            async with dialer(*addresses) as dial:
+                with no_descriptors():
+                    error = await fails(dial, Address("name.test" if addresses else LOCAL, port))
+                assert (error.reply_code, error.errno) == (ReplyCode.GENERAL_FAILURE, errno.EMFILE)
+
+    run(main)
+
+
+def test_what_the_resolver_says_is_passed_on(run: Run) -> None:
+    """An error of the resolver arrives as it is."""
+
+    async def main() -> None:
+        class Broken(FakeResolver):
+            async def resolve(self, name: str) -> list[IP]:
+                raise DialError("name.test: no such name", ReplyCode.HOST_UNREACHABLE)
+
+        dial = Dialer(get_reactor(), Broken(), 20)
+        with pytest.raises(DialError, match=r"^name\.test: no such name$") as caught:
+            await dial.dial(Address("name.test", 80), permit_all)
+        assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+        await dial.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_a_socket_that_cannot_be_used_is_closed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    """Where the reactor takes no more sockets, the one just opened does not stay."""
+
+    async def main() -> None:
+        async with target() as port, dialer(*addresses) as dial:
+
+            def refuse(fd: int, handler: object) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(dial.reactor, "register", refuse)
+                with pytest.raises(OSError, match="No space"):
+                    await dial.dial(Address("name.test", port), permit_all)
+
+    run(main)
+
+
+def test_a_broken_socket_without_an_error_counts_as_connected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HUP without an error number: it was connected and is over; the stream says so to who reads it."""
+
+    async def main() -> None:
+        seen: list[int] = []
+        async with target() as port, dialer() as dial:
+            real = Stream.on_ready
+
+            def broken(stream: Stream, events: int) -> None:
+                seen.append(events)
+                real(stream, events | BROKEN)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Stream, "on_ready", broken)
+                stream = await dial.dial(Address(LOCAL, port), permit_all)
+            async with stream:
+                await echoes(stream)
+            assert any(events & OUT for events in seen)
+
+    run(main)
+
+
+# --- policy ---
+
+
+class Deny:
+    """A permit that forbids one address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = ip_address(address)
+
+    def __call__(self, address: IP) -> None:
+        if address == self.address:
+            raise PolicyDenied(f"{address} is forbidden")
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
+def test_one_forbidden_address_forbids_all(run: Run, addresses: list[str]) -> None:
+    """Nobody is connected to, not even an address that is allowed: a name must not lead around the guard."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port = one.getsockname()[1]
+            with socket.create_server(("127.0.0.2", port)) as two:
+                async with dialer(*addresses) as dial:
+                    with pytest.raises(PolicyDenied, match=r"127\.0\.0\.1 is forbidden"):
+                        await dial.dial(Address("name.test" if addresses else LOCAL, port), Deny("127.0.0.1"))
+                await turns()
+                for listener in (one, two):
+                    listener.setblocking(False)
+                    with pytest.raises(BlockingIOError):
+                        listener.accept()
+
+    run(main)
+
+
+# --- cancellation ---
+
+
+@pytest.mark.parametrize("addresses", [[], ["127.0.0.1"], ["127.0.0.1", "127.0.0.1"]])
+def test_a_dial_can_be_cancelled(run: Run, addresses: list[str]) -> None:
+    """A client that leaves while its destination is dialled: the attempt ends, no socket and no deadline stays."""
+
+    async def main() -> None:
+        with silent_port() as port:
+            async with dialer(*addresses) as dial:
+
+                async def main() -> None:
+                    await dial.dial(Address("name.test" if addresses else LOCAL, port), permit_all)
+
+                task = asyncio.get_running_loop().create_task(main())
+                await turns(10)
+                assert not task.done()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert not dial.deadlines.pending
+
+    run(main)
+
+
+def test_a_dial_can_be_cancelled_while_resolving(run: Run) -> None:
+    """The same before there is an address."""
+
+    async def main() -> None:
+        async with dialer() as dial:
+
+            async def main() -> None:
+                await dial.dial(Address("name.test", 80), permit_all)
+
+            task = asyncio.get_running_loop().create_task(main())
+            await turns()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(main)
+
+
+def test_close_closes_the_resolver(run: Run) -> None:
+    """The dialer owns its resolver."""
+
+    async def main() -> None:
+        resolver = FakeResolver()
+        await Dialer(get_reactor(), resolver, 1).close()
+        assert resolver.closed
+
+    run(main)
