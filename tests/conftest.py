@@ -83,7 +83,7 @@ def no_leaks() -> Iterator[None]:
     before = set(descriptors().items())
     yield
     # c-ares' channels are destroyed by a thread of pycares, a moment after they were closed: nothing tells when.
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 5
     while (left := left_open(before)) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.005)
