@@ -108,13 +108,14 @@ class Server:
 
     def refuse_open_proxy(self) -> None:
         """Raise ConfigError for a listener that anybody in the network could use."""
-        for listen in self.config.listen:
+        for index, listen in enumerate(self.config.listen):
             host = listen.parsed.address.host
             loopback = host == "localhost" if isinstance(host, str) else host.is_loopback
             if not loopback and not self.required(listen):
                 raise ConfigError(
                     f"{listen.url} would be an open proxy: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
-                    "or say --open if anybody who reaches this address may use it"
+                    "or say --open if anybody who reaches this address may use it",
+                    f"listen[{index}].url",
                 )
 
     # --- life ---
