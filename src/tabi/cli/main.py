@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 the command line or the configurat
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -57,13 +58,13 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except TyperException as exc:
-        text = getattr(exc, "message", "") or str(exc)
+        text = exc.format_message()
         if text:  # none where the help was shown
             print(f"tabi: {text}", file=sys.stderr)
         sys.exit(2)
     except (TabiError, OSError, ValueError) as exc:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         text = exc.strerror if isinstance(exc, OSError) and exc.strerror and not exc.filename else exc
         print(f"tabi: {text}", file=sys.stderr)
         sys.exit(2 if isinstance(exc, ConfigError) else 1)

@@ -1,0 +1,70 @@
+"""The program itself: its commands, its exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import pytest
+from processes import failure, run_tabi
+
+import tabi
+
+
+def test_help_names_every_command() -> None:
+    """`tabi --help` lists what there is and ends with 0."""
+    done = run_tabi("--help")
+    assert done.returncode == 0
+    for command in ("serve", "check", "passwd", "connect"):
+        assert f" {command} " in done.stdout.decode()
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "passwd", "connect"])
+def test_every_command_has_help(command: str) -> None:
+    """`tabi COMMAND -h` explains it and ends with 0."""
+    done = run_tabi(command, "-h")
+    assert done.returncode == 0
+    assert f"tabi {command}" in done.stdout.decode()
+
+
+def test_no_command_shows_the_help() -> None:
+    """`tabi` alone is no command line: the help, and exit code 2."""
+    done = run_tabi()
+    assert done.returncode == 2
+    assert "Commands" in (done.stdout + done.stderr).decode()
+
+
+def test_version() -> None:
+    """`tabi --version` prints the package's version."""
+    done = run_tabi("--version")
+    assert (done.returncode, done.stdout.decode()) == (0, f"tabi {tabi.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["--frobnicate"], "--frobnicate"),
+        (["serve", "--frobnicate"], "--frobnicate"),
+        (["serve", "extra"], "extra"),
+        (["serve", "--workers", "many"], "--workers"),
+        (["serve", "--via", "socks5://127.0.0.1:1"], "--via"),
+        (["udp", "127.0.0.1:53"], "udp"),
+        (["check"], "TABI.TOML"),
+        (["connect", "127.0.0.1:1"], "--via"),
+        (["connect", "127.0.0.1:1", "--via"], "--via"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_named_in_one_line(arguments: list[str], words: str) -> None:
+    """What is unknown, missing or not there yet is refused with exit code 2 and one line that names it."""
+    assert words in failure(run_tabi(*arguments), 2)
+
+
+def test_debug_adds_the_traceback_and_changes_nothing_else() -> None:
+    """With --debug the traceback comes first; the line and the exit code stay."""
+    arguments = ("serve", "-l", "socks5://127.0.0.1:0", "-u", "nobody")
+    line = failure(run_tabi(*arguments), 2)
+    done = run_tabi("--debug", *arguments)
+    assert done.returncode == 2
+    text = done.stderr.decode()
+    assert text.startswith("Traceback ")
+    assert "ConfigError" in text
+    assert text.endswith(line)
