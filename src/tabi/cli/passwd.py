@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from getpass import getpass
 from typing import Annotated
@@ -22,16 +23,21 @@ def passwd(
     Without a terminal the password is the first line of standard input: `pass show proxy | tabi passwd alice`.
     """
     if sys.stdin.isatty():
-        password = getpass("Password: ")
-        if getpass("Again: ") != password:
+        text = getpass("Password: ")
+        if getpass("Again: ") != text:
             raise ConfigError("the two are not the same")
+        password = text.encode(errors="surrogateescape")
     else:
-        password = sys.stdin.readline().rstrip("\r\n")
-    if not 0 < len(password.encode()) <= 255:
+        password = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not 0 < len(password) <= 255:
         raise ConfigError("a password has 1 to 255 octets (RFC 1929)")
-    text = make_hash(password.encode())
+    text = make_hash(password)
     if name is None:
         print(text)
     else:
-        key = name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else f'"{name}"'
+        key = (
+            name
+            if name.replace("-", "").replace("_", "").isalnum() and name.isascii()
+            else json.dumps(name, ensure_ascii=False)
+        )
         print(f'[users.{key}]\npassword = "{text}"')
