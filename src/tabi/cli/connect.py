@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 from typing import Annotated
@@ -52,7 +53,7 @@ def join(sock: socket.socket) -> None:
 
     def upload() -> None:
         try:
-            while data := os.read(0, CHUNK):
+            while data := read(0):
                 sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
         except OSError:  # the other side is gone, which the main thread finds out too
@@ -62,4 +63,16 @@ def join(sock: socket.socket) -> None:
     while data := sock.recv(CHUNK):
         view = memoryview(data)
         while view:
-            view = view[os.write(1, view) :]
+            try:
+                view = view[os.write(1, view) :]
+            except BlockingIOError:
+                select.select((), (1,), ())
+
+
+def read(fd: int) -> bytes:
+    """Wait for octets, or the end, even where somebody who shares the descriptor has made it non-blocking."""
+    while True:
+        try:
+            return os.read(fd, CHUNK)
+        except BlockingIOError:
+            select.select((fd,), (), ())
