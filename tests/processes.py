@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import GREETING, Handler, request
 
+from support import GREETING, Handler, request
 from tabi.wire.address import Address, parse_address
 
 PATIENCE = 20.0
@@ -302,7 +302,7 @@ def tunnels(proxy: Address, count: int = 1) -> Iterator[list[Tunnel]]:
     found: list[Tunnel] = []
     with listening() as (listener, _):
         try:
-            for _ in range(count):
+            while len(found) < count:
                 found.append(Tunnel(proxy, listener))
             yield found
         finally:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import failure, run_tabi
 
+from processes import failure, run_tabi
 from tabi.policy.users import make_hash
 
 FULL = """

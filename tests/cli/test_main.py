@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from processes import failure, run_tabi
 
 import tabi
+from processes import failure, run_tabi
 
 
 def test_help_names_every_command() -> None:
