@@ -93,23 +93,35 @@ def failure(done: subprocess.CompletedProcess[bytes], code: int) -> str:
     return text
 
 
-def parent_of(stat: Path) -> int | None:
-    """The parent of the process whose /proc/PID/stat this is, or None where it is gone or has ended."""
+def state_of(pid: int) -> tuple[str, int]:
+    """The state of a process (proc_pid_stat(5): S sleeps, T is stopped, X is gone) and its parent."""
     try:
-        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return None
-    return None if state in "ZX" else int(parent)
+        return "X", 0
+    return state, int(parent)
 
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started, as far as they are running."""
-    return sorted(int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent_of(stat) == pid)
+    found = {int(folder.name): state_of(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
+    return sorted(number for number, (state, parent) in found.items() if parent == pid and state not in "ZX")
 
 
 def is_running(pid: int) -> bool:
     """Whether a process that need not be our child still runs."""
-    return parent_of(Path(f"/proc/{pid}/stat")) is not None
+    return state_of(pid)[0] not in "ZX"
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Stop a process for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: state_of(pid)[0] == "T", f"process {pid} to stop")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class Serve:
@@ -200,7 +212,11 @@ class Serve:
 
 @contextlib.contextmanager
 def serve(
-    folder: Path, *arguments: str | Path, stdout: int | None = None, ready: bool = True, own_group: bool = False
+    folder: Path,
+    *arguments: str | Path,
+    stdout: int | None = None,
+    own_group: bool = False,
+    preexec: Callable[[], object] | None = None,
 ) -> Iterator[Serve]:
     """Run `tabi serve` on a free port of 127.0.0.1, unless the arguments say where; its output goes to ``folder``."""
     if not {"-l", "--listen", "-c", "--config"} & set(arguments):
@@ -215,11 +231,11 @@ def serve(
             stderr=err_file,
             env=environment(),
             process_group=0 if own_group else None,
+            preexec_fn=preexec,
         )
     running = Serve(process, out, err)
     try:
-        if ready:
-            running.wait_ready()
+        running.wait_ready()
         yield running
     finally:
         running.clean_up()
@@ -311,14 +327,13 @@ def tunnels(proxy: Address, count: int = 1) -> Iterator[list[Tunnel]]:
 
 
 def refuses(address: Address) -> bool:
-    """Whether nobody listens there any more."""
-    try:
-        socket.create_connection((str(address.host), address.port), PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    except ConnectionResetError:  # it was in the queue when the listener was closed
-        pass
-    return False
+    """Whether nobody listens there any more; found out without a connection, which would be a session."""
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            _, local, _, state = line.split()[:4]
+            if state == "0A" and int(local.rpartition(":")[2], 16) == address.port:  # TCP_LISTEN
+                return False
+    return True
 
 
 def answer_http(body: bytes) -> Handler:

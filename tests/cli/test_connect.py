@@ -134,8 +134,8 @@ def test_a_non_blocking_standard_input_and_output_are_waited_for(proxy: Serve) -
         ours.settimeout(PATIENCE)
         process = subprocess.Popen(
             [*TABI, "connect", "--via", proxy.url, f"127.0.0.1:{port}"],
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             stderr=subprocess.PIPE,
             env=environment(),
         )

@@ -58,9 +58,9 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except TyperException as exc:
-        text = exc.format_message()
-        if text:  # none where the help was shown
-            print(f"tabi: {text}", file=sys.stderr)
+        message = exc.format_message()
+        if message:  # none where the help was shown
+            print(f"tabi: {message}", file=sys.stderr)
         sys.exit(2)
     except (TabiError, OSError, ValueError) as exc:
         if "--debug" in sys.argv:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -82,8 +83,12 @@ def merge(
 
 def print_ready(urls: list[str], users: bool) -> None:
     """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
-    for url in urls:
-        print(f"listening on {url}", file=sys.stderr)
     login = "USER:PASSWORD@" if users else ""
-    place = urls[0].removeprefix("socks5://").replace("0.0.0.0:", "127.0.0.1:").replace("[::]", "[::1]")
-    print(f"try: curl -x socks5h://{login}{place} https://example.com/", file=sys.stderr, flush=True)
+    place = re.sub(r"^0\.0\.0\.0:", "127.0.0.1:", urls[0].removeprefix("socks5://")).replace("[::]", "[::1]")
+    lines = [f"listening on {url}\n" for url in urls]
+    lines.append(f"try: curl -x socks5h://{login}{place} https://example.com/\n")
+    try:
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
+    except OSError:  # who started it reads no messages: no reason to stop
+        pass

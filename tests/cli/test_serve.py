@@ -1,0 +1,384 @@
+"""`tabi serve` from outside: what it says, what it refuses, how it ends, and its access log."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import tabi
+from conftest import Run
+from processes import (
+    Serve,
+    failure,
+    listening,
+    receive_all,
+    receive_exactly,
+    refuses,
+    run_tabi,
+    serve,
+    tunnels,
+    wait_for,
+)
+from support import target
+from tabi.cli.serve import merge, print_ready
+from tabi.config import Config, Listen, User
+from tabi.wire.address import parse_address
+
+# --- what it says, and what is asked for ---
+
+
+def test_it_says_where_it_listens_and_what_to_try(tmp_path: Path) -> None:
+    """The messages are on stderr, the port is the real one, and stdout is left to the access log."""
+    with serve(tmp_path) as proxy:
+        assert proxy.address.port > 0
+        place = f"127.0.0.1:{proxy.address.port}"
+        assert proxy.messages == f"listening on socks5://{place}\ntry: curl -x socks5h://{place} https://example.com/\n"
+        assert proxy.stdout.read_bytes() == b""
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+
+
+def test_without_options_it_listens_on_loopback_1080() -> None:
+    """The default is the one of tabi.toml: SOCKS5 on 127.0.0.1:1080, without users."""
+    config = merge(Config(), None, None, None, None)
+    assert [listen.url for listen in config.listen] == ["socks5://127.0.0.1:1080"]
+    assert config.users == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("socks5://0.0.0.0:1080", "127.0.0.1:1080"),
+        ("socks5://[::]:1080", "[::1]:1080"),
+        ("socks5://[::1]:1080", "[::1]:1080"),
+        ("socks5://10.0.0.0:1080", "10.0.0.0:1080"),
+    ],
+)
+def test_the_line_to_try_is_one_that_works(url: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wildcard is no place to connect to: the line names loopback then."""
+    print_ready([url], users=True)
+    text = capsys.readouterr().err
+    assert text == f"listening on {url}\ntry: curl -x socks5h://USER:PASSWORD@{place} https://example.com/\n"
+
+
+def test_several_listeners(tmp_path: Path) -> None:
+    """Each -l is a listener, IPv6 too."""
+    urls = ("socks5://127.0.0.1:0", "socks5://127.0.0.2:0", "socks5://[::1]:0")
+    arguments = [argument for url in urls for argument in ("-l", url)]
+    with serve(tmp_path, *arguments) as proxy:
+        assert [url.rpartition(":")[0] + ":0" for url in proxy.urls] == list(urls)
+        for url in proxy.urls:
+            with tunnels(parse_address(url.removeprefix("socks5://"))) as (tunnel,):
+                tunnel.check()
+        assert {session["listener"] for session in proxy.sessions(3)} == set(urls)
+
+
+def test_users_of_the_command_line(tmp_path: Path, run_once: Run) -> None:
+    """-u lets in these users, with a colon in the password too, and nobody else; no password is shown anywhere."""
+
+    async def main() -> None:
+        async with target() as port:
+            for login in ("alice:one%3Atwo@", "bob:three@"):
+                async with tabi.Proxy(proxy.url.replace("//", f"//{login}")).connect("127.0.0.1", port) as stream:
+                    await stream.send_all(b"x")
+                    assert await stream.receive() == b"x"
+            for login in ("", "alice:three@", "carol:three@"):
+                with pytest.raises(tabi.AuthError):
+                    await tabi.Proxy(proxy.url.replace("//", f"//{login}")).connect("127.0.0.1", port)
+
+    with serve(tmp_path, "-u", "alice:one:two", "-u", "bob:three") as proxy:
+        run_once(main)
+        assert {session["user"] for session in proxy.sessions(5)} == {"alice", "bob", None}
+        assert "USER:PASSWORD@" in proxy.messages
+        for word in ("one", "two", "three"):
+            assert word not in proxy.messages + proxy.stdout.read_text()
+
+
+def test_a_file_and_options_together(tmp_path: Path) -> None:
+    """What is on the command line stands in place of the file's; users are added to those of the file."""
+    file = Config(workers=3, listen=[Listen("socks5://127.0.0.1:1")], users={"alice": User("a", plain=True)})
+    config = merge(file, ["socks5://127.0.0.1:2"], ["bob:b"], 2, "none")
+    assert [listen.url for listen in config.listen] == ["socks5://127.0.0.1:2"]
+    assert set(config.users) == {"alice", "bob"}
+    assert (config.workers, config.log.access) == (2, "none")
+    assert merge(file, None, None, None, None) == file
+
+
+def test_a_file_is_used(tmp_path: Path) -> None:
+    """-c takes a tabi.toml: two listeners, a log file of its own."""
+    log, path = tmp_path / "access.log", tmp_path / "tabi.toml"
+    listen = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n[[listen]]\nurl = "socks5://[::1]:0"\n'
+    path.write_text(f'{listen}[log]\naccess = "{log}"')
+    with serve(tmp_path, "-c", path) as proxy:
+        assert len(proxy.urls) == 2
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        (session,) = proxy.sessions(1, log)
+        assert (session["up"], session["down"]) == (4, 4)
+
+
+def test_workers(tmp_path: Path) -> None:
+    """--workers 2 starts two processes on the same sockets."""
+    with serve(tmp_path, "--workers", "2") as proxy:
+        assert len(wait_for(proxy.workers, "workers")) == 2
+        with tunnels(proxy.address, 8) as found:
+            for tunnel in found:
+                tunnel.check()
+        assert len({session["id"] for session in proxy.sessions(8)}) == 8
+
+
+# --- what it refuses ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-u", "alice"], "-u: expected NAME:PASSWORD"),
+        (["-u", ":password"], "-u: expected NAME:PASSWORD"),
+        (["-u", "alice:"], "-u: expected NAME:PASSWORD"),
+        (["-l", "127.0.0.1:1080"], "listen[0].url: "),
+        (["-l", "http://127.0.0.1:0"], "listen[0].url: protocol 'http'"),
+        (["-l", "socks5://127.0.0.1:0", "-l", "socks5://alice:hunter2@127.0.0.1:0"], "listen[1].url: "),
+        (["--workers", "-1"], "workers: "),
+        (["-c", "/nonexistent/tabi.toml"], "/nonexistent/tabi.toml: No such file"),
+        (["--access-log", "/nonexistent/access.log"], "log.access: /nonexistent/access.log: No such file"),
+        (["-l", "socks5://192.0.2.1:0", "-u", "alice:hunter2"], "listen[0].url: socks5://192.0.2.1:0: "),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_it_starts(arguments: list[str], words: str) -> None:
+    """Exit code 2, the option or key and its value; never a password."""
+    line = failure(run_tabi("serve", *arguments), 2)
+    assert words in line
+    assert "hunter2" not in line
+
+
+def test_an_unknown_key_is_named_with_the_file(tmp_path: Path) -> None:
+    """An error in the file is FILE: KEY: what is wrong."""
+    path = tmp_path / "tabi.toml"
+    path.write_text("[timeouts]\nconect = 3")
+    assert failure(run_tabi("serve", "-c", path), 2).startswith(f"tabi: {path}: timeouts.conect: unknown key")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
+def test_an_open_proxy_is_refused(host: str) -> None:
+    """Beyond loopback without users it does not start, and says what would make it right."""
+    line = failure(run_tabi("serve", "-l", f"socks5://{host}:0"), 2)
+    assert "open proxy" in line
+    assert "--open" in line
+    assert "-u" in line
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    """Which of the addresses it was, and why."""
+    with listening() as (_, port):
+        url = f"socks5://127.0.0.1:{port}"
+        line = failure(run_tabi("serve", "-l", "socks5://127.0.0.1:0", "-l", url), 2)
+    assert line == f"tabi: listen[1].url: {url}: Address already in use\n"
+
+
+# --- how it ends ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_without_sessions_it_ends_at_once(tmp_path: Path, number: int) -> None:
+    """Nothing to drain: exit code 0, well before the drain time of 30 s."""
+    with serve(tmp_path) as proxy:
+        proxy.signal(number)
+        assert proxy.wait() == 0
+        assert "Traceback" not in proxy.messages
+        assert refuses(proxy.address)
+
+
+def test_sigterm_lets_a_thousand_downloads_finish(tmp_path: Path) -> None:
+    """In the middle of 1,000 downloads with slow readers it stops to listen, carries every octet, and ends with 0."""
+    count, first, rest = 1000, b"a" * 4096, b"b" * 8192
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with serve(tmp_path) as proxy, tunnels(proxy.address, count) as found:
+            for tunnel in found:
+                tunnel.server.sendall(first)
+            for tunnel in found:
+                assert receive_exactly(tunnel.client, 100) == first[:100]
+            proxy.signal(signal.SIGTERM)
+            wait_for(lambda: refuses(proxy.address), "the listener to close")
+            for tunnel in found:
+                tunnel.server.sendall(rest)
+                tunnel.server.shutdown(socket.SHUT_WR)
+            for tunnel in found:
+                assert receive_all(tunnel.client, 1000) == first[100:] + rest
+                tunnel.close()
+            assert proxy.wait() == 0
+            sessions = proxy.sessions(count)
+            assert len(sessions) == count
+            assert {session["down"] for session in sessions} == {len(first + rest)}
+            assert {session["close"] for session in sessions} == {"server"}
+            assert "cut" not in proxy.messages
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def interrupt(proxy: Serve) -> None:
+    """What Ctrl-C does: SIGINT to the whole process group."""
+    os.killpg(proxy.process.pid, signal.SIGINT)
+
+
+def terminate(proxy: Serve) -> None:
+    """What a service manager does."""
+    proxy.signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("tell", [terminate, interrupt])
+def test_a_second_signal_stops_at_once(tmp_path: Path, tell: Callable[[Serve], None]) -> None:
+    """The first one drains, the second cuts: sessions end as "shutdown" in the access log, the exit code stays 0."""
+    with serve(tmp_path, "--workers", "2", own_group=True) as proxy, tunnels(proxy.address, 4) as found:
+        tell(proxy)
+        wait_for(lambda: refuses(proxy.address), "the listener to close")
+        for tunnel in found:
+            tunnel.check()
+        assert proxy.process.poll() is None
+        began = time.monotonic()
+        tell(proxy)
+        assert proxy.wait() == 0
+        assert time.monotonic() - began < 10  # of 30 s of drain time
+        assert [session["close"] for session in proxy.sessions(4)] == ["shutdown"] * 4
+        assert "Traceback" not in proxy.messages
+
+
+def test_two_signals_in_a_row_stop_at_once_too(tmp_path: Path) -> None:
+    """The second one is not lost while the first is still on its way to the workers."""
+    with serve(tmp_path) as proxy, tunnels(proxy.address) as (tunnel,):
+        tunnel.check()
+        proxy.signal(signal.SIGTERM)
+        proxy.signal(signal.SIGINT)
+        assert proxy.wait() == 0
+        assert [session["close"] for session in proxy.sessions(1)] == ["shutdown"]
+
+
+def test_the_drain_time_is_the_limit(tmp_path: Path) -> None:
+    """What still runs after timeouts.drain is cut, and counted in a message."""
+    path = tmp_path / "tabi.toml"
+    path.write_text('[[listen]]\nurl = "socks5://127.0.0.1:0"\n[timeouts]\ndrain = "100ms"')
+    with serve(tmp_path, "-c", path) as proxy, tunnels(proxy.address, 3) as found:
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        for tunnel in found:
+            assert tunnel.client.recv(1) == b""
+        assert [session["close"] for session in proxy.sessions(3)] == ["shutdown"] * 3
+        assert "3 sessions were cut" in proxy.messages
+
+
+def test_sighup_kills_nobody(tmp_path: Path) -> None:
+    """A terminal that goes away, or a reload that is not there yet: sessions and listeners stay."""
+    with serve(tmp_path, own_group=True) as proxy, tunnels(proxy.address) as (tunnel,):
+        workers = proxy.workers()
+        os.killpg(proxy.process.pid, signal.SIGHUP)
+        wait_for(lambda: "SIGHUP" in proxy.messages, "the message")
+        tunnel.check()
+        with tunnels(proxy.address) as (other,):
+            other.check()
+        assert proxy.workers() == workers
+
+
+# --- the access log ---
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe. A test that closes one takes care of that number itself."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    for fd in (reading, writing):
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def test_the_log_on_stdout_has_a_line_for_each_session(tmp_path: Path) -> None:
+    """The stable keys, in one JSON object a line."""
+    with serve(tmp_path) as proxy:
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+            client = "{}:{}".format(*tunnel.client.getsockname())
+            port = tunnel.server.getsockname()[1]
+        (session,) = proxy.sessions(1)
+    assert session["client"] == client
+    assert (session["protocol"], session["command"], session["reply"]) == ("socks5", "connect", 0)
+    assert (session["host"], session["port"], session["address"]) == ("127.0.0.1", port, f"127.0.0.1:{port}")
+    assert (session["up"], session["down"], session["error"]) == (4, 4, None)
+    keys = ["time", "id", "listener", "user", "rule", "via", "seconds", "connect_ms", "close"]
+    assert set(keys) < set(session)
+
+
+def test_a_log_file_that_is_moved_away_is_opened_again(tmp_path: Path) -> None:
+    """Rotation by mv loses nothing: lines up to then are in the old file, later ones in a new one."""
+    log, old = tmp_path / "access.log", tmp_path / "access.log.1"
+    with serve(tmp_path, "--access-log", str(log)) as proxy:
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        before = proxy.sessions(1, log)
+        log.rename(old)
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        after = proxy.sessions(1, log)
+        assert proxy.sessions(1, old) == before
+        assert len(after) == 1
+        assert after[0]["id"] != before[0]["id"]
+        assert proxy.stdout.read_bytes() == b""
+
+
+def test_a_closed_pipe_harms_nothing(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    """Whoever read the log is gone: sessions go on, one message says so, and it ends with 0."""
+    reading, writing = pipe
+    with serve(tmp_path, stdout=writing) as proxy:
+        os.close(reading)
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        wait_for(lambda: "access log: " in proxy.messages, "the message")
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        assert proxy.stop() == 0
+        assert "Traceback" not in proxy.messages
+
+
+def fill(fd: int) -> None:
+    """Write into a pipe until nothing more goes in."""
+    os.set_blocking(fd, False)
+    size = 65536
+    while size:
+        try:
+            os.write(fd, b"\n" * size)
+        except BlockingIOError:
+            size //= 2
+    os.set_blocking(fd, True)
+
+
+def test_a_full_pipe_that_nobody_reads_holds_up_nobody(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    """Lines wait or are lost; sessions begin, carry and end, and so does the program."""
+    fill(pipe[1])
+    with serve(tmp_path, stdout=pipe[1]) as proxy:
+        for _ in range(3):
+            with tunnels(proxy.address, 20) as found:
+                for tunnel in found:
+                    tunnel.check()
+        assert proxy.stop() == 0
+
+
+def test_a_reader_of_messages_that_is_gone_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tabi serve 2>&1 | true`: a closed stderr is no reason to stop."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr("sys.stderr", closed)
+        print_ready(["socks5://127.0.0.1:1080"], users=False)
+        monkeypatch.undo()
+        with pytest.raises(BrokenPipeError):
+            closed.close()
