@@ -18,7 +18,7 @@ from tabi.errors import ConfigError
 from tabi.net.listen import open_listener
 from tabi.observe.access_log import open_output
 from tabi.server.server import Server
-from tabi.server.worker import run_worker
+from tabi.server.worker import AT_ONCE, run_worker
 from tabi.wire.address import from_sockaddr
 
 log = logging.getLogger("tabi")
@@ -86,6 +86,7 @@ class Supervisor:
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, nobody could be reaped
         for worker in self.workers:
             self.start(worker)
         ready()
@@ -102,7 +103,7 @@ class Supervisor:
             if not self.stopping:
                 for worker in self.workers:
                     if worker.pid is None and worker.due <= now:
-                        self.start(worker)
+                        self.start_again(worker)
             told = signal.sigtimedwait(SIGNALS, self.patience(now))
             if told is not None and told.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
@@ -136,6 +137,22 @@ class Supervisor:
         finally:
             os._exit(code)
 
+    def start_again(self, worker: Worker) -> None:
+        """Fork it once more, or later if the system has no room for a process."""
+        try:
+            self.start(worker)
+        except OSError as exc:
+            self.postpone(worker, f"no worker could be started: {exc.strerror}")
+
+    def postpone(self, worker: Worker, why: str) -> None:
+        """Set when a worker is started again: each time later, unless it ran for a while."""
+        now = time.monotonic()
+        if now - worker.started >= STEADY:
+            worker.delay = FIRST_DELAY
+        worker.due = now + worker.delay
+        log.error("%s; another starts in %.1f s", why, worker.delay)
+        worker.delay = min(worker.delay * 2, LAST_DELAY)
+
     def reap(self) -> None:
         """Take note of the workers that have ended."""
         for worker in self.workers:
@@ -147,14 +164,9 @@ class Supervisor:
             worker.pid = None
             if self.stopping:
                 continue
-            now = time.monotonic()
-            if now - worker.started >= STEADY:
-                worker.delay = FIRST_DELAY
-            worker.due = now + worker.delay
             code = os.waitstatus_to_exitcode(status)
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            log.error("worker %d %s; another starts in %.1f s", pid, how, worker.delay)
-            worker.delay = min(worker.delay * 2, LAST_DELAY)
+            self.postpone(worker, f"worker {pid} {how}")
 
     def stop(self) -> None:
         """The first time: drain. The second time: at once."""
@@ -164,9 +176,10 @@ class Supervisor:
             self.deadline = now + self.config.timeouts.drain + GRACE
             for sock in self.sockets:
                 sock.close()
+            self.signal_all(signal.SIGTERM)
         else:
             self.deadline = now + GRACE
-        self.signal_all(signal.SIGTERM)
+            self.signal_all(AT_ONCE)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to every worker that was not reaped."""

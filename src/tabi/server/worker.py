@@ -15,6 +15,9 @@ from tabi.server.server import Server
 
 log = logging.getLogger("tabi")
 
+AT_ONCE = signal.SIGUSR1
+"""Do not drain any longer. A second SIGTERM says the same, but while the first is pending it would be lost."""
+
 
 def run_worker(config: Config, sockets: Sequence[socket.socket], open_proxy: bool, lifeline: int) -> None:
     """Serve until SIGTERM, or until ``lifeline`` (a descriptor) ends because the supervisor has died; then drain."""
@@ -25,8 +28,14 @@ def run_worker(config: Config, sockets: Sequence[socket.socket], open_proxy: boo
 async def serve(server: Server, lifeline: int) -> None:
     """Serve, drain when told, stop at once when told again."""
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, told.set)
+    told, at_once = asyncio.Event(), asyncio.Event()
+
+    def hurry() -> None:
+        told.set()
+        at_once.set()
+
+    loop.add_signal_handler(signal.SIGTERM, lambda: hurry() if told.is_set() else told.set())
+    loop.add_signal_handler(AT_ONCE, hurry)
     loop.add_reader(lifeline, told.set)
     async with server:
         # What lives now lives on: the collector need not look at it again. A session makes no cycles, so that the
@@ -36,11 +45,9 @@ async def serve(server: Server, lifeline: int) -> None:
         gc.set_threshold(50_000, 20, 50)
         await told.wait()
         loop.remove_reader(lifeline)
-        drain = loop.create_task(server.drain())
-        loop.add_signal_handler(signal.SIGTERM, drain.cancel)
-        try:
-            left = await drain
-        except asyncio.CancelledError:
-            left = len(server.sessions)
-        if left:
-            log.warning("stopped: %d sessions were cut", left)
+        drain, hurried = loop.create_task(server.drain()), loop.create_task(at_once.wait())
+        await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
+        drain.cancel()
+        hurried.cancel()
+        if server.sessions:
+            log.warning("stopped: %d sessions were cut", len(server.sessions))
