@@ -86,13 +86,17 @@ class Proxy:
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
-        egress: Direct | Socks5 = Direct(Dialer(get_reactor(), ThreadResolver(), self.timeout))
+        dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+        egress: Direct | Socks5 = Direct(dialer)
         for url in self.urls:
             credentials = None
             if url.username is not None and url.password is not None:
                 credentials = Credentials(url.username.encode(), url.password.encode())
             egress = Socks5(egress, url.address, credentials, self.timeout)
-        return await egress.open(destination, permit_any)
+        try:
+            return await egress.open(destination, permit_any)
+        finally:
+            await dialer.close()
 
     async def open_connection(
         self, host: str, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None

@@ -1,0 +1,223 @@
+"""The client's side of SOCKS5 on a stream: what is sent, what is read, and what each answer becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from conftest import Run
+from support import Handler, closed_port, credentials, request, target
+from tabi.egress.direct import Direct
+from tabi.egress.socks5 import REPLY_TEXTS, Socks5
+from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
+from tabi.net.dial import Dialer
+from tabi.net.reactor import get_reactor
+from tabi.net.resolve import ThreadResolver
+from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
+from tabi.wire.address import parse_address
+from tabi.wire.socks5 import Credentials, ReplyCode
+
+DESTINATION = parse_address("example.com:443")
+REQUEST = request("example.com", 443)
+SUCCESS = b"\x05\x00\x00\x01\x7f\x00\x00\x01\x04\x38"
+ALICE = Credentials(b"alice", b"secret")
+
+
+def scripted(*steps: tuple[bytes, bytes]) -> Handler:
+    """A proxy that knows one conversation: what it expects octet by octet, and what it answers to that."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for expected, answer in steps:
+            if await reader.readexactly(len(expected)) != expected:
+                writer.transport.abort()
+                return
+            writer.write(answer)
+        await reader.read()
+
+    return handle
+
+
+async def open_through(port: int, login: Credentials | None = None, seconds: float = 10) -> Stream:
+    """Open DESTINATION through the proxy on a port."""
+    dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
+    try:
+        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, seconds)
+        return await egress.open(DESTINATION, permit_any)
+    finally:
+        await dialer.close()
+
+
+def converse(run: Run, handler: Handler, login: Credentials | None = None, seconds: float = 10) -> None:
+    """Open and close once with such a proxy."""
+
+    async def main() -> None:
+        async with target(handler) as port:
+            (await open_through(port, login, seconds)).close()
+
+    run(main)
+
+
+def test_without_credentials_one_method_is_offered(run: Run) -> None:
+    """05 01 00, then the request with the name as it is: the proxy resolves it."""
+    converse(run, scripted((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, SUCCESS)))
+
+
+def test_with_credentials_the_proxy_chooses(run: Run) -> None:
+    """Both methods are offered; user name and password are sent only where the proxy wants them."""
+    greeting = b"\x05\x02\x00\x02"
+    converse(run, scripted((greeting, b"\x05\x00"), (REQUEST, SUCCESS)), ALICE)
+    login = (credentials(b"alice", b"secret"), b"\x01\x00")
+    converse(run, scripted((greeting, b"\x05\x02"), login, (REQUEST, SUCCESS)), ALICE)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [b"\x01\x00\x00\x00\x00\x00\x00", b"\x04" + bytes(18), b"\x03\x0bexample.com\x01\xbb"],
+    ids=["IPv4", "IPv6", "name"],
+)
+def test_no_octet_behind_the_reply_is_read(run: Run, bound: bytes) -> None:
+    """The destination's first octets may come in the same segment: all of them stay in the socket."""
+    payload = b"payload " * 1000
+
+    async def main() -> None:
+        steps = ((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, b"\x05\x00\x00" + bound + payload))
+        async with target(scripted(*steps)) as port, await open_through(port) as stream:
+            received = b""
+            while len(received) < len(payload):
+                received += await stream.receive()
+            assert received == payload
+
+    run(main)
+
+
+def test_answers_octet_by_octet(run: Run) -> None:
+    """It is a byte stream: each octet may come alone."""
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for expected, answer in ((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, SUCCESS)):
+            await reader.readexactly(len(expected))
+            for octet in answer:
+                writer.write(bytes((octet,)))
+                await writer.drain()
+                await asyncio.sleep(0)
+        await reader.read()
+
+    converse(run, slowly)
+
+
+@pytest.mark.parametrize("code", [*range(1, 9), 9, 0x5B, 255])
+def test_every_failure_keeps_its_code(run_once: Run, code: int) -> None:
+    """ProxyError.reply_code is what was sent, known to RFC 1928 or not; the message names the destination."""
+    failed = bytes((5, code, 0, 1, 0, 0, 0, 0, 0, 0))
+    with pytest.raises(ProxyError, match=r"example.com:443: the proxy says") as caught:
+        converse(run_once, scripted((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, failed)))
+    assert caught.value.reply_code == code
+
+
+def test_every_code_of_the_rfc_has_a_text() -> None:
+    """What a user reads is the RFC's wording, not a number alone."""
+    assert set(REPLY_TEXTS) == set(ReplyCode) - {ReplyCode.SUCCEEDED}
+
+
+@pytest.mark.parametrize("login", [None, ALICE])
+def test_a_refused_method_is_an_auth_error(run_once: Run, login: Credentials | None) -> None:
+    """05 FF: none of what was offered."""
+    greeting = b"\x05\x01\x00" if login is None else b"\x05\x02\x00\x02"
+    with pytest.raises(AuthError, match="wants a user name" if login is None else "none of the offered methods"):
+        converse(run_once, scripted((greeting, b"\x05\xff")), login)
+
+
+@pytest.mark.parametrize("status", [1, 255])
+def test_refused_credentials_are_an_auth_error(run_once: Run, status: int) -> None:
+    """RFC 1929: any status but 0; the message holds neither name nor password."""
+    steps = ((b"\x05\x02\x00\x02", b"\x05\x02"), (credentials(b"alice", b"secret"), bytes((1, status))))
+    with pytest.raises(AuthError) as caught:
+        converse(run_once, scripted(*steps), ALICE)
+    assert "alice" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(b"\x05\x01\x00", b"HTTP/1.1 400 Bad Request\r\n\r\n")],
+        [(b"\x05\x01\x00", b"\x04\x00")],
+        [(b"\x05\x01\x00", b"\x05\x02")],
+        [(b"\x05\x01\x00", b"\x05\x80")],
+        [(b"\x05\x01\x00", b"\x05\x00"), (REQUEST, b"\x04" + SUCCESS[1:])],
+        [(b"\x05\x01\x00", b"\x05\x00"), (REQUEST, b"\x05\x00\x00\x02" + bytes(6))],
+    ],
+    ids=["HTTP", "version", "method not offered", "private method", "version of the reply", "ATYP"],
+)
+def test_rubbish_is_a_remote_protocol_error(run_once: Run, steps: Sequence[tuple[bytes, bytes]]) -> None:
+    """What does not speak SOCKS5 is called so."""
+    with pytest.raises(RemoteProtocolError):
+        converse(run_once, scripted(*steps))
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x05", b"\x05\x00", b"\x05\x00" + SUCCESS[:5]])
+def test_an_end_in_the_middle_is_a_remote_protocol_error(run: Run, answer: bytes) -> None:
+    """A proxy that hangs up has answered nothing."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(answer)
+        if len(answer) > 1:
+            await reader.readexactly(len(REQUEST))
+
+    with pytest.raises(RemoteProtocolError, match="ended in the middle"):
+        converse(run, hang_up)
+
+
+@pytest.mark.parametrize("steps", [[], [(b"\x05\x01\x00", b"\x05\x00")]], ids=["greeting", "request"])
+def test_a_proxy_that_does_not_answer_is_given_up(run: Run, steps: list[tuple[bytes, bytes]]) -> None:
+    """The deadline covers its whole part; the proxy is named."""
+    with pytest.raises(ProxyError, match=r"127\.0\.0\.1:\d+: the proxy did not answer within 0\.05 s") as caught:
+        converse(run, scripted(*steps), seconds=0.05)
+    assert caught.value.reply_code is None
+
+
+def test_a_proxy_that_is_not_there_is_a_dial_error(run: Run) -> None:
+    """The errors of the way to the proxy come through as they are."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            await open_through(port)
+
+    with pytest.raises(DialError, match="connection refused"):
+        run(main)
+
+
+def test_cancelled_at_any_point_it_closes_its_connection(run: Run) -> None:
+    """The proxy sees the end, whether it was to answer the greeting, the user name or the request."""
+    steps = [(b"\x05\x02\x00\x02", b"\x05\x02"), (credentials(b"alice", b"secret"), b"\x01\x00"), (REQUEST, b"")]
+
+    async def main() -> None:
+        for answered in range(3):
+            reached, ended = asyncio.Event(), asyncio.Event()
+
+            async def stall(
+                reader: asyncio.StreamReader,
+                writer: asyncio.StreamWriter,
+                answered: int = answered,
+                reached: asyncio.Event = reached,
+                ended: asyncio.Event = ended,
+            ) -> None:
+                for expected, answer in steps[:answered]:
+                    assert await reader.readexactly(len(expected)) == expected
+                    writer.write(answer)
+                await reader.readexactly(len(steps[answered][0]))
+                reached.set()
+                assert await reader.read() == b""
+                ended.set()
+
+            async with target(stall) as port, asyncio.TaskGroup() as group:
+                opening = group.create_task(open_through(port, ALICE))
+                await reached.wait()
+                opening.cancel()
+                await ended.wait()
+
+    run(main)

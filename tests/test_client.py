@@ -1,0 +1,348 @@
+"""The public client, against servers of ours and proxies that are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+import trustme
+
+import tabi
+from conftest import Run
+from support import closed_port, echo, target
+from tabi.wire.address import parse_address
+
+
+async def exchange(stream: tabi.Stream, data: bytes = b"hello") -> None:
+    """Send and get the same back."""
+    await stream.send_all(data)
+    received = b""
+    while len(received) < len(data):
+        received += await stream.receive()
+    assert received == data
+
+
+def test_async_with_closes_the_stream(run: Run) -> None:
+    """Inside it carries octets, behind it the destination has seen the end."""
+    sessions: list[tabi.Session] = []
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+            async with tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
+                await exchange(stream)
+            assert stream.fd < 0
+            await server.drain()
+
+    run(main)
+    assert [(session.up, session.down, session.close) for session in sessions] == [(5, 5, "client")]
+
+
+def test_await_leaves_closing_to_the_caller(run: Run) -> None:
+    """`stream = await proxy.connect(…)` stays open until its close."""
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            stream = await tabi.Proxy(server.url).connect("127.0.0.1", port)
+            await exchange(stream)
+            stream.close()
+
+    run(main)
+
+
+def test_a_connect_that_nobody_awaits_does_nothing(run: Run) -> None:
+    """No connection, and no warning about one."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            tabi.Proxy(server.url).connect("127.0.0.1", 1)
+            assert not server.sessions
+
+    run(main)
+
+
+def test_the_proxy_resolves_names(run_once: Run) -> None:
+    """The name arrives as it is, international ones as IDNA; the client asks no resolver of its own."""
+
+    class Resolver:
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        async def resolve(self, name: str) -> list[object]:
+            self.names.append(name)
+            return [parse_address("127.0.0.1:0").host]
+
+        async def close(self) -> None:
+            """Nothing is held."""
+
+    resolver = Resolver()
+
+    async def main() -> None:
+        async with (
+            target() as port,
+            tabi.Server("socks5://127.0.0.1:0", resolver=resolver) as server,  # type: ignore[arg-type]
+        ):
+            for name in ("only.here.invalid", "bücher.invalid"):
+                async with tabi.Proxy(server.url).connect(name, port) as stream:
+                    await exchange(stream)
+
+    run_once(main)
+    assert resolver.names == ["only.here.invalid", "xn--bcher-kva.invalid"]
+
+
+def test_users(run: Run) -> None:
+    """Right ones get in, whatever characters they have; wrong ones and none are an AuthError."""
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", users={"a:b@c": "p/w:%41 ü"}) as server:
+            async with tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
+                await exchange(stream)
+            for url in (server.urls[0], server.urls[0].replace("//", "//alice:wrong@")):
+                with pytest.raises(tabi.AuthError):
+                    await tabi.Proxy(url).connect("127.0.0.1", port)
+
+    run(main)
+
+
+def test_a_refused_destination_is_a_proxy_error(run: Run) -> None:
+    """With the proxy's reply code."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            with closed_port() as port, pytest.raises(tabi.ProxyError) as caught:
+                await tabi.Proxy(server.url).connect("127.0.0.1", port)
+            assert caught.value.reply_code == 5
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_that_is_not_there_is_a_dial_error(run: Run, host: str) -> None:
+    """By address and by name."""
+
+    async def main() -> None:
+        with closed_port() as port, pytest.raises(tabi.DialError, match="connection refused"):
+            await tabi.Proxy(f"socks5://{host}:{port}").connect("127.0.0.1", 1)
+
+    run(main)
+
+
+def test_a_proxy_whose_name_does_not_exist_is_a_dial_error(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the resolver says becomes one of our own errors."""
+    import socket
+
+    async def main() -> None:
+        async def getaddrinfo(*_: object, **__: object) -> object:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+        with pytest.raises(tabi.DialError, match=r"proxy.invalid: name or service not known"):
+            await tabi.Proxy("socks5://proxy.invalid:1").connect("127.0.0.1", 1)
+
+    run_once(main)
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the peer ends."""
+    await reader.read()
+
+
+def test_the_timeout_is_for_each_proxy(run: Run) -> None:
+    """The first proxy answers, the second does not: it is the second that is named."""
+
+    async def main() -> None:
+        async with target(silent) as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            proxy = tabi.Proxy(server.url, f"socks5://127.0.0.1:{port}", timeout=0.2)
+            with pytest.raises(tabi.ProxyError, match=f"127.0.0.1:{port}: the proxy did not answer within 0.2 s"):
+                await proxy.connect("127.0.0.1", 1)
+
+    run(main)
+
+
+def test_what_is_no_proxy_is_a_remote_protocol_error(run: Run) -> None:
+    """An echo is no SOCKS5 server."""
+
+    async def main() -> None:
+        async with target(echo) as port:
+            with pytest.raises(tabi.RemoteProtocolError):
+                await tabi.Proxy(f"socks5://127.0.0.1:{port}").connect("127.0.0.1", 1)
+
+    run(main)
+
+
+def test_a_chain_goes_through_every_proxy_in_order(run: Run) -> None:
+    """Each with its own user; the destination is resolved by the last."""
+    first_seen: list[tabi.Session] = []
+    second_seen: list[tabi.Session] = []
+
+    async def main() -> None:
+        async with (
+            target() as port,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+        ):
+            second_place = second.addresses[0]
+            async with tabi.Proxy(first.url, second.url).connect("localhost", port) as stream:
+                await exchange(stream)
+            await second.drain()
+            await first.drain()
+        assert [(session.user, session.destination) for session in first_seen] == [("a", second_place)]
+        assert [(session.user, str(session.destination)) for session in second_seen] == [("b", f"localhost:{port}")]
+
+    run(main)
+
+
+def test_an_error_of_a_later_proxy_is_told_apart(run: Run) -> None:
+    """A second proxy that cannot be reached is the first one's refusal, named by its address."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            with closed_port() as port, pytest.raises(tabi.ProxyError, match=f"127.0.0.1:{port}: ") as caught:
+                await tabi.Proxy(server.url, f"socks5://127.0.0.1:{port}").connect("127.0.0.1", 1)
+            assert caught.value.reply_code == 5
+
+    run(main)
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send, end, and get everything back with asyncio's streams."""
+    writer.write(b"hello")
+    assert await reader.readexactly(5) == b"hello"
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_open_connection_gives_asyncio_streams(run: Run) -> None:
+    """For code that wants those."""
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            await talk(*await tabi.Proxy(server.url).open_connection("127.0.0.1", port))
+
+    run(main)
+
+
+async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Echo; TLS knows no half-close, so that this ends by closing."""
+    while data := await reader.read(100):
+        writer.write(data)
+
+
+@pytest.mark.parametrize("name", ["localhost", "elsewhere.invalid"])
+def test_open_connection_speaks_tls_with_the_destination(run: Run, name: str) -> None:
+    """The certificate is checked against the destination's name, or the one that was given."""
+    authority = trustme.CA()
+    server_context, client_context = (ssl.SSLContext(p) for p in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+    authority.issue_cert(name).configure_cert(server_context)
+    authority.configure_trust(client_context)
+
+    async def main() -> None:
+        tls = await asyncio.start_server(once, "127.0.0.1", 0, ssl=server_context)
+        port = tls.sockets[0].getsockname()[1]
+        async with tls, tabi.Server("socks5://127.0.0.1:0") as server:
+            proxy = tabi.Proxy(server.url)
+            other = None if name == "localhost" else name
+            await talk(*await proxy.open_connection("localhost", port, ssl=client_context, server_hostname=other))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await proxy.open_connection("127.0.0.1", port, ssl=client_context)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await proxy.open_connection("localhost", port, ssl=True)
+            while len(asyncio.all_tasks()) > 1:  # asyncio's server is not at the end of the refused ones yet
+                await asyncio.sleep(0)
+
+    run(main)
+
+
+def test_open_connection_cancelled_in_the_tls_handshake_closes_its_socket(run: Run) -> None:
+    """The destination sees the end of what it never answered."""
+
+    async def main() -> None:
+        reached, ended = asyncio.Event(), asyncio.Event()
+
+        async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.read(1) == b"\x16"  # a TLS handshake
+            reached.set()
+            try:
+                while await reader.read(1000):
+                    pass
+            except ConnectionError:
+                pass
+            ended.set()
+
+        async with target(stall) as port, tabi.Server("socks5://127.0.0.1:0") as server, asyncio.TaskGroup() as group:
+            opening = group.create_task(tabi.Proxy(server.url).open_connection("127.0.0.1", port, ssl=True))
+            await reached.wait()
+            opening.cancel()
+            await ended.wait()
+
+    run(main)
+
+
+def test_no_octet_behind_the_reply_is_lost(run: Run) -> None:
+    """A destination that speaks first, in the same segment as the reply, is heard in full."""
+    payload = bytes(range(256)) * 100
+
+    async def speak_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(b"\x05\x00\x00\x01" + bytes(6) + payload)
+        await reader.read()
+
+    async def main() -> None:
+        async with target(speak_first) as port:
+            proxy = tabi.Proxy(f"socks5://127.0.0.1:{port}")
+            reader, writer = await proxy.open_connection("127.0.0.1", 1)
+            assert await reader.readexactly(len(payload)) == payload
+            writer.close()
+            await writer.wait_closed()
+
+    run(main)
+
+
+def test_opening_leaves_no_timer_behind(run_once: Run) -> None:
+    """A connection that is open has no deadline any more: a client that opens thousands does not collect timers."""
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            proxy = tabi.Proxy(server.url, timeout=1234)
+            async with proxy.connect("127.0.0.1", port) as stream:
+                await exchange(stream)
+                loop = asyncio.get_running_loop()
+                timers = [handle for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+                assert not [handle for handle in timers if handle.when() > loop.time() + 1000]
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(
+    "urls", [["socks5://alice:hunter2@127.0.0.1:1"], ["socks5://[::1]:1", "socks5://a:hunter2@b:2"]]
+)
+def test_the_repr_has_the_addresses_and_no_password(urls: list[str]) -> None:
+    """It may end up in a log."""
+    text = repr(tabi.Proxy(*urls))
+    assert text.startswith("Proxy(socks5://")
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:1080", "http://127.0.0.1:1", "socks5://", "socks5://h:99999", "socks5://a:hunter2@h:x"]
+)
+def test_a_wrong_url_is_a_value_error_without_its_password(url: str) -> None:
+    """At construction, not at the first use."""
+    with pytest.raises(ValueError, match="expected socks5://") as caught:
+        tabi.Proxy(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_proxy_needs_a_url() -> None:
+    """None at all is an error too."""
+    with pytest.raises(ValueError, match="needs a URL"):
+        tabi.Proxy()
+
+
+@pytest.mark.parametrize("host", ["", "white space", "x" * 256])
+def test_a_host_that_is_none_is_a_value_error(host: str) -> None:
+    """Before anything is opened."""
+    with pytest.raises(ValueError, match=r"host name|white space"):
+        tabi.Proxy("socks5://127.0.0.1:1").connect(host, 1)
