@@ -14,6 +14,7 @@ PROGRAMS = {
     "curl": "curl",
     "proxychains4": "proxychains4",
     "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "nc": "netcat-openbsd",
     "microsocks": "microsocks",
