@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import hashlib
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, TABI, Serve, environment, need, receive_exactly, run_program, serve
+from processes import PATIENCE, TABI, Serve, environment, need, receive_exactly, run_program, serve, wait_for
 
 pytestmark = pytest.mark.interop
 
@@ -68,6 +69,11 @@ def greets(port: int) -> bool:
         return False
 
 
+def decided(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether sshd has come up or given up."""
+    return process.poll() is not None or greets(port)
+
+
 def free_port() -> int:
     """A port that was free a moment ago: sshd cannot take one by itself and say which."""
     with socket.socket() as sock:
@@ -86,8 +92,7 @@ def sshd(tmp_path: Path) -> Iterator[tuple[Sshd, int]]:
             process = server.start(port, errors.fileno())
             stack.callback(process.wait, PATIENCE)
             stack.callback(process.kill)
-            while process.poll() is None and not greets(port):
-                pass
+            wait_for(functools.partial(decided, process, port), "sshd")
             if process.poll() is None:
                 break
         assert process.poll() is None, (tmp_path / "sshd.stderr").read_text()

@@ -1,0 +1,39 @@
+"""What the tests from outside rest on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from processes import environment, need
+
+
+def test_a_missing_program_is_a_skip_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a developer's machine the rest of the tests still runs, and the last lines say what is missing."""
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no-such-program is not installed"):
+        need("no-such-program")
+
+
+def test_a_missing_program_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a skip would hide that nothing was tested."""
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no-such-program is not installed"):
+        need("no-such-program")
+
+
+def test_a_program_that_is_there_is_found() -> None:
+    """By its whole path."""
+    assert Path(need("sh")).is_absolute()
+
+
+def test_the_environment_has_no_proxies_and_no_relative_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the developer's would be used in place of ours, and PYTHONPATH=src hold in one directory only."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://192.0.2.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", "src")
+    env = environment()
+    assert not {"ALL_PROXY", "no_proxy"} & set(env)
+    assert env["PYTHONPATH"] == os.path.abspath("src")
