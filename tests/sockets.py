@@ -120,9 +120,9 @@ class Ends:
         self.session = Session(1, "test", Address(IPv4Address("127.0.0.1"), 1), 0.0)
         self.ended = asyncio.Event()
 
-    def start(self, head: bytes = b"") -> None:
+    def start(self, head: bytes = b"", answer: bytes = b"") -> None:
         """Begin to relay."""
-        self.bench.relays.start(self.near_client, self.near_server, self.session, head)
+        self.bench.relays.start(self.near_client, self.near_server, self.session, answer, head)
 
     @property
     def relay(self) -> Relay:

@@ -52,6 +52,39 @@ def test_the_head_comes_before_what_the_client_sends_later(run: Run) -> None:
     run(main)
 
 
+def test_the_answer_comes_before_what_the_server_sent_already(run: Run) -> None:
+    """C6: the client reads the reply first, though the destination spoke first, and it counts as no payload."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            await send_and_end(ends.server, b"banner")
+            await turns()
+            ends.start(answer=b"reply ")
+            assert await read_all(ends.client) == b"reply banner"
+            ends.client.close()
+            await ends.ended.wait()
+            assert ends.session.down == len(b"banner")
+
+    run(main)
+
+
+def test_a_client_that_was_reset_before_the_answer_ends_as_reset(run: Run) -> None:
+    """C33: a socket tells of its reset once; that the answer finds it must not turn it into an orderly end."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            reset(ends.client)
+            ends.start(b"head", answer=b"reply")
+            await ends.ended.wait()
+            assert ends.session.close == "reset"
+            with pytest.raises(ConnectionResetError):
+                await read(ends.server, 1)
+
+    run(main)
+
+
 def test_what_was_there_before_the_relay_is_relayed(run: Run) -> None:
     """Readiness that the streams have seen already is no news to the reactor: the relay must not wait for it."""
 

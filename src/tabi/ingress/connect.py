@@ -43,11 +43,11 @@ class Connect:
             named = isinstance(session.destination.host, str)
             session.address = from_sockaddr(server.sock.getpeername()) if named else session.destination
 
-            conversation.answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
+            answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
         except BaseException as exc:
             server.close()
             if isinstance(exc, OSError):  # reset since it was opened: getpeername(2) says ENOTCONN
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
-        self.relays.start(conversation.client, server, session, conversation.machine.trailing_data)
+        self.relays.start(conversation.client, server, session, answer, conversation.machine.trailing_data)

@@ -72,6 +72,11 @@ class Conversation:
             self.session.reply_code = message.reply_code
         self.client.send_soon(self.machine.send(message))
 
+    def last_answer(self, reply: Reply) -> bytes:
+        """The reply that a relay sends before everything else."""
+        self.session.reply_code = reply.reply_code
+        return self.machine.send(reply)
+
 
 class Socks5Ingress:
     """Speaks SOCKS5 with clients.

@@ -54,13 +54,16 @@ class Relay:
         self.down = Flow(self, server.sock, server.fd, client.sock, client.fd)
         self.up.other, self.down.other = self.down, self.up
 
-    def start(self, client: Stream, server: Stream, head: bytes) -> None:
-        """Take over both sockets. ``head`` goes to the server before anything else."""
+    def start(self, client: Stream, server: Stream, answer: bytes, head: bytes) -> None:
+        """Take over both sockets, see `Relays.start`."""
         up, down = self.up, self.down
         self.reactor.replace(client.fd, up.on_ready)
         self.reactor.replace(server.fd, down.on_ready)
         client.fd = server.fd = -1  # the streams do not own the sockets any more
         self.watch()
+        self.reactor.send_at_end(self.send_answer, answer)
+        if self.closed:
+            return
         if head:
             up.rest = head
             up.resume()
@@ -69,6 +72,13 @@ class Relay:
         if server.events & READABLE and not self.closed:
             self.reactor.flush()  # the reply comes first
             down.on_ready(server.events)
+
+    def send_answer(self, answer: bytes) -> None:
+        """Send the reply; a client that was reset meanwhile says so here, and only once."""
+        try:
+            self.up.source.send(answer)
+        except OSError:
+            self.break_off(self.down.source)
 
     def watch(self) -> None:
         """On a level-triggered reactor: hear of what can be used, and of nothing else."""
@@ -153,13 +163,16 @@ class Relays:
         self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
 
-    def start(self, client: Stream, server: Stream, session: Session, head: bytes) -> None:
-        """Join two streams; they are closed when the relay ends, and ``done`` is called."""
+    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
+        """Join two streams; they are closed when the relay ends, and ``done`` is called.
+
+        ``answer`` is the first that the client gets and counts as no payload; ``head`` the first that the server gets.
+        """
         relay = Relay(self, client, server, session, monotonic())
         self.active.add(relay)
         if self.timer is None:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
-        relay.start(client, server, head)
+        relay.start(client, server, answer, head)
 
     def finished(self, relay: Relay) -> None:
         """Called by each relay when it has closed."""
