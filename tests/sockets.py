@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Self
 
+from tabi.net.listen import bind_listener
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.relay.relay import Relay, Relays
@@ -103,6 +104,17 @@ async def turns(count: int = 5) -> None:
     """Let the loop turn a few times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def open_listener(address: Address) -> socket.socket:
+    """A listening socket as the server has it."""
+    sock = bind_listener(address)
+    try:
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Ends:

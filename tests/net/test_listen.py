@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from sockets import turns, until
+from sockets import open_listener, turns, until
 from tabi.net import listen
-from tabi.net.listen import ACCEPTS_A_TURN, Acceptor, open_listener
+from tabi.net.listen import ACCEPTS_A_TURN, Acceptor
 from tabi.net.reactor import get_reactor
 from tabi.wire.address import Address
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from processes import PATIENCE, Tunnel, environment, listening, open_tunnel, refuses, wait_for
-from tabi.net.listen import open_listener
+from sockets import open_listener
 from tabi.server.worker import AT_ONCE
 from tabi.wire.address import Address, from_sockaddr, parse_host
 

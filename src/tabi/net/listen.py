@@ -29,8 +29,8 @@ Room = Callable[[], int]
 """How many more sessions there are descriptors for."""
 
 
-def open_listener(address: Address) -> socket.socket:
-    """Open a listening TCP socket. Accepted connections inherit its TCP_NODELAY and SO_KEEPALIVE (tcp(7)).
+def bind_listener(address: Address) -> socket.socket:
+    """Bind a TCP socket for listening. Accepted connections inherit its TCP_NODELAY and SO_KEEPALIVE (tcp(7)).
 
     An IPv6 wildcard takes IPv4 too.
 
@@ -46,7 +46,6 @@ def open_listener(address: Address) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         sock.bind(sockaddr)
-        sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

@@ -22,7 +22,7 @@ from tabi.ingress.connect import Connect
 from tabi.ingress.socks5 import Socks5Ingress
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
-from tabi.net.listen import Acceptor, open_listener
+from tabi.net.listen import BACKLOG, Acceptor, bind_listener
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
@@ -154,8 +154,9 @@ class Server:
         commands = {int(Command.CONNECT): Connect(Direct(self.dialer), self.relays)}
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):
-                self.sockets.append(open_listener(listen.parsed.address))
+                self.sockets.append(bind_listener(listen.parsed.address))
             self.sockets[index].setblocking(False)
+            self.sockets[index].listen(BACKLOG)  # a given one may only be bound
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None

@@ -5,9 +5,11 @@ It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable
 
 from tabi.config import Config
 from tabi.errors import ConfigError
-from tabi.net.listen import open_listener
+from tabi.net.listen import bind_listener
 from tabi.observe.access_log import open_output
 from tabi.server.server import Server
 from tabi.server.worker import AT_ONCE, run_worker
@@ -30,6 +32,9 @@ FIRST_DELAY, LAST_DELAY = 0.1, 30.0
 
 STEADY = 10.0
 """Seconds after which a worker counts as one that works, so that its next start is quick again."""
+
+FIRST_START = 10.0
+"""Seconds that the first worker may take until it accepts; then the supervisor goes on as if it did."""
 
 GRACE = 3.0
 """Seconds that workers get beyond the drain time before they are killed."""
@@ -69,12 +74,13 @@ class Supervisor:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
         for index, listen in enumerate(config.listen):
             try:
-                self.sockets.append(open_listener(listen.parsed.address))
+                self.sockets.append(bind_listener(listen.parsed.address))
             except OSError as exc:
                 raise ConfigError(f"{listen.url}: {exc.strerror or exc}", f"listen[{index}].url") from exc
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
         self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
+        self.told_end: int | None = None
         self.stopping = False
 
     @property
@@ -87,8 +93,7 @@ class Supervisor:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, nobody could be reaped
-        for worker in self.workers:
-            self.start(worker)
+        self.start_all()
         ready()
         killing = False
         while True:
@@ -117,6 +122,24 @@ class Supervisor:
         due = [worker.due - now for worker in self.workers if worker.pid is None]
         return max(0.0, min(due, default=3600.0))
 
+    def start_all(self) -> None:
+        """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here."""
+        ready_end, self.told_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            for worker in self.workers:
+                self.start(worker)
+        finally:
+            os.close(self.told_end)
+            self.told_end = None
+            select.select((ready_end,), (), (), FIRST_START)  # an octet, or the end if none of them lives
+            os.close(ready_end)
+
+    def tell_ready(self) -> None:
+        """In a worker: it accepts. One that was started again has nobody to tell."""
+        if self.told_end is not None:
+            with contextlib.suppress(BrokenPipeError):  # another was first
+                os.write(self.told_end, b".")
+
     def start(self, worker: Worker) -> None:
         """Fork a worker."""
         worker.started = time.monotonic()
@@ -130,7 +153,7 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline)
+            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline, self.tell_ready)
             code = 0
         except BaseException:
             log.exception("a worker failed")
