@@ -167,3 +167,36 @@ def write_report(facts: dict[str, str], versions: dict[str, str], results: Resul
         if any(scenario.group is group for scenario in SCENARIOS if scenario.name in results):
             lines += group_section(group, results)
     return "\n".join(lines).rstrip() + "\n"
+
+
+BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+"""Between these the README has the table."""
+
+
+def write_summary(facts: dict[str, str], versions: dict[str, str], results: Results) -> str:
+    """The table of the README: a line for each scenario, its first figure and what that cost in CPU."""
+    peers = list(versions)
+    rows = []
+    for scenario in SCENARIOS:
+        first, *others = [figure for figure in FIGURES if figure in scenario.group.columns]
+        what = f"{scenario.what}: **{scenario.group.columns[first]}**"
+        rows.append([f"{what} ({scenario.group.columns['cost']})" if "cost" in others else what])
+        for peer in peers:
+            figure, cost = median(results, scenario.name, peer, first), median(results, scenario.name, peer, "cost")
+            text = "failed" if figure is None else f"**{write_number(figure)}**"
+            rows[-1].append(f"{text} ({write_number(cost)})" if "cost" in others and cost is not None else text)
+    names = [f"{name} {version.split()[0]}" for name, version in versions.items()]
+    date = facts["date"].split()[0]
+    machine = (
+        f"{date}, {facts['CPU']}, {facts['cores']} cores, {facts['kernel']}, Python {facts['Python']}; by `make bench`;"
+    )
+    return "\n".join([*table(["", *names], rows), f"{machine} [all figures](benchmarks/results.md)"]) + "\n"
+
+
+def put_into_readme(text: str, summary: str) -> str:
+    """The README with a new table."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md has no {BEGIN.strip()} and {END} any more")
+    return f"{head}{begin}{summary}{end}{tail}"

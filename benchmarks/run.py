@@ -23,18 +23,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from peers import PEERS, Peer, custom, install_debian
 from process import Failure, free_port, running
-from report import Results, bar_rows, describe_machine, write_report
+from report import Results, bar_rows, describe_machine, put_into_readme, write_report, write_summary
 from scenarios import SCENARIOS, Figures, Scenario, measure
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.md"
+README = HERE.parent / "README.md"
 
 DESCRIPTORS = 20_000
 """Soft limit for the load and the servers: 2,000 tunnels take 4,000 in a server, and pipes where it splices."""
 
 EXAMPLES = """\
 examples:
-  make bench                                        everything; writes benchmarks/results.md
+  make bench                                        everything; writes benchmarks/results.md and the README's table
   make bench ARGS=--quick                           one short round, to see that it all runs
   make bench ARGS="--scenario conn --peer microsocks --peer tabi"
   make bench ARGS="--scenario idle --server 'mine=./my-server --port {port}'"
@@ -180,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or (RESULTS if whole else None)
     if output:
         output.write_text(report)
+    if whole and not options.output:
+        README.write_text(put_into_readme(README.read_text(), write_summary(facts, versions, results)))
     if options.json:
         data = {"facts": facts, "versions": versions, "bars": bar_rows(results), "results": results}
         options.json.write_text(json.dumps(data, indent=1) + "\n")
