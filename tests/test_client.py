@@ -346,3 +346,17 @@ def test_a_host_that_is_none_is_a_value_error(host: str) -> None:
     """Before anything is opened."""
     with pytest.raises(ValueError, match=r"host name|white space"):
         tabi.Proxy("socks5://127.0.0.1:1").connect(host, 1)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000, True])
+def test_a_port_that_is_none_is_a_value_error(port: int) -> None:
+    """It is found before anything is opened."""
+    with pytest.raises(ValueError, match="is no port"):
+        tabi.Proxy("socks5://127.0.0.1:1").connect("x", port)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_none_is_a_value_error(timeout: float) -> None:
+    """A deadline is a time to come."""
+    with pytest.raises(ValueError, match="timeout"):
+        tabi.Proxy("socks5://127.0.0.1:1", timeout=timeout)

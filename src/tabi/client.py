@@ -57,12 +57,14 @@ class Proxy:
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
 
     Raises:
-        ValueError: no URL, or one is wrong.
+        ValueError: no URL, or one or the timeout is wrong.
     """
 
     def __init__(self, *urls: str, timeout: float = TIMEOUT) -> None:
         if not urls:
             raise ValueError("a proxy needs a URL, expected socks5://[user:password@]host:port")
+        if not 0 < timeout < 1e9:
+            raise ValueError(f"a timeout of {timeout} s, expected more than 0")
         self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
         self.timeout = timeout
 
@@ -75,14 +77,16 @@ class Proxy:
         ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it.
 
         Raises:
-            ValueError: ``host`` is none.
+            ValueError: ``host`` or ``port`` is none.
             DialError: the first proxy cannot be reached.
             AuthError: a proxy does not accept the user, or wants one.
             ProxyError: a proxy refused, or did not answer; ``reply_code`` says what it sent.
             RemoteProtocolError: what is there is no SOCKS5 proxy.
             OSError: the connection to the proxy broke.
         """
-        return Connecting(self, Address(parse_host(host), port))
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+            raise ValueError(f"{port!r} is no port, expected 0 to 65535")
+        return Connecting(self, Address(parse_host(str(host)), port))
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""

@@ -34,7 +34,7 @@ class Seconds(float):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f'{value!r} is no duration, expected seconds such as 10 or text such as "200ms"')
         if not 0 < value < 1e9:
-            raise ValueError(f"a duration is more than 0 seconds, this one is {value!r}")
+            raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
         return cls(value)
 
 
@@ -166,9 +166,11 @@ def load_config(path: str | Path) -> Config:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(str(getattr(exc, "strerror", None) or exc), str(path)) from exc
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"no UTF-8 text at octet {exc.start}", str(path)) from exc
+    except OSError as exc:
+        raise ConfigError(exc.strerror or str(exc), str(path)) from exc
     try:
         return parse_config(text)
     except ConfigError as exc:
@@ -179,8 +181,10 @@ def parse_config(text: str) -> Config:
     """Read and check the text of a tabi.toml. Raises ConfigError, which names the key."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(str(exc)) from exc
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
+    except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
+        raise ConfigError(str(exc).partition(";")[0]) from exc
     return make_config(data)
 
 
@@ -212,6 +216,9 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
     missing = re.fullmatch(r"Object missing required field `(.*)`", text)
     if missing:
         return ConfigError("missing", f"{path}.{missing[1]}".lstrip("."))
+    key = re.split(r"[.\]]", path)[-1]
+    if text.startswith("Invalid enum value") and key in CHOICES:
+        text += f", expected {CHOICES[key]}"
     return ConfigError(text[:1].lower() + text[1:].replace("`", ""), path or None)
 
 
@@ -236,6 +243,9 @@ PARTS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+CHOICES = {"users": "required, optional or none", "level": "debug, info, warning or error"}
+
+
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
     part = re.split(r"[.\[]", path)[0]
@@ -248,8 +258,8 @@ def check_values(config: Config) -> None:
         raise ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:
         raise ConfigError("empty, expected one or more", "listen")
-    if not config.log.access:
-        raise ConfigError("empty, expected stdout, stderr, syslog, none or a path", "log.access")
+    if not config.log.access or "\0" in config.log.access:
+        raise ConfigError("expected stdout, stderr, syslog, none or a path", "log.access")
     for index, listen in enumerate(config.listen):
         try:
             url = listen.parsed
@@ -257,6 +267,9 @@ def check_values(config: Config) -> None:
             raise ConfigError(str(exc), f"listen[{index}].url") from None
         if url.username is not None:
             raise ConfigError("a listener has no user of its own, expected [users.NAME]", f"listen[{index}].url")
+        same = next(i for i, other in enumerate(config.listen) if other.parsed.address == url.address)
+        if same < index and url.address.port:
+            raise ConfigError(f"the same address as listen[{same}].url", f"listen[{index}].url")
         if listen.users == "required" and not config.users:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
     for name, user in config.users.items():

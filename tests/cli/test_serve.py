@@ -6,8 +6,11 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ import pytest
 import tabi
 from conftest import Run
 from processes import (
+    PATIENCE,
     Serve,
+    environment,
     failure,
     listening,
     receive_all,
@@ -29,7 +34,7 @@ from processes import (
 from support import target
 from tabi.cli.serve import merge, print_ready
 from tabi.config import Config, Listen, User
-from tabi.wire.address import parse_address
+from tabi.wire.address import Address, parse_address
 
 # --- what it says, and what is asked for ---
 
@@ -272,7 +277,7 @@ def test_the_drain_time_is_the_limit(tmp_path: Path) -> None:
         for tunnel in found:
             assert tunnel.client.recv(1) == b""
         assert [session["close"] for session in proxy.sessions(3)] == ["shutdown"] * 3
-        assert "3 sessions were cut" in proxy.messages
+        assert "sessions cut: 3" in proxy.messages
 
 
 def test_sighup_kills_nobody(tmp_path: Path) -> None:
@@ -382,3 +387,32 @@ def test_a_reader_of_messages_that_is_gone_stops_nobody(monkeypatch: pytest.Monk
         monkeypatch.undo()
         with pytest.raises(BrokenPipeError):
             closed.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_listeners_in_each_other_s_way_are_an_error() -> None:
+    """Two names of one address: one line that names the listener, exit code 2, and nothing says that it listens."""
+    port = free_port()
+    done = run_tabi("serve", "-l", f"socks5://127.0.0.1:{port}", "-l", f"socks5://localhost:{port}")
+    assert "in use" in failure(done, 2)
+    assert f"localhost:{port}" in failure(done, 2)
+
+
+def test_a_closed_stderr_is_no_reason_not_to_serve() -> None:
+    """Who starts it without standard error gets a proxy; its descriptor becomes no socket's."""
+    port = free_port()
+    command = f"exec {sys.executable} -m tabi serve -l socks5://127.0.0.1:{port} 2>&- >/dev/null"
+    process = subprocess.Popen(["/bin/sh", "-c", command], env=environment())
+    try:
+        wait_for(lambda: not refuses(Address(ip_address("127.0.0.1"), port)), "a proxy without stderr")
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -155,7 +155,7 @@ def test_a_client_that_leaves_in_the_middle(run: Run, stage: str, where: str) ->
             writer.write_eof()
             assert await end_of(reader) == "end"
             session = await scene.ended.get()
-            assert (session.close, session.error) == ("error", f"the peer ended in the middle of {where}")
+            assert (session.close, session.error) == ("error", f"the peer ended in the middle of the {where}")
 
     run(main)
 

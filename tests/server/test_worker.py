@@ -142,7 +142,7 @@ def test_told_once_more_it_stops_at_once(tmp_path: Path, number: int) -> None:
         tunnel.check()
         running.process.send_signal(number)
         assert tunnel.client.recv(1) == b""
-        assert "1 sessions were cut" in running.finish()
+        assert "sessions cut: 1" in running.finish()
         assert b'"close":"shutdown"' in running.log.read_bytes()
 
 
@@ -151,7 +151,7 @@ def test_at_once_needs_no_first_word(tmp_path: Path) -> None:
     with worker(tmp_path) as running, tunnel_through(running) as tunnel:
         running.process.send_signal(AT_ONCE)
         assert tunnel.client.recv(1) == b""
-        assert "1 sessions were cut" in running.finish()
+        assert "sessions cut: 1" in running.finish()
 
 
 def test_the_drain_time_ends_the_patience(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_drain_time_ends_the_patience(tmp_path: Path) -> None:
     with worker(tmp_path, drain=0.05) as running, tunnel_through(running) as tunnel:
         running.process.send_signal(signal.SIGTERM)
         assert tunnel.client.recv(1) == b""
-        assert "1 sessions were cut" in running.finish()
+        assert "sessions cut: 1" in running.finish()
 
 
 def test_a_client_that_says_nothing_is_cut_when_told_again(tmp_path: Path) -> None:
@@ -170,5 +170,5 @@ def test_a_client_that_says_nothing_is_cut_when_told_again(tmp_path: Path) -> No
         with socket.create_connection(place, PATIENCE) as silent, tunnel_through(running) as tunnel:
             running.process.send_signal(AT_ONCE)
             assert silent.recv(1) == tunnel.client.recv(1) == b""
-        assert "2 sessions were cut" in running.finish()
+        assert "sessions cut: 2" in running.finish()
         assert running.log.read_bytes().count(b'"close":"shutdown"') == 2

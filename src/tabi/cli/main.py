@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 the command line or the configurat
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -51,8 +52,20 @@ def options(
     """What stands in front of every command."""
 
 
+def fill_standard_streams() -> None:
+    """Put /dev/null where a standard stream was closed: its descriptor must not become that of a socket."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the program
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - the same
+
+
 def main() -> None:
     """Run a command; errors are one line."""
+    fill_standard_streams()
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

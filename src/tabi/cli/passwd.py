@@ -29,6 +29,8 @@ def passwd(
         password = text.encode(errors="surrogateescape")
     else:
         password = sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if name is not None and not 0 < len(name.encode()) <= 255:
+        raise ConfigError("a user name has 1 to 255 octets (RFC 1929)")
     if not 0 < len(password) <= 255:
         raise ConfigError("a password has 1 to 255 octets (RFC 1929)")
     text = make_hash(password)

@@ -13,7 +13,7 @@ import aiohappyeyeballs
 from tabi.net.deadline import Deadlines
 from tabi.net.failures import connect_error, connect_error_of_many, timeout_error
 from tabi.net.reactor import BROKEN, OUT, Reactor
-from tabi.net.resolve import Resolver
+from tabi.net.resolve import Resolver, read_number
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 
@@ -65,7 +65,8 @@ class Dialer:
         """Connect to whatever a name stands for."""
         try:
             async with asyncio.timeout(self.seconds):
-                addresses = await self.resolver.resolve(name)
+                number = read_number(name)
+                addresses: list[IP] = [number] if number is not None else await self.resolver.resolve(name)
                 for address in addresses:
                     permit(address)
                 if len(addresses) == 1:

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from tabi.net.reactor import Reactor
@@ -18,6 +19,9 @@ BACKLOG = 4096
 ACCEPTS_A_TURN = 64
 BACK_OFF = 0.1
 """Seconds without accepting after the system had no descriptor or memory left."""
+
+WARN_EVERY = 60.0
+"""Seconds in which being short of descriptors is said once, and that it is over."""
 
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 NONBLOCK = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -68,6 +72,7 @@ class Acceptor:
         self.room = room
         self.listening = False
         self.exhausted = False
+        self.next_warning = 0.0
         self.retry: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -118,8 +123,10 @@ class Acceptor:
 
     def back_off(self, reason: str) -> None:
         """Try again later, and say so once."""
-        if not self.exhausted:
+        now = monotonic()
+        if not self.exhausted and now >= self.next_warning:
             self.exhausted = True
+            self.next_warning = now + WARN_EVERY
             log.warning("accept: %s; new connections wait", reason)
         self.pause()
         self.retry = self.reactor.loop.call_later(BACK_OFF, self.start)

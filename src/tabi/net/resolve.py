@@ -28,6 +28,23 @@ class Resolver(Protocol):
         """Give back what the resolver holds."""
 
 
+def read_number(name: str) -> IPv4Address | None:
+    """Read a name that is a number as the C library does: ``127.1``, ``0x7f.1``, ``0177.0.0.1``, ``2130706433``.
+
+    c-ares takes some of these for something else, others for names. None where the name is none of them.
+
+    Raises:
+        DialError: the last label is a number, as no name's is, but the whole is no address.
+    """
+    last = name.removesuffix(".").rpartition(".")[2]
+    if not last.isdigit() and not last.lower().startswith("0x"):
+        return None
+    try:
+        return IPv4Address(socket.inet_aton(name))
+    except OSError as exc:
+        raise resolve_error(aiodns.error.ARES_EBADNAME, "neither an address nor a name", name) from exc
+
+
 class ThreadResolver:
     """The C library's resolver in the loop's threads. It holds nothing: for clients, which resolve now and then."""
 

@@ -35,6 +35,9 @@ from tabi.wire.socks5 import Command
 
 log = logging.getLogger("tabi")
 
+FEW_SESSIONS = 50
+"""Room for fewer is worth a warning."""
+
 DESCRIPTORS_ASIDE = 48
 """For what is no session: standard streams, epoll, the resolver, the log, a little air."""
 
@@ -142,6 +145,8 @@ class Server:
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         pipes = max(0, descriptors // 8)  # two descriptors each: a quarter of all
         self.capacity = max(1, (descriptors - 2 * pipes - DESCRIPTORS_ASIDE) // 2)
+        if self.capacity < FEW_SESSIONS:
+            log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
         self.handshake = Deadlines(loop, timeouts.handshake)
         self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
         self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
@@ -156,7 +161,10 @@ class Server:
             if index == len(self.sockets):
                 self.sockets.append(bind_listener(listen.parsed.address))
             self.sockets[index].setblocking(False)
-            self.sockets[index].listen(BACKLOG)  # a given one may only be bound
+            try:
+                self.sockets[index].listen(BACKLOG)  # a given one may only be bound
+            except OSError as exc:
+                raise OSError(exc.errno, exc.strerror, listen.url) from exc
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None
@@ -169,7 +177,8 @@ class Server:
         """Ask the embedding program."""
         assert self.custom_authenticate is not None
         name, secret = (octets.decode("utf-8", "surrogateescape") for octets in (username, password))
-        return await self.custom_authenticate(name, secret, client)
+        user = await self.custom_authenticate(name, secret, client)
+        return user if isinstance(user, str) and user else None
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -36,6 +36,9 @@ STEADY = 10.0
 FIRST_START = 10.0
 """Seconds that the first worker may take until it accepts; then the supervisor goes on as if it did."""
 
+READY = "."
+"""What a worker tells when it accepts."""
+
 GRACE = 3.0
 """Seconds that workers get beyond the drain time before they are killed."""
 
@@ -93,7 +96,14 @@ class Supervisor:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, nobody could be reaped
-        self.start_all()
+        try:
+            self.start_all()
+        except ConfigError:
+            self.stop()
+            for worker in self.workers:
+                if worker.pid is not None:
+                    os.waitpid(worker.pid, 0)
+            raise
         ready()
         killing = False
         while True:
@@ -123,22 +133,34 @@ class Supervisor:
         return max(0.0, min(due, default=3600.0))
 
     def start_all(self) -> None:
-        """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here."""
+        """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here.
+
+        Raises:
+            ConfigError: it cannot listen, as when another program took the address meanwhile.
+        """
         ready_end, self.told_end = os.pipe2(os.O_CLOEXEC)
         try:
             for worker in self.workers:
                 self.start(worker)
-        finally:
             os.close(self.told_end)
             self.told_end = None
-            select.select((ready_end,), (), (), FIRST_START)  # an octet, or the end if none of them lives
+            select.select((ready_end,), (), (), FIRST_START)
+            os.set_blocking(ready_end, False)
+            with contextlib.suppress(BlockingIOError):
+                told = os.read(ready_end, 4096).decode()
+                if told not in ("", READY * len(told)):
+                    raise ConfigError(told.strip(READY))
+        finally:
+            if self.told_end is not None:
+                os.close(self.told_end)
+                self.told_end = None
             os.close(ready_end)
 
-    def tell_ready(self) -> None:
-        """In a worker: it accepts. One that was started again has nobody to tell."""
+    def tell(self, text: str = READY) -> None:
+        """In a worker: it accepts, or why it cannot. One that was started again has nobody to tell."""
         if self.told_end is not None:
             with contextlib.suppress(BrokenPipeError):  # another was first
-                os.write(self.told_end, b".")
+                os.write(self.told_end, text.encode())
 
     def start(self, worker: Worker) -> None:
         """Fork a worker."""
@@ -153,8 +175,12 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline, self.tell_ready)
+            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline, self.tell)
             code = 0
+        except OSError as exc:
+            if self.told_end is None:
+                log.exception("a worker failed")
+            self.tell(f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}")
         except BaseException:
             log.exception("a worker failed")
         finally:

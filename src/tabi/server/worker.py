@@ -55,9 +55,11 @@ async def serve(server: Server, lifeline: int, ready: Callable[[], object]) -> N
         ready()
         await told.wait()
         loop.remove_reader(lifeline)
+        if server.sessions:
+            log.info("draining, sessions under way: %d; once more stops at once", len(server.sessions))
         drain, hurried = loop.create_task(server.drain()), loop.create_task(at_once.wait())
         await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
         drain.cancel()
         hurried.cancel()
         if server.sessions:
-            log.warning("stopped: %d sessions were cut", len(server.sessions))
+            log.warning("stopped, sessions cut: %d", len(server.sessions))

@@ -289,7 +289,8 @@ class Machine:
             raise
         if found is None:
             if self.eof:
-                raise RemoteProtocolError(f"the peer ended in the middle of {self.state.name.lower()}")
+                what, _, sent = self.state.name.lower().partition("_")
+                raise RemoteProtocolError(f"the peer ended in the middle of the {'answer to the ' * bool(sent)}{what}")
             return NEED_DATA
         message, end = found
         del self.buffer[:end]
