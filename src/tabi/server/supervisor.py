@@ -1,4 +1,4 @@
-"""The supervisor: opens the listening sockets, starts the workers on them, and starts again the one that dies.
+"""The supervisor: binds the sockets, starts the workers that listen on them, and starts again the one that dies.
 
 It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something.
 """
