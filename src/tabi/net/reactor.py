@@ -93,7 +93,10 @@ class Reactor:
             sock.close()
 
     def send_at_end(self, send: Callable[[bytes], object], data: bytes) -> None:
-        """Call ``send(data)`` at the end of this turn, or now if none is under way. An OSError is left to who reads."""
+        """Call ``send(data)`` at the end of this turn, or now if none is under way. An OSError is dropped.
+
+        A socket tells of its reset only once: where that must not be lost, ``send`` catches it itself.
+        """
         self.outbox.append((send, data))
         if not self.in_turn:
             self.flush()
