@@ -21,6 +21,7 @@ from tabi.config import (
     ProxyURL,
     Seconds,
     Timeouts,
+    Udp,
     User,
     decode_special,
     load_config,
@@ -46,6 +47,12 @@ users = "required"
 url = "socks5://[::1]"
 users = "none"
 
+[listen.udp]
+advertise = "192.0.2.1"
+ports = "40000-40999"
+fragments = "drop"
+senders = "any"
+
 [users.alice]
 password = "{HASH}"
 
@@ -58,6 +65,8 @@ handshake = 5
 connect = "2.5 s"
 idle = "5 min"
 half_closed = "500ms"
+bind = "1 min"
+udp_idle = 7
 drain = 0.5
 
 [log]
@@ -74,9 +83,12 @@ def test_every_key() -> None:
     config = parse_config(EVERYTHING)
     assert config == Config(
         workers=4,
-        listen=[Listen("socks5://127.0.0.1:0", "required"), Listen("socks5://[::1]", "none")],
+        listen=[
+            Listen("socks5://127.0.0.1:0", "required"),
+            Listen("socks5://[::1]", "none", Udp("192.0.2.1", "40000-40999", "drop", "any")),
+        ],
         users={"alice": User(HASH), "jürgen m.": User("sekret", plain=True)},
-        timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(0.5)),
+        timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
     )
     assert [listen.parsed.address.port for listen in config.listen] == [0, 1080]
@@ -100,7 +112,9 @@ def test_an_empty_file_is_the_defaults() -> None:
     assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:1080"]
     assert config.listen[0].users is None
     assert config.users == {}
-    assert config.timeouts == Timeouts(Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(30))
+    assert config.timeouts == Timeouts(
+        Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(120), Seconds(120), Seconds(30)
+    )
     assert (config.log.access, config.log.level) == ("stdout", "info")
 
 

@@ -22,7 +22,7 @@ from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.wire.address import Address, parse_host
-from tabi.wire.socks5 import Credentials
+from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
 
 TIMEOUT = 30.0
 
@@ -90,15 +90,20 @@ class Proxy:
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
+        stream, _, _ = await self.ask(Command.CONNECT, destination)
+        return stream
+
+    async def ask(self, command: int, destination: Address) -> tuple[Stream, ClientMachine, Reply]:
+        """Reach the last proxy through those before it and ask it for a command. As `Socks5.ask`."""
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
-        egress: Direct | Socks5 = Direct(dialer)
+        below: Direct | Socks5 = Direct(dialer)
         for url in self.urls:
             credentials = None
             if url.username is not None and url.password is not None:
                 credentials = Credentials(url.username.encode(), url.password.encode())
-            egress = Socks5(egress, url.address, credentials, self.timeout)
+            below = egress = Socks5(below, url.address, credentials, self.timeout)
         try:
-            return await egress.open(destination, permit_any)
+            return await egress.ask(command, destination, permit_any)
         finally:
             await dialer.close()
 

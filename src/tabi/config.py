@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -15,7 +16,7 @@ import msgspec
 
 from tabi.errors import ConfigError
 from tabi.policy.users import Secret, parse_hash, plain_secret
-from tabi.wire.address import Address, parse_host
+from tabi.wire.address import Address, Host, parse_host, parse_ip
 
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
@@ -86,6 +87,56 @@ def parse_url(text: str) -> ProxyURL:
     return ProxyURL(parts.scheme, Address(parse_host(host), DEFAULT_PORT if port is None else port), username, password)
 
 
+PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
+
+
+class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``udp`` of a listener: where the sockets of its associations are, and of its BINDs."""
+
+    advertise: str | None = None
+    """The IP address that clients are told in place of this machine's own: for a proxy behind NAT or in a container."""
+    ports: str | None = None
+    """``"40000-40999"``: ports to take, for a firewall. ``"shared"``: one UDP port, the listener's own, for all
+    associations. Default: any free port, one for each association."""
+    fragments: Literal["reassemble", "drop"] = "reassemble"
+    """What becomes of datagrams in fragments (RFC 1928 section 7). Default: reassemble."""
+    senders: Literal["contacted", "any"] = "contacted"
+    """Whose datagrams reach the client: hosts that it has sent to, or anybody. Default: contacted."""
+
+    @property
+    def address(self) -> IPv4Address | IPv6Address | None:
+        """``advertise`` as an address. Raises ValueError."""
+        if self.advertise is None:
+            return None
+        address = parse_ip(self.advertise)
+        if address.is_unspecified or address.is_multicast:
+            raise ValueError(f"{address} can be nobody's address")
+        return address
+
+    def public(self, local: Host) -> Host:
+        """What clients are told in place of ``local``, an address of this machine."""
+        address = self.address
+        return address if address is not None and address.version == getattr(local, "version", 0) else local
+
+    @property
+    def shared(self) -> bool:
+        """Whether all associations share one port."""
+        return self.ports == "shared"
+
+    @property
+    def port_range(self) -> range | None:
+        """The ports to choose from, or None for any. Raises ValueError."""
+        if self.ports is None or self.shared:
+            return None
+        found = PORT_RANGE.fullmatch(self.ports)
+        if found is None:
+            raise ValueError(f'{self.ports!r}, expected a range such as "40000-40999", or "shared"')
+        first, last = int(found[1]), int(found[2])
+        if not 0 < first <= last <= 65535:
+            raise ValueError(f"{self.ports!r}, expected the lower port first, 1 to 65535")
+        return range(first, last + 1)
+
+
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[listen]]``: one listening socket."""
 
@@ -93,6 +144,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Protocol and address, ``socks5://host:port``; port 0 takes a free one."""
     users: Literal["required", "optional", "none"] | None = None
     """Whether clients must be users. Default: required as soon as there is a user; without one, none."""
+    udp: Udp = Udp()
+    """Addresses and ports of UDP associations and of BIND."""
 
     @property
     def parsed(self) -> ProxyURL:
@@ -131,6 +184,10 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Without an octet in either direction. Default: 300."""
     half_closed: Seconds = Seconds(60)
     """The same, once one side has ended. Default: 60."""
+    bind: Seconds = Seconds(120)
+    """From the first reply to BIND until the peer has connected. Default: 120."""
+    udp_idle: Seconds = Seconds(120)
+    """Without a datagram in either direction. Default: 120."""
     drain: Seconds = Seconds(30)
     """For running sessions after SIGTERM or Ctrl-C. Default: 30."""
 
@@ -237,18 +294,24 @@ def name_key(path: str, data: dict[str, Any]) -> str:
 PARTS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "listen": Listen,
+    "udp": Udp,
     "users": User,
     "timeouts": Timeouts,
     "log": Log,
 }
 
 
-CHOICES = {"users": "required, optional or none", "level": "debug, info, warning or error"}
+CHOICES = {
+    "users": "required, optional or none",
+    "level": "debug, info, warning or error",
+    "fragments": "reassemble or drop",
+    "senders": "contacted or any",
+}
 
 
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
-    part = re.split(r"[.\[]", path)[0]
+    part = "udp" if path.endswith("].udp") else re.split(r"[.\[]", path)[0]
     return PARTS[part].__struct_fields__
 
 
@@ -270,6 +333,7 @@ def check_values(config: Config) -> None:
         same = next(i for i, other in enumerate(config.listen) if other.parsed.address == url.address)
         if same < index and url.address.port:
             raise ConfigError(f"the same address as listen[{same}].url", f"listen[{index}].url")
+        check_udp(listen.udp, config.workers, f"listen[{index}].udp")
         if listen.users == "required" and not config.users:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
     for name, user in config.users.items():
@@ -282,3 +346,16 @@ def check_values(config: Config) -> None:
             raise ConfigError(f"{exc}{hint}", f"users.{name}.password") from None
         if not secret.is_hash and not 0 < len(secret.key) <= 255:
             raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")
+
+
+def check_udp(udp: Udp, workers: int, path: str) -> None:
+    """Check where datagrams are to be. Raises ConfigError."""
+    for key, read in (("advertise", lambda: udp.address), ("ports", lambda: udp.port_range)):
+        try:
+            read()
+        except ValueError as exc:
+            raise ConfigError(str(exc), f"{path}.{key}") from None
+    if udp.shared and workers != 1:
+        raise ConfigError(
+            '"shared" is one port of one process, expected workers = 1 or a range of ports', f"{path}.ports"
+        )

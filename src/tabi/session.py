@@ -15,7 +15,9 @@ Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdow
 class Session:
     """One client connection and the one request in it.
 
-    ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered.
+    ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered. Of an
+    association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that went nowhere, by
+    reason; ``drops`` is None for any other command.
     """
 
     __slots__ = (
@@ -24,8 +26,11 @@ class Session:
         "close",
         "command",
         "connect_seconds",
+        "datagrams_down",
+        "datagrams_up",
         "destination",
         "down",
+        "drops",
         "error",
         "listener",
         "number",
@@ -52,5 +57,8 @@ class Session:
         self.error: str | None = None
         self.up = 0
         self.down = 0
+        self.datagrams_up = 0
+        self.datagrams_down = 0
+        self.drops: dict[str, int] | None = None
         self.connect_seconds: float | None = None
         self.close: Close = "error"

@@ -39,11 +39,13 @@ async def read_message(stream: Stream, machine: ClientMachine) -> Any:
     return message
 
 
-async def request(stream: Stream, command: int, destination: Address, credentials: Credentials | None) -> Reply:
+async def request(
+    stream: Stream, command: int, destination: Address, credentials: Credentials | None
+) -> tuple[ClientMachine, Reply]:
     """Speak SOCKS5 as a client on a fresh stream, up to the first reply. Who waits sets the deadline.
 
     Returns:
-        The reply, which is a success.
+        The machine, for BIND's second reply (`read_reply`), and the reply, which is a success.
 
     Raises:
         AuthError: the proxy takes none of our methods, or not these credentials.
@@ -65,6 +67,11 @@ async def request(stream: Stream, command: int, destination: Address, credential
         if (await read_message(stream, machine)).status:
             raise AuthError("the proxy did not accept the user name and password")
     await stream.send_all(machine.send(Request(command, destination)))
+    return machine, await read_reply(stream, machine, destination)
+
+
+async def read_reply(stream: Stream, machine: ClientMachine, destination: Address) -> Reply:
+    """Read one reply. Raises ProxyError where it is a failure, and as `request`."""
     reply = await read_message(stream, machine)
     if not isinstance(reply, Reply):
         raise RemoteProtocolError("the proxy sent no reply")
@@ -93,14 +100,26 @@ class Socks5:
         self.seconds = seconds
 
     async def open(self, destination: Address, permit: Any) -> Stream:
-        """Return a stream to ``destination`` that the caller closes. Errors as `request` and of the egress below."""
+        """Return a stream to ``destination`` that the caller closes. Errors as `ask`."""
+        stream, _, _ = await self.ask(Command.CONNECT, destination, permit)
+        return stream
+
+    async def ask(self, command: int, destination: Address, permit: Any) -> tuple[Stream, ClientMachine, Reply]:
+        """Reach the proxy and ask it for a command.
+
+        Returns:
+            The stream, which the caller closes, the machine behind its first reply, and that reply.
+
+        Raises:
+            As `request` and the egress below.
+        """
         stream: Stream = await self.below.open(self.proxy, permit)
         try:
             async with asyncio.timeout(self.seconds):
-                await request(stream, Command.CONNECT, destination, self.credentials)
+                machine, reply = await request(stream, command, destination, self.credentials)
         except BaseException as exc:
             stream.close()
             if isinstance(exc, TimeoutError):
                 raise ProxyError(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
             raise
-        return stream
+        return stream, machine, reply

@@ -65,15 +65,25 @@ class Dialer:
         """Connect to whatever a name stands for."""
         try:
             async with asyncio.timeout(self.seconds):
-                number = read_number(name)
-                addresses: list[IP] = [number] if number is not None else await self.resolver.resolve(name)
-                for address in addresses:
-                    permit(address)
+                addresses = await self.find(name, permit)
                 if len(addresses) == 1:
                     return await self.dial_one(destination, addresses[0])
                 return await self.dial_many(addresses, destination)
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
+
+    async def find(self, name: str, permit: Permit) -> list[IP]:
+        """The addresses of a name, best first, every one of them permitted. Who waits sets the deadline.
+
+        Raises:
+            DialError: it has none.
+            PolicyDenied: as ``permit`` raises it.
+        """
+        number = read_number(name)
+        addresses: list[IP] = [number] if number is not None else await self.resolver.resolve(name)
+        for address in addresses:
+            permit(address)
+        return addresses
 
     async def dial_one(self, destination: Address, host: IP) -> Stream:
         """Connect to one address: a session's usual way, kept to four system calls."""

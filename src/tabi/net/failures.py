@@ -67,6 +67,12 @@ def resolve_error(number: int, text: str, name: str) -> DialError:
     return DialError(f"{name}: {text.lower()}", REPLY_BY_DNS_ERROR.get(number, ReplyCode.GENERAL_FAILURE))
 
 
+def local_error(exc: OSError, what: object) -> DialError:
+    """The error for a socket of our own that could not be opened or bound."""
+    text = (exc.strerror or str(exc)).lower()
+    return DialError(f"{what}: {text}", ReplyCode.GENERAL_FAILURE, exc.errno)
+
+
 def timeout_error(seconds: float, what: object) -> DialError:
     """The error for a destination that did not answer within the connect deadline."""
     return DialError(f"{what}: no answer within {seconds:g} s", ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import random
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -55,6 +56,26 @@ def bind_listener(address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_port(sock: socket.socket, host: str, ports: range | None) -> None:
+    """Bind a socket to an address and a free port of a range, from anywhere in it; None takes any port.
+
+    Raises:
+        OSError: as bind(2); EADDRINUSE where every port of the range is taken.
+    """
+    if ports is None:
+        sock.bind((host, 0))
+        return
+    first = random.randrange(len(ports))  # noqa: S311 - spreads the load over the range, hides nothing
+    for port in (*ports[first:], *ports[:first]):
+        try:
+            sock.bind((host, port))
+            return
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"no port of {ports[0]}-{ports[-1]} is free")
 
 
 class Acceptor:

@@ -69,6 +69,10 @@ class Reactor:
         """Call ``handler(events)`` whenever ``fd`` becomes ready, from now until `close`."""
         raise NotImplementedError
 
+    def register_reader(self, fd: int, handler: Handler) -> None:
+        """The same, but hear only of what arrives: a datagram socket would tell of room after everything it sends."""
+        raise NotImplementedError
+
     def register_listener(self, fd: int, handler: Handler) -> None:
         """The same for a listening socket: level-triggered, and of several workers only one is woken."""
         raise NotImplementedError
@@ -261,6 +265,10 @@ class SelectorReactor(Reactor):
         self.handlers[fd] = handler
         self.epoll.register(fd, IN | OUT | RDHUP | EDGE)
 
+    def register_reader(self, fd: int, handler: Handler) -> None:
+        self.handlers[fd] = handler
+        self.epoll.register(fd, IN | EDGE)
+
     def register_listener(self, fd: int, handler: Handler) -> None:
         self.handlers[fd] = handler
         self.epoll.register(fd, IN | EXCLUSIVE)
@@ -285,6 +293,10 @@ class NestedReactor(SelectorReactor):
     def register(self, fd: int, handler: Handler) -> None:
         self.open()
         super().register(fd, handler)
+
+    def register_reader(self, fd: int, handler: Handler) -> None:
+        self.open()
+        super().register_reader(fd, handler)
 
     def register_listener(self, fd: int, handler: Handler) -> None:
         self.open()
@@ -345,9 +357,12 @@ class PortableReactor(Reactor):
         self.handlers[fd] = handler
         self.watched[fd] = 0
 
-    def register_listener(self, fd: int, handler: Handler) -> None:
+    def register_reader(self, fd: int, handler: Handler) -> None:
         self.register(fd, handler)
         self.watch(fd, IN)
+
+    def register_listener(self, fd: int, handler: Handler) -> None:
+        self.register_reader(fd, handler)
 
     def watch(self, fd: int, events: int) -> None:
         before = self.watched.get(fd)

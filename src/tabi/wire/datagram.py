@@ -1,0 +1,111 @@
+"""The header of a relayed datagram, and reassembly of what came in fragments: RFC 1928 section 7. No I/O, no clock.
+
+    +-----+------+------+----------+----------+----------+
+    | RSV | FRAG | ATYP | DST.ADDR | DST.PORT |   DATA   |    RSV: two octets, written as 00 and not looked at
+    +-----+------+------+----------+----------+----------+    FRAG: 0 for a whole datagram
+    |  2  |  1   |  1   | variable |    2     | variable |
+    +-----+------+------+----------+----------+----------+
+
+From the client to the relay the address is where the datagram goes, from the relay to the client where it came from.
+"""
+
+from __future__ import annotations
+
+from tabi.errors import RemoteProtocolError
+from tabi.wire.address import Address, decode_address, encode_address
+
+MAX_DATAGRAM = 65507
+"""Octets that one datagram over IPv4 carries: 65,535 less the headers of IP and UDP."""
+
+LAST = 0x80
+"""The bit of FRAG that marks the last fragment; the other seven are its position, from 1."""
+
+REASSEMBLY_SECONDS = 10.0
+"""From the first fragment to the last. Section 7 wants 5 or more."""
+
+
+def encode_header(address: Address, frag: int = 0) -> bytes:
+    """RSV, FRAG, ATYP, ADDR and PORT. Raises ValueError as `encode_address`."""
+    return b"\0\0%c%b" % (frag, encode_address(address))
+
+
+def decode_header(data: bytes) -> tuple[int, Address, int]:
+    """Read the header in front of a datagram.
+
+    Returns:
+        FRAG, the address, and the index of the payload's first octet.
+
+    Raises:
+        RemoteProtocolError: the datagram is too short, or its address cannot be one.
+    """
+    found = decode_address(data, 3)
+    if found is None:
+        raise RemoteProtocolError(f"a datagram of {len(data)} octets ends within its header")
+    return data[2], *found
+
+
+class Reassembler:
+    """One reassembly queue: puts the fragments of one datagram together, in the order of their positions.
+
+    The queue is abandoned when its time is over, when a fragment comes whose position is lower than the highest so
+    far or leaves a gap (which nothing lower could fill any more), when the address changes or the limit is passed. A
+    repeated fragment is dropped alone. ``dropped`` counts the fragments that reached nobody.
+
+    Args:
+        limit: octets of payload of one datagram.
+        seconds: from the first fragment to the last; 5 or more (section 7).
+    """
+
+    __slots__ = ("address", "deadline", "dropped", "limit", "octets", "parts", "seconds")
+
+    def __init__(self, limit: int = MAX_DATAGRAM, seconds: float = REASSEMBLY_SECONDS) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self.parts: list[bytes] = []
+        self.octets = 0
+        self.address: Address | None = None
+        self.deadline = 0.0
+        self.dropped = 0
+
+    def add(self, frag: int, address: Address, payload: bytes, now: float) -> bytes | None:
+        """Take one datagram; returns a payload that is whole now, or None. ``now`` is in seconds, of any clock.
+
+        A whole datagram (FRAG 0) is handed back as it is; a queue that it came across is abandoned.
+        """
+        self.expire(now)
+        position, highest = frag & ~LAST, len(self.parts)
+        if position == highest and highest > 1:
+            self.dropped += 1
+            return None
+        if position != highest + 1 or (highest and address != self.address) or self.octets + len(payload) > self.limit:
+            self.abandon()
+            if frag == 0:
+                return payload
+            if position != 1 or len(payload) > self.limit:
+                self.dropped += 1
+                return None
+        if position == 1:
+            self.address, self.deadline = address, now + self.seconds
+        self.parts.append(payload)
+        self.octets += len(payload)
+        if not frag & LAST:
+            return None
+        whole = b"".join(self.parts)
+        self.clear()
+        return whole
+
+    def expire(self, now: float) -> None:
+        """Abandon the queue if its time is over."""
+        if self.parts and now >= self.deadline:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Give up what the queue holds."""
+        self.dropped += len(self.parts)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.parts.clear()
+        self.octets = 0
+        self.address = None
