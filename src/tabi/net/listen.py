@@ -58,7 +58,7 @@ def bind_listener(address: Address) -> socket.socket:
     return sock
 
 
-def bind_port(sock: socket.socket, host: str, ports: range | None) -> None:
+def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:
     """Bind a socket to an address and a free port of a range, from anywhere in it; None takes any port.
 
     Raises:

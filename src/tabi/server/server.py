@@ -17,9 +17,10 @@ import msgspec
 from tabi.config import Config, Listen, Log, User, check_values
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
+from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.ingress.connect import Connect
-from tabi.ingress.socks5 import Socks5Ingress
+from tabi.ingress.socks5 import Serve, Socks5Ingress
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.listen import BACKLOG, Acceptor, bind_listener
@@ -28,6 +29,7 @@ from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
 from tabi.observe.access_log import AccessLog, open_output
 from tabi.policy.users import Users
+from tabi.relay.datagram import Associations
 from tabi.relay.relay import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
@@ -149,6 +151,7 @@ class Server:
             log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
         self.handshake = Deadlines(loop, timeouts.handshake)
         self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
+        self.associations = Associations(reactor, self.dialer, timeouts.udp_idle, self.finished)
         self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
         self.authenticator = PasswordAuthenticator(self.users) if self.users else None
         self.access_log: AccessLog | None = None
@@ -156,7 +159,7 @@ class Server:
             prefix = f"{os.urandom(3).hex()}-"
             self.access_log = AccessLog(open_output(config.log.access), prefix, loop.call_later)
 
-        commands = {int(Command.CONNECT): Connect(Direct(self.dialer), self.relays)}
+        connect = Connect(Direct(self.dialer), self.relays)
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):
                 self.sockets.append(bind_listener(listen.parsed.address))
@@ -168,6 +171,10 @@ class Server:
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None
+            commands: dict[int, Serve] = {
+                Command.CONNECT: connect,
+                Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
+            }
             ingress = Socks5Ingress(commands, self.handshake, authenticate, self.required(listen))
             self.acceptors.append(Acceptor(reactor, self.sockets[index], self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
@@ -222,6 +229,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.relays.close("shutdown")
+        await self.associations.close("shutdown")
         self.handshake.close()
         await self.dialer.close()
         if self.authenticator is not None:
@@ -267,7 +275,7 @@ class Server:
 
     def room(self) -> int:
         """How many more sessions the descriptors carry."""
-        return self.capacity - len(self.sessions)
+        return self.capacity - len(self.sessions) - len(self.associations.active)  # which take twice as many
 
     def accepting(self, ingress: Socks5Ingress, listen: Listen) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""

@@ -1,0 +1,55 @@
+"""UDP ASSOCIATE (RFC 1928 sections 4, 6, 7): a port for the client's datagrams, as long as its connection stands."""
+
+from __future__ import annotations
+
+from tabi.config import Udp
+from tabi.ingress.socks5 import Conversation
+from tabi.net.failures import local_error
+from tabi.policy.guard import permit_for
+from tabi.relay.datagram import Associations
+from tabi.session import Session
+from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.socks5 import Reply, ReplyCode
+
+
+class Associate:
+    """Opens a port and hands it over, with the control connection, to an association.
+
+    Args:
+        associations: carry the datagrams from then on.
+        udp: what the listener says of its ports.
+    """
+
+    name = "associate"
+
+    def __init__(self, associations: Associations, udp: Udp) -> None:
+        self.associations = associations
+        self.udp = udp
+
+    async def __call__(self, conversation: Conversation) -> None:
+        """See `ingress.socks5.Serve`. Raises DialError, which becomes the reply."""
+        session, client = conversation.session, conversation.client
+        session.via = "direct"
+        try:
+            local = from_sockaddr(client.sock.getsockname())
+            port = self.associations.open_port(local, self.udp)
+        except OSError as exc:
+            raise local_error(exc, "no UDP port") from exc
+        # Section 6: BND is where the client sends to, so it is an address that the client can reach.
+        bound = Address(self.udp.public(local.host), port.number)
+        answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
+        permit = permit_for(session.client.host)
+        self.associations.start(client, port, session, answer, permit, declared_port(session), self.udp)
+
+
+def declared_port(session: Session) -> int:
+    """The port that the client says it will send from (DST.PORT, section 4), or 0.
+
+    A client that declares an address which is not that of its connection is behind NAT: the port that it knows is not
+    the one that we see.
+    """
+    assert session.destination is not None
+    host, port = session.destination
+    if isinstance(host, str) or host.is_unspecified or host == session.client.host:
+        return port
+    return 0

@@ -1,0 +1,622 @@
+"""Datagrams in batches: many with one system call, in memory that all sockets of a thread share.
+
+`Inbox.receive` takes what waits at a socket with one recvmmsg(2) and groups it into runs: datagrams that follow each
+other, come from one sender, begin with the same octets (the SOCKS header) and have the same length. `Outbox` passes
+runs on, each with one GSO send (UDP_SEGMENT, udp(7)), all of them with one sendmmsg(2). No payload becomes a Python
+object: the kernel writes the header of a datagram apart from its payload (two entries of its iovec), and reads the
+header that goes out from elsewhere again.
+
+What the kernel coalesced on receipt (UDP_GRO) is one message with several datagrams in it: a run already.
+
+Where recvmmsg is missing, or the layout of its structures is not the one below, `PlainInbox` and `PlainOutbox` do the
+same with a call for each datagram. `TABI_DATAGRAMS=plain` forces them; ``single`` keeps recvmmsg without GSO and GRO.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import socket
+import struct
+import sys
+import threading
+from array import array
+from ctypes import c_int, c_uint, c_void_p
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Protocol
+
+from tabi.wire.address import Address, ipv4, ipv6
+from tabi.wire.datagram import MAX_DATAGRAM
+
+BATCH = 64
+"""Datagrams (or what was coalesced) taken in one call."""
+
+SLOT = 65728
+"""Octets between two datagrams in memory: the longest one, and no multiple of a page, so that they do not fall on the
+same lines of the cache. Pages that no datagram ever reached cost nothing."""
+
+MAX_HEAD = 262
+"""Octets of the longest SOCKS header: RSV, FRAG, ATYP, a length, 255 of a name, port."""
+
+MAX_SEGMENTS = 64
+"""Datagrams of one GSO send: UDP_MAX_SEGMENTS of older kernels."""
+
+MAX_GSO = 65000
+"""Octets of one GSO send, under what IP and UDP allow together."""
+
+VECTORS = 1024
+"""Entries of the iovecs of one sendmmsg, and the most that one message may have (UIO_MAXIOV)."""
+
+RECEIVE_BUFFER, SEND_BUFFER = 4 << 20, 2 << 20
+"""Octets asked for, of the memory in which the kernel keeps datagrams of one socket."""
+
+UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
+SO_MEMINFO, MEMINFO_DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.h
+FORCED = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}  # SO_RCVBUFFORCE, SO_SNDBUFFORCE: beyond the system's limit
+CONTROL = 24  # CMSG_SPACE of an int
+SENDING = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+DATAGRAM = int(socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0))
+NO_GSO = (errno.EIO, errno.EOPNOTSUPP)  # the device cannot do it
+GSO_REFUSED = (*NO_GSO, errno.EINVAL, errno.EMSGSIZE)  # or not with datagrams of that size
+
+Run = tuple[bytes, bytes, int, int, int, int, int]
+"""Datagrams of one sender that begin with the same octets:
+
+    name       the sender's sockaddr
+    head       those octets; fewer where the datagram is shorter
+    at         where the first payload is: valid until the inbox receives again
+    stride     octets from one payload to the next
+    count      of datagrams
+    size       octets of each payload
+    last       octets of the last one, which may be shorter
+"""
+
+Sock = socket.SocketType
+
+
+# --- addresses as the kernel has them: struct sockaddr_in and sockaddr_in6 ---
+
+
+def encode_sockaddr(address: Address) -> bytes:
+    """The sockaddr of an address that is no name: 16 octets for IPv4, 28 for IPv6."""
+    host, port = address
+    if isinstance(host, IPv4Address):
+        return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + host.packed + bytes(8)
+    assert isinstance(host, IPv6Address)
+    head = struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4)
+    return head + host.packed + struct.pack("=I", scope_of(host))
+
+
+def scope_of(host: IPv6Address) -> int:
+    """The number of an interface that a link-local address names, else 0."""
+    if host.scope_id is None:
+        return 0
+    return int(host.scope_id) if host.scope_id.isdigit() else socket.if_nametoindex(host.scope_id)
+
+
+def ip_octets(name: bytes) -> bytes:
+    """The IP address in a sockaddr: 4 or 16 octets."""
+    return name[4:8] if len(name) == 16 else name[8:24]
+
+
+def decode_sockaddr(name: bytes) -> Address:
+    """The address in a sockaddr, without the interface of a link-local one."""
+    host = ipv4(name[4:8]) if len(name) == 16 else ipv6(name[8:24])
+    return Address(host, int.from_bytes(name[2:4], "big"))
+
+
+def python_sockaddr(name: bytes) -> tuple[Any, ...]:
+    """A sockaddr as Python's sockets take it."""
+    port = int.from_bytes(name[2:4], "big")
+    if len(name) == 16:
+        return socket.inet_ntop(socket.AF_INET, name[4:8]), port
+    return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, 0, int.from_bytes(name[24:28], sys.byteorder)
+
+
+# --- what the kernel has ---
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What is used of what the kernel offers."""
+
+    batches: bool
+    """recvmmsg and sendmmsg."""
+    segments: bool
+    """UDP_SEGMENT: one send for several datagrams (Linux 4.18)."""
+    coalesced: bool
+    """UDP_GRO: one receive for several datagrams (Linux 5.0)."""
+
+
+PLAIN = Features(False, False, False)
+SINGLE = Features(True, False, False)
+
+
+def probe(forced: str | None) -> Features:
+    """Find out, once, at the start. ``forced`` is TABI_DATAGRAMS; raises ValueError where it says something else."""
+    if forced not in (None, "", "plain", "single"):
+        raise ValueError(f"TABI_DATAGRAMS is {forced!r}, expected plain or single")
+    known_layout = sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(c_void_p) == 8
+    if forced == "plain" or not known_layout or not hasattr(ctypes.CDLL(None), "recvmmsg"):
+        return PLAIN
+    if forced == "single":
+        return SINGLE
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return Features(True, has_option(sock, UDP_SEGMENT, 0), has_option(sock, UDP_GRO, 1))
+
+
+def has_option(sock: Sock, option: int, value: int) -> bool:
+    """Whether the kernel knows an option of UDP."""
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, option, value)
+    except OSError:
+        return False
+    return True
+
+
+# --- sockets ---
+
+
+def open_socket(family: int, features: Features) -> Sock:
+    """A UDP socket, non-blocking, with as much room as the system gives. An IPv6 one takes IPv6 only."""
+    sock = socket.SocketType(family, DATAGRAM, 0)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if features.coalesced:
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        for option, size in ((socket.SO_RCVBUF, RECEIVE_BUFFER), (socket.SO_SNDBUF, SEND_BUFFER)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, FORCED[option], size)
+            except OSError:  # needs CAP_NET_ADMIN; without it net.core.rmem_max is the limit
+                sock.setsockopt(socket.SOL_SOCKET, option, size)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def overflow(sock: Sock) -> int:
+    """Datagrams that the kernel dropped because the socket's receive buffer was full.
+
+    It is the count that SO_RXQ_OVFL would add to each datagram, asked for once: none is lost that nothing came behind.
+    """
+    try:
+        found = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
+    except OSError:  # before Linux 4.12, or not Linux
+        return 0
+    return int.from_bytes(found[4 * MEMINFO_DROPS :], sys.byteorder)
+
+
+# --- receiving and sending ---
+
+
+class Inbox(Protocol):
+    """Receives from sockets of one family."""
+
+    count: int
+    """Messages of the last `receive`; fewer than BATCH mean that the socket had no more."""
+
+    def receive(self, sock: Sock, split: int) -> list[Run]:
+        """Take up to BATCH datagrams, with the first ``split`` octets of each as its head. Errors count as nothing."""
+
+    def payload(self, run: Run, index: int) -> bytes:
+        """A copy of one payload of a run."""
+
+
+class Outbox(Protocol):
+    """Sends runs. Between `begin` and `send` belong runs for one socket; they go out in the order of `add`.
+
+    What was sent since `begin` is counted: ``sent`` datagrams with ``octets`` of payload; ``unsent`` were not taken.
+    """
+
+    sock: Sock | None
+    sent: int
+    octets: int
+    unsent: int
+    limit: int
+    """Octets of the longest datagram that GSO takes on its way; lowered where a send shows it."""
+
+    def begin(self, sock: Sock, limit: int) -> None:
+        """Begin to collect for a socket."""
+
+    def add(self, run: Run, address: bytes, head: bytes) -> None:
+        """Have a run sent to a sockaddr, ``head`` in front of each payload."""
+
+    def send(self) -> None:
+        """Send what was collected. A datagram that the system does not take is not waited for."""
+
+
+class Memory:
+    """The slots that datagrams are received into, and sent from."""
+
+    def __init__(self) -> None:
+        self.map = mmap.mmap(-1, BATCH * SLOT)
+        self.view = memoryview(self.map)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.pointers = memoryview(array("Q", range(self.base, self.base + BATCH * SLOT, SLOT)))
+
+    def copy(self, at: int, size: int) -> bytes:
+        """Octets by their address."""
+        return bytes(self.view[at - self.base : at - self.base + size])
+
+
+class Words:
+    """Memory of our own for the kernel to read or fill, as octets and as 64-bit words."""
+
+    def __init__(self, size: int) -> None:
+        self.buffer = ctypes.create_string_buffer(size)
+        self.octets = memoryview(self.buffer).cast("B")
+        self.words = self.octets.cast("Q") if size % 8 == 0 else self.octets
+        self.at = ctypes.addressof(self.buffer)
+
+
+def repeat(value: int, count: int) -> memoryview:
+    """``count`` equal words."""
+    return memoryview(array("Q", (value,)) * count)
+
+
+def row(first: int, step: int, count: int) -> memoryview:
+    """``count`` words, each ``step`` more than the one before."""
+    return memoryview(array("Q", range(first, first + step * count, step)))
+
+
+class BatchInbox:
+    """`Inbox` with recvmmsg(2).
+
+    struct mmsghdr, in words of 64 bits: name, its length, iovec, its length, control, its length, flags, and the
+    length of the message. struct iovec: address and length. The iovec of message i is two entries: its head, its slot.
+    """
+
+    def __init__(self, memory: Memory, family: int, features: Features) -> None:
+        self.memory = memory
+        self.name_size = 16 if family == socket.AF_INET else 28
+        self.coalesced = features.coalesced
+        self.count = 0
+        self.names = Words(BATCH * self.name_size)
+        self.heads = Words(BATCH * MAX_HEAD)
+        self.controls = Words(BATCH * CONTROL)
+        self.vectors = Words(BATCH * 32)
+        self.messages = Words(BATCH * 64)
+        self.vectors.words[2::4] = memory.pointers
+        self.vectors.words[3::4] = repeat(SLOT, BATCH)
+        messages = self.messages.words
+        messages[0::8] = row(self.names.at, self.name_size, BATCH)
+        messages[1::8] = repeat(self.name_size, BATCH)
+        messages[2::8] = row(self.vectors.at, 32, BATCH)
+        messages[3::8] = repeat(2, BATCH)
+        messages[4::8] = row(self.controls.at, CONTROL, BATCH)
+        self.lengths = self.messages.octets.cast("I")[14::16]
+        self.control_sizes = messages[5::8]
+        self.full_control = repeat(CONTROL, BATCH)
+        self.coalesced_sizes = self.controls.octets.cast("I")[4::6]  # behind a struct cmsghdr of 16 octets
+        if self.coalesced:
+            self.control_sizes[:] = self.full_control
+        self.split = -1
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.recvmmsg = libc.recvmmsg
+        self.recvmmsg.argtypes = [c_int, c_void_p, c_uint, c_int, c_void_p]
+
+    def split_at(self, split: int) -> None:
+        """Have the kernel put the first ``split`` octets of each datagram apart."""
+        self.split = split
+        vectors = self.vectors.words
+        vectors[0::4] = row(self.heads.at, split, BATCH) if split else repeat(self.heads.at, BATCH)
+        vectors[1::4] = repeat(split, BATCH)
+
+    def receive(self, sock: Sock, split: int) -> list[Run]:
+        """See `Inbox`."""
+        if split != self.split:
+            self.split_at(split)
+        fd, at = sock.fileno(), self.messages.at
+        self.count = count = self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None)
+        if count <= 0:
+            # A connected socket hands over an ICMP error first, and then what else there is.
+            if count == 0 or ctypes.get_errno() != errno.ECONNREFUSED:
+                self.count = 0
+                return []
+            self.count = count = max(0, self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None))
+            if not count:
+                return []
+        lengths: list[int] = self.lengths[:count].tolist()
+        if self.coalesced:
+            controls = self.control_sizes[:count].tolist()
+            self.control_sizes[:count] = self.full_control[:count]
+            if any(controls):
+                return self.expand(lengths, controls)
+        size, step = lengths[0], self.name_size
+        names = self.names.octets[: count * step].tobytes()
+        heads = self.heads.octets[: count * split].tobytes()
+        name, head = names[:step], heads[:split]
+        if size > split and lengths.count(size) == count and names == name * count and heads == head * count:
+            return [(name, head, self.memory.base, SLOT, count, size - split, size - split)]
+        return self.group(lengths, names, heads)
+
+    def group(self, lengths: list[int], names: bytes, heads: bytes) -> list[Run]:
+        """Make runs of messages that differ."""
+        runs: list[Run] = []
+        split, step, base = self.split, self.name_size, self.memory.base
+        before = None
+        for index, length in enumerate(lengths):
+            name = names[index * step : index * step + step]
+            head = heads[index * split : index * split + min(split, length)]
+            size = max(0, length - split)
+            if before is not None and name == before[0] and head == before[1] and 0 < size <= before[5] == before[6]:
+                before = runs[-1] = (name, head, before[2], SLOT, before[4] + 1, before[5], size)
+            else:
+                before = (name, head, base + index * SLOT, SLOT, 1, size, size)
+                runs.append(before)
+        return runs
+
+    def expand(self, lengths: list[int], controls: list[int]) -> list[Run]:
+        """Make runs where the kernel has coalesced datagrams."""
+        runs: list[Run] = []
+        split, step = self.split, self.name_size
+        for index, (length, control) in enumerate(zip(lengths, controls, strict=True)):
+            name = self.names.octets[index * step : index * step + step].tobytes()
+            head = self.heads.octets[index * split : index * split + min(split, length)].tobytes()
+            at = self.memory.base + index * SLOT
+            segment = self.coalesced_sizes[index] if control else length
+            if segment >= length:
+                size = max(0, length - split)
+                runs.append((name, head, at, SLOT, 1, size, size))
+            else:
+                runs += self.segments(name, head, at, segment, length)
+        return runs
+
+    def segments(self, name: bytes, head: bytes, at: int, segment: int, length: int) -> list[Run]:
+        """Make runs of one coalesced message: all but the last of its datagrams have ``segment`` octets.
+
+        The slot lacks the ``split`` octets of the first head, so that payload n is found at n segments, and the head of
+        each but the first just before its payload.
+        """
+        split, copy = self.split, self.memory.copy
+        count = -(-length // segment)
+        last = length - (count - 1) * segment
+        heads = [copy(at + index * segment - split, split) for index in range(1, count)] if split else []
+        if last > split and heads.count(head) == len(heads):
+            return [(name, head, at, segment, count, segment - split, last - split)]
+        runs: list[Run] = []
+        for index in range(count):
+            octets = segment if index < count - 1 else last
+            size = max(0, octets - split)
+            front = head if not index else heads[index - 1]
+            runs.append((name, front[:octets], at + index * segment, SLOT, 1, size, size))
+        return runs
+
+    def payload(self, run: Run, index: int) -> bytes:
+        """See `Inbox`."""
+        _, _, at, stride, count, size, last = run
+        return self.memory.copy(at + index * stride, size if index < count - 1 else last)
+
+
+class BatchOutbox:
+    """`Outbox` with sendmmsg(2): a message for each run, or for as much of it as one GSO send takes."""
+
+    def __init__(self, memory: Memory, features: Features) -> None:
+        self.memory = memory
+        self.segments = features.segments
+        self.sock: Sock | None = None
+        self.sent = self.octets = self.unsent = 0
+        self.limit = MAX_DATAGRAM
+        self.loads: list[tuple[int, int]] = []  # datagrams and octets of each message
+        self.used = 0  # entries of the vectors
+        self.names = Words(BATCH * 32)
+        self.heads = Words(BATCH * MAX_HEAD)
+        self.vectors = Words(VECTORS * 16)
+        self.controls = Words(BATCH * CONTROL)
+        self.messages = Words(BATCH * 64)
+        messages = self.messages.words
+        messages[0::8] = row(self.names.at, 32, BATCH)
+        messages[4::8] = row(self.controls.at, CONTROL, BATCH)
+        self.sizes = self.controls.octets.cast("H")[8::12]
+        controls = self.controls.words
+        controls[0::3] = repeat(18, BATCH)  # cmsg_len: CMSG_LEN of two octets
+        controls[1::3] = repeat(UDP_SEGMENT << 32 | socket.IPPROTO_UDP, BATCH)
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.sendmmsg = libc.sendmmsg
+        self.sendmmsg.argtypes = [c_int, c_void_p, c_uint, c_int]
+
+    def begin(self, sock: Sock, limit: int) -> None:
+        """See `Outbox`."""
+        self.sock = sock
+        self.limit = limit
+        self.sent = self.octets = self.unsent = 0
+
+    def add(self, run: Run, address: bytes, head: bytes) -> None:
+        """See `Outbox`."""
+        _, _, at, stride, count, size, last = run
+        whole = size + len(head)
+        most = 1
+        if count > 1 and self.segments and whole <= self.limit:
+            most = min(MAX_SEGMENTS, MAX_GSO // whole)
+        while count > most:
+            self.add_message(at, stride, most, size, size, address, head)
+            at += stride * most
+            count -= most
+        self.add_message(at, stride, count, size, last, address, head)
+
+    def add_message(self, at: int, stride: int, count: int, size: int, last: int, address: bytes, head: bytes) -> None:
+        """Fill in one message of ``count`` datagrams."""
+        number, entries = len(self.loads), (2 if head else 1)
+        if number == BATCH or self.used + count * entries > VECTORS:
+            self.send()
+            number = 0
+        words, vectors = self.messages.words, self.vectors.words
+        first = 2 * self.used
+        end = first + 2 * entries * count
+        if stride == SLOT:
+            slot = (at - self.memory.base) // SLOT
+            pointers = self.memory.pointers[slot : slot + count]
+        else:
+            pointers = row(at, stride, count)
+        if head:
+            where = number * MAX_HEAD
+            self.heads.octets[where : where + len(head)] = head
+            vectors[first:end:4] = repeat(self.heads.at + where, count)
+            vectors[first + 1 : end : 4] = repeat(len(head), count)
+            vectors[first + 2 : end : 4] = pointers
+            vectors[first + 3 : end : 4] = repeat(size, count)
+        else:
+            vectors[first:end:2] = pointers
+            vectors[first + 1 : end : 2] = repeat(size, count)
+        vectors[end - 1] = last
+        message = 8 * number
+        self.names.octets[32 * number : 32 * number + len(address)] = address
+        words[message + 1] = len(address)
+        words[message + 2] = self.vectors.at + 8 * first
+        words[message + 3] = entries * count
+        if count > 1:
+            self.sizes[number] = size + len(head)
+            words[message + 5] = CONTROL
+        else:
+            words[message + 5] = 0
+        self.used += entries * count
+        self.loads.append((count, (count - 1) * size + last))
+
+    def send(self) -> None:
+        """See `Outbox`."""
+        assert self.sock is not None
+        fd, at, loads = self.sock.fileno(), self.messages.at, self.loads
+        done, total = 0, len(loads)
+        while done < total:
+            taken = self.sendmmsg(fd, at + 64 * done, total - done, SENDING)
+            if taken > 0:
+                for count, octets in loads[done : done + taken]:
+                    self.sent += count
+                    self.octets += octets
+                done += taken
+                continue
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:  # no room: what a router does whose queue is full
+                self.unsent += sum(count for count, _ in loads[done:])
+                break
+            if loads[done][0] > 1 and number in GSO_REFUSED:
+                self.send_singly(fd, done, 0 if number in NO_GSO else self.sizes[done] - 1)
+            else:
+                self.unsent += loads[done][0]
+            done += 1
+        loads.clear()
+        self.used = 0
+
+    def send_singly(self, fd: int, message: int, limit: int) -> None:
+        """Send the datagrams of a message one by one, in its place; if that goes, ``limit`` is the limit of GSO."""
+        before, (count, _) = self.sent, self.loads[message]
+        words, vectors = self.messages.words, self.vectors.words
+        at = 8 * message
+        first, entries = words[at + 2], words[at + 3] // count
+        words[at + 3], words[at + 5] = entries, 0
+        for index in range(count):
+            words[at + 2] = first + 16 * entries * index
+            if self.sendmmsg(fd, self.messages.at + 64 * message, 1, SENDING) == 1:
+                self.sent += 1
+                self.octets += vectors[(words[at + 2] - self.vectors.at) // 8 + 2 * entries - 1]
+            else:
+                self.unsent += 1
+        if self.sent > before:
+            self.limit = min(self.limit, limit)
+
+
+class PlainInbox:
+    """`Inbox` with a recvfrom for each datagram. ``at`` of its runs is a place in ``payloads``."""
+
+    def __init__(self, payloads: list[bytes]) -> None:
+        self.payloads = payloads
+        self.count = 0
+
+    def receive(self, sock: Sock, split: int) -> list[Run]:
+        """See `Inbox`."""
+        runs: list[Run] = []
+        payloads = self.payloads
+        payloads.clear()
+        self.count = BATCH
+        for _ in range(BATCH):
+            try:
+                data, sockaddr = sock.recvfrom(SLOT)
+            except BlockingIOError:
+                self.count = len(runs)
+                break
+            except OSError:  # as in BatchInbox
+                continue
+            payloads.append(data[split:])
+            size = len(payloads[-1])
+            name = encode_sockaddr(Address(ip_address(sockaddr[0]), sockaddr[1]))
+            runs.append((name, data[:split], len(payloads) - 1, 1, 1, size, size))
+        return runs
+
+    def payload(self, run: Run, index: int) -> bytes:
+        """See `Inbox`."""
+        return self.payloads[run[2] + index]
+
+
+class PlainOutbox:
+    """`Outbox` with a sendmsg for each datagram, at once."""
+
+    def __init__(self, payloads: list[bytes]) -> None:
+        self.payloads = payloads
+        self.sock: Sock | None = None
+        self.sent = self.octets = self.unsent = 0
+        self.limit = 0
+
+    def begin(self, sock: Sock, limit: int) -> None:
+        """See `Outbox`."""
+        self.sock = sock
+        self.limit = limit
+        self.sent = self.octets = self.unsent = 0
+
+    def add(self, run: Run, address: bytes, head: bytes) -> None:
+        """See `Outbox`."""
+        assert self.sock is not None
+        payload = self.payloads[run[2]]
+        try:
+            self.sock.sendmsg((head, payload), (), SENDING, python_sockaddr(address))
+        except OSError:
+            self.unsent += 1
+            return
+        self.sent += 1
+        self.octets += len(payload)
+
+    def send(self) -> None:
+        """See `Outbox`."""
+
+
+class Mail:
+    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_mail`)."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+        self.inboxes: dict[int, Inbox]
+        self.outbox: Outbox
+        families = (int(socket.AF_INET), int(socket.AF_INET6))
+        if features.batches:
+            memory = Memory()
+            self.inboxes = {family: BatchInbox(memory, family, features) for family in families}
+            self.outbox = BatchOutbox(memory, features)
+        else:
+            payloads: list[bytes] = []
+            self.inboxes = {family: PlainInbox(payloads) for family in families}
+            self.outbox = PlainOutbox(payloads)
+
+    def open_socket(self, family: int) -> Sock:
+        """See the function of that name."""
+        return open_socket(family, self.features)
+
+    def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
+        """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""
+        inbox = self.inboxes[family]
+        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run[4])]
+
+
+threads = threading.local()
+
+
+def get_mail() -> Mail:
+    """This thread's: what is in it is used up before anything else of the thread runs."""
+    mail: Mail | None = getattr(threads, "mail", None)
+    if mail is None:
+        mail = threads.mail = Mail(probe(os.environ.get("TABI_DATAGRAMS")))
+    return mail

@@ -1,0 +1,683 @@
+"""Associations: datagrams between a client and whomever it sends to, RFC 1928 section 7.
+
+An association is the client's control connection, its port (a UDP socket of its own or a share of one that many use)
+and a UDP socket for each family of destinations, opened with the first datagram that needs it. It has no task: the
+reactor calls it. It ends with its control connection, or when nothing was relayed for ``udp_idle`` seconds.
+
+Datagrams travel in runs (`net.batch`). A run whose head is known goes where its way says without becoming Python
+objects. Whatever else there is (a new destination, a name, a fragment, rubbish) is taken apart, one by one.
+
+    up      client -> port: whose is it? -> way of the head: an address, or refused, or waiting for the resolver
+    down    destination -> has the client sent to that host? -> header of the sender -> port -> client
+
+Hot path: benchmarks/compare pays for what is called with each run (udp) and for each association (voices).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from ipaddress import IPv4Address, IPv6Address
+from time import monotonic
+from typing import Any
+
+from tabi.config import Udp
+from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
+from tabi.net.batch import (
+    BATCH,
+    Run,
+    decode_sockaddr,
+    encode_sockaddr,
+    get_mail,
+    ip_octets,
+    overflow,
+    python_sockaddr,
+)
+from tabi.net.dial import Dialer, Permit
+from tabi.net.listen import bind_port
+from tabi.net.reactor import ENDED, IN, READABLE, Reactor
+from tabi.net.stream import Stream
+from tabi.session import Close, Session
+from tabi.wire.address import Address
+from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
+
+log = logging.getLogger("tabi")
+
+Done = Callable[[Session], object]
+IP = IPv4Address | IPv6Address
+Sock = socket.SocketType
+
+SWEEPS = 10
+"""Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
+
+SHARE = 1 << 20
+"""Octets that one socket relays in one turn of the reactor, or SHARE_BATCHES batches; then the others have theirs."""
+
+SHARE_BATCHES = 8
+
+MAX_WAYS = 1024
+"""Destinations that an association remembers, and senders; beyond that it forgets the oldest."""
+
+MAX_CONTACTED = 4096
+"""Hosts whose datagrams an association lets in; beyond that it forgets the oldest."""
+
+MAX_LOOKUPS, MAX_WAITING = 16, 16
+"""Names of one association that are resolved at a time, and datagrams that wait for each."""
+
+FORGET_REFUSAL = 10.0
+"""Seconds after which a name that was not found, or is forbidden, is asked for again."""
+
+FRAGMENT_MEMORY = 16 << 20
+"""Octets of fragments that may wait, in all associations together."""
+
+IPV4_HEADER = 10
+"""Octets of the header that most datagrams have."""
+
+AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+
+
+class Way:
+    """Where the datagrams with one header go: to an address, nowhere, or to wait for the resolver.
+
+    ``address`` is the sockaddr that ``sock`` sends to. ``refusal`` is the reason to drop them, until ``until``.
+    """
+
+    __slots__ = ("address", "refusal", "sock", "until", "waiting")
+
+    def __init__(self) -> None:
+        self.sock: Sock | None = None
+        self.address = b""
+        self.refusal: str | None = None
+        self.until = float("inf")
+        self.waiting: list[bytes] = []
+
+    def refuse(self, reason: str, until: float = float("inf")) -> None:
+        """Drop what waits and what comes."""
+        self.refusal, self.until = reason, until
+        self.waiting.clear()
+
+
+class Port:
+    """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
+
+    A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
+    or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
+    """
+
+    __slots__ = ("associations", "clients", "expected", "foreign", "inbox", "number", "shared", "sock", "split")
+
+    def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
+        family = AF_INET if host.version == 4 else AF_INET6
+        self.associations = associations
+        self.inbox = associations.mail.inboxes[family]
+        self.shared = shared
+        self.split = IPV4_HEADER
+        self.foreign = 0
+        self.clients: dict[bytes, Association] = {}  # by sockaddr
+        self.expected: dict[bytes, list[Association]] = {}  # that have not sent yet: by IP address, the oldest first
+        self.sock = associations.mail.open_socket(family)
+        try:
+            bind_port(self.sock, str(host), ports)
+            self.number: int = self.sock.getsockname()[1]
+            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def on_ready(self, events: int = IN) -> None:
+        """The reactor's handler, and what goes on in the next turn: carry what clients have sent."""
+        if not self.clients and not self.expected:
+            return
+        sock, inbox, outbox, moved = self.sock, self.inbox, self.associations.mail.outbox, 0
+        for _ in range(SHARE_BATCHES):
+            outbox.sock = None
+            before = None
+            for run in inbox.receive(sock, self.split):
+                association = self.clients.get(run[0]) or self.pin(run)
+                if association is None:
+                    continue
+                if before is not None and before is not association:
+                    moved += before.flush()
+                before = association
+                association.up(run)
+            if before is not None:
+                moved += before.flush()
+            if inbox.count < BATCH:
+                return
+            if moved >= SHARE:
+                break
+        self.associations.reactor.later(self.on_ready)
+
+    def pin(self, run: Run) -> Association | None:
+        """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
+        name = run[0]
+        number = int.from_bytes(name[2:4], "big")
+        candidates = self.expected.get(ip_octets(name), ())  # few, unless many share an address and a port
+        for declared in (number, 0):
+            for association in candidates:
+                if association.declared == declared:
+                    self.unexpect(association)
+                    self.clients[name] = association
+                    association.client = name
+                    return association
+        self.foreign += run[4]
+        return None
+
+    def expect(self, association: Association) -> None:
+        """Wait for the first datagram of an association."""
+        self.expected.setdefault(association.host, []).append(association)
+
+    def unexpect(self, association: Association) -> None:
+        """It has come, or will not."""
+        same = self.expected[association.host]
+        same.remove(association)
+        if not same:
+            del self.expected[association.host]
+
+    def leave(self, association: Association) -> None:
+        """An association has ended; with the last one the port is closed."""
+        if association.client:
+            del self.clients[association.client]
+        else:
+            self.unexpect(association)
+        if not self.clients and not self.expected:
+            lost = overflow(self.sock)
+            if not self.shared:
+                association.drop("foreign", self.foreign)
+                association.drop("overflow", lost)
+            elif self.foreign or lost:
+                log.info(
+                    "shared UDP port %d: %d datagrams from nobody's client, %d overflowed",
+                    self.number,
+                    self.foreign,
+                    lost,
+                )
+            self.associations.forget(self)
+            self.associations.reactor.close(self.sock)
+
+
+class Association:
+    """One client's datagrams; see `Associations.start`.
+
+    ``client`` is the sockaddr that the client is pinned to, empty until it is; ``declared`` the port that it announced,
+    or 0; ``host`` the octets of its IP address.
+    """
+
+    __slots__ = (
+        "associations",
+        "client",
+        "closed",
+        "contacted",
+        "control",
+        "control_fd",
+        "declared",
+        "fragments",
+        "host",
+        "limit",
+        "lookups",
+        "outside",
+        "permit",
+        "port",
+        "quiet_since",
+        "seen",
+        "senders",
+        "session",
+        "udp",
+        "ways",
+    )
+
+    def __init__(
+        self,
+        associations: Associations,
+        control: Stream,
+        port: Port,
+        session: Session,
+        permit: Permit,
+        declared: int,
+        udp: Udp,
+        now: float,
+    ) -> None:
+        assert not isinstance(session.client.host, str)
+        self.associations = associations
+        self.control = control.sock
+        self.control_fd = control.fd
+        self.port = port
+        self.session = session
+        self.permit = permit
+        self.declared = declared
+        self.udp = udp
+        self.host = session.client.host.packed
+        self.client = b""
+        self.outside: dict[int, Sock] = {}  # by family
+        self.ways: dict[bytes, Way] = {}  # by header
+        self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
+        self.contacted: dict[bytes, None] = {}  # octets of IP addresses, the oldest first
+        self.lookups: set[asyncio.Task[None]] | None = None
+        self.fragments: Reassembler | None = None
+        self.limit = MAX_DATAGRAM
+        self.closed = False
+        self.seen = 0
+        self.quiet_since = now
+
+    # --- the control connection ---
+
+    def start(self, control: Stream, answer: bytes) -> None:
+        """Take over the control connection and answer."""
+        reactor = self.associations.reactor
+        reactor.replace(self.control_fd, self.on_control)
+        reactor.watch(self.control_fd, IN)
+        control.fd = -1  # the stream does not own the socket any more
+        reactor.send_at_end(self.send_answer, answer)
+        if control.events & READABLE and not self.closed:
+            self.on_control(control.events)
+
+    def send_answer(self, answer: bytes) -> None:
+        """Send the reply; a client that was reset meanwhile says so here, and only once."""
+        try:
+            self.control.send(answer)
+        except OSError:
+            self.close("reset")
+
+    def on_control(self, events: int = ENDED) -> None:
+        """The reactor's handler: the end of the control connection is the end of the association.
+
+        Section 7 knows nothing that a client could say there, so that it is read and dropped.
+        """
+        if self.closed or not events & READABLE:
+            return
+        buffer = self.associations.buffer
+        try:
+            for _ in range(SHARE_BATCHES):
+                count = self.control.recv_into(buffer)
+                if not count:
+                    self.close("client")
+                    return
+                if count < len(buffer) and not events & ENDED:
+                    return
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close("reset")
+            return
+        self.associations.reactor.later(self.on_control)
+
+    # --- from the client ---
+
+    def up(self, run: Run) -> None:
+        """Carry a run from the client; `flush` sends it."""
+        way = self.ways.get(run[1])
+        if way is None or way.sock is None or self.fragments is not None:
+            self.up_apart(run)
+            return
+        outbox = self.associations.mail.outbox
+        if outbox.sock is not way.sock:
+            self.flush()
+            outbox.begin(way.sock, self.limit)
+        outbox.add(run, way.address, b"")
+
+    def flush(self) -> int:
+        """Send what `up` has collected and count it. Returns the octets."""
+        outbox = self.associations.mail.outbox
+        if outbox.sock is None:
+            return 0
+        outbox.send()
+        outbox.sock = None
+        session = self.session
+        session.datagrams_up += outbox.sent
+        session.up += outbox.octets
+        self.settle_up(outbox.unsent, outbox.limit)
+        return outbox.octets
+
+    def settle_up(self, unsent: int, limit: int) -> None:
+        """Note what a send has shown."""
+        if unsent:
+            self.drop("unsent", unsent)
+        if limit < self.limit:
+            self.limit = limit
+
+    def up_apart(self, run: Run) -> None:
+        """Carry a run one by one: it is new, refused, fragmented or no datagram of RFC 1928."""
+        self.flush()  # what came before goes before
+        _, head, _, _, count, _, _ = run
+        payload = self.port.inbox.payload
+        for index in range(count):
+            self.up_one(head + payload(run, index))
+
+    def up_one(self, data: bytes) -> None:
+        """Carry one datagram, header and all."""
+        try:
+            frag, address, start = decode_header(data)
+        except RemoteProtocolError:
+            self.drop("malformed")
+            return
+        payload = data[start:]
+        if frag or self.fragments is not None:
+            whole = self.reassemble(frag, address, payload)
+            if whole is None:
+                return
+            payload = whole
+        self.port.split = start  # as the next ones will have it
+        header = encode_header(address)
+        way = self.ways.get(header)
+        if way is None or (way.refusal is not None and way.until <= self.associations.time()):
+            way = self.make_way(header, address)
+        if way.sock is not None:
+            self.send_up(way, payload)
+        elif way.refusal is not None:
+            self.drop(way.refusal)
+        elif len(way.waiting) < MAX_WAITING:
+            way.waiting.append(payload)
+        else:
+            self.drop("waiting")
+
+    def send_up(self, way: Way, payload: bytes) -> None:
+        """Send one datagram."""
+        assert way.sock is not None
+        try:
+            way.sock.sendto(payload, python_sockaddr(way.address))
+        except OSError:
+            self.drop("unsent")
+            return
+        self.session.datagrams_up += 1
+        self.session.up += len(payload)
+
+    def reassemble(self, frag: int, address: Address, payload: bytes) -> bytes | None:
+        """Section 7: put fragments together, or drop them all. Returns a whole payload or None."""
+        associations = self.associations
+        queue = self.fragments
+        if frag and (self.udp.fragments == "drop" or associations.fragments + len(payload) > FRAGMENT_MEMORY):
+            self.drop("fragment")
+            return None
+        if queue is None:
+            queue = self.fragments = Reassembler()
+        before, dropped = queue.octets, queue.dropped
+        whole = queue.add(frag, address, payload, associations.time())
+        associations.fragments += queue.octets - before
+        self.drop("fragment", queue.dropped - dropped)
+        if not queue.parts:
+            self.fragments = None
+        return whole
+
+    # --- ways ---
+
+    def make_way(self, header: bytes, address: Address) -> Way:
+        """Find out where a header leads: at once, or for a name with the resolver's help."""
+        way = Way()
+        host, port = address
+        if not port:
+            way.refuse("malformed")
+        elif not isinstance(host, str):
+            self.open_way(way, [host], port)
+        elif self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
+            way.refuse("waiting")
+            return way  # not remembered: there is room again soon
+        else:
+            if self.lookups is None:
+                self.lookups = set()
+            self.associations.look_up(self.lookups, self.resolve(way, host, port))
+        self.ways.pop(header, None)
+        if len(self.ways) >= MAX_WAYS:
+            del self.ways[next(iter(self.ways))]
+        self.ways[header] = way
+        return way
+
+    async def resolve(self, way: Way, name: str, port: int) -> None:
+        """Find the addresses of a name, then send what has waited for them."""
+        dialer = self.associations.dialer
+        try:
+            async with asyncio.timeout(dialer.seconds):
+                addresses = await dialer.find(name, self.permit)
+        except (TabiError, TimeoutError) as exc:
+            text = str(exc) or f"{name}: not resolved within {dialer.seconds:g} s"
+            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else "unresolved", text)
+            way.until = self.associations.time() + FORGET_REFUSAL
+            return
+        # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
+        addresses.sort(key=lambda address: len(address.packed) != len(self.host))
+        self.open_way(way, addresses, port)
+        waiting, way.waiting = way.waiting, []
+        for payload in waiting:
+            self.send_up(way, payload)
+
+    def open_way(self, way: Way, addresses: list[IP], port: int) -> None:
+        """Have a way lead to the first address that there is a socket for, if all of them are permitted."""
+        try:
+            for address in addresses:
+                self.permit(address)
+        except PolicyDenied as exc:
+            self.refuse(way, "denied", str(exc))
+            return
+        for address in addresses:
+            host = getattr(address, "ipv4_mapped", None) or address
+            family = AF_INET if host.version == 4 else AF_INET6
+            try:
+                way.sock = self.outside.get(family) or self.open_outside(family)
+                way.address = encode_sockaddr(Address(host, port))
+            except OSError as exc:
+                self.refuse(way, "unsent", f"{host}: {exc.strerror or exc}")
+                continue
+            way.refusal = None
+            self.contacted.pop(host.packed, None)
+            if len(self.contacted) >= MAX_CONTACTED:
+                del self.contacted[next(iter(self.contacted))]
+            self.contacted[host.packed] = None
+            return
+
+    def refuse(self, way: Way, reason: str, text: str) -> None:
+        """Drop what waits for a way and what comes; the first refusal of an association is its log line's ``error``."""
+        self.drop(reason, len(way.waiting))
+        way.refuse(reason)
+        if self.session.error is None:
+            self.session.error = text
+
+    def open_outside(self, family: int) -> Sock:
+        """The socket toward destinations of a family. Raises OSError."""
+        associations = self.associations
+        sock = associations.mail.open_socket(family)
+        try:
+            sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - any of our addresses, as the way goes
+            handler = self.on_reply if family == AF_INET else self.on_reply_ipv6
+            associations.reactor.register_reader(sock.fileno(), handler)
+        except BaseException:
+            sock.close()
+            raise
+        self.outside[family] = sock
+        return sock
+
+    # --- from destinations ---
+
+    def on_reply(self, events: int = IN) -> None:
+        """The reactor's handler for the socket toward IPv4 destinations."""
+        if self.down(AF_INET):
+            self.associations.reactor.later(self.on_reply)
+
+    def on_reply_ipv6(self, events: int = IN) -> None:
+        """The same for IPv6."""
+        if self.down(AF_INET6):
+            self.associations.reactor.later(self.on_reply_ipv6)
+
+    def down(self, family: int) -> bool:
+        """Carry what destinations have sent. True where the share was used up before the queue."""
+        if self.closed:
+            return False
+        mail, session, senders = self.associations.mail, self.session, self.senders
+        sock, inbox, outbox, moved = self.outside[family], mail.inboxes[family], mail.outbox, 0
+        for _ in range(SHARE_BATCHES):
+            outbox.begin(self.port.sock, self.limit)
+            for run in inbox.receive(sock, 0):
+                header = senders.get(run[0]) or self.meet(run[0])
+                if header is None:
+                    self.drop("stranger", run[4])
+                elif run[5] + len(header) > MAX_DATAGRAM:
+                    self.drop("too_large", run[4])
+                else:
+                    outbox.add(run, self.client, header)
+            outbox.send()
+            session.datagrams_down += outbox.sent
+            session.down += outbox.octets
+            moved += outbox.octets
+            self.settle_up(outbox.unsent, outbox.limit)
+            if inbox.count < BATCH:
+                return False
+            if moved >= SHARE:
+                break
+        return True
+
+    def meet(self, name: bytes) -> bytes | None:
+        """The header for datagrams of a sender that was not heard of yet; None for a host that it must not hear."""
+        if self.udp.senders == "contacted" and ip_octets(name) not in self.contacted:
+            return None
+        header = encode_header(decode_sockaddr(name))
+        if len(self.senders) >= MAX_WAYS:
+            del self.senders[next(iter(self.senders))]
+        self.senders[name] = header
+        return header
+
+    # --- the end ---
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count datagrams that went nowhere."""
+        if count:
+            drops = self.session.drops
+            assert drops is not None
+            drops[reason] = drops.get(reason, 0) + count
+
+    def sweep(self, now: float, idle: float) -> None:
+        """End it if nothing was relayed for ``idle`` seconds; give up fragments whose time is over."""
+        if self.fragments is not None and now >= self.fragments.deadline:
+            self.give_up_fragments()
+        total = self.session.datagrams_up + self.session.datagrams_down
+        if total != self.seen:
+            self.seen = total
+            self.quiet_since = now
+        elif now - self.quiet_since >= idle:
+            self.close("idle")
+
+    def give_up_fragments(self) -> None:
+        """Drop what waits for the rest of a datagram."""
+        if self.fragments is not None:
+            self.associations.fragments -= self.fragments.octets
+            self.drop("fragment", len(self.fragments.parts))
+            self.fragments = None
+
+    def close(self, reason: Close) -> None:
+        """Close all sockets and hand the session in. Harmless when done twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self.session.close = reason
+        self.give_up_fragments()
+        for task in self.lookups or ():
+            task.cancel()
+        for way in self.ways.values():
+            self.drop("waiting", len(way.waiting))
+        reactor = self.associations.reactor
+        for sock in self.outside.values():
+            self.drop("overflow", overflow(sock))
+            reactor.close(sock)
+        self.port.leave(self)
+        reactor.close(self.control)
+        self.associations.finished(self)
+
+
+class Associations:
+    """Every association of one reactor, and the ports that some of them share.
+
+    Args:
+        dialer: asked for names, within its deadline.
+        idle: seconds without a datagram in either direction after which an association ends.
+        done: called with the session of each association that has ended.
+        time: a clock in seconds.
+    """
+
+    def __init__(
+        self, reactor: Reactor, dialer: Dialer, idle: float, done: Done, time: Callable[[], float] = monotonic
+    ) -> None:
+        self.reactor = reactor
+        self.dialer = dialer
+        self.idle = idle
+        self.done = done
+        self.time = time
+        self.mail = get_mail()
+        self.buffer = bytearray(4096)
+        self.fragments = 0  # octets that wait for the rest of their datagrams
+        self.active: set[Association] = set()
+        self.lookups: set[asyncio.Task[None]] = set()
+        self.shared: dict[tuple[IP, int], Port] = {}
+        self.interval = max(0.01, idle / SWEEPS)
+        self.timer: asyncio.TimerHandle | None = None
+
+    def open_port(self, local: Address, udp: Udp) -> Port:
+        """A port on the address that a client has connected to: a new one, or the one that all share there.
+
+        ``local`` is that address and the listener's port. Raises OSError where none is free.
+        """
+        host, number = local
+        assert not isinstance(host, str)
+        if not udp.shared:
+            return Port(self, host, udp.port_range, shared=False)
+        port = self.shared.get((host, number))
+        if port is None:
+            port = self.shared[host, number] = Port(self, host, range(number, number + 1), shared=True)
+        return port
+
+    def forget(self, port: Port) -> None:
+        """A port is about to be closed."""
+        self.shared = {key: other for key, other in self.shared.items() if other is not port}
+
+    def start(
+        self, client: Stream, port: Port, session: Session, answer: bytes, permit: Permit, declared: int, udp: Udp
+    ) -> None:
+        """Begin to relay; everything is closed when the association ends, and ``done`` is called.
+
+        Args:
+            client: the control connection.
+            port: what `open_port` gave, and BND says.
+            session: gets the counts and the way it ended.
+            answer: the reply, sent first.
+            permit: asked for every destination, after resolving.
+            declared: the port that the client will send from, or 0 where it did not say.
+            udp: what the listener says about fragments and senders.
+        """
+        session.drops = {}
+        association = Association(self, client, port, session, permit, declared, udp, self.time())
+        port.expect(association)
+        self.active.add(association)
+        if self.timer is None:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+        association.start(client, answer)
+
+    def look_up(self, group: set[asyncio.Task[None]], lookup: Coroutine[Any, Any, None]) -> None:
+        """Run a resolver's question in a task that belongs to a group and to all."""
+        task = asyncio.Task(lookup, loop=self.reactor.loop)
+        for owner in (group, self.lookups):
+            owner.add(task)
+            task.add_done_callback(owner.discard)
+
+    def finished(self, association: Association) -> None:
+        """Called by each association when it has closed."""
+        self.active.discard(association)
+        self.done(association.session)
+
+    def tick(self) -> None:
+        """Sweep, and again after the interval while there is something to sweep."""
+        self.timer = None
+        self.sweep(self.time())
+        if self.active:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+
+    def sweep(self, now: float) -> None:
+        """Look at every association once."""
+        for association in tuple(self.active):
+            association.sweep(now, self.idle)
+
+    async def close(self, reason: Close) -> None:
+        """Close all that are left, and wait for their questions to end."""
+        for association in tuple(self.active):
+            association.close(reason)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        await asyncio.gather(*self.lookups, return_exceptions=True)
