@@ -1,15 +1,14 @@
 """Datagrams in batches: many with one system call, in memory that all sockets of a thread share.
 
-`Inbox.receive` takes what waits at a socket with one recvmmsg(2) and groups it into runs: datagrams that follow each
-other, come from one sender, begin with the same octets (the SOCKS header) and have the same length. `Outbox` passes
-runs on, each with one GSO send (UDP_SEGMENT, udp(7)), all of them with one sendmmsg(2). No payload becomes a Python
-object: the kernel writes the header of a datagram apart from its payload (two entries of its iovec), and reads the
-header that goes out from elsewhere again.
+An inbox takes what waits at a socket with one recvmmsg(2) and groups it into runs: datagrams that follow each other,
+come from one sender, begin with the same octets (the SOCKS header) and have the same length. An outbox passes runs on,
+each with one GSO send (UDP_SEGMENT, udp(7)), all of them with one sendmmsg(2). No payload becomes a Python object: the
+kernel writes the head of a datagram apart from its payload (two entries of its iovec), and reads the head that it goes
+out with from elsewhere again.
 
 What the kernel coalesced on receipt (UDP_GRO) is one message with several datagrams in it: a run already.
 
-Where recvmmsg is missing, or the layout of its structures is not the one below, `PlainInbox` and `PlainOutbox` do the
-same with a call for each datagram. `TABI_DATAGRAMS=plain` forces them; ``single`` keeps recvmmsg without GSO and GRO.
+For the layout below, of 64-bit little-endian Linux; `net.datagram` has the interface and chooses.
 """
 
 from __future__ import annotations
@@ -17,19 +16,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
 import socket
-import struct
-import sys
-import threading
 from array import array
 from ctypes import c_int, c_uint, c_void_p
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Protocol
 
-from tabi.wire.address import Address, ipv4, ipv6
 from tabi.wire.datagram import MAX_DATAGRAM
+
+Sock = socket.SocketType
 
 BATCH = 64
 """Datagrams (or what was coalesced) taken in one call."""
@@ -50,15 +43,9 @@ MAX_GSO = 65000
 VECTORS = 1024
 """Entries of the iovecs of one sendmmsg, and the most that one message may have (UIO_MAXIOV)."""
 
-RECEIVE_BUFFER, SEND_BUFFER = 4 << 20, 2 << 20
-"""Octets asked for, of the memory in which the kernel keeps datagrams of one socket."""
-
-UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
-SO_MEMINFO, MEMINFO_DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.h
-FORCED = {socket.SO_RCVBUF: 33, socket.SO_SNDBUF: 32}  # SO_RCVBUFFORCE, SO_SNDBUFFORCE: beyond the system's limit
+UDP_SEGMENT = 103  # linux/udp.h
 CONTROL = 24  # CMSG_SPACE of an int
 SENDING = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-DATAGRAM = int(socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0))
 NO_GSO = (errno.EIO, errno.EOPNOTSUPP)  # the device cannot do it
 GSO_REFUSED = (*NO_GSO, errno.EINVAL, errno.EMSGSIZE)  # or not with datagrams of that size
 
@@ -73,162 +60,6 @@ Run = tuple[bytes, bytes, int, int, int, int, int]
     size       octets of each payload
     last       octets of the last one, which may be shorter
 """
-
-Sock = socket.SocketType
-
-
-# --- addresses as the kernel has them: struct sockaddr_in and sockaddr_in6 ---
-
-
-def encode_sockaddr(address: Address) -> bytes:
-    """The sockaddr of an address that is no name: 16 octets for IPv4, 28 for IPv6."""
-    host, port = address
-    if isinstance(host, IPv4Address):
-        return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + host.packed + bytes(8)
-    assert isinstance(host, IPv6Address)
-    head = struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4)
-    return head + host.packed + struct.pack("=I", scope_of(host))
-
-
-def scope_of(host: IPv6Address) -> int:
-    """The number of an interface that a link-local address names, else 0."""
-    if host.scope_id is None:
-        return 0
-    return int(host.scope_id) if host.scope_id.isdigit() else socket.if_nametoindex(host.scope_id)
-
-
-def ip_octets(name: bytes) -> bytes:
-    """The IP address in a sockaddr: 4 or 16 octets."""
-    return name[4:8] if len(name) == 16 else name[8:24]
-
-
-def decode_sockaddr(name: bytes) -> Address:
-    """The address in a sockaddr, without the interface of a link-local one."""
-    host = ipv4(name[4:8]) if len(name) == 16 else ipv6(name[8:24])
-    return Address(host, int.from_bytes(name[2:4], "big"))
-
-
-def python_sockaddr(name: bytes) -> tuple[Any, ...]:
-    """A sockaddr as Python's sockets take it."""
-    port = int.from_bytes(name[2:4], "big")
-    if len(name) == 16:
-        return socket.inet_ntop(socket.AF_INET, name[4:8]), port
-    return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, 0, int.from_bytes(name[24:28], sys.byteorder)
-
-
-# --- what the kernel has ---
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What is used of what the kernel offers."""
-
-    batches: bool
-    """recvmmsg and sendmmsg."""
-    segments: bool
-    """UDP_SEGMENT: one send for several datagrams (Linux 4.18)."""
-    coalesced: bool
-    """UDP_GRO: one receive for several datagrams (Linux 5.0)."""
-
-
-PLAIN = Features(False, False, False)
-SINGLE = Features(True, False, False)
-
-
-def probe(forced: str | None) -> Features:
-    """Find out, once, at the start. ``forced`` is TABI_DATAGRAMS; raises ValueError where it says something else."""
-    if forced not in (None, "", "plain", "single"):
-        raise ValueError(f"TABI_DATAGRAMS is {forced!r}, expected plain or single")
-    known_layout = sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(c_void_p) == 8
-    if forced == "plain" or not known_layout or not hasattr(ctypes.CDLL(None), "recvmmsg"):
-        return PLAIN
-    if forced == "single":
-        return SINGLE
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return Features(True, has_option(sock, UDP_SEGMENT, 0), has_option(sock, UDP_GRO, 1))
-
-
-def has_option(sock: Sock, option: int, value: int) -> bool:
-    """Whether the kernel knows an option of UDP."""
-    try:
-        sock.setsockopt(socket.IPPROTO_UDP, option, value)
-    except OSError:
-        return False
-    return True
-
-
-# --- sockets ---
-
-
-def open_socket(family: int, features: Features) -> Sock:
-    """A UDP socket, non-blocking, with as much room as the system gives. An IPv6 one takes IPv6 only."""
-    sock = socket.SocketType(family, DATAGRAM, 0)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if features.coalesced:
-            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-        for option, size in ((socket.SO_RCVBUF, RECEIVE_BUFFER), (socket.SO_SNDBUF, SEND_BUFFER)):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, FORCED[option], size)
-            except OSError:  # needs CAP_NET_ADMIN; without it net.core.rmem_max is the limit
-                sock.setsockopt(socket.SOL_SOCKET, option, size)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def overflow(sock: Sock) -> int:
-    """Datagrams that the kernel dropped because the socket's receive buffer was full.
-
-    It is the count that SO_RXQ_OVFL would add to each datagram, asked for once: none is lost that nothing came behind.
-    """
-    try:
-        found = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
-    except OSError:  # before Linux 4.12, or not Linux
-        return 0
-    return int.from_bytes(found[4 * MEMINFO_DROPS :], sys.byteorder)
-
-
-# --- receiving and sending ---
-
-
-class Inbox(Protocol):
-    """Receives from sockets of one family."""
-
-    count: int
-    """Messages of the last `receive`; fewer than BATCH mean that the socket had no more."""
-
-    def receive(self, sock: Sock, split: int) -> list[Run]:
-        """Take up to BATCH datagrams, with the first ``split`` octets of each as its head. Errors count as nothing."""
-
-    def payload(self, run: Run, index: int) -> bytes:
-        """A copy of one payload of a run."""
-
-
-class Outbox(Protocol):
-    """Sends runs. Between `begin` and `send` belong runs for one socket; they go out in the order of `add`.
-
-    What was sent since `begin` is counted: ``sent`` datagrams with ``octets`` of payload; ``unsent`` were not taken.
-    """
-
-    sock: Sock | None
-    sent: int
-    octets: int
-    unsent: int
-    limit: int
-    """Octets of the longest datagram that GSO takes on its way; lowered where a send shows it."""
-
-    def begin(self, sock: Sock, limit: int) -> None:
-        """Begin to collect for a socket."""
-
-    def add(self, run: Run, address: bytes, head: bytes) -> None:
-        """Have a run sent to a sockaddr, ``head`` in front of each payload."""
-
-    def send(self) -> None:
-        """Send what was collected. A datagram that the system does not take is not waited for."""
 
 
 class Memory:
@@ -266,16 +97,16 @@ def row(first: int, step: int, count: int) -> memoryview:
 
 
 class BatchInbox:
-    """`Inbox` with recvmmsg(2).
+    """`net.datagram.Inbox` with recvmmsg(2).
 
     struct mmsghdr, in words of 64 bits: name, its length, iovec, its length, control, its length, flags, and the
     length of the message. struct iovec: address and length. The iovec of message i is two entries: its head, its slot.
     """
 
-    def __init__(self, memory: Memory, family: int, features: Features) -> None:
+    def __init__(self, memory: Memory, family: int, coalesced: bool) -> None:
         self.memory = memory
         self.name_size = 16 if family == socket.AF_INET else 28
-        self.coalesced = features.coalesced
+        self.coalesced = coalesced
         self.count = 0
         self.names = Words(BATCH * self.name_size)
         self.heads = Words(BATCH * MAX_HEAD)
@@ -395,11 +226,11 @@ class BatchInbox:
 
 
 class BatchOutbox:
-    """`Outbox` with sendmmsg(2): a message for each run, or for as much of it as one GSO send takes."""
+    """`net.datagram.Outbox` with sendmmsg(2): a message for each run, or for as much of it as one GSO send takes."""
 
-    def __init__(self, memory: Memory, features: Features) -> None:
+    def __init__(self, memory: Memory, segments: bool) -> None:
         self.memory = memory
-        self.segments = features.segments
+        self.segments = segments
         self.sock: Sock | None = None
         self.sent = self.octets = self.unsent = 0
         self.limit = MAX_DATAGRAM
@@ -519,104 +350,3 @@ class BatchOutbox:
                 self.unsent += 1
         if self.sent > before:
             self.limit = min(self.limit, limit)
-
-
-class PlainInbox:
-    """`Inbox` with a recvfrom for each datagram. ``at`` of its runs is a place in ``payloads``."""
-
-    def __init__(self, payloads: list[bytes]) -> None:
-        self.payloads = payloads
-        self.count = 0
-
-    def receive(self, sock: Sock, split: int) -> list[Run]:
-        """See `Inbox`."""
-        runs: list[Run] = []
-        payloads = self.payloads
-        payloads.clear()
-        self.count = BATCH
-        for _ in range(BATCH):
-            try:
-                data, sockaddr = sock.recvfrom(SLOT)
-            except BlockingIOError:
-                self.count = len(runs)
-                break
-            except OSError:  # as in BatchInbox
-                continue
-            payloads.append(data[split:])
-            size = len(payloads[-1])
-            name = encode_sockaddr(Address(ip_address(sockaddr[0]), sockaddr[1]))
-            runs.append((name, data[:split], len(payloads) - 1, 1, 1, size, size))
-        return runs
-
-    def payload(self, run: Run, index: int) -> bytes:
-        """See `Inbox`."""
-        return self.payloads[run[2] + index]
-
-
-class PlainOutbox:
-    """`Outbox` with a sendmsg for each datagram, at once."""
-
-    def __init__(self, payloads: list[bytes]) -> None:
-        self.payloads = payloads
-        self.sock: Sock | None = None
-        self.sent = self.octets = self.unsent = 0
-        self.limit = 0
-
-    def begin(self, sock: Sock, limit: int) -> None:
-        """See `Outbox`."""
-        self.sock = sock
-        self.limit = limit
-        self.sent = self.octets = self.unsent = 0
-
-    def add(self, run: Run, address: bytes, head: bytes) -> None:
-        """See `Outbox`."""
-        assert self.sock is not None
-        payload = self.payloads[run[2]]
-        try:
-            self.sock.sendmsg((head, payload), (), SENDING, python_sockaddr(address))
-        except OSError:
-            self.unsent += 1
-            return
-        self.sent += 1
-        self.octets += len(payload)
-
-    def send(self) -> None:
-        """See `Outbox`."""
-
-
-class Mail:
-    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_mail`)."""
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-        self.inboxes: dict[int, Inbox]
-        self.outbox: Outbox
-        families = (int(socket.AF_INET), int(socket.AF_INET6))
-        if features.batches:
-            memory = Memory()
-            self.inboxes = {family: BatchInbox(memory, family, features) for family in families}
-            self.outbox = BatchOutbox(memory, features)
-        else:
-            payloads: list[bytes] = []
-            self.inboxes = {family: PlainInbox(payloads) for family in families}
-            self.outbox = PlainOutbox(payloads)
-
-    def open_socket(self, family: int) -> Sock:
-        """See the function of that name."""
-        return open_socket(family, self.features)
-
-    def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
-        """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""
-        inbox = self.inboxes[family]
-        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run[4])]
-
-
-threads = threading.local()
-
-
-def get_mail() -> Mail:
-    """This thread's: what is in it is used up before anything else of the thread runs."""
-    mail: Mail | None = getattr(threads, "mail", None)
-    if mail is None:
-        mail = threads.mail = Mail(probe(os.environ.get("TABI_DATAGRAMS")))
-    return mail

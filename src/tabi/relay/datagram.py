@@ -25,19 +25,12 @@ from typing import Any
 
 from tabi.config import Udp
 from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
-from tabi.net.batch import (
-    BATCH,
-    Run,
-    decode_sockaddr,
-    encode_sockaddr,
-    get_mail,
-    ip_octets,
-    overflow,
-    python_sockaddr,
-)
+from tabi.net.batch import BATCH, Run
+from tabi.net.datagram import get_mail, overflow
 from tabi.net.dial import Dialer, Permit
 from tabi.net.listen import bind_port
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
+from tabi.net.sockaddr import decode_sockaddr, encode_sockaddr, ip_octets, python_sockaddr
 from tabi.net.stream import Stream
 from tabi.session import Close, Session
 from tabi.wire.address import Address
