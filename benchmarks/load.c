@@ -4,12 +4,21 @@
  *   load bulk PORT down|up STREAMS SECONDS  as many octets as go through, in one direction
  *   load ping PORT STREAMS SECONDS          echo 64 octets, again and again, on each of STREAMS tunnels
  *   load idle PORT TUNNELS                  open them, print the result, hold them until standard input ends
+ *   load udp PORT SIZE WINDOW SECONDS       echo datagrams of SIZE octets through 1 association, WINDOW under way
+ *   load voices PORT COUNT RATE SECONDS     echo RATE datagrams/s on each of COUNT associations, evenly spread in time
+ *   load associations PORT COUNT            open them, echo a datagram on each, print the result, hold them like idle
  *
  * PORT is the server's, on 127.0.0.1. Port 0 means no server: straight to the destination, which shows the most that
- * this machine can do. The destination is a process of its own, forked at the start, on a free port.
+ * this machine can do. The destination is a process of its own, forked at the start, on a free port for each of TCP and
+ * UDP.
+ *
+ * Datagrams carry the time at which they were sent, and their echoes must have the length and the header (RFC 1928,
+ * section 7) of what was sent. `lost` are those that never came back: in udp, once nothing has come for 0.1 s, another
+ * window is sent; voices waits 1 s at its end.
  *
  * Prints one JSON object on a line: the figures (exit code 0), or {"error": "...", "after": COUNT} (exit code 1), where
- * COUNT is how many echoes, or else how many tunnels, had gone well. The first thing that fails ends the run.
+ * COUNT is how many echoes, or else how many tunnels or associations, had gone well. The first thing that fails ends
+ * the run.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,6 +36,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,7 +44,13 @@
 enum {
     MESSAGE = 64,              /* octets of one echo */
     CHUNK = 256 * 1024,        /* octets of one send or recv of the bulk scenarios */
-    OPENING_AT_ONCE = 64,      /* tunnels that bulk, ping and idle open at a time */
+    HEADER = 10,               /* octets before the content of a datagram, with an IPv4 address */
+    MAX_DATAGRAM = 65507,      /* octets of a datagram over IPv4 */
+    VOICE = 200,               /* octets of one datagram of voices */
+    BATCH = 64,                /* datagrams that are received from a socket in one turn of a loop */
+    RECEIVE_BUFFER = 8 << 20,  /* octets: what is lost shall be lost by the server */
+    OPENING_AT_ONCE = 64,      /* tunnels or associations that are opened at a time, other than in conn */
+    QUIET_MILLISECONDS = 100,  /* without any event: what is under way in udp is lost */
     STUCK_SECONDS = 15,        /* without any event: the server has failed */
     EVENTS = 512,              /* of one turn of a loop */
     MAX_DESCRIPTORS = 1 << 20, /* the most that Linux gives a process (fs.nr_open) */
@@ -46,8 +62,8 @@ enum { UNKNOWN, ECHO = 'E', SOURCE = 'S', SINK = 'D' };
 
 static struct epoll_event events[EVENTS];
 static char chunk[CHUNK];
-static int poller, server_port, destination_port, destination_pid;
-static long done; /* tunnels that have opened; in conn and ping the echoes that came back */
+static int poller, server_port, destination_port, datagram_port, destination_pid;
+static long done; /* tunnels that have opened; then the echoes that came back */
 static _Atomic long long *sunk; /* octets that reached the destination's sinks; shared by both processes */
 
 static double now(void)
@@ -85,6 +101,17 @@ static void watch(int operation, int fd, uint32_t interest, epoll_data_t data)
 static bool would_block(ssize_t result)
 {
     return result < 0 && (errno == EAGAIN || errno == EINTR);
+}
+
+/* It blocks, so that nothing is lost for want of room to send; receiving is asked not to. */
+static int datagram_socket(void)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (fd < 0)
+        fail("socket: %s", strerror(errno));
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &(int){RECEIVE_BUFFER}, sizeof(int))) /* only root may */
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &(int){RECEIVE_BUFFER}, sizeof(int));
+    return fd;
 }
 
 /* ---- the destination: one process, one loop ---- */
@@ -125,16 +152,35 @@ static bool give(int fd)
     return length >= 0 || would_block(length);
 }
 
-__attribute__((noreturn)) static void run_destination(int listener)
+/* One by one, as the client's side does it: with recvmmsg and sendmmsg a window would go round as one lump, and client,
+ * server and destination would wait for each other instead of working side by side. */
+static bool echo_datagrams(int fd)
+{
+    struct sockaddr_in peer;
+    ssize_t length;
+    for (int i = 0; i < BATCH; i++) {
+        length = recvfrom(fd, chunk, CHUNK, MSG_DONTWAIT, (struct sockaddr *)&peer, &(socklen_t){sizeof peer});
+        if (length < 0)
+            break;
+        sendto(fd, chunk, (size_t)length, 0, (struct sockaddr *)&peer, sizeof peer);
+    }
+    return true;
+}
+
+__attribute__((noreturn)) static void run_destination(int listener, int datagrams)
 {
     poller = epoll_create1(0);
     watch(EPOLL_CTL_ADD, listener, EPOLLIN, (epoll_data_t){.fd = listener});
+    watch(EPOLL_CTL_ADD, datagrams, EPOLLIN, (epoll_data_t){.fd = datagrams});
     for (;;) {
         int count = epoll_wait(poller, events, EVENTS, -1);
         for (int i = 0; i < count; i++) {
             int fd = events[i].data.fd;
             bool to_read = events[i].events & ~(uint32_t)EPOLLOUT;
-            if (!(fd == listener ? accept_connections(fd) : to_read ? take(fd) : give(fd)))
+            if (!(fd == listener    ? accept_connections(fd)
+                  : fd == datagrams ? echo_datagrams(fd)
+                  : to_read         ? take(fd)
+                                    : give(fd)))
                 close(fd);
         }
     }
@@ -146,32 +192,48 @@ static void end_destination(void)
     waitpid(destination_pid, NULL, 0);
 }
 
+/* Returns the free port that it got. */
+static int bind_to_loopback(int fd)
+{
+    struct sockaddr_in address = loopback(0);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) ||
+        getsockname(fd, (struct sockaddr *)&address, &(socklen_t){sizeof address}))
+        fail("the destination cannot have a port: %s", strerror(errno));
+    return ntohs(address.sin_port);
+}
+
 static void start_destination(void)
 {
     sunk = mmap(NULL, sizeof *sunk, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    struct sockaddr_in address = loopback(0);
-    if (sunk == MAP_FAILED || bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 4096) ||
-        getsockname(listener, (struct sockaddr *)&address, &(socklen_t){sizeof address}))
+    int datagrams = datagram_socket();
+    destination_port = bind_to_loopback(listener);
+    datagram_port = bind_to_loopback(datagrams);
+    if (sunk == MAP_FAILED || listen(listener, 4096))
         fail("the destination cannot listen: %s", strerror(errno));
-    destination_port = ntohs(address.sin_port);
     destination_pid = fork();
     if (destination_pid < 0)
         fail("fork: %s", strerror(errno));
     if (destination_pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL); /* also when the load itself is killed */
-        run_destination(listener);
+        run_destination(listener, datagrams);
     }
     close(listener);
+    close(datagrams);
     atexit(end_destination);
 }
 
-/* ---- the client's side of a tunnel ---- */
+/* ---- the client's side of a tunnel, or of an association ---- */
 
 enum state { CONNECTING, GREETED, REQUESTED, OPEN };
 
+static enum { CONNECT = 1, ASSOCIATE = 3 } command = CONNECT; /* of every request */
+static const char *const names[] = {[CONNECT] = "CONNECT", [ASSOCIATE] = "UDP ASSOCIATE"};
+static bool opening; /* open_tunnels() waits for the server's answers */
+
 struct tunnel {
     int fd;
+    int datagrams; /* the UDP socket of an association */
     enum state state;
     size_t received;         /* octets of the answer that is awaited */
     double began;            /* connecting, or the present round trip */
@@ -225,11 +287,14 @@ static bool advance(struct tunnel *tunnel)
         if (tunnel->reply[0] != 5 || tunnel->reply[1] != 0)
             fail("the server refused the method 'no authentication'");
         unsigned char high = (unsigned char)(destination_port >> 8), low = (unsigned char)destination_port;
-        send_octets(tunnel, (unsigned char[]){5, 1, 0, 1, 127, 0, 0, 1, high, low}, 10);
+        if (command == CONNECT)
+            send_octets(tunnel, (unsigned char[]){5, CONNECT, 0, 1, 127, 0, 0, 1, high, low}, 10);
+        else /* from an address that is not known yet */
+            send_octets(tunnel, (unsigned char[]){5, ASSOCIATE, 0, 1, 0, 0, 0, 0, 0, 0}, 10);
         tunnel->state = REQUESTED;
     } else if (tunnel->state == REQUESTED && receive(tunnel, tunnel->reply, sizeof tunnel->reply)) {
         if (tunnel->reply[1] != 0)
-            fail("the server answered with reply code %d", tunnel->reply[1]);
+            fail("the server refused %s with reply %02X", names[command], tunnel->reply[1]);
         tunnel->state = OPEN;
     } else if (tunnel->state == OPEN) {
         fail("the server closed a tunnel");
@@ -240,24 +305,52 @@ static bool advance(struct tunnel *tunnel)
 static int wait_events(void)
 {
     static double last;
-    int count = epoll_wait(poller, events, EVENTS, 100);
+    int count = epoll_wait(poller, events, EVENTS, QUIET_MILLISECONDS);
     if (count > 0 || last == 0)
         last = now();
+    else if (now() - last > STUCK_SECONDS && opening)
+        fail("no answer to %s for %d seconds", names[command], STUCK_SECONDS);
     else if (now() - last > STUCK_SECONDS)
         fail("nothing happened for %d seconds", STUCK_SECONDS);
     return count;
 }
 
+/* Gives an association that has just opened its UDP socket, connected to where the server's reply says. */
+static void open_datagrams(struct tunnel *tunnel)
+{
+    struct sockaddr_in address = loopback(datagram_port);
+    if (server_port) {
+        if (tunnel->reply[3] != 1)
+            fail("the reply to UDP ASSOCIATE has no IPv4 address");
+        memcpy(&address.sin_port, tunnel->reply + 8, 2);
+        memcpy(&address.sin_addr, tunnel->reply + 4, 4);
+        if (!address.sin_addr.s_addr) /* 0.0.0.0: where the server is */
+            address.sin_addr = loopback(0).sin_addr;
+    }
+    tunnel->datagrams = datagram_socket();
+    if (connect(tunnel->datagrams, (struct sockaddr *)&address, sizeof address))
+        fail("connect, to the server's UDP port: %s", strerror(errno));
+    watch(EPOLL_CTL_MOD, tunnel->fd, EPOLLRDHUP, (epoll_data_t){.ptr = tunnel});
+    watch(EPOLL_CTL_ADD, tunnel->datagrams, EPOLLIN, (epoll_data_t){.ptr = tunnel});
+}
+
 static struct tunnel *open_tunnels(long total)
 {
     struct tunnel *tunnels = calloc((size_t)total, sizeof *tunnels);
+    opening = true;
     for (long begun = 0; done < total;) {
         while (begun < total && begun - done < OPENING_AT_ONCE)
             begin(&tunnels[begun++]);
         int count = wait_events();
-        for (int i = 0; i < count; i++)
-            done += advance(events[i].data.ptr);
+        for (int i = 0; i < count; i++) {
+            if (!advance(events[i].data.ptr))
+                continue;
+            if (command == ASSOCIATE)
+                open_datagrams(events[i].data.ptr);
+            done++;
+        }
     }
+    opening = false;
     return tunnels;
 }
 
@@ -279,15 +372,68 @@ static int compare_samples(const void *left, const void *right)
     return (a > b) - (a < b);
 }
 
-static void print_echoes(double seconds)
+/* `sent`: how many datagrams; 0 where none can be lost. */
+static void print_echoes(double seconds, long sent)
 {
     if (!done)
         fail("not one echo came back");
+    if (sent && done > sent)
+        fail("more echoes came back than were sent");
     qsort(samples, (size_t)done, sizeof *samples, compare_samples);
-    printf("{\"count\": %ld, \"seconds\": %.6f, \"p50\": %.7f, \"p99\": %.7f}\n", done, seconds,
+    printf("{\"count\": %ld, \"seconds\": %.6f, \"p50\": %.7f, \"p99\": %.7f", done, seconds,
         (double)samples[done / 2], (double)samples[done * 99 / 100]);
+    if (sent)
+        printf(", \"sent\": %ld, \"lost\": %ld", sent, sent - done);
+    puts("}");
 }
 
+/* What clients send: RSV, FRAG, ATYP, the destination; the time; zeros. Echoes have the same header, for the
+ * destination is where they come from. */
+static unsigned char datagram[MAX_DATAGRAM] = {0, 0, 0, 1, 127, 0, 0, 1};
+
+/* Sends one, with `size` octets of content. */
+static void send_datagram(struct tunnel *tunnel, size_t size)
+{
+    double time = now();
+    datagram[8] = (unsigned char)(datagram_port >> 8);
+    datagram[9] = (unsigned char)datagram_port;
+    memcpy(datagram + HEADER, &time, sizeof time);
+    if (send(tunnel->datagrams, datagram, HEADER + size, 0) < 0)
+        fail("sending a datagram: %s", strerror(errno));
+}
+
+/* Takes the echoes that are there, up to a batch, and the time that each took. Returns how many. */
+static int receive_echoes(struct tunnel *tunnel, size_t size)
+{
+    double sent;
+    for (int echoes = 0; echoes < BATCH; echoes++) {
+        ssize_t length = recv(tunnel->datagrams, chunk, CHUNK, MSG_DONTWAIT);
+        if (would_block(length))
+            return echoes;
+        if (length < 0)
+            fail("receiving a datagram: %s", strerror(errno));
+        if ((size_t)length != HEADER + size)
+            fail("an echo has %zd octets, not %zu", length, HEADER + size);
+        if (memcmp(chunk, datagram, HEADER))
+            fail("an echo has another header than what was sent");
+        memcpy(&sent, chunk + HEADER, sizeof sent);
+        keep_sample(now() - sent);
+    }
+    return BATCH;
+}
+
+/* Waits for events, 0.1 s at most, and takes the echoes of which they tell. Returns how many. */
+static int wait_echoes(size_t size)
+{
+    int echoes = 0, count = wait_events();
+    for (int i = 0; i < count; i++) {
+        if (events[i].events & EPOLLRDHUP)
+            fail("the server closed an association");
+        if (events[i].data.ptr) /* not the timer of voices */
+            echoes += receive_echoes(events[i].data.ptr, size);
+    }
+    return echoes;
+}
 
 /* ---- the scenarios ---- */
 
@@ -314,7 +460,7 @@ static void run_conn(long total, long at_once)
             }
         }
     }
-    print_echoes(now() - start);
+    print_echoes(now() - start, 0);
 }
 
 static void run_ping(long streams, double seconds)
@@ -338,7 +484,7 @@ static void run_ping(long streams, double seconds)
             send_octets(tunnel, message, MESSAGE);
         }
     }
-    print_echoes(time - start);
+    print_echoes(time - start, 0);
 }
 
 static void run_bulk(bool down, long streams, double seconds)
@@ -369,14 +515,81 @@ static void run_bulk(bool down, long streams, double seconds)
     printf("{\"octets\": %lld, \"seconds\": %.6f}\n", octets, time - start);
 }
 
+/* Prints the result and keeps everything open until standard input ends. */
+static void hold(long total, double seconds)
+{
+    printf("{\"count\": %ld, \"seconds\": %.6f}\n", total, seconds);
+    fflush(stdout);
+    while (read(STDIN_FILENO, chunk, CHUNK) > 0)
+        continue;
+}
+
 static void run_idle(long total)
 {
     double start = now();
     open_tunnels(total);
-    printf("{\"count\": %ld, \"seconds\": %.6f}\n", total, now() - start);
-    fflush(stdout);
-    while (read(STDIN_FILENO, chunk, CHUNK) > 0)
-        continue;
+    hold(total, now() - start);
+}
+
+static void run_udp(size_t size, long window, double seconds)
+{
+    if (size < sizeof(double) || size > MAX_DATAGRAM - HEADER)
+        fail("SIZE must be from %zu to %d", sizeof(double), MAX_DATAGRAM - HEADER);
+    struct tunnel *association = open_tunnels(1);
+    double start = now(), time = start;
+    long sent = 0, under_way = 0;
+    done = 0; /* from here on it counts echoes */
+    while (time < start + seconds || under_way) {
+        for (; under_way < window && time < start + seconds; under_way++, sent++)
+            send_datagram(association, size);
+        int echoes = wait_echoes(size);
+        under_way = echoes && echoes < under_way ? under_way - echoes : 0; /* none came: what is under way is lost */
+        time = now();
+    }
+    print_echoes(time - start, sent);
+}
+
+static void run_voices(long voices, long rate, double seconds)
+{
+    if (voices < 1 || rate < 1)
+        fail("COUNT and RATE must be at least 1");
+    struct tunnel *associations = open_tunnels(voices);
+    long sent = 0, total = (long)((double)(voices * rate) * seconds), interval = 1000000000 / (voices * rate);
+    struct timespec each = {interval / 1000000000, interval % 1000000000};
+    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    if (timer < 0 || timerfd_settime(timer, 0, &(struct itimerspec){each, each}, NULL))
+        fail("timerfd: %s", strerror(errno));
+    watch(EPOLL_CTL_ADD, timer, EPOLLIN, (epoll_data_t){.ptr = NULL});
+    double start = now(), end = 0; /* when the last was sent */
+    done = 0;                      /* from here on it counts echoes */
+    while (sent < total || (done < sent && now() < end + 1)) {
+        wait_echoes(VOICE);
+        uint64_t due;
+        if (sent == total || read(timer, &due, sizeof due) < 0)
+            continue;
+        for (; due > 0 && sent < total; due--) /* one, unless this process was late */
+            send_datagram(&associations[sent++ % voices], VOICE);
+        if (sent == total) {
+            end = now();
+            close(timer);
+        }
+    }
+    print_echoes(end - start, sent);
+}
+
+static void run_associations(long total)
+{
+    double start = now();
+    struct tunnel *associations = open_tunnels(total);
+    done = 0;
+    for (long i = 0; i < total; i++) { /* one after the other: none is lost in a crowd */
+        double sent = now();
+        send_datagram(&associations[i], MESSAGE);
+        while (!wait_echoes(MESSAGE))
+            if (now() > sent + 1)
+                fail("no echo of a datagram within a second");
+    }
+    hold(total, now() - start);
 }
 
 int main(int argc, char **argv)
@@ -385,6 +598,8 @@ int main(int argc, char **argv)
     server_port = argc > 3 ? atoi(argv[2]) : 0;
     start_destination();
     poller = epoll_create1(0);
+    if (!strcmp(scenario, "udp") || !strcmp(scenario, "voices") || !strcmp(scenario, "associations"))
+        command = ASSOCIATE;
     if (!strcmp(scenario, "conn") && argc == 5)
         run_conn(atol(argv[3]), atol(argv[4]));
     else if (!strcmp(scenario, "bulk") && argc == 6)
@@ -393,6 +608,12 @@ int main(int argc, char **argv)
         run_ping(atol(argv[3]), atof(argv[4]));
     else if (!strcmp(scenario, "idle") && argc == 4)
         run_idle(atol(argv[3]));
+    else if (!strcmp(scenario, "udp") && argc == 6)
+        run_udp((size_t)atol(argv[3]), atol(argv[4]), atof(argv[5]));
+    else if (!strcmp(scenario, "voices") && argc == 6)
+        run_voices(atol(argv[3]), atol(argv[4]), atof(argv[5]));
+    else if (!strcmp(scenario, "associations") && argc == 4)
+        run_associations(atol(argv[3]));
     else
         fail("wrong arguments: the top of load.c has them");
     return 0;
