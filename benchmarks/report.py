@@ -31,7 +31,8 @@ class Bar:
 
 
 MICROSOCKS = ("microsocks",)
-BETTER = ("microsocks", "dante")
+DANTE = ("dante",)
+BETTER = MICROSOCKS + DANTE
 
 BARS = [
     Bar("conn", "rate", True, 1.0, MICROSOCKS),
@@ -40,7 +41,11 @@ BARS = [
     *(Bar(name, "cost", False, 0.5, BETTER) for name in ("bulk-1", "bulk-down", "bulk-up")),
     Bar("ping-1", "p50", False, 1.15, MICROSOCKS),
     Bar("ping-128", "rate", True, 1.3, MICROSOCKS),
+    Bar("udp", "rate", True, 2.2, DANTE),
+    Bar("udp", "lost", False, 0.0),
+    Bar("voices", "lost", False, 0.0),
     Bar("idle", "cost", False, 2.0),
+    Bar("associations", "cost", False, 4.0),
     Bar("start", "cost", False, 0.5),
 ]
 
@@ -50,15 +55,20 @@ def values(rounds: list[Figures | str], figure: Figure) -> list[float]:
     return [figures[figure] for figures in rounds if not isinstance(figures, str)]
 
 
+def middle(found: list[float], figure: Figure) -> float:
+    """What stands for all rounds: their median, but for ``lost`` the most, since a median would hide a rare loss."""
+    return max(found) if figure == "lost" else statistics.median(found)
+
+
 def median(results: Results, scenario: str, peer: str, figure: Figure) -> float | None:
     """The figure that the tables show; None where no round gave it."""
     found = values(results.get(scenario, {}).get(peer, []), figure)
-    return statistics.median(found) if found else None
+    return middle(found, figure) if found else None
 
 
 def write_number(value: float) -> str:
-    """With three digits that count, and no fraction from a hundred on."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    """With three digits that count, and no fraction from a hundred on or where there is none."""
+    digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f}"
 
 
@@ -78,7 +88,7 @@ def peer_row(peer: str, rounds: list[Figures | str], columns: Iterable[Figure]) 
     cells = [peer.replace("|", "\\|")]
     for figure in columns:
         found = values(rounds, figure)
-        cells.append(write_number(statistics.median(found)) if found else "-")
+        cells.append(write_number(middle(found, figure)) if found else "-")
         if figure == next(iter(columns)):
             cells.append(f"{write_number(min(found))} to {write_number(max(found))}" if found else "-")
     return cells

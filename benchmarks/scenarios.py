@@ -11,19 +11,19 @@ from typing import Literal, get_args
 
 from process import Failure, Server
 
-Figure = Literal["rate", "cost", "p50", "p99"]
+Figure = Literal["rate", "cost", "lost", "p50", "p99"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 Figures = dict[Figure, float]
 """Of one measurement. ``rate``: more is better; ``cost``: less is better; both in the units of the scenario's group.
-``p50`` and ``p99``: microseconds.
+``lost``: datagrams that never came back. ``p50`` and ``p99``: microseconds.
 """
 
 WARM_UP = ["400", "64"]
 """Connections, and how many of them at a time, before a measurement: what a server does once in its life."""
 
 SETTLE = 0.5
-"""Seconds between the last tunnel and the look at the memory."""
+"""Seconds between the last tunnel or association and the look at the memory."""
 
 GIVE_UP = 120.0
 """Seconds that one measurement may take."""
@@ -47,10 +47,14 @@ ROUND_TRIPS = Group(
     "Round trips",
     {"rate": "round trips/s", "cost": "CPU us/round trip", "p50": "p50 us", "p99": "p99 us"},
 )
-MEMORY = Group("Memory", {"cost": "kB/tunnel"})
+DATAGRAMS = Group(
+    "Datagrams",
+    {"rate": "echoes/s", "cost": "CPU us/echo", "lost": "lost", "p50": "p50 us", "p99": "p99 us"},
+)
+MEMORY = Group("Memory", {"cost": "kB each"})
 START = Group("Start", {"cost": "seconds"})
 
-GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, MEMORY, START]
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, MEMORY, START]
 """In the order of the report."""
 
 
@@ -82,7 +86,28 @@ SCENARIOS = [
     Scenario("bulk-up", THROUGHPUT, "8 streams from clients", ["bulk", "up", "8", "3"], ["bulk", "up", "8", "1"]),
     Scenario("ping-1", ROUND_TRIPS, "64 octets there and back, 1 tunnel", ["ping", "1", "3"], ["ping", "1", "1"]),
     Scenario("ping-128", ROUND_TRIPS, "the same on 128 tunnels", ["ping", "128", "3"], ["ping", "128", "1"]),
+    Scenario(
+        "udp",
+        DATAGRAMS,
+        "1,200 octets there and back, 1 association, 32 under way",
+        ["udp", "1200", "32", "3"],
+        ["udp", "1200", "32", "1"],
+    ),
+    Scenario(
+        "voices",
+        DATAGRAMS,
+        "200 octets there and back, 20 times a second on each of 500 associations",
+        ["voices", "500", "20", "5"],
+        ["voices", "100", "20", "1"],
+    ),
     Scenario("idle", MEMORY, "hold 2,000 tunnels on a server that did nothing else", ["idle", "2000"], ["idle", "500"]),
+    Scenario(
+        "associations",
+        MEMORY,
+        "hold 1,000 associations that relayed a datagram each, likewise",
+        ["associations", "1000"],
+        ["associations", "200"],
+    ),
     Scenario("start", START, "from the start of the process until the port accepts", [], [], rounds=5),
 ]
 
@@ -97,8 +122,8 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool) -> Figu
     if kind == "start":
         return {"cost": server.start_seconds}
     command = [str(load), kind, str(server.port), *arguments]
-    if kind == "idle":
-        return measure_idle(command, server)
+    if scenario.group is MEMORY:
+        return measure_memory(command, server)
     run_load([str(load), "conn", str(server.port), *WARM_UP])
     before = server.cpu_seconds()
     got = run_load(command)
@@ -107,7 +132,9 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool) -> Figu
         octets = got["octets"]
         return {"rate": octets * 8 / got["seconds"] / 1e9, "cost": cpu / (octets / 1e9)}
     count = got["count"]
-    return {"rate": count / got["seconds"], "cost": cpu / count * 1e6, "p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
+    figures: Figures = {"rate": count / got["seconds"], "cost": cpu / count * 1e6}
+    figures |= {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
+    return figures | {"lost": got["lost"]} if kind in ("udp", "voices") else figures
 
 
 def run_load(command: list[str]) -> dict[str, float]:
@@ -128,15 +155,18 @@ def read_result(line: str) -> dict[str, float]:
     return {key: float(value) for key, value in result.items()}
 
 
-def measure_idle(command: list[str], server: Server) -> Figures:
-    """What the server's memory grows by, for each tunnel that is open. It must not have done anything before."""
+def measure_memory(command: list[str], server: Server) -> Figures:
+    """What the server's memory grows by, for each tunnel or association that is open.
+
+    It must not have done anything before.
+    """
     before = server.user_memory()
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
         try:
-            tunnels = read_result(process.stdout.readline())["count"]
-            time.sleep(SETTLE)  # what the last tunnels left to do
-            return {"cost": (server.user_memory() - before) / tunnels / 1000}
+            count = read_result(process.stdout.readline())["count"]
+            time.sleep(SETTLE)  # what the last of them left to do
+            return {"cost": (server.user_memory() - before) / count / 1000}
         finally:
             process.kill()
