@@ -48,8 +48,9 @@ class Reassembler:
     """One reassembly queue: puts the fragments of one datagram together, in the order of their positions.
 
     The queue is abandoned when its time is over, when a fragment comes whose position is lower than the highest so
-    far or leaves a gap (which nothing lower could fill any more), when the address changes or the limit is passed. A
-    repeated fragment is dropped alone. ``dropped`` counts the fragments that reached nobody.
+    far or leaves a gap (which nothing lower could fill any more), when the address changes or the limit is passed. The
+    highest fragment once more, octet for octet, is dropped alone; the first one begins again. ``dropped`` counts the
+    fragments that reached nobody.
 
     Args:
         limit: octets of payload of one datagram.
@@ -74,7 +75,7 @@ class Reassembler:
         """
         self.expire(now)
         position, highest = frag & ~LAST, len(self.parts)
-        if position == highest and highest > 1:
+        if 1 < highest == position and address == self.address and payload == self.parts[-1]:
             self.dropped += 1
             return None
         if position != highest + 1 or (highest and address != self.address) or self.octets + len(payload) > self.limit:
