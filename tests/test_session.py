@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from tabi.session import Close, Session
+from tabi.session import Close, Drop, Session
 from tabi.wire.address import parse_address
 
 
@@ -14,9 +14,10 @@ def test_what_nobody_filled_in_is_unknown() -> None:
     """A session that ends before its request has a complete record: nothing was carried, and it ended with an error."""
     session = Session(1, "socks5://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
     facts = {name: getattr(session, name) for name in Session.__slots__}
-    known = {"number", "listener", "client", "started", "up", "down", "close"}
+    known = {"number", "listener", "client", "started", "up", "down", "datagrams_up", "datagrams_down", "close"}
     assert {name for name, value in facts.items() if value is not None} == known
     assert (session.up, session.down, session.close) == (0, 0, "error")
+    assert (session.datagrams_up, session.datagrams_down) == (0, 0)
 
 
 def test_a_misspelt_fact_is_an_error() -> None:
@@ -29,3 +30,11 @@ def test_a_misspelt_fact_is_an_error() -> None:
 def test_how_a_session_can_end() -> None:
     """The stable words of the access log."""
     assert set(get_args(Close)) == {"client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"}
+
+
+def test_why_a_datagram_can_go_nowhere() -> None:
+    """The stable words of the access log."""
+    assert get_args(Drop) == (
+        *("foreign", "malformed", "fragment", "denied", "unresolved"),
+        *("waiting", "stranger", "too_large", "unsent", "overflow"),
+    )

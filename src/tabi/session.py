@@ -10,6 +10,19 @@ from typing import Literal
 from tabi.wire.address import Address
 
 Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
+Drop = Literal[
+    "foreign",
+    "malformed",
+    "fragment",
+    "denied",
+    "unresolved",
+    "waiting",
+    "stranger",
+    "too_large",
+    "unsent",
+    "overflow",
+]
+"""Why a datagram went nowhere; docs/access-log.md says more of each."""
 
 
 class Session:

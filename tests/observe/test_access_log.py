@@ -103,6 +103,54 @@ def test_a_session_without_a_request_has_a_line_too() -> None:
     assert found["close"] == "error"
 
 
+def make_association() -> Session:
+    """A session that relayed datagrams."""
+    session = make_session()
+    session.command = "associate"
+    session.datagrams_up, session.datagrams_down = 3, 1 << 40
+    session.drops = {"stranger": 41, "fragment": 2}
+    return session
+
+
+def test_a_line_of_an_association_says_what_was_dropped() -> None:
+    """Datagrams each way and the drops by reason, behind the keys of all lines, which are what they are elsewhere."""
+    session = make_association()
+    line = format_line(session, "", "", 0.0)
+    found = json.loads(line)
+    assert list(found) == [*KEYS, "datagrams_up", "datagrams_down", "drops"]
+    assert (found["datagrams_up"], found["datagrams_down"]) == (3, 1 << 40)
+    assert found["drops"] == {"stranger": 41, "fragment": 2}
+    session.drops = None
+    assert line.startswith(format_line(session, "", "", 0.0).removesuffix(b"}\n") + b',"datagrams_up":')
+
+
+def test_an_association_without_drops_says_so() -> None:
+    """An empty object, also of one that ended before its first datagram."""
+    session = Session(1, "l", parse_address("192.0.2.1:5"), 101.0)
+    session.drops = {}
+    assert format_line(session, "", "", 0.0).endswith(b',"datagrams_up":0,"datagrams_down":0,"drops":{}}\n')
+
+
+def test_other_lines_have_no_datagrams() -> None:
+    """Octet by octet what they were: there is nothing to count, and no null that says so."""
+    session = make_session()
+    session.datagrams_up = session.datagrams_down = 7
+    assert format_line(session, "T", "w0-", 101.5) == (
+        b'{"time":"T","id":"w0-1","listener":"socks5://127.0.0.1:1080","protocol":"socks5","command":"connect",'
+        b'"client":"192.0.2.1:50000","user":"alice","host":"example.com","port":443,"address":"[2001:db8::1]:443",'
+        b'"rule":null,"via":"direct","reply":0,"error":null,"up":517,"down":1099511627776,"seconds":1.5,'
+        b'"connect_ms":12.345,"close":"client"}\n'
+    )
+
+
+def test_any_user_name_leaves_the_line_of_an_association_whole() -> None:
+    """The second try, with what is no text escaped, keeps the drops."""
+    session = make_association()
+    session.user = "b\udcff"
+    found = json.loads(format_line(session, "", "", 0.0))
+    assert (found["user"], found["drops"]) == ("b\\udcff", session.drops)
+
+
 @pytest.mark.parametrize(
     ("user", "shown"),
     [

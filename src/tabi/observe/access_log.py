@@ -59,6 +59,14 @@ class Record(msgspec.Struct):
     close: str
 
 
+class AssociationRecord(Record):
+    """The line of an association: the keys of all lines, then its own."""
+
+    datagrams_up: int
+    datagrams_down: int
+    drops: dict[str, int]
+
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -105,6 +113,13 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
         None if connect is None else int(connect * 1e6) / 1000,
         session.close,
     )
+    if session.drops is not None:
+        record = AssociationRecord(
+            **msgspec.structs.asdict(record),
+            datagrams_up=session.datagrams_up,
+            datagrams_down=session.datagrams_down,
+            drops=session.drops,
+        )
     try:
         return encode(record) + b"\n"
     except UnicodeEncodeError:  # a name of a user that is no text
