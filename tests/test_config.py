@@ -31,7 +31,7 @@ from tabi.config import (
 )
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash, plain_secret
-from tabi.wire.address import Address
+from tabi.wire.address import Address, parse_host
 
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
 HASH = make_hash(b"sekret", b"salt")
@@ -101,7 +101,7 @@ def test_the_test_above_leaves_no_key_out() -> None:
     for name, part in PARTS.items():
         for key in part.__struct_fields__:
             if part is not Config or key in ("workers",):
-                assert re.search(rf"^{key} = ", EVERYTHING, re.MULTILINE), f"{name}.{key}"
+                assert re.search(rf"^({key} = |\[listen\.{key}\]$)", EVERYTHING, re.MULTILINE), f"{name}.{key}"
 
 
 def test_an_empty_file_is_the_defaults() -> None:
@@ -137,6 +137,70 @@ def test_workers(workers: int) -> None:
     assert parse_config(f"workers = {workers}").workers == workers
 
 
+@pytest.mark.parametrize("text", ["[[listen]]", "[[listen]]\nudp = {}", "[[listen]]\n[listen.udp]"])
+def test_datagrams_by_default(text: str) -> None:
+    """Any free port for each association, this machine's own address, fragments put together, no strangers."""
+    udp = parse_config(text).listen[0].udp
+    assert udp == Udp() == Udp(None, None, "reassemble", "contacted")
+    assert (udp.address, udp.port_range, udp.shared) == (None, None, False)
+
+
+def test_a_table_of_datagrams_belongs_to_the_listener_above_it() -> None:
+    """Inline or as a table of its own it is the same."""
+    config = parse_config("""
+        [[listen]]
+        url = "socks5://127.0.0.1:1"
+        udp = {ports = "1-2", senders = "any"}
+        [[listen]]
+        url = "socks5://127.0.0.1:2"
+        [listen.udp]
+        fragments = "drop"
+        [[listen]]
+        url = "socks5://127.0.0.1:3"
+    """)
+    assert [listen.udp for listen in config.listen] == [
+        Udp(ports="1-2", senders="any"),
+        Udp(fragments="drop"),
+        Udp(),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ports", "found"),
+    [
+        ("1-65535", range(1, 65536)),
+        ("40000-40000", range(40000, 40001)),
+        ("00080-00081", range(80, 82)),
+        ("shared", None),
+        (None, None),
+    ],
+)
+def test_ports_of_datagrams(ports: str | None, found: range | None) -> None:
+    """Both ends of a range belong to it; of the words only "shared" is one port for all."""
+    udp = Udp(ports=ports)
+    assert udp.port_range == found
+    assert udp.shared == (ports == "shared")
+    assert make_config({"workers": 1, "listen": [{"udp": {"ports": ports}}]}).listen[0].udp == udp
+
+
+@pytest.mark.parametrize(
+    ("advertise", "local", "public"),
+    [
+        (None, "127.0.0.1", "127.0.0.1"),
+        ("192.0.2.1", "127.0.0.1", "192.0.2.1"),
+        ("192.0.2.1", "0.0.0.0", "192.0.2.1"),
+        ("192.0.2.1", "::1", "::1"),
+        ("2001:db8::1", "::1", "2001:db8::1"),
+        ("2001:db8::1", "127.0.0.1", "127.0.0.1"),
+        ("::ffff:192.0.2.1", "127.0.0.1", "192.0.2.1"),
+        ("192.0.2.1", "localhost", "localhost"),
+    ],
+)
+def test_what_clients_are_told(advertise: str | None, local: str, public: str) -> None:
+    """The advertised address stands in place of one of its own version only: clients keep the one that they speak."""
+    assert Udp(advertise).public(parse_host(local)) == parse_host(public)
+
+
 def test_a_configuration_does_not_change() -> None:
     """Parts keep what they were given."""
     with pytest.raises(AttributeError):
@@ -152,17 +216,29 @@ def test_a_configuration_does_not_change() -> None:
         # unknown keys, at each level
         ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, timeouts, log"),
         ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, timeouts, log"),
-        ("[[listen]]\nbogus = 1", "listen[0].bogus: unknown key, expected one of: url, users"),
-        ("[[listen]]\n[[listen]]\ntls = {}", "listen[1].tls: unknown key, expected one of: url, users"),
+        ("[[listen]]\nbogus = 1", "listen[0].bogus: unknown key, expected one of: url, users, udp"),
+        ("[[listen]]\n[[listen]]\ntls = {}", "listen[1].tls: unknown key, expected one of: url, users, udp"),
         (
             '[users.alice]\npassword = "x"\nexpires = 2027-01-01',
             "users.alice.expires: unknown key, expected one of: password, plain",
         ),
         (
-            "[timeouts]\nudp_idle = 1",
-            "timeouts.udp_idle: unknown key, expected one of: handshake, connect, idle, half_closed, drain",
+            "[timeouts]\nidel = 1",
+            "timeouts.idel: unknown key, expected one of: handshake, connect, idle, half_closed, bind, udp_idle, drain",
         ),
         ("[log]\nformat = 1", "log.format: unknown key, expected one of: access, level"),
+        (
+            "[[listen]]\nudp = {port = 1}",
+            "listen[0].udp.port: unknown key, expected one of: advertise, ports, fragments, senders",
+        ),
+        (
+            "[[listen]]\n[[listen]]\n[listen.udp]\nidle = 1",
+            "listen[1].udp.idle: unknown key, expected one of: advertise, ports, fragments, senders",
+        ),
+        (
+            "[users.'listen[0].udp']\npassword = 'x'\nport = 1",
+            "users.listen[0].udp.port: unknown key, expected one of: password, plain",
+        ),
         # wrong types
         ("workers = 'x'", "workers: expected int, got str"),
         ("workers = true", "workers: expected int, got bool"),
@@ -172,6 +248,20 @@ def test_a_configuration_does_not_change() -> None:
         ("[[listen]]\nurl = 1", "listen[0].url: expected str, got int"),
         ("[[listen]]\n[[listen]]\nurl = 1", "listen[1].url: expected str, got int"),
         ("[[listen]]\nusers = 'all'", "listen[0].users: invalid enum value 'all', expected required, optional or none"),
+        ("[[listen]]\nusers = 1", "listen[0].users: expected str, got int"),
+        ("[[listen]]\nudp = 'shared'", "listen[0].udp: expected object, got str"),
+        ("[[listen]]\nudp = {advertise = 1}", "listen[0].udp.advertise: expected str, got int"),
+        ("[[listen]]\nudp = {ports = 40000}", "listen[0].udp.ports: expected str, got int"),
+        ("[[listen]]\nudp = {ports = [1, 2]}", "listen[0].udp.ports: expected str, got array"),
+        ("[[listen]]\nudp = {fragments = false}", "listen[0].udp.fragments: expected str, got bool"),
+        (
+            "[[listen]]\nudp = {fragments = 'keep'}",
+            "listen[0].udp.fragments: invalid enum value 'keep', expected reassemble or drop",
+        ),
+        (
+            "[[listen]]\n[listen.udp]\nsenders = 'all'",
+            "listen[0].udp.senders: invalid enum value 'all', expected contacted or any",
+        ),
         ("users = 1", "users: expected object, got int"),
         ("users.alice = 'x'", "users.alice: expected object, got str"),
         ("[users.alice]\npassword = 1", "users.alice.password: expected str, got int"),
@@ -231,6 +321,42 @@ def test_a_mistake_names_its_key(text: str, message: str) -> None:
         parse_config(text)
     assert str(caught.value) == message
     assert caught.value.path == message.partition(": ")[0]
+
+
+UDP_ADDRESS = "expected an IP address that clients can send to"
+UDP_PORTS = 'expected a range such as "40000-40999", or "shared"'
+UDP_ORDER = "expected the lower port first, 1 to 65535"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        *(("advertise", value, UDP_ADDRESS) for value in ("", "proxy.example", "192.0.2.1:1080", "[2001:db8::1]", "1")),
+        *(("advertise", value, UDP_ADDRESS) for value in ("0.0.0.0", "::", "::ffff:0.0.0.0", "fe80::1%lo")),
+        *(("advertise", value, UDP_ADDRESS) for value in ("224.0.0.1", "ff02::1", "255.255.255.255")),
+        *(("ports", value, UDP_PORTS) for value in ("", "40000", "40000-", "-40000", "1 - 2", "1-2-3", "1-2\n", "any")),
+        *(("ports", value, UDP_PORTS) for value in ("1-100000", "Shared", "\uff11-\uff12", "+1-2", "0x1-0x2")),
+        *(("ports", value, UDP_ORDER) for value in ("0-10", "0-0", "2-1", "40000-65536", "99999-99999")),
+    ],
+)
+def test_a_bad_place_for_datagrams_names_its_key(key: str, value: str, expected: str) -> None:
+    """What can be nobody's address, and what is no range of ports: the value, and what was expected."""
+    for index in (0, 1):
+        listen: list[dict[str, object]] = [{"url": f"socks5://127.0.0.1:{port}"} for port in (1, 2)]
+        listen[index]["udp"] = {key: value}
+        with pytest.raises(ConfigError) as caught:
+            make_config({"listen": listen})
+        assert str(caught.value) == f"listen[{index}].udp.{key}: {value!r}, {expected}"
+        assert caught.value.path == f"listen[{index}].udp.{key}"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_port_is_not_shared_by_processes(workers: int) -> None:
+    """The kernel would give each datagram to any of them."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"workers = {workers}\n[[listen]]\nudp = {{ports = 'shared'}}")
+    expected = f'"shared" with workers = {workers}, expected workers = 1 or a range of ports'
+    assert str(caught.value) == f"listen[0].udp.ports: {expected}"
 
 
 @pytest.mark.parametrize("key", Timeouts.__struct_fields__)

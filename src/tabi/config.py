@@ -88,6 +88,7 @@ def parse_url(text: str) -> ProxyURL:
 
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
+BROADCAST = "255.255.255.255"
 
 
 class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,9 +109,13 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``advertise`` as an address. Raises ValueError."""
         if self.advertise is None:
             return None
-        address = parse_ip(self.advertise)
-        if address.is_unspecified or address.is_multicast:
-            raise ValueError(f"{address} can be nobody's address")
+        expected = f"{self.advertise!r}, expected an IP address that clients can send to"
+        try:
+            address = parse_ip(self.advertise)
+        except ValueError:
+            raise ValueError(expected) from None
+        if address.is_unspecified or address.is_multicast or "%" in str(address) or str(address) == BROADCAST:
+            raise ValueError(expected)
         return address
 
     def public(self, local: Host) -> Host:
@@ -276,6 +281,7 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
     key = re.split(r"[.\]]", path)[-1]
     if text.startswith("Invalid enum value") and key in CHOICES:
         text += f", expected {CHOICES[key]}"
+    text = text.replace(" | null`", "`")  # TOML has none
     return ConfigError(text[:1].lower() + text[1:].replace("`", ""), path or None)
 
 
@@ -311,7 +317,7 @@ CHOICES = {
 
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
-    part = "udp" if path.endswith("].udp") else re.split(r"[.\[]", path)[0]
+    part = "udp" if re.fullmatch(r"listen\[\d+\]\.udp", path) else re.split(r"[.\[]", path)[0]
     return PARTS[part].__struct_fields__
 
 
@@ -357,5 +363,5 @@ def check_udp(udp: Udp, workers: int, path: str) -> None:
             raise ConfigError(str(exc), f"{path}.{key}") from None
     if udp.shared and workers != 1:
         raise ConfigError(
-            '"shared" is one port of one process, expected workers = 1 or a range of ports', f"{path}.ports"
+            f'"shared" with workers = {workers}, expected workers = 1 or a range of ports', f"{path}.ports"
         )
