@@ -10,7 +10,7 @@ import pytest
 from conftest import Run
 from support import Handler, closed_port, credentials, request, target
 from tabi.egress.direct import Direct
-from tabi.egress.socks5 import REPLY_TEXTS, Socks5
+from tabi.egress.socks5 import REPLY_TEXTS, Socks5, read_reply
 from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
@@ -18,7 +18,7 @@ from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.wire.address import parse_address
-from tabi.wire.socks5 import Credentials, ReplyCode
+from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply, ReplyCode
 
 DESTINATION = parse_address("example.com:443")
 REQUEST = request("example.com", 443)
@@ -63,6 +63,118 @@ def converse(run: Run, handler: Handler, login: Credentials | None = None, secon
 def test_without_credentials_one_method_is_offered(run: Run) -> None:
     """05 01 00, then the request with the name as it is: the proxy resolves it."""
     converse(run, scripted((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, SUCCESS)))
+
+
+GREETING = (b"\x05\x01\x00", b"\x05\x00")
+SECOND = b"\x05\x00\x00\x01\x7f\x00\x00\x02\xc3\x50"
+
+
+async def ask_through(port: int, command: int, seconds: float = 10) -> tuple[Stream, ClientMachine, Reply]:
+    """Ask the proxy on a port for a command."""
+    dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
+    try:
+        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), None, seconds)
+        return await egress.ask(command, DESTINATION, permit_any)
+    finally:
+        await dialer.close()
+
+
+@pytest.mark.parametrize("command", Command)
+def test_each_command_is_asked_for_with_its_first_reply(run: Run, command: Command) -> None:
+    """CMD is what was asked for; BND, which BIND and UDP ASSOCIATE need, comes back."""
+
+    async def main() -> None:
+        steps = (GREETING, (request("example.com", 443, command), SUCCESS))
+        async with target(scripted(*steps)) as port:
+            stream, _, reply = await ask_through(port, command)
+            stream.close()
+            assert (reply.reply_code, reply.bound) == (0, parse_address("127.0.0.1:1080"))
+
+    run(main)
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_the_second_reply_of_bind_and_no_octet_behind_it(run: Run, pause: bool) -> None:
+    """It may come with the first in one segment or much later, and the peer's first octets with it: they stay."""
+    go = asyncio.Event()
+
+    async def bind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for expected, answer in (GREETING, (request("example.com", 443, Command.BIND), b"")):
+            assert await reader.readexactly(len(expected)) == expected
+            writer.write(answer)
+        if pause:
+            writer.write(SUCCESS)
+            await go.wait()
+            writer.write(SECOND + b"payload")
+        else:
+            writer.write(SUCCESS + SECOND + b"payload")
+        await reader.read()
+
+    async def main() -> None:
+        async with target(bind) as port:
+            stream, machine, first = await ask_through(port, Command.BIND)
+            async with stream:
+                assert first.bound == parse_address("127.0.0.1:1080")
+                go.set()
+                second = await read_reply(stream, machine, DESTINATION)
+                assert second.bound == parse_address("127.0.0.2:50000")
+                payload = b""
+                while len(payload) < 7:
+                    payload += await stream.receive()
+                assert payload == b"payload"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        (b"\x05\x04\x00\x01" + bytes(6), ProxyError("example.com:443: the proxy says host unreachable (reply 04)", 4)),
+        (b"\x05\x00\x00\x02" + bytes(6), RemoteProtocolError("ATYP 0x02, expected 0x01, 0x03 or 0x04", 8)),
+        (SECOND[:6], RemoteProtocolError("the peer ended in the middle of the second reply")),
+        (b"", RemoteProtocolError("the peer ended in the middle of the second reply")),
+    ],
+)
+def test_a_second_reply_that_is_none(run: Run, second: bytes, error: ProxyError | RemoteProtocolError) -> None:
+    """A failure keeps its code and names the destination; rubbish and an end are called so."""
+
+    async def bind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(len(REQUEST))
+        writer.write(SUCCESS + second)
+
+    async def main() -> None:
+        async with target(bind) as port:
+            stream, machine, _ = await ask_through(port, Command.BIND)
+            async with stream:
+                with pytest.raises(type(error)) as caught:
+                    await read_reply(stream, machine, DESTINATION)
+                assert (str(caught.value), caught.value.reply_code) == (str(error), error.reply_code)
+
+    run(main)
+
+
+def test_a_command_that_is_refused_closes_its_connection(run: Run) -> None:
+    """The proxy sees the end; the code is kept."""
+    ended = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(len(REQUEST))
+        writer.write(b"\x05\x07\x00\x01" + bytes(6))
+        assert await reader.read() == b""
+        ended.set()
+
+    async def main() -> None:
+        async with target(refuse) as port:
+            with pytest.raises(ProxyError, match="command not supported") as caught:
+                await ask_through(port, Command.UDP_ASSOCIATE)
+            assert caught.value.reply_code == ReplyCode.COMMAND_NOT_SUPPORTED
+            await ended.wait()
+
+    run(main)
 
 
 def test_with_credentials_the_proxy_chooses(run: Run) -> None:

@@ -379,6 +379,24 @@ def test_a_peer_that_ends_in_the_middle(name: str, begun: bytes) -> None:
         machine.next_event()
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("server, greeting", "greeting"),
+        ("server, request", "request"),
+        ("client, greeting sent", "answer to the greeting"),
+        ("client, request sent", "answer to the request"),
+        ("client, second reply", "second reply"),
+    ],
+)
+def test_an_end_in_the_middle_says_of_what(name: str, what: str) -> None:
+    """Whoever reads the error knows how far the conversation came."""
+    machine = MACHINES[name]()
+    machine.receive_data(b"")
+    with pytest.raises(RemoteProtocolError, match=f"^the peer ended in the middle of the {what}$"):
+        machine.next_event()
+
+
 @pytest.mark.parametrize("make", [SERVERS["open"], CLIENTS["open"], SERVERS["request seen"]])
 def test_eof_behind_the_last_message_is_not_the_machines_business(make: Callable[[], Machine]) -> None:
     """Payload and its end belong to the relay."""

@@ -289,8 +289,10 @@ class Machine:
             raise
         if found is None:
             if self.eof:
-                what, _, sent = self.state.name.lower().partition("_")
-                raise RemoteProtocolError(f"the peer ended in the middle of the {'answer to the ' * bool(sent)}{what}")
+                what = self.state.name.lower().replace("_", " ")
+                if what.endswith(" sent"):
+                    what = f"answer to the {what.removesuffix(' sent')}"
+                raise RemoteProtocolError(f"the peer ended in the middle of the {what}")
             return NEED_DATA
         message, end = found
         del self.buffer[:end]
