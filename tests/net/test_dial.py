@@ -189,6 +189,56 @@ def test_many_dials_at_once_each_get_their_own(run: Run) -> None:
     run(main)
 
 
+# --- addresses alone ---
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses", "found"),
+    [
+        ("name.test", ["::1", "127.0.0.1"], ["::1", "127.0.0.1"]),
+        ("name.test", ["127.0.0.2"], ["127.0.0.2"]),
+        ("127.1", [], ["127.0.0.1"]),
+    ],
+)
+def test_the_addresses_of_a_name(run_once: Run, name: str, addresses: list[str], found: list[str]) -> None:
+    """As the resolver orders them, each shown to permit first; a name that is a number is not resolved."""
+
+    async def main() -> None:
+        async with dialer(*addresses) as dial:
+            seen: list[IP] = []
+            assert [str(address) for address in await dial.find(name, seen.append)] == found
+            assert [str(address) for address in seen] == found
+
+    run_once(main)
+
+
+def test_a_name_with_one_forbidden_address_has_none(run_once: Run) -> None:
+    """The guard forbids the name: otherwise it would depend on the order of the answers."""
+
+    def permit(address: IP) -> None:
+        if str(address) == "127.0.0.2":
+            raise PolicyDenied("forbidden")
+
+    async def main() -> None:
+        async with dialer("127.0.0.1", "127.0.0.2") as dial:
+            with pytest.raises(PolicyDenied, match="forbidden"):
+                await dial.find("name.test", permit)
+
+    run_once(main)
+
+
+def test_a_number_that_is_no_address_is_found_nowhere(run_once: Run) -> None:
+    """No resolver is asked for it, and the error is that of a name without an address."""
+
+    async def main() -> None:
+        async with dialer("127.0.0.1") as dial:
+            with pytest.raises(DialError, match=r"^1\.2\.3\.4\.5: neither an address nor a name") as caught:
+                await dial.find("1.2.3.4.5", permit_all)
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run_once(main)
+
+
 # --- failures ---
 
 

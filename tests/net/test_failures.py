@@ -7,7 +7,7 @@ import errno
 import pytest
 from aiodns import error as dns
 
-from tabi.net.failures import connect_error, connect_error_of_many, resolve_error, timeout_error
+from tabi.net.failures import connect_error, connect_error_of_many, local_error, resolve_error, timeout_error
 from tabi.wire.socks5 import ReplyCode
 
 
@@ -92,3 +92,17 @@ def test_no_answer_in_time() -> None:
     error = timeout_error(0.5, "192.0.2.1:80")
     assert (error.reply_code, error.errno) == (ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)
     assert str(error) == "192.0.2.1:80: no answer within 0.5 s"
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "192.0.2.1: too many open files"),
+        (OSError(errno.EADDRINUSE, "no port of 1-2 is free"), "192.0.2.1: no port of 1-2 is free"),
+        (OSError("Nothing known"), "192.0.2.1: nothing known"),
+    ],
+)
+def test_a_socket_of_our_own(exc: OSError, text: str) -> None:
+    """What we cannot open or bind is a general failure, whatever its number: the destination has no part in it."""
+    error = local_error(exc, "192.0.2.1")
+    assert (error.reply_code, error.errno, str(error)) == (ReplyCode.GENERAL_FAILURE, exc.errno, text)

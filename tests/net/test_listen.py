@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -17,7 +18,7 @@ import pytest
 from conftest import Run
 from sockets import open_listener, turns, until
 from tabi.net import listen
-from tabi.net.listen import ACCEPTS_A_TURN, Acceptor
+from tabi.net.listen import ACCEPTS_A_TURN, Acceptor, bind_port
 from tabi.net.reactor import get_reactor
 from tabi.wire.address import Address
 
@@ -113,6 +114,89 @@ def test_a_taken_port_is_an_error() -> None:
         with pytest.raises(OSError, match="in use") as caught:
             open_listener(Address(ip_address("127.0.0.1"), port))
         assert caught.value.errno == errno.EADDRINUSE
+
+
+# --- a port of a range ---
+
+
+class FakePorts:
+    """A socket that knows which ports are taken, and what else binding to any of them comes to."""
+
+    def __init__(self, *taken: int, error: int = errno.EADDRINUSE) -> None:
+        self.taken = taken
+        self.error = error
+        self.tried: list[int] = []
+
+    def bind(self, address: tuple[str, int]) -> None:
+        """As bind(2)."""
+        self.tried.append(address[1])
+        if address[1] in self.taken:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_any_port(host: str, kind: int) -> None:
+    """Without a range the kernel chooses, for both kinds of sockets and both versions of IP."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
+        bind_port(sock, host, None)
+        assert sock.getsockname()[0] == host
+        assert sock.getsockname()[1] > 0
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_of_a_range(host: str, kind: int) -> None:
+    """A free one is taken; where all are, the error says so and names the range."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, kind) as first, socket.socket(family, kind) as second:
+        bind_port(first, host, None)
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match=rf"no port of {port}-{port} is free") as caught:
+            bind_port(second, host, range(port, port + 1))
+        assert caught.value.errno == errno.EADDRINUSE
+        first.close()
+        bind_port(second, host, range(port, port + 1))
+        assert second.getsockname()[:2] == (host, port)
+
+
+@pytest.mark.parametrize("free", range(100, 105))
+def test_the_last_free_port_of_a_range_is_found(free: int) -> None:
+    """Wherever the search begins, it comes round to the whole range, and tries no port twice."""
+    for _ in range(20):
+        sock: Any = FakePorts(*(port for port in range(100, 105) if port != free))
+        bind_port(sock, "127.0.0.1", range(100, 105))
+        assert sock.tried[-1] == free
+        assert len(set(sock.tried)) == len(sock.tried)
+
+
+def test_a_range_that_is_used_up() -> None:
+    """Every port of it was tried, once, and none beside it."""
+    sock: Any = FakePorts(*range(100, 105))
+    with pytest.raises(OSError, match=r"no port of 100-104 is free"):
+        bind_port(sock, "127.0.0.1", range(100, 105))
+    assert sorted(sock.tried) == [*range(100, 105)]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EADDRNOTAVAIL])
+def test_another_error_is_not_searched_around(number: int) -> None:
+    """Ports that are the system's, and an address that is not ours, are errors with the first port."""
+    sock: Any = FakePorts(*range(100, 105), error=number)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+        bind_port(sock, "127.0.0.1", range(100, 105))
+    assert caught.value.errno == number
+    assert len(sock.tried) == 1
+
+
+def test_ports_are_spread_over_the_range() -> None:
+    """A port that was just given back is not the next one's: late datagrams for it would find somebody else."""
+    ports = set()
+    for _ in range(50):
+        sock: Any = FakePorts()
+        bind_port(sock, "127.0.0.1", range(100, 1100))
+        assert sock.tried[0] in range(100, 1100)
+        ports.add(sock.tried[0])
+    assert len(ports) > 10
 
 
 # --- accepting ---

@@ -154,6 +154,101 @@ def test_a_listener_is_heard_until_everybody_is_accepted(run: Run) -> None:
     run(main)
 
 
+def udp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two UDP sockets on 127.0.0.1, connected to each other, non-blocking."""
+    pair = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)
+    for sock in pair:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+    for sock, peer in (pair, pair[::-1]):
+        sock.connect(peer.getsockname())
+    return pair
+
+
+def test_a_reader_hears_of_each_arrival_and_never_of_room(run: Run) -> None:
+    """What a datagram socket sends leaves room behind it every time: its handler is called for what comes in alone."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = udp_pair()
+        heard = Heard()
+        with there:
+            reactor.register_reader(here.fileno(), heard)
+            for number in range(3):
+                for _ in range(50):
+                    here.send(b"x" * 1000)
+                    await read(there, 1000)
+                assert heard.events == []
+                there.send(b"%d" % number)
+                await until(lambda: heard.events)
+                assert here.recv(10) == b"%d" % number
+                await turns()
+                assert not any(events & ~IN for events in heard.events)
+                heard.events.clear()
+            reactor.close(here)
+
+    run(main)
+
+
+def test_a_stream_does_hear_of_room(run: Run) -> None:
+    """What `register_reader` is for: where edges tell of both, sending alone wakes the handler of `register`."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = udp_pair()
+        heard = Heard()
+        with there:
+            reactor.register(here.fileno(), heard)
+            await turns()
+            heard.events.clear()
+            here.send(b"x")
+            await read(there, 1)
+            await turns()
+            if reactor.edge_triggered:
+                await until(lambda: heard.events)
+            assert heard.events == [OUT] * reactor.edge_triggered
+            reactor.close(here)
+
+    run(main)
+
+
+def test_a_reader_hears_what_was_there_before_it(run: Run) -> None:
+    """A datagram that arrived between bind and register is an edge, too."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = udp_pair()
+        heard = Heard()
+        with there:
+            there.send(b"early")
+            reactor.register_reader(here.fileno(), heard)
+            await until(lambda: heard.readable)
+            assert here.recv(10) == b"early"
+            reactor.close(here)
+
+    run(main)
+
+
+def test_a_forgotten_reader_is_silent(run: Run) -> None:
+    """As any other descriptor, and it can be registered again."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = udp_pair()
+        first, second = Heard(), Heard()
+        with there:
+            reactor.register_reader(here.fileno(), first)
+            reactor.forget(here.fileno())
+            there.send(b"x")
+            await turns()
+            assert first.events == []
+            reactor.register_reader(here.fileno(), second)
+            await until(lambda: second.readable)
+            reactor.close(here)
+
+    run(main)
+
+
 def test_close_outside_a_turn_closes_at_once(run: Run) -> None:
     """The peer sees the end, the descriptor is free."""
 

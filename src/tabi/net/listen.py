@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import random
 import socket
@@ -68,7 +69,7 @@ def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:
         sock.bind((host, 0))
         return
     first = random.randrange(len(ports))  # noqa: S311 - spreads the load over the range, hides nothing
-    for port in (*ports[first:], *ports[:first]):
+    for port in itertools.chain(ports[first:], ports[:first]):
         try:
             sock.bind((host, port))
             return
