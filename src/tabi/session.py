@@ -72,6 +72,6 @@ class Session:
         self.down = 0
         self.datagrams_up = 0
         self.datagrams_down = 0
-        self.drops: dict[str, int] | None = None
+        self.drops: dict[Drop, int] | None = None
         self.connect_seconds: float | None = None
         self.close: Close = "error"

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from tabi.session import Session
+from tabi.session import Drop, Session
 
 log = logging.getLogger("tabi")
 
@@ -64,7 +64,7 @@ class AssociationRecord(Record):
 
     datagrams_up: int
     datagrams_down: int
-    drops: dict[str, int]
+    drops: dict[Drop, int]
 
 
 encode = msgspec.json.Encoder().encode

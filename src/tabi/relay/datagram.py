@@ -32,7 +32,7 @@ from tabi.net.listen import bind_port
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
 from tabi.net.sockaddr import decode_sockaddr, encode_sockaddr, ip_octets, python_sockaddr
 from tabi.net.stream import Stream
-from tabi.session import Close, Session
+from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
 
@@ -60,7 +60,7 @@ MAX_LOOKUPS, MAX_WAITING = 16, 16
 """Names of one association that are resolved at a time, and datagrams that wait for each."""
 
 FORGET_REFUSAL = 10.0
-"""Seconds after which a name that was not found, or is forbidden, is asked for again."""
+"""Seconds after which a way that did not open is tried again: a name that was not found or is forbidden, no socket."""
 
 FRAGMENT_MEMORY = 16 << 20
 """Octets of fragments that may wait, in all associations together."""
@@ -82,11 +82,11 @@ class Way:
     def __init__(self) -> None:
         self.sock: Sock | None = None
         self.address = b""
-        self.refusal: str | None = None
+        self.refusal: Drop | None = None
         self.until = float("inf")
         self.waiting: list[bytes] = []
 
-    def refuse(self, reason: str, until: float = float("inf")) -> None:
+    def refuse(self, reason: Drop, until: float = float("inf")) -> None:
         """Drop what waits and what comes."""
         self.refusal, self.until = reason, until
         self.waiting.clear()
@@ -182,10 +182,7 @@ class Port:
                 association.drop("overflow", lost)
             elif self.foreign or lost:
                 log.info(
-                    "shared UDP port %d: %d datagrams from nobody's client, %d overflowed",
-                    self.number,
-                    self.foreign,
-                    lost,
+                    "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d", self.number, self.foreign, lost
                 )
             self.associations.forget(self)
             self.associations.reactor.close(self.sock)
@@ -424,8 +421,7 @@ class Association:
                 addresses = await dialer.find(name, self.permit)
         except (TabiError, TimeoutError) as exc:
             text = str(exc) or f"{name}: not resolved within {dialer.seconds:g} s"
-            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else "unresolved", text)
-            way.until = self.associations.time() + FORGET_REFUSAL
+            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else "unresolved", text, FORGET_REFUSAL)
             return
         # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
@@ -449,7 +445,7 @@ class Association:
                 way.sock = self.outside.get(family) or self.open_outside(family)
                 way.address = encode_sockaddr(Address(host, port))
             except OSError as exc:
-                self.refuse(way, "unsent", f"{host}: {exc.strerror or exc}")
+                self.refuse(way, "unsent", f"{host}: {exc.strerror or exc}", FORGET_REFUSAL)
                 continue
             way.refusal = None
             self.contacted.pop(host.packed, None)
@@ -458,10 +454,10 @@ class Association:
             self.contacted[host.packed] = None
             return
 
-    def refuse(self, way: Way, reason: str, text: str) -> None:
-        """Drop what waits for a way and what comes; the first refusal of an association is its log line's ``error``."""
+    def refuse(self, way: Way, reason: Drop, text: str, seconds: float = float("inf")) -> None:
+        """Drop what waits for a way, and what comes in the next seconds. The first text is the log line's ``error``."""
         self.drop(reason, len(way.waiting))
-        way.refuse(reason)
+        way.refuse(reason, self.associations.time() + seconds)
         if self.session.error is None:
             self.session.error = text
 
@@ -530,7 +526,7 @@ class Association:
 
     # --- the end ---
 
-    def drop(self, reason: str, count: int = 1) -> None:
+    def drop(self, reason: Drop, count: int = 1) -> None:
         """Count datagrams that went nowhere."""
         if count:
             drops = self.session.drops

@@ -1,0 +1,150 @@
+"""Datagrams for tests: destinations that echo, and associations spoken octet by octet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from ipaddress import IPv4Address
+from typing import Any, Self
+
+import pytest
+
+from doubles import greet, read_reply
+from support import client, request
+from tabi.net import datagram as datagrams
+from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
+from tabi.wire.address import Address, decode_address, parse_host
+from tabi.wire.datagram import decode_header, encode_header
+
+FEATURES: dict[str, Features] = {"batches": probe(None), "single": SINGLE, "plain": PLAIN}
+"""What the kernel may have: the same behaviour with each."""
+
+Answer = Callable[[bytes, Any], Sequence[tuple[bytes, Any]]]
+"""What a destination sends, and where to, for each datagram and its sender."""
+
+
+def use_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the code under test have some of what the kernel offers."""
+    monkeypatch.setattr(datagrams.threads, "mail", Mail(FEATURES[name]), raising=False)
+
+
+def family_of(host: str) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextlib.contextmanager
+def udp_socket(host: str = "127.0.0.1", port: int = 0) -> Iterator[socket.socket]:
+    """A bound, non-blocking UDP socket."""
+    with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind((host, port))
+        yield sock
+
+
+def send_back(data: bytes, sender: Any) -> Sequence[tuple[bytes, Any]]:
+    """Echo."""
+    return [(data, sender)]
+
+
+class Destination:
+    """A UDP socket that answers whatever it gets; ``received`` has what that was, and from whom."""
+
+    def __init__(self, sock: socket.socket, answer: Answer) -> None:
+        self.sock = sock
+        self.answer = answer
+        self.received: list[tuple[bytes, Any]] = []
+        self.address = Address(parse_host(sock.getsockname()[0]), sock.getsockname()[1])
+        self.header = encode_header(self.address)
+
+    def on_ready(self) -> None:
+        while True:
+            try:
+                data, sender = self.sock.recvfrom(65535)
+            except BlockingIOError:
+                return
+            self.received.append((data, sender))
+            for octets, address in self.answer(data, sender):
+                self.sock.sendto(octets, address)
+
+
+@contextlib.contextmanager
+def destination(host: str = "127.0.0.1", answer: Answer = send_back, port: int = 0) -> Iterator[Destination]:
+    """A destination on this machine, on the running loop."""
+    loop = asyncio.get_running_loop()
+    with udp_socket(host, port) as sock:
+        found = Destination(sock, answer)
+        loop.add_reader(sock, found.on_ready)
+        try:
+            yield found
+        finally:
+            loop.remove_reader(sock)
+
+
+class Client:
+    """The client's two ends of an association: the control connection and a UDP socket.
+
+    ``relay`` is BND as the reply had it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.sock = sock
+        self.relay = Address(IPv4Address("0.0.0.0"), 0)
+
+    async def associate(self, declared: Address | None = None) -> Self:
+        """Ask for the association."""
+        assert await greet((self.reader, self.writer)) == 0
+        host, port = declared or Address(IPv4Address("0.0.0.0"), 0)
+        self.writer.write(request(str(host), port, 3))
+        reply_code, bound = await read_reply(self.reader)
+        assert reply_code == 0, f"reply {reply_code}"
+        found = decode_address(bound, 0)
+        assert found is not None
+        self.relay = found[0]
+        return self
+
+    def send(self, data: bytes) -> None:
+        """Send octets to the relay, header and all."""
+        self.sock.sendto(data, (str(self.relay.host), self.relay.port))
+
+    async def receive(self) -> bytes:
+        """The next datagram from the relay, header and all."""
+        return await receive(self.sock)
+
+    async def ask(self, data: bytes) -> bytes:
+        """Send, and wait for what comes."""
+        self.send(data)
+        return await self.receive()
+
+    def leave(self) -> None:
+        """End the control connection."""
+        self.writer.close()
+
+
+async def receive(sock: socket.socket) -> bytes:
+    """The next datagram of a socket; the patience of the `run` fixture limits it."""
+    return await asyncio.get_running_loop().sock_recv(sock, 65535)
+
+
+@contextlib.asynccontextmanager
+async def association(
+    proxy: Address, declared: Address | None = None, host: str = "127.0.0.1", buffer: int = 4 << 20
+) -> AsyncIterator[Client]:
+    """An association through a proxy without users, with a UDP socket on ``host``."""
+    async with client(proxy) as (reader, writer):
+        with udp_socket(host) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            if declared is not None and declared.port == 0:
+                declared = Address(declared.host, sock.getsockname()[1])
+            yield await Client(reader, writer, sock).associate(declared)
+
+
+def unwrap(data: bytes) -> tuple[Address, bytes]:
+    """The sender and the payload of a datagram from the relay, which must be whole."""
+    frag, address, start = decode_header(data)
+    assert (data[:2], frag) == (b"\0\0", 0)
+    return address, data[start:]
