@@ -18,7 +18,7 @@ from support import client, closed_port, credentials, request, reset_on_close, t
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
 from tabi.net.failures import resolve_error
-from tabi.wire.address import Address
+from tabi.wire.address import Address, decode_address
 
 LOOPBACK = "socks5://127.0.0.1:0"
 SUCCESS = b"\x05\x00\x00\x01"
@@ -213,6 +213,43 @@ async def open_tunnel(streams: Streams, destination: Address) -> None:
     assert reply_code == 0, f"reply {reply_code}"
 
 
+async def read_bound(reader: asyncio.StreamReader) -> Address:
+    """A reply of success; gives its BND."""
+    reply_code, octets = await read_reply(reader)
+    assert reply_code == 0, f"reply {reply_code}"
+    found = decode_address(octets, 0)
+    assert found is not None
+    return found[0]
+
+
+async def open_bind(streams: Streams, host: str = "127.0.0.1", early: bytes = b"") -> Address:
+    """Ask for a BIND on a connection to a proxy without users, with payload behind it; gives where to call."""
+    assert await greet(streams) == 0
+    streams[1].write(request(host, 0, 2) + early)
+    return await read_bound(streams[0])
+
+
+@contextlib.asynccontextmanager
+async def caller(address: Address, source: str = "127.0.0.1") -> AsyncIterator[Streams]:
+    """A peer that calls where a BIND listens, from one of this machine's addresses."""
+    reader, writer = await asyncio.open_connection(str(address.host), address.port, local_addr=(source, 0))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def expect_reset(address: Address, source: str) -> None:
+    """Call where a BIND listens, and be refused: by a reset."""
+    try:
+        async with caller(address, source) as (reader, _):
+            assert await end_of(reader) == "reset"
+    except ConnectionResetError:
+        pass  # before the call was known to have succeeded
+
+
 class Scene:
     """A server and one client that stands at a stage of its session."""
 
@@ -300,6 +337,17 @@ class Scene:
         await self.ask_for((reader, writer), "both.test", port)
         await until(lambda: self.resolver.asked)
 
+    async def bound(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A peer is waited for."""
+        await open_bind((reader, writer))
+
+    async def bind_resolving(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The name of the peer that is to call is being resolved."""
+        self.resolver.answering.clear()
+        assert await greet((reader, writer)) == 0
+        writer.write(request("here.test", 0, 2))
+        await until(lambda: self.resolver.asked)
+
     async def refused(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A failure reply was read, and the client does not close."""
         with closed_port() as port:
@@ -348,6 +396,8 @@ STAGES = (
     "resolving",
     "connecting",
     "racing",
+    "bound",
+    "bind_resolving",
     "refused",
     "relay",
     "half_closed",

@@ -19,13 +19,17 @@ from doubles import (
     FakeResolver,
     ask,
     ask_for,
+    caller,
     client_from,
     config,
     end_of,
+    expect_reset,
     greet,
     logged,
     no_descriptors_left,
+    open_bind,
     queued,
+    read_bound,
     read_reply,
     reset,
     unanswering,
@@ -210,7 +214,7 @@ def test_c08_own_fault(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("command", [0, 2, 3, 4, 9, 0xFF])
+@pytest.mark.parametrize("command", [0, 3, 4, 9, 0xFF])
 def test_c09_unknown_command(run: Run, command: int) -> None:
     """A CMD that is not offered gets 07, and then the connection ends."""
 
@@ -445,6 +449,79 @@ def test_c15_passwords_are_secrets(run: Run, caplog: pytest.LogCaptureFixture, t
     lines = access.read_text()
     assert lines.count("wrong user name or password") == 2
     assert "hunter" not in lines + caplog.text + text
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
+def test_c16_two_replies(run: Run, source: str) -> None:
+    """The first says where the peer may call, and somebody listens there by then; the second says who has called."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, client(server.addresses[0]) as (reader, writer):
+            bound = await open_bind((reader, writer), source)
+            assert bound.port
+            async with caller(bound, source) as (far_reader, far_writer):
+                peer = await read_bound(reader)
+                assert (str(peer.host), peer.port) == far_writer.get_extra_info("sockname")
+                writer.write(b"ping")
+                assert await far_reader.readexactly(4) == b"ping"
+                far_writer.write(b"pong")
+                assert await reader.readexactly(4) == b"pong"
+
+    run(main)
+
+
+def test_c16_a_peer_from_another_address_is_refused(run: Run) -> None:
+    """It is reset, the client hears nothing of it, and the expected peer still gets through."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, client(server.addresses[0]) as (reader, writer):
+            bound = await open_bind((reader, writer), "127.0.0.2")
+            await expect_reset(bound, "127.0.0.1")
+            async with caller(bound, "127.0.0.2"):
+                assert str((await read_bound(reader)).host) == "127.0.0.2"
+
+    run(main)
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
+def test_c16_anyone_may_call_where_nobody_is_named(run: Run, source: str) -> None:
+    """DST 0.0.0.0 expects nobody in particular; BND is an address that can be called, not 0.0.0.0."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, client(server.addresses[0]) as (reader, writer):
+            bound = await open_bind((reader, writer), "0.0.0.0")
+            assert str(bound.host) == "127.0.0.1"
+            async with caller(bound, source):
+                assert str((await read_bound(reader)).host) == source
+
+    run(main)
+
+
+def test_c16_nobody_calls(run: Run) -> None:
+    """When timeouts.bind is over, the second reply is a failure, 06, and behind it the connection ends."""
+
+    async def main() -> None:
+        async with Server(config=config(bind=0.2)) as server, client(server.addresses[0]) as (reader, writer):
+            await open_bind((reader, writer))
+            assert (await read_reply(reader))[0] == 6
+            assert await end_of(reader) == "end"
+
+    run(main)
+
+
+def test_c16_a_client_that_leaves_ends_its_bind(run: Run) -> None:
+    """Nobody listens any more once the client has ended the connection."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, client(server.addresses[0]) as (reader, writer):
+            bound = await open_bind((reader, writer))
+            writer.write_eof()
+            assert await end_of(reader) == "end"
+            with pytest.raises(ConnectionRefusedError):
+                async with caller(bound):
+                    pass
+
+    run(main)
 
 
 def test_c25_half_close(run: Run) -> None:

@@ -19,6 +19,7 @@ from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
 from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
+from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.socks5 import Serve, Socks5Ingress
 from tabi.net.deadline import Deadlines
@@ -173,6 +174,7 @@ class Server:
                 authenticate = None
             commands: dict[int, Serve] = {
                 Command.CONNECT: connect,
+                Command.BIND: Bind(self.dialer, self.relays, listen.udp, timeouts.bind),
                 Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
             }
             ingress = Socks5Ingress(commands, self.handshake, authenticate, self.required(listen))
