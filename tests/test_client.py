@@ -10,8 +10,9 @@ import trustme
 
 import tabi
 from conftest import Run
+from doubles import caller, config, expect_reset
 from support import closed_port, echo, target
-from tabi.wire.address import parse_address
+from tabi.wire.address import Address, parse_address, parse_host
 
 
 async def exchange(stream: tabi.Stream, data: bytes = b"hello") -> None:
@@ -360,3 +361,228 @@ def test_a_timeout_that_is_none_is_a_value_error(timeout: float) -> None:
     """A deadline is a time to come."""
     with pytest.raises(ValueError, match="timeout"):
         tabi.Proxy("socks5://127.0.0.1:1", timeout=timeout)
+
+
+# --- bind ---
+
+FIRST_REPLY = b"\x05\x00\x00\x01"
+"""The beginning of a reply of success to BIND, before the address."""
+
+
+async def receive_exactly(stream: tabi.Stream, size: int) -> bytes:
+    """Read so many octets."""
+    data = b""
+    while len(data) < size:
+        chunk = await stream.receive(size - len(data))
+        assert chunk, f"ended after {data!r}"
+        data += chunk
+    return data
+
+
+@pytest.mark.parametrize("peer", [None, "127.0.0.2", "peer.test"])
+def test_bind_gives_an_address_and_then_a_stream(run: Run, peer: str | None) -> None:
+    """The expected peer, an address or a name or anyone, calls there; its octets are in the stream, and its address is
+    known."""
+
+    class Resolver:
+        async def resolve(self, name: str) -> list[object]:
+            assert name == "peer.test"
+            return [parse_host("127.0.0.2")]
+
+        async def close(self) -> None:
+            """Nothing is held."""
+
+    async def main() -> None:
+        async with (
+            tabi.Server("socks5://127.0.0.1:0", resolver=Resolver()) as server,  # type: ignore[arg-type]
+            tabi.Proxy(server.url).bind(peer) as listener,
+        ):
+            assert str(listener.address.host) == "127.0.0.1"
+            assert listener.peer is None
+            if peer is not None:
+                await expect_reset(listener.address, "127.0.0.1")
+            async with caller(listener.address, "127.0.0.2") as (reader, writer):
+                writer.write(b"I speak first")
+                async with await listener.accept() as stream:
+                    peername = writer.get_extra_info("sockname")
+                    assert listener.peer == Address(parse_host(peername[0]), peername[1])
+                    assert await receive_exactly(stream, 13) == b"I speak first"
+                    await stream.send_all(b"hello")
+                    assert await reader.readexactly(5) == b"hello"
+                assert await reader.read() == b""
+
+    run(main)
+
+
+def test_the_accepted_stream_outlives_its_listener(run: Run) -> None:
+    """It is the caller's; a second accept is an error, and so is one on a closed listener."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            async with tabi.Proxy(server.url).bind() as listener, caller(listener.address) as (reader, _):
+                stream = await listener.accept()
+                with pytest.raises(RuntimeError, match="accepts once"):
+                    await listener.accept()
+                listener.close()
+                await stream.send_all(b"hello")
+                assert await reader.readexactly(5) == b"hello"
+                stream.close()
+            listener = await tabi.Proxy(server.url).bind()
+            listener.close()
+            listener.close()
+            with pytest.raises(RuntimeError, match="closed"):
+                await listener.accept()
+
+    run(main)
+
+
+def test_leaving_the_listener_ends_the_wait_of_the_proxy(run: Run) -> None:
+    """Nobody listens for a client that does not want the peer any more."""
+    sessions: list[tabi.Session] = []
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+            async with tabi.Proxy(server.url).bind() as listener:
+                pass
+            await server.drain()
+            with pytest.raises(ConnectionRefusedError):
+                async with caller(listener.address):
+                    pass
+
+    run(main)
+    assert [(session.command, session.close) for session in sessions] == [("bind", "client")]
+
+
+def test_a_bind_that_nobody_awaits_does_nothing(run: Run) -> None:
+    """No connection, and no warning about one."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            tabi.Proxy(server.url).bind("127.0.0.1")
+            assert not server.sessions
+
+    run(main)
+
+
+def test_a_bind_through_a_chain(run: Run) -> None:
+    """The last proxy listens; the way there is a CONNECT through the others, each with its user."""
+    first_seen: list[tabi.Session] = []
+    second_seen: list[tabi.Session] = []
+
+    async def main() -> None:
+        async with (
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+        ):
+            async with (
+                tabi.Proxy(first.url, second.url).bind("127.0.0.1") as listener,
+                caller(listener.address) as (reader, _),
+                await listener.accept() as stream,
+            ):
+                await stream.send_all(b"hello")
+                assert await reader.readexactly(5) == b"hello"
+            await second.drain()
+            await first.drain()
+
+    run(main)
+    assert [(session.user, session.command) for session in first_seen] == [("a", "connect")]
+    assert [(session.user, session.command) for session in second_seen] == [("b", "bind")]
+
+
+def test_nobody_calls_within_the_deadline_of_the_proxy(run: Run) -> None:
+    """Its second reply is a ProxyError with the code, and the listener is closed."""
+
+    async def main() -> None:
+        async with (
+            tabi.Server(config=config(bind=0.1)) as server,
+            tabi.Proxy(server.url).bind("127.0.0.1") as listener,
+        ):
+            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: the proxy says TTL expired") as caught:
+                await listener.accept()
+            assert caught.value.reply_code == 6
+            with pytest.raises(RuntimeError, match="closed"):
+                await listener.accept()
+
+    run(main)
+
+
+def test_nobody_calls_within_the_callers_own_deadline(run: Run) -> None:
+    """A ProxyError without a code; the proxy still waits, and so may the caller, who may also cancel."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server, tabi.Proxy(server.url).bind() as listener:
+            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: nobody called within 0.05 s$") as caught:
+                await listener.accept(0.05)
+            assert caught.value.reply_code is None
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(listener.accept(), 0.05)
+            async with caller(listener.address) as (reader, _), await listener.accept() as stream:
+                await stream.send_all(b"hello")
+                assert await reader.readexactly(5) == b"hello"
+
+    run(main)
+
+
+def test_a_refused_bind_is_a_proxy_error(run: Run) -> None:
+    """A proxy without BIND says 07 in its first reply."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(b"\x05\x07\x00\x01" + bytes(6))
+
+    async def main() -> None:
+        async with target(refuse) as port:
+            with pytest.raises(tabi.ProxyError, match="command not supported") as caught:
+                await tabi.Proxy(f"socks5://127.0.0.1:{port}").bind()
+            assert caught.value.reply_code == 7
+
+    run(main)
+
+
+def test_a_proxy_that_hangs_up_while_its_peer_is_waited_for(run: Run) -> None:
+    """It is a RemoteProtocolError, and nothing stays open."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(FIRST_REPLY + b"\xc0\x00\x02\x01\x10\x00" + FIRST_REPLY[:2])
+
+    async def main() -> None:
+        async with target(hang_up) as port:
+            listener = await tabi.Proxy(f"socks5://127.0.0.1:{port}").bind()
+            assert str(listener.address) == "192.0.2.1:4096"
+            with pytest.raises(tabi.RemoteProtocolError, match="in the middle of the second reply"):
+                await listener.accept()
+            assert listener.stream is None
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("through", [False, True])
+def test_a_proxy_that_does_not_say_its_address(run: Run, host: str, through: bool) -> None:
+    """BND 0.0.0.0 means the proxy's own address: that of its URL, or what its name stood for when it was reached."""
+
+    async def vague(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(FIRST_REPLY + bytes(4) + b"\x10\x00")
+        await reader.read()
+
+    async def main() -> None:
+        async with target(vague) as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            urls = [server.url] * through + [f"socks5://{host}:{port}"]
+            async with tabi.Proxy(*urls).bind() as listener:
+                assert str(listener.address) == f"{host if through else '127.0.0.1'}:4096"
+
+    run(main)
+
+
+def test_a_peer_that_is_no_host_is_a_value_error() -> None:
+    """Before anything is opened."""
+    with pytest.raises(ValueError, match="white space"):
+        tabi.Proxy("socks5://127.0.0.1:1").bind("white space")

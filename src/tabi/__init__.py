@@ -8,7 +8,7 @@
 """
 
 from tabi import errors, wire
-from tabi.client import Proxy
+from tabi.client import Listener, Proxy
 from tabi.config import Config
 from tabi.errors import (
     AuthError,
@@ -31,6 +31,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DialError",
+    "Listener",
     "LocalProtocolError",
     "PolicyDenied",
     "ProtocolError",

@@ -4,6 +4,9 @@ proxy = tabi.Proxy("socks5://alice:secret@127.0.0.1:1080")
 async with proxy.connect("example.com", 80) as stream:
     await stream.send_all(b"GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n")
     print(await stream.receive())
+async with proxy.bind(peer="192.0.2.9") as listener:
+    print(listener.address)
+    stream = await listener.accept()
 """
 
 from __future__ import annotations
@@ -11,20 +14,24 @@ from __future__ import annotations
 import asyncio
 import ssl as tls
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
 from tabi.config import ProxyURL, parse_url
 from tabi.egress.direct import Direct
-from tabi.egress.socks5 import Socks5
+from tabi.egress.socks5 import Socks5, read_reply
+from tabi.errors import ProxyError, TabiError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
-from tabi.wire.address import Address, parse_host
+from tabi.wire.address import UNSPECIFIED, Address, from_sockaddr, parse_host
 from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
 
 TIMEOUT = 30.0
+
+ACCEPT_TIMEOUT = 300.0
+"""Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
 
 
 class Connecting:
@@ -47,6 +54,83 @@ class Connecting:
     async def __aexit__(self, *exc: object) -> None:
         if self.stream is not None:
             self.stream.close()
+
+
+class Listener:
+    """Where a proxy waits for one peer. The caller closes it, or uses it in ``async with``.
+
+    ``address`` is where the peer must call; ``peer`` is who has called, as the proxy says it, or None until then.
+    """
+
+    __slots__ = ("address", "machine", "peer", "stream")
+
+    def __init__(self, stream: Stream, machine: ClientMachine, address: Address) -> None:
+        self.stream: Stream | None = stream
+        self.machine = machine
+        self.address = address
+        self.peer: Address | None = None
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address}>"
+
+    async def accept(self, timeout: float = ACCEPT_TIMEOUT) -> Stream:
+        """Wait for the peer, once; the stream to it is the caller's to close, and closing the listener leaves it open.
+
+        When ``timeout`` seconds are over, or after a cancellation, it can be waited for again.
+
+        Raises:
+            ProxyError: nobody has called in time: ``reply_code`` is what the proxy sent, None where it was ``timeout``.
+            RemoteProtocolError: the proxy ended the connection, or does not speak SOCKS5.
+            OSError: the connection to the proxy broke.
+            RuntimeError: somebody was accepted already, or the listener is closed.
+        """
+        stream = self.stream
+        if stream is None:
+            raise RuntimeError("a listener accepts once" if self.peer else "the listener is closed")
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await read_reply(stream, self.machine, self.address)
+        except (TabiError, OSError) as exc:
+            if isinstance(exc, TimeoutError) and exc.errno is None:
+                raise ProxyError(f"{self.address}: nobody called within {timeout:g} s") from None
+            self.close()
+            raise
+        self.stream, self.peer = None, reply.bound
+        return stream
+
+    def close(self) -> None:
+        """Stop waiting. Harmless when done twice."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Binding:
+    """A `Listener` that is being opened: ``await`` it, or use it in ``async with``, which closes it."""
+
+    __slots__ = ("destination", "listener", "proxy")
+
+    def __init__(self, proxy: Proxy, destination: Address) -> None:
+        self.proxy = proxy
+        self.destination = destination
+        self.listener: Listener | None = None
+
+    def __await__(self) -> Generator[Any, Any, Listener]:
+        return self.proxy.listen(self.destination).__await__()
+
+    async def __aenter__(self) -> Listener:
+        self.listener = await self.proxy.listen(self.destination)
+        return self.listener
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self.listener is not None:
+            self.listener.close()
 
 
 class Proxy:
@@ -92,6 +176,30 @@ class Proxy:
         """The same for an `Address`; the caller closes the stream."""
         stream, _, _ = await self.ask(Command.CONNECT, destination)
         return stream
+
+    def bind(self, peer: str | None = None) -> Binding:
+        """Let the last proxy listen for one connection from ``peer``, a name or an address; None is anyone.
+
+        ``listener = await proxy.bind(…)`` leaves closing to the caller, ``async with`` does it.
+
+        Raises:
+            As `connect`; ProxyError too where the proxy does not carry out BIND.
+        """
+        return Binding(self, UNSPECIFIED if peer is None else Address(parse_host(str(peer)), 0))
+
+    async def listen(self, destination: Address) -> Listener:
+        """The same for an `Address`."""
+        stream, machine, reply = await self.ask(Command.BIND, destination)
+        host, port = reply.bound
+        if not isinstance(host, str) and host.is_unspecified:  # the proxy means its own address, whichever that is
+            host = self.urls[-1].address.host
+            if isinstance(host, str) and len(self.urls) == 1:
+                try:
+                    host = from_sockaddr(stream.sock.getpeername()).host
+                except BaseException:
+                    stream.close()
+                    raise
+        return Listener(stream, machine, Address(host, port))
 
     async def ask(self, command: int, destination: Address) -> tuple[Stream, ClientMachine, Reply]:
         """Reach the last proxy through those before it and ask it for a command. As `Socks5.ask`."""

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 import tabi
 from tabi.cli.check import check
 from tabi.cli.connect import connect
+from tabi.cli.listen import listen
 from tabi.cli.passwd import passwd
 from tabi.cli.serve import serve
 from tabi.errors import ConfigError, TabiError
@@ -33,6 +34,7 @@ app.command()(serve)
 app.command()(check)
 app.command()(passwd)
 app.command()(connect)
+app.command()(listen)
 
 
 def print_version(wanted: bool) -> None:

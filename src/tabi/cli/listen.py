@@ -1,0 +1,50 @@
+"""`tabi listen`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import Annotated
+
+import typer
+
+from tabi.cli.connect import join
+from tabi.client import TIMEOUT, Binding, Proxy
+from tabi.errors import ConfigError
+from tabi.net.reactor import make_loop
+
+
+def listen(
+    via: Annotated[
+        list[str],
+        typer.Option("--via", metavar="URL", help="socks5://[user:password@]host:port. Repeated: a chain, in order."),
+    ],
+    peer: Annotated[
+        str | None, typer.Option("--peer", metavar="HOST", help="Who may call; default: anyone, the first to call.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
+) -> None:
+    """Let a proxy listen (BIND), and join standard input and output with the first peer that calls.
+
+    The address to call is the first line of standard output; what the peer sends follows.
+    """
+    try:
+        binding = Proxy(*via, timeout=timeout).bind(peer)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        sock = runner.run(open_socket(binding))
+    with sock:
+        sock.setblocking(True)
+        join(sock)
+
+
+async def open_socket(binding: Binding) -> socket.socket:
+    """The socket of the connection to whoever calls; says where to call, and who did."""
+    async with binding as listener:
+        print(listener.address, flush=True)
+        print(f"waiting for a connection to {listener.address}", file=sys.stderr, flush=True)
+        stream = await listener.accept()
+        print(f"connected with {listener.peer}", file=sys.stderr, flush=True)
+        return stream.detach()
