@@ -14,6 +14,13 @@ EXAMPLES = ROOT / "examples"
 EXPECTED = {
     "serve.py": ("listening on socks5://127.0.0.1:", "received: hello from the destination", "sessions left: 0"),
     "users.py": ("alice received: hello from the destination", "refused: the proxy did not accept the user name"),
+    "bind.py": (
+        "the proxy listens on 127.0.0.1:",
+        "called by 127.0.0.1:",
+        "received: the file\n",
+        "nobody else: 127.0.0.1:",
+        "nobody called within 0.1 s",
+    ),
     "client.py": ("connect: ONE\n", "open_connection: TWO\n", "refused with reply 5\n"),
     "log_sessions.py": (
         "alice: 1000 octets up, 1000 down; ended by: client",
