@@ -1,0 +1,197 @@
+"""UDP ASSOCIATE: the address and port that the client is told, and what is made of those that it declares."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from conftest import Run
+from datagrams import association, destination, udp_socket, unwrap
+from doubles import LOOPBACK, ask, config, no_descriptors_left
+from sockets import until
+from support import request
+from tabi import Server, Session
+from tabi.config import Listen, Udp
+from tabi.ingress.associate import declared_port
+from tabi.wire.address import UNSPECIFIED, Address, parse_address
+
+ASSOCIATE = request("0.0.0.0", 0, 3)
+
+
+def serving(udp: Udp, url: str = LOOPBACK) -> Server:
+    """A server with one listener."""
+    return Server(config=config(Listen(url, udp=udp)))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("socks5://127.0.0.1:0", "127.0.0.1"),
+        ("socks5://0.0.0.0:0", "127.0.0.1"),
+        ("socks5://0.0.0.0:0", "127.0.0.3"),
+        ("socks5://[::1]:0", "::1"),
+        ("socks5://[::]:0", "::1"),
+        ("socks5://[::]:0", "127.0.0.1"),
+    ],
+)
+@pytest.mark.parametrize("ports", [None, "shared"])
+def test_the_port_is_where_the_client_reached_us(run: Run, url: str, host: str, ports: str | None) -> None:
+    """BND is the address that the client connected to, never that of all addresses, and datagrams pass there."""
+
+    async def main() -> None:
+        async with Server(config=config(Listen(url, udp=Udp(ports=ports))), open=True) as server:
+            place = Address(parse_address(f"[{host}]:0" if ":" in host else f"{host}:0").host, server.addresses[0].port)
+            async with association(place, host="::1" if ":" in host else "127.0.0.1") as client:
+                assert client.relay.host == place.host
+                assert client.relay.port != 0
+                with destination() as echo:
+                    if host == "127.0.0.3":  # a client there has another address
+                        return
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("advertise", "told"),
+    [("203.0.113.5", IPv4Address("203.0.113.5")), ("2001:db8::5", IPv4Address("127.0.0.1"))],
+)
+def test_an_advertised_address_is_what_the_client_is_told(run: Run, advertise: str, told: IPv4Address) -> None:
+    """Behind NAT the proxy's own address is of no use. One of the other family cannot be: the client is pinned."""
+
+    async def main() -> None:
+        async with serving(Udp(advertise=advertise)) as server, association(server.addresses[0]) as client:
+            assert client.relay.host == told
+            with destination() as echo:
+                client.relay = Address(IPv4Address("127.0.0.1"), client.relay.port)
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
+
+
+def test_ports_come_from_the_range(run: Run) -> None:
+    """Each association takes one of it; with all taken the reply is 01, and the log says why."""
+
+    async def main() -> None:
+        with udp_socket() as one, udp_socket() as two:
+            first, last = sorted(sock.getsockname()[1] for sock in (one, two))
+            udp = Udp(ports=f"{first}-{last}")
+        async with serving(udp) as server, association(server.addresses[0]) as client:
+            assert first <= client.relay.port <= last
+        with udp_socket() as taken:
+            port = taken.getsockname()[1]
+            udp = Udp(ports=f"{port}-{port}")
+            ended: asyncio.Queue[Session] = asyncio.Queue()
+            async with Server(config=config(Listen(LOOPBACK, udp=udp)), on_session=ended.put_nowait) as server:
+                assert await ask(server, ASSOCIATE) == 1
+                session = await ended.get()
+                assert session.error == f"no UDP port: no port of {port}-{port} is free"
+                taken.close()
+                for _ in range(2):
+                    async with association(server.addresses[0]) as client:
+                        assert client.relay.port == port
+                    await ended.get()
+
+    run(main)
+
+
+def test_a_shared_port_that_somebody_else_has(run: Run) -> None:
+    """The reply is 01, and the log says what is in the way."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        listen = Listen(LOOPBACK, udp=Udp(ports="shared"))
+        async with Server(config=config(listen), on_session=ended.put_nowait) as server:
+            with udp_socket(port=server.addresses[0].port):
+                assert await ask(server, ASSOCIATE) == 1
+            port = server.addresses[0].port
+            assert (await ended.get()).error == f"no UDP port: no port of {port}-{port} is free"
+            assert await ask(server, ASSOCIATE) == 0
+
+    run(main)
+
+
+def test_without_a_descriptor_there_is_no_association(run_once: Run) -> None:
+    """A fault of our own is 01, and nobody else notices."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.addresses[0].port)
+            await until(lambda: server.sessions)
+            with no_descriptors_left():
+                writer.write(b"\x05\x01\x00" + ASSOCIATE)
+                assert (await reader.read())[2:4] == b"\x05\x01"
+            session = await ended.get()
+            assert session.error == f"no UDP port: {OSError(errno.EMFILE, 'too many open files').strerror}"
+            writer.close()
+            await writer.wait_closed()
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(
+    ("declared", "port"),
+    [
+        ("0.0.0.0:0", 0),
+        ("0.0.0.0:5000", 5000),
+        ("[::]:5000", 5000),
+        ("192.0.2.1:5000", 5000),
+        ("192.0.2.1:0", 0),
+        ("10.0.0.7:5000", 0),
+        ("[2001:db8::1]:5000", 0),
+        ("client.test:5000", 5000),
+    ],
+)
+def test_the_port_that_a_client_declares(declared: str, port: int) -> None:
+    """It counts, unless the address beside it shows that the client is behind NAT: then it has another port outside."""
+    session = Session(1, "test", parse_address("192.0.2.1:40000"), 0.0)
+    session.destination = parse_address(declared)
+    assert declared_port(session) == port
+
+
+def test_a_client_behind_nat_is_pinned_by_its_first_datagram(run: Run) -> None:
+    """What it declares is an address and a port that only its own network knows."""
+
+    async def main() -> None:
+        declared = parse_address("10.0.0.7:5000")
+        async with Server(LOOPBACK) as server, association(server.addresses[0], declared) as client:
+            with destination() as echo:
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
+
+
+def test_the_destination_of_an_association_is_what_was_declared(run: Run, tmp_path: object) -> None:
+    """Its line in the log has the command, and the address that the client announced."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+            async with association(server.addresses[0]):
+                pass
+            session = await ended.get()
+            assert (session.command, session.destination, session.via) == ("associate", UNSPECIFIED, "direct")
+            assert (session.address, session.connect_seconds, session.reply_code) == (None, None, 0)
+
+    run(main)
+
+
+def test_ipv6_ports_are_for_ipv6_only(run: Run) -> None:
+    """A client over IPv4 on a dual-stack listener gets an IPv4 port, one over IPv6 an IPv6 port of the same number."""
+
+    async def main() -> None:
+        udp = Udp(ports="shared")
+        async with Server(config=config(Listen("socks5://[::]:0", udp=udp)), open=True) as server:
+            port = server.addresses[0].port
+            here, there = Address(IPv4Address("127.0.0.1"), port), Address(IPv6Address("::1"), port)
+            async with association(here) as four, association(there, host="::1") as six:
+                assert (four.relay, six.relay) == (here, there)
+                with destination() as echo:
+                    for client in (four, six):
+                        assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
