@@ -19,6 +19,8 @@ PROGRAMS = {
     "nc": "netcat-openbsd",
     "microsocks": "microsocks",
     "danted": "dante-server",
+    "socksify": "dante-client",
+    "tnftp": "tnftp",
     "ip": "iproute2",
 }
 """What the tests call: the package that has it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
-from processes import PATIENCE, Serve, environment, serve
+from processes import PATIENCE, Serve, environment, need, serve
 from tabi import Proxy, Stream
 from tabi.wire.address import Address
 
@@ -137,3 +137,31 @@ def test_files_go_both_ways(run_once: Run, proxy: Serve, tmp_path: Path, command
     sessions = {(line["command"], line["up"], line["down"]) for line in proxy.sessions(3)}
     assert sessions >= {("bind", 0, len(DATA)), ("bind", len(DATA), 0)}
     assert {line["host"] for line in proxy.sessions(3)} == {host}
+
+
+def test_a_client_that_knows_nothing_of_proxies(proxy: Serve, tmp_path: Path) -> None:
+    """tnftp in active mode under Dante's socksify, whose BINDs let anyone call: RETR and STOR of 3 MiB arrive whole."""
+    socksify, tnftp = need("socksify"), need("tnftp")
+    here, folder = tmp_path / "here", tmp_path / "files"
+    for path in (here, folder):
+        path.mkdir()
+    (folder / "down").write_bytes(DATA)
+    dante = tmp_path / "socks.conf"
+    dante.write_text(
+        f"route {{ from: 0.0.0.0/0 to: 0.0.0.0/0 via: 127.0.0.1 port = {proxy.address.port}\n"
+        "proxyprotocol: socks_v5\ncommand: connect bind\nmethod: none }\n"
+    )
+    with ftp_server(folder, "127.0.0.1") as port:
+        done = subprocess.run(
+            [socksify, tnftp, "-A", "-n", "-v", "127.0.0.1", str(port)],
+            input=b"user anonymous x\nbinary\nget down\nput down up\nquit\n",
+            capture_output=True,
+            cwd=here,
+            env=environment() | {"SOCKS_CONF": str(dante), "HOME": str(here)},
+            timeout=PATIENCE,
+        )
+    assert done.stdout.count(b"\n226 ") == 2, done.stdout.decode()
+    assert (here / "down").read_bytes() == (folder / "up").read_bytes() == DATA
+    # Only the data connections: what is on loopback Dante's client connects to without the proxy.
+    sessions = {(line["command"], line["host"], line["up"], line["down"]) for line in proxy.sessions(2)}
+    assert sessions == {("bind", "0.0.0.0", 0, len(DATA)), ("bind", "0.0.0.0", len(DATA), 0)}
