@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
+from datagrams import association, destination, receive, udp_socket, unwrap
 from doubles import (
     LOOPBACK,
     SUCCESS,
@@ -36,7 +37,10 @@ from doubles import (
     until,
 )
 from support import client, closed_port, credentials, request, target, tunnel
-from tabi import Server
+from tabi import Server, Session
+from tabi.config import Listen, Udp
+from tabi.wire.address import UNSPECIFIED, Address, parse_address
+from tabi.wire.datagram import encode_header
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 10, 255])
@@ -214,7 +218,7 @@ def test_c08_own_fault(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("command", [0, 3, 4, 9, 0xFF])
+@pytest.mark.parametrize("command", [0, 4, 9, 0xFF])
 def test_c09_unknown_command(run: Run, command: int) -> None:
     """A CMD that is not offered gets 07, and then the connection ends."""
 
@@ -524,6 +528,207 @@ def test_c16_a_client_that_leaves_ends_its_bind(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("declared", [None, Address(UNSPECIFIED.host, 0)], ids=["by the first datagram", "declared"])
+def test_c17_only_the_clients_datagrams(run: Run, declared: Address | None) -> None:
+    """Another address, and another port once the client's is known, are not relayed; the client goes on."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0], declared) as client:
+            relay = (str(client.relay.host), client.relay.port)
+            with udp_socket("127.0.0.2") as elsewhere, udp_socket() as later, destination() as echo:
+                elsewhere.sendto(echo.header + b"too early", relay)
+                if declared is not None:
+                    later.sendto(echo.header + b"too early", relay)
+                assert unwrap(await client.ask(echo.header + b"one")) == (echo.address, b"one")
+                elsewhere.sendto(echo.header + b"another address", relay)
+                later.sendto(echo.header + b"another port", relay)
+                assert unwrap(await client.ask(echo.header + b"two")) == (echo.address, b"two")
+                assert [data for data, _ in echo.received] == [b"one", b"two"]
+
+    run(main)
+
+
+def test_c18_the_association_ends_with_its_connection(run: Run) -> None:
+    """When the control connection ends, so does the port: a datagram there meets nobody."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with (
+            Server(LOOPBACK, on_session=ended.put_nowait) as server,
+            association(server.addresses[0]) as client,
+        ):
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+                client.leave()
+                assert (await ended.get()).close == "client"
+                with udp_socket() as sock:
+                    sock.connect((str(client.relay.host), client.relay.port))
+                    sock.send(echo.header + b"y")
+                    with pytest.raises(ConnectionRefusedError):
+                        await receive(sock)
+                assert [data for data, _ in echo.received] == [b"x"]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("frags", "arrives"),
+    [
+        ((1, 2, 0x83), [b"123"]),
+        ((0x81,), [b"1"]),
+        ((2, 1, 0x83), []),
+        ((1, 0x83), []),
+        ((2, 0x83), []),
+        ((1, 2, 1, 0x82), [b"34"]),
+        ((1, 2), []),
+        ((0x80,), []),
+    ],
+)
+def test_c19_fragments_are_put_together_or_dropped(run: Run, frags: tuple[int, ...], arrives: list[bytes]) -> None:
+    """In the order of their positions, up to the one that is marked as the last; never is a part relayed as a whole."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0]) as client:
+            with destination() as echo:
+                for number, frag in enumerate(frags, 1):
+                    client.send(echo.header[:2] + bytes([frag]) + echo.header[3:] + b"%d" % number)
+                client.send(echo.header + b"whole")
+                for expected in [*arrives, b"whole"]:
+                    assert unwrap(await client.receive()) == (echo.address, expected)
+                assert [data for data, _ in echo.received] == [*arrives, b"whole"]
+
+    run(main)
+
+
+def test_c19_fragments_can_be_dropped_altogether(run: Run) -> None:
+    """fragments = "drop": then nothing comes of them."""
+
+    async def main() -> None:
+        listen = Listen(LOOPBACK, udp=Udp(fragments="drop"))
+        async with Server(config=config(listen)) as server, association(server.addresses[0]) as client:
+            with destination() as echo:
+                for frag in (1, 0x82, 0x81):
+                    client.send(echo.header[:2] + bytes([frag]) + echo.header[3:] + b"part")
+                assert unwrap(await client.ask(echo.header + b"whole")) == (echo.address, b"whole")
+                assert [data for data, _ in echo.received] == [b"whole"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("ports", [None, "shared"])
+def test_c20_the_port_can_be_reached(run: Run, ports: str | None) -> None:
+    """On a listener on all addresses, BND is the one that the client has connected to, and datagrams reach it."""
+
+    async def main() -> None:
+        listen = Listen("socks5://0.0.0.0:0", udp=Udp(ports=ports))
+        async with Server(config=config(listen), open=True) as server:
+            place = Address(parse_address("127.0.0.1:0").host, server.addresses[0].port)
+            async with association(place) as client:
+                assert client.relay.host == place.host
+                with destination() as echo:
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
+
+
+def test_c21_a_bad_datagram_harms_nobody(run: Run) -> None:
+    """Rubbish is dropped; the good datagrams around it, of this association and of another, pass."""
+
+    async def main() -> None:
+        async with (
+            Server(LOOPBACK) as server,
+            association(server.addresses[0]) as client,
+            association(server.addresses[0]) as other,
+        ):
+            with destination() as echo:
+                for rubbish in (
+                    b"",
+                    b"\0",
+                    b"\0\0\0\1\x7f",
+                    b"\0\0\0\2" + bytes(30),
+                    b"\0\0\0\3\xffshort",
+                    b"GET / HTTP",
+                ):
+                    client.send(rubbish)
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                    assert unwrap(await other.ask(echo.header + b"y")) == (echo.address, b"y")
+
+    run(main)
+
+
+def test_c21_a_closed_port_harms_nobody(run: Run) -> None:
+    """A destination whose port is closed (ICMP says so) takes nothing from the others."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0]) as client:
+            with udp_socket() as gone:
+                closed = encode_header(parse_address(f"127.0.0.1:{gone.getsockname()[1]}"))
+            with destination() as echo:
+                for _ in range(3):
+                    client.send(closed + b"x")
+                    assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
+
+    run(main)
+
+
+def test_c22_a_reply_bears_its_sender(run: Run) -> None:
+    """The header of a reply has the address and port that it came from, also where that is another port."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0]) as client:
+            with udp_socket() as other, destination(answer=lambda data, sender: []) as echo:
+                client.send(echo.header + b"x")
+                await until(lambda: echo.received)
+                other.sendto(b"from another port", echo.received[0][1])
+                sender = Address(echo.address.host, other.getsockname()[1])
+                assert unwrap(await client.receive()) == (sender, b"from another port")
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [9_000, 60_000, 65_497])
+def test_c23_long_datagrams_are_whole(run: Run, size: int) -> None:
+    """Up to the longest that there is, 65,507 octets with the header."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0]) as client:
+            with destination() as echo:
+                payload = (b"%d" % size * size)[:size]
+                assert unwrap(await client.ask(echo.header + payload)) == (echo.address, payload)
+
+    run(main)
+
+
+def test_c23_what_is_too_long_is_dropped(run: Run) -> None:
+    """A reply that is too long with its header does not come cut."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server, association(server.addresses[0]) as client:
+            with destination(answer=lambda data, sender: [(bytes(65_507), sender), (b"next", sender)]) as echo:
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"next")
+
+    run(main)
+
+
+def test_c24_names_in_datagrams(run: Run) -> None:
+    """ATYP 3: resolved once for the association, while datagrams to others pass."""
+
+    async def main() -> None:
+        resolver = FakeResolver({"here.test": ["127.0.0.1"]})
+        async with Server(LOOPBACK, resolver=resolver) as server, association(server.addresses[0]) as client:
+            with destination() as echo:
+                named = encode_header(Address("here.test", echo.address.port))
+                resolver.answering.clear()
+                client.send(named + b"by name")
+                assert unwrap(await client.ask(echo.header + b"by address")) == (echo.address, b"by address")
+                resolver.answering.set()
+                assert unwrap(await client.receive()) == (echo.address, b"by name")
+                assert unwrap(await client.ask(named + b"again")) == (echo.address, b"again")
+                assert resolver.asked == ["here.test"]
+
+    run(main)
+
+
 def test_c25_half_close(run: Run) -> None:
     """A client that has ended its direction still gets everything from the destination."""
 
@@ -700,6 +905,21 @@ def test_c34_idle_limits_are_idle_not_absolute(run: Run) -> None:
                 assert await reader.readexactly(1) == b"x"
                 await asyncio.sleep(0.02)
             assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+def test_c34_an_association_in_use_is_not_cut(run: Run) -> None:
+    """Datagrams in time keep it, for longer than the limit; without any it ends, and the control connection with it."""
+
+    async def main() -> None:
+        async with Server(config=config(udp_idle=0.5)) as server, association(server.addresses[0]) as client:
+            with destination() as echo:
+                until_when = time.monotonic() + 1.2
+                while time.monotonic() < until_when:
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                    await asyncio.sleep(0.02)
+            assert await end_of(client.reader) == "end"
 
     run(main)
 

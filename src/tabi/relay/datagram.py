@@ -499,10 +499,10 @@ class Association:
                 header = senders.get(run[0]) or self.meet(run[0])
                 if header is None:
                     self.drop("stranger", run[4])
-                elif run[5] + len(header) > MAX_DATAGRAM:
-                    self.drop("too_large", run[4])
-                else:
+                elif run[5] + len(header) <= MAX_DATAGRAM:
                     outbox.add(run, self.client, header)
+                else:
+                    self.add_what_fits(run, header)
             outbox.send()
             session.datagrams_down += outbox.sent
             session.down += outbox.octets
@@ -513,6 +513,16 @@ class Association:
             if moved >= SHARE:
                 break
         return True
+
+    def add_what_fits(self, run: Run, header: bytes) -> None:
+        """Carry a run that is too long with its header: only the last datagram may be shorter."""
+        name, head, at, stride, count, _, last = run
+        fits = last + len(header) <= MAX_DATAGRAM
+        self.drop("too_large", count - fits)
+        if fits:
+            self.associations.mail.outbox.add(
+                (name, head, at + stride * (count - 1), stride, 1, last, last), self.client, header
+            )
 
     def meet(self, name: bytes) -> bytes | None:
         """The header for datagrams of a sender that was not heard of yet; None for a host that it must not hear."""
