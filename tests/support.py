@@ -54,6 +54,26 @@ async def target(handler: Handler = echo, host: str = "127.0.0.1") -> AsyncItera
         await asyncio.sleep(0)
 
 
+@contextlib.asynccontextmanager
+async def datagram_target(
+    answer: Callable[[bytes], bytes] = lambda data: data, host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
+    """A UDP server on this machine that answers each datagram, with itself unless told else; gives its port."""
+
+    def serve() -> None:
+        data, client = sock.recvfrom(65536)
+        sock.sendto(answer(data), client)  # asyncio's own transports do not send empty ones
+
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((host, 0))
+        loop.add_reader(sock, serve)
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            loop.remove_reader(sock)
+
+
 def request(host: str, port: int, command: int = 1) -> bytes:
     """A SOCKS5 request as it is on the wire."""
     return b"\x05%c\x00" % command + encode_address(Address(parse_host(host), port))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trustme
@@ -11,8 +15,9 @@ import trustme
 import tabi
 from conftest import Run
 from doubles import caller, config, expect_reset
-from support import closed_port, echo, target
-from tabi.wire.address import Address, parse_address, parse_host
+from support import GREETING, closed_port, datagram_target, echo, request, target
+from tabi.wire.address import Address, encode_address, parse_address, parse_host
+from tabi.wire.datagram import encode_header
 
 
 async def exchange(stream: tabi.Stream, data: bytes = b"hello") -> None:
@@ -130,7 +135,6 @@ def test_a_proxy_that_is_not_there_is_a_dial_error(run: Run, host: str) -> None:
 
 def test_a_proxy_whose_name_does_not_exist_is_a_dial_error(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the resolver says becomes one of our own errors."""
-    import socket
 
     async def main() -> None:
         async def getaddrinfo(*_: object, **__: object) -> object:
@@ -541,6 +545,110 @@ def test_a_refused_bind_is_a_proxy_error(run: Run) -> None:
     run(main)
 
 
+# --- associations ---
+
+
+class Associator:
+    """A proxy that knows one request, UDP ASSOCIATE, and its relay, which is in the test's hands."""
+
+    def __init__(self, host: str) -> None:
+        self.relay = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self.relay.setblocking(False)
+        self.relay.bind((host, 0))
+        self.bound: Address | None = None
+        self.reply_code = 0
+        self.ended = asyncio.Event()
+        self.url = ""
+
+    @property
+    def port(self) -> int:
+        """That of the relay."""
+        return int(self.relay.getsockname()[1])
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(3) == GREETING
+        writer.write(b"\x05\x00")
+        assert await reader.readexactly(10) == request("0.0.0.0", 0, 3)
+        bound = self.bound or Address(parse_address("0.0.0.0:0").host, self.port)
+        writer.write(b"\x05%c\x00" % self.reply_code + encode_address(bound))
+        assert await reader.read() == b""
+        self.ended.set()
+
+    async def exchange(self, association: tabi.Association) -> None:
+        """A datagram each way, and where the first one came from."""
+        loop = asyncio.get_running_loop()
+        await association.send(b"question", ("example.com", 53))
+        data, client = await loop.sock_recvfrom(self.relay, 65536)
+        assert data == encode_header(Address("example.com", 53)) + b"question"
+        await loop.sock_sendto(self.relay, encode_header(parse_address("192.0.2.1:53")) + b"answer", client)
+        assert await association.receive() == (b"answer", parse_address("192.0.2.1:53"))
+
+
+@contextlib.asynccontextmanager
+async def associator(host: str = "127.0.0.1") -> AsyncIterator[Associator]:
+    """Such a proxy, running."""
+    double = Associator(host)
+    with double.relay:
+        async with target(double, host) as port:
+            double.url = f"socks5://[{host}]:{port}" if ":" in host else f"socks5://{host}:{port}"
+            yield double
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("bound", [None, "0.0.0.0", "[::]", "itself", "localhost"])
+def test_an_association_goes_to_the_relay_that_the_proxy_names(run: Run, bound: str | None, host: str) -> None:
+    """An address as it is, an unspecified one means the proxy's own, and a name is resolved here."""
+
+    async def main() -> None:
+        async with associator(host) as proxy:
+            if bound is not None:
+                text = bound if bound != "itself" else f"[{host}]" if ":" in host else host
+                if text == "localhost":
+                    asyncio.get_running_loop().getaddrinfo = resolve_to(host)  # type: ignore[method-assign]
+                proxy.bound = parse_address(f"{text}:{proxy.port}")
+            async with tabi.Proxy(proxy.url).associate() as association:
+                await proxy.exchange(association)
+            await proxy.ended.wait()
+
+    run(main)
+
+
+def resolve_to(host: str) -> Any:
+    """A ``getaddrinfo`` that knows only one address."""
+
+    async def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", (host, 0))]
+
+    return getaddrinfo
+
+
+def test_an_awaited_association_is_closed_by_the_caller(run: Run) -> None:
+    """`association = await proxy.associate()`; its close ends the control connection."""
+
+    async def main() -> None:
+        async with associator() as proxy:
+            association = await tabi.Proxy(proxy.url).associate()
+            await proxy.exchange(association)
+            assert not proxy.ended.is_set()
+            association.close()
+            await proxy.ended.wait()
+
+    run(main)
+
+
+def test_a_refused_association_is_a_proxy_error(run: Run) -> None:
+    """With the proxy's reply code."""
+
+    async def main() -> None:
+        async with associator() as proxy:
+            proxy.reply_code = 7
+            with pytest.raises(tabi.ProxyError, match="command not supported") as caught:
+                await tabi.Proxy(proxy.url).associate()
+            assert caught.value.reply_code == 7
+
+    run(main)
+
+
 def test_a_proxy_that_hangs_up_while_its_peer_is_waited_for(run: Run) -> None:
     """It is a RemoteProtocolError, and nothing stays open."""
 
@@ -557,6 +665,27 @@ def test_a_proxy_that_hangs_up_while_its_peer_is_waited_for(run: Run) -> None:
             with pytest.raises(tabi.RemoteProtocolError, match="in the middle of the second reply"):
                 await listener.accept()
             assert listener.stream is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "error", "match"),
+    [
+        ("127.0.0.1:0", tabi.RemoteProtocolError, r"the proxy gives 127\.0\.0\.1:0 for its relay"),
+        ("0x7f.invalid.0x1:53", tabi.DialError, "neither an address nor a name"),
+        ("255.255.255.255:53", tabi.DialError, "permission denied"),
+    ],
+)
+def test_a_relay_that_nobody_can_reach_is_an_error(
+    run: Run, bound: str, error: type[tabi.TabiError], match: str
+) -> None:
+    """And the control connection is closed."""
+
+    async def main() -> None:
+        async with associator() as proxy:
+            proxy.bound = parse_address(bound)
+            with pytest.raises(error, match=match):
+                await tabi.Proxy(proxy.url).associate()
+            await proxy.ended.wait()
 
     run(main)
 
@@ -579,6 +708,42 @@ def test_a_proxy_that_does_not_say_its_address(run: Run, host: str, through: boo
             async with tabi.Proxy(*urls).bind() as listener:
                 assert str(listener.address) == f"{host if through else '127.0.0.1'}:4096"
 
+
+def test_the_name_of_a_relay_has_the_proxys_deadline(run_once: Run) -> None:
+    """A resolver that does not answer is given up."""
+
+    async def main() -> None:
+        async def never(*_: object, **__: object) -> None:
+            await asyncio.Event().wait()
+
+        async with associator() as proxy:
+            proxy.bound = Address("relay.invalid", 53)
+            asyncio.get_running_loop().getaddrinfo = never  # type: ignore[assignment]
+            with pytest.raises(tabi.DialError, match=r"relay\.invalid: no answer within 0\.2 s"):
+                await tabi.Proxy(proxy.url, timeout=0.2).associate()
+            await proxy.ended.wait()
+
+    run_once(main)
+
+
+def test_an_association_cancelled_while_it_opens_closes_its_connection(run: Run) -> None:
+    """A proxy that never answers sees the end."""
+
+    async def main() -> None:
+        reached, ended = asyncio.Event(), asyncio.Event()
+
+        async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(3)
+            reached.set()
+            assert await reader.read() == b""
+            ended.set()
+
+        async with target(stall) as port, asyncio.TaskGroup() as group:
+            opening = group.create_task(tabi.Proxy(f"socks5://127.0.0.1:{port}").open_association())
+            await reached.wait()
+            opening.cancel()
+            await ended.wait()
+
     run(main)
 
 
@@ -586,3 +751,132 @@ def test_a_peer_that_is_no_host_is_a_value_error() -> None:
     """Before anything is opened."""
     with pytest.raises(ValueError, match="white space"):
         tabi.Proxy("socks5://127.0.0.1:1").bind("white space")
+
+
+def test_a_chain_asks_every_proxy_for_an_association(run: Run) -> None:
+    """The second through the first; a datagram bears a header for each, and goes to the first one's relay."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The first proxy: an association of its own, then a CONNECT to the second."""
+        assert await reader.readexactly(3) == GREETING
+        writer.write(b"\x05\x00")
+        if await reader.readexactly(2) == b"\x05\x03":
+            await reader.readexactly(8)
+            writer.write(b"\x05\x00\x00" + encode_address(parse_address(f"127.0.0.1:{relay.getsockname()[1]}")))
+            assert await reader.read() == b""
+            return
+        assert await reader.readexactly(8) == request("127.0.0.1", 1080)[2:]
+        writer.write(b"\x05\x00\x00\x01" + bytes(6))
+        await second(reader, writer)
+
+    second = Associator("127.0.0.1")
+    second_url = "socks5://127.0.0.1:1080"
+    second.bound = parse_address("192.0.2.2:1002")
+    relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    relay.bind(("127.0.0.1", 0))
+    relay.setblocking(False)
+
+    async def main() -> None:
+        async with target(pass_on) as port:
+            async with tabi.Proxy(f"socks5://127.0.0.1:{port}", second_url).associate() as association:
+                await association.send(b"question", ("example.com", 53))
+                data = await asyncio.get_running_loop().sock_recv(relay, 65536)
+                headers = (encode_header(address) for address in (second.bound, Address("example.com", 53)) if address)
+                assert data == b"".join(headers) + b"question"
+            await second.ended.wait()
+
+    second.relay.close()
+    with relay:
+        run(main)
+
+
+# --- associations with servers of ours ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_datagrams_of_every_size_come_back(run: Run, host: str) -> None:
+    """Whole, from the destination's address; a name is the proxy's to resolve, and the answer says what it found."""
+    there = "127.0.0.1" if host == "localhost" else host
+
+    async def main() -> None:
+        async with (
+            datagram_target(host=there) as port,
+            tabi.Server("socks5://127.0.0.1:0") as server,
+            tabi.Proxy(server.url).associate() as association,
+        ):
+            for size in (0, 1, 1472, 9000, 60000):
+                payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
+                await association.send(payload, (host, port))
+                data, address = await association.receive()
+                assert (data, str(address.host), address.port) == (payload, there, port)
+            assert association.dropped == 0
+
+    run(main)
+
+
+def test_an_association_over_ipv6(run: Run) -> None:
+    """The proxy itself is at ::1."""
+
+    async def main() -> None:
+        async with (
+            datagram_target() as port,
+            tabi.Server("socks5://[::1]:0") as server,
+            tabi.Proxy(server.url).associate() as association,
+        ):
+            await association.send(b"hello", ("127.0.0.1", port))
+            assert (await association.receive())[0] == b"hello"
+
+    run(main)
+
+
+def test_one_association_has_many_destinations(run: Run) -> None:
+    """Each answer comes with the address that it is from; a window of them is under way at a time."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            ports = [await stack.enter_async_context(datagram_target()) for _ in range(20)]
+            server = await stack.enter_async_context(tabi.Server("socks5://127.0.0.1:0"))
+            association = await stack.enter_async_context(tabi.Proxy(server.url).associate())
+            for turn in range(10):
+                for port in ports:
+                    await association.send(b"%d %d" % (turn, port), ("127.0.0.1", port))
+                received = {await association.receive() for _ in ports}
+                assert received == {(b"%d %d" % (turn, port), parse_address(f"127.0.0.1:{port}")) for port in ports}
+
+    run(main)
+
+
+def test_an_association_through_a_chain_of_servers(run: Run) -> None:
+    """Each with its own user; datagrams pass all three and come back, and all of it ends with the close."""
+    sessions: list[tabi.Session] = []
+
+    async def main() -> None:
+        async with (
+            datagram_target() as port,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=sessions.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=sessions.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"c": "3"}, on_session=sessions.append) as third,
+        ):
+            async with tabi.Proxy(first.url, second.url, third.url).associate() as association:
+                for size in (0, 1, 1472, 60000):
+                    await association.send(bytes(size), ("localhost", port))
+                    assert await association.receive() == (bytes(size), parse_address(f"127.0.0.1:{port}"))
+            for server in (third, second, first):
+                await server.drain()
+
+    run(main)
+    carried = sorted((session.user, session.datagrams_up) for session in sessions if session.command == "associate")
+    assert carried == [("a", 4), ("b", 4), ("c", 4)]
+
+
+def test_a_server_that_stops_ends_the_association(run: Run) -> None:
+    """Who waits is told."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server:
+            association = await tabi.Proxy(server.url).associate()
+        with pytest.raises(ConnectionResetError, match="the proxy has ended the association"):
+            await association.receive()
+        association.close()
+
+    run(main)

@@ -22,6 +22,7 @@ EXPECTED = {
         "nobody called within 0.1 s",
     ),
     "client.py": ("connect: ONE\n", "open_connection: TWO\n", "refused with reply 5\n"),
+    "datagrams.py": ("one: BY ADDRESS\n", "two: BY NAME\n", "not sent: a datagram of 65507 octets"),
     "log_sessions.py": (
         "alice: 1000 octets up, 1000 down; ended by: client",
         "nobody: no acceptable method: offered 00, expected 0x02; ended by: denied",

@@ -8,8 +8,10 @@
 """
 
 from tabi import errors, wire
-from tabi.client import Listener, Proxy
+from tabi.client import Proxy
 from tabi.config import Config
+from tabi.egress.associate import Association
+from tabi.egress.bind import Listener
 from tabi.errors import (
     AuthError,
     ConfigError,
@@ -27,6 +29,7 @@ from tabi.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
+    "Association",
     "AuthError",
     "Config",
     "ConfigError",

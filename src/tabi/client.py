@@ -1,4 +1,4 @@
-"""The client: TCP connections through a SOCKS5 proxy, or through several in a row.
+"""The client: TCP connections and datagrams through a SOCKS5 proxy, or through several in a row.
 
 proxy = tabi.Proxy("socks5://alice:secret@127.0.0.1:1080")
 async with proxy.connect("example.com", 80) as stream:
@@ -7,20 +7,26 @@ async with proxy.connect("example.com", 80) as stream:
 async with proxy.bind(peer="192.0.2.9") as listener:
     print(listener.address)
     stream = await listener.accept()
+async with proxy.associate() as association:
+    await association.send(b"question", ("192.0.2.1", 53))
+    data, address = await association.receive()
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl as tls
-from collections.abc import Generator
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.config import ProxyURL, parse_url
+from tabi.egress.associate import Association
+from tabi.egress.bind import Listener
 from tabi.egress.direct import Direct
-from tabi.egress.socks5 import Socks5, read_reply
-from tabi.errors import ProxyError, TabiError
+from tabi.egress.socks5 import Socks5
+from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
+from tabi.net.failures import timeout_error
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
@@ -30,107 +36,35 @@ from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
 
 TIMEOUT = 30.0
 
-ACCEPT_TIMEOUT = 300.0
-"""Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
+
+class Closable(Protocol):
+    """What is opened through a proxy."""
+
+    def close(self) -> None: ...
 
 
-class Connecting:
-    """A connection that is being opened: ``await`` it for the stream, or use it in ``async with``, which closes it."""
-
-    __slots__ = ("destination", "proxy", "stream")
-
-    def __init__(self, proxy: Proxy, destination: Address) -> None:
-        self.proxy = proxy
-        self.destination = destination
-        self.stream: Stream | None = None
-
-    def __await__(self) -> Generator[Any, Any, Stream]:
-        return self.proxy.open(self.destination).__await__()
-
-    async def __aenter__(self) -> Stream:
-        self.stream = await self.proxy.open(self.destination)
-        return self.stream
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self.stream is not None:
-            self.stream.close()
+Opened = TypeVar("Opened", bound=Closable)
 
 
-class Listener:
-    """Where a proxy waits for one peer. The caller closes it, or uses it in ``async with``.
+class Opening(Generic[Opened]):
+    """What is being opened: ``await`` it, and close it yourself, or use it in ``async with``, which closes it."""
 
-    ``address`` is where the peer must call; ``peer`` is who has called, as the proxy says it, or None until then.
-    """
+    __slots__ = ("open", "opened")
 
-    __slots__ = ("address", "machine", "peer", "stream")
+    def __init__(self, open: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
+        self.open = open
+        self.opened: Opened | None = None
 
-    def __init__(self, stream: Stream, machine: ClientMachine, address: Address) -> None:
-        self.stream: Stream | None = stream
-        self.machine = machine
-        self.address = address
-        self.peer: Address | None = None
+    def __await__(self) -> Generator[Any, Any, Opened]:
+        return self.open().__await__()
 
-    def __repr__(self) -> str:
-        return f"<Listener {self.address}>"
-
-    async def accept(self, timeout: float = ACCEPT_TIMEOUT) -> Stream:
-        """Wait for the peer, once; the stream to it is the caller's to close, and closing the listener leaves it open.
-
-        When ``timeout`` seconds are over, or after a cancellation, it can be waited for again.
-
-        Raises:
-            ProxyError: nobody has called in time: ``reply_code`` is what the proxy sent, None where it was ``timeout``.
-            RemoteProtocolError: the proxy ended the connection, or does not speak SOCKS5.
-            OSError: the connection to the proxy broke.
-            RuntimeError: somebody was accepted already, or the listener is closed.
-        """
-        stream = self.stream
-        if stream is None:
-            raise RuntimeError("a listener accepts once" if self.peer else "the listener is closed")
-        try:
-            async with asyncio.timeout(timeout):
-                reply = await read_reply(stream, self.machine, self.address)
-        except (TabiError, OSError) as exc:
-            if isinstance(exc, TimeoutError) and exc.errno is None:
-                raise ProxyError(f"{self.address}: nobody called within {timeout:g} s") from None
-            self.close()
-            raise
-        self.stream, self.peer = None, reply.bound
-        return stream
-
-    def close(self) -> None:
-        """Stop waiting. Harmless when done twice."""
-        if self.stream is not None:
-            self.stream.close()
-            self.stream = None
-
-    async def __aenter__(self) -> Self:
-        return self
+    async def __aenter__(self) -> Opened:
+        self.opened = await self.open()
+        return self.opened
 
     async def __aexit__(self, *exc: object) -> None:
-        self.close()
-
-
-class Binding:
-    """A `Listener` that is being opened: ``await`` it, or use it in ``async with``, which closes it."""
-
-    __slots__ = ("destination", "listener", "proxy")
-
-    def __init__(self, proxy: Proxy, destination: Address) -> None:
-        self.proxy = proxy
-        self.destination = destination
-        self.listener: Listener | None = None
-
-    def __await__(self) -> Generator[Any, Any, Listener]:
-        return self.proxy.listen(self.destination).__await__()
-
-    async def __aenter__(self) -> Listener:
-        self.listener = await self.proxy.listen(self.destination)
-        return self.listener
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self.listener is not None:
-            self.listener.close()
+        if self.opened is not None:
+            self.opened.close()
 
 
 class Proxy:
@@ -155,7 +89,7 @@ class Proxy:
     def __repr__(self) -> str:
         return f"Proxy({', '.join(str(url) for url in self.urls)})"
 
-    def connect(self, host: str, port: int) -> Connecting:
+    def connect(self, host: str, port: int) -> Opening[Stream]:
         """Open a TCP connection to ``host``, which the last proxy resolves if it is a name.
 
         ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it.
@@ -170,14 +104,15 @@ class Proxy:
         """
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise ValueError(f"{port!r} is no port, expected 0 to 65535")
-        return Connecting(self, Address(parse_host(str(host)), port))
+        destination = Address(parse_host(str(host)), port)
+        return Opening(lambda: self.open(destination))
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
         stream, _, _ = await self.ask(Command.CONNECT, destination)
         return stream
 
-    def bind(self, peer: str | None = None) -> Binding:
+    def bind(self, peer: str | None = None) -> Opening[Listener]:
         """Let the last proxy listen for one connection from ``peer``, a name or an address; None is anyone.
 
         ``listener = await proxy.bind(…)`` leaves closing to the caller, ``async with`` does it.
@@ -185,7 +120,8 @@ class Proxy:
         Raises:
             As `connect`; ProxyError too where the proxy does not carry out BIND.
         """
-        return Binding(self, UNSPECIFIED if peer is None else Address(parse_host(str(peer)), 0))
+        expected = UNSPECIFIED if peer is None else Address(parse_host(str(peer)), 0)
+        return Opening(lambda: self.listen(expected))
 
     async def listen(self, destination: Address) -> Listener:
         """The same for an `Address`."""
@@ -201,11 +137,62 @@ class Proxy:
                     raise
         return Listener(stream, machine, Address(host, port))
 
-    async def ask(self, command: int, destination: Address) -> tuple[Stream, ClientMachine, Reply]:
-        """Reach the last proxy through those before it and ask it for a command. As `Socks5.ask`."""
+    def associate(self) -> Opening[Association]:
+        """Open an association, which carries datagrams to anywhere and back: send, receive, close.
+
+        ``association = await proxy.associate()`` leaves closing to the caller, ``async with`` does it. Through a chain
+        every proxy gets an association, and the datagrams go through all of them.
+
+        Raises:
+            As `connect`; DialError also where there is no way to a proxy's relay.
+        """
+        return Opening(self.open_association)
+
+    async def open_association(self) -> Association:
+        """The same; the caller closes it."""
+        controls: list[Stream] = []
+        relays: list[Address] = []
+        try:
+            for url in self.urls:
+                # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
+                control, _, reply = await self.ask(Command.UDP_ASSOCIATE, UNSPECIFIED, len(controls) + 1)
+                controls.append(control)
+                proxy = url.address if relays else from_sockaddr(control.sock.getpeername())
+                relays.append(await self.find_relay(reply.bound, proxy))
+            return Association(controls, relays)
+        except BaseException:
+            for control in controls:
+                control.close()
+            raise
+
+    async def find_relay(self, bound: Address, proxy: Address) -> Address:
+        """Where a proxy's relay is, from its BND: an unspecified one means the proxy's own address."""
+        host, port = bound
+        if not port:
+            raise RemoteProtocolError(f"{proxy}: the proxy gives {bound} for its relay")
+        if not isinstance(host, str) and host.is_unspecified:
+            host = proxy.host
+        if isinstance(host, str):
+            dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    host = (await dialer.find(host, permit_any))[0]
+            except TimeoutError:
+                raise timeout_error(self.timeout, host) from None
+            finally:
+                await dialer.close()
+        return Address(host, port)
+
+    async def ask(
+        self, command: int, destination: Address, count: int | None = None
+    ) -> tuple[Stream, ClientMachine, Reply]:
+        """Reach the last proxy, or the last of the first ``count``, through those before it and ask it for a command.
+
+        As `Socks5.ask`.
+        """
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
         below: Direct | Socks5 = Direct(dialer)
-        for url in self.urls:
+        for url in self.urls[:count]:
             credentials = None
             if url.username is not None and url.password is not None:
                 credentials = Credentials(url.username.encode(), url.password.encode())

@@ -12,11 +12,11 @@ def test_help_names_every_command() -> None:
     """`tabi --help` lists what there is and ends with 0."""
     done = run_tabi("--help")
     assert done.returncode == 0
-    for command in ("serve", "check", "passwd", "connect"):
+    for command in ("serve", "check", "passwd", "connect", "udp"):
         assert f" {command} " in done.stdout.decode()
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "passwd", "connect"])
+@pytest.mark.parametrize("command", ["serve", "check", "passwd", "connect", "udp"])
 def test_every_command_has_help(command: str) -> None:
     """`tabi COMMAND -h` explains it and ends with 0."""
     done = run_tabi(command, "-h")
@@ -46,7 +46,7 @@ def test_version() -> None:
         (["serve", "extra"], "extra"),
         (["serve", "--workers", "many"], "--workers"),
         (["serve", "--via", "socks5://127.0.0.1:1"], "--via"),
-        (["udp", "127.0.0.1:53"], "udp"),
+        (["udp", "127.0.0.1:53"], "--via"),
         (["check"], "TABI.TOML"),
         (["connect", "127.0.0.1:1"], "--via"),
         (["connect", "127.0.0.1:1", "--via"], "--via"),

@@ -61,12 +61,7 @@ def join(sock: socket.socket) -> None:
 
     threading.Thread(target=upload, daemon=True).start()
     while data := sock.recv(CHUNK):
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(1, view) :]
-            except BlockingIOError:
-                select.select((), (1,), ())
+        write(1, data)
 
 
 def read(fd: int) -> bytes:
@@ -76,3 +71,13 @@ def read(fd: int) -> bytes:
             return os.read(fd, CHUNK)
         except BlockingIOError:
             select.select((fd,), (), ())
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write everything, and wait in the same way."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select((), (fd,), ())

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from tabi.cli.connect import join
-from tabi.client import TIMEOUT, Binding, Proxy
+from tabi.client import TIMEOUT, Opening, Proxy
+from tabi.egress.bind import Listener
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 
@@ -40,7 +41,7 @@ def listen(
         join(sock)
 
 
-async def open_socket(binding: Binding) -> socket.socket:
+async def open_socket(binding: Opening[Listener]) -> socket.socket:
     """The socket of the connection to whoever calls; says where to call, and who did."""
     async with binding as listener:
         print(listener.address, flush=True)

@@ -19,6 +19,7 @@ from tabi.cli.connect import connect
 from tabi.cli.listen import listen
 from tabi.cli.passwd import passwd
 from tabi.cli.serve import serve
+from tabi.cli.udp import udp
 from tabi.errors import ConfigError, TabiError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command()(check)
 app.command()(passwd)
 app.command()(connect)
 app.command()(listen)
+app.command()(udp)
 
 
 def print_version(wanted: bool) -> None:

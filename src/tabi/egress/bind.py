@@ -1,0 +1,70 @@
+"""The client's side of BIND, behind the first reply: wait for the peer that calls a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+from tabi.egress.socks5 import read_reply
+from tabi.errors import ProxyError, TabiError
+from tabi.net.stream import Stream
+from tabi.wire.address import Address
+from tabi.wire.socks5 import ClientMachine
+
+ACCEPT_TIMEOUT = 300.0
+"""Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
+
+
+class Listener:
+    """Where a proxy waits for one peer. The caller closes it, or uses it in ``async with``.
+
+    ``address`` is where the peer must call; ``peer`` is who has called, as the proxy says it, or None until then.
+    """
+
+    __slots__ = ("address", "machine", "peer", "stream")
+
+    def __init__(self, stream: Stream, machine: ClientMachine, address: Address) -> None:
+        self.stream: Stream | None = stream
+        self.machine = machine
+        self.address = address
+        self.peer: Address | None = None
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address}>"
+
+    async def accept(self, timeout: float = ACCEPT_TIMEOUT) -> Stream:
+        """Wait for the peer, once; the stream to it is the caller's to close, and closing the listener leaves it open.
+
+        When ``timeout`` seconds are over, or after a cancellation, it can be waited for again.
+
+        Raises:
+            ProxyError: nobody has called in time: ``reply_code`` is what the proxy sent, None where it was ``timeout``.
+            RemoteProtocolError: the proxy ended the connection, or does not speak SOCKS5.
+            OSError: the connection to the proxy broke.
+            RuntimeError: somebody was accepted already, or the listener is closed.
+        """
+        stream = self.stream
+        if stream is None:
+            raise RuntimeError("a listener accepts once" if self.peer else "the listener is closed")
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await read_reply(stream, self.machine, self.address)
+        except (TabiError, OSError) as exc:
+            if isinstance(exc, TimeoutError) and exc.errno is None:
+                raise ProxyError(f"{self.address}: nobody called within {timeout:g} s") from None
+            self.close()
+            raise
+        self.stream, self.peer = None, reply.bound
+        return stream
+
+    def close(self) -> None:
+        """Stop waiting. Harmless when done twice."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
