@@ -54,8 +54,8 @@ Run = tuple[bytes, bytes, int, int, int, int, int]
 
     name       the sender's sockaddr
     head       those octets; fewer where the datagram is shorter
-    at         where the first payload is: valid until the inbox receives again
-    stride     octets from one payload to the next
+    at         where the first payload is: valid until an inbox with the same memory receives again
+    stride     octets from one payload to the next; SLOT only where ``at`` is the beginning of a slot
     count      of datagrams
     size       octets of each payload
     last       octets of the last one, which may be shorter
@@ -66,7 +66,8 @@ class Memory:
     """The slots that datagrams are received into, and sent from."""
 
     def __init__(self) -> None:
-        self.map = mmap.mmap(-1, BATCH * SLOT)
+        # Private: it is shared with forked processes otherwise.
+        self.map = mmap.mmap(-1, BATCH * SLOT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.map)
         self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.pointers = memoryview(array("Q", range(self.base, self.base + BATCH * SLOT, SLOT)))
@@ -144,15 +145,15 @@ class BatchInbox:
         if split != self.split:
             self.split_at(split)
         fd, at = sock.fileno(), self.messages.at
-        self.count = count = self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None)
-        if count <= 0:
-            # A connected socket hands over an ICMP error first, and then what else there is.
-            if count == 0 or ctypes.get_errno() != errno.ECONNREFUSED:
+        count = self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None)
+        if count < 0:
+            if ctypes.get_errno() != errno.EAGAIN:
+                # A connected socket hands over an ICMP error first, and then what else there is.
+                count = self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None)
+            if count < 0:
                 self.count = 0
                 return []
-            self.count = count = max(0, self.recvmmsg(fd, at, BATCH, socket.MSG_DONTWAIT, None))
-            if not count:
-                return []
+        self.count = count
         lengths: list[int] = self.lengths[:count].tolist()
         if self.coalesced:
             controls = self.control_sizes[:count].tolist()
@@ -203,20 +204,24 @@ class BatchInbox:
         """Make runs of one coalesced message: all but the last of its datagrams have ``segment`` octets.
 
         The slot lacks the ``split`` octets of the first head, so that payload n is found at n segments, and the head of
-        each but the first just before its payload.
+        each but the first just before its payload; if segments are shorter than that, some of it in the first head.
         """
         split, copy = self.split, self.memory.copy
         count = -(-length // segment)
         last = length - (count - 1) * segment
-        heads = [copy(at + index * segment - split, split) for index in range(1, count)] if split else []
+        heads = [head]
+        if segment < split:
+            whole = head + copy(at, max(0, length - split))
+            heads = [whole[start : start + segment] for start in range(0, length, segment)]
+        elif split:
+            heads += [copy(at + index * segment - split, split) for index in range(1, count)]
         if last > split and heads.count(head) == len(heads):
             return [(name, head, at, segment, count, segment - split, last - split)]
         runs: list[Run] = []
         for index in range(count):
             octets = segment if index < count - 1 else last
             size = max(0, octets - split)
-            front = head if not index else heads[index - 1]
-            runs.append((name, front[:octets], at + index * segment, SLOT, 1, size, size))
+            runs.append((name, heads[index][:octets], at + index * segment, segment, 1, size, size))
         return runs
 
     def payload(self, run: Run, index: int) -> bytes:
@@ -257,6 +262,8 @@ class BatchOutbox:
         self.sock = sock
         self.limit = limit
         self.sent = self.octets = self.unsent = 0
+        self.loads.clear()  # what an error has kept from being sent belongs to another socket
+        self.used = 0
 
     def add(self, run: Run, address: bytes, head: bytes) -> None:
         """See `Outbox`."""
@@ -264,7 +271,7 @@ class BatchOutbox:
         whole = size + len(head)
         most = 1
         if count > 1 and self.segments and whole <= self.limit:
-            most = min(MAX_SEGMENTS, MAX_GSO // whole)
+            most = min(MAX_SEGMENTS, MAX_GSO // whole) or 1
         while count > most:
             self.add_message(at, stride, most, size, size, address, head)
             at += stride * most

@@ -158,7 +158,9 @@ class PlainInbox:
                 continue
             payloads.append(data[split:])
             size = len(payloads[-1])
-            name = encode_sockaddr(Address(ip_address(sockaddr[0]), sockaddr[1]))
+            host, port, *rest = sockaddr  # of IPv6 also the flow and the interface
+            scope = f"%{rest[1]}" if rest and rest[1] else ""
+            name = encode_sockaddr(Address(ip_address(host + scope), port))
             runs.append((name, data[:split], len(payloads) - 1, 1, 1, size, size))
         return runs
 

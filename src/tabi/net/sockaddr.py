@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -12,20 +13,31 @@ from tabi.wire.address import Address, ipv4, ipv6
 
 
 def encode_sockaddr(address: Address) -> bytes:
-    """The sockaddr of an address that is no name: 16 octets for IPv4, 28 for IPv6."""
+    """The sockaddr of an address that is no name: 16 octets for IPv4, 28 for IPv6.
+
+    Raises:
+        OSError: there is no such interface as a link-local address names.
+    """
     host, port = address
     if isinstance(host, IPv4Address):
         return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + host.packed + bytes(8)
     assert isinstance(host, IPv6Address)
     head = struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4)
-    return head + host.packed + struct.pack("=I", scope_of(host))
+    return head + host.packed + encode_scope(host)
 
 
-def scope_of(host: IPv6Address) -> int:
-    """The number of an interface that a link-local address names, else 0."""
-    if host.scope_id is None:
-        return 0
-    return int(host.scope_id) if host.scope_id.isdigit() else socket.if_nametoindex(host.scope_id)
+def encode_scope(host: IPv6Address) -> bytes:
+    """The number of the interface that a link-local address names, else 0, in four octets.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    scope = host.scope_id or "0"
+    try:
+        number = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+        return number.to_bytes(4, sys.byteorder)
+    except (ValueError, OverflowError) as exc:
+        raise OSError(errno.ENXIO, f"no interface is called {scope!r}") from exc
 
 
 def ip_octets(name: bytes) -> bytes:
