@@ -205,16 +205,18 @@ class Mail:
 
     def __init__(self, features: Features) -> None:
         self.features = features
-        self.inboxes: dict[int, Inbox]
+        self.inboxes: dict[int, Inbox]  # by family: for datagrams that are taken whole
+        self.headed: dict[int, Inbox]  # and for those that are split: to change where they are costs 5 us
         self.outbox: Outbox
         families = (int(socket.AF_INET), int(socket.AF_INET6))
         if features.batches:
             memory = Memory()
             self.inboxes = {family: BatchInbox(memory, family, features.coalesced) for family in families}
+            self.headed = {family: BatchInbox(memory, family, features.coalesced) for family in families}
             self.outbox = BatchOutbox(memory, features.segments)
         else:
             payloads: list[bytes] = []
-            self.inboxes = {family: PlainInbox(payloads) for family in families}
+            self.inboxes = self.headed = {family: PlainInbox(payloads) for family in families}
             self.outbox = PlainOutbox(payloads)
 
     def open_socket(self, family: int) -> Sock:

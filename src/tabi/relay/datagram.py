@@ -104,7 +104,7 @@ class Port:
     def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
         family = AF_INET if host.version == 4 else AF_INET6
         self.associations = associations
-        self.inbox = associations.mail.inboxes[family]
+        self.inbox = associations.mail.headed[family]
         self.shared = shared
         self.split = IPV4_HEADER
         self.foreign = 0
