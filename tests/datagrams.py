@@ -11,10 +11,14 @@ from typing import Any, Self
 
 import pytest
 
-from doubles import greet, read_reply
+from doubles import LOOPBACK, FakeResolver, config, greet, read_reply
 from support import client, request
+from tabi import Server, Session
+from tabi.config import Listen, Udp
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
+from tabi.relay.datagram import Association
+from tabi.session import Drop
 from tabi.wire.address import Address, decode_address, parse_host
 from tabi.wire.datagram import decode_header, encode_header
 
@@ -134,8 +138,8 @@ async def receive(sock: socket.socket) -> bytes:
 async def association(
     proxy: Address, declared: Address | None = None, host: str = "127.0.0.1", buffer: int = 4 << 20
 ) -> AsyncIterator[Client]:
-    """An association through a proxy without users, with a UDP socket on ``host``."""
-    async with client(proxy) as (reader, writer):
+    """An association through a proxy without users; both its connection and its UDP socket are on ``host``."""
+    async with client(proxy, host) as (reader, writer):
         with udp_socket(host) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
             if declared is not None and declared.port == 0:
@@ -148,3 +152,47 @@ def unwrap(data: bytes) -> tuple[Address, bytes]:
     frag, address, start = decode_header(data)
     assert (data[:2], frag) == (b"\0\0", 0)
     return address, data[start:]
+
+
+class Place:
+    """A server and the sessions that ended at it: ``async with Place() as place``."""
+
+    def __init__(
+        self, udp: Udp | None = None, url: str = LOOPBACK, names: dict[str, list[str]] | None = None, **seconds: float
+    ) -> None:
+        self.resolver = FakeResolver(names)
+        self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        self.server = Server(
+            config=config(Listen(url, udp=udp or Udp()), **seconds),
+            resolver=self.resolver,
+            on_session=self.ended.put_nowait,
+        )
+
+    async def __aenter__(self) -> Place:
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.server.close()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self.server.addresses[0]
+
+    @property
+    def one(self) -> Association:
+        """The association that there is."""
+        (found,) = self.server.associations.active
+        return found
+
+    @property
+    def drops(self) -> dict[Drop, int]:
+        """What it has dropped so far."""
+        assert self.one.session.drops is not None
+        return self.one.session.drops
+
+    async def end(self, client: Client) -> Session:
+        """End an association and return its session."""
+        client.leave()
+        return await self.ended.get()

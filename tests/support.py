@@ -85,9 +85,12 @@ def credentials(username: bytes, password: bytes) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def client(address: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A plain TCP connection to a proxy."""
-    reader, writer = await asyncio.open_connection(str(address.host), address.port)
+async def client(
+    address: Address, host: str | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A plain TCP connection to a proxy, from ``host``, an address of this machine."""
+    local = None if host is None else (host, 0)
+    reader, writer = await asyncio.open_connection(str(address.host), address.port, local_addr=local)
     try:
         yield reader, writer
     finally:

@@ -3,86 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
 from ipaddress import IPv6Address
-from typing import Any
 
 import pytest
 
 from conftest import Run
-from datagrams import FEATURES, Client, association, destination, udp_socket, unwrap, use_features
-from doubles import LOOPBACK, FakeResolver, config, no_descriptors_left
+from datagrams import Place, association, destination, udp_socket, unwrap, use_features
+from doubles import no_descriptors_left
 from sockets import turns, until
 from support import client, reset_on_close
-from tabi import Server, Session
-from tabi.config import Listen, Udp
-from tabi.net import datagram as net_datagram
+from tabi.config import Udp
 from tabi.policy.guard import permit_outer
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
-from tabi.session import Drop
 from tabi.wire.address import Address, parse_address
-from tabi.wire.datagram import MAX_DATAGRAM, encode_header
+from tabi.wire.datagram import encode_header
 
 SIZES = (0, 1, 1472, 9000, 60000)
 ANY = Address(parse_address("0.0.0.0:0").host, 0)
-
-
-@pytest.fixture(params=FEATURES)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each set of what the kernel may offer."""
-    use_features(request.param, monkeypatch)
-    return str(request.param)
 
 
 @pytest.fixture
 def outer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every client counts as one from outside."""
     monkeypatch.setattr("tabi.ingress.associate.permit_for", lambda host: permit_outer)
-
-
-class Place:
-    """A server and the sessions that ended at it: ``async with Place() as place``."""
-
-    def __init__(
-        self, udp: Udp | None = None, url: str = LOOPBACK, names: dict[str, list[str]] | None = None, **seconds: float
-    ) -> None:
-        self.resolver = FakeResolver(names)
-        self.ended: asyncio.Queue[Session] = asyncio.Queue()
-        self.server = Server(
-            config=config(Listen(url, udp=udp or Udp()), **seconds),
-            resolver=self.resolver,
-            on_session=self.ended.put_nowait,
-        )
-
-    async def __aenter__(self) -> Place:
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.close()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.server.addresses[0]
-
-    @property
-    def one(self) -> datagram.Association:
-        """The association that there is."""
-        (found,) = self.server.associations.active
-        return found
-
-    @property
-    def drops(self) -> dict[Drop, int]:
-        """What it has dropped so far."""
-        assert self.one.session.drops is not None
-        return self.one.session.drops
-
-    async def end(self, client: Client) -> Session:
-        """End an association and return its session."""
-        client.leave()
-        return await self.ended.get()
 
 
 # --- what passes ---
@@ -103,41 +48,6 @@ def test_datagrams_of_every_size_pass_whole(run: Run, kernel: str, host: str) ->
         assert (session.up, session.down) == (sum(SIZES), sum(SIZES))
         assert (session.datagrams_up, session.datagrams_down, session.drops) == (5, 5, {})
         assert (session.command, session.close, session.error, session.reply_code) == ("associate", "client", None, 0)
-
-    run(main)
-
-
-def test_the_longest_datagrams(run: Run, kernel: str) -> None:
-    """65,507 octets, header and all, pass; a reply that would be longer with its header is dropped, never cut."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            long = bytes(MAX_DATAGRAM)
-            with destination(answer=lambda data, sender: [(octets, sender) for octets in (data, long, b"!")]) as echo:
-                payload = bytes(range(256)) * 256
-                payload = payload[: MAX_DATAGRAM - len(echo.header)]
-                assert unwrap(await client.ask(echo.header + payload)) == (echo.address, payload)
-                assert unwrap(await client.receive()) == (echo.address, b"!")
-                echo.answer = lambda data, sender: [(long, sender)]
-                client.send(echo.header)
-                await until(lambda: place.drops == {"too_large": 2})
-            session = await place.end(client)
-        assert session.datagrams_down == 2
-
-    run(main)
-
-
-def test_equal_datagrams_go_together_and_stay_apart(run: Run, kernel: str) -> None:
-    """Many at once, more than one batch, the last one shorter: all arrive, each by itself, in order."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with destination() as echo:
-                sent = [bytes([number]) * 100 for number in range(130)] + [b"the end"]
-                for payload in sent:
-                    client.send(echo.header + payload)
-                assert [unwrap(await client.receive()) for _ in sent] == [(echo.address, payload) for payload in sent]
-                assert [data for data, _ in echo.received] == sent
 
     run(main)
 
@@ -182,28 +92,6 @@ def test_a_client_over_ipv6(run: Run, kernel: str) -> None:
             with destination() as one, destination("::1") as two:
                 for echo in (one, two):
                     assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
-
-    run(main)
-
-
-def test_a_reply_bears_its_sender(run: Run, kernel: str) -> None:
-    """A destination that answers from another port: the header has that port. The same for two senders in turn."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with udp_socket() as other, destination() as echo:
-
-                def answer(data: bytes, sender: Any) -> list[tuple[bytes, Any]]:
-                    other.sendto(b"from another port", sender)
-                    return [(b"from the same", sender)]
-
-                echo.answer = answer
-                client.send(echo.header + b"x")
-                first, second = await client.receive(), await client.receive()
-                assert {unwrap(first), unwrap(second)} == {
-                    (Address(echo.address.host, other.getsockname()[1]), b"from another port"),
-                    (echo.address, b"from the same"),
-                }
 
     run(main)
 
@@ -350,70 +238,6 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
 # --- whose datagrams pass ---
 
 
-def test_only_the_client_is_heard(run: Run, kernel: str) -> None:
-    """Another address, and after the first datagram another port: dropped and counted, before and after."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            relay = (str(client.relay.host), client.relay.port)
-            with udp_socket("127.0.0.2") as elsewhere, udp_socket() as later, destination() as echo:
-                elsewhere.sendto(echo.header + b"too early", relay)
-                await until(lambda: place.one.port.foreign == 1)
-                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
-                elsewhere.sendto(echo.header + b"another address", relay)
-                later.sendto(echo.header + b"another port", relay)
-                assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
-                assert [data for data, _ in echo.received] == [b"x", b"y"]
-            session = await place.end(client)
-            assert session.drops == {"foreign": 3}
-
-    run(main)
-
-
-def test_a_declared_port_is_the_only_one(run: Run) -> None:
-    """DST.PORT of the request says which port is the client's: nobody who is quicker takes its place."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address, declared=ANY) as client:
-            with udp_socket() as quicker, destination() as echo:
-                quicker.sendto(echo.header + b"quicker", (str(client.relay.host), client.relay.port))
-                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
-                assert [data for data, _ in echo.received] == [b"x"]
-            assert (await place.end(client)).drops == {"foreign": 1}
-
-    run(main)
-
-
-def test_strangers_are_not_heard(run: Run, kernel: str) -> None:
-    """A host that the client has sent nothing to cannot send to it; another port of one that it has can."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with udp_socket("127.0.0.2") as stranger, udp_socket() as friend, destination() as echo:
-                await client.ask(echo.header + b"x")
-                outside = ("127.0.0.1", echo.received[0][1][1])
-                stranger.sendto(b"boo", outside)
-                friend.sendto(b"hello", outside)
-                assert unwrap(await client.receive()) == (Address(echo.address.host, friend.getsockname()[1]), b"hello")
-            assert (await place.end(client)).drops == {"stranger": 1}
-
-    run(main)
-
-
-def test_anybody_is_heard_where_the_listener_says_so(run: Run) -> None:
-    """senders = "any": whoever knows the port reaches the client, as games that host want it."""
-
-    async def main() -> None:
-        async with Place(Udp(senders="any")) as place, association(place.address) as client:
-            with udp_socket("127.0.0.2") as stranger, destination() as echo:
-                await client.ask(echo.header + b"x")
-                stranger.sendto(b"boo", ("127.0.0.1", echo.received[0][1][1]))
-                host, port = stranger.getsockname()
-                assert unwrap(await client.receive()) == (parse_address(f"{host}:{port}"), b"boo")
-
-    run(main)
-
-
 def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An association remembers so many destinations, senders and hosts; a forgotten one is simply new again."""
     monkeypatch.setattr(datagram, "MAX_WAYS", 2)
@@ -426,9 +250,10 @@ def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monke
                     for echo in (one, two, three):
                         assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                         found = place.one
-                        assert max(len(found.ways), len(found.senders), len(found.contacted)) <= 2
-                one.sock.sendto(b"forgotten", ("127.0.0.1", two.received[0][1][1]))
-                await until(lambda: place.drops == {"stranger": 1})
+                        assert max(len(found.ways), len(found.contacted)) <= 2
+                with udp_socket() as other:  # at the first one's address
+                    other.sendto(b"forgotten", ("127.0.0.1", two.received[0][1][1]))
+                    await until(lambda: place.drops == {"stranger": 1})
 
     run(main)
 
@@ -514,8 +339,8 @@ def test_a_way_that_does_not_take_gso_is_remembered(run: Run, monkeypatch: pytes
             with destination() as echo:
                 await client.ask(echo.header + b"x")
                 found = place.one
-                found.settle_up(0, 700)
-                found.settle_up(0, 900)
+                found.note(0, 700)
+                found.note(0, 900)
                 assert found.limit == 700
                 for _ in range(3):
                     client.send(echo.header + bytes(800))
@@ -542,43 +367,6 @@ def test_no_socket_toward_a_destination(run: Run) -> None:
                 assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
             session = await place.end(client)
             assert session.error == "127.0.0.1: Too many open files"
-
-    run(main)
-
-
-def test_a_socket_that_cannot_be_registered_is_closed(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a port nor a socket toward destinations stays open where the reactor does not take it."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-
-            def refuse(fd: int, handler: object) -> None:
-                raise OSError(28, "No space left on device")
-
-            monkeypatch.setattr(place.server.associations.reactor, "register_reader", refuse)
-            with destination() as echo:
-                client.send(echo.header + b"x")
-                await until(lambda: place.drops == {"unsent": 1})
-            with pytest.raises(OSError, match="No space left"):
-                place.server.associations.open_port(place.address, Udp())
-
-    run_once(main)
-
-
-def test_what_the_kernel_dropped_is_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Datagrams that found the receive buffer of the port full are in the log line."""
-    monkeypatch.setattr(net_datagram, "RECEIVE_BUFFER", 4096)
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with destination() as echo:
-                await client.ask(echo.header + b"x")
-                for _ in range(100):
-                    client.send(echo.header + bytes(1000))
-                await until(lambda: len(echo.received) > 1)
-            session = await place.end(client)
-            assert session.drops is not None
-            assert session.drops["overflow"] + session.datagrams_up >= 101
 
     run(main)
 
@@ -650,57 +438,12 @@ def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pyt
     run(main)
 
 
-# --- fairness ---
-
-
-@pytest.mark.parametrize("share", [1, 1 << 20])
-def test_a_flood_is_carried_in_shares(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
-    """What is more than a socket's share of a turn comes in the next, both ways; nothing is lost."""
-    monkeypatch.setattr(datagram, "SHARE", share)
-    monkeypatch.setattr(datagram, "SHARE_BATCHES", 1)
-    count = 180
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with destination() as one, destination("::1") as two:
-                for echo in (one, two):
-                    await client.ask(echo.header + b"x")
-                for number in range(count):
-                    client.send((one, two)[number % 2].header + number.to_bytes(2, "big"))
-                got = [unwrap(await client.receive()) for _ in range(count)]
-                for echo, first in ((one, 0), (two, 1)):
-                    numbers = [int.from_bytes(data, "big") for address, data in got if address == echo.address]
-                    assert numbers == list(range(first, count, 2))
-
-    run(main)
-
-
-def test_a_share_that_comes_after_the_end(run: Run) -> None:
-    """What was put off to the next turn finds the association gone, and does nothing."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            with destination() as echo:
-                await client.ask(echo.header + b"x")
-            found = place.one
-            session = await place.end(client)
-            port = found.port
-            port.on_ready()
-            found.on_reply()
-            found.on_reply_ipv6()
-            found.on_control()
-            found.close("error")
-            assert session.close == "client"
-
-    run(main)
-
-
 # --- the control connection ---
 
 
 def test_what_is_said_on_the_control_connection_is_ignored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Octets behind the request mean nothing, however many they are; the association goes on."""
-    monkeypatch.setattr(datagram, "SHARE_BATCHES", 2)
+    monkeypatch.setattr(datagram, "READS", 2)
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
@@ -808,77 +551,58 @@ def test_the_sweep_runs_by_itself(run: Run) -> None:
     run(main)
 
 
-# --- one port for all ---
-
-
-def test_a_shared_port_tells_clients_apart(run: Run, kernel: str) -> None:
-    """Both send to the listener's port; each gets its own answers, and each is counted by itself."""
+def test_the_end_comes_once(run: Run) -> None:
+    """What comes behind it changes nothing: an event of the control connection, another reason to end."""
 
     async def main() -> None:
-        async with Place(Udp(ports="shared")) as place:
-            async with association(place.address, ANY) as one, association(place.address, ANY) as two:
-                assert one.relay == two.relay == place.address
-                with destination() as echo, udp_socket() as nobody:
-                    nobody.sendto(echo.header + b"nobody's", (str(one.relay.host), one.relay.port))
-                    for number in range(100):
-                        one.send(echo.header + b"one%d" % number)
-                        two.send(echo.header + b"two%d" % number)
-                    for number in range(100):
-                        assert unwrap(await one.receive()) == (echo.address, b"one%d" % number)
-                        assert unwrap(await two.receive()) == (echo.address, b"two%d" % number)
-                    assert len({sender for _, sender in echo.received}) == 2
-                    session = await place.end(one)
-                    assert (session.datagrams_up, session.datagrams_down, session.drops) == (100, 100, {})
-                    assert unwrap(await two.ask(echo.header + b"still here")) == (echo.address, b"still here")
-                assert (await place.end(two)).datagrams_up == 101
-            assert not place.server.associations.shared
-            with udp_socket(port=place.address.port):
-                pass
+        async with Place() as place, association(place.address) as client:
+            found = place.one
+            session = await place.end(client)
+            found.on_control()
+            found.close("error")
+            assert session.close == "client"
 
     run(main)
 
 
-def test_on_a_shared_port_the_first_to_come_is_the_first_to_send(run: Run) -> None:
-    """Without declared ports, clients at one address are told apart by the order of their first datagrams."""
+def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next address is taken, and nothing is dropped or called an error."""
 
     async def main() -> None:
-        shared = Udp(ports="shared")
-        async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
-            with destination() as echo:
-                assert unwrap(await one.ask(echo.header + b"one")) == (echo.address, b"one")
-                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
-            assert (await place.end(one)).datagrams_up == 1
-            assert (await place.end(two)).datagrams_up == 1
+        names = {"both.test": ["127.0.0.1", "::1"]}
+        async with Place(names=names) as place, association(place.address) as client:
+            opened = place.server.associations.mail.open_socket
+
+            def no_ipv4(family: int) -> socket.SocketType:
+                if family == socket.AF_INET:
+                    raise OSError(97, "Address family not supported by protocol")
+                return opened(family)
+
+            monkeypatch.setattr(place.server.associations.mail, "open_socket", no_ipv4)
+            with destination("::1") as echo:
+                header = encode_header(Address("both.test", echo.address.port))
+                assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
+            session = await place.end(client)
+            assert (session.drops, session.error) == ({}, None)
 
     run(main)
 
 
-def test_an_association_that_never_sent_leaves_its_place(run: Run) -> None:
-    """Of several that are expected from one address, one that ends is expected no more."""
+def test_a_shared_port_lives_while_somebody_uses_it(run: Run) -> None:
+    """The second association finds it; a server that stops closes it."""
 
     async def main() -> None:
         shared = Udp(ports="shared")
         async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
+            assert one.relay == two.relay == place.address
             await place.end(one)
             with destination() as echo:
                 assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
+            await place.server.close()
+            with udp_socket(port=two.relay.port):
+                pass
 
     run(main)
-
-
-def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody's datagrams belong to no session's line."""
-    caplog.set_level(logging.INFO)
-
-    async def main() -> None:
-        async with Place(Udp(ports="shared")) as place, association(place.address) as client:
-            with udp_socket("127.0.0.2") as nobody:
-                nobody.sendto(b"x", (str(client.relay.host), client.relay.port))
-                await until(lambda: place.one.port.foreign)
-            await place.end(client)
-
-    run(main)
-    assert "datagrams of nobody's: 1" in caplog.text
 
 
 # --- many ---

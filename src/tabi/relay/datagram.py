@@ -16,7 +16,6 @@ Hot path: benchmarks/compare pays for what is called with each run (udp) and for
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address, IPv6Address
@@ -25,18 +24,16 @@ from typing import Any
 
 from tabi.config import Udp
 from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
-from tabi.net.batch import BATCH, Run
+from tabi.net.batch import Run
 from tabi.net.datagram import get_mail, overflow
 from tabi.net.dial import Dialer, Permit
-from tabi.net.listen import bind_port
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
-from tabi.net.sockaddr import decode_sockaddr, encode_sockaddr, ip_octets, python_sockaddr
+from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
+from tabi.relay.ends import Outside, Port, family_of
 from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
-
-log = logging.getLogger("tabi")
 
 Done = Callable[[Session], object]
 IP = IPv4Address | IPv6Address
@@ -45,13 +42,11 @@ Sock = socket.SocketType
 SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
 
-SHARE = 1 << 20
-"""Octets that one socket relays in one turn of the reactor, or SHARE_BATCHES batches; then the others have theirs."""
-
-SHARE_BATCHES = 8
+READS = 8
+"""Reads from a control connection in one turn of the reactor: what a client says there is not worth more."""
 
 MAX_WAYS = 1024
-"""Destinations that an association remembers, and senders; beyond that it forgets the oldest."""
+"""Destinations that an association remembers; beyond that it forgets the oldest."""
 
 MAX_CONTACTED = 4096
 """Hosts whose datagrams an association lets in; beyond that it forgets the oldest."""
@@ -64,11 +59,6 @@ FORGET_REFUSAL = 10.0
 
 FRAGMENT_MEMORY = 16 << 20
 """Octets of fragments that may wait, in all associations together."""
-
-IPV4_HEADER = 10
-"""Octets of the header that most datagrams have."""
-
-AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
 
 class Way:
@@ -87,105 +77,9 @@ class Way:
         self.waiting: list[bytes] = []
 
     def refuse(self, reason: Drop, until: float = float("inf")) -> None:
-        """Drop what waits and what comes."""
+        """Drop what waits and what comes, as long as that."""
         self.refusal, self.until = reason, until
         self.waiting.clear()
-
-
-class Port:
-    """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
-
-    A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
-    or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
-    """
-
-    __slots__ = ("associations", "clients", "expected", "foreign", "inbox", "number", "shared", "sock", "split")
-
-    def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
-        family = AF_INET if host.version == 4 else AF_INET6
-        self.associations = associations
-        self.inbox = associations.mail.headed[family]
-        self.shared = shared
-        self.split = IPV4_HEADER
-        self.foreign = 0
-        self.clients: dict[bytes, Association] = {}  # by sockaddr
-        self.expected: dict[bytes, list[Association]] = {}  # that have not sent yet: by IP address, the oldest first
-        self.sock = associations.mail.open_socket(family)
-        try:
-            bind_port(self.sock, str(host), ports)
-            self.number: int = self.sock.getsockname()[1]
-            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def on_ready(self, events: int = IN) -> None:
-        """The reactor's handler, and what goes on in the next turn: carry what clients have sent."""
-        if not self.clients and not self.expected:
-            return
-        sock, inbox, outbox, moved = self.sock, self.inbox, self.associations.mail.outbox, 0
-        for _ in range(SHARE_BATCHES):
-            outbox.sock = None
-            before = None
-            for run in inbox.receive(sock, self.split):
-                association = self.clients.get(run[0]) or self.pin(run)
-                if association is None:
-                    continue
-                if before is not None and before is not association:
-                    moved += before.flush()
-                before = association
-                association.up(run)
-            if before is not None:
-                moved += before.flush()
-            if inbox.count < BATCH:
-                return
-            if moved >= SHARE:
-                break
-        self.associations.reactor.later(self.on_ready)
-
-    def pin(self, run: Run) -> Association | None:
-        """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
-        name = run[0]
-        number = int.from_bytes(name[2:4], "big")
-        candidates = self.expected.get(ip_octets(name), ())  # few, unless many share an address and a port
-        for declared in (number, 0):
-            for association in candidates:
-                if association.declared == declared:
-                    self.unexpect(association)
-                    self.clients[name] = association
-                    association.client = name
-                    return association
-        self.foreign += run[4]
-        return None
-
-    def expect(self, association: Association) -> None:
-        """Wait for the first datagram of an association."""
-        self.expected.setdefault(association.host, []).append(association)
-
-    def unexpect(self, association: Association) -> None:
-        """It has come, or will not."""
-        same = self.expected[association.host]
-        same.remove(association)
-        if not same:
-            del self.expected[association.host]
-
-    def leave(self, association: Association) -> None:
-        """An association has ended; with the last one the port is closed."""
-        if association.client:
-            del self.clients[association.client]
-        else:
-            self.unexpect(association)
-        if not self.clients and not self.expected:
-            lost = overflow(self.sock)
-            if not self.shared:
-                association.drop("foreign", self.foreign)
-                association.drop("overflow", lost)
-            elif self.foreign or lost:
-                log.info(
-                    "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d", self.number, self.foreign, lost
-                )
-            self.associations.forget(self)
-            self.associations.reactor.close(self.sock)
 
 
 class Association:
@@ -240,7 +134,7 @@ class Association:
         self.udp = udp
         self.host = session.client.host.packed
         self.client = b""
-        self.outside: dict[int, Sock] = {}  # by family
+        self.outside: tuple[Outside, ...] = ()  # one for each family
         self.ways: dict[bytes, Way] = {}  # by header
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.contacted: dict[bytes, None] = {}  # octets of IP addresses, the oldest first
@@ -279,7 +173,7 @@ class Association:
             return
         buffer = self.associations.buffer
         try:
-            for _ in range(SHARE_BATCHES):
+            for _ in range(READS):
                 count = self.control.recv_into(buffer)
                 if not count:
                     self.close("client")
@@ -317,10 +211,10 @@ class Association:
         session = self.session
         session.datagrams_up += outbox.sent
         session.up += outbox.octets
-        self.settle_up(outbox.unsent, outbox.limit)
+        self.note(outbox.unsent, outbox.limit)
         return outbox.octets
 
-    def settle_up(self, unsent: int, limit: int) -> None:
+    def note(self, unsent: int, limit: int) -> None:
         """Note what a send has shown."""
         if unsent:
             self.drop("unsent", unsent)
@@ -438,21 +332,30 @@ class Association:
         except PolicyDenied as exc:
             self.refuse(way, "denied", str(exc))
             return
+        failure = ""
         for address in addresses:
             host = getattr(address, "ipv4_mapped", None) or address
-            family = AF_INET if host.version == 4 else AF_INET6
             try:
-                way.sock = self.outside.get(family) or self.open_outside(family)
                 way.address = encode_sockaddr(Address(host, port))
+                way.sock = self.socket_toward(host)
             except OSError as exc:
-                self.refuse(way, "unsent", f"{host}: {exc.strerror or exc}", FORGET_REFUSAL)
+                failure = f"{host}: {exc.strerror or exc}"
                 continue
-            way.refusal = None
             self.contacted.pop(host.packed, None)
             if len(self.contacted) >= MAX_CONTACTED:
                 del self.contacted[next(iter(self.contacted))]
             self.contacted[host.packed] = None
             return
+        self.refuse(way, "unsent", failure, FORGET_REFUSAL)
+
+    def socket_toward(self, host: IP) -> Sock:
+        """The socket for destinations of a family, opened with the first of them. Raises OSError."""
+        family = family_of(host)
+        outside = next((outside for outside in self.outside if outside.family == family), None)
+        if outside is None:
+            outside = Outside(self, family)
+            self.outside = (*self.outside, outside)
+        return outside.sock
 
     def refuse(self, way: Way, reason: Drop, text: str, seconds: float = float("inf")) -> None:
         """Drop what waits for a way, and what comes in the next seconds. The first text is the log line's ``error``."""
@@ -460,79 +363,6 @@ class Association:
         way.refuse(reason, self.associations.time() + seconds)
         if self.session.error is None:
             self.session.error = text
-
-    def open_outside(self, family: int) -> Sock:
-        """The socket toward destinations of a family. Raises OSError."""
-        associations = self.associations
-        sock = associations.mail.open_socket(family)
-        try:
-            sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - any of our addresses, as the way goes
-            handler = self.on_reply if family == AF_INET else self.on_reply_ipv6
-            associations.reactor.register_reader(sock.fileno(), handler)
-        except BaseException:
-            sock.close()
-            raise
-        self.outside[family] = sock
-        return sock
-
-    # --- from destinations ---
-
-    def on_reply(self, events: int = IN) -> None:
-        """The reactor's handler for the socket toward IPv4 destinations."""
-        if self.down(AF_INET):
-            self.associations.reactor.later(self.on_reply)
-
-    def on_reply_ipv6(self, events: int = IN) -> None:
-        """The same for IPv6."""
-        if self.down(AF_INET6):
-            self.associations.reactor.later(self.on_reply_ipv6)
-
-    def down(self, family: int) -> bool:
-        """Carry what destinations have sent. True where the share was used up before the queue."""
-        if self.closed:
-            return False
-        mail, session, senders = self.associations.mail, self.session, self.senders
-        sock, inbox, outbox, moved = self.outside[family], mail.inboxes[family], mail.outbox, 0
-        for _ in range(SHARE_BATCHES):
-            outbox.begin(self.port.sock, self.limit)
-            for run in inbox.receive(sock, 0):
-                header = senders.get(run[0]) or self.meet(run[0])
-                if header is None:
-                    self.drop("stranger", run[4])
-                elif run[5] + len(header) <= MAX_DATAGRAM:
-                    outbox.add(run, self.client, header)
-                else:
-                    self.add_what_fits(run, header)
-            outbox.send()
-            session.datagrams_down += outbox.sent
-            session.down += outbox.octets
-            moved += outbox.octets
-            self.settle_up(outbox.unsent, outbox.limit)
-            if inbox.count < BATCH:
-                return False
-            if moved >= SHARE:
-                break
-        return True
-
-    def add_what_fits(self, run: Run, header: bytes) -> None:
-        """Carry a run that is too long with its header: only the last datagram may be shorter."""
-        name, head, at, stride, count, _, last = run
-        fits = last + len(header) <= MAX_DATAGRAM
-        self.drop("too_large", count - fits)
-        if fits:
-            self.associations.mail.outbox.add(
-                (name, head, at + stride * (count - 1), stride, 1, last, last), self.client, header
-            )
-
-    def meet(self, name: bytes) -> bytes | None:
-        """The header for datagrams of a sender that was not heard of yet; None for a host that it must not hear."""
-        if self.udp.senders == "contacted" and ip_octets(name) not in self.contacted:
-            return None
-        header = encode_header(decode_sockaddr(name))
-        if len(self.senders) >= MAX_WAYS:
-            del self.senders[next(iter(self.senders))]
-        self.senders[name] = header
-        return header
 
     # --- the end ---
 
@@ -573,9 +403,9 @@ class Association:
         for way in self.ways.values():
             self.drop("waiting", len(way.waiting))
         reactor = self.associations.reactor
-        for sock in self.outside.values():
-            self.drop("overflow", overflow(sock))
-            reactor.close(sock)
+        for outside in self.outside:
+            self.drop("overflow", overflow(outside.sock))
+            reactor.close(outside.sock)
         self.port.leave(self)
         reactor.close(self.control)
         self.associations.finished(self)
@@ -676,6 +506,8 @@ class Associations:
         """Close all that are left, and wait for their questions to end."""
         for association in tuple(self.active):
             association.close(reason)
+        for port in tuple(self.shared.values()):
+            port.close_if_unused()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

@@ -1,0 +1,219 @@
+"""The two ends of an association: the port that its client sends to, and its sockets toward destinations.
+
+Each is a UDP socket with a handler of the reactor, which takes a batch, asks whose each run is, passes it on, and stops
+after its share of the turn.
+
+Hot path: benchmarks/compare pays for every line of `on_ready` with each batch (udp) and each association (voices).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from tabi.net.batch import BATCH, Run
+from tabi.net.datagram import overflow
+from tabi.net.listen import bind_port
+from tabi.net.reactor import IN
+from tabi.net.sockaddr import decode_sockaddr, ip_octets
+from tabi.wire.datagram import MAX_DATAGRAM, encode_header
+
+if TYPE_CHECKING:
+    from tabi.relay.datagram import Association, Associations
+
+log = logging.getLogger("tabi")
+
+IP = IPv4Address | IPv6Address
+
+SHARE = 1 << 20
+"""Octets that one socket relays in one turn of the reactor, or SHARE_BATCHES batches; then the others have theirs."""
+
+SHARE_BATCHES = 8
+
+MAX_SENDERS = 1024
+"""Senders whose header an association remembers; beyond that it forgets the oldest."""
+
+IPV4_HEADER = 10
+"""Octets of the header that most datagrams have."""
+
+AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+
+
+def family_of(host: IP) -> int:
+    """AF_INET or AF_INET6."""
+    return AF_INET if host.version == 4 else AF_INET6
+
+
+class Port:
+    """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
+
+    A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
+    or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
+    """
+
+    __slots__ = ("associations", "clients", "expected", "foreign", "inbox", "number", "shared", "sock", "split")
+
+    def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
+        family = family_of(host)
+        self.associations = associations
+        self.inbox = associations.mail.headed[family]
+        self.shared = shared
+        self.split = IPV4_HEADER
+        self.foreign = 0
+        self.clients: dict[bytes, Association] = {}  # by sockaddr
+        self.expected: dict[bytes, list[Association]] = {}  # that have not sent yet: by IP address, the oldest first
+        self.sock = associations.mail.open_socket(family)
+        try:
+            bind_port(self.sock, str(host), ports)
+            self.number: int = self.sock.getsockname()[1]
+            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def on_ready(self, events: int = IN) -> None:
+        """The reactor's handler, and what goes on in the next turn: carry what clients have sent."""
+        if not self.clients and not self.expected:
+            return
+        sock, inbox, outbox, moved = self.sock, self.inbox, self.associations.mail.outbox, 0
+        for _ in range(SHARE_BATCHES):
+            outbox.sock = None
+            before = None
+            for run in inbox.receive(sock, self.split):
+                association = self.clients.get(run[0]) or self.pin(run)
+                if association is None:
+                    continue
+                if before is not None and before is not association:
+                    moved += before.flush()
+                before = association
+                association.up(run)
+            if before is not None:
+                moved += before.flush()
+            if inbox.count < BATCH:
+                return
+            if moved >= SHARE:
+                break
+        self.associations.reactor.later(self.on_ready)
+
+    def pin(self, run: Run) -> Association | None:
+        """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
+        name = run[0]
+        number = int.from_bytes(name[2:4], "big")
+        candidates = self.expected.get(ip_octets(name), ())  # few, unless many share an address and a port
+        for declared in (number, 0):
+            for association in candidates:
+                if association.declared == declared:
+                    self.unexpect(association)
+                    self.clients[name] = association
+                    association.client = name
+                    return association
+        self.foreign += run[4]
+        return None
+
+    def expect(self, association: Association) -> None:
+        """Wait for the first datagram of an association."""
+        self.expected.setdefault(association.host, []).append(association)
+
+    def unexpect(self, association: Association) -> None:
+        """It has come, or will not."""
+        same = self.expected[association.host]
+        same.remove(association)
+        if not same:
+            del self.expected[association.host]
+            if not self.expected:
+                self.expected = {}  # an emptied dict keeps 170 octets more
+
+    def leave(self, association: Association) -> None:
+        """An association has ended; with the last one the port is closed."""
+        if association.client:
+            del self.clients[association.client]
+        else:
+            self.unexpect(association)
+        reactor = self.associations.reactor
+        if self.shared:
+            reactor.later(self.close_if_unused)  # the next association may begin in this turn
+        else:
+            association.drop("foreign", self.foreign)
+            association.drop("overflow", overflow(self.sock))
+            reactor.close(self.sock)
+
+    def close_if_unused(self) -> None:
+        """Close a port that nobody shares any more. Harmless when done twice."""
+        if self.clients or self.expected or self.sock.fileno() < 0:
+            return
+        lost = overflow(self.sock)
+        if self.foreign or lost:
+            text = "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d"
+            log.info(text, self.number, self.foreign, lost)
+        self.associations.forget(self)
+        self.associations.reactor.close(self.sock)
+
+
+class Outside:
+    """An association's socket toward the destinations of one family."""
+
+    __slots__ = ("association", "family", "inbox", "sock")
+
+    def __init__(self, association: Association, family: int) -> None:
+        associations = association.associations
+        self.association = association
+        self.family = family
+        self.inbox = associations.mail.inboxes[family]
+        self.sock = associations.mail.open_socket(family)
+        try:
+            self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
+            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def on_ready(self, events: int = IN) -> None:
+        """The reactor's handler, and what goes on in the next turn: carry what destinations have sent."""
+        association = self.association
+        if association.closed:
+            return
+        session, senders, client = association.session, association.senders, association.client
+        sock, inbox, outbox, moved = self.sock, self.inbox, association.associations.mail.outbox, 0
+        for _ in range(SHARE_BATCHES):
+            outbox.begin(association.port.sock, association.limit)
+            for run in inbox.receive(sock, 0):
+                header = senders.get(run[0]) or self.meet(run[0])
+                if header is None:
+                    association.drop("stranger", run[4])
+                elif run[5] + len(header) <= MAX_DATAGRAM:
+                    outbox.add(run, client, header)
+                else:
+                    self.add_what_fits(run, header)
+            outbox.send()
+            session.datagrams_down += outbox.sent
+            session.down += outbox.octets
+            moved += outbox.octets
+            association.note(outbox.unsent, outbox.limit)
+            if inbox.count < BATCH:
+                return
+            if moved >= SHARE:
+                break
+        association.associations.reactor.later(self.on_ready)
+
+    def add_what_fits(self, run: Run, header: bytes) -> None:
+        """Carry a run that is too long with its header: only the last datagram may be shorter."""
+        association = self.association
+        name, head, at, stride, count, _, last = run
+        fits = last + len(header) <= MAX_DATAGRAM
+        association.drop("too_large", count - fits)
+        if fits:
+            last_one = name, head, at + stride * (count - 1), stride, 1, last, last
+            association.associations.mail.outbox.add(last_one, association.client, header)
+
+    def meet(self, name: bytes) -> bytes | None:
+        """The header for datagrams of a sender that was not heard of yet; None for a host that it must not hear."""
+        association, senders = self.association, self.association.senders
+        if association.udp.senders == "contacted" and ip_octets(name) not in association.contacted:
+            return None
+        header = encode_header(decode_sockaddr(name))
+        if len(senders) >= MAX_SENDERS:
+            del senders[next(iter(senders))]
+        senders[name] = header
+        return header

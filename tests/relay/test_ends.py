@@ -1,0 +1,341 @@
+"""The ends of associations: whose datagrams pass, ports that many share, and shares of a turn."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from conftest import Run
+from datagrams import Place, association, destination, udp_socket, unwrap
+from sockets import turns, until
+from tabi.config import Udp
+from tabi.net import datagram as net_datagram
+from tabi.relay import ends
+from tabi.wire.address import Address, parse_address
+from tabi.wire.datagram import MAX_DATAGRAM
+
+SIZES = (0, 1, 1472, 9000, 60000)
+ANY = Address(parse_address("0.0.0.0:0").host, 0)
+
+
+def test_the_longest_datagrams(run: Run, kernel: str) -> None:
+    """65,507 octets, header and all, pass; a reply that would be longer with its header is dropped, never cut."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            long = bytes(MAX_DATAGRAM)
+            with destination(answer=lambda data, sender: [(octets, sender) for octets in (data, long, b"!")]) as echo:
+                payload = bytes(range(256)) * 256
+                payload = payload[: MAX_DATAGRAM - len(echo.header)]
+                assert unwrap(await client.ask(echo.header + payload)) == (echo.address, payload)
+                assert unwrap(await client.receive()) == (echo.address, b"!")
+                echo.answer = lambda data, sender: [(long, sender)]
+                client.send(echo.header)
+                await until(lambda: place.drops == {"too_large": 2})
+            session = await place.end(client)
+        assert session.datagrams_down == 2
+
+    run(main)
+
+
+def test_equal_datagrams_go_together_and_stay_apart(run: Run, kernel: str) -> None:
+    """Many at once, more than one batch, the last one shorter: all arrive, each by itself, in order."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                sent = [bytes([number]) * 100 for number in range(130)] + [b"the end"]
+                for payload in sent:
+                    client.send(echo.header + payload)
+                assert [unwrap(await client.receive()) for _ in sent] == [(echo.address, payload) for payload in sent]
+                assert [data for data, _ in echo.received] == sent
+
+    run(main)
+
+
+def test_a_reply_bears_its_sender(run: Run, kernel: str) -> None:
+    """A destination that answers from another port: the header has that port. The same for two senders in turn."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with udp_socket() as other, destination() as echo:
+
+                def answer(data: bytes, sender: Any) -> list[tuple[bytes, Any]]:
+                    other.sendto(b"from another port", sender)
+                    return [(b"from the same", sender)]
+
+                echo.answer = answer
+                client.send(echo.header + b"x")
+                first, second = await client.receive(), await client.receive()
+                assert {unwrap(first), unwrap(second)} == {
+                    (Address(echo.address.host, other.getsockname()[1]), b"from another port"),
+                    (echo.address, b"from the same"),
+                }
+
+    run(main)
+
+
+def test_only_the_client_is_heard(run: Run, kernel: str) -> None:
+    """Another address, and after the first datagram another port: dropped and counted, before and after."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            relay = (str(client.relay.host), client.relay.port)
+            with udp_socket("127.0.0.2") as elsewhere, udp_socket() as later, destination() as echo:
+                elsewhere.sendto(echo.header + b"too early", relay)
+                await until(lambda: place.one.port.foreign == 1)
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                elsewhere.sendto(echo.header + b"another address", relay)
+                later.sendto(echo.header + b"another port", relay)
+                assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
+                assert [data for data, _ in echo.received] == [b"x", b"y"]
+            session = await place.end(client)
+            assert session.drops == {"foreign": 3}
+
+    run(main)
+
+
+def test_a_declared_port_is_the_only_one(run: Run) -> None:
+    """DST.PORT of the request says which port is the client's: nobody who is quicker takes its place."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address, declared=ANY) as client:
+            with udp_socket() as quicker, destination() as echo:
+                quicker.sendto(echo.header + b"quicker", (str(client.relay.host), client.relay.port))
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                assert [data for data, _ in echo.received] == [b"x"]
+            assert (await place.end(client)).drops == {"foreign": 1}
+
+    run(main)
+
+
+def test_strangers_are_not_heard(run: Run, kernel: str) -> None:
+    """A host that the client has sent nothing to cannot send to it; another port of one that it has can."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with udp_socket("127.0.0.2") as stranger, udp_socket() as friend, destination() as echo:
+                await client.ask(echo.header + b"x")
+                outside = ("127.0.0.1", echo.received[0][1][1])
+                stranger.sendto(b"boo", outside)
+                friend.sendto(b"hello", outside)
+                assert unwrap(await client.receive()) == (Address(echo.address.host, friend.getsockname()[1]), b"hello")
+            assert (await place.end(client)).drops == {"stranger": 1}
+
+    run(main)
+
+
+def test_anybody_is_heard_where_the_listener_says_so(run: Run) -> None:
+    """senders = "any": whoever knows the port reaches the client, as games that host want it."""
+
+    async def main() -> None:
+        async with Place(Udp(senders="any")) as place, association(place.address) as client:
+            with udp_socket("127.0.0.2") as stranger, destination() as echo:
+                await client.ask(echo.header + b"x")
+                stranger.sendto(b"boo", ("127.0.0.1", echo.received[0][1][1]))
+                host, port = stranger.getsockname()
+                assert unwrap(await client.receive()) == (parse_address(f"{host}:{port}"), b"boo")
+
+    run(main)
+
+
+def test_a_socket_that_cannot_be_registered_is_closed(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a port nor a socket toward destinations stays open where the reactor does not take it."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+
+            def refuse(fd: int, handler: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(place.server.associations.reactor, "register_reader", refuse)
+            with destination() as echo:
+                client.send(echo.header + b"x")
+                await until(lambda: place.drops == {"unsent": 1})
+            with pytest.raises(OSError, match="No space left"):
+                place.server.associations.open_port(place.address, Udp())
+
+    run_once(main)
+
+
+def test_what_the_kernel_dropped_is_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datagrams that found the receive buffer of the port full are in the log line."""
+    monkeypatch.setattr(net_datagram, "RECEIVE_BUFFER", 4096)
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+                for _ in range(100):
+                    client.send(echo.header + bytes(1000))
+                await until(lambda: len(echo.received) > 1)
+            session = await place.end(client)
+            assert session.drops is not None
+            assert session.drops["overflow"] + session.datagrams_up >= 101
+
+    run(main)
+
+
+@pytest.mark.parametrize("share", [1, 1 << 20])
+def test_a_flood_is_carried_in_shares(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
+    """What is more than a socket's share of a turn comes in the next, both ways; nothing is lost."""
+    monkeypatch.setattr(ends, "SHARE", share)
+    monkeypatch.setattr(ends, "SHARE_BATCHES", 1)
+    count = 180
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as one, destination("::1") as two:
+                for echo in (one, two):
+                    await client.ask(echo.header + b"x")
+                for number in range(count):
+                    client.send((one, two)[number % 2].header + number.to_bytes(2, "big"))
+                got = [unwrap(await client.receive()) for _ in range(count)]
+                for echo, first in ((one, 0), (two, 1)):
+                    numbers = [int.from_bytes(data, "big") for address, data in got if address == echo.address]
+                    assert numbers == list(range(first, count, 2))
+
+    run(main)
+
+
+def test_a_share_that_comes_after_the_end(run: Run) -> None:
+    """What was put off to the next turn finds the association gone, and does nothing."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+            found = place.one
+            session = await place.end(client)
+            port = found.port
+            port.on_ready()
+            found.outside[0].on_ready()
+            assert session.close == "client"
+
+    run(main)
+
+
+def test_a_shared_port_tells_clients_apart(run: Run, kernel: str) -> None:
+    """Both send to the listener's port; each gets its own answers, and each is counted by itself."""
+
+    async def main() -> None:
+        async with Place(Udp(ports="shared")) as place:
+            async with association(place.address, ANY) as one, association(place.address, ANY) as two:
+                assert one.relay == two.relay == place.address
+                with destination() as echo, udp_socket() as nobody:
+                    nobody.sendto(echo.header + b"nobody's", (str(one.relay.host), one.relay.port))
+                    for number in range(100):
+                        one.send(echo.header + b"one%d" % number)
+                        two.send(echo.header + b"two%d" % number)
+                    for number in range(100):
+                        assert unwrap(await one.receive()) == (echo.address, b"one%d" % number)
+                        assert unwrap(await two.receive()) == (echo.address, b"two%d" % number)
+                    assert len({sender for _, sender in echo.received}) == 2
+                    session = await place.end(one)
+                    assert (session.datagrams_up, session.datagrams_down, session.drops) == (100, 100, {})
+                    assert unwrap(await two.ask(echo.header + b"still here")) == (echo.address, b"still here")
+                assert (await place.end(two)).datagrams_up == 101
+            await until(lambda: not place.server.associations.shared)
+            with udp_socket(port=place.address.port):
+                pass
+
+    run(main)
+
+
+def test_on_a_shared_port_the_first_to_come_is_the_first_to_send(run: Run) -> None:
+    """Without declared ports, clients at one address are told apart by the order of their first datagrams."""
+
+    async def main() -> None:
+        shared = Udp(ports="shared")
+        async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
+            with destination() as echo:
+                assert unwrap(await one.ask(echo.header + b"one")) == (echo.address, b"one")
+                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
+            assert (await place.end(one)).datagrams_up == 1
+            assert (await place.end(two)).datagrams_up == 1
+
+    run(main)
+
+
+def test_an_association_that_never_sent_leaves_its_place(run: Run) -> None:
+    """Of several that are expected from one address, one that ends is expected no more."""
+
+    async def main() -> None:
+        shared = Udp(ports="shared")
+        async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
+            await place.end(one)
+            with destination() as echo:
+                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
+
+    run(main)
+
+
+def test_a_shared_port_that_is_taken_again_at_once(run: Run) -> None:
+    """The last association ends and the next begins in the same turn: the port stays."""
+
+    async def main() -> None:
+        async with Place(Udp(ports="shared")) as place:
+            associations = place.server.associations
+            async with association(place.address) as client:
+                port = place.one.port
+                place.one.close("client")
+                assert associations.open_port(place.address, Udp(ports="shared")) is port
+                port.expected[b"somebody"] = []
+                await turns()
+                assert port.sock.fileno() >= 0
+                port.expected.clear()
+                port.close_if_unused()
+                port.close_if_unused()
+                assert not associations.shared
+                client.leave()
+
+    run(main)
+
+
+def test_clients_at_several_addresses_are_expected_apart(run: Run) -> None:
+    """On a shared port nobody takes the place of a client with another address."""
+
+    async def main() -> None:
+        shared = Udp(ports="shared")
+        async with (
+            Place(shared) as place,
+            association(place.address) as one,
+            association(place.address, host="127.0.0.2") as two,
+        ):
+            with destination() as echo:
+                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
+                assert unwrap(await one.ask(echo.header + b"one")) == (echo.address, b"one")
+            assert (await place.end(one)).client.host != (await place.end(two)).client.host
+
+    run(main)
+
+
+def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody's datagrams belong to no session's line."""
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with Place(Udp(ports="shared")) as place, association(place.address) as client:
+            with udp_socket("127.0.0.2") as nobody:
+                nobody.sendto(b"x", (str(client.relay.host), client.relay.port))
+                await until(lambda: place.one.port.foreign)
+            await place.end(client)
+
+    run(main)
+    assert "datagrams of nobody's: 1" in caplog.text
+
+
+def test_senders_are_forgotten_in_the_order_of_their_first_datagram(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An association remembers the headers of so many senders; a forgotten one is simply new again."""
+    monkeypatch.setattr(ends, "MAX_SENDERS", 1)
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as one, destination() as two:
+                for echo in (one, two, one):
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                    assert len(place.one.senders) == 1
+
+    run(main)
