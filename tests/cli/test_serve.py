@@ -44,7 +44,9 @@ def test_it_says_where_it_listens_and_what_to_try(tmp_path: Path) -> None:
     with serve(tmp_path) as proxy:
         assert proxy.address.port > 0
         place = f"127.0.0.1:{proxy.address.port}"
-        assert proxy.messages == f"listening on socks5://{place}\ntry: curl -x socks5h://{place} https://example.com/\n"
+        ready = f"listening on socks5://{place}\ntry: curl -x socks5h://{place} https://example.com/\n"
+        assert proxy.messages.startswith(ready)
+        wait_for(lambda: " INFO datagrams: " in proxy.messages, "the line about datagrams")
         assert proxy.stdout.read_bytes() == b""
         with tunnels(proxy.address) as (tunnel,):
             tunnel.check()

@@ -388,3 +388,14 @@ def test_each_thread_has_its_own_mail(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found[-1] is found[-2]
         assert found[-1].features == features
     assert len(set(map(id, found))) == 2
+
+
+def test_people_are_told_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line at the start names what the kernel has, the buffers, and where they are smaller than was asked for."""
+    assert Mail(Features(True, True, True)).describe().startswith("batches of 64, GSO, GRO; receive buffers of ")
+    assert Mail(SINGLE).describe().startswith("batches of 64; receive buffers of ")
+    monkeypatch.setattr(datagram, "RECEIVE_BUFFER", 1 << 16)
+    assert Mail(PLAIN).describe() == "a call for each datagram; receive buffers of 64 KiB"
+    monkeypatch.setattr(datagram, "FORCED", {socket.SO_RCVBUF: 9999, socket.SO_SNDBUF: 9999})  # as for other users
+    monkeypatch.setattr(datagram, "RECEIVE_BUFFER", 1 << 30)
+    assert Mail(PLAIN).describe().endswith(" KiB of 1048576 asked for, see net.core.rmem_max")

@@ -219,6 +219,18 @@ class Mail:
             self.inboxes = self.headed = {family: PlainInbox(payloads) for family in families}
             self.outbox = PlainOutbox(payloads)
 
+    def describe(self) -> str:
+        """What is used and how large the buffers have become, for people. Raises OSError."""
+        names = (("batches", f"batches of {BATCH}"), ("segments", "GSO"), ("coalesced", "GRO"))
+        used = [text for name, text in names if getattr(self.features, name)] or ["a call for each datagram"]
+        sock = self.open_socket(socket.AF_INET)
+        try:
+            granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it, socket(7)
+        finally:
+            sock.close()
+        hint = "" if granted >= RECEIVE_BUFFER else f" of {RECEIVE_BUFFER >> 10} asked for, see net.core.rmem_max"
+        return f"{', '.join(used)}; receive buffers of {granted >> 10} KiB{hint}"
+
     def open_socket(self, family: int) -> Sock:
         """See the function of that name."""
         return open_socket(family, self.features)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from tabi.config import Config
 from tabi.errors import ConfigError
+from tabi.net.datagram import get_mail
 from tabi.net.listen import bind_listener
 from tabi.observe.access_log import open_output
 from tabi.server.server import Server
@@ -105,6 +106,7 @@ class Supervisor:
                     os.waitpid(worker.pid, 0)
             raise
         ready()
+        log.info("datagrams: %s", get_mail().describe())
         killing = False
         while True:
             self.reap()
