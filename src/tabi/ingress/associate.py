@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tabi.config import Udp
-from tabi.ingress.socks5 import Conversation
+from tabi.ingress.conversation import Conversation
 from tabi.net.failures import local_error
 from tabi.policy.guard import permit_for
 from tabi.relay.datagram import Associations
@@ -27,7 +27,7 @@ class Associate:
         self.udp = udp
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.socks5.Serve`. Raises DialError, which becomes the reply."""
+        """See `ingress.conversation.Serve`. Raises DialError, which becomes the reply."""
         session, client = conversation.session, conversation.client
         session.via = "direct"
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tabi.config import Udp
 from tabi.errors import DialError, PolicyDenied
-from tabi.ingress.socks5 import Conversation
+from tabi.ingress.conversation import Conversation
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import Acceptor, bind_port
@@ -60,7 +60,7 @@ class Bind:
         self.seconds = seconds
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.socks5.Serve`. Raises DialError and PolicyDenied, which become the first reply or the second."""
+        """See `ingress.conversation.Serve`. Raises DialError and PolicyDenied, which become a reply."""
         client, session = conversation.client, conversation.session
         assert session.destination is not None
 
@@ -87,7 +87,7 @@ class Bind:
             callers.close()
 
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
-        self.relays.start(client, server, session, answer, conversation.machine.trailing_data)
+        self.relays.start(client, server, session, answer, conversation.trailing_data)
 
     async def find(self, destination: Address, permit: Permit) -> list[IP]:
         """The addresses that may call, every one of them permitted; none where anyone may (DST 0.0.0.0 or ::).
@@ -147,21 +147,21 @@ class Bind:
         Raises:
             OSError: the client was reset.
         """
-        client, machine, reactor = conversation.client, conversation.machine, self.dialer.reactor
+        client, reactor = conversation.client, self.dialer.reactor
         while callers.peer is None:
             if client.events & ENDED:
                 number = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
                     raise OSError(number, os.strerror(number))
                 return False
-            room = EARLY - len(machine.trailing_data)
+            room = EARLY - len(conversation.trailing_data)
             if not reactor.edge_triggered and room > 0:
                 # Levels show an end only where nothing is left to read in front of it.
                 data = client.receive_nowait(room)
                 if data is not None:
                     if not data:
                         return False
-                    machine.receive_data(data)
+                    conversation.keep(data)
                     continue
             readable = client.readable()
             if room <= 0:

@@ -6,7 +6,7 @@ import errno
 from time import monotonic
 
 from tabi.egress.direct import Direct
-from tabi.ingress.socks5 import Conversation
+from tabi.ingress.conversation import Conversation
 from tabi.net.failures import connect_error
 from tabi.policy.guard import permit_for
 from tabi.relay.relay import Relays
@@ -29,7 +29,7 @@ class Connect:
         self.relays = relays
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.socks5.Serve`. Raises DialError and PolicyDenied, which become the reply."""
+        """See `ingress.conversation.Serve`. Raises DialError and PolicyDenied, which become the reply."""
         session = conversation.session
         assert session.destination is not None
 
@@ -50,4 +50,4 @@ class Connect:
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
-        self.relays.start(conversation.client, server, session, answer, conversation.machine.trailing_data)
+        self.relays.start(conversation.client, server, session, answer, conversation.trailing_data)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from tabi.errors import RemoteProtocolError, TabiError
+from tabi.errors import RemoteProtocolError
 from tabi.ingress.authenticate import Authenticate
-from tabi.net.deadline import Deadlines
+from tabi.ingress.conversation import Commands
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.socks5 import (
@@ -20,7 +19,6 @@ from tabi.wire.socks5 import (
     Method,
     MethodSelection,
     Reply,
-    ReplyCode,
     Request,
     ServerMachine,
 )
@@ -30,25 +28,14 @@ log = logging.getLogger("tabi")
 READ_SIZE = 500
 """Octets of one read. With a message under way, at most 513, a client has less than 1 KiB here before it is known."""
 
-LINGER = 2.0
-"""Seconds in which a refused client may read the refusal. RFC 1928 section 6 wants the connection closed within 10."""
-
 NO_AUTHENTICATION = MethodSelection(Method.NO_AUTHENTICATION)
 USERNAME_PASSWORD = MethodSelection(Method.USERNAME_PASSWORD)
 NO_ACCEPTABLE_METHODS = MethodSelection(Method.NO_ACCEPTABLE_METHODS)
 ACCEPTED, REJECTED = CredentialsReply(0), CredentialsReply(1)
 
 
-class Serve(Protocol):
-    """Carries out one command: on return the session is over, or a relay has it."""
-
-    name: str
-
-    async def __call__(self, conversation: Conversation) -> None: ...
-
-
-class Conversation:
-    """One client's handshake: its stream, its machine and its session, as the commands get them."""
+class Socks5Conversation:
+    """A `Conversation` in SOCKS5."""
 
     __slots__ = ("client", "machine", "session")
 
@@ -66,14 +53,22 @@ class Conversation:
             machine.receive_data(data)
         return message
 
-    def answer(self, message: MethodSelection | CredentialsReply | Reply) -> None:
-        """Send an answer. All of them together are smaller than any send buffer, so that this does not wait."""
-        if isinstance(message, Reply):
-            self.session.reply_code = message.reply_code
+    def send(self, message: MethodSelection | CredentialsReply | Reply) -> None:
+        """Send a message. All of them together are smaller than any send buffer, so that this does not wait."""
         self.client.send_soon(self.machine.send(message))
 
+    @property
+    def trailing_data(self) -> bytes:
+        """See `Conversation`; so for the others."""
+        return self.machine.trailing_data
+
+    def keep(self, data: bytes) -> None:
+        self.machine.receive_data(data)
+
+    def answer(self, reply: Reply) -> None:
+        self.client.send_soon(self.last_answer(reply))
+
     def last_answer(self, reply: Reply) -> bytes:
-        """The reply that a relay sends before everything else."""
         self.session.reply_code = reply.reply_code
         return self.machine.send(reply)
 
@@ -82,27 +77,23 @@ class Socks5Ingress:
     """Speaks SOCKS5 with clients.
 
     Args:
-        commands: what carries out each CMD.
-        handshake: the deadline of the whole handshake, already running when a stream is handed in.
+        commands: carry out what is asked for.
         authenticate: asked for every user name and password; None where there are no users.
         required: whether a client without a user is refused.
     """
 
     protocol = "socks5"
 
-    def __init__(
-        self, commands: Mapping[int, Serve], handshake: Deadlines, authenticate: Authenticate | None, required: bool
-    ) -> None:
+    def __init__(self, commands: Commands, authenticate: Authenticate | None, required: bool) -> None:
         self.commands = commands
-        self.handshake = handshake
+        self.handshake = commands.handshake
         self.authenticate = authenticate
         self.required = required
-        self.linger = Deadlines(handshake.loop, LINGER)
 
     async def serve(self, client: Stream, session: Session) -> None:
         """Carry one connection from its first octet to the relay, or to its refusal. Closes nothing on an error."""
         session.protocol = self.protocol
-        conversation = Conversation(client, session)
+        conversation = Socks5Conversation(client, session)
         try:
             if not await self.greet(conversation):
                 return
@@ -111,7 +102,7 @@ class Socks5Ingress:
         except RemoteProtocolError as exc:
             session.error = str(exc)
             if exc.reply_code is not None:
-                await self.refuse(conversation, Reply(exc.reply_code))
+                await self.commands.refuse_request(conversation, exc.reply_code)
             return
         except TimeoutError:
             session.error = f"handshake: not done within {self.handshake.seconds:g} s"
@@ -119,37 +110,25 @@ class Socks5Ingress:
         finally:
             self.handshake.stop(client)
         session.destination = request.destination
-        command = self.commands.get(request.command)
-        if command is None:
-            session.command = str(request.command)
-            session.error = f"command {request.command:#04x} is not supported"
-            await self.refuse(conversation, Reply(ReplyCode.COMMAND_NOT_SUPPORTED))
-            return
-        session.command = command.name
-        try:
-            await command(conversation)
-        except TabiError as exc:
-            session.error = str(exc)
-            code = ReplyCode.GENERAL_FAILURE if exc.reply_code is None else exc.reply_code
-            await self.refuse(conversation, Reply(code))
+        await self.commands.carry_out(request.command, conversation)
 
-    async def greet(self, conversation: Conversation) -> bool:
+    async def greet(self, conversation: Socks5Conversation) -> bool:
         """Choose a method, and ask who it is where that is the method. False when the client was refused."""
         greeting = await conversation.next_message()
         assert isinstance(greeting, Greeting)
         session = conversation.session
         if self.authenticate is not None and Method.USERNAME_PASSWORD in greeting.methods:
-            conversation.answer(USERNAME_PASSWORD)
+            conversation.send(USERNAME_PASSWORD)
             return await self.check_user(conversation, self.authenticate)
         if not self.required and Method.NO_AUTHENTICATION in greeting.methods:
-            conversation.answer(NO_AUTHENTICATION)
+            conversation.send(NO_AUTHENTICATION)
             return True
         wanted = Method.USERNAME_PASSWORD if self.required else Method.NO_AUTHENTICATION
         session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
-        await self.refuse(conversation, NO_ACCEPTABLE_METHODS)
+        await self.commands.refuse(conversation, True, lambda: conversation.send(NO_ACCEPTABLE_METHODS))
         return False
 
-    async def check_user(self, conversation: Conversation, authenticate: Authenticate) -> bool:
+    async def check_user(self, conversation: Socks5Conversation, authenticate: Authenticate) -> bool:
         """RFC 1929. False when the client was refused."""
         credentials = await conversation.next_message()
         assert isinstance(credentials, Credentials)
@@ -163,25 +142,7 @@ class Socks5Ingress:
                 session.error = f"authenticate failed: {type(exc).__name__}"
         if session.user is None:
             session.error = session.error or "wrong user name or password"
-            await self.refuse(conversation, REJECTED)
+            await self.commands.refuse(conversation, True, lambda: conversation.send(REJECTED))
             return False
-        conversation.answer(ACCEPTED)
+        conversation.send(ACCEPTED)
         return True
-
-    async def refuse(self, conversation: Conversation, answer: MethodSelection | CredentialsReply | Reply) -> None:
-        """Answer no, and stay until the client has read it: a close with octets unread would be a reset and lose it."""
-        conversation.session.close = "denied" if getattr(answer, "reply_code", 2) == 2 else "error"
-        client = conversation.client
-        self.handshake.stop(client)
-        self.linger.start(client)
-        try:
-            conversation.answer(answer)
-            client.send_eof()
-            while await client.receive():
-                # What is there is received without a wait, expired or not: let others have their turn, and end.
-                await asyncio.sleep(0)
-                client.check()
-        except (TimeoutError, OSError):
-            pass
-        finally:
-            self.linger.stop(client)

@@ -21,7 +21,8 @@ from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
-from tabi.ingress.socks5 import Serve, Socks5Ingress
+from tabi.ingress.conversation import Commands, Serve
+from tabi.ingress.socks5 import Socks5Ingress
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.listen import BACKLOG, Acceptor, bind_listener
@@ -172,12 +173,12 @@ class Server:
             authenticate = self.authenticate if self.custom_authenticate else self.authenticator
             if listen.users == "none":
                 authenticate = None
-            commands: dict[int, Serve] = {
+            serves: dict[int, Serve] = {
                 Command.CONNECT: connect,
                 Command.BIND: Bind(self.dialer, self.relays, listen.udp, timeouts.bind),
                 Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
             }
-            ingress = Socks5Ingress(commands, self.handshake, authenticate, self.required(listen))
+            ingress = Socks5Ingress(Commands(serves, self.handshake), authenticate, self.required(listen))
             self.acceptors.append(Acceptor(reactor, self.sockets[index], self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
             acceptor.start()

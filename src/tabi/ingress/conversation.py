@@ -1,0 +1,98 @@
+"""What all protocols have in common from the request on: carry out a command, or refuse and let the client read why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from tabi.errors import TabiError
+from tabi.net.deadline import Deadlines
+from tabi.net.stream import Stream
+from tabi.session import Session
+from tabi.wire.socks5 import Reply, ReplyCode
+
+LINGER = 2.0
+"""Seconds in which a refused client may read the refusal. RFC 1928 section 6 wants the connection closed within 10."""
+
+
+class Conversation(Protocol):
+    """One client's handshake as the commands see it, in whatever protocol it speaks; replies are those of RFC 1928."""
+
+    client: Stream
+    session: Session
+
+    @property
+    def trailing_data(self) -> bytes:
+        """Octets that the client sent behind its request: they are payload."""
+
+    def keep(self, data: bytes) -> None:
+        """Add to ``trailing_data``."""
+
+    def answer(self, reply: Reply) -> None:
+        """Send a reply behind which the conversation goes on, or ends."""
+
+    def last_answer(self, reply: Reply) -> bytes:
+        """The reply that a relay sends before everything else."""
+
+
+class Serve(Protocol):
+    """Carries out one command: on return the session is over, or a relay has it."""
+
+    name: str
+
+    async def __call__(self, conversation: Conversation) -> None: ...
+
+
+class Commands:
+    """Carries out what clients ask for.
+
+    Args:
+        serves: what carries out each CMD of RFC 1928.
+        handshake: the deadline of the whole handshake, already running when a stream is handed in.
+    """
+
+    def __init__(self, serves: Mapping[int, Serve], handshake: Deadlines) -> None:
+        self.serves = serves
+        self.handshake = handshake
+        self.linger = Deadlines(handshake.loop, LINGER)
+
+    async def carry_out(self, command: int, conversation: Conversation) -> None:
+        """Carry out a request, whose destination is the session's, or refuse it."""
+        session = conversation.session
+        serve = self.serves.get(command)
+        if serve is None:
+            session.command = str(command)
+            session.error = f"command {command:#04x} is not supported"
+            await self.refuse_request(conversation, ReplyCode.COMMAND_NOT_SUPPORTED)
+            return
+        session.command = serve.name
+        try:
+            await serve(conversation)
+        except TabiError as exc:
+            session.error = str(exc)
+            code = ReplyCode.GENERAL_FAILURE if exc.reply_code is None else exc.reply_code
+            await self.refuse_request(conversation, code)
+
+    async def refuse_request(self, conversation: Conversation, reply_code: int) -> None:
+        """Answer a request with a failure."""
+        denied = reply_code == ReplyCode.NOT_ALLOWED
+        await self.refuse(conversation, denied, lambda: conversation.answer(Reply(reply_code)))
+
+    async def refuse(self, conversation: Conversation, denied: bool, answer: Callable[[], None]) -> None:
+        """Answer no, and stay until the client has read it: a close with octets unread would be a reset and lose it."""
+        conversation.session.close = "denied" if denied else "error"
+        client = conversation.client
+        self.handshake.stop(client)
+        self.linger.start(client)
+        try:
+            answer()
+            client.send_eof()
+            while await client.receive():
+                # What is there is received without a wait, expired or not: let others have their turn, and end.
+                await asyncio.sleep(0)
+                client.check()
+        except (TimeoutError, OSError):
+            pass
+        finally:
+            self.linger.stop(client)
