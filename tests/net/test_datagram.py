@@ -296,7 +296,7 @@ def test_sockets_have_room_and_do_not_block(features: Features, family: int) -> 
 def test_without_the_privilege_buffers_are_as_the_system_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """SO_RCVBUFFORCE is refused, SO_RCVBUF is not."""
     monkeypatch.setattr(datagram, "FORCED", dict.fromkeys(datagram.FORCED, 9999))
-    sock = open_socket(socket.AF_INET, SINGLE)
+    sock = open_socket(socket.AF_INET, coalesced=False)
     with contextlib.closing(sock), socket.socket(type=socket.SOCK_DGRAM) as other:
         for option, size in (
             (socket.SO_RCVBUF, datagram.RECEIVE_BUFFER),
@@ -312,7 +312,7 @@ def test_a_socket_that_cannot_be_set_up_is_closed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datagram, "UDP_GRO", 9999)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match="not available"):
-        open_socket(socket.AF_INET, Features(True, True, True))
+        open_socket(socket.AF_INET, coalesced=True)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -399,3 +399,11 @@ def test_people_are_told_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datagram, "FORCED", {socket.SO_RCVBUF: 9999, socket.SO_SNDBUF: 9999})  # as for other users
     monkeypatch.setattr(datagram, "RECEIVE_BUFFER", 1 << 30)
     assert Mail(PLAIN).describe().endswith(" KiB of 1048576 asked for, see net.core.rmem_max")
+
+
+def test_what_bears_a_head_is_not_coalesced() -> None:
+    """A client could have thousands of datagrams of its own making come as one message, to be taken apart here."""
+    mail = Mail(Features(True, True, True))
+    for headed in (False, True):
+        with contextlib.closing(mail.open_socket(socket.AF_INET, headed)) as sock:
+            assert sock.getsockopt(socket.IPPROTO_UDP, datagram.UDP_GRO) != headed

@@ -235,6 +235,50 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
     run(main)
 
 
+def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one association and in all of them: the rest is dropped and counted, and what waited gives its room back."""
+    monkeypatch.setattr(datagram, "MAX_HELD", 1000)
+    monkeypatch.setattr(datagram, "MEMORY", 1500)
+
+    async def main() -> None:
+        names = {"here.test": ["127.0.0.1"]}
+        async with Place(names=names) as place, association(place.address) as one, association(place.address) as two:
+            associations = place.server.associations
+            place.resolver.answering.clear()
+            with destination() as echo:
+                header = encode_header(Address("here.test", echo.address.port))
+                for size in (600, 400, 1):
+                    one.send(header + bytes(size))
+                await until(lambda: associations.held == 1000 and len(place.resolver.asked) == 1)
+                for size in (501, 500):
+                    two.send(header + bytes(size))
+                await until(lambda: associations.held == 1500)
+                place.resolver.answering.set()
+                assert [len(unwrap(await client.receive())[1]) for client in (one, one, two)] == [600, 400, 500]
+                assert associations.held == 0
+                for client in (one, two):
+                    assert (await place.end(client)).drops == {"waiting": 1}
+
+    run(main)
+
+
+def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every datagram is relayed or dropped for a reason, also one whose name other destinations have pushed out."""
+    monkeypatch.setattr(datagram, "MAX_WAYS", 1)
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            place.resolver.answering.clear()
+            with destination() as echo:
+                client.send(encode_header(Address("slow.test", 9)) + b"x")
+                await client.ask(echo.header + b"y")
+            session = await place.end(client)
+            assert (session.datagrams_up, session.drops) == (1, {"waiting": 1})
+            assert place.server.associations.held == 0
+
+    run(main)
+
+
 # --- whose datagrams pass ---
 
 
@@ -415,7 +459,7 @@ def test_fragments_are_dropped_where_the_listener_says_so(run: Run) -> None:
 
 def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sweep gives them up when their time is over, so does the end; all associations share a bound."""
-    monkeypatch.setattr(datagram, "FRAGMENT_MEMORY", 10)
+    monkeypatch.setattr(datagram, "MEMORY", 10)
 
     async def main() -> None:
         now = 0.0
@@ -424,16 +468,16 @@ def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pyt
             associations.time = lambda: now
             with destination() as echo:
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.fragments == 8)
+                await until(lambda: associations.held == 8)
                 associations.sweep(9.9)
                 client.send(fragment(2, echo.header, b"123"))
                 await until(lambda: place.drops == {"fragment": 1})
                 associations.sweep(10.0)
-                assert (place.drops, associations.fragments) == ({"fragment": 2}, 0)
+                assert (place.drops, associations.held) == ({"fragment": 2}, 0)
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.fragments == 8)
+                await until(lambda: associations.held == 8)
             session = await place.end(client)
-            assert (session.drops, associations.fragments) == ({"fragment": 3}, 0)
+            assert (session.drops, associations.held) == ({"fragment": 3}, 0)
 
     run(main)
 
@@ -453,6 +497,9 @@ def test_what_is_said_on_the_control_connection_is_ignored(run: Run, monkeypatch
                 client.writer.write(bytes(1 << 20))
                 await client.writer.drain()
                 client.writer.write(b"a little")
+                place.one.queued = True
+                place.one.on_control()  # an edge while the next share waits for its turn
+                place.one.go_on()
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
             client.writer.write_eof()
             assert (await place.ended.get()).close == "client"

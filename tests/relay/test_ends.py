@@ -182,7 +182,6 @@ def test_what_the_kernel_dropped_is_counted(run: Run, monkeypatch: pytest.Monkey
 def test_a_flood_is_carried_in_shares(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
     """What is more than a socket's share of a turn comes in the next, both ways; nothing is lost."""
     monkeypatch.setattr(ends, "SHARE", share)
-    monkeypatch.setattr(ends, "SHARE_BATCHES", 1)
     count = 180
 
     async def main() -> None:
@@ -209,10 +208,31 @@ def test_a_share_that_comes_after_the_end(run: Run) -> None:
                 await client.ask(echo.header + b"x")
             found = place.one
             session = await place.end(client)
-            port = found.port
-            port.on_ready()
-            found.outside[0].on_ready()
+            found.port.go_on()
+            found.outside[0].go_on()
             assert session.close == "client"
+
+    run(main)
+
+
+def test_a_share_is_put_off_once(run: Run) -> None:
+    """Events while a share waits for its turn change nothing: the handler stands in the queue once."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+                for end in (place.one.port, place.one.outside[0]):
+                    end.queued = True
+                    end.on_ready()
+                client.send(echo.header + b"y")
+                await turns()
+                assert len(echo.received) == 1
+                place.one.port.go_on()
+                await until(lambda: len(echo.received) == 2)
+                await turns()
+                place.one.outside[0].go_on()
+                assert unwrap(await client.receive()) == (echo.address, b"y")
 
     run(main)
 
@@ -282,7 +302,7 @@ def test_a_shared_port_that_is_taken_again_at_once(run: Run) -> None:
                 port = place.one.port
                 place.one.close("client")
                 assert associations.open_port(place.address, Udp(ports="shared")) is port
-                port.expected[b"somebody"] = []
+                port.expected[b"somebody", 0] = {}
                 await turns()
                 assert port.sock.fileno() >= 0
                 port.expected.clear()

@@ -67,14 +67,14 @@ def has_option(sock: Sock, option: int, value: int) -> bool:
     return True
 
 
-def open_socket(family: int, features: Features) -> Sock:
+def open_socket(family: int, coalesced: bool) -> Sock:
     """A UDP socket, non-blocking, with as much room as the system gives. An IPv6 one takes IPv6 only."""
     sock = socket.SocketType(family, DATAGRAM, 0)
     try:
         sock.setblocking(False)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if features.coalesced:
+        if coalesced:
             sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         for option, size in ((socket.SO_RCVBUF, RECEIVE_BUFFER), (socket.SO_SNDBUF, SEND_BUFFER)):
             try:
@@ -212,7 +212,7 @@ class Mail:
         if features.batches:
             memory = Memory()
             self.inboxes = {family: BatchInbox(memory, family, features.coalesced) for family in families}
-            self.headed = {family: BatchInbox(memory, family, features.coalesced) for family in families}
+            self.headed = {family: BatchInbox(memory, family, coalesced=False) for family in families}
             self.outbox = BatchOutbox(memory, features.segments)
         else:
             payloads: list[bytes] = []
@@ -231,9 +231,10 @@ class Mail:
         hint = "" if granted >= RECEIVE_BUFFER else f" of {RECEIVE_BUFFER >> 10} asked for, see net.core.rmem_max"
         return f"{', '.join(used)}; receive buffers of {granted >> 10} KiB{hint}"
 
-    def open_socket(self, family: int) -> Sock:
-        """See the function of that name."""
-        return open_socket(family, self.features)
+    def open_socket(self, family: int, headed: bool = False) -> Sock:
+        """See the function of that name. Datagrams that are ``headed`` are not coalesced: their sender could make it
+        cost as much as he likes to part them again."""
+        return open_socket(family, self.features.coalesced and not headed)
 
     def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
         """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""

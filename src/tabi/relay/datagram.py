@@ -30,7 +30,7 @@ from tabi.net.dial import Dialer, Permit
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
-from tabi.relay.ends import Outside, Port, family_of
+from tabi.relay.ends import COST_APART, Outside, Port, family_of
 from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
@@ -43,7 +43,7 @@ SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
 
 READS = 8
-"""Reads from a control connection in one turn of the reactor: what a client says there is not worth more."""
+"""Reads from a control connection in one turn of the reactor: nothing that a client says there is worth more."""
 
 MAX_WAYS = 1024
 """Destinations that an association remembers; beyond that it forgets the oldest."""
@@ -57,8 +57,11 @@ MAX_LOOKUPS, MAX_WAITING = 16, 16
 FORGET_REFUSAL = 10.0
 """Seconds after which a way that did not open is tried again: a name that was not found or is forbidden, no socket."""
 
-FRAGMENT_MEMORY = 16 << 20
-"""Octets of fragments that may wait, in all associations together."""
+MAX_HELD = 1 << 17
+"""Octets of payload of one association that wait for the resolver. Fragments have the reassembler's limit."""
+
+MEMORY = 16 << 20
+"""Octets of payload that wait in all associations together, for the resolver or for the rest of a datagram."""
 
 
 class Way:
@@ -98,12 +101,14 @@ class Association:
         "control_fd",
         "declared",
         "fragments",
+        "held",
         "host",
         "limit",
         "lookups",
         "outside",
         "permit",
         "port",
+        "queued",
         "quiet_since",
         "seen",
         "senders",
@@ -138,7 +143,9 @@ class Association:
         self.ways: dict[bytes, Way] = {}  # by header
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.contacted: dict[bytes, None] = {}  # octets of IP addresses, the oldest first
-        self.lookups: set[asyncio.Task[None]] | None = None
+        self.lookups: dict[asyncio.Task[None], Way] | None = None
+        self.held = 0
+        self.queued = False
         self.fragments: Reassembler | None = None
         self.limit = MAX_DATAGRAM
         self.closed = False
@@ -169,7 +176,7 @@ class Association:
 
         Section 7 knows nothing that a client could say there, so that it is read and dropped.
         """
-        if self.closed or not events & READABLE:
+        if self.closed or self.queued or not events & READABLE:
             return
         buffer = self.associations.buffer
         try:
@@ -185,34 +192,39 @@ class Association:
         except OSError:
             self.close("reset")
             return
-        self.associations.reactor.later(self.on_control)
+        self.queued = True
+        self.associations.reactor.later(self.go_on)
+
+    def go_on(self) -> None:
+        """The next share of what a client says without end."""
+        self.queued = False
+        self.on_control()
 
     # --- from the client ---
 
-    def up(self, run: Run) -> None:
-        """Carry a run from the client; `flush` sends it."""
+    def up(self, run: Run) -> int:
+        """Carry a run from the client; `flush` sends it. Returns what it cost beside the usual, see COST_APART."""
         way = self.ways.get(run[1])
         if way is None or way.sock is None or self.fragments is not None:
-            self.up_apart(run)
-            return
+            return self.up_apart(run, way)
         outbox = self.associations.mail.outbox
         if outbox.sock is not way.sock:
             self.flush()
             outbox.begin(way.sock, self.limit)
         outbox.add(run, way.address, b"")
+        return 0
 
-    def flush(self) -> int:
-        """Send what `up` has collected and count it. Returns the octets."""
+    def flush(self) -> None:
+        """Send what `up` has collected and count it."""
         outbox = self.associations.mail.outbox
         if outbox.sock is None:
-            return 0
+            return
         outbox.send()
         outbox.sock = None
         session = self.session
         session.datagrams_up += outbox.sent
         session.up += outbox.octets
         self.note(outbox.unsent, outbox.limit)
-        return outbox.octets
 
     def note(self, unsent: int, limit: int) -> None:
         """Note what a send has shown."""
@@ -221,13 +233,18 @@ class Association:
         if limit < self.limit:
             self.limit = limit
 
-    def up_apart(self, run: Run) -> None:
+    def up_apart(self, run: Run, way: Way | None) -> int:
         """Carry a run one by one: it is new, refused, fragmented or no datagram of RFC 1928."""
-        self.flush()  # what came before goes before
         _, head, _, _, count, _, _ = run
+        refusal = way.refusal if way is not None and way.until > self.associations.time() else None
+        if refusal is not None and self.fragments is None:
+            self.drop(refusal, count)
+            return 0
+        self.flush()  # what came before goes before
         payload = self.port.inbox.payload
         for index in range(count):
             self.up_one(head + payload(run, index))
+        return count * COST_APART
 
     def up_one(self, data: bytes) -> None:
         """Carry one datagram, header and all."""
@@ -251,10 +268,24 @@ class Association:
             self.send_up(way, payload)
         elif way.refusal is not None:
             self.drop(way.refusal)
-        elif len(way.waiting) < MAX_WAITING:
+        elif len(way.waiting) < MAX_WAITING and self.hold(len(payload)):
             way.waiting.append(payload)
         else:
             self.drop("waiting")
+
+    def hold(self, octets: int) -> bool:
+        """Whether there is room for so many octets of payload to wait; then they count until `release`."""
+        if self.held + octets > MAX_HELD or self.associations.held + octets > MEMORY:
+            return False
+        self.held += octets
+        self.associations.held += octets
+        return True
+
+    def release(self, waiting: list[bytes]) -> None:
+        """They wait no more."""
+        octets = sum(map(len, waiting))
+        self.held -= octets
+        self.associations.held -= octets
 
     def send_up(self, way: Way, payload: bytes) -> None:
         """Send one datagram."""
@@ -271,14 +302,14 @@ class Association:
         """Section 7: put fragments together, or drop them all. Returns a whole payload or None."""
         associations = self.associations
         queue = self.fragments
-        if frag and (self.udp.fragments == "drop" or associations.fragments + len(payload) > FRAGMENT_MEMORY):
+        if frag and (self.udp.fragments == "drop" or associations.held + len(payload) > MEMORY):
             self.drop("fragment")
             return None
         if queue is None:
             queue = self.fragments = Reassembler()
         before, dropped = queue.octets, queue.dropped
         whole = queue.add(frag, address, payload, associations.time())
-        associations.fragments += queue.octets - before
+        associations.held += queue.octets - before
         self.drop("fragment", queue.dropped - dropped)
         if not queue.parts:
             self.fragments = None
@@ -299,8 +330,10 @@ class Association:
             return way  # not remembered: there is room again soon
         else:
             if self.lookups is None:
-                self.lookups = set()
-            self.associations.look_up(self.lookups, self.resolve(way, host, port))
+                self.lookups = {}
+            task = self.associations.look_up(self.resolve(way, host, port))
+            self.lookups[task] = way
+            task.add_done_callback(self.lookups.pop)
         self.ways.pop(header, None)
         if len(self.ways) >= MAX_WAYS:
             del self.ways[next(iter(self.ways))]
@@ -321,6 +354,7 @@ class Association:
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
         self.open_way(way, addresses, port)
         waiting, way.waiting = way.waiting, []
+        self.release(waiting)
         for payload in waiting:
             self.send_up(way, payload)
 
@@ -360,6 +394,7 @@ class Association:
     def refuse(self, way: Way, reason: Drop, text: str, seconds: float = float("inf")) -> None:
         """Drop what waits for a way, and what comes in the next seconds. The first text is the log line's ``error``."""
         self.drop(reason, len(way.waiting))
+        self.release(way.waiting)
         way.refuse(reason, self.associations.time() + seconds)
         if self.session.error is None:
             self.session.error = text
@@ -387,7 +422,7 @@ class Association:
     def give_up_fragments(self) -> None:
         """Drop what waits for the rest of a datagram."""
         if self.fragments is not None:
-            self.associations.fragments -= self.fragments.octets
+            self.associations.held -= self.fragments.octets
             self.drop("fragment", len(self.fragments.parts))
             self.fragments = None
 
@@ -398,10 +433,10 @@ class Association:
         self.closed = True
         self.session.close = reason
         self.give_up_fragments()
-        for task in self.lookups or ():
+        for task, way in tuple((self.lookups or {}).items()):
             task.cancel()
-        for way in self.ways.values():
             self.drop("waiting", len(way.waiting))
+            self.release(way.waiting)
         reactor = self.associations.reactor
         for outside in self.outside:
             self.drop("overflow", overflow(outside.sock))
@@ -431,7 +466,7 @@ class Associations:
         self.time = time
         self.mail = get_mail()
         self.buffer = bytearray(4096)
-        self.fragments = 0  # octets that wait for the rest of their datagrams
+        self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver
         self.active: set[Association] = set()
         self.lookups: set[asyncio.Task[None]] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
@@ -478,12 +513,12 @@ class Associations:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         association.start(client, answer)
 
-    def look_up(self, group: set[asyncio.Task[None]], lookup: Coroutine[Any, Any, None]) -> None:
-        """Run a resolver's question in a task that belongs to a group and to all."""
+    def look_up(self, lookup: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a question to the resolver in a task that `close` waits for."""
         task = asyncio.Task(lookup, loop=self.reactor.loop)
-        for owner in (group, self.lookups):
-            owner.add(task)
-            task.add_done_callback(owner.discard)
+        self.lookups.add(task)
+        task.add_done_callback(self.lookups.discard)
+        return task
 
     def finished(self, association: Association) -> None:
         """Called by each association when it has closed."""

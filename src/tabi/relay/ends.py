@@ -28,9 +28,10 @@ log = logging.getLogger("tabi")
 IP = IPv4Address | IPv6Address
 
 SHARE = 1 << 20
-"""Octets that one socket relays in one turn of the reactor, or SHARE_BATCHES batches; then the others have theirs."""
+"""What one socket may cost in one turn of the reactor, in octets; then the others have their turn."""
 
-SHARE_BATCHES = 8
+COST, COST_APART = 512, 8192
+"""What a datagram costs beside its octets, and one that must be taken apart, in the time that octets take."""
 
 MAX_SENDERS = 1024
 """Senders whose header an association remembers; beyond that it forgets the oldest."""
@@ -53,7 +54,19 @@ class Port:
     or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
     """
 
-    __slots__ = ("associations", "clients", "expected", "foreign", "inbox", "number", "shared", "sock", "split")
+    __slots__ = (
+        "associations",
+        "clients",
+        "closed",
+        "expected",
+        "foreign",
+        "inbox",
+        "number",
+        "queued",
+        "shared",
+        "sock",
+        "split",
+    )
 
     def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
         family = family_of(host)
@@ -62,9 +75,11 @@ class Port:
         self.shared = shared
         self.split = IPV4_HEADER
         self.foreign = 0
+        self.queued = self.closed = False
         self.clients: dict[bytes, Association] = {}  # by sockaddr
-        self.expected: dict[bytes, list[Association]] = {}  # that have not sent yet: by IP address, the oldest first
-        self.sock = associations.mail.open_socket(family)
+        # That have not sent yet: by IP address and declared port, the oldest first.
+        self.expected: dict[tuple[bytes, int], dict[Association, None]] = {}
+        self.sock = associations.mail.open_socket(family, headed=True)
         try:
             bind_port(self.sock, str(host), ports)
             self.number: int = self.sock.getsockname()[1]
@@ -74,54 +89,59 @@ class Port:
             raise
 
     def on_ready(self, events: int = IN) -> None:
-        """The reactor's handler, and what goes on in the next turn: carry what clients have sent."""
-        if not self.clients and not self.expected:
+        """The reactor's handler: carry what clients have sent, or as much as the share allows."""
+        if self.queued or self.closed:
             return
-        sock, inbox, outbox, moved = self.sock, self.inbox, self.associations.mail.outbox, 0
-        for _ in range(SHARE_BATCHES):
+        sock, inbox, outbox, left = self.sock, self.inbox, self.associations.mail.outbox, SHARE
+        while left > 0:
             outbox.sock = None
             before = None
             for run in inbox.receive(sock, self.split):
+                left -= run[4] * (COST + run[5])
                 association = self.clients.get(run[0]) or self.pin(run)
                 if association is None:
                     continue
                 if before is not None and before is not association:
-                    moved += before.flush()
+                    before.flush()
                 before = association
-                association.up(run)
+                left -= association.up(run)
             if before is not None:
-                moved += before.flush()
+                before.flush()
             if inbox.count < BATCH:
                 return
-            if moved >= SHARE:
-                break
-        self.associations.reactor.later(self.on_ready)
+        self.queued = True
+        self.associations.reactor.later(self.go_on)
+
+    def go_on(self) -> None:
+        """The next share."""
+        self.queued = False
+        self.on_ready()
 
     def pin(self, run: Run) -> Association | None:
         """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
         name = run[0]
-        number = int.from_bytes(name[2:4], "big")
-        candidates = self.expected.get(ip_octets(name), ())  # few, unless many share an address and a port
-        for declared in (number, 0):
-            for association in candidates:
-                if association.declared == declared:
-                    self.unexpect(association)
-                    self.clients[name] = association
-                    association.client = name
-                    return association
-        self.foreign += run[4]
-        return None
+        host, number = ip_octets(name), int.from_bytes(name[2:4], "big")
+        same = self.expected.get((host, number)) or self.expected.get((host, 0))
+        if same is None:
+            self.foreign += run[4]
+            return None
+        association = next(iter(same))
+        self.unexpect(association)
+        self.clients[name] = association
+        association.client = name
+        return association
 
     def expect(self, association: Association) -> None:
         """Wait for the first datagram of an association."""
-        self.expected.setdefault(association.host, []).append(association)
+        self.expected.setdefault((association.host, association.declared), {})[association] = None
 
     def unexpect(self, association: Association) -> None:
         """It has come, or will not."""
-        same = self.expected[association.host]
-        same.remove(association)
+        key = association.host, association.declared
+        same = self.expected[key]
+        del same[association]
         if not same:
-            del self.expected[association.host]
+            del self.expected[key]
             if not self.expected:
                 self.expected = {}  # an emptied dict keeps 170 octets more
 
@@ -137,12 +157,14 @@ class Port:
         else:
             association.drop("foreign", self.foreign)
             association.drop("overflow", overflow(self.sock))
+            self.closed = True
             reactor.close(self.sock)
 
     def close_if_unused(self) -> None:
         """Close a port that nobody shares any more. Harmless when done twice."""
-        if self.clients or self.expected or self.sock.fileno() < 0:
+        if self.clients or self.expected or self.closed:
             return
+        self.closed = True
         lost = overflow(self.sock)
         if self.foreign or lost:
             text = "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d"
@@ -154,12 +176,13 @@ class Port:
 class Outside:
     """An association's socket toward the destinations of one family."""
 
-    __slots__ = ("association", "family", "inbox", "sock")
+    __slots__ = ("association", "family", "inbox", "queued", "sock")
 
     def __init__(self, association: Association, family: int) -> None:
         associations = association.associations
         self.association = association
         self.family = family
+        self.queued = False
         self.inbox = associations.mail.inboxes[family]
         self.sock = associations.mail.open_socket(family)
         try:
@@ -170,15 +193,16 @@ class Outside:
             raise
 
     def on_ready(self, events: int = IN) -> None:
-        """The reactor's handler, and what goes on in the next turn: carry what destinations have sent."""
+        """The reactor's handler: carry what destinations have sent, or as much as the share allows."""
         association = self.association
-        if association.closed:
+        if self.queued or association.closed:
             return
         session, senders, client = association.session, association.senders, association.client
-        sock, inbox, outbox, moved = self.sock, self.inbox, association.associations.mail.outbox, 0
-        for _ in range(SHARE_BATCHES):
+        sock, inbox, outbox, left = self.sock, self.inbox, association.associations.mail.outbox, SHARE
+        while left > 0:
             outbox.begin(association.port.sock, association.limit)
             for run in inbox.receive(sock, 0):
+                left -= run[4] * (COST + run[5])
                 header = senders.get(run[0]) or self.meet(run[0])
                 if header is None:
                     association.drop("stranger", run[4])
@@ -189,13 +213,16 @@ class Outside:
             outbox.send()
             session.datagrams_down += outbox.sent
             session.down += outbox.octets
-            moved += outbox.octets
             association.note(outbox.unsent, outbox.limit)
             if inbox.count < BATCH:
                 return
-            if moved >= SHARE:
-                break
-        association.associations.reactor.later(self.on_ready)
+        self.queued = True
+        association.associations.reactor.later(self.go_on)
+
+    def go_on(self) -> None:
+        """The next share."""
+        self.queued = False
+        self.on_ready()
 
     def add_what_fits(self, run: Run, header: bytes) -> None:
         """Carry a run that is too long with its header: only the last datagram may be shorter."""
