@@ -10,8 +10,8 @@ from typing import Any
 
 from tabi.errors import RemoteProtocolError
 from tabi.wire.address import UNSPECIFIED
+from tabi.wire.machine import NEED_DATA, State
 from tabi.wire.socks5 import (
-    NEED_DATA,
     ClientMachine,
     Credentials,
     CredentialsReply,
@@ -20,7 +20,6 @@ from tabi.wire.socks5 import (
     Reply,
     Request,
     ServerMachine,
-    State,
 )
 
 ANSWERS: dict[State, Any] = {

@@ -13,21 +13,19 @@ from rich.pretty import pretty_repr
 
 from tabi.errors import LocalProtocolError, RemoteProtocolError
 from tabi.wire.address import UNSPECIFIED, Address, encode_address, parse_host
+from tabi.wire.machine import NEED_DATA, Machine, State
 from tabi.wire.socks5 import (
-    NEED_DATA,
     ClientMachine,
     Command,
     Credentials,
     CredentialsReply,
     Greeting,
-    Machine,
     Method,
     MethodSelection,
     Reply,
     ReplyCode,
     Request,
     ServerMachine,
-    State,
     encode_credentials,
     encode_credentials_reply,
     encode_greeting,
@@ -294,11 +292,6 @@ def test_no_password_in_any_repr() -> None:
         assert "sekret" not in text
 
 
-def test_need_data_says_what_it_is() -> None:
-    """The sentinel is readable in a failed assertion."""
-    assert repr(NEED_DATA) == "NEED_DATA"
-
-
 # --- what peers do wrong ---
 
 
@@ -405,12 +398,6 @@ def test_eof_behind_the_last_message_is_not_the_machines_business(make: Callable
     machine.receive_data(b"")
     assert machine.next_event() is NEED_DATA
     assert machine.trailing_data == PAYLOAD
-
-
-def test_the_base_class_has_no_messages() -> None:
-    """What moves on behind a message is the side's own."""
-    with pytest.raises(NotImplementedError):
-        Machine().receive(NONE)
 
 
 # --- a client and a server joined in memory ---

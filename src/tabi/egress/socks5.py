@@ -8,8 +8,8 @@ from typing import Any
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
+from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks5 import (
-    NEED_DATA,
     ClientMachine,
     Command,
     Credentials,

@@ -11,8 +11,8 @@ from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands
 from tabi.net.stream import Stream
 from tabi.session import Session
+from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks5 import (
-    NEED_DATA,
     Credentials,
     CredentialsReply,
     Greeting,

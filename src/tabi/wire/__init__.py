@@ -6,8 +6,8 @@ reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a
 """
 
 from tabi.wire.address import Address, Host, parse_address
+from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks5 import (
-    NEED_DATA,
     ClientMachine,
     Command,
     Credentials,
