@@ -131,6 +131,22 @@ def encode_address(address: Address) -> bytes:
     return (b"\x01" if isinstance(host, IPv4Address) else b"\x04") + host.packed + port.to_bytes(2, "big")
 
 
+def decode_host(name: bytes, field: str) -> Host:
+    """Read what a client wrote where a name belongs; ``field`` is the protocol's word for it, for the error.
+
+    Raises:
+        RemoteProtocolError: no host can look like that (reply 04).
+    """
+    try:
+        # Some clients send the name as UTF-8, and some send an address as text: parse_host knows both.
+        host = parse_host(name.decode())
+        if not isinstance(host, str) and "%" in str(host):
+            raise ValueError(f"{str(host)!r} bears a zone, which only the machine that gave it knows")
+    except ValueError as exc:
+        raise RemoteProtocolError(f"{field}: {exc}", HOST_UNREACHABLE) from exc
+    return host
+
+
 def decode_address(data: bytes | bytearray, at: int) -> tuple[Address, int] | None:
     """Read the address field that begins at ``data[at]``.
 
@@ -160,13 +176,7 @@ def decode_address(data: bytes | bytearray, at: int) -> tuple[Address, int] | No
     end = at + 4 + data[at + 1]
     if len(data) < end:
         return None
-    try:
-        # Some clients send the name as UTF-8, and some send an address as text: parse_host knows both.
-        host = parse_host(bytes(data[at + 2 : end - 2]).decode())
-        if not isinstance(host, str) and "%" in str(host):
-            raise ValueError(f"{str(host)!r} bears a zone, which only the machine that gave it knows")
-    except ValueError as exc:
-        raise RemoteProtocolError(f"DST.ADDR: {exc}", HOST_UNREACHABLE) from exc
+    host = decode_host(bytes(data[at + 2 : end - 2]), "DST.ADDR")
     return Address(host, data[end - 2] << 8 | data[end - 1]), end
 
 
