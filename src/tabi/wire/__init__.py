@@ -2,11 +2,13 @@
 
 Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``next_event()``, which returns the
 peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back,
-reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port.
+reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
+are of SOCKS4 and 4a, the same names without it of SOCKS5.
 """
 
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.machine import NEED_DATA
+from tabi.wire.socks4 import ClientMachine4, Reply4, ReplyCode4, Request4, ServerMachine4, reply4_code
 from tabi.wire.socks5 import (
     ClientMachine,
     Command,
@@ -25,6 +27,7 @@ __all__ = [
     "NEED_DATA",
     "Address",
     "ClientMachine",
+    "ClientMachine4",
     "Command",
     "Credentials",
     "CredentialsReply",
@@ -33,8 +36,13 @@ __all__ = [
     "Method",
     "MethodSelection",
     "Reply",
+    "Reply4",
     "ReplyCode",
+    "ReplyCode4",
     "Request",
+    "Request4",
     "ServerMachine",
+    "ServerMachine4",
     "parse_address",
+    "reply4_code",
 ]
