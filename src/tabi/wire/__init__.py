@@ -3,11 +3,13 @@
 Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``next_event()``, which returns the
 peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back,
 reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
-are of SOCKS4 and 4a, the same names without it of SOCKS5.
+are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
+octets.
 """
 
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.machine import NEED_DATA
+from tabi.wire.sniff import SNIFF_SIZE, Protocol, sniff
 from tabi.wire.socks4 import ClientMachine4, Reply4, ReplyCode4, Request4, ServerMachine4, reply4_code
 from tabi.wire.socks5 import (
     ClientMachine,
@@ -25,6 +27,7 @@ from tabi.wire.socks5 import (
 
 __all__ = [
     "NEED_DATA",
+    "SNIFF_SIZE",
     "Address",
     "ClientMachine",
     "ClientMachine4",
@@ -35,6 +38,7 @@ __all__ = [
     "Host",
     "Method",
     "MethodSelection",
+    "Protocol",
     "Reply",
     "Reply4",
     "ReplyCode",
@@ -45,4 +49,5 @@ __all__ = [
     "ServerMachine4",
     "parse_address",
     "reply4_code",
+    "sniff",
 ]

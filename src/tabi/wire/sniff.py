@@ -1,0 +1,68 @@
+"""Which protocol a connection speaks, told by its first octets, which stay where they are. No I/O.
+
+SOCKS4           04
+SOCKS5           05, with any NMETHODS behind it
+TLS              16 03: a record of the handshake, of any version
+HTTP/1           a method, which is a token (RFC 9110 section 5.6.2), and a space
+HTTP/2           the preface of RFC 9113 section 3.4, up to the version: a client that has asked nobody
+PROXY v1, v2     the signatures of the PROXY protocol, section 2
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from tabi.wire.machine import NEED_DATA, NeedData
+
+MAX_METHOD = 32
+"""Octets of an HTTP method. The longest that is registered, UPDATEREDIRECTREF, has 17."""
+
+SNIFF_SIZE = MAX_METHOD + 1
+"""Octets after which `sniff` never needs more."""
+
+
+class Protocol(StrEnum):
+    """What `sniff` can say."""
+
+    SOCKS4 = "socks4"
+    SOCKS5 = "socks5"
+    TLS = "tls"
+    HTTP = "http"
+    HTTP2 = "http2"
+    PROXY_V1 = "proxy v1"
+    PROXY_V2 = "proxy v2"
+    UNKNOWN = "unknown"
+
+
+# SOCKS first: it is asked for most.
+SIGNATURES = (
+    (b"\x05", Protocol.SOCKS5),
+    (b"\x04", Protocol.SOCKS4),
+    (b"\x16\x03", Protocol.TLS),
+    (b"PROXY ", Protocol.PROXY_V1),
+    (b"\r\n\r\n\0\r\nQUIT\n", Protocol.PROXY_V2),
+    (b"PRI * HTTP/2.0", Protocol.HTTP2),
+)
+HTTP, UNKNOWN = Protocol.HTTP, Protocol.UNKNOWN
+
+TOKEN = re.compile(rb"[!#$%%&'*+.^_`|~0-9A-Za-z-]{1,%d}" % MAX_METHOD)
+
+
+def sniff(data: bytes) -> Protocol | NeedData:
+    """Name the protocol of a connection that begins with ``data``, at the first octet that decides.
+
+    More octets never change an answer; NEED_DATA means that they are needed for one.
+    """
+    for signature, protocol in SIGNATURES:
+        if data.startswith(signature):
+            return protocol
+        if signature.startswith(data):
+            return NEED_DATA
+    method = TOKEN.match(data)
+    if method is None:
+        return UNKNOWN
+    end = method.end()
+    if end == len(data):
+        return NEED_DATA
+    return HTTP if data[end] == 0x20 else UNKNOWN
