@@ -9,6 +9,7 @@ octets.
 
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.machine import NEED_DATA
+from tabi.wire.proxy_protocol import ProxyHeader, SslInfo, TlvType, Transport
 from tabi.wire.sniff import SNIFF_SIZE, Protocol, sniff
 from tabi.wire.socks4 import ClientMachine4, Reply4, ReplyCode4, Request4, ServerMachine4, reply4_code
 from tabi.wire.socks5 import (
@@ -39,6 +40,7 @@ __all__ = [
     "Method",
     "MethodSelection",
     "Protocol",
+    "ProxyHeader",
     "Reply",
     "Reply4",
     "ReplyCode",
@@ -47,6 +49,9 @@ __all__ = [
     "Request4",
     "ServerMachine",
     "ServerMachine4",
+    "SslInfo",
+    "TlvType",
+    "Transport",
     "parse_address",
     "reply4_code",
     "sniff",
