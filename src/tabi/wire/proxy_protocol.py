@@ -329,6 +329,8 @@ def encode_v2(
 ) -> bytes:
     """The header of version 2 for a stream: AF_INET, AF_INET6, or UNSPEC where a host is None or a name.
 
+    UNSPEC is one that receivers may refuse, and haproxy 2.6 does: a name as destination costs the client's address too.
+
     Args:
         source: the client.
         destination: what the client connected to.
