@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -201,6 +202,86 @@ def test_queries_under_way_end_when_the_resolver_closes(run: Run) -> None:
     run(main)
 
 
+def test_nobody_waits_and_no_question_is_left(run: Run) -> None:
+    """Questions whose waiters have gone are ended by close, and their errors bother nobody."""
+
+    async def main() -> None:
+        complaints: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with name_server({}, silent=True) as (resolver, server):
+            task = asyncio.get_running_loop().create_task(resolver.resolve("silent.test"))
+            await server.heard.wait()
+            task.cancel()
+            await asyncio.wait((task,))
+            assert list(resolver.questions) == ["silent.test"]
+            tasks = asyncio.all_tasks()
+            await resolver.close()
+            assert not resolver.questions
+            assert asyncio.all_tasks() == tasks
+        gc.collect()
+        assert complaints == []
+
+    run(main)
+
+
+def test_equal_names_under_way_are_one_question(run: Run) -> None:
+    """One question, an answer for each; who stops waiting takes it from nobody else."""
+
+    async def main() -> None:
+        async with name_server({"name.test": ["127.0.0.1"]}) as (resolver, server):
+            loop = asyncio.get_running_loop()
+            gone, *tasks = [loop.create_task(resolver.resolve("name.test")) for _ in range(5)]
+            await asyncio.sleep(0)
+            gone.cancel()
+            assert await asyncio.gather(*tasks) == [[IPv4Address("127.0.0.1")]] * 4
+            assert gone.cancelled()
+            assert sorted(qtype for _, qtype in server.asked) == [A, AAAA]
+            assert not resolver.questions
+
+    run(main)
+
+
+def test_what_is_asked_at_a_time_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """c-ares hangs without ids: a place is taken until c-ares has answered, though nobody waits; then reply 01."""
+    monkeypatch.setattr(resolve, "LOOKUPS", 3)
+
+    async def main() -> None:
+        async with name_server({}, silent=True) as (resolver, _):
+            loop = asyncio.get_running_loop()
+            tasks = [loop.create_task(resolver.resolve(f"name{number}.test")) for number in range(3)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            with pytest.raises(DialError, match=r"^late\.test: too many names are being resolved$") as caught:
+                await resolver.resolve("late.test")
+            assert caught.value.reply_code == ReplyCode.GENERAL_FAILURE
+            again = loop.create_task(resolver.resolve("name0.test"))
+            await asyncio.sleep(0)
+            assert not again.done()
+            await resolver.close()
+            await asyncio.wait((again,))
+            assert isinstance(again.exception(), DialError)
+
+    run(main)
+
+
+def test_a_question_that_nobody_answers_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the tries, not after c-ares' own idea of them; then its place is free and the name can be asked again."""
+    monkeypatch.setattr(resolve, "TIMEOUT", 0.05)
+    monkeypatch.setattr(resolve, "TRIES", 2)
+
+    async def main() -> None:
+        async with name_server({}, silent=True) as (resolver, server):
+            with pytest.raises(DialError) as caught:
+                await resolver.resolve("silent.test")
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+            assert sorted(qtype for _, qtype in server.asked) == [A, A, AAAA, AAAA]
+            assert not resolver.questions
+
+    run(main)
+
+
 def test_an_address_without_a_record_is_told_by_the_resolver_itself(
     run_once: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,8 +293,10 @@ def test_an_address_without_a_record_is_told_by_the_resolver_itself(
     async def main() -> None:
         async with name_server({}) as (resolver, _):
 
-            async def nothing(name: str, type: socket.SocketKind) -> Nothing:
-                return Nothing()
+            def nothing(name: str, type: socket.SocketKind) -> asyncio.Future[Nothing]:
+                future = asyncio.get_running_loop().create_future()
+                future.set_result(Nothing())
+                return future
 
             with monkeypatch.context() as patch:
                 patch.setattr(resolver.resolver, "getaddrinfo", nothing)

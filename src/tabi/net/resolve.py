@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiodns
 
+from tabi.errors import DialError
 from tabi.net.failures import resolve_error
+from tabi.wire.socks5 import ReplyCode
 
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
+
+LOOKUPS = 1000
+"""Questions under way at a time in a worker. Each is two queries, and c-ares hangs when its 65,536 ids are used up."""
+
+TIMEOUT, TRIES = 1, 3
+"""Seconds that a name server has at first, doubled with each try; and tries. A question that nobody answers ends after
+7 seconds (1 + 2 + 4) at most, with two name servers after 14, about when its waiters leave. The tries are c-ares' own:
+it cuts the seconds itself for a server that is quick as a rule, and fewer would give up names that take it long."""
 
 
 class Resolver(Protocol):
@@ -64,18 +74,24 @@ class ThreadResolver:
 class SystemResolver:
     """c-ares, with /etc/resolv.conf, /etc/hosts and nsswitch.conf as the system has them.
 
+    c-ares cannot take one question back. So a question lasts until c-ares has answered, whoever has waited for it: it
+    counts that long, and who asks for the same name meanwhile waits for the same answer.
+
     Args:
         loop: on which the answers arrive.
         nameservers: asked in place of the system's, as ``address`` or ``address:port``.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, nameservers: list[str] | None = None) -> None:
-        self.resolver = aiodns.DNSResolver(nameservers, loop)
+        self.resolver = aiodns.DNSResolver(nameservers, loop, timeout=TIMEOUT, tries=TRIES)
+        self.questions: dict[str, asyncio.Future[Any]] = {}
 
     async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
-        """See `Resolver`. Who waits sets the deadline."""
+        """See `Resolver`; a DialError too, at once, while LOOKUPS others are asked for. Who waits sets the deadline."""
+        question = self.questions.get(name) or self.ask(name)
+        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
         try:
-            found = await self.resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+            found = question.result()
         except aiodns.error.DNSError as exc:
             number, text = exc.args[0], str(exc.args[-1])
             raise resolve_error(number, text, name) from exc
@@ -84,6 +100,21 @@ class SystemResolver:
             raise resolve_error(aiodns.error.ARES_ENODATA, "no address", name)
         return addresses
 
+    def ask(self, name: str) -> asyncio.Future[Any]:
+        """Put a question to c-ares, and keep it until it is answered."""
+        if len(self.questions) >= LOOKUPS:
+            raise DialError(f"{name}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
+
+        def answered(question: asyncio.Future[Any]) -> None:
+            del self.questions[name]
+            question.exception()  # perhaps nobody waits any more to whom it could be told
+
+        question = self.questions[name] = self.resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+        question.add_done_callback(answered)
+        return question
+
     async def close(self) -> None:
-        """Stop c-ares; queries under way end with an error."""
+        """Stop c-ares; questions under way end with an error."""
         await self.resolver.close()
+        if self.questions:
+            await asyncio.wait(self.questions.values())  # c-ares has ended them all; the loop brings it
