@@ -113,6 +113,38 @@ def test_what_can_be_no_host_is_refused(text: str) -> None:
     assert not any(character in str(caught.value) for character in "\r\n\t\x00\x7f")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ü" * 33, "more than 32 characters outside ASCII"),
+        (".".join("ü" * 33), "more than 32 characters outside ASCII"),
+        ("\ufdfa" * 3, "more than 32 characters outside ASCII"),
+        (".".join("\ufb03" * 33), "more than 32 characters outside ASCII"),
+        ("ü" + "a" * 63, "a label of more than 63 characters"),
+        ("b.ü\uff0e" + "a" * 64, "a label of more than 63 characters"),
+        ("\ufdfa" * 4, "a label of more than 63 characters"),
+        ("ü" + ".a" * 128, "1 to 255 octets"),
+        ("ü." * 200_000, "1 to 255 octets"),
+    ],
+)
+def test_what_would_keep_idna_busy_is_refused_before(monkeypatch: pytest.MonkeyPatch, text: str, why: str) -> None:
+    """A hostile name costs hardly more than a real one: the slow part of the codec never sees it."""
+    monkeypatch.setattr("encodings.idna.nameprep", None)  # whoever calls it has a TypeError
+    with pytest.raises(ValueError, match=why):
+        parse_host(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ü" * 32, ".".join("ü" * 32), "ü" + "a" * 55, "министерство-образования.рф", "ü." + ".".join(["a" * 57] * 4)],
+)
+def test_international_names_as_long_as_they_may_be(text: str) -> None:
+    """32 characters outside ASCII in a name, labels and names as long as DNS has them."""
+    host = parse_host(text)
+    assert isinstance(host, str)
+    assert host.encode().decode("idna") == text
+
+
 @given(st.one_of(st.text(max_size=30), st.text(st.characters(codec="latin-1"), max_size=30)))
 def test_any_text_is_a_printable_host_or_refused(text: str) -> None:
     """Whatever the text, the result is an address or a name of 1 to 255 printable octets; or ValueError."""
