@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -26,10 +28,17 @@ INNER_ADDRESSES = {
     "169.254.0.1": "169.254.0.0/16",
     "172.16.0.1": "172.16.0.0/12",
     "172.31.255.255": "172.16.0.0/12",
+    "192.0.0.0": "192.0.0.0/24",
+    "192.0.0.192": "192.0.0.0/24",
+    "192.0.0.255": "192.0.0.0/24",
     "192.168.0.1": "192.168.0.0/16",
+    "198.18.0.0": "198.18.0.0/15",
+    "198.19.255.255": "198.18.0.0/15",
     "224.0.0.1": "224.0.0.0/4",
     "239.255.255.250": "224.0.0.0/4",
-    "255.255.255.255": "255.255.255.255/32",
+    "240.0.0.0": "240.0.0.0/4",
+    "247.1.2.3": "240.0.0.0/4",
+    "255.255.255.255": "240.0.0.0/4",
     "::": "::/128",
     "::1": "::1/128",
     "fc00::1": "fc00::/7",
@@ -40,7 +49,11 @@ INNER_ADDRESSES = {
     "fe80::1%lo": "fe80::/10",
     "fec0::1": "fec0::/10",
     "ff02::1": "ff00::/8",
-    # IPv4 inside IPv6: mapped, 6to4 (RFC 3056), NAT64 (RFC 6052)
+    # IPv4 inside IPv6: compatible (RFC 4291), mapped, 6to4 (RFC 3056), NAT64 (RFC 6052)
+    "::2": "0.0.0.0/8",
+    "::127.0.0.1": "127.0.0.0/8",
+    "::10.0.0.1": "10.0.0.0/8",
+    "::255.255.255.255": "240.0.0.0/4",
     "::ffff:127.0.0.1": "127.0.0.0/8",
     "::ffff:10.1.2.3": "10.0.0.0/8",
     "::ffff:169.254.169.254": "169.254.0.0/16",
@@ -51,6 +64,12 @@ INNER_ADDRESSES = {
     "64:ff9b::7f00:1": "127.0.0.0/8",
     "64:ff9b::169.254.169.254": "169.254.0.0/16",
     "64:ff9b::10.0.0.1": "10.0.0.0/8",
+    # as a whole: translators of a network's own (RFC 8215), Teredo (RFC 4380)
+    "64:ff9b:1::": "64:ff9b:1::/48",
+    "64:ff9b:1:7f00:0:100::": "64:ff9b:1::/48",
+    "64:ff9b:1:ffff:ffff:ffff:8.8.8.8": "64:ff9b:1::/48",
+    "2001::1": "2001::/32",
+    "2001:0:808:808:0:ffff:f5ff:fffe": "2001::/32",
 }
 OUTER_ADDRESSES = [
     "1.0.0.0",
@@ -64,12 +83,18 @@ OUTER_ADDRESSES = [
     "169.255.0.0",
     "172.15.255.255",
     "172.32.0.0",
+    "191.255.255.255",
+    "192.0.1.0",
     "192.167.255.255",
     "192.169.0.0",
+    "198.17.255.255",
+    "198.20.0.0",
     "198.51.100.7",
     "223.255.255.255",
     "8.8.8.8",
-    "::2",
+    "::8.8.8.8",
+    "::1:0:0:1",
+    "2001:1::1",
     "2001:4860:4860::8888",
     "fbff::1",
     "fe00::1",
@@ -77,6 +102,8 @@ OUTER_ADDRESSES = [
     "2002:808:808::1",
     "64:ff9b::8.8.8.8",
     "64:ff9b::1:7f00:1",
+    "64:ff9b:0:ffff::",
+    "64:ff9b:2::1",
 ]
 INNER_CLIENTS: list[Host] = [
     ip_address("127.0.0.1"),
@@ -150,7 +177,16 @@ def test_any_ipv4_address_alone_and_inside_ipv6(address: IPv4Address) -> None:
     mapped = IPv6Address(b"\x00" * 10 + b"\xff\xff" + address.packed)
     sixtofour = IPv6Address(b"\x20\x02" + address.packed + bytes(10))
     nat64 = IPv6Address(b"\x00\x64\xff\x9b" + bytes(8) + address.packed)
+    if int(address) > 1:  # :: and ::1 are themselves
+        assert inner_network(IPv6Address(bytes(12) + address.packed)) == network
     assert inner_network(mapped) == inner_network(sixtofour) == inner_network(nat64) == network
+
+
+def test_the_page_on_refusals_has_the_same_list() -> None:
+    """Operators read there what a client from outside cannot reach."""
+    page = (Path(__file__).parents[2] / "docs" / "why-was-it-refused.md").read_text()
+    (block,) = re.findall(r"Any other may not reach:\n\n((?:    .*\n)+)", page)
+    assert block.split() == [str(network) for network in INNER]
 
 
 @given(st.sampled_from(INNER).flatmap(lambda network: st.ip_addresses(network=str(network))))

@@ -23,11 +23,15 @@ INNER: tuple[IPv4Network | IPv6Network, ...] = tuple(
         "127.0.0.0/8",  # loopback
         "169.254.0.0/16",  # link-local, and the metadata services of clouds
         "172.16.0.0/12",  # RFC 1918
+        "192.0.0.0/24",  # protocols between neighbours, RFC 6890
         "192.168.0.0/16",  # RFC 1918
+        "198.18.0.0/15",  # laboratories, RFC 2544
         "224.0.0.0/4",  # multicast
-        "255.255.255.255/32",  # broadcast
+        "240.0.0.0/4",  # reserved, RFC 1112; some networks use it as a private one. With broadcast
         "::/128",  # unspecified: Linux takes it for loopback
         "::1/128",  # loopback
+        "64:ff9b:1::/48",  # translators of the network's own, RFC 8215: where IPv4 is in there only they know
+        "2001::/32",  # Teredo, RFC 4380: an IPv4 server and an IPv4 client
         "fc00::/7",  # unique local, RFC 4193
         "fe80::/10",  # link-local
         "fec0::/10",  # site-local, RFC 3879
@@ -39,6 +43,9 @@ INNER: tuple[IPv4Network | IPv6Network, ...] = tuple(
 NAT64 = IPv6Network("64:ff9b::/96")
 """RFC 6052: a translator on the way sends these to the IPv4 address in the last four octets."""
 
+COMPATIBLE = IPv6Network("::/96")
+"""RFC 4291 section 2.5.5.1: a tunnel, deprecated, to the IPv4 address in the last four octets. :: and ::1 are none."""
+
 
 def inner_network(address: IP) -> IPv4Network | IPv6Network | None:
     """The inner network that an address lies in, or None. An IPv4 address inside an IPv6 one counts as what it is."""
@@ -46,7 +53,7 @@ def inner_network(address: IP) -> IPv4Network | IPv6Network | None:
         inside = address.ipv4_mapped or address.sixtofour
         if inside is not None:
             address = inside
-        elif address in NAT64:
+        elif address in NAT64 or (address in COMPATIBLE and int(address) > 1):
             address = IPv4Address(address.packed[12:])
     return next((network for network in INNER if address.version == network.version and address in network), None)
 
