@@ -391,6 +391,24 @@ def test_any_address_of_a_name_may_call(run: Run, source: str) -> None:
     run(main)
 
 
+def test_a_name_of_both_families_is_listened_for_in_the_clients_own(run: Run) -> None:
+    """Whichever the resolver has first; among those of one family its order stands."""
+
+    async def main() -> None:
+        resolver = FakeResolver({"six.test": ["::1", "127.0.0.1"], "four.test": ["127.0.0.1", "::1"]})
+        async with Server("socks5://[::1]:0", LOOPBACK, resolver=resolver) as server:
+            for name in ("six.test", "four.test"):
+                for index, own in enumerate(("::1", "127.0.0.1")):
+                    async with client(server.addresses[index]) as streams:
+                        bound = await open_bind(streams, name)
+                        assert str(bound.host) == own
+                        async with caller(bound, own) as (far_reader, _):
+                            assert str((await read_bound(streams[0])).host) == own
+                            await check(streams[1], far_reader)
+
+    run(main)
+
+
 def test_a_name_that_is_not_resolved(run: Run) -> None:
     """An unknown one is 04, and so is one whose address is not found within timeouts.connect."""
 

@@ -66,6 +66,9 @@ class Bind:
 
         permit = permit_for(session.client.host)
         expected = await self.find(session.destination, permit)
+        # Of a name with both kinds of addresses, it listens on the one that the client has itself.
+        own = family_of(session.client.host)
+        expected.sort(key=lambda address: family_of(address) != own)
 
         session.via = "direct"
         sock, bound = self.listen(expected, client.sock, session.destination)
