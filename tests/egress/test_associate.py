@@ -454,6 +454,59 @@ def test_sending_waits_for_room(run: Run) -> None:
     run(main)
 
 
+def test_several_wait_for_room(run: Run) -> None:
+    """Each one's datagram is sent in the end; one that gives up takes nothing from the others."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            full = Full(bed.association.sock, 1 << 30)
+            bed.association.sock = full  # type: ignore[assignment]
+            sending = [await waiting(bed.association.send(b"%d" % number, SOMEWHERE)) for number in range(4)]
+            sending[1].cancel()
+            await turns()
+            full.refusals = 0
+            await asyncio.gather(*sending, return_exceptions=True)
+            assert {await bed.arrived() for _ in range(3)} == {wrap(b"0"), wrap(b"2"), wrap(b"3")}
+            assert [task.cancelled() for task in sending] == [False, True, False, False]
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["close", "end"])
+def test_who_queues_for_room_is_told_of_the_end(run: Run, how: str) -> None:
+    """Not only the first of several senders."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            bed.association.sock = Full(bed.association.sock, 1 << 30)  # type: ignore[assignment]
+            sending = [await waiting(bed.association.send(b"x", SOMEWHERE)) for _ in range(3)]
+            if how == "close":
+                bed.association.close()
+            else:
+                bed.far[0].close()
+            errors = await asyncio.gather(*sending, return_exceptions=True)
+            expected = ConnectionAbortedError if how == "close" else ConnectionResetError
+            assert [type(error) for error in errors] == [expected] * 3
+
+    run(main)
+
+
+def test_sending_without_end_lets_others_run(run: Run) -> None:
+    """A deadline around it comes, even though there is always room."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            asyncio.get_running_loop().call_later(0, bed.association.close)
+            for number in range(100_000):
+                try:
+                    await bed.association.send(b"x", SOMEWHERE)
+                except ConnectionAbortedError:
+                    break
+            assert number <= 2 * BATCH
+
+    run(main)
+
+
 def test_closing_while_one_waits_for_room(run: Run) -> None:
     """The sender is told, whichever task closes."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from conftest import Run
 from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
 from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
-from tabi.net.stream import Stream
+from tabi.net.stream import Sock, Stream
 
 MIB = 1 << 20
 
@@ -140,6 +142,50 @@ def test_send_all_waits_for_a_slow_reader(run: Run) -> None:
                 at_here = group.create_task(receive_all(here))
             assert at_there.result() == data
             assert at_here.result() == data[::-1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [1, 100, MIB])
+def test_sending_without_end_lets_others_run(run: Run, size: int) -> None:
+    """However much fits, and in however small pieces, the loop has its turn."""
+
+    class Bottomless:
+        """A socket that takes everything at once."""
+
+        def __init__(self, sock: Sock) -> None:
+            self.sock = sock
+
+        def send(self, data: bytes | memoryview) -> int:
+            return len(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sock, name)
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, _):
+            stream.sock = Bottomless(stream.sock)
+            asyncio.get_running_loop().call_soon(stream.expire)
+            sent = 0
+            while not stream.expired:
+                await stream.send_all(bytes(size))
+                sent += size
+                assert sent <= 3 * MIB
+
+    run(main)
+
+
+def test_a_view_of_larger_items_is_sent_whole(run: Run) -> None:
+    """send(2) counts octets, a memoryview its items."""
+
+    async def main() -> None:
+        near, far = tcp_pair(65536)
+        data = array("I", range(MIB))
+        with far:
+            async with Stream(get_reactor(), near) as stream, asyncio.TaskGroup() as group:
+                sending = group.create_task(stream.send_all(memoryview(data)))
+                assert await read(far, 4 * MIB) == data.tobytes()
+                await sending
 
     run(main)
 

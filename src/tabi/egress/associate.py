@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from asyncio import sleep
+from asyncio import Lock, sleep
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -64,7 +64,7 @@ def open_socket(control: Stream, relay: Address) -> Sock:
 
 
 class Association:
-    """Datagrams to and from anywhere, through a proxy's relay. One task may receive while another sends.
+    """Datagrams to and from anywhere, through a proxy's relay. One task may receive while others send.
 
     It lasts as long as its control connections: close it with `close` or ``async with``.
 
@@ -76,7 +76,20 @@ class Association:
         DialError: there is no way to the relay. The control connections are still open then.
     """
 
-    __slots__ = ("controls", "crowded", "ended", "hops", "layers", "received", "relay", "sock", "strangers", "udp")
+    __slots__ = (
+        "burst",
+        "controls",
+        "crowded",
+        "ended",
+        "hops",
+        "layers",
+        "received",
+        "relay",
+        "sock",
+        "strangers",
+        "turn",
+        "udp",
+    )
 
     def __init__(self, controls: Sequence[Stream], relays: Sequence[Address]) -> None:
         self.controls = controls
@@ -87,6 +100,8 @@ class Association:
         self.strangers = 0
         self.crowded = False
         self.ended = False
+        self.burst = 0  # sent since the last wait
+        self.turn = Lock()  # of those who wait for room
         reactor = controls[0].reactor
         self.sock = open_socket(controls[0], self.relay)
         self.udp = Stream(reactor, self.sock)  # for its waits
@@ -124,7 +139,7 @@ class Association:
         if self.udp.fd < 0:
             raise ConnectionAbortedError("the association is closed")
 
-    async def send(self, data: bytes, destination: Address | Destination) -> None:
+    async def send(self, data: bytes | bytearray | memoryview, destination: Address | Destination) -> None:
         """Send one datagram to (host, port), waiting while there is no room; a name is resolved by the last proxy.
 
         That it arrives nobody knows.
@@ -138,9 +153,14 @@ class Association:
             OSError: as send(2).
         """
         headers = make_headers(self.hops, destination)
-        if len(headers) + len(data) > MAX_DATAGRAM:
+        size = memoryview(data).nbytes
+        if len(headers) + size > MAX_DATAGRAM:
             room = MAX_DATAGRAM - len(headers)
-            raise ValueError(f"a datagram of {len(data)} octets, expected at most {room} to this destination")
+            raise ValueError(f"a datagram of {size} octets, expected at most {room} to this destination")
+        if self.burst >= BATCH:
+            self.burst = 0
+            await sleep(0)  # who always finds room must not keep the other tasks from running
+        self.burst += 1
         while True:
             self.check()
             if self.ended:
@@ -149,13 +169,17 @@ class Association:
                 self.sock.sendmsg((headers, data))
                 return
             except BlockingIOError:
-                await self.room()
+                self.burst = 0
+                async with self.turn:
+                    await self.room()
             except OSError as exc:
                 raise self.failure(exc) from None
 
     async def room(self) -> None:
-        """Wait until the socket takes more. Only meanwhile does the reactor tell of room, for it would always."""
+        """Wait until the socket takes more, or the end. Only meanwhile does the reactor tell of room: it would always."""
         udp, reactor = self.udp, self.udp.reactor
+        if udp.fd < 0 or self.ended:
+            return
         reactor.forget(udp.fd)
         reactor.register(udp.fd, udp.on_ready)
         try:

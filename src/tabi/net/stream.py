@@ -19,6 +19,12 @@ from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor
 RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7)): close sends RST
 WRITABLE = OUT | BROKEN
 
+BURST = 1 << 20
+"""Octets that `Stream.send_all` sends without a wait before it lets other tasks run."""
+
+SEND_COST = 4096
+"""What a call of send(2) counts for besides its octets: many short ones take their time too."""
+
 
 class Sock(Protocol):
     """What a stream needs of a socket: `socket.socket`, or the C class below it, which costs a third to make."""
@@ -103,7 +109,7 @@ class Stream:
     ``events`` is what is known of the socket's readiness; it is true until a call finds otherwise.
     """
 
-    __slots__ = ("events", "expired", "fd", "reactor", "reader", "sock", "writer")
+    __slots__ = ("burst", "events", "expired", "fd", "reactor", "reader", "sock", "writer")
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
         self.reactor = reactor
@@ -111,6 +117,7 @@ class Stream:
         self.fd = sock.fileno()
         self.events = 0
         self.expired = False
+        self.burst = 0
         self.reader: Readiness | None = None
         self.writer: Readiness | None = None
         reactor.register(self.fd, self.on_ready)
@@ -188,15 +195,25 @@ class Stream:
             await self.readable()
         return data
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything, waiting while the peer does not read. Errors as `receive`."""
         view = memoryview(data)
+        if view.nbytes != len(view):  # send(2) counts octets
+            view = view.cast("B")
         while view:
+            if self.burst > BURST:
+                self.burst = 0
+                await asyncio.sleep(0)  # who always finds room must not keep the other tasks from running
+                self.check()
             try:
-                view = view[self.sock.send(view) :]
+                sent = self.sock.send(view)
             except BlockingIOError:
+                self.burst = 0
                 self.events &= ~OUT
                 await self.writable()
+            else:
+                self.burst += sent + SEND_COST
+                view = view[sent:]
 
     def send_soon(self, data: bytes) -> None:
         """Send a message that is known to fit, at the end of the reactor's turn: an empty send buffer takes 4 KiB and
