@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import select
@@ -511,6 +512,29 @@ def test_each_loop_has_one_reactor(run: Run) -> None:
         return get_reactor()
 
     assert run(main) is not run(main)
+
+
+def test_threads_with_loops_of_their_own_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one looks for loops that are closed, another may make a reactor or find the same ones."""
+
+    class Disturbing:
+        """A closed loop; while it is looked at, another thread does something."""
+
+        def __init__(self, disturb: Callable[[object], object]) -> None:
+            self.disturb = disturb
+
+        def is_closed(self) -> bool:
+            self.disturb(self)
+            return True
+
+    table: dict[Any, Any] = {}
+    monkeypatch.setattr("tabi.net.reactor.reactors", table)
+    for disturb in (lambda _: table.update({object(): None}), table.pop):
+        table.clear()
+        table.update({Disturbing(disturb): None for _ in range(3)})
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            assert get_reactor(loop) is table[loop]
+        assert not any(isinstance(old, Disturbing) for old in table)
 
 
 @pytest.mark.parametrize(

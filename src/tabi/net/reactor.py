@@ -411,8 +411,9 @@ def get_reactor(loop: asyncio.AbstractEventLoop | None = None) -> Reactor:
     loop = loop or asyncio.get_running_loop()
     reactor = reactors.get(loop)
     if reactor is None:
-        for old in [old for old in reactors if old.is_closed()]:
-            del reactors[old]
+        for old in list(reactors):  # other threads with loops of their own change it too
+            if old.is_closed():
+                reactors.pop(old, None)
         reactor = reactors[loop] = make_reactor(loop, os.environ.get("TABI_REACTOR"))
     return reactor
 
