@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tabi
 from conftest import Run
 from processes import PATIENCE, TABI, Serve, environment, failure, in_thread, run_tabi, serve
 from support import closed_port, datagram_target, target
+from tabi.cli import udp
+from tabi.wire.address import parse_address
 
 
 @pytest.fixture
@@ -146,13 +151,55 @@ def test_a_name_and_a_chain(tmp_path: Path, run_once: Run) -> None:
     [
         ([], b"x" * 65500, "a datagram of 65500 octets, expected at most 65497"),
         ([], b"x" * 140000, "a line of more than 131014 octets is no datagram"),
-        (["--hex"], b"xyz", "non-hexadecimal"),
+        (["--hex"], b"xyz", "'xyz' is no hexadecimal"),
+        (["--hex"], "ä".encode(), "'\\xc3\\xa4' is no hexadecimal"),
     ],
 )
 def test_a_line_that_cannot_be_sent_is_one_line(proxy: Serve, options: list[str], line: bytes, text: str) -> None:
-    """Exit code 1, at once."""
-    done = run_tabi("udp", "--via", proxy.url, "--wait", "1000", *options, "127.0.0.1:9", stdin=line + b"\n")
-    assert text in failure(done, 1)
+    """Exit code 1, and the number of the line."""
+    done = run_tabi("udp", "--via", proxy.url, "--wait", "0", *options, "127.0.0.1:9", stdin=b"\n" + line + b"\n")
+    assert failure(done, 1).startswith(f"tabi: line 2: {text}")
+
+
+def test_answers_are_waited_for_where_a_line_cannot_be_sent(proxy: Serve) -> None:
+    """What the lines before have asked for is printed as if it were the end of input; then it fails."""
+    with Udp(proxy, "--hex", "--wait", "1.5") as running:
+        running.write(b"00\nzz\n01\n")
+        assert running.arrived() == b"\0"
+        running.answer(b"\1")
+        assert running.line() == b"01\n"
+        assert running.process.wait(PATIENCE) == 1
+        assert running.process.stderr
+        assert running.process.stderr.read() == b"tabi: line 2: 'zz' is no hexadecimal\n"
+
+
+def test_output_that_fails_is_the_only_error(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind `| head -1`: that the input ends at the same moment changes nothing."""
+    failed = threading.Event()
+    threads: list[threading.Thread] = []
+    reported: list[Any] = []
+
+    def lines() -> Iterator[bytes]:
+        threads.append(threading.current_thread())
+        yield b"question"
+        failed.wait(PATIENCE)
+
+    def write(fd: int, data: bytes) -> None:
+        failed.set()
+        threads[0].join(PATIENCE)
+        raise OSError(errno.ENOSPC, "full")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        async with datagram_target() as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            with pytest.raises(OSError, match="full"):
+                await udp.exchange(tabi.Proxy(server.url), parse_address(f"127.0.0.1:{port}"), 1.0, False)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(udp, "lines", lines)
+    monkeypatch.setattr(udp, "write", write)
+    run_once(main)
+    assert reported == []
 
 
 def test_a_proxy_without_associations_is_one_line(run_once: Run) -> None:
@@ -187,6 +234,7 @@ def test_a_proxy_that_is_not_there_is_one_line() -> None:
         ("socks5://127.0.0.1:1", "127.0.0.1:0", []),
         ("socks5://127.0.0.1:1", "::1:53", []),
         ("socks5://127.0.0.1:1", "127.0.0.1:53", ["--wait", "-1"]),
+        ("socks5://127.0.0.1:1", "127.0.0.1:53", ["--wait", "inf"]),
         ("http://127.0.0.1:1", "127.0.0.1:1", []),
         ("socks5://alice:hunter2@127.0.0.1:99999", "127.0.0.1:1", []),
     ],

@@ -30,14 +30,16 @@ def udp(
 ) -> None:
     """Send each line of standard input as a datagram through a proxy, and print each one that comes as a line.
 
-    At the end of input it goes on until nothing has come for a while.
+    At the end of input it goes on until nothing has come for a while; that nothing came at all is no error.
+
+    Example:  echo hello | tabi udp --via socks5://127.0.0.1:1080 192.0.2.1:7
     """
     try:
         address = parse_address(destination)
         if not address.port:
             raise ValueError(f"{destination!r} has port 0, which no datagram goes to")
         if not 0 <= wait < 1e9:
-            raise ValueError(f"--wait of {wait:g} s, expected 0 or more")
+            raise ValueError(f"--wait of {wait:g} s, expected 0 or more and less than 1e9")
         proxy = Proxy(*via, timeout=timeout)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
@@ -46,22 +48,32 @@ def udp(
 
 
 async def exchange(proxy: Proxy, address: Address, wait: float, hexadecimal: bool) -> None:
-    """Send the lines of standard input while printing what comes."""
+    """Send the lines of standard input while printing what comes.
+
+    Raises:
+        ValueError: a line cannot be sent; those before it were, and their answers were waited for.
+    """
     loop = asyncio.get_running_loop()
     failures: list[Exception] = []
 
     def upload() -> None:
+        number, seconds = 1, wait
         try:
             for line in lines():
-                data = bytes.fromhex(line.decode("ascii", "replace")) if hexadecimal else line
+                data = from_hex(line) if hexadecimal else line
                 asyncio.run_coroutine_threadsafe(association.send(data, address), loop).result()
+                number += 1
+        except ValueError as exc:
+            failures.append(ValueError(f"line {number}: {exc}"))
         except Exception as exc:
             failures.append(exc)
+            seconds = 0
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting for this any more
-            loop.call_soon_threadsafe(end, 0 if failures else wait)
+            loop.call_soon_threadsafe(end, seconds)
 
     def end(seconds: float) -> None:
-        quiet.reschedule(loop.time() + seconds)
+        with contextlib.suppress(RuntimeError):  # something else has ended the wait
+            quiet.reschedule(loop.time() + seconds)
 
     async with proxy.associate() as association:
         try:
@@ -75,6 +87,15 @@ async def exchange(proxy: Proxy, address: Address, wait: float, hexadecimal: boo
         except TimeoutError:
             if failures:
                 raise failures[0] from None
+
+
+def from_hex(line: bytes) -> bytes:
+    """The datagram that a line stands for. Raises ValueError."""
+    text = line.decode("latin-1")
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!a}{'...' * (len(text) > 40)} is no hexadecimal") from None
 
 
 def lines() -> Iterator[bytes]:
