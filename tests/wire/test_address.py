@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given
@@ -19,11 +19,13 @@ from tabi.wire.address import (
     decode_address,
     encode_address,
     from_sockaddr,
+    make_host,
     missing_octets,
     parse_address,
     parse_host,
     parse_ip,
     parse_port,
+    unmap,
 )
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
@@ -67,6 +69,43 @@ def test_a_host_is_an_address_or_a_name(text: str, host: Host) -> None:
     found = parse_host(text)
     assert found == host
     assert isinstance(found, str) == isinstance(host, str)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "example.com", "bücher.example"])
+def test_a_host_from_a_program(host: str) -> None:
+    """Text is what it is for people; an address of ipaddress is itself."""
+    assert make_host(host) == parse_host(host)
+    if not is_name(host):
+        assert make_host(ip_address(host)) == parse_host(host)
+
+
+@pytest.mark.parametrize("host", [None, 5, b"127.0.0.1", ("x",), True, object()])
+def test_nothing_else_is_a_host(host: object) -> None:
+    """Its text would be a name: "None" is one."""
+    with pytest.raises(TypeError, match=r"is no host, expected str, IPv4Address or IPv6Address"):
+        make_host(host)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:80", "example.com:80", "[::1]:80", "1:2"])
+def test_a_host_with_a_port_is_refused(text: str) -> None:
+    """And the message says what is wrong."""
+    with pytest.raises(ValueError, match=r"is no IPv6 address; a host stands here without a port"):
+        parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:0.0.0.0", "0.0.0.0"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("example.com", "example.com"),
+    ],
+)
+def test_ipv4_inside_ipv6_is_ipv4(host: str, expected: str) -> None:
+    """The rest stays as it is."""
+    assert unmap(Address(parse_host(host), 53)) == Address(parse_host(expected), 53)
 
 
 @pytest.mark.parametrize("text", ["\uff11\uff12\uff17.0.0.1", "\uff11\uff12\uff17\u3002\uff10\u3002\uff10\u3002\uff11"])

@@ -116,11 +116,26 @@ def parse_host(text: str) -> Host:
     # Behind IDNA, which also turns other scripts' digits and full stops into those of an address.
     literal = ascii_text[1:-1] if ascii_text.startswith("[") and ascii_text.endswith("]") else ascii_text
     if ":" in literal:
-        return IPv6Address(literal)
+        try:
+            return IPv6Address(literal)
+        except ValueError:
+            raise ValueError(f"{text!r} is no IPv6 address; a host stands here without a port") from None
     try:
         return IPv4(literal)
     except ValueError:
         return ascii_text
+
+
+def make_host(host: object) -> Host:
+    """Take a host from a program: text as `parse_host` does, or an address of ``ipaddress``.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: as `parse_host`.
+    """
+    if not isinstance(host, str | IPv4Address | IPv6Address):
+        raise TypeError(f"{host!r} is no host, expected str, IPv4Address or IPv6Address")
+    return parse_host(str(host))
 
 
 def parse_port(text: str) -> int:
@@ -145,6 +160,12 @@ def parse_address(text: str) -> Address:
 def from_sockaddr(sockaddr: tuple[Any, ...]) -> Address:
     """An IP socket's address as Python's sockets give it."""
     return Address(parse_ip(sockaddr[0]), sockaddr[1])
+
+
+def unmap(address: Address) -> Address:
+    """The same, but IPv4 where it is IPv4 inside IPv6, as a dual-stack socket has it."""
+    host, port = address
+    return Address(parse_ip(str(host)), port) if isinstance(host, IPv6Address) else address
 
 
 def encode_address(address: Address) -> bytes:
