@@ -14,7 +14,7 @@ import trustme
 
 import tabi
 from conftest import Run
-from doubles import caller, config, expect_reset
+from doubles import caller, config, expect_reset, reset
 from support import GREETING, closed_port, datagram_target, echo, request, target
 from tabi.wire.address import Address, encode_address, parse_address, parse_host
 from tabi.wire.datagram import encode_header
@@ -367,6 +367,17 @@ def test_a_timeout_that_is_none_is_a_value_error(timeout: float) -> None:
         tabi.Proxy("socks5://127.0.0.1:1", timeout=timeout)
 
 
+@pytest.mark.parametrize("host", [None, 5, b"127.0.0.1"])
+def test_what_is_neither_text_nor_an_address_is_a_type_error(host: Any) -> None:
+    """It would be asked for as a name otherwise."""
+    proxy = tabi.Proxy("socks5://127.0.0.1:1")
+    with pytest.raises(TypeError, match="is no host"):
+        proxy.connect(host, 1)
+    if host is not None:  # anyone
+        with pytest.raises(TypeError, match="is no host"):
+            proxy.bind(host)
+
+
 # --- bind ---
 
 FIRST_REPLY = b"\x05\x00\x00\x01"
@@ -527,6 +538,68 @@ def test_nobody_calls_within_the_callers_own_deadline(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), None, "5", True])
+def test_a_wait_that_is_none_is_a_value_error(run_once: Run, timeout: Any) -> None:
+    """The listener goes on."""
+
+    async def main() -> None:
+        async with tabi.Server("socks5://127.0.0.1:0") as server, tabi.Proxy(server.url).bind() as listener:
+            with pytest.raises(ValueError, match="expected seconds, more than 0"):
+                await listener.accept(timeout)
+            async with caller(listener.address), await listener.accept():
+                pass
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("command", ["bind", "associate"])
+def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """The system then no longer knows who the proxy was (ENOTCONN)."""
+    ask = tabi.Proxy.ask
+
+    async def ask_and_be_reset(self: tabi.Proxy, *arguments: Any) -> Any:
+        stream, machine, reply = await ask(self, *arguments)
+        released.set()
+        with pytest.raises(ConnectionResetError):
+            await stream.receive()
+        return stream, machine, reply
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(FIRST_REPLY + bytes(4) + b"\x10\x00")
+        await released.wait()
+        reset(writer)
+
+    async def main() -> None:
+        async with target(answer) as port:
+            proxy = tabi.Proxy(f"socks5://localhost:{port}")
+            with pytest.raises(ConnectionResetError, match="the proxy has reset the connection"):
+                await (proxy.bind() if command == "bind" else proxy.associate())
+
+    released = asyncio.Event()
+    monkeypatch.setattr(tabi.Proxy, "ask", ask_and_be_reset)
+    run_once(main)
+
+
+def test_a_listener_may_be_ipv4_inside_ipv6(run_once: Run) -> None:
+    """As a dual-stack proxy gives it: it is an IPv4 address that peers are told."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(10)
+        writer.write(b"\x05\x00\x00" + encode_address(parse_address("[::ffff:192.0.2.1]:4096")))
+        await reader.read()
+
+    async def main() -> None:
+        async with target(answer) as port, tabi.Proxy(f"socks5://127.0.0.1:{port}").bind() as listener:
+            assert str(listener.address) == "192.0.2.1:4096"
+
+    run_once(main)
+
+
 def test_a_refused_bind_is_a_proxy_error(run: Run) -> None:
     """A proxy without BIND says 07 in its first reply."""
 
@@ -613,13 +686,41 @@ def test_an_association_goes_to_the_relay_that_the_proxy_names(run: Run, bound: 
     run(main)
 
 
-def resolve_to(host: str) -> Any:
-    """A ``getaddrinfo`` that knows only one address."""
+def resolve_to(*hosts: str) -> Any:
+    """A ``getaddrinfo`` that knows only these addresses."""
 
     async def getaddrinfo(*_: object, **__: object) -> list[tuple[object, ...]]:
-        return [(0, 0, 0, "", (host, 0))]
+        return [(0, 0, 0, "", (host, 0)) for host in hosts]
 
     return getaddrinfo
+
+
+@pytest.mark.parametrize("bound", ["[::ffff:127.0.0.1]", "[::ffff:0.0.0.0]"])
+def test_a_relay_may_be_ipv4_inside_ipv6(run: Run, bound: str) -> None:
+    """As a dual-stack proxy gives it."""
+
+    async def main() -> None:
+        async with associator() as proxy:
+            proxy.bound = parse_address(f"{bound}:{proxy.port}")
+            async with tabi.Proxy(proxy.url).associate() as association:
+                await proxy.exchange(association)
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("found", [("127.0.0.1", "::1"), ("::1", "127.0.0.1")])
+def test_of_a_relays_addresses_the_proxys_family_is_taken(run_once: Run, host: str, found: tuple[str, ...]) -> None:
+    """The relay expects us from the address that the proxy knows us by."""
+
+    async def main() -> None:
+        async with associator(host) as proxy:
+            proxy.bound = Address("relay.invalid", proxy.port)
+            asyncio.get_running_loop().getaddrinfo = resolve_to(*found)  # type: ignore[method-assign]
+            async with tabi.Proxy(proxy.url).associate() as association:
+                await proxy.exchange(association)
+
+    run_once(main)
 
 
 def test_an_awaited_association_is_closed_by_the_caller(run: Run) -> None:

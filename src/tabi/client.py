@@ -15,13 +15,14 @@ async with proxy.associate() as association:
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl as tls
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.config import ProxyURL, parse_url
 from tabi.egress.associate import Association
-from tabi.egress.bind import Listener
+from tabi.egress.bind import Listener, check_seconds
 from tabi.egress.direct import Direct
 from tabi.egress.socks5 import Socks5
 from tabi.errors import RemoteProtocolError
@@ -31,7 +32,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
-from tabi.wire.address import UNSPECIFIED, Address, from_sockaddr, parse_host
+from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, make_host, unmap
 from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
 
 TIMEOUT = 30.0
@@ -67,6 +68,14 @@ class Opening(Generic[Opened]):
             self.opened.close()
 
 
+def peer_of(stream: Stream) -> Address:
+    """The address at the other end. Raises ConnectionResetError where the proxy has reset it behind its reply."""
+    try:
+        return from_sockaddr(stream.sock.getpeername())
+    except OSError as exc:
+        raise ConnectionResetError(errno.ECONNRESET, "the proxy has reset the connection") from exc
+
+
 class Proxy:
     """A SOCKS5 proxy, or a chain of them: each is reached through the one before.
 
@@ -81,20 +90,20 @@ class Proxy:
     def __init__(self, *urls: str, timeout: float = TIMEOUT) -> None:
         if not urls:
             raise ValueError("a proxy needs a URL, expected socks5://[user:password@]host:port")
-        if not 0 < timeout < 1e9:
-            raise ValueError(f"a timeout of {timeout} s, expected more than 0")
+        check_seconds("a timeout", timeout)
         self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
         self.timeout = timeout
 
     def __repr__(self) -> str:
         return f"Proxy({', '.join(str(url) for url in self.urls)})"
 
-    def connect(self, host: str, port: int) -> Opening[Stream]:
+    def connect(self, host: Host, port: int) -> Opening[Stream]:
         """Open a TCP connection to ``host``, which the last proxy resolves if it is a name.
 
         ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it.
 
         Raises:
+            TypeError: ``host`` is neither text nor an address.
             ValueError: ``host`` or ``port`` is none.
             DialError: the first proxy cannot be reached.
             AuthError: a proxy does not accept the user, or wants one.
@@ -104,7 +113,7 @@ class Proxy:
         """
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise ValueError(f"{port!r} is no port, expected 0 to 65535")
-        destination = Address(parse_host(str(host)), port)
+        destination = Address(make_host(host), port)
         return Opening(lambda: self.open(destination))
 
     async def open(self, destination: Address) -> Stream:
@@ -112,7 +121,7 @@ class Proxy:
         stream, _, _ = await self.ask(Command.CONNECT, destination)
         return stream
 
-    def bind(self, peer: str | None = None) -> Opening[Listener]:
+    def bind(self, peer: Host | None = None) -> Opening[Listener]:
         """Let the last proxy listen for one connection from ``peer``, a name or an address; None is anyone.
 
         ``listener = await proxy.bind(…)`` leaves closing to the caller, ``async with`` does it.
@@ -120,18 +129,18 @@ class Proxy:
         Raises:
             As `connect`; ProxyError too where the proxy does not carry out BIND.
         """
-        expected = UNSPECIFIED if peer is None else Address(parse_host(str(peer)), 0)
+        expected = UNSPECIFIED if peer is None else Address(make_host(peer), 0)
         return Opening(lambda: self.listen(expected))
 
     async def listen(self, destination: Address) -> Listener:
         """The same for an `Address`."""
         stream, machine, reply = await self.ask(Command.BIND, destination)
-        host, port = reply.bound
+        host, port = unmap(reply.bound)
         if not isinstance(host, str) and host.is_unspecified:  # the proxy means its own address, whichever that is
             host = self.urls[-1].address.host
             if isinstance(host, str) and len(self.urls) == 1:
                 try:
-                    host = from_sockaddr(stream.sock.getpeername()).host
+                    host = peer_of(stream).host
                 except BaseException:
                     stream.close()
                     raise
@@ -157,7 +166,7 @@ class Proxy:
                 # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
                 control, _, reply = await self.ask(Command.UDP_ASSOCIATE, UNSPECIFIED, len(controls) + 1)
                 controls.append(control)
-                proxy = url.address if relays else from_sockaddr(control.sock.getpeername())
+                proxy = url.address if relays else peer_of(control)
                 relays.append(await self.find_relay(reply.bound, proxy))
             return Association(controls, relays)
         except BaseException:
@@ -166,8 +175,11 @@ class Proxy:
             raise
 
     async def find_relay(self, bound: Address, proxy: Address) -> Address:
-        """Where a proxy's relay is, from its BND: an unspecified one means the proxy's own address."""
-        host, port = bound
+        """Where a proxy's relay is, from its BND: an unspecified one means the proxy's own address.
+
+        Of a name's addresses one of the proxy's family is preferred: it knows us by the address that we have there.
+        """
+        host, port = unmap(bound)
         if not port:
             raise RemoteProtocolError(f"{proxy}: the proxy gives {bound} for its relay")
         if not isinstance(host, str) and host.is_unspecified:
@@ -176,12 +188,14 @@ class Proxy:
             dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
             try:
                 async with asyncio.timeout(self.timeout):
-                    host = (await dialer.find(host, permit_any))[0]
+                    found = await dialer.find(host, permit_any)
             except TimeoutError:
                 raise timeout_error(self.timeout, host) from None
             finally:
                 await dialer.close()
-        return Address(host, port)
+            same = [] if isinstance(proxy.host, str) else [ip for ip in found if ip.version == proxy.host.version]
+            host = (same or found)[0]
+        return unmap(Address(host, port))
 
     async def ask(
         self, command: int, destination: Address, count: int | None = None
@@ -203,7 +217,7 @@ class Proxy:
             await dialer.close()
 
     async def open_connection(
-        self, host: str, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None
+        self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The same as asyncio's streams, for code that wants those.
 
@@ -221,7 +235,7 @@ class Proxy:
         try:
             if ssl is None or ssl is False:
                 return await asyncio.open_connection(sock=sock)
-            return await asyncio.open_connection(sock=sock, ssl=ssl, server_hostname=server_hostname or host)
+            return await asyncio.open_connection(sock=sock, ssl=ssl, server_hostname=server_hostname or str(host))
         except BaseException:
             sock.close()
             raise

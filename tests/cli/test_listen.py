@@ -123,6 +123,15 @@ def test_nobody_calls(tmp_path: Path) -> None:
         assert error == f"tabi: {running.line.strip()}: the proxy says TTL expired (reply 06)"
 
 
+def test_the_wait_for_a_call_can_be_shorter(proxy: Serve) -> None:
+    """--wait: our own deadline, before the proxy's; exit code 1."""
+    with Listen("--via", proxy.url, "--wait", "0.05") as running:
+        assert running.process.wait(PATIENCE) == 1
+        assert running.stderr.read().decode().splitlines()[1:] == [
+            f"tabi: {running.line.strip()}: nobody called within 0.05 s"
+        ]
+
+
 def test_ctrl_c_ends_the_wait(proxy: Serve) -> None:
     """SIGINT ends it with 130 and without a traceback, and the proxy stops listening."""
     with Listen("--via", proxy.url) as running:
@@ -151,6 +160,8 @@ def test_a_proxy_that_is_not_there_is_one_line() -> None:
         ["--via", "socks5://alice:hunter2@127.0.0.1:99999"],
         ["--via", "socks5://127.0.0.1:1", "--peer", "white space"],
         ["--via", "socks5://127.0.0.1:1", "--timeout", "0"],
+        ["--via", "socks5://127.0.0.1:1", "--wait", "0"],
+        ["--via", "socks5://127.0.0.1:1", "--wait", "nan"],
         ["--via", "socks5://127.0.0.1:1", "127.0.0.1:1"],
     ],
 )

@@ -11,7 +11,7 @@ import typer
 
 from tabi.cli.connect import join
 from tabi.client import TIMEOUT, Opening, Proxy
-from tabi.egress.bind import Listener
+from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 
@@ -24,6 +24,7 @@ def listen(
     peer: Annotated[
         str | None, typer.Option("--peer", metavar="HOST", help="Who may call; default: anyone, the first to call.")
     ] = None,
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for the peer to call.")] = ACCEPT_TIMEOUT,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
 ) -> None:
     """Let a proxy listen (BIND), and join standard input and output with the first peer that calls.
@@ -31,21 +32,22 @@ def listen(
     The address to call is the first line of standard output; what the peer sends follows.
     """
     try:
+        check_seconds("--wait", wait)
         binding = Proxy(*via, timeout=timeout).bind(peer)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        sock = runner.run(open_socket(binding))
+        sock = runner.run(open_socket(binding, wait))
     with sock:
         sock.setblocking(True)
         join(sock)
 
 
-async def open_socket(binding: Opening[Listener]) -> socket.socket:
+async def open_socket(binding: Opening[Listener], wait: float) -> socket.socket:
     """The socket of the connection to whoever calls; says where to call, and who did."""
     async with binding as listener:
         print(listener.address, flush=True)
         print(f"waiting for a connection to {listener.address}", file=sys.stderr, flush=True)
-        stream = await listener.accept()
+        stream = await listener.accept(wait)
         print(f"connected with {listener.peer}", file=sys.stderr, flush=True)
         return stream.detach()

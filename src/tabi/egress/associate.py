@@ -25,23 +25,26 @@ from tabi.net.datagram import get_mail
 from tabi.net.failures import local_error
 from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE
 from tabi.net.stream import Stream
-from tabi.wire.address import Address, parse_host
+from tabi.wire.address import Address, Host, make_host, unmap
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
 
-Destination = tuple[str, int]
+Destination = tuple[Host, int]
+
+READS = 16
+"""Times that a control connection is read in one turn."""
 
 
 def make_address(host: object, port: object) -> Address:
-    """Check where a datagram is to go. Raises ValueError."""
+    """Check where a datagram is to go. Raises TypeError and ValueError."""
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise ValueError(f"{port!r} is no port that datagrams go to, expected 1 to 65535")
-    return Address(parse_host(str(host)), port)
+    return Address(make_host(host), port)
 
 
-@lru_cache(4096)
-def make_headers(hops: tuple[Address, ...], destination: Address | Destination) -> bytes:
-    """What stands in front of the payload: a header for each proxy. Raises ValueError as `make_address`."""
-    return b"".join(map(encode_header, (*hops, make_address(*destination))))
+@lru_cache(4096, typed=True)  # 53.0 and 53 are equal
+def make_headers(hops: tuple[Address, ...], host: Host, port: int) -> bytes:
+    """What stands in front of the payload: a header for each proxy. Errors as `make_address`."""
+    return b"".join(map(encode_header, (*hops, make_address(host, port))))
 
 
 def open_socket(control: Stream, relay: Address) -> Sock:
@@ -122,17 +125,24 @@ class Association:
 
     def on_control(self, control: Stream, events: int) -> None:
         """The reactor's handler of a control connection: octets mean nothing, the end is that of the association."""
-        if not events & ENDED:
-            try:
-                if control.sock.recv(4096):
-                    return
-            except BlockingIOError:
-                return
-            except OSError:  # a reset is an end too
-                pass
+        if control.fd < 0 or not (events & ENDED or self.has_ended(control)):
+            return
         self.ended = True
         control.reactor.watch(control.fd, 0)
         self.udp.on_ready(IN | OUT)  # whoever waits finds out, after what the kernel still has
+
+    def has_ended(self, control: Stream) -> bool:
+        """Read what is there, for an end waits behind it; much is read in several turns."""
+        for _ in range(READS):
+            try:
+                if not control.sock.recv(4096):
+                    return True
+            except BlockingIOError:
+                return False
+            except OSError:  # a reset is an end too
+                return True
+        control.reactor.later(partial(self.on_control, control, IN))
+        return False
 
     def check(self) -> None:
         """Raise where the association is closed."""
@@ -145,6 +155,7 @@ class Association:
         That it arrives nobody knows.
 
         Raises:
+            TypeError: the destination is no pair, or its host neither text nor an address.
             ValueError: the host or the port is none, or the datagram is longer than 65,507 octets with its header.
             ConnectionResetError: a proxy has ended the association.
             ConnectionRefusedError: the machine of the relay says that nobody listens at its port. This datagram was
@@ -152,7 +163,11 @@ class Association:
             ConnectionAbortedError: it is closed.
             OSError: as send(2).
         """
-        headers = make_headers(self.hops, destination)
+        try:
+            host, port = destination
+        except (TypeError, ValueError):
+            raise TypeError(f"{destination!r} is no destination, expected (host, port)") from None
+        headers = make_headers(self.hops, host, port)
         size = memoryview(data).nbytes
         if len(headers) + size > MAX_DATAGRAM:
             room = MAX_DATAGRAM - len(headers)
@@ -176,7 +191,7 @@ class Association:
                 raise self.failure(exc) from None
 
     async def room(self) -> None:
-        """Wait until the socket takes more, or the end. Only meanwhile does the reactor tell of room: it would always."""
+        """Wait for room, or the end. Only meanwhile does the reactor tell of room: it always would."""
         udp, reactor = self.udp, self.udp.reactor
         if udp.fd < 0 or self.ended:
             return
@@ -235,7 +250,7 @@ class Association:
             except RemoteProtocolError:
                 self.strangers += 1
                 return None
-            if relay is not None and source != relay:
+            if relay is not None and unmap(source) != relay:
                 self.strangers += 1
                 return None
             whole = reassembler.add(frag, source, datagram[at:], now)

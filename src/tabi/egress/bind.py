@@ -15,6 +15,12 @@ ACCEPT_TIMEOUT = 300.0
 """Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
 
 
+def check_seconds(what: str, seconds: float) -> None:
+    """Check a deadline. Raises ValueError."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
+        raise ValueError(f"{what} of {seconds!r}, expected seconds, more than 0 and less than 1e9")
+
+
 class Listener:
     """Where a proxy waits for one peer. The caller closes it, or uses it in ``async with``.
 
@@ -38,11 +44,13 @@ class Listener:
         When ``timeout`` seconds are over, or after a cancellation, it can be waited for again.
 
         Raises:
+            ValueError: ``timeout`` is no number of seconds.
             ProxyError: nobody has called in time: ``reply_code`` is what the proxy sent, None where it was ``timeout``.
             RemoteProtocolError: the proxy ended the connection, or does not speak SOCKS5.
             OSError: the connection to the proxy broke.
             RuntimeError: somebody was accepted already, or the listener is closed.
         """
+        check_seconds("a timeout", timeout)
         stream = self.stream
         if stream is None:
             raise RuntimeError("a listener accepts once" if self.peer else "the listener is closed")
