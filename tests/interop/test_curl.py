@@ -70,7 +70,7 @@ def test_socks5h_resolves_at_the_proxy(run_once: Run, curl: str, proxy: Serve) -
 
 def test_the_line_that_serve_prints_works(run_once: Run, curl: str, proxy: Serve) -> None:
     """What is said to be tried can be: the proxy's part of that line."""
-    words = proxy.messages.splitlines()[-1].split()
+    words = proxy.messages.splitlines()[1].split()
     assert words[:3] == ["try:", "curl", "-x"]
     check(fetch(run_once, curl, words[3], "localhost"))
 
