@@ -61,16 +61,39 @@ def permit_all(address: IP) -> None:
 
 
 @contextlib.contextmanager
-def silent_port(host: str = "127.0.0.1") -> Iterator[int]:
-    """A port that answers nobody: its backlog is full, so that further SYNs are dropped."""
-    with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind((host, 0))
+def same_port(*hosts: str) -> Iterator[list[socket.socket]]:
+    """Sockets bound to one port number at several addresses: tries until it is free at all of them."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in hosts]
+            port = 0
+            try:
+                for sock, host in zip(socks, hosts, strict=True):
+                    sock.bind((host, port))
+                    port = sock.getsockname()[1]
+            except OSError:
+                continue
+            yield socks
+            return
+
+
+@contextlib.contextmanager
+def silence(listener: socket.socket) -> Iterator[int]:
+    """Let a bound socket answer nobody: its backlog is full, so that further SYNs are dropped. Gives its port."""
+    with contextlib.ExitStack() as stack:
         listener.listen(0)
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
         yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that answers nobody."""
+    with same_port("127.0.0.1") as (listener,), silence(listener) as port:
+        yield port
 
 
 @contextlib.contextmanager
@@ -157,7 +180,8 @@ def test_an_address_that_is_silent_gives_way_to_the_next(run: Run) -> None:
     """Happy Eyeballs: the next address gets its turn long before the deadline of the first."""
 
     async def main() -> None:
-        with silent_port("127.0.0.2") as port, socket.create_server(("127.0.0.1", port)) as listener:
+        with same_port("127.0.0.2", "127.0.0.1") as (silent, listener), silence(silent) as port:
+            listener.listen()
             async with (
                 dialer("127.0.0.2", "127.0.0.1") as dial,
                 await dial.dial(Address("name.test", port), permit_all) as stream,
@@ -401,17 +425,18 @@ def test_one_forbidden_address_forbids_all(run: Run, addresses: list[str]) -> No
     """Nobody is connected to, not even an address that is allowed: a name must not lead around the guard."""
 
     async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port = one.getsockname()[1]
-            with socket.create_server(("127.0.0.2", port)) as two:
-                async with dialer(*addresses) as dial:
-                    with pytest.raises(PolicyDenied, match=r"127\.0\.0\.1 is forbidden"):
-                        await dial.dial(Address("name.test" if addresses else LOCAL, port), Deny("127.0.0.1"))
-                await turns()
-                for listener in (one, two):
-                    listener.setblocking(False)
-                    with pytest.raises(BlockingIOError):
-                        listener.accept()
+        with same_port("127.0.0.1", "127.0.0.2") as listeners:
+            port = listeners[0].getsockname()[1]
+            for listener in listeners:
+                listener.listen()
+            async with dialer(*addresses) as dial:
+                with pytest.raises(PolicyDenied, match=r"127\.0\.0\.1 is forbidden"):
+                    await dial.dial(Address("name.test" if addresses else LOCAL, port), Deny("127.0.0.1"))
+            await turns()
+            for listener in listeners:
+                listener.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
 
     run(main)
 
