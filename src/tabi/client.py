@@ -20,7 +20,6 @@ import ssl as tls
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
-from tabi.config import ProxyURL, parse_url
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds
 from tabi.egress.direct import Direct
@@ -32,6 +31,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
+from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, make_host, unmap
 from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
 

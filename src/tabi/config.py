@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import re
 import tomllib
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from tabi.errors import ConfigError
 from tabi.policy.users import Secret, parse_hash, plain_secret
-from tabi.wire.address import Address, Host, parse_host, parse_ip
+from tabi.url import DEFAULT_PORT, ListenURL, parse_listen_url
+from tabi.wire.address import Address, Host, parse_ip
 
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
 
-DEFAULT_PORT = 1080
+Network = IPv4Network | IPv6Network
 
 
 class Seconds(float):
@@ -37,54 +37,6 @@ class Seconds(float):
         if not 0 < value < 1e9:
             raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
         return cls(value)
-
-
-class ProxyURL(msgspec.Struct, frozen=True):
-    """A URL of interface: protocol, address and, where the URL has them, credentials (never in the repr)."""
-
-    protocol: str
-    address: Address
-    username: str | None = None
-    password: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.protocol}://{self.address}"
-
-    __repr__ = __str__
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("protocol", self.protocol), ("address", self.address)]
-
-
-PROTOCOLS = ("socks5",)
-
-
-def parse_url(text: str) -> ProxyURL:
-    """Read ``socks5://[user:password@]host[:port]``; the port is 1080 where none is given.
-
-    Raises:
-        ValueError: it is something else. The text is not in the message: it may hold a password.
-    """
-    expected = "expected socks5://[user:password@]host:port"
-    if any(character.isspace() or not character.isprintable() for character in text):
-        raise ValueError(f"white space or control characters in a URL, {expected}")
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-        username = None if parts.username is None else unquote(parts.username, errors="strict")
-        password = None if parts.password is None else unquote(parts.password, errors="strict")
-    except ValueError:
-        raise ValueError(f"this is no URL, {expected}") from None
-    if parts.scheme not in PROTOCOLS:
-        scheme = parts.scheme if "://" in text else "none"
-        raise ValueError(f"protocol {scheme!r}, {expected}")
-    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{'no host' if not host else 'something behind the port'}, {expected}")
-    if username is not None and (not username or password is None):
-        raise ValueError(f"a user name without a password, {expected}")
-    if any(len(part.encode()) > 255 for part in (username, password) if part):
-        raise ValueError("a user name and a password have at most 255 octets each (RFC 1929)")
-    return ProxyURL(parts.scheme, Address(parse_host(host), DEFAULT_PORT if port is None else port), username, password)
 
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
@@ -142,20 +94,44 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return range(first, last + 1)
 
 
-class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[[listen]]``: one listening socket."""
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``tls`` of a listener: files in PEM, looked at again when they change."""
 
-    url: str = f"socks5://127.0.0.1:{DEFAULT_PORT}"
-    """Protocol and address, ``socks5://host:port``; port 0 takes a free one."""
+    certificate: str
+    """The server's certificate, and behind it those between it and the authority."""
+    key: str
+    """Its private key, without a passphrase."""
+    client_ca: str | None = None
+    """Certificates of the authorities whose clients are users by their own certificate. Default: none is asked for."""
+    client_name: Literal["cn", "dns", "email", "uri"] = "cn"
+    """What of a client's certificate is the user's name: the subject's CN, or the SAN of a kind. Default: cn."""
+
+
+class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[listen]]``: one place to listen at."""
+
+    url: str = f"mixed://127.0.0.1:{DEFAULT_PORT}"
+    """Protocol and place: ``mixed://host:port``, ``unix:///path?protocol=mixed``, ``fd://NAME``; port 0 takes a free
+    one. Protocols: mixed, socks5, socks4, http; inside TLS mixed+tls, socks5+tls, https."""
     users: Literal["required", "optional", "none"] | None = None
-    """Whether clients must be users. Default: required as soon as there is a user; without one, none."""
+    """Whether clients must be users. Default: required as soon as there is a user, or a client_ca; else none."""
+    tls: Tls | None = None
+    """Certificate and key; ``mixed`` takes clients with TLS and without then. Default: no TLS."""
+    proxy_protocol: list[str] = []
+    """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` is whoever comes
+    through a unix socket. From others it is refused. Default: none."""
     udp: Udp = Udp()
     """Addresses and ports of UDP associations and of BIND."""
 
     @property
-    def parsed(self) -> ProxyURL:
+    def parsed(self) -> ListenURL:
         """The URL in its parts, checked when the configuration was loaded."""
-        return parse_url(self.url)
+        return parse_listen_url(self.url)
+
+    @property
+    def proxies(self) -> tuple[Network | None, ...]:
+        """``proxy_protocol`` as networks, None for ``"unix"``. Raises ValueError."""
+        return tuple(None if text == "unix" else ip_network(text) for text in self.proxy_protocol)
 
 
 class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,7 +188,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 1
     """Processes; 0 is one for each CPU. Default: 1."""
     listen: list[Listen] = msgspec.field(default_factory=lambda: [Listen()])
-    """Listening sockets. Default: one on socks5://127.0.0.1:1080."""
+    """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, User] = {}
     """Who may use the proxy. Default: nobody, which means anybody on loopback."""
     timeouts: Timeouts = Timeouts()
@@ -301,6 +277,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "listen": Listen,
     "udp": Udp,
+    "tls": Tls,
     "users": User,
     "timeouts": Timeouts,
     "log": Log,
@@ -312,13 +289,14 @@ CHOICES = {
     "level": "debug, info, warning or error",
     "fragments": "reassemble or drop",
     "senders": "contacted or any",
+    "client_name": "cn, dns, email or uri",
 }
 
 
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
-    part = "udp" if re.fullmatch(r"listen\[\d+\]\.udp", path) else re.split(r"[.\[]", path)[0]
-    return PARTS[part].__struct_fields__
+    below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)", path)
+    return PARTS[below[1] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
 
 
 def check_values(config: Config) -> None:
@@ -334,13 +312,17 @@ def check_values(config: Config) -> None:
             url = listen.parsed
         except ValueError as exc:
             raise ConfigError(str(exc), f"listen[{index}].url") from None
-        if url.username is not None:
-            raise ConfigError("a listener has no user of its own, expected [users.NAME]", f"listen[{index}].url")
-        same = next(i for i, other in enumerate(config.listen) if other.parsed.address == url.address)
-        if same < index and url.address.port:
+        same = next(i for i, other in enumerate(config.listen) if other.parsed.place == url.place)
+        if same < index and not (isinstance(url.place, Address) and url.place.port == 0):
             raise ConfigError(f"the same address as listen[{same}].url", f"listen[{index}].url")
+        check_tls(listen, url, f"listen[{index}].tls")
+        try:
+            _ = listen.proxies
+        except ValueError as exc:
+            raise ConfigError(f"{exc}, expected networks such as 10.0.0.0/8", f"listen[{index}].proxy_protocol") from None
         check_udp(listen.udp, config.workers, f"listen[{index}].udp")
-        if listen.users == "required" and not config.users:
+        by_certificate = listen.tls is not None and listen.tls.client_ca is not None
+        if listen.users == "required" and not config.users and not by_certificate:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
     for name, user in config.users.items():
         if not 0 < len(name.encode()) <= 255:
@@ -352,6 +334,15 @@ def check_values(config: Config) -> None:
             raise ConfigError(f"{exc}{hint}", f"users.{name}.password") from None
         if not secret.is_hash and not 0 < len(secret.key) <= 255:
             raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")
+
+
+def check_tls(listen: Listen, url: ListenURL, path: str) -> None:
+    """Check that TLS is there where it is asked for, and nowhere else. Raises ConfigError."""
+    if url.tls and listen.tls is None:
+        raise ConfigError('missing, expected { certificate = "…", key = "…" }', path)
+    if listen.tls is not None and not url.tls and url.protocol != "mixed":
+        schemes = "https" if url.protocol == "http" else f"{url.protocol}+tls, mixed or mixed+tls"
+        raise ConfigError(f"{url.scheme} is without TLS, expected a URL with {schemes}", path)
 
 
 def check_udp(udp: Udp, workers: int, path: str) -> None:

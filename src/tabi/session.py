@@ -9,6 +9,9 @@ from typing import Literal
 
 from tabi.wire.address import Address
 
+UNIX = "unix"
+"""The host of a client that came through a unix socket; its port is the number of the user that its process runs as."""
+
 Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
 Drop = Literal[
     "foreign",
@@ -30,7 +33,7 @@ class Session:
 
     ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered. Of an
     association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that went nowhere, by
-    reason; ``drops`` is None for any other command.
+    reason; ``drops`` is None for any other command. One that is ``silent`` gets no line: nothing was asked for in it.
     """
 
     __slots__ = (
@@ -49,6 +52,7 @@ class Session:
         "number",
         "protocol",
         "reply_code",
+        "silent",
         "started",
         "up",
         "user",
@@ -56,13 +60,18 @@ class Session:
     )
 
     def __init__(self, number: int, listener: str, client: Address, started: float) -> None:
-        self.number = number
         self.listener = listener
         self.client = client
-        self.started = started
         self.protocol: str | None = None
-        self.command: str | None = None
         self.user: str | None = None
+        self.begin(number, started)
+
+    def begin(self, number: int, started: float) -> None:
+        """Forget the request, keep the client: another comes on the same connection."""
+        self.number = number
+        self.started = started
+        self.silent = False
+        self.command: str | None = None
         self.destination: Address | None = None
         self.address: Address | None = None
         self.via: str | None = None

@@ -26,11 +26,16 @@ SEND_COST = 4096
 """What a call of send(2) counts for besides its octets: many short ones take their time too."""
 
 
+MSG_PEEK = int(socket.MSG_PEEK)
+PEEK_PAUSE = 0.01
+"""Seconds between two looks at octets that were not enough, on a reactor that cannot tell of more."""
+
+
 class Sock(Protocol):
     """What a stream needs of a socket: `socket.socket`, or the C class below it, which costs a third to make."""
 
     def fileno(self) -> int: ...
-    def recv(self, size: int, /) -> bytes: ...
+    def recv(self, size: int, flags: int = 0, /) -> bytes: ...
     def recv_into(self, buffer: bytearray | memoryview, /) -> int: ...
     def send(self, data: bytes | memoryview, /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
@@ -194,6 +199,25 @@ class Stream:
         while (data := self.receive_nowait(size)) is None:
             await self.readable()
         return data
+
+    async def peek(self, size: int, known: int = 0) -> bytes:
+        """Return up to ``size`` octets as soon as there are more than ``known``, or the end is in sight; take none.
+
+        Errors as `receive`.
+        """
+        while True:
+            if self.events & READABLE:
+                try:
+                    data = self.sock.recv(size, MSG_PEEK)
+                except BlockingIOError:
+                    self.events &= ~READABLE
+                else:
+                    if len(data) > known or not data or self.events & ENDED:
+                        return data
+                    self.events &= ~IN  # what comes behind these octets is a new edge
+                    if not self.reactor.edge_triggered:
+                        await asyncio.sleep(PEEK_PAUSE)  # a level would call at once, and again
+            await self.readable()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything, waiting while the peer does not read. Errors as `receive`."""
