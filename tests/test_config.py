@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import string
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -18,7 +15,6 @@ from tabi.config import (
     Config,
     Listen,
     Log,
-    ProxyURL,
     Seconds,
     Timeouts,
     Udp,
@@ -27,11 +23,11 @@ from tabi.config import (
     load_config,
     make_config,
     parse_config,
-    parse_url,
 )
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash, plain_secret
-from tabi.wire.address import Address, parse_host
+from tabi.url import parse_url
+from tabi.wire.address import parse_host
 
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
 HASH = make_hash(b"sekret", b"salt")
@@ -91,7 +87,7 @@ def test_every_key() -> None:
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
     )
-    assert [listen.parsed.address.port for listen in config.listen] == [0, 1080]
+    assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:0", "socks5://[::1]:1080"]
     assert config.users["alice"].secret.is_hash
     assert config.users["jürgen m."].secret == plain_secret("sekret")
 
@@ -109,7 +105,7 @@ def test_an_empty_file_is_the_defaults() -> None:
     config = parse_config("")
     assert config == Config() == make_config({})
     assert config.workers == 1
-    assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:1080"]
+    assert [str(listen.parsed) for listen in config.listen] == ["mixed://127.0.0.1:1080"]
     assert config.listen[0].users is None
     assert config.users == {}
     assert config.timeouts == Timeouts(
@@ -499,112 +495,6 @@ def test_a_duration_with_a_unit(number: float, unit: str) -> None:
     text = f"{number:.6f}"
     if 0 < float(text) * factor < 1e9:
         assert Seconds.parse(f"{text} {unit}") == pytest.approx(float(text) * factor)
-
-
-# --- URLs ---
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("socks5://127.0.0.1:1081", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1081))),
-        ("socks5://127.0.0.1", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1080))),
-        ("socks5://127.0.0.1:0/", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 0))),
-        ("SOCKS5://Proxy.Example:1", ProxyURL("socks5", Address("proxy.example", 1))),
-        ("socks5://[::1]:1", ProxyURL("socks5", Address(IPv6Address("::1"), 1))),
-        ("socks5://[::1]", ProxyURL("socks5", Address(IPv6Address("::1"), 1080))),
-        ("socks5://bücher.example:1", ProxyURL("socks5", Address("xn--bcher-kva.example", 1))),
-        ("socks5://a:b@h:1", ProxyURL("socks5", Address("h", 1), "a", "b")),
-        ("socks5://a:@h:1", ProxyURL("socks5", Address("h", 1), "a", "")),
-        ("socks5://a%40b:p%3Aq%2F%25@h:1", ProxyURL("socks5", Address("h", 1), "a@b", "p:q/%")),
-        ("socks5://a:b@c@h:1", ProxyURL("socks5", Address("h", 1), "a", "b@c")),
-        (f"socks5://{'u' * 255}:{'p' * 255}@h:1", ProxyURL("socks5", Address("h", 1), "u" * 255, "p" * 255)),
-    ],
-)
-def test_urls(text: str, url: ProxyURL) -> None:
-    """Protocol, host, port and, where they are, user name and password, percent-decoded."""
-    assert parse_url(text) == url
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "127.0.0.1:1080",
-        "alice:sekret@127.0.0.1:1080",
-        "http://alice:sekret@127.0.0.1:1080",
-        "socks5:alice:sekret@127.0.0.1",
-        "socks5://",
-        "socks5://:1080",
-        "socks5://alice:sekret@",
-        "socks5://alice:sekret@:1080",
-        "socks5://alice:sekret@h:99999",
-        "socks5://alice:sekret@h:-1",
-        "socks5://alice:sekret@h:http",
-        "socks5://alice:sekret@[::1:1080",
-        "socks5://alice:sekret@h]:1080",
-        "socks5://alice:sekret@h:1/path",
-        "socks5://alice:sekret@h:1?query",
-        "socks5://alice:sekret@h:1#fragment",
-        "socks5://alice:sek/ret:sekret@h:1",
-        "socks5://alice:1/sekret@h:1",
-        "socks5://alice:1?sekret@h:1",
-        "socks5://alice:1#sekret@h:1",
-        "socks5://alice@h:1",
-        "socks5://:sekret@h:1",
-        "socks5://@h:1",
-        "socks5://alice:sekret%ff@h:1",
-        "socks5://%ff:sekret@h:1",
-        f"socks5://alice:sekret{'x' * 255}@h:1",
-        f"socks5://{'x' * 256}:sekret@h:1",
-        f"socks5://alice:sekret{'ä' * 125}@h:1",
-        "socks5://alice:sekret@a b:1",
-        "socks5://alice:sekret@[::1%\x7f]:1",
-        f"socks5://alice:sekret@{'h' * 256}:1",
-    ],
-)
-def test_what_is_no_url_of_ours(text: str) -> None:
-    """The message says what is expected, and never what was written: it may hold a password."""
-    with pytest.raises(ValueError, match=r".") as caught:
-        parse_url(text)
-    assert "sekret" not in str(caught.value)
-    assert caught.value.__cause__ is None
-    with pytest.raises(ConfigError, match=r"^listen\[0\]\.url: ") as refused:
-        make_config({"listen": [{"url": text}]})
-    assert "sekret" not in str(refused.value)
-
-
-octets = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
-
-
-@given(octets, octets, st.integers(0, 65535))
-def test_any_credentials_can_be_written_in_a_url(username: str, password: str, port: int) -> None:
-    """What was quoted comes out as it went in, and shows up nowhere."""
-    url = parse_url(f"socks5://{quote(username, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}")
-    assert (url.username, url.password, url.address.port) == (username, password, port)
-    assert repr(url) == f"socks5://127.0.0.1:{port}"
-
-
-@given(st.text(string.printable, max_size=20), st.sampled_from(["@h:1", "@h:99999", "@", "@[", "@h:1/x", "@a b"]))
-def test_no_password_is_ever_echoed(password: str, rest: str) -> None:
-    """However broken the URL, and whether or not it can be read, nothing that stands for the password is shown."""
-    try:
-        shown = repr(parse_url(f"socks5://alice:{password}sekret{rest}"))
-    except ValueError as exc:
-        shown = str(exc)
-    assert "sekret" not in shown
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_a_url_or_value_error(text: str) -> None:
-    """Nothing else is raised."""
-    for candidate in (text, f"socks5://{text}", f"socks5://a:b@{text}"):
-        try:
-            url = parse_url(candidate)
-        except ValueError:
-            continue
-        assert 0 <= url.address.port <= 65535
-        assert url.protocol == "socks5"
 
 
 @pytest.mark.parametrize(

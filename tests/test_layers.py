@@ -12,6 +12,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tabi"
 ROOMS = (
     "errors",
     "wire",
+    "url",
     "session",
     "policy",
     "config",

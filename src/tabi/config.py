@@ -115,13 +115,13 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     one. Protocols: mixed, socks5, socks4, http; inside TLS mixed+tls, socks5+tls, https."""
     users: Literal["required", "optional", "none"] | None = None
     """Whether clients must be users. Default: required as soon as there is a user, or a client_ca; else none."""
+    udp: Udp = Udp()
+    """Addresses and ports of UDP associations and of BIND."""
     tls: Tls | None = None
     """Certificate and key; ``mixed`` takes clients with TLS and without then. Default: no TLS."""
     proxy_protocol: list[str] = []
     """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` is whoever comes
     through a unix socket. From others it is refused. Default: none."""
-    udp: Udp = Udp()
-    """Addresses and ports of UDP associations and of BIND."""
 
     @property
     def parsed(self) -> ListenURL:
@@ -319,7 +319,9 @@ def check_values(config: Config) -> None:
         try:
             _ = listen.proxies
         except ValueError as exc:
-            raise ConfigError(f"{exc}, expected networks such as 10.0.0.0/8", f"listen[{index}].proxy_protocol") from None
+            raise ConfigError(
+                f"{exc}, expected networks such as 10.0.0.0/8", f"listen[{index}].proxy_protocol"
+            ) from None
         check_udp(listen.udp, config.workers, f"listen[{index}].udp")
         by_certificate = listen.tls is not None and listen.tls.client_ca is not None
         if listen.users == "required" and not config.users and not by_certificate:

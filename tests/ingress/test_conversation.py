@@ -24,7 +24,7 @@ class Flood:
         for name in ("fileno", "send", "shutdown", "getsockname", "getpeername", "getsockopt", "setsockopt", "close"):
             setattr(self, name, getattr(sock, name))
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         self.reads += 1
         assert self.reads < 1_000_000, "it is read for ever, and nobody else gets a turn"
         first, self.first = self.first, b""

@@ -34,9 +34,10 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
 from tabi import Config, Server, Session
-from tabi.config import Listen, User, parse_url
+from tabi.config import Listen, User
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash
+from tabi.url import parse_url
 from tabi.wire.address import Address
 
 # --- life ---
@@ -78,7 +79,7 @@ def test_an_address_in_use_is_an_oserror_and_leaves_nothing(run: Run) -> None:
             other = Server(LOOPBACK, server.urls[0])
             with pytest.raises(OSError, match="in use"):
                 await other.start()
-            assert all(sock.fileno() == -1 for sock in other.sockets)
+            assert all(sock.fileno() == -1 for group in other.sockets for sock in group)
 
     run(main)
 
@@ -90,7 +91,7 @@ def test_given_sockets_are_used_and_closed_with_the_others(run: Run, blocking: b
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             sock.setblocking(blocking)
-            async with Server(LOOPBACK, sockets=[sock]) as server, client(server.addresses[0]) as streams:
+            async with Server(LOOPBACK, sockets=[[sock]]) as server, client(server.addresses[0]) as streams:
                 assert server.addresses[0].port == sock.getsockname()[1]
                 assert await greet(streams) == 0
             assert sock.fileno() == -1

@@ -191,7 +191,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield make
     for supervisor in made:
-        for sock in supervisor.sockets:
+        for sock in itertools.chain(*supervisor.sockets):
             sock.close()
         os.close(supervisor.lifeline)
         os.close(supervisor.held_end)
@@ -276,7 +276,7 @@ def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         config = Config(workers=0, listen=[Listen("socks5://127.0.0.1:0")], log=Log(access="none"))
         supervisor = Supervisor(config)
         assert len(supervisor.workers) == expected
-        supervisor.sockets[0].close()
+        supervisor.sockets[0][0].close()
         os.close(supervisor.lifeline)
         os.close(supervisor.held_end)
 

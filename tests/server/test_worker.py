@@ -28,7 +28,7 @@ logging.basicConfig()
 config = Config(
     listen=[Listen("socks5://127.0.0.1:0")], timeouts=Timeouts(drain=Seconds(drain)), log=Log(access=log)
 )
-run_worker(config, [socket.socket(fileno=int(listener))], False, int(lifeline))
+run_worker(config, [[socket.socket(fileno=int(listener))]], False, int(lifeline))
 """
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tabi.policy.users import Users
+from tabi.session import Session
+
+log = logging.getLogger("tabi")
 
 Authenticate = Callable[[bytes, bytes, str], Awaitable[str | None]]
 """(user name, password, the client's address) -> the user's name, or None to refuse."""
@@ -16,6 +20,26 @@ HASHERS = 2
 
 PENDING = 64
 """Hashes that may wait for a thread; the rest waits in its own task, within the handshake's deadline."""
+
+
+async def identify(
+    authenticate: Authenticate, session: Session, username: bytes, password: bytes, seconds: float
+) -> bool:
+    """Ask who a client is, within ``seconds``, and set the session's user or its error. False when it is nobody.
+
+    Raises:
+        TimeoutError: the answer took too long.
+    """
+    session.user = None
+    async with asyncio.timeout(seconds):
+        try:
+            session.user = await authenticate(username, password, str(session.client.host))
+        except Exception as exc:  # the deadline comes as a cancellation: this is a fault of who was asked
+            log.exception("authenticate failed")
+            session.error = f"authenticate failed: {type(exc).__name__}"
+    if session.user is None:
+        session.error = session.error or "wrong user name or password"
+    return session.user is not None
 
 
 class PasswordAuthenticator:

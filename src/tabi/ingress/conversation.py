@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from tabi.errors import TabiError
 from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
 from tabi.session import Session
-from tabi.wire.socks5 import Reply, ReplyCode
+from tabi.wire.machine import NEED_DATA
+from tabi.wire.socks4 import ServerMachine4
+from tabi.wire.socks5 import Reply, ReplyCode, ServerMachine
+
+READ_SIZE = 500
+"""Octets of one read. With a message under way, at most 520, a client has less than 1 KiB here before it is known."""
 
 LINGER = 2.0
 """Seconds in which a refused client may read the refusal. RFC 1928 section 6 wants the connection closed within 10."""
+
+
+class Ingress(Protocol):
+    """Speaks with a client from the first octet on that the layer before has left."""
+
+    protocol: str
+
+    async def serve(self, client: Stream, session: Session) -> None:
+        """Carry one connection to the relay, or to its refusal. On an error nothing is closed.
+
+        The handshake's deadline runs; it is stopped as soon as the request is there.
+
+        Raises:
+            TimeoutError: the handshake took too long.
+            RemoteProtocolError: the client broke the protocol, and was told if there is a way to say it.
+            OSError: the connection broke.
+        """
 
 
 class Conversation(Protocol):
@@ -34,6 +56,51 @@ class Conversation(Protocol):
 
     def last_answer(self, reply: Reply) -> bytes:
         """The reply that a relay sends before everything else."""
+
+
+class MachineConversation:
+    """A conversation that a machine of `wire` holds.
+
+    Args:
+        client: the stream.
+        session: gets the replies.
+        machine: of the protocol that the client speaks.
+    """
+
+    __slots__ = ("client", "machine", "session")
+
+    def __init__(self, client: Stream, session: Session, machine: ServerMachine | ServerMachine4) -> None:
+        self.client = client
+        self.machine: Any = machine
+        self.session = session
+
+    async def next_message(self) -> Any:
+        """The client's next message. Raises RemoteProtocolError, and as `Stream.receive`."""
+        machine, client = self.machine, self.client
+        while (message := machine.next_event()) is NEED_DATA:
+            while (data := client.receive_nowait(READ_SIZE)) is None:
+                await client.readable()
+            machine.receive_data(data)
+        return message
+
+    def send(self, message: Any) -> None:
+        """Send a message. All of them together are smaller than any send buffer, so that this does not wait."""
+        self.client.send_soon(self.machine.send(message))
+
+    @property
+    def trailing_data(self) -> bytes:
+        """See `Conversation`; so for the others."""
+        return bytes(self.machine.trailing_data)
+
+    def keep(self, data: bytes) -> None:
+        self.machine.receive_data(data)
+
+    def answer(self, reply: Reply) -> None:
+        self.client.send_soon(self.last_answer(reply))
+
+    def last_answer(self, reply: Reply) -> bytes:
+        self.session.reply_code = reply.reply_code
+        return bytes(self.machine.send(reply))
 
 
 class Serve(Protocol):

@@ -8,15 +8,20 @@ import itertools
 import logging
 import random
 import socket
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+from tabi.config import Listen
 from tabi.net.reactor import Reactor
-from tabi.wire.address import Address
+from tabi.session import UNIX
+from tabi.url import Place
+from tabi.wire.address import Address, from_sockaddr
 
 log = logging.getLogger("tabi")
 
+AF_UNIX = getattr(socket, "AF_UNIX", None)
 BACKLOG = 4096
 ACCEPTS_A_TURN = 64
 BACK_OFF = 0.1
@@ -57,6 +62,27 @@ def bind_listener(address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def open_listeners(place: Place) -> list[socket.socket]:
+    """Bind what a listener's place stands for. Errors as `bind_listener`."""
+    assert isinstance(place, Address)
+    return [bind_listener(place)]
+
+
+def urls_of(listen: Sequence[Listen], sockets: Sequence[Sequence[socket.socket]]) -> list[str]:
+    """A URL for each socket, in the order of the listeners, with the ports that port 0 became."""
+    return [
+        str(url) if sock.family == AF_UNIX else url.at(from_sockaddr(sock.getsockname()))
+        for url, group in zip((one.parsed for one in listen), sockets, strict=True)
+        for sock in group
+    ]
+
+
+def unix_client(sock: Any) -> Address:
+    """Who is at the other end of a unix socket: the user of the process that has connected (SO_PEERCRED, unix(7))."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Address(UNIX, uid)
 
 
 def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:

@@ -16,16 +16,15 @@ import msgspec
 
 from tabi.config import Config, Listen, Log, User, check_values
 from tabi.egress.direct import Direct
-from tabi.errors import ConfigError
+from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
-from tabi.ingress.conversation import Commands, Serve
-from tabi.ingress.socks5 import Socks5Ingress
+from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
-from tabi.net.listen import BACKLOG, Acceptor, bind_listener
+from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, open_listeners, unix_client, urls_of
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
@@ -33,6 +32,7 @@ from tabi.observe.access_log import AccessLog, open_output
 from tabi.policy.users import Users
 from tabi.relay.datagram import Associations
 from tabi.relay.relay import Relays
+from tabi.server.compose import make_ingress
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -62,7 +62,7 @@ class Server:
         open: allow listening beyond loopback without users.
         on_session: called with each `Session` when it has ended.
         resolver: turns names into addresses. Default: the system's settings, through c-ares.
-        sockets: listening sockets, in the order of the URLs, in place of opening them. They are closed with the others.
+        sockets: listening sockets, one or more for each URL, in place of opening them. They are closed with the others.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -77,7 +77,7 @@ class Server:
         open: bool = False,
         on_session: Callable[[Session], object] | None = None,
         resolver: Resolver | None = None,
-        sockets: Sequence[socket.socket] | None = None,
+        sockets: Sequence[Sequence[socket.socket]] | None = None,
     ) -> None:
         if config is None:
             config = Config(log=Log(access="none"))
@@ -96,7 +96,7 @@ class Server:
         self.custom_authenticate = authenticate
         if not open:
             self.refuse_open_proxy()
-        self.sockets = list(sockets or ())
+        self.sockets = [list(group) for group in sockets or ()]
         self.acceptors: list[Acceptor] = []
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
@@ -116,7 +116,8 @@ class Server:
     def refuse_open_proxy(self) -> None:
         """Raise ConfigError for a listener that anybody in the network could use."""
         for index, listen in enumerate(self.config.listen):
-            host = listen.parsed.address.host
+            place = listen.parsed.place
+            host = place.host if isinstance(place, Address) else "localhost"  # nobody gets at the others from outside
             loopback = host == "localhost" if isinstance(host, str) else host.is_loopback
             if not loopback and not self.required(listen):
                 raise ConfigError(
@@ -164,24 +165,29 @@ class Server:
         connect = Connect(Direct(self.dialer), self.relays)
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):
-                self.sockets.append(bind_listener(listen.parsed.address))
-            self.sockets[index].setblocking(False)
-            try:
-                self.sockets[index].listen(BACKLOG)  # a given one may only be bound
-            except OSError as exc:
-                raise OSError(exc.errno, exc.strerror, listen.url) from exc
-            authenticate = self.authenticate if self.custom_authenticate else self.authenticator
-            if listen.users == "none":
-                authenticate = None
-            serves: dict[int, Serve] = {
-                Command.CONNECT: connect,
-                Command.BIND: Bind(self.dialer, self.relays, listen.udp, timeouts.bind),
-                Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
-            }
-            ingress = Socks5Ingress(Commands(serves, self.handshake), authenticate, self.required(listen))
-            self.acceptors.append(Acceptor(reactor, self.sockets[index], self.accepting(ingress, listen), self.room))
+                self.sockets.append(open_listeners(listen.parsed.place))
+            ingress = self.make_ingress(listen, connect)
+            for sock in self.sockets[index]:
+                sock.setblocking(False)
+                try:
+                    sock.listen(BACKLOG)  # a given one may only be bound
+                except OSError as exc:
+                    raise OSError(exc.errno, exc.strerror, listen.url) from exc
+                self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
             acceptor.start()
+
+    def make_ingress(self, listen: Listen, connect: Connect) -> Ingress:
+        """What a listener speaks, and what carries out its clients' commands."""
+        serves: dict[int, Serve] = {
+            Command.CONNECT: connect,
+            Command.BIND: Bind(self.dialer, self.relays, listen.udp, self.config.timeouts.bind),
+            Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
+        }
+        authenticate = self.authenticate if self.custom_authenticate else self.authenticator
+        if listen.users == "none":
+            authenticate = None
+        return make_ingress(listen, Commands(serves, self.handshake), authenticate, self.required(listen))
 
     async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
         """Ask the embedding program."""
@@ -243,7 +249,7 @@ class Server:
 
     def close_sockets(self) -> None:
         """Close the listeners: who comes now is refused rather than kept waiting."""
-        for sock in self.sockets:
+        for sock in itertools.chain(*self.sockets):
             sock.close()
 
     # --- addresses ---
@@ -251,13 +257,12 @@ class Server:
     @property
     def addresses(self) -> list[Address]:
         """Where it listens, with the ports that port 0 became; available while it runs."""
-        return [from_sockaddr(sock.getsockname()) for sock in self.sockets]
+        return [from_sockaddr(sock.getsockname()) for sock in itertools.chain(*self.sockets) if sock.family != AF_UNIX]
 
     @property
     def urls(self) -> list[str]:
-        """A URL for each listener, without credentials."""
-        listeners = zip(self.config.listen, self.addresses, strict=True)
-        return [f"{listen.parsed.protocol}://{address}" for listen, address in listeners]
+        """A URL for each place that it listens at, without credentials."""
+        return urls_of(self.config.listen, self.sockets)
 
     @property
     def url(self) -> str:
@@ -280,26 +285,31 @@ class Server:
         """How many more sessions the descriptors carry."""
         return self.capacity - len(self.sessions) - len(self.associations.active)  # which take twice as many
 
-    def accepting(self, ingress: Socks5Ingress, listen: Listen) -> Callable[[Any, Any], None]:
+    def accepting(self, ingress: Ingress, listen: Listen) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""
         reactor, sessions, handshake, name = self.reactor, self.sessions, self.handshake, listen.url
         loop = reactor.loop
 
         def accepted(sock: Any, sockaddr: Any) -> None:
-            session = Session(next(self.numbers), name, from_sockaddr(sockaddr), monotonic())
+            peer = from_sockaddr(sockaddr) if sockaddr else unix_client(sock)
+            session = Session(next(self.numbers), name, peer, monotonic())
             client = Stream(reactor, sock)
             handshake.start(client)
             sessions[session] = asyncio.Task(self.run(ingress, client, session), loop=loop)
 
         return accepted
 
-    async def run(self, ingress: Socks5Ingress, client: Stream, session: Session) -> None:
+    async def run(self, ingress: Ingress, client: Stream, session: Session) -> None:
         """One session's task: it ends when a relay has taken over, or the session is over."""
         try:
             await ingress.serve(client, session)
         except asyncio.CancelledError:
             session.close = "shutdown"
             raise
+        except TimeoutError:
+            session.error = f"handshake: not done within {self.handshake.seconds:g} s"
+        except RemoteProtocolError as exc:
+            session.error = str(exc)
         except OSError as exc:
             session.error = (exc.strerror or str(exc)).lower()
             session.close = "reset" if isinstance(exc, ConnectionError) else "error"

@@ -6,6 +6,7 @@ It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import resource
@@ -18,11 +19,10 @@ from collections.abc import Callable
 from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.net.datagram import get_mail
-from tabi.net.listen import bind_listener
+from tabi.net.listen import open_listeners, urls_of
 from tabi.observe.access_log import open_output
 from tabi.server.server import Server
 from tabi.server.worker import AT_ONCE, run_worker
-from tabi.wire.address import from_sockaddr
 
 log = logging.getLogger("tabi")
 
@@ -70,7 +70,7 @@ class Supervisor:
         self.config = config
         self.open_proxy = open_proxy
         raise_descriptor_limit()
-        self.sockets: list[socket.socket] = []
+        self.sockets: list[list[socket.socket]] = []
         try:
             if config.log.access != "none":
                 open_output(config.log.access).close()
@@ -78,7 +78,7 @@ class Supervisor:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
         for index, listen in enumerate(config.listen):
             try:
-                self.sockets.append(bind_listener(listen.parsed.address))
+                self.sockets.append(open_listeners(listen.parsed.place))
             except OSError as exc:
                 raise ConfigError(f"{listen.url}: {exc.strerror or exc}", f"listen[{index}].url") from exc
         # Workers watch the other end: it ends when this process does, however it does.
@@ -90,8 +90,7 @@ class Supervisor:
     @property
     def urls(self) -> list[str]:
         """Where it listens, with the ports that port 0 became."""
-        listeners = zip(self.config.listen, self.sockets, strict=True)
-        return [f"{listen.parsed.protocol}://{from_sockaddr(sock.getsockname())}" for listen, sock in listeners]
+        return urls_of(self.config.listen, self.sockets)
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
@@ -225,7 +224,7 @@ class Supervisor:
         if not self.stopping:
             self.stopping = True
             self.deadline = now + self.config.timeouts.drain + GRACE
-            for sock in self.sockets:
+            for sock in itertools.chain(*self.sockets):
                 sock.close()
             self.signal_all(signal.SIGTERM)
         else:

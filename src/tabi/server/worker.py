@@ -21,7 +21,7 @@ AT_ONCE = signal.SIGUSR1
 
 def run_worker(
     config: Config,
-    sockets: Sequence[socket.socket],
+    sockets: Sequence[Sequence[socket.socket]],
     open_proxy: bool,
     lifeline: int,
     ready: Callable[[], object] = lambda: None,

@@ -1,0 +1,58 @@
+"""The PROXY header in front of a connection: who the client of a load balancer is (wire/proxy_protocol.py)."""
+
+from __future__ import annotations
+
+from tabi.config import Network
+from tabi.errors import RemoteProtocolError
+from tabi.ingress.conversation import Ingress
+from tabi.net.stream import Stream
+from tabi.session import Session
+from tabi.wire.address import Host
+from tabi.wire.proxy_protocol import MAX_HEADER, decode_header, missing_octets
+
+
+class ProxyHeaderIngress:
+    """Takes the header from whoever is trusted to send one, and hands the connection on.
+
+    A proxy that is trusted must send it: without it, its clients would all be the proxy itself. From anybody else it is
+    what no protocol begins with.
+
+    Args:
+        proxies: the networks of the proxies that are trusted; None is whoever comes through a unix socket.
+        inner: speaks with the client behind the header.
+    """
+
+    protocol = "proxy"
+
+    def __init__(self, proxies: tuple[Network | None, ...], inner: Ingress) -> None:
+        self.proxies = proxies
+        self.inner = inner
+
+    def trusts(self, host: Host) -> bool:
+        """Whether a client's address is that of a proxy."""
+        if isinstance(host, str):
+            return None in self.proxies
+        return any(network is not None and host in network for network in self.proxies)
+
+    async def serve(self, client: Stream, session: Session) -> None:
+        """See `Ingress`."""
+        if self.trusts(session.client.host):
+            await self.take_header(client, session)
+        await self.inner.serve(client, session)
+
+    async def take_header(self, client: Stream, session: Session) -> None:
+        """Read the header and no octet more; the address in it is the client from then on."""
+        taken = b""
+        while True:
+            data = await client.peek(MAX_HEADER)
+            if not data:
+                raise RemoteProtocolError(f"PROXY header: the proxy at {session.client} ended after {taken!r}")
+            found = decode_header(taken + data)
+            # What is whole is taken to its end; of what is not, only what certainly belongs to it.
+            size = found[1] - len(taken) if found else min(len(data), missing_octets(taken + data))
+            taken += client.sock.recv(size)
+            if found:
+                break
+        header = found[0]
+        if header.source is not None:
+            session.client = header.source

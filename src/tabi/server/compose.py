@@ -1,0 +1,38 @@
+"""What a listener speaks, composed once when it opens: each layer wraps the next, a session pays for those it meets.
+
+PROXY header -> TLS -> mixed -> socks5, socks4
+"""
+
+from __future__ import annotations
+
+from tabi.config import Listen
+from tabi.ingress.authenticate import Authenticate
+from tabi.ingress.conversation import Commands, Ingress
+from tabi.ingress.mixed import MixedIngress
+from tabi.ingress.proxy_header import ProxyHeaderIngress
+from tabi.ingress.socks4 import Socks4Ingress
+from tabi.ingress.socks5 import Socks5Ingress
+from tabi.wire.sniff import Protocol
+
+
+def make_ingress(listen: Listen, commands: Commands, authenticate: Authenticate | None, required: bool) -> Ingress:
+    """Compose the ways in of one listener.
+
+    Args:
+        listen: what it takes.
+        commands: carry out what clients ask for.
+        authenticate: asked for every user name and password; None where there are none.
+        required: whether clients must be users.
+    """
+    url = listen.parsed
+    inside = make_protocols(commands, authenticate, required)
+    ingress: Ingress = MixedIngress(inside) if url.protocol == "mixed" else inside[Protocol(url.protocol)]
+    return ProxyHeaderIngress(listen.proxies, ingress) if listen.proxy_protocol else ingress
+
+
+def make_protocols(commands: Commands, authenticate: Authenticate | None, required: bool) -> dict[Protocol, Ingress]:
+    """What speaks each protocol."""
+    return {
+        Protocol.SOCKS5: Socks5Ingress(commands, authenticate, required),
+        Protocol.SOCKS4: Socks4Ingress(commands, required),
+    }
