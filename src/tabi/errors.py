@@ -3,6 +3,7 @@
     TabiError
       ProtocolError           a SOCKS conversation went wrong (abstract)
         RemoteProtocolError     the peer broke the RFC
+          HttpError               an HTTP client did, or wants what is not there
         LocalProtocolError      our caller used a machine in the wrong order
       DialError               a destination or a proxy could not be reached
       ProxyError              the proxy that we asked refused
@@ -33,6 +34,14 @@ class ProtocolError(TabiError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer sent what the RFC does not allow."""
+
+
+class HttpError(RemoteProtocolError):
+    """A client sent a request that HTTP does not allow or that tabi does not know; ``status`` is the answer to it."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class LocalProtocolError(ProtocolError):
