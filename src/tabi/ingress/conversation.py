@@ -144,22 +144,26 @@ class Commands:
     async def refuse_request(self, conversation: Conversation, reply_code: int) -> None:
         """Answer a request with a failure."""
         denied = reply_code == ReplyCode.NOT_ALLOWED
-        await self.refuse(conversation, denied, lambda: conversation.answer(Reply(reply_code)))
+        reply = Reply(reply_code)
+        await self.refuse(conversation.client, conversation.session, denied, lambda: conversation.answer(reply))
 
-    async def refuse(self, conversation: Conversation, denied: bool, answer: Callable[[], None]) -> None:
-        """Answer no, and stay until the client has read it: a close with octets unread would be a reset and lose it."""
-        conversation.session.close = "denied" if denied else "error"
-        client = conversation.client
+    async def refuse(self, client: Stream, session: Session, denied: bool, answer: Callable[[], None]) -> None:
+        """Answer no, and end."""
+        session.close = "denied" if denied else "error"
         self.handshake.stop(client)
+        answer()
+        await self.end(client)
+
+    async def end(self, client: Stream) -> None:
+        """Stay until a client has read the last: a close with octets unread would be a reset, and lose it."""
         self.linger.start(client)
         try:
-            answer()
             client.send_eof()
             while await client.receive():
                 # What is there is received without a wait, expired or not: let others have their turn, and end.
                 await asyncio.sleep(0)
                 client.check()
-        except (TimeoutError, OSError):
+        except OSError:  # TimeoutError is one
             pass
         finally:
             self.linger.stop(client)

@@ -77,16 +77,17 @@ class Socks5Ingress:
             return True
         wanted = Method.USERNAME_PASSWORD if self.required else Method.NO_AUTHENTICATION
         session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
-        await self.commands.refuse(conversation, True, lambda: conversation.send(NO_ACCEPTABLE_METHODS))
+        await self.commands.refuse(conversation.client, session, True, lambda: conversation.send(NO_ACCEPTABLE_METHODS))
         return False
 
     async def check_user(self, conversation: MachineConversation, authenticate: Authenticate) -> bool:
         """RFC 1929. False when the client was refused."""
         credentials = await conversation.next_message()
         assert isinstance(credentials, Credentials)
-        left = self.handshake.left(conversation.client)
-        if not await identify(authenticate, conversation.session, credentials.username, credentials.password, left):
-            await self.commands.refuse(conversation, True, lambda: conversation.send(REJECTED))
+        client, session = conversation.client, conversation.session
+        left = self.handshake.left(client)
+        if not await identify(authenticate, session, credentials.username, credentials.password, left):
+            await self.commands.refuse(client, session, True, lambda: conversation.send(REJECTED))
             return False
         conversation.send(ACCEPTED)
         return True

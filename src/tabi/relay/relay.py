@@ -61,7 +61,8 @@ class Relay:
         self.reactor.replace(server.fd, down.on_ready)
         client.fd = server.fd = -1  # the streams do not own the sockets any more
         self.watch()
-        self.reactor.send_at_end(self.send_answer, answer)
+        if answer:
+            self.reactor.send_at_end(self.send_answer, answer)
         if self.closed:
             return
         if head:
@@ -166,7 +167,8 @@ class Relays:
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
         """Join two streams; they are closed when the relay ends, and ``done`` is called.
 
-        ``answer`` is the first that the client gets and counts as no payload; ``head`` the first that the server gets.
+        ``answer``, if there is one, is the first that the client gets and counts as no payload; ``head`` is the first
+        that the server gets.
         """
         relay = Relay(self, client, server, session, monotonic())
         self.active.add(relay)

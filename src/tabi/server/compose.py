@@ -8,6 +8,7 @@ from __future__ import annotations
 from tabi.config import Listen
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
+from tabi.ingress.http import Forwarding, HttpIngress
 from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress
@@ -15,24 +16,32 @@ from tabi.ingress.socks5 import Socks5Ingress
 from tabi.wire.sniff import Protocol
 
 
-def make_ingress(listen: Listen, commands: Commands, authenticate: Authenticate | None, required: bool) -> Ingress:
+def make_ingress(
+    listen: Listen, commands: Commands, forwarding: Forwarding, authenticate: Authenticate | None, required: bool
+) -> Ingress:
     """Compose the ways in of one listener.
 
     Args:
         listen: what it takes.
         commands: carry out what clients ask for.
+        forwarding: what HTTP requests need beside that.
         authenticate: asked for every user name and password; None where there are none.
         required: whether clients must be users.
     """
     url = listen.parsed
-    inside = make_protocols(commands, authenticate, required)
+    inside = make_protocols(commands, forwarding, authenticate, required)
     ingress: Ingress = MixedIngress(inside) if url.protocol == "mixed" else inside[Protocol(url.protocol)]
     return ProxyHeaderIngress(listen.proxies, ingress) if listen.proxy_protocol else ingress
 
 
-def make_protocols(commands: Commands, authenticate: Authenticate | None, required: bool) -> dict[Protocol, Ingress]:
+def make_protocols(
+    commands: Commands, forwarding: Forwarding, authenticate: Authenticate | None, required: bool
+) -> dict[Protocol, Ingress]:
     """What speaks each protocol."""
+    http = HttpIngress(commands, forwarding, authenticate, required)
     return {
         Protocol.SOCKS5: Socks5Ingress(commands, authenticate, required),
         Protocol.SOCKS4: Socks4Ingress(commands, required),
+        Protocol.HTTP: http,
+        Protocol.HTTP2: http,  # which says that it does not speak that version
     }

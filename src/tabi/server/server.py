@@ -22,6 +22,7 @@ from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
+from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, open_listeners, unix_client, urls_of
@@ -162,7 +163,11 @@ class Server:
             prefix = f"{os.urandom(3).hex()}-"
             self.access_log = AccessLog(open_output(config.log.access), prefix, loop.call_later)
 
-        connect = Connect(Direct(self.dialer), self.relays)
+        direct = Direct(self.dialer)
+        connect = Connect(direct, self.relays)
+        self.forwarding = Forwarding(
+            direct, self.relays, Deadlines(loop, timeouts.idle), self.request_over, KeptConnections()
+        )
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):
                 self.sockets.append(open_listeners(listen.parsed.place))
@@ -187,7 +192,8 @@ class Server:
         authenticate = self.authenticate if self.custom_authenticate else self.authenticator
         if listen.users == "none":
             authenticate = None
-        return make_ingress(listen, Commands(serves, self.handshake), authenticate, self.required(listen))
+        commands = Commands(serves, self.handshake)
+        return make_ingress(listen, commands, self.forwarding, authenticate, self.required(listen))
 
     async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
         """Ask the embedding program."""
@@ -216,6 +222,7 @@ class Server:
         for acceptor in self.acceptors:
             acceptor.stop()
         self.close_sockets()
+        self.forwarding.kept.drain()
         if self.sessions:
             self.empty = asyncio.Event()
             try:
@@ -240,6 +247,7 @@ class Server:
         self.relays.close("shutdown")
         await self.associations.close("shutdown")
         self.handshake.close()
+        self.forwarding.idle.close()
         await self.dialer.close()
         if self.authenticator is not None:
             await self.authenticator.close()
@@ -327,6 +335,18 @@ class Server:
     def finished(self, session: Session) -> None:
         """A session is over: its line, and who waits for the last one."""
         del self.sessions[session]
+        if not session.silent:
+            self.report(session)
+        if self.empty is not None and not self.sessions:
+            self.empty.set()
+
+    def request_over(self, session: Session) -> None:
+        """A request is over, and its connection goes on: its line, and the session begins anew."""
+        self.report(session if self.on_session is None else session.copy())  # whoever gets it may keep it
+        session.begin(next(self.numbers), monotonic())
+
+    def report(self, session: Session) -> None:
+        """Tell the access log and the embedding program."""
         if self.access_log is not None:
             self.access_log.add(session, monotonic())
         if self.on_session is not None:
@@ -334,5 +354,3 @@ class Server:
                 self.on_session(session)
             except Exception:
                 log.exception("on_session failed")
-        if self.empty is not None and not self.sessions:
-            self.empty.set()
