@@ -1,16 +1,25 @@
-/* load: puts load on a SOCKS5 server on this machine and measures what comes back.
+/* load: puts load on a proxy on this machine, SOCKS5 or HTTP, and measures what comes back.
  *
  *   load conn PORT TOTAL AT_ONCE            connect, echo 64 octets, close: TOTAL times, AT_ONCE of them at a time
  *   load bulk PORT down|up STREAMS SECONDS  as many octets as go through, in one direction
+ *   load tls PORT down|up STREAMS SECONDS [straight]    bulk inside TLS 1.3, SOCKS5 too
  *   load ping PORT STREAMS SECONDS          echo 64 octets, again and again, on each of STREAMS tunnels
  *   load idle PORT TUNNELS                  open them, print the result, hold them until standard input ends
  *   load udp PORT SIZE WINDOW SECONDS       echo datagrams of SIZE octets through 1 association, WINDOW under way
  *   load voices PORT COUNT RATE SECONDS     echo RATE datagrams/s on each of COUNT associations, evenly spread in time
  *   load associations PORT COUNT            open them, echo a datagram on each, print the result, hold them like idle
+ *   load http PORT CLIENTS SECONDS          GET 1 KiB, again and again, on each of CLIENTS connections
  *
  * PORT is the server's, on 127.0.0.1. Port 0 means no server: straight to the destination, which shows the most that
  * this machine can do. The destination is a process of its own, forked at the start, on a free port for each of TCP and
  * UDP.
+ *
+ * tls offers one cipher, TLS_AES_256_GCM_SHA384, and believes any certificate. With `straight` it speaks no SOCKS5: the
+ * server leads to the destination by itself. Its port is in the name of the SNI, "port-NUMBER".
+ *
+ * http asks an HTTP proxy with absolute URIs. The destination is then a web server that keeps connections open if the
+ * proxy does. Where an answer says that the connection closes, the client opens the next one, which is part of the time
+ * of the next answer; `connections` has how many it opened.
  *
  * Datagrams carry the time at which they were sent, and their echoes must have the length and the header (RFC 1928,
  * section 7) of what was sent. `lost` are those that never came back: in udp, once nothing has come for 0.1 s, another
@@ -41,12 +50,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
 enum {
     MESSAGE = 64,              /* octets of one echo */
     CHUNK = 256 * 1024,        /* octets of one send or recv of the bulk scenarios */
     HEADER = 10,               /* octets before the content of a datagram, with an IPv4 address */
     MAX_DATAGRAM = 65507,      /* octets of a datagram over IPv4 */
     VOICE = 200,               /* octets of one datagram of voices */
+    BODY = 1024,               /* octets of content in one answer of http */
+    HEAD = 4096,               /* octets of the longest head of a request or an answer */
     BATCH = 64,                /* datagrams that are received from a socket in one turn of a loop */
     RECEIVE_BUFFER = 8 << 20,  /* octets: what is lost shall be lost by the server */
     OPENING_AT_ONCE = 64,      /* tunnels or associations that are opened at a time, other than in conn */
@@ -58,7 +72,7 @@ enum {
 };
 
 /* The first octet of a connection tells the destination what to do on it. */
-enum { UNKNOWN, ECHO = 'E', SOURCE = 'S', SINK = 'D' };
+enum { UNKNOWN, ECHO = 'E', SOURCE = 'S', SINK = 'D', WEB = 'G' };
 
 static struct epoll_event events[EVENTS];
 static char chunk[CHUNK];
@@ -114,9 +128,25 @@ static int datagram_socket(void)
     return fd;
 }
 
+/* ---- HTTP, as much of it as both sides need ---- */
+
+static const char *field_value(const char *head, const char *field)
+{
+    const char *found = strcasestr(head, field);
+    return found ? found + strlen(field) + strspn(found + strlen(field), " \t") : NULL;
+}
+
+/* Whether the connection closes after the request or the answer with this head (RFC 9112, section 9.3). */
+static bool is_last(const char *head)
+{
+    const char *value = field_value(head, "\r\nConnection:");
+    return value ? !strncasecmp(value, "close", 5) : strstr(head, "HTTP/1.0") != NULL;
+}
+
 /* ---- the destination: one process, one loop ---- */
 
 static unsigned char modes[MAX_DESCRIPTORS];
+static char *heads[MAX_DESCRIPTORS]; /* of a web server's connection: what came of a request that is not whole */
 
 static bool accept_connections(int listener)
 {
@@ -124,6 +154,31 @@ static bool accept_connections(int listener)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         modes[fd] = UNKNOWN;
         watch(EPOLL_CTL_ADD, fd, EPOLLIN, (epoll_data_t){.fd = fd});
+    }
+    return true;
+}
+
+/* Answers the requests that are whole with `length` octets more. False: the connection is over. */
+static bool answer(int fd, size_t length)
+{
+    static const char fields[] = "Server: load\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain\r\n"
+                                 "Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\nETag: \"1k\"\r\n";
+    char *head = heads[fd], *end, reply[HEAD + BODY];
+    size_t before = strlen(head);
+    if (before + length >= HEAD)
+        return false;
+    memcpy(head + before, chunk, length);
+    head[before + length] = 0;
+    while ((end = strstr(head, "\r\n\r\n"))) {
+        end[2] = 0;
+        bool last = is_last(head), known = strstr(head, "/1k HTTP/1.");
+        int size = snprintf(reply, HEAD, "HTTP/1.1 %s\r\n%s%sContent-Length: %d\r\n\r\n",
+            known ? "200 OK" : "404 Not Found", fields, last ? "Connection: close\r\n" : "", BODY);
+        memset(reply + size, WEB, BODY);
+        /* The one before has been read by whoever asks again: it always fits. */
+        if (send(fd, reply, (size_t)size + BODY, MSG_NOSIGNAL) != size + BODY || last)
+            return false;
+        memmove(head, end + 4, strlen(end + 4) + 1);
     }
     return true;
 }
@@ -138,7 +193,13 @@ static bool take(int fd)
         modes[fd] = (unsigned char)chunk[0];
         if (modes[fd] == SOURCE)
             watch(EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLOUT, (epoll_data_t){.fd = fd});
+        if (modes[fd] == WEB && !heads[fd])
+            heads[fd] = malloc(HEAD);
+        if (modes[fd] == WEB)
+            heads[fd][0] = 0;
     }
+    if (modes[fd] == WEB)
+        return answer(fd, (size_t)length);
     if (modes[fd] == SINK)
         atomic_fetch_add(sunk, length);
     if (modes[fd] == ECHO) /* never more than one message is on its way: it always fits */
@@ -225,15 +286,19 @@ static void start_destination(void)
 
 /* ---- the client's side of a tunnel, or of an association ---- */
 
-enum state { CONNECTING, GREETED, REQUESTED, OPEN };
+enum state { CONNECTING, SECURING, GREETED, REQUESTED, OPEN };
 
 static enum { CONNECT = 1, ASSOCIATE = 3 } command = CONNECT; /* of every request */
 static const char *const names[] = {[CONNECT] = "CONNECT", [ASSOCIATE] = "UDP ASSOCIATE"};
-static bool opening; /* open_tunnels() waits for the server's answers */
+static bool opening;     /* open_tunnels() waits for the server's answers */
+static bool straight;    /* no SOCKS5 */
+static SSL_CTX *context; /* of every tunnel's TLS; NULL: without */
+static long connections; /* that the client has opened */
 
 struct tunnel {
     int fd;
     int datagrams; /* the UDP socket of an association */
+    SSL *tls;      /* or NULL */
     enum state state;
     size_t received;         /* octets of the answer that is awaited */
     double began;            /* connecting, or the present round trip */
@@ -250,25 +315,97 @@ static void begin(struct tunnel *tunnel)
     if (connect(tunnel->fd, (struct sockaddr *)&address, sizeof address) && errno != EINPROGRESS)
         fail("connect: %s", strerror(errno));
     watch(EPOLL_CTL_ADD, tunnel->fd, EPOLLOUT, (epoll_data_t){.ptr = tunnel});
+    connections++;
+}
+
+/* What send() or recv() would have returned in place of a TLS call that returned `result`, with errno. */
+static ssize_t tls_result(struct tunnel *tunnel, int result)
+{
+    if (result > 0)
+        return result;
+    int error = SSL_get_error(tunnel->tls, result);
+    if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
+        errno = EAGAIN;
+    else if (error == SSL_ERROR_ZERO_RETURN)
+        return 0;
+    else if (error != SSL_ERROR_SYSCALL) {
+        const char *reason = ERR_reason_error_string(ERR_peek_error());
+        fail("TLS: %s", reason ? reason : "no reason known");
+    }
+    return -1;
+}
+
+static ssize_t send_some(struct tunnel *tunnel, const void *octets, size_t length)
+{
+    if (!tunnel->tls)
+        return send(tunnel->fd, octets, length, MSG_NOSIGNAL);
+    return tls_result(tunnel, SSL_write(tunnel->tls, octets, (int)length));
+}
+
+static ssize_t receive_some(struct tunnel *tunnel, void *buffer, size_t length)
+{
+    if (!tunnel->tls)
+        return recv(tunnel->fd, buffer, length, 0);
+    return tls_result(tunnel, SSL_read(tunnel->tls, buffer, (int)length));
 }
 
 static void send_octets(struct tunnel *tunnel, const void *octets, size_t length)
 {
     tunnel->received = 0;
-    if (send(tunnel->fd, octets, length, MSG_NOSIGNAL) < 0)
+    if (send_some(tunnel, octets, length) < 0)
         fail("send: %s", strerror(errno));
 }
 
 /* Reads what is there, up to `wanted` octets in all since the last send. True: that many have come. */
 static bool receive(struct tunnel *tunnel, void *buffer, size_t wanted)
 {
-    ssize_t length = recv(tunnel->fd, (char *)buffer + tunnel->received, wanted - tunnel->received, 0);
+    ssize_t length = receive_some(tunnel, (char *)buffer + tunnel->received, wanted - tunnel->received);
     if (length == 0)
         fail(tunnel->state == OPEN ? "the server closed a tunnel" : "the server closed during the handshake");
     if (length < 0 && !would_block(length))
         fail("recv: %s", strerror(errno));
     tunnel->received += length > 0 ? (size_t)length : 0;
     return tunnel->received == wanted;
+}
+
+/* One cipher, so that every server encrypts alike; and few calls, so that the server is what is measured. */
+static void prepare_tls(void)
+{
+    context = SSL_CTX_new(TLS_client_method());
+    if (!context || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) ||
+        !SSL_CTX_set_ciphersuites(context, "TLS_AES_256_GCM_SHA384"))
+        fail("this OpenSSL cannot do TLS 1.3");
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE);
+    SSL_CTX_set_read_ahead(context, 1);
+    SSL_CTX_set_default_read_buffer_len(context, CHUNK);
+}
+
+static void greet(struct tunnel *tunnel)
+{
+    if (!straight)
+        send_octets(tunnel, "\x05\x01\x00", 3);
+    tunnel->state = straight ? OPEN : GREETED;
+}
+
+/* Takes the next step of the TLS handshake. */
+static void secure(struct tunnel *tunnel)
+{
+    ssize_t result = tls_result(tunnel, SSL_connect(tunnel->tls));
+    if (result <= 0 && !would_block(result))
+        fail("the server closed during the TLS handshake");
+    if (result > 0)
+        greet(tunnel);
+}
+
+static void begin_tls(struct tunnel *tunnel)
+{
+    char name[32];
+    snprintf(name, sizeof name, "port-%d", destination_port);
+    tunnel->tls = SSL_new(context);
+    if (!tunnel->tls || !SSL_set_fd(tunnel->tls, tunnel->fd) || !SSL_set_tlsext_host_name(tunnel->tls, name))
+        fail("TLS cannot begin");
+    tunnel->state = SECURING;
+    secure(tunnel);
 }
 
 /* Takes the next step of the handshake. True: the tunnel has just opened. */
@@ -280,9 +417,12 @@ static bool advance(struct tunnel *tunnel)
         if (error)
             fail("connect: %s", strerror(error));
         watch(EPOLL_CTL_MOD, tunnel->fd, EPOLLIN, (epoll_data_t){.ptr = tunnel});
-        if (server_port)
-            send_octets(tunnel, "\x05\x01\x00", 3);
-        tunnel->state = server_port ? GREETED : OPEN;
+        if (context)
+            begin_tls(tunnel);
+        else
+            greet(tunnel);
+    } else if (tunnel->state == SECURING) {
+        secure(tunnel);
     } else if (tunnel->state == GREETED && receive(tunnel, tunnel->reply, 2)) {
         if (tunnel->reply[0] != 5 || tunnel->reply[1] != 0)
             fail("the server refused the method 'no authentication'");
@@ -380,8 +520,8 @@ static void print_echoes(double seconds, long sent)
     if (sent && done > sent)
         fail("more echoes came back than were sent");
     qsort(samples, (size_t)done, sizeof *samples, compare_samples);
-    printf("{\"count\": %ld, \"seconds\": %.6f, \"p50\": %.7f, \"p99\": %.7f", done, seconds,
-        (double)samples[done / 2], (double)samples[done * 99 / 100]);
+    printf("{\"count\": %ld, \"seconds\": %.6f, \"p50\": %.7f, \"p99\": %.7f, \"connections\": %ld", done, seconds,
+        (double)samples[done / 2], (double)samples[done * 99 / 100], connections);
     if (sent)
         printf(", \"sent\": %ld, \"lost\": %ld", sent, sent - done);
     puts("}");
@@ -437,6 +577,13 @@ static int wait_echoes(size_t size)
 
 /* ---- the scenarios ---- */
 
+/* With a reset, which leaves no port in TIME_WAIT: so many would use them up. */
+static void drop(struct tunnel *tunnel)
+{
+    setsockopt(tunnel->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
+    close(tunnel->fd);
+}
+
 static void run_conn(long total, long at_once)
 {
     struct tunnel *tunnels = calloc((size_t)at_once, sizeof *tunnels);
@@ -452,9 +599,7 @@ static void run_conn(long total, long at_once)
                 send_octets(tunnel, message, MESSAGE);
             } else if (tunnel->state == OPEN && receive(tunnel, chunk, MESSAGE)) {
                 keep_sample(now() - tunnel->began);
-                /* Close with a reset, which leaves no port in TIME_WAIT: so many would use them up. */
-                setsockopt(tunnel->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
-                close(tunnel->fd);
+                drop(tunnel);
                 if (begun++ < total)
                     begin(tunnel);
             }
@@ -501,11 +646,15 @@ static void run_bulk(bool down, long streams, double seconds)
     for (; time < start + seconds; time = now()) {
         int count = wait_events();
         for (int i = 0; i < count; i++) {
-            int fd = ((struct tunnel *)events[i].data.ptr)->fd;
-            ssize_t length = down ? recv(fd, chunk, CHUNK, 0) : send(fd, chunk, CHUNK, MSG_NOSIGNAL);
-            if (length <= 0 && !would_block(length))
-                fail("a tunnel was lost: %s", length ? strerror(errno) : "the server closed it");
-            octets += length > 0 ? length : 0;
+            struct tunnel *tunnel = events[i].data.ptr;
+            ssize_t length;
+            do {
+                length = down ? receive_some(tunnel, chunk, CHUNK) : send_some(tunnel, chunk, CHUNK);
+                if (length <= 0 && !would_block(length))
+                    fail("a tunnel was lost: %s", length ? strerror(errno) : "the server closed it");
+                octets += length > 0 ? length : 0;
+                /* TLS has read ahead: of that there will be no event. */
+            } while (length > 0 && tunnel->tls && SSL_has_pending(tunnel->tls) && now() < start + seconds);
         }
     }
     if (!down)
@@ -592,10 +741,99 @@ static void run_associations(long total)
     hold(total, now() - start);
 }
 
+struct client {
+    struct tunnel tunnel; /* first: events point to it */
+    long answers;         /* on this connection */
+    size_t length;
+    char octets[HEAD + BODY]; /* `length` of an answer, and a 0 */
+};
+
+/* Opens a client's next connection. */
+static void begin_client(struct client *client)
+{
+    begin(&client->tunnel);
+    client->answers = 0;
+    client->length = 0;
+}
+
+/* Reads what is there of an answer. True: it is whole, and what it should be. */
+static bool receive_answer(struct client *client)
+{
+    size_t room = sizeof client->octets - 1 - client->length;
+    ssize_t length = recv(client->tunnel.fd, client->octets + client->length, room, 0);
+    if (length <= 0 && !would_block(length)) {
+        if (!client->answers || client->length)
+            fail("the server closed a connection without an answer");
+        drop(&client->tunnel); /* it may, between two answers: ask again (RFC 9112, section 9.3.1) */
+        begin_client(client);
+        return false;
+    }
+    client->length += length > 0 ? (size_t)length : 0;
+    client->octets[client->length] = 0;
+    char *end = strstr(client->octets, "\r\n\r\n");
+    if (!end) {
+        if (client->length >= HEAD)
+            fail("the head of an answer has more than %d octets", HEAD);
+        return false;
+    }
+    if (strncmp(client->octets, "HTTP/1.", 7) || strncmp(client->octets + 8, " 200", 4))
+        fail("an answer has the status %d, not 200", atoi(client->octets + 9));
+    const char *value = field_value(client->octets, "\r\nContent-Length:");
+    if (!value || atoi(value) != BODY)
+        fail("an answer has no Content-Length of %d", BODY);
+    size_t whole = (size_t)(end + 4 - client->octets) + BODY;
+    if (client->length > whole)
+        fail("an answer is followed by what nobody asked for");
+    if (client->length == whole && strspn(end + 4, (char[]){WEB, 0}) != BODY)
+        fail("an answer has another content than what was sent");
+    return client->length == whole;
+}
+
+static void run_http(long count, double seconds)
+{
+    struct client *clients = calloc((size_t)count, sizeof *clients);
+    char request[HEAD];
+    int size = snprintf(request, sizeof request,
+        "GET http://127.0.0.1:%d/1k HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: load\r\nAccept: */*\r\n"
+        "Accept-Language: en\r\nAccept-Encoding: gzip, deflate\r\nProxy-Connection: keep-alive\r\n\r\n",
+        destination_port, destination_port);
+    straight = true;
+    double start = now(), time = start;
+    for (long i = 0; i < count; i++)
+        begin_client(&clients[i]);
+    for (; time < start + seconds; time = now()) {
+        int ready = wait_events();
+        for (int i = 0; i < ready; i++) {
+            struct client *client = events[i].data.ptr;
+            struct tunnel *tunnel = &client->tunnel;
+            if (tunnel->state == OPEN) {
+                if (!receive_answer(client))
+                    continue;
+                time = now();
+                keep_sample(time - tunnel->began);
+                if (is_last(client->octets)) {
+                    drop(tunnel);
+                    begin_client(client);
+                    continue;
+                }
+                client->answers++;
+                client->length = 0;
+                tunnel->began = time;
+            } else if (!advance(tunnel)) {
+                continue;
+            }
+            send_octets(tunnel, request, (size_t)size);
+        }
+    }
+    print_echoes(time - start, 0);
+}
+
 int main(int argc, char **argv)
 {
     const char *scenario = argc > 3 ? argv[1] : "";
     server_port = argc > 3 ? atoi(argv[2]) : 0;
+    straight = !server_port;
+    signal(SIGPIPE, SIG_IGN); /* TLS sends without MSG_NOSIGNAL */
     start_destination();
     poller = epoll_create1(0);
     if (!strcmp(scenario, "udp") || !strcmp(scenario, "voices") || !strcmp(scenario, "associations"))
@@ -604,7 +842,11 @@ int main(int argc, char **argv)
         run_conn(atol(argv[3]), atol(argv[4]));
     else if (!strcmp(scenario, "bulk") && argc == 6)
         run_bulk(!strcmp(argv[3], "down"), atol(argv[4]), atof(argv[5]));
-    else if (!strcmp(scenario, "ping") && argc == 5)
+    else if (!strcmp(scenario, "tls") && server_port && (argc == 6 || (argc == 7 && !strcmp(argv[6], "straight")))) {
+        prepare_tls();
+        straight = argc == 7;
+        run_bulk(!strcmp(argv[3], "down"), atol(argv[4]), atof(argv[5]));
+    } else if (!strcmp(scenario, "ping") && argc == 5)
         run_ping(atol(argv[3]), atof(argv[4]));
     else if (!strcmp(scenario, "idle") && argc == 4)
         run_idle(atol(argv[3]));
@@ -614,6 +856,8 @@ int main(int argc, char **argv)
         run_voices(atol(argv[3]), atol(argv[4]), atof(argv[5]));
     else if (!strcmp(scenario, "associations") && argc == 4)
         run_associations(atol(argv[3]));
+    else if (!strcmp(scenario, "http") && argc == 5)
+        run_http(atol(argv[3]), atof(argv[4]));
     else
         fail("wrong arguments: the top of load.c has them");
     return 0;

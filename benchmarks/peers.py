@@ -5,6 +5,7 @@ in `PEERS`.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import pwd
@@ -12,16 +13,29 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from process import Failure
+from scenarios import LISTENERS, Listener
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PYPI = ROOT / ".cache" / "benchmarks"
 """The virtual environment of the peers that come from PyPI: apart from ours, which they must not change."""
+
+TLS = ROOT / ".cache" / "benchmarks-tls"
+"""The certificate and the key of every server that speaks TLS."""
+
+NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+"""Where Debian has nginx's stream module."""
+
+MAX_CLIENTS = 1000
+"""Connections that tinyproxy takes at once: more than any load has, with those that it has not yet ended."""
+
+Command = Callable[[int, Path], list[str]]
+"""How a server is started: in the foreground, no authentication, on this port of 127.0.0.1, files in this folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +45,24 @@ class Peer:
     name: str
     prepare: Callable[[], str]
     """Makes it ready to run and returns its version. Raises Failure with the reason where that cannot be."""
-    command: Callable[[int, Path], list[str]]
-    """How it is started: in the foreground, no authentication, on this port of 127.0.0.1, its files in this folder."""
+    commands: Mapping[Listener, Command]
+    """By the listener that a scenario wants; it takes part in those alone that it has a command for."""
+    straight: bool = False
+    """It leads to the destination by itself, without SOCKS5: to the port that the name in the SNI gives."""
+
+
+def apt_install(package: str) -> None:
+    """Install a Debian package if this is root and has apt."""
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
+            subprocess.run(["apt-get", *words], env=environment, capture_output=True)
 
 
 def install_debian(program: str, package: str) -> str | None:
     """Find a program, install its package if need be and this is root. None: it is not there."""
-    if shutil.which(program, path=PATH) is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", package]):
-            subprocess.run(["apt-get", *words], env=environment, capture_output=True)
+    if shutil.which(program, path=PATH) is None:
+        apt_install(package)
     return shutil.which(program, path=PATH)
 
 
@@ -78,11 +100,34 @@ def tabi_version() -> str:
     return importlib.metadata.version("tabi") + (f" ({commit})" if commit else "")
 
 
-def tabi_command(port: int, folder: Path) -> list[str]:
+@functools.cache
+def make_certificate() -> tuple[Path, Path]:
+    """The certificate (ECDSA P-256) and its key: made once in a run, the same for all. Raises Failure."""
+    certificate, key = TLS / "s.pem", TLS / "s.key"
+    if install_debian("openssl", "openssl") is None:
+        raise Failure("no certificate without openssl (Debian package openssl)")
+    TLS.mkdir(parents=True, exist_ok=True)
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]
+    files = ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    done = subprocess.run(["openssl", "req", *kind, *files], capture_output=True, text=True)
+    if done.returncode:
+        raise Failure(f"openssl cannot make a certificate: {done.stderr.strip().splitlines()[-1]}")
+    return certificate, key
+
+
+def tabi_command(listener: Listener, port: int, folder: Path) -> list[str]:
     """As people run it: one worker, with the access log."""
-    config = folder / "tabi.toml"
-    config.write_text(f'workers = 1\n\n[log]\naccess = "{folder}/access.log"\n')
-    return [f"{Path(sys.executable).parent}/tabi", "serve", "-c", str(config), "-l", f"socks5://127.0.0.1:{port}"]
+    config, url = folder / "tabi.toml", f"{listener}://127.0.0.1:{port}"
+    text = f'workers = 1\n\n[log]\naccess = "{folder}/access.log"\n'
+    serve = [f"{Path(sys.executable).parent}/tabi", "serve", "-c", str(config)]
+    if listener == "socks5+tls":
+        certificate, key = make_certificate()
+        config.write_text(
+            f'{text}\n[[listen]]\nurl = "{url}"\ntls = {{ certificate = "{certificate}", key = "{key}" }}\n'
+        )
+        return serve
+    config.write_text(text)
+    return [*serve, "-l", url]
 
 
 def dante_command(port: int, folder: Path) -> list[str]:
@@ -103,30 +148,79 @@ def dante_command(port: int, folder: Path) -> list[str]:
     return [shutil.which("danted", path=PATH) or "danted", "-N", str(os.cpu_count() or 1), "-f", str(config)]
 
 
+def nginx_version() -> str:
+    """nginx with its stream module, and the OpenSSL that it runs with."""
+    if not NGINX_STREAM.exists():
+        apt_install("libnginx-mod-stream")
+    version = debian("nginx", "nginx")
+    about = subprocess.run([shutil.which("nginx", path=PATH) or "nginx", "-V"], capture_output=True, text=True).stderr
+    return version + "".join(
+        f" ({line.removeprefix('built with ')})" for line in about.splitlines() if "OpenSSL" in line
+    )
+
+
+def nginx_command(port: int, folder: Path) -> list[str]:
+    """One worker that ends the TLS of clients; all else as nginx has it."""
+    certificate, key = make_certificate()
+    config = folder / "nginx.conf"
+    config.write_text(
+        (f"load_module {NGINX_STREAM};\n" if NGINX_STREAM.exists() else "")
+        + f"daemon off;\nworker_processes 1;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
+        "stream {\n"
+        "  map $ssl_server_name $destination { ~^port-(?<number>[0-9]+)$ 127.0.0.1:$number; }\n"
+        "  server {\n"
+        f"    listen 127.0.0.1:{port} ssl;\n"
+        f"    ssl_certificate {certificate};\n"
+        f"    ssl_certificate_key {key};\n"
+        "    ssl_protocols TLSv1.3;\n"
+        "    proxy_pass $destination;\n"
+        "  }\n"
+        "}\n"
+    )
+    return [shutil.which("nginx", path=PATH) or "nginx", "-e", f"{folder}/error.log", "-c", str(config)]
+
+
+def tinyproxy_command(port: int, folder: Path) -> list[str]:
+    """In the foreground, as good as silent."""
+    config = folder / "tinyproxy.conf"
+    config.write_text(
+        f"Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nMaxClients {MAX_CLIENTS}\n"
+        f'LogFile "{folder}/tinyproxy.log"\nLogLevel Critical\n'
+    )
+    return [shutil.which("tinyproxy", path=PATH) or "tinyproxy", "-d", "-c", str(config)]
+
+
 def custom(text: str) -> Peer:
     """A server from the command line, ``NAME=COMMAND`` with ``{port}`` in it, for argparse."""
     name, _, command = text.partition("=")
     if not name or "{port}" not in command:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COMMAND with {{port}} in the command")
-    return Peer(name, lambda: "as given", lambda port, _: shlex.split(command.replace("{port}", str(port))))
+
+    def start(port: int, _: Path) -> list[str]:
+        return shlex.split(command.replace("{port}", str(port)))
+
+    return Peer(name, lambda: "as given", dict.fromkeys(LISTENERS, start))
 
 
 PEERS = [
-    Peer("tabi", tabi_version, tabi_command),
+    Peer("tabi", tabi_version, {name: functools.partial(tabi_command, name) for name in LISTENERS}),
+    Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
     Peer(
         "microsocks",
         lambda: debian("microsocks", "microsocks"),
-        lambda port, _: ["microsocks", "-i", "127.0.0.1", "-p", str(port)],
+        {"socks5": lambda port, _: ["microsocks", "-i", "127.0.0.1", "-p", str(port)]},
     ),
-    Peer("dante", lambda: debian("danted", "dante-server"), dante_command),
+    Peer("dante", lambda: debian("danted", "dante-server"), {"socks5": dante_command}),
     Peer(
         "asyncio-socks-server",
         lambda: pypi("asyncio-socks-server", "0.3.0"),
-        lambda port, _: [f"{PYPI}/bin/asyncio_socks_server", "-H", "127.0.0.1", "-P", str(port)],
+        {"socks5": lambda port, _: [f"{PYPI}/bin/asyncio_socks_server", "-H", "127.0.0.1", "-P", str(port)]},
     ),
     Peer(
         "pproxy",
         lambda: pypi("pproxy", "2.7.9"),
-        lambda port, _: [f"{PYPI}/bin/pproxy", "-l", f"socks5://127.0.0.1:{port}"],
+        {"socks5": lambda port, _: [f"{PYPI}/bin/pproxy", "-l", f"socks5://127.0.0.1:{port}"]},
     ),
+    Peer("nginx", nginx_version, {"socks5+tls": nginx_command}, straight=True),
+    Peer("tinyproxy", lambda: debian("tinyproxy", "tinyproxy-bin"), {"http": tinyproxy_command}),
 ]

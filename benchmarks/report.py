@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import ssl
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scenarios import FIGURES, GROUPS, SCENARIOS, Figure, Figures, Group
+from scenarios import FIGURES, GROUPS, SCENARIOS, Figure, Figures, Group, Scenario
 
 Results = dict[str, dict[str, list[Figures | str]]]
 """By scenario and peer: what each round gave; a text is the reason why it gave nothing."""
@@ -47,6 +48,10 @@ BARS = [
     Bar("idle", "cost", False, 2.0),
     Bar("associations", "cost", False, 4.0),
     Bar("start", "cost", False, 0.5),
+    Bar("mixed", "cost", False, 1.06, ("tabi-socks5",)),
+    Bar("tls-down", "rate", True, 0.6, ("nginx",)),
+    Bar("tls-up", "rate", True, 0.6, ("nginx",)),
+    Bar("http", "merit", True, 3.0, ("tinyproxy",)),
 ]
 
 
@@ -163,6 +168,7 @@ def describe_machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
+        "OpenSSL of Python": ssl.OPENSSL_VERSION,
         "load before the run": f"{os.getloadavg()[0]:.2f}",
     }
 
@@ -183,24 +189,38 @@ BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 """Between these the README has the table."""
 
 
+def summary_row(scenario: Scenario, results: Results) -> list[str]:
+    """What it is, and for each of its peers the first figure and what that cost in CPU."""
+    first, *others = [figure for figure in FIGURES if figure in scenario.group.columns]
+    what = f"{scenario.what}: **{scenario.group.columns[first]}**"
+    row = [f"{what} ({scenario.group.columns['cost']})" if "cost" in others else what]
+    for peer in results[scenario.name]:
+        figure, cost = median(results, scenario.name, peer, first), median(results, scenario.name, peer, "cost")
+        text = "failed" if figure is None else f"**{write_number(figure)}**"
+        row.append(f"{text} ({write_number(cost)})" if "cost" in others and cost is not None else text)
+    return row
+
+
 def write_summary(facts: dict[str, str], versions: dict[str, str], results: Results) -> str:
-    """The table of the README: a line for each scenario, its first figure and what that cost in CPU."""
-    peers = list(versions)
-    rows = []
-    for scenario in SCENARIOS:
-        first, *others = [figure for figure in FIGURES if figure in scenario.group.columns]
-        what = f"{scenario.what}: **{scenario.group.columns[first]}**"
-        rows.append([f"{what} ({scenario.group.columns['cost']})" if "cost" in others else what])
-        for peer in peers:
-            figure, cost = median(results, scenario.name, peer, first), median(results, scenario.name, peer, "cost")
-            text = "failed" if figure is None else f"**{write_number(figure)}**"
-            rows[-1].append(f"{text} ({write_number(cost)})" if "cost" in others and cost is not None else text)
-    names = [f"{name} {version.split()[0]}" for name, version in versions.items()]
+    """The tables of the README, a line for each scenario: SOCKS5, then what is compared with one other server each.
+
+    ``results`` are those of a whole run.
+    """
+    lines: list[str] = []
+    for pair in (False, True):
+        chosen = [scenario for scenario in SCENARIOS if (scenario.listener != "socks5") is pair]
+        rows = [summary_row(scenario, results) for scenario in chosen]
+        names = [f"{name} {versions[name].split()[0]}" for name in results[chosen[0].name]]
+        if pair:
+            for row, scenario in zip(rows, chosen, strict=True):
+                row[-1] += f" {list(results[scenario.name])[-1]}"
+            names[1:] = ["beside it"]
+        lines += table(["", *names], rows)
     date = facts["date"].split()[0]
     machine = (
         f"{date}, {facts['CPU']}, {facts['cores']} cores, {facts['kernel']}, Python {facts['Python']}; by `make bench`;"
     )
-    return "\n".join([*table(["", *names], rows), f"{machine} [all figures](benchmarks/results.md)"]) + "\n"
+    return "\n".join([*lines, f"{machine} [all figures](benchmarks/results.md)"]) + "\n"
 
 
 def put_into_readme(text: str, summary: str) -> str:

@@ -1,4 +1,4 @@
-"""Measure tabi beside other SOCKS5 servers on this machine: `make bench`, or this file with the project's Python.
+"""Measure tabi beside other servers on this machine: `make bench`, or this file with the project's Python.
 
 README.md beside it says what the scenarios are and how to read the results.
 """
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from peers import PEERS, Peer, custom, install_debian
+from peers import PEERS, Peer, apt_install, custom, install_debian
 from process import Failure, free_port, running
 from report import Results, bar_rows, describe_machine, put_into_readme, write_report, write_summary
 from scenarios import SCENARIOS, Figures, Scenario, measure
@@ -40,9 +40,9 @@ examples:
   make bench ARGS="--scenario conn --peer microsocks --peer tabi"
   make bench ARGS="--scenario idle --server 'mine=./my-server --port {port}'"
 
-A whole run takes about ten minutes and wants the machine to itself: whatever else runs is measured with it.
+A whole run takes about twelve minutes and wants the machine to itself: whatever else runs is measured with it.
 A run that leaves something out prints its results; it writes them only where --output says.
-exit code: 0 measured; 1 tabi failed a scenario; 2 the command line is wrong, or there is no compiler
+exit code: 0 measured; 1 tabi failed a scenario; 2 the command line is wrong, or there is no compiler or OpenSSL
 """
 
 
@@ -50,10 +50,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/run.py",
-        description="Measure tabi beside other SOCKS5 servers on this machine, in rounds, each peer in turn: every\n"
+        description="Measure tabi beside other servers on this machine, in rounds, each peer in turn: every\n"
         "figure on a server started for it, with the CPU time of all its processes beside the rate.",
         epilog="scenarios:\n"
-        + "".join(f"  {scenario.name:<10} {scenario.what}\n" for scenario in SCENARIOS)
+        + "".join(f"  {scenario.name:<12} {scenario.what}\n" for scenario in SCENARIOS)
         + f"\npeers:\n  {', '.join(peer.name for peer in PEERS)}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -76,7 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME=COMMAND",
         help="also this server, or in place of the peer NAME: COMMAND runs it in the foreground on 127.0.0.1:{port}",
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="measure everything N times (default: 3; quick: 1)")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="measure everything at least N times (default: 3; quick: 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of short loads: not for comparing")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"the report (a whole run: {RESULTS.name})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single measurement there")
@@ -90,8 +92,14 @@ def build_load(folder: Path) -> Path:
         print("benchmarks: load.c needs gcc: install it (Debian: apt install build-essential)", file=sys.stderr)
         raise SystemExit(2)
     load = folder / "load"
-    done = subprocess.run([compiler, "-O2", "-std=gnu11", "-o", str(load), str(HERE / "load.c")])
-    if done.returncode:
+    headers = [compiler, "-E", "-include", "openssl/ssl.h", "-x", "c", os.devnull]
+    if subprocess.run(headers, capture_output=True).returncode:
+        apt_install("libssl-dev")
+    if subprocess.run(headers, capture_output=True).returncode:
+        print("benchmarks: load.c needs OpenSSL's headers (Debian: apt install libssl-dev)", file=sys.stderr)
+        raise SystemExit(2)
+    command = [compiler, "-O2", "-std=gnu11", "-o", str(load), str(HERE / "load.c"), "-lssl", "-lcrypto"]
+    if subprocess.run(command).returncode:
         print("benchmarks: gcc cannot compile load.c", file=sys.stderr)
         raise SystemExit(2)
     return load
@@ -117,8 +125,9 @@ def measure_once(scenario: Scenario, peer: Peer, load: Path, quick: bool) -> Fig
     with tempfile.TemporaryDirectory(prefix="tabi-bench-") as name:
         folder = Path(name)
         try:
-            with running(peer.command(port, folder), port, folder / "output") as server:
-                return measure(scenario, server, load, quick)
+            command = peer.commands[scenario.listener](port, folder)
+            with running(command, port, folder / "output") as server:
+                return measure(scenario, server, load, quick, peer.straight)
         except Failure as exc:
             return str(exc)
 
@@ -127,25 +136,31 @@ def measure_all(
     chosen: Sequence[Scenario], peers: Sequence[Peer], reasons: dict[str, str], rounds: int, load: Path, quick: bool
 ) -> Results:
     """All rounds. Each begins with another peer, so that none always has the same neighbour."""
-    results: Results = {scenario.name: {peer.name: [] for peer in peers} for scenario in chosen}
-    able = [peer for peer in peers if peer.name not in reasons]
-    counts = {scenario.name: scenario.rounds or rounds for scenario in chosen}
+    results: Results = {
+        scenario.name: {peer.name: [] for peer in peers if scenario.listener in peer.commands} for scenario in chosen
+    }
+    able = {
+        scenario.name: [peer for peer in peers if scenario.listener in peer.commands and peer.name not in reasons]
+        for scenario in chosen
+    }
+    counts = {scenario.name: max(scenario.rounds, rounds) for scenario in chosen}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=sum(counts.values()) * len(able))
+        task = progress.add_task("", total=sum(counts[name] * len(able[name]) for name in counts))
         for number in range(max(counts.values())):
-            first = number % max(1, len(able))
             for scenario in chosen:
                 if number >= counts[scenario.name]:
                     continue
-                for peer in able[first:] + able[:first]:
+                turns = able[scenario.name]
+                first = number % max(1, len(turns))
+                for peer in turns[first:] + turns[:first]:
                     progress.update(task, description=f"round {number + 1}: {scenario.name} {peer.name}")
                     results[scenario.name][peer.name].append(measure_once(scenario, peer, load, quick))
                     progress.advance(task)
     for row in results.values():
-        for name, reason in reasons.items():
-            row[name].append(reason)
+        for name in row.keys() & reasons.keys():
+            row[name].append(reasons[name])
     return results
 
 
@@ -167,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_descriptors()
     chosen = [scenario for scenario in SCENARIOS if scenario.name in (options.scenario or [scenario.name])]
     listed = [peer for peer in PEERS if peer.name in (options.peer or [peer.name])]
-    peers = list({peer.name: peer for peer in [*listed, *options.server]}.values())
+    wanted = {scenario.listener for scenario in chosen}
+    named = {peer.name: peer for peer in [*listed, *options.server]}
+    peers = [peer for peer in named.values() if wanted & peer.commands.keys()]
     whole = not (options.scenario or options.peer or options.server or options.quick)
     facts = describe_machine()
     facts["command"] = f"`{shlex.join(['benchmarks/run.py', *(sys.argv[1:] if arguments is None else arguments)])}`"

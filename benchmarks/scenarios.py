@@ -11,16 +11,18 @@ from typing import Literal, get_args
 
 from process import Failure, Server
 
-Figure = Literal["rate", "cost", "lost", "p50", "p99"]
+Figure = Literal["rate", "cost", "merit", "lost", "p50", "p99", "connections"]
 FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 Figures = dict[Figure, float]
 """Of one measurement. ``rate``: more is better; ``cost``: less is better; both in the units of the scenario's group.
-``lost``: datagrams that never came back. ``p50`` and ``p99``: microseconds.
+``merit``: what one second of the server's CPU did; more is better. ``lost``: datagrams that never came back.
+``p50`` and ``p99``: microseconds. ``connections``: that the client opened.
 """
 
-WARM_UP = ["400", "64"]
-"""Connections, and how many of them at a time, before a measurement: what a server does once in its life."""
+Listener = Literal["socks5", "mixed", "socks5+tls", "http"]
+LISTENERS: tuple[Listener, ...] = get_args(Listener)
+"""What a scenario wants of a server's port, as the scheme of tabi's listener says it."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
@@ -51,10 +53,21 @@ DATAGRAMS = Group(
     "Datagrams",
     {"rate": "echoes/s", "cost": "CPU us/echo", "lost": "lost", "p50": "p50 us", "p99": "p99 us"},
 )
+REQUESTS = Group(
+    "HTTP requests",
+    {
+        "rate": "requests/s",
+        "cost": "CPU us/request",
+        "merit": "requests/CPU s",
+        "p50": "p50 us",
+        "p99": "p99 us",
+        "connections": "connections",
+    },
+)
 MEMORY = Group("Memory", {"cost": "kB each"})
 START = Group("Start", {"cost": "seconds"})
 
-GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, MEMORY, START]
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, MEMORY, START]
 """In the order of the report."""
 
 
@@ -69,8 +82,11 @@ class Scenario:
     """The arguments of `load`, without the port; empty: only start the server."""
     quick: list[str]
     """The same for --quick."""
-    rounds: int | None = None
-    """How often it is measured, whatever --rounds says."""
+    rounds: int = 1
+    """How often it is measured at least, whatever --rounds says."""
+    listener: Listener = "socks5"
+    warm_up: tuple[str, ...] = ("conn", "400", "64")
+    """Another load, before a measurement: what a server does once in its life."""
 
 
 SCENARIOS = [
@@ -109,11 +125,44 @@ SCENARIOS = [
         ["associations", "200"],
     ),
     Scenario("start", START, "from the start of the process until the port accepts", [], [], rounds=5),
+    Scenario(
+        "mixed",
+        CONNECTIONS,
+        "connect, echo 64 octets, close, on a port that takes every protocol",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+        rounds=7,  # its bar is 6 %: less than what one measurement may be off
+        listener="mixed",
+    ),
+    *(
+        Scenario(
+            f"tls-{direction}",
+            THROUGHPUT,
+            f"1 stream {whither} the client in TLS 1.3, AES-256-GCM",
+            ["tls", direction, "1", "3"],
+            ["tls", direction, "1", "1"],
+            listener="socks5+tls",
+            warm_up=("tls", "down", "1", "0.2"),
+        )
+        for direction, whither in [("down", "to"), ("up", "from")]
+    ),
+    Scenario(
+        "http",
+        REQUESTS,
+        "GET of 1 KiB through an HTTP proxy, again and again by each of 32 clients",
+        ["http", "32", "3"],
+        ["http", "32", "1"],
+        listener="http",
+        warm_up=("http", "32", "0.2"),
+    ),
 ]
 
 
-def measure(scenario: Scenario, server: Server, load: Path, quick: bool) -> Figures:
+def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straight: bool) -> Figures:
     """Take one measurement of a freshly started server.
+
+    Args:
+        straight: in TLS, no SOCKS5 is spoken with it.
 
     Raises:
         Failure: the server does not do what the scenario asks.
@@ -121,19 +170,22 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool) -> Figu
     kind, *arguments = (scenario.quick if quick else scenario.load) or ["start"]
     if kind == "start":
         return {"cost": server.start_seconds}
-    command = [str(load), kind, str(server.port), *arguments]
+    ending = ["straight"] if straight else []
+    command = [str(load), kind, str(server.port), *arguments, *ending]
     if scenario.group is MEMORY:
         return measure_memory(command, server)
-    run_load([str(load), "conn", str(server.port), *WARM_UP])
+    warm_up, *arguments = scenario.warm_up
+    run_load([str(load), warm_up, str(server.port), *arguments, *ending])
     before = server.cpu_seconds()
     got = run_load(command)
     cpu = server.cpu_seconds() - before
-    if kind == "bulk":
+    if kind in ("bulk", "tls"):
         octets = got["octets"]
         return {"rate": octets * 8 / got["seconds"] / 1e9, "cost": cpu / (octets / 1e9)}
     count = got["count"]
     figures: Figures = {"rate": count / got["seconds"], "cost": cpu / count * 1e6}
     figures |= {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
+    figures |= {"merit": count / cpu, "connections": got["connections"]}
     return figures | {"lost": got["lost"]} if kind in ("udp", "voices") else figures
 
 
