@@ -10,49 +10,28 @@ can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1)
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
-from typing import NamedTuple
 
-from tabi.egress.direct import Direct
 from tabi.errors import DialError, HttpError, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
-from tabi.net.deadline import Deadlines
-from tabi.net.reactor import ENDED, IN
+from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_for
-from tabi.relay.relay import Relays
 from tabi.session import Session
-from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.address import from_sockaddr
 from tabi.wire.http import (
-    CHUNKED,
     CONNECT_ESTABLISHED,
     HEAD_LIMIT,
-    UNTIL_CLOSE,
-    Chunked,
     Field,
     Request,
-    Response,
     decode_basic,
     decode_request,
-    decode_response,
     encode_error,
-    encode_request,
-    encode_response,
 )
 from tabi.wire.socks5 import Command, Reply, ReplyCode
-
-READ_SIZE = 16384
-"""Octets of one read of a head."""
-
-CHUNK_SIZE = 65536
-"""Octets of one read of content."""
-
-INTERIM_LIMIT = 32
-"""Interim responses to one request: each is progress, so that no deadline would end them."""
 
 UNROUTABLE = frozenset(
     (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -62,94 +41,6 @@ CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", ch
 
 # RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
-
-
-class Counted:
-    """Follows content of a known length; see `Chunked`."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, octets: int) -> None:
-        self.left = octets
-
-    @property
-    def done(self) -> bool:
-        """Whether all of it was seen."""
-        return not self.left
-
-    def scan(self, data: bytes | bytearray) -> int:
-        """How many octets of ``data`` belong to it."""
-        count = min(len(data), self.left)
-        self.left -= count
-        return count
-
-
-class Endless:
-    """Follows content that ends with the connection."""
-
-    __slots__ = ()
-
-    done = False
-
-    def scan(self, data: bytes | bytearray) -> int:
-        """All of it belongs to it."""
-        return len(data)
-
-
-Body = Counted | Chunked | Endless
-
-
-def make_body(octets: int) -> Body:
-    """What follows content as ``Request.body`` and ``Response.body`` announce it."""
-    if octets == CHUNKED:
-        return Chunked()
-    return Endless() if octets == UNTIL_CLOSE else Counted(octets)
-
-
-class Failed(Exception):
-    """The destination gave no whole answer: what to say to the client in its place.
-
-    ``unanswered`` says that not an octet of an answer has come, so that it may not have seen the request at all.
-    """
-
-    def __init__(self, status: int, error: str, details: str, unanswered: bool = False) -> None:
-        super().__init__(details)
-        self.status = status
-        self.error = error
-        self.details = details
-        self.unanswered = unanswered
-
-
-class KeptConnections:
-    """The clients' connections that wait for another request: a server that drains ends them."""
-
-    def __init__(self) -> None:
-        self.draining = False
-        self.clients: set[Stream] = set()
-
-    def drain(self) -> None:
-        """Keep none from now on."""
-        self.draining = True
-        for client in self.clients:
-            client.expire()
-
-
-class Forwarding(NamedTuple):
-    """What forwarding needs of a server.
-
-    Attributes:
-        egress: opens the destinations.
-        relays: carry what has changed to another protocol (101).
-        idle: the deadline of all but heads of requests: it begins again with everything that moves.
-        over: hands in a session whose request is over, and begins it anew for the next.
-        kept: gets the connections that wait for another request.
-    """
-
-    egress: Direct
-    relays: Relays
-    idle: Deadlines
-    over: Callable[[Session], object]
-    kept: KeptConnections
 
 
 class HttpIngress:
@@ -174,7 +65,8 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.egress, self.relays, self.idle, self.over, self.kept = forwarding
+        self.forwarding = forwarding
+        self.egress, _, self.idle, self.over, self.kept = forwarding
         self.authenticate = authenticate
         self.required = required
         self.protocol = protocol
@@ -183,11 +75,11 @@ class HttpIngress:
         """See `Ingress`."""
         session.protocol = self.protocol
         connection = Connection(self, client, session)
+        self.idle.watch(connection)
         try:
             await connection.serve()
         finally:
-            self.idle.stop(connection)
-            self.kept.clients.discard(client)
+            self.idle.forget(connection)
             connection.close_server()
 
 
@@ -211,30 +103,6 @@ class Tunnel:
         return CONNECT_ESTABLISHED
 
 
-class Server:
-    """The connection to a destination that a client's connection keeps."""
-
-    __slots__ = ("address", "buffer", "destination", "stream", "used")
-
-    def __init__(self, stream: Stream, destination: Address) -> None:
-        self.stream = stream
-        self.destination = destination
-        self.address: Address | None = None
-        self.buffer = bytearray()
-        self.used = False
-
-    @property
-    def quiet(self) -> bool:
-        """Whether it is fit for another request: nothing unasked has come, nor its end."""
-        if self.buffer or self.stream.events & ENDED:
-            return False
-        try:
-            # What is known of its readiness may be of octets that were read already.
-            return not self.stream.events & IN or self.stream.receive_nowait(1) is None
-        except OSError:
-            return False
-
-
 class Connection:
     """One client's connection: requests in a row, and the one connection to a destination beside it."""
 
@@ -245,14 +113,16 @@ class Connection:
         self.certified = session.user
         self.buffer = bytearray()
         self.server: Server | None = None
-        self.answered = False  # whether any of the response has gone to the client
+        self.moved = 0
+        self.exchange: Exchange | None = None
+        self.between = False  # two requests
 
     def expire(self) -> None:
-        """The idle deadline: whoever waits on either side gets TimeoutError."""
-        if self.server is not None:
-            self.server.stream.expire()
-        if self.server is None or self.answered:
+        """The idle deadline; dialling and asking who it is have their own."""
+        if self.between:
             self.client.expire()
+        elif self.exchange is not None:
+            self.exchange.expire()
 
     def close_server(self) -> None:
         """Close the connection to the destination, if there is one."""
@@ -263,7 +133,7 @@ class Connection:
     async def serve(self) -> None:
         """Serve requests until one of them is the last. Errors as `Ingress.serve`."""
         ingress, session = self.ingress, self.session
-        request = await self.read_request()
+        request = await self.read_request(timed=True)
         if request is None:
             raise RemoteProtocolError("the client sent nothing")
         while True:
@@ -287,30 +157,34 @@ class Connection:
             if ingress.kept.draining:
                 return None
             ingress.kept.clients.add(client)
-            ingress.idle.start(self)
+            self.between = True
             try:
                 data = await client.receive(READ_SIZE)
             except OSError:
                 return None
             finally:
-                ingress.idle.stop(self)
+                self.between = False
                 ingress.kept.clients.discard(client)
-            self.buffer += data
             if not data:
                 return None
+            self.buffer += data
         session.silent = False
         session.started = monotonic()
-        ingress.handshake.start(client)
-        return await self.read_request()
+        return await self.read_request(timed=False)
 
-    async def read_request(self) -> Request | None:
-        """Read a request's head within the handshake's deadline; None when the client has ended before it."""
+    async def read_request(self, timed: bool) -> Request | None:
+        """Read a request's head within the handshake's deadline; None when the client has ended before it.
+
+        ``timed`` says that the deadline runs already.
+        """
         client, buffer, seen = self.client, self.buffer, 0
         try:
             while (found := decode_request(buffer, HEAD_LIMIT, seen)) is None:
+                if not timed:
+                    timed = True
+                    self.ingress.handshake.start(client)
                 seen = len(buffer)
-                while (data := client.receive_nowait(READ_SIZE)) is None:
-                    await client.readable()
+                data = await client.receive(READ_SIZE)
                 if not data:
                     if not buffer:
                         return None
@@ -321,7 +195,8 @@ class Connection:
             await self.refuse(encode_error(exc.status, "http_request_error", str(exc)))
             raise
         finally:
-            self.ingress.handshake.stop(client)
+            if timed:
+                self.ingress.handshake.stop(client)
         request, end = found
         del buffer[:end]
         return request
@@ -343,8 +218,6 @@ class Connection:
             return await self.forward(request)
         except (DialError, PolicyDenied) as exc:
             return await self.fail(request, *problem_of(exc), str(exc))
-        finally:
-            self.ingress.idle.stop(self)
 
     async def is_authorized(self, request: Request) -> bool:
         """Whether the client may ask at all. Raises TimeoutError where that is not found out in time."""
@@ -371,7 +244,7 @@ class Connection:
         octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
         self.note(status, details)
         if keep:
-            await self.send(octets)
+            await self.client.send_all(octets)
         else:
             await self.refuse(octets)
         return keep
@@ -379,7 +252,6 @@ class Connection:
     async def refuse(self, octets: bytes) -> None:
         """Answer, and end."""
         client, session = self.client, self.session
-        self.ingress.idle.stop(self)
         await self.ingress.commands.refuse(client, session, session.close == "denied", lambda: client.send_soon(octets))
 
     def note(self, status: int, details: str) -> None:
@@ -387,12 +259,6 @@ class Connection:
         session = self.session
         session.reply_code, session.error = status, details
         session.close = "denied" if status in (403, 407) else "error"
-
-    async def send(self, octets: bytes) -> None:
-        """Send to the client, within the idle deadline."""
-        self.answered = True
-        self.ingress.idle.start(self)
-        await self.client.send_all(octets)
 
     # --- CONNECT ---
 
@@ -416,16 +282,23 @@ class Connection:
             OSError: the client's connection broke.
         """
         repeatable = request.method in REPEATABLE and not request.body
-        self.answered = False
         while True:
             server = await self.reach(request, repeatable)
+            self.exchange = exchange = Exchange(self, server, request, self.ingress.forwarding)
             try:
-                return await Exchange(self, server, request).run()
+                keep, keep_server = await exchange.run()
             except Failed as exc:
                 self.close_server()
-                if not (exc.unanswered and server.used):
-                    return await self.fail(request, exc.status, exc.error, exc.details)
-                # It was closed while we asked: as if it had never been kept.
+                if exc.unanswered and server.used:
+                    continue  # it was closed while we asked: as if it had never been kept
+                return await self.fail(request, exc.status, exc.error, exc.details)
+            finally:
+                self.exchange = None
+            if not keep_server:
+                self.close_server()
+            if not keep and self.client.fd >= 0:
+                await self.ingress.commands.end(self.client)
+            return keep
 
     async def reach(self, request: Request, repeatable: bool) -> Server:
         """The kept connection where it serves, else a new one. Errors as `Direct.open`."""
@@ -442,194 +315,6 @@ class Connection:
             server.address = from_sockaddr(stream.sock.getpeername())
         session.address = server.address
         return server
-
-
-class Exchange:
-    """One request and its answer, in both directions at once where the request has content."""
-
-    def __init__(self, connection: Connection, server: Server, request: Request) -> None:
-        self.connection = connection
-        self.ingress = connection.ingress
-        self.session = connection.session
-        self.client = connection.client
-        self.server = server
-        self.stream = server.stream
-        self.request = request
-        self.body = make_body(request.body)
-        self.fault: OSError | RemoteProtocolError | None = None  # of the client, found while its content was read
-
-    async def run(self) -> bool:
-        """Carry it out; whether the client's connection goes on.
-
-        Raises:
-            Failed: nothing has been answered yet, and the destination will not.
-            OSError: the client's connection broke.
-        """
-        self.progress()
-        try:
-            content = take(self.connection.buffer, self.body)
-        except RemoteProtocolError as exc:
-            raise Failed(400, "http_request_error", str(exc)) from exc
-        try:
-            await self.stream.send_all(encode_request(self.request) + content)
-        except OSError as exc:
-            raise self.lost(exc) from exc
-        self.session.up += len(content)
-        if self.body.done:
-            return await self.answer()
-        upload = self.stream.reactor.loop.create_task(self.upload())
-        try:
-            return await self.answer()
-        except Failed:
-            if isinstance(self.fault, RemoteProtocolError):
-                raise Failed(400, "http_request_error", str(self.fault)) from self.fault
-            if self.fault is not None:
-                raise self.fault from None
-            raise
-        finally:
-            upload.cancel()
-            await asyncio.gather(upload, return_exceptions=True)
-
-    def progress(self) -> None:
-        """Something moves: the idle deadline begins anew."""
-        idle = self.ingress.idle
-        idle.stop(self.connection)
-        idle.start(self.connection)
-
-    def lost(self, exc: OSError) -> Failed:
-        """What a broken connection to the destination means before an answer."""
-        destination = self.request.destination
-        if isinstance(exc, TimeoutError):
-            seconds = self.ingress.idle.seconds
-            return Failed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
-        reason = (exc.strerror or str(exc)).lower()
-        unanswered = not self.server.buffer and not self.connection.answered
-        return Failed(502, "connection_terminated", f"{destination}: {reason}", unanswered)
-
-    async def upload(self) -> None:
-        """Send the client's content as it comes. A destination that takes no more may still answer."""
-        connection, body, stream = self.connection, self.body, self.stream
-        try:
-            while not body.done:
-                data = await self.client.receive(CHUNK_SIZE)
-                if not data:
-                    raise RemoteProtocolError("the client ended in the middle of the content")
-                connection.buffer += data
-                content = take(connection.buffer, body)
-                try:
-                    await stream.send_all(content)
-                except OSError:
-                    return
-                self.session.up += len(content)
-                self.progress()
-        except (OSError, RemoteProtocolError) as exc:
-            self.fault = exc
-            stream.reset()  # it must not take what it has for the whole; and nobody waits for its answer any more
-
-    async def answer(self) -> bool:
-        """Read the destination's answer and send it on; see `run`."""
-        response = await self.read_response()
-        self.session.reply_code = response.status
-        if response.status == 101:
-            return await self.switch(response)
-        return await self.download(response)
-
-    async def read_response(self) -> Response:
-        """The final response's head; those before it are sent on as they come."""
-        buffer, stream, request = self.server.buffer, self.stream, self.request
-        for _ in range(INTERIM_LIMIT):
-            seen = 0
-            try:
-                while (found := decode_response(buffer, request.method, HEAD_LIMIT, seen)) is None:
-                    seen = len(buffer)
-                    while (data := stream.receive_nowait(READ_SIZE)) is None:
-                        await stream.readable()
-                    if not data:
-                        raise ConnectionResetError("the connection ended before its answer")
-                    buffer += data
-            except OSError as exc:
-                raise self.lost(exc) from exc
-            except RemoteProtocolError as exc:
-                raise Failed(502, "http_protocol_error", f"{request.destination}: {exc}") from exc
-            response, end = found
-            del buffer[:end]
-            self.progress()
-            if not response.interim:
-                return response
-            self.server.used = False  # it has seen the request: to ask again would be to ask twice
-            if request.minor:
-                await self.client.send_all(encode_response(response, True))
-        raise Failed(502, "http_protocol_error", f"{request.destination}: more than {INTERIM_LIMIT} interim responses")
-
-    async def switch(self, response: Response) -> bool:
-        """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
-        connection, server = self.connection, self.server
-        if self.request.upgrade is None:
-            raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
-        await self.client.send_all(encode_response(response, True) + server.buffer)
-        connection.server = None
-        self.ingress.idle.stop(connection)
-        self.ingress.relays.start(self.client, server.stream, self.session, b"", bytes(connection.buffer))
-        return False
-
-    async def download(self, response: Response) -> bool:
-        """Send an answer on; whether the client's connection goes on."""
-        request, client, server, session = self.request, self.client, self.server, self.session
-        body = make_body(response.body)
-        chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know them: they are taken apart
-        keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
-        keep = keep and not self.ingress.kept.draining
-        head = encode_response(response, keep, request.minor)
-        self.connection.answered = True
-        try:
-            content = take(server.buffer, body, chunks)
-            await client.send_all(head + content if content else head)
-            session.down += len(content)
-            while not body.done:
-                data = await self.receive(body)
-                if data is None:
-                    break
-                server.buffer += data
-                content = take(server.buffer, body, chunks)
-                self.progress()
-                await client.send_all(content)
-                session.down += len(content)
-        except (OSError, RemoteProtocolError) as exc:
-            # The client has part of an answer: a reset says that it is not the whole.
-            session.error = f"{request.destination}: {str(exc) or type(exc).__name__}"
-            session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
-            client.reset()
-            return False
-        session.close = "server"
-        server.used = True
-        if not (response.keep_alive and self.body.done and body.done and not server.buffer):
-            self.connection.close_server()
-        if not keep:
-            await self.ingress.commands.end(client)
-        return keep
-
-    async def receive(self, body: Body) -> bytes | None:
-        """More of the answer's content, None at an end that belongs to it."""
-        data = await self.stream.receive(CHUNK_SIZE)
-        if not data and not isinstance(body, Endless):
-            raise RemoteProtocolError("the connection ended in the middle of the content")
-        return data or None
-
-
-def take(buffer: bytearray, body: Body, content_only: bool = False) -> bytes:
-    """Take out of a buffer what belongs to a body. Raises RemoteProtocolError."""
-    if not buffer:
-        return b""
-    if content_only and isinstance(body, Chunked):
-        pieces: list[memoryview] = []
-        end = body.scan(buffer, pieces)
-        content = b"".join(pieces)
-        pieces.clear()
-    else:
-        end = body.scan(buffer)
-        content = bytes(buffer[:end])
-    del buffer[:end]
-    return content
 
 
 def problem_of(exc: TabiError) -> tuple[int, str]:

@@ -68,3 +68,64 @@ class Deadlines:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+class Moving(Protocol):
+    """What may rest for so long only: ``moved`` changes with everything that it does."""
+
+    moved: int
+
+    def expire(self) -> None:
+        """Called when nothing has moved for too long, and again if nothing has come of it. Must not raise."""
+
+
+SWEEPS = 10
+"""Looks within the limit: what rests ends at most a tenth of it late."""
+
+
+class Quiet:
+    """Ends what has not moved for too long: one sweep over all, so that what moves looks at no clock.
+
+    Args:
+        loop: whose timer is used.
+        seconds: how long each may rest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self.loop = loop
+        self.seconds = seconds
+        self.interval = max(0.01, seconds / SWEEPS)
+        self.seen: dict[Moving, tuple[int, float]] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+    def watch(self, thing: Moving) -> None:
+        """Watch it from now on. It stays referenced until `forget`."""
+        self.seen[thing] = thing.moved, monotonic()
+        if self.timer is None:
+            self.timer = self.loop.call_later(self.interval, self.tick)
+
+    def forget(self, thing: Moving) -> None:
+        """Watch it no more. Harmless if it was not watched."""
+        self.seen.pop(thing, None)
+
+    def tick(self) -> None:
+        """Sweep, and again after the interval while there is something to sweep."""
+        self.timer = None
+        self.sweep(monotonic())
+        if self.seen:
+            self.timer = self.loop.call_later(self.interval, self.tick)
+
+    def sweep(self, now: float) -> None:
+        """Look at everything once."""
+        for thing, (moved, since) in tuple(self.seen.items()):
+            if thing.moved != moved:
+                self.seen[thing] = thing.moved, now
+            elif now - since >= self.seconds:
+                thing.expire()
+
+    def close(self) -> None:
+        """Stop the timer; nothing expires any more."""
+        self.seen.clear()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

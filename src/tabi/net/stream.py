@@ -114,7 +114,7 @@ class Stream:
     ``events`` is what is known of the socket's readiness; it is true until a call finds otherwise.
     """
 
-    __slots__ = ("burst", "events", "expired", "fd", "reactor", "reader", "sock", "writer")
+    __slots__ = ("burst", "events", "expired", "fd", "reactor", "reader", "sock", "unsent", "writer")
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
         self.reactor = reactor
@@ -123,6 +123,7 @@ class Stream:
         self.events = 0
         self.expired = False
         self.burst = 0
+        self.unsent = b""  # of `send_later`, what has found no room
         self.reader: Readiness | None = None
         self.writer: Readiness | None = None
         reactor.register(self.fd, self.on_ready)
@@ -134,6 +135,11 @@ class Stream:
         """The reactor's handler: remember what is ready and resume who waits for it."""
         self.events |= events
         reader, writer = self.reader, self.writer
+        if self.unsent and events & WRITABLE:
+            try:
+                self.send_unsent()
+            except OSError:  # the next receive says so
+                pass
         if not self.reactor.edge_triggered:
             self.watch_waiting(events)
         if reader is not None and events & READABLE and reader.callback is not None:
@@ -145,7 +151,7 @@ class Stream:
         """On a level-triggered reactor: hear only of what a task still waits for behind these events."""
         reading = self.reader is not None and self.reader.callback is not None and not events & READABLE
         writing = self.writer is not None and self.writer.callback is not None and not events & WRITABLE
-        self.reactor.watch(self.fd, (reading and IN) | (writing and OUT))
+        self.reactor.watch(self.fd, (reading and IN) | ((writing or self.unsent != b"") and OUT))
 
     def readable(self) -> Readiness:
         """What to await until there is something to read, an end or an error; ``events`` says whether there is."""
@@ -154,8 +160,8 @@ class Stream:
         if reader is None:
             reader = self.reader = Readiness(self.reactor.loop)
         if not self.reactor.edge_triggered:
-            writing = self.writer is not None and self.writer.callback is not None
-            self.reactor.watch(self.fd, IN | (writing and OUT))
+            writing = self.unsent or (self.writer is not None and self.writer.callback is not None)
+            self.reactor.watch(self.fd, IN | (OUT if writing else 0))
         return reader
 
     def writable(self) -> Readiness:
@@ -221,6 +227,10 @@ class Stream:
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything, waiting while the peer does not read. Errors as `receive`."""
+        if self.reactor.outbox:
+            self.reactor.flush()
+        while self.unsent:
+            await self.writable()
         view = memoryview(data)
         if view.nbytes != len(view):  # send(2) counts octets
             view = view.cast("B")
@@ -243,6 +253,31 @@ class Stream:
         """Send a message that is known to fit, at the end of the reactor's turn: an empty send buffer takes 4 KiB and
         more (tcp(7)). That the peer is gone is found by the next receive."""
         self.reactor.send_at_end(self.sock.send, data)
+
+    def send_later(self, data: bytes) -> None:
+        """Send a message at the end of the reactor's turn, and what finds no room then as soon as there is some.
+
+        Whoever adds more looks at ``unsent`` first. That the peer is gone is found by the next receive.
+        """
+        self.reactor.send_at_end(self.send_now, data)
+
+    def send_now(self, data: bytes) -> None:
+        """Send what finds room, and keep the rest."""
+        self.unsent += data
+        self.send_unsent()
+
+    def send_unsent(self) -> None:
+        """Go on with what was kept. Raises OSError as send(2)."""
+        data, self.unsent = self.unsent, b""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.unsent = data[sent:]
+            self.events &= ~OUT
+            if not self.reactor.edge_triggered:
+                self.watch_waiting(0)
 
     def send_eof(self) -> None:
         """Tell the peer that no more will be sent; receiving goes on."""

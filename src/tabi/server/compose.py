@@ -8,7 +8,8 @@ from __future__ import annotations
 from tabi.config import Listen
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
-from tabi.ingress.http import Forwarding, HttpIngress
+from tabi.ingress.forward import Forwarding
+from tabi.ingress.http import HttpIngress
 from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress

@@ -22,8 +22,8 @@ from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
-from tabi.ingress.http import Forwarding, KeptConnections
-from tabi.net.deadline import Deadlines
+from tabi.ingress.forward import Forwarding, KeptConnections
+from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, open_listeners, unix_client, urls_of
 from tabi.net.reactor import Reactor, get_reactor
@@ -166,7 +166,7 @@ class Server:
         direct = Direct(self.dialer)
         connect = Connect(direct, self.relays)
         self.forwarding = Forwarding(
-            direct, self.relays, Deadlines(loop, timeouts.idle), self.request_over, KeptConnections()
+            direct, self.relays, Quiet(loop, timeouts.idle), self.request_over, KeptConnections()
         )
         for index, listen in enumerate(config.listen):
             if index == len(self.sockets):

@@ -1,0 +1,364 @@
+"""Forwarding over HTTP/1.1: one request and its answer between a client's connection and a destination's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from tabi.egress.direct import Direct
+from tabi.errors import RemoteProtocolError
+from tabi.net.deadline import Quiet
+from tabi.net.reactor import ENDED, IN
+from tabi.net.stream import Stream
+from tabi.relay.relay import Relays
+from tabi.session import Session
+from tabi.wire.address import Address
+from tabi.wire.http import (
+    CHUNKED,
+    HEAD_LIMIT,
+    UNTIL_CLOSE,
+    Chunked,
+    Request,
+    Response,
+    decode_response,
+    encode_request,
+    encode_response,
+)
+
+READ_SIZE = 16384
+"""Octets of one read of a head."""
+
+CHUNK_SIZE = 65536
+"""Octets of one read of content."""
+
+SMALL = 4096
+"""Octets of a message that is sent at the end of the reactor's turn: an empty send buffer has room for it (tcp(7))."""
+
+INTERIM_LIMIT = 32
+"""Interim responses to one request: each is progress, so that no deadline would end them."""
+
+
+class KeptConnections:
+    """The clients' connections that wait for another request: a server that drains ends them."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.clients: set[Stream] = set()
+
+    def drain(self) -> None:
+        """Keep none from now on."""
+        self.draining = True
+        for client in self.clients:
+            client.expire()
+
+
+class Forwarding(NamedTuple):
+    """What forwarding needs of a server.
+
+    Attributes:
+        egress: opens the destinations.
+        relays: carry what has changed to another protocol (101).
+        idle: ends the connections on which nothing moves.
+        over: hands in a session whose request is over, and begins it anew for the next.
+        kept: gets the connections that wait for another request.
+    """
+
+    egress: Direct
+    relays: Relays
+    idle: Quiet
+    over: Callable[[Session], object]
+    kept: KeptConnections
+
+
+class Asking(Protocol):
+    """A client's connection: its stream, what was read from it, its session, and a count of all that moves."""
+
+    client: Stream
+    buffer: bytearray
+    session: Session
+    moved: int
+
+
+class Counted:
+    """Follows content of a known length; see `Chunked`."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, octets: int) -> None:
+        self.left = octets
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it was seen."""
+        return not self.left
+
+    def scan(self, data: bytes, payload: list[memoryview] | None = None) -> int:
+        """How many octets of ``data`` belong to it."""
+        count = min(len(data), self.left)
+        self.left -= count
+        return count
+
+
+class Endless:
+    """Follows content that ends with the connection."""
+
+    __slots__ = ()
+
+    done = False
+
+    def scan(self, data: bytes, payload: list[memoryview] | None = None) -> int:
+        """All of it belongs to it."""
+        return len(data)
+
+
+Body = Counted | Chunked | Endless
+
+
+def make_body(octets: int) -> Body:
+    """What follows content as ``Request.body`` and ``Response.body`` announce it."""
+    if octets == CHUNKED:
+        return Chunked()
+    return Endless() if octets == UNTIL_CLOSE else Counted(octets)
+
+
+class Failed(Exception):
+    """The destination gave no whole answer: what to say to the client in its place.
+
+    ``unanswered`` says that not an octet of an answer has come, so that it may not have seen the request at all.
+    """
+
+    def __init__(self, status: int, error: str, details: str, unanswered: bool = False) -> None:
+        super().__init__(details)
+        self.status = status
+        self.error = error
+        self.details = details
+        self.unanswered = unanswered
+
+
+class Server:
+    """The connection to a destination that a client's connection keeps."""
+
+    __slots__ = ("address", "buffer", "destination", "stream", "used")
+
+    def __init__(self, stream: Stream, destination: Address) -> None:
+        self.stream = stream
+        self.destination = destination
+        self.address: Address | None = None
+        self.buffer = bytearray()
+        self.used = False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it is fit for another request: nothing unasked has come, nor its end."""
+        if self.buffer or self.stream.events & ENDED:
+            return False
+        try:
+            # What is known of its readiness may be of octets that were read already.
+            return not self.stream.events & IN or self.stream.receive_nowait(1) is None
+        except OSError:
+            return False
+
+
+class Exchange:
+    """One request and its answer, in both directions at once where the request has content."""
+
+    __slots__ = (
+        "answered",
+        "asking",
+        "body",
+        "client",
+        "fault",
+        "forwarding",
+        "request",
+        "server",
+        "session",
+        "stream",
+    )
+
+    def __init__(self, asking: Asking, server: Server, request: Request, forwarding: Forwarding) -> None:
+        self.asking = asking
+        self.client = asking.client
+        self.session = asking.session
+        self.server = server
+        self.stream = server.stream
+        self.request = request
+        self.forwarding = forwarding
+        self.body = make_body(request.body)
+        self.answered = False  # whether the client has any of an answer
+        self.fault: OSError | RemoteProtocolError | None = None  # of the client, found while its content was read
+
+    def expire(self) -> None:
+        """The idle deadline: whoever waits on either side gets TimeoutError."""
+        self.stream.expire()
+        if self.answered:
+            self.client.expire()
+
+    async def run(self) -> tuple[bool, bool]:
+        """Carry it out; whether the client's connection goes on, and the destination's.
+
+        Raises:
+            Failed: nothing has been answered yet, and the destination will not.
+            OSError: the client's connection broke.
+        """
+        asking = self.asking
+        asking.moved += 1
+        octets = encode_request(self.request)
+        if not self.body.done:
+            try:
+                content = take(asking.buffer, self.body)
+            except RemoteProtocolError as exc:
+                raise Failed(400, "http_request_error", str(exc)) from exc
+            octets += content
+            self.session.up += len(content)
+        try:
+            if len(octets) <= SMALL:
+                self.stream.send_later(octets)  # the destination has read all that was sent before
+            else:
+                await self.stream.send_all(octets)
+        except OSError as exc:
+            raise self.lost(exc) from exc
+        if self.body.done:
+            return await self.answer()
+        upload = self.stream.reactor.loop.create_task(self.upload())
+        try:
+            return await self.answer()
+        except Failed:
+            if isinstance(self.fault, RemoteProtocolError):
+                raise Failed(400, "http_request_error", str(self.fault)) from self.fault
+            if self.fault is not None:
+                raise self.fault from None
+            raise
+        finally:
+            upload.cancel()
+            await asyncio.gather(upload, return_exceptions=True)
+
+    def lost(self, exc: OSError) -> Failed:
+        """What a broken connection to the destination means before an answer."""
+        destination = self.request.destination
+        if isinstance(exc, TimeoutError):
+            seconds = self.forwarding.idle.seconds
+            return Failed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
+        reason = (exc.strerror or str(exc)).lower()
+        return Failed(502, "connection_terminated", f"{destination}: {reason}", not self.server.buffer)
+
+    async def upload(self) -> None:
+        """Send the client's content as it comes. A destination that takes no more may still answer."""
+        asking, body, stream = self.asking, self.body, self.stream
+        try:
+            while not body.done:
+                data = await self.client.receive(CHUNK_SIZE)
+                if not data:
+                    raise RemoteProtocolError("the client ended in the middle of the content")
+                content = take_from(data, asking.buffer, body)
+                try:
+                    await stream.send_all(content)
+                except OSError:
+                    return
+                self.session.up += len(content)
+                asking.moved += 1
+        except (OSError, RemoteProtocolError) as exc:
+            self.fault = exc
+            stream.reset()  # it must not take what it has for the whole; and nobody waits for its answer any more
+
+    async def answer(self) -> tuple[bool, bool]:
+        """Read the destination's answer and send it on; see `run`."""
+        response = await self.read_response()
+        self.session.reply_code = response.status
+        if response.status == 101:
+            await self.switch(response)
+            return False, False
+        return await self.download(response)
+
+    async def read_response(self) -> Response:
+        """The final response's head; those before it are sent on as they come."""
+        buffer, stream, request = self.server.buffer, self.stream, self.request
+        for _ in range(INTERIM_LIMIT):
+            seen = 0
+            try:
+                while (found := decode_response(buffer, request.method, HEAD_LIMIT, seen)) is None:
+                    seen = len(buffer)
+                    while (data := stream.receive_nowait(READ_SIZE)) is None:
+                        await stream.readable()
+                    if not data:
+                        raise ConnectionResetError("the connection ended before its answer")
+                    buffer += data
+            except OSError as exc:
+                raise self.lost(exc) from exc
+            except RemoteProtocolError as exc:
+                raise Failed(502, "http_protocol_error", f"{request.destination}: {exc}") from exc
+            response, end = found
+            del buffer[:end]
+            self.asking.moved += 1
+            if not response.interim:
+                return response
+            self.server.used = False  # it has seen the request: to ask again would be to ask twice
+            if request.minor:
+                await self.client.send_all(encode_response(response, True))
+        raise Failed(502, "http_protocol_error", f"{request.destination}: more than {INTERIM_LIMIT} interim responses")
+
+    async def switch(self, response: Response) -> None:
+        """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
+        if self.request.upgrade is None:
+            raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
+        await self.client.send_all(encode_response(response, True) + self.server.buffer)
+        self.forwarding.relays.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
+
+    async def download(self, response: Response) -> tuple[bool, bool]:
+        """Send an answer on; whether the client's connection goes on, and the destination's."""
+        request, client, server, session = self.request, self.client, self.server, self.session
+        body = make_body(response.body)
+        chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know them: they are taken apart
+        keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
+        keep = keep and not self.forwarding.kept.draining
+        head = encode_response(response, keep, request.minor)
+        self.answered = True
+        try:
+            content = take(server.buffer, body, chunks)
+            session.down += len(content)
+            octets = head + content
+            if len(octets) <= SMALL and keep and body.done and not client.unsent:
+                client.send_later(octets)
+            else:
+                await client.send_all(octets)
+            while not body.done:
+                data = await self.stream.receive(CHUNK_SIZE)
+                if not data:
+                    if isinstance(body, Endless):
+                        break
+                    raise RemoteProtocolError("the connection ended in the middle of the content")
+                content = take_from(data, server.buffer, body, chunks)
+                await client.send_all(content)
+                session.down += len(content)
+                self.asking.moved += 1
+        except (OSError, RemoteProtocolError) as exc:
+            # The client has part of an answer: a reset says that it is not the whole.
+            session.error = f"{request.destination}: {str(exc) or type(exc).__name__}"
+            session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
+            client.reset()
+            return False, False
+        session.close = "server"
+        server.used = True
+        return keep, response.keep_alive and self.body.done and body.done and not server.buffer
+
+
+def take(buffer: bytearray, body: Body, content_only: bool = False) -> bytes:
+    """Take out of a buffer what belongs to a body. Raises RemoteProtocolError."""
+    if not buffer:
+        return b""
+    data = bytes(buffer)
+    buffer.clear()
+    return take_from(data, buffer, body, content_only)
+
+
+def take_from(data: bytes, rest: bytearray, body: Body, content_only: bool = False) -> bytes:
+    """What of ``data`` belongs to a body; what does not goes to ``rest``, which is empty. Raises RemoteProtocolError.
+
+    ``content_only`` takes chunks apart.
+    """
+    pieces: list[memoryview] | None = [] if content_only else None
+    end = body.scan(data, pieces)
+    if end < len(data):
+        rest += data[end:]
+        data = data[:end]
+    return data if pieces is None else b"".join(pieces)
