@@ -14,7 +14,18 @@ def test_what_nobody_filled_in_is_unknown() -> None:
     """A session that ends before its request has a complete record: nothing was carried, and it ended with an error."""
     session = Session(1, "socks5://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
     facts = {name: getattr(session, name) for name in Session.__slots__}
-    known = {"number", "listener", "client", "started", "up", "down", "datagrams_up", "datagrams_down", "close"}
+    known = {
+        "number",
+        "listener",
+        "client",
+        "silent",
+        "started",
+        "up",
+        "down",
+        "datagrams_up",
+        "datagrams_down",
+        "close",
+    }
     assert {name for name, value in facts.items() if value is not None} == known
     assert (session.up, session.down, session.close) == (0, 0, "error")
     assert (session.datagrams_up, session.datagrams_down) == (0, 0)
@@ -38,3 +49,25 @@ def test_why_a_datagram_can_go_nowhere() -> None:
         *("foreign", "malformed", "fragment", "denied", "unresolved"),
         *("waiting", "stranger", "too_large", "unsent", "overflow"),
     )
+
+
+def test_the_next_request_of_a_connection_knows_its_client_only() -> None:
+    """What was found out about one request does not stay for the next; listener, client, protocol and user do."""
+    session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
+    fresh = {name: getattr(session, name) for name in Session.__slots__}
+    for name in Session.__slots__:
+        setattr(session, name, "changed")
+    session.begin(2, 11.0)
+    stays = {"listener", "client", "protocol", "user"}
+    assert {name for name in Session.__slots__ if getattr(session, name) == "changed"} == stays
+    facts = {name: getattr(session, name) for name in Session.__slots__ if name not in stays}
+    assert facts == {name: fresh[name] for name in facts} | {"number": 2, "started": 11.0}
+
+
+def test_a_copy_keeps_the_facts() -> None:
+    """Whoever keeps a session keeps what was true of it then."""
+    session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
+    session.command, session.up = "forward", 5
+    kept = session.copy()
+    session.begin(2, 11.0)
+    assert (kept.number, kept.command, kept.up, kept.client) == (1, "forward", 5, session.client)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from tabi.net import deadline
-from tabi.net.deadline import Deadlines
+from tabi.net.deadline import Deadlines, Quiet
 
 
 class Timer:
@@ -220,3 +220,66 @@ def test_on_a_loop(run: Run) -> None:
         under_test.close()
 
     run(main)
+
+
+# --- Quiet ---
+
+
+class Mover(Thing):
+    """A thing that moves when a test says so."""
+
+    moved = 0
+
+
+def quiet(clock: Clock, seconds: float) -> Quiet:
+    """The same on a clock of ours."""
+    return Quiet(cast("asyncio.AbstractEventLoop", clock), seconds)
+
+
+def test_what_rests_ends_and_what_moves_goes_on(clock: Clock) -> None:
+    """After the limit, and at most a tenth of it later; whatever moved meanwhile has its time from then on."""
+    watched = quiet(clock, 10)
+    resting, moving = Mover(clock), Mover(clock)
+    resting.then = lambda: watched.forget(resting)
+    watched.watch(resting)
+    watched.watch(moving)
+    for _ in range(8):
+        clock.pass_time(4)
+        moving.moved += 1
+    assert len(resting.expired) == 1
+    assert 1010 <= resting.expired[0] <= 1011
+    assert moving.expired == []
+    clock.pass_time(12)
+    assert len(moving.expired) >= 1
+
+
+def test_what_goes_on_resting_is_told_again(clock: Clock) -> None:
+    """One call may come when nothing can be ended; the next sweep calls again."""
+    watched = quiet(clock, 1)
+    thing = Mover(clock)
+    watched.watch(thing)
+    clock.pass_time(1.35)
+    assert len(thing.expired) > 1
+    watched.forget(thing)
+    told = len(thing.expired)
+    clock.pass_time(5)
+    assert len(thing.expired) == told
+
+
+def test_without_anything_to_watch_there_is_no_timer(clock: Clock) -> None:
+    """The last sweep finds nothing and asks for no other; the next thing begins anew. Closing ends everything."""
+    watched = quiet(clock, 10)
+    watched.forget(Mover(clock))
+    assert clock.waiting() == []
+    thing = Mover(clock)
+    watched.watch(thing)
+    watched.forget(thing)
+    clock.pass_time(2)
+    assert clock.waiting() == []
+    watched.watch(thing)
+    assert len(clock.waiting()) == 1
+    watched.close()
+    watched.close()
+    assert clock.waiting() == []
+    clock.pass_time(30)
+    assert thing.expired == []

@@ -230,6 +230,69 @@ def test_send_eof_ends_one_direction(run: Run) -> None:
     run(main)
 
 
+# --- sending at the end of a turn ---
+
+
+def test_what_is_sent_later_arrives_in_order(run: Run) -> None:
+    """Messages that were put off come in front of what is sent behind them, also through a full buffer."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"x")
+            await stream.receive()  # from here on in the reactor's turn
+            stream.send_later(b"one ")
+            stream.send_later(b"two ")
+            await stream.send_all(b"three")
+            stream.send_eof()
+            assert await read_all(peer) == b"one two three"
+
+    run(main)
+
+
+def test_what_finds_no_room_goes_when_there_is_some(run: Run) -> None:
+    """The rest of a message waits for room without any task, and nothing overtakes it."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            before = full(stream)
+            stream.send_later(b"a" * 1000)
+            stream.send_later(b"b" * 1000)
+            assert stream.unsent == b"a" * 1000 + b"b" * 1000
+            sender = await waiting(stream, lambda: stream.send_all(b"c" * 1000))
+            octets = await read(peer, before + 3000)
+            assert octets[before:] == b"a" * 1000 + b"b" * 1000 + b"c" * 1000
+            await sender
+            assert stream.unsent == b""
+
+    run(main)
+
+
+def test_the_rest_of_a_message_needs_no_task(run: Run) -> None:
+    """Nobody waits on the stream, and what was left goes all the same."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            before = full(stream)
+            stream.send_later(b"rest")
+            assert (await read(peer, before + 4))[before:] == b"rest"
+
+    run(main)
+
+
+def test_a_reset_drops_what_was_put_off(run: Run) -> None:
+    """A peer that is gone is found by the next receive, whatever waited for it."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            full(stream)
+            stream.send_later(b"never")
+            reset(peer)
+            with pytest.raises(ConnectionResetError):
+                await stream.receive()
+
+    run(main)
+
+
 # --- errors and ends ---
 
 

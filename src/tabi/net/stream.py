@@ -136,10 +136,7 @@ class Stream:
         self.events |= events
         reader, writer = self.reader, self.writer
         if self.unsent and events & WRITABLE:
-            try:
-                self.send_unsent()
-            except OSError:  # the next receive says so
-                pass
+            self.go_on_sending(events)
         if not self.reactor.edge_triggered:
             self.watch_waiting(events)
         if reader is not None and events & READABLE and reader.callback is not None:
@@ -265,6 +262,16 @@ class Stream:
         """Send what finds room, and keep the rest."""
         self.unsent += data
         self.send_unsent()
+
+    def go_on_sending(self, events: int) -> None:
+        """There is room, or nobody to send to any more. A reset is left for the next receive: it is told only once."""
+        if events & BROKEN:
+            self.unsent = b""
+            return
+        try:
+            self.send_unsent()
+        except OSError:
+            pass
 
     def send_unsent(self) -> None:
         """Go on with what was kept. Raises OSError as send(2)."""
