@@ -18,7 +18,7 @@ from binascii import a2b_base64
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,6 +51,9 @@ FIELD_OF_RESPONSE = re.compile(rb"(?<=\n)(" + TOKEN + rb")[ \t]*+:[ \t]*+(" + TE
 LINES = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f]++|\r\n)*+(?:\r\Z)?")
 """A head as far as it has come."""
 
+OLD_REQUEST_LINE = re.compile(TOKEN + rb" (?!HTTP/)[!-~]++")
+"""Of HTTP/0.9, which has no versions and no fields."""
+
 OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
 HTTP_URI = re.compile(r"http://([^/?#]++)([^#]*+)", re.IGNORECASE)
 OTHER_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*+)://")
@@ -75,15 +78,15 @@ HOP_BY_HOP = frozenset(
 
 REWRITTEN = HOP_BY_HOP | {b"content-length", b"expect", b"host", b"max-forwards"}
 REWRITTEN_OF_RESPONSE = HOP_BY_HOP | {b"content-length"}
-PROTECTED = frozenset(b"cache-control content-length host max-forwards transfer-encoding via".split())
-"""Fields that Connection must not take away: the message would become another one, or lose its way."""
+PROTECTED = frozenset((b"cache-control", b"via"))
+"""What Connection cannot take away, beside what is rewritten: these are for all on the way (RFC 9110 section 7.6.1)."""
 
 VIA = (b"Via: 1.0 tabi\r\n", b"Via: 1.1 tabi\r\n")
 NO_OPTIONS: frozenset[bytes] = frozenset()
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client asks a proxy for.
+    """What a client asks a proxy for. The fields, which hold secrets, and the path are not in the repr.
 
     Attributes:
         method: a token; methods are case-sensitive.
@@ -119,6 +122,12 @@ class Request(msgspec.Struct, frozen=True):
     def final_recipient(self) -> bool:
         """Whether the proxy itself is to answer (RFC 9110 section 7.6.2)."""
         return self.max_forwards == 0
+
+    def __repr__(self) -> str:
+        return f"Request({self.method} {self.destination})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("method", self.method), ("destination", self.destination)]
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -248,17 +257,19 @@ def decode_head(
     The order of the checks is that in which octets come, so that an error is the same however they are cut.
     """
     end = data.find(b"\r\n\r\n", max(at, seen - 3), limit)
-    line_end = data.find(b"\r\n", at, limit)
     if end >= 0:
+        line_end = data.find(b"\r\n", at, limit)
         return decode_line(bytes(data[at:line_end])), decode_fields(data, line_end + 2, end + 2, field), end + 4
-    if line_end + 2 > seen and line_end >= 0:
-        decode_line(bytes(data[at:line_end]))
+    if data.find(b"\n", seen, limit) >= 0:  # a line has ended; perhaps it is the first
+        line_end = data.find(b"\r\n", at, limit)
+        if line_end >= 0 and line_end + 2 > seen:
+            decode_line(bytes(data[at:line_end]))
     start = max(at, seen)
     if start > at and data[start - 1] == 0x0D:
         start -= 1
     check_octets(data, start, min(limit, len(data)))
     if len(data) >= limit:
-        what, status = ("first line", 414) if line_end < 0 else ("head", 431)
+        what, status = ("first line", 414) if data.find(b"\r\n", at, limit) < 0 else ("head", 431)
         raise HttpError(f"{what}: more than {limit} octets", status)
     return None
 
@@ -274,9 +285,9 @@ def decode_request_line(line: bytes) -> tuple[str, str, int, Address, str]:
     """Method, target, minor version, destination and path."""
     found = REQUEST_LINE.fullmatch(line)
     if found is None:
-        check_octets(line, 0, len(line))
+        check_octets(line + b"\r\n", 0, len(line) + 2)
         words = line.split(b" ")
-        if len(words) == 2 and all(words):
+        if OLD_REQUEST_LINE.fullmatch(line):
             raise HttpError("request line: HTTP/0.9, expected HTTP/1.0 or HTTP/1.1", 505)
         if len(words) == 3 and OTHER_VERSION.fullmatch(words[2]) and not words[2].startswith(b"HTTP/1."):
             raise HttpError(f"request line: {words[2].decode()}, expected HTTP/1.0 or HTTP/1.1", 505)
@@ -333,7 +344,7 @@ def decode_status_line(line: bytes) -> tuple[int, int, bytes]:
     """Minor version, status, reason."""
     found = STATUS_LINE.fullmatch(line)
     if found is None:
-        check_octets(line, 0, len(line))
+        check_octets(line + b"\r\n", 0, len(line) + 2)
         raise HttpError(f"status line: {line[:32]!r}, expected HTTP/1.1 and a status of three digits")
     return min(int(found[1]), 1), int(found[2]), found[3] or b""
 
@@ -453,8 +464,8 @@ def encode_request(request: Request, keep_alive: bool = True) -> bytes:
             lines.append(b"Content-Length: %d\r\n" % request.body)
         elif key == b"max-forwards":
             left = request.max_forwards
-            lines.append(b"Max-Forwards: %b\r\n" % (field[1] if left is None else b"%d" % (left - 1)))
-        elif key == b"expect" and request.minor and key not in request.connection:
+            lines.append(b"Max-Forwards: %b\r\n" % (field[1] if left is None else b"%d" % max(left - 1, 0)))
+        elif key == b"expect" and request.minor:
             # Of HTTP/1.0 it means nothing, and whoever sent that could not read the answer (RFC 9110 section 10.1.1).
             lines.append(b"Expect: %b\r\n" % field[1])
     if request.body == CHUNKED:
@@ -471,7 +482,7 @@ def encode_request(request: Request, keep_alive: bool = True) -> bytes:
 
 
 def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: int | None = None) -> bytes:
-    """The head to send to the client.
+    """The head to send to the client; not of a tunnel that CONNECT opened, whose fields are not checked.
 
     Args:
         response: from the destination.
