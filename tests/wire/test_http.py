@@ -597,8 +597,8 @@ class Counted(bytearray):
 
     def find(self, *args: Any) -> int:
         found = super().find(*args)
-        sub, start, end = (*args, 0, len(self))[:3] if len(args) == 1 else (*args, len(self))[:3]
-        self.searched += max(0, (min(end, len(self)) if found < 0 else found + len(sub)) - start)
+        _, start, end = args
+        self.searched += max(0, (min(end, len(self)) if found < 0 else found) - start)
         return found
 
 
