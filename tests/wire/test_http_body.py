@@ -181,8 +181,8 @@ def test_errors_tell_no_secrets() -> None:
 
 
 def test_the_bounds_hold_while_octets_come_one_by_one() -> None:
-    """No line grows beyond its limit, of whatever kind it is."""
-    for start, limit in ((b"1;", MAX_CHUNK_LINE), (b"0\r\nX: ", MAX_TRAILERS)):
+    """No line grows beyond its limit, of whatever kind it is; behind content two octets decide."""
+    for start, limit in ((b"1;", MAX_CHUNK_LINE), (b"1\r\n!", 2), (b"0\r\nX: ", MAX_TRAILERS)):
         chunked = Chunked()
         chunked.scan(start)
         for _ in range(limit - len(chunked.line) - 1):
