@@ -141,10 +141,10 @@ class Server:
 
     __slots__ = ("address", "buffer", "destination", "stream", "used")
 
-    def __init__(self, stream: Stream, destination: Address) -> None:
+    def __init__(self, stream: Stream, destination: Address, address: Address) -> None:
         self.stream = stream
         self.destination = destination
-        self.address: Address | None = None
+        self.address = address
         self.buffer = bytearray()
         self.used = False
 
@@ -276,7 +276,7 @@ class Exchange:
         for _ in range(INTERIM_LIMIT):
             seen = 0
             try:
-                while (found := decode_response(buffer, request.method, HEAD_LIMIT, seen)) is None:
+                while not buffer or (found := decode_response(buffer, request.method, HEAD_LIMIT, seen)) is None:
                     seen = len(buffer)
                     while (data := stream.receive_nowait(READ_SIZE)) is None:
                         await stream.readable()

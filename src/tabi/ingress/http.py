@@ -69,6 +69,7 @@ class HttpIngress:
         self.egress, _, self.idle, self.over, self.kept = forwarding
         self.authenticate = authenticate
         self.required = required
+        self.asks_who = required or authenticate is not None
         self.protocol = protocol
 
     async def serve(self, client: Stream, session: Session) -> None:
@@ -159,7 +160,8 @@ class Connection:
             ingress.kept.clients.add(client)
             self.between = True
             try:
-                data = await client.receive(READ_SIZE)
+                while (data := client.receive_nowait(READ_SIZE)) is None:
+                    await client.readable()
             except OSError:
                 return None
             finally:
@@ -206,7 +208,7 @@ class Connection:
         session = self.session
         session.destination = request.destination
         session.command = "connect" if request.method == "CONNECT" else "forward"
-        if not await self.is_authorized(request):
+        if self.ingress.asks_who and not await self.is_authorized(request):
             return await self.fail(request, 407, None, session.error or "", CHALLENGE)
         if request.method == "CONNECT":
             return await self.open_tunnel(request)
@@ -282,8 +284,11 @@ class Connection:
             OSError: the client's connection broke.
         """
         repeatable = request.method in REPEATABLE and not request.body
+        session = self.session
+        session.via = self.ingress.egress.name
         while True:
-            server = await self.reach(request, repeatable)
+            server = self.kept_server(request, repeatable) or await self.open_server(request)
+            session.address = server.address
             self.exchange = exchange = Exchange(self, server, request, self.ingress.forwarding)
             try:
                 keep, keep_server = await exchange.run()
@@ -300,21 +305,21 @@ class Connection:
                 await self.ingress.commands.end(self.client)
             return keep
 
-    async def reach(self, request: Request, repeatable: bool) -> Server:
-        """The kept connection where it serves, else a new one. Errors as `Direct.open`."""
-        server, session = self.server, self.session
-        if server is not None and (not repeatable or server.destination != request.destination or not server.quiet):
-            self.close_server()
-            server = None
-        session.via = self.ingress.egress.name
-        if server is None:
-            began = monotonic()
-            stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host))
-            server = self.server = Server(stream, request.destination)
-            session.connect_seconds = monotonic() - began
-            server.address = from_sockaddr(stream.sock.getpeername())
-        session.address = server.address
-        return server
+    def kept_server(self, request: Request, repeatable: bool) -> Server | None:
+        """The kept connection where it serves; where not it is closed."""
+        server = self.server
+        if server is None or (repeatable and server.destination == request.destination and server.quiet):
+            return server
+        self.close_server()
+        return None
+
+    async def open_server(self, request: Request) -> Server:
+        """A new connection. Errors as `Direct.open`."""
+        began, session = monotonic(), self.session
+        stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host))
+        session.connect_seconds = monotonic() - began
+        self.server = Server(stream, request.destination, from_sockaddr(stream.sock.getpeername()))
+        return self.server
 
 
 def problem_of(exc: TabiError) -> tuple[int, str]:
