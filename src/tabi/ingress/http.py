@@ -18,6 +18,7 @@ from tabi.errors import DialError, HttpError, PolicyDenied, RemoteProtocolError,
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
+from tabi.net.failures import connect_error
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_for
 from tabi.session import Session
@@ -318,7 +319,12 @@ class Connection:
         began, session = monotonic(), self.session
         stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host))
         session.connect_seconds = monotonic() - began
-        self.server = Server(stream, request.destination, from_sockaddr(stream.sock.getpeername()))
+        try:
+            address = from_sockaddr(stream.sock.getpeername())
+        except OSError as exc:  # reset since it was opened: ENOTCONN
+            stream.close()
+            raise connect_error(exc.errno or errno.EIO, request.destination) from exc
+        self.server = Server(stream, request.destination, address)
         return self.server
 
 

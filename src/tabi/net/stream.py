@@ -259,23 +259,10 @@ class Stream:
         self.reactor.send_at_end(self.send_now, data)
 
     def send_now(self, data: bytes) -> None:
-        """Send what finds room, and keep the rest."""
-        self.unsent += data
-        self.send_unsent()
-
-    def go_on_sending(self, events: int) -> None:
-        """There is room, or nobody to send to any more. A reset is left for the next receive: it is told only once."""
-        if events & BROKEN:
-            self.unsent = b""
+        """Send what finds room, and keep the rest. Raises OSError as send(2)."""
+        if self.unsent:
+            self.unsent += data
             return
-        try:
-            self.send_unsent()
-        except OSError:
-            pass
-
-    def send_unsent(self) -> None:
-        """Go on with what was kept. Raises OSError as send(2)."""
-        data, self.unsent = self.unsent, b""
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
@@ -285,6 +272,15 @@ class Stream:
             self.events &= ~OUT
             if not self.reactor.edge_triggered:
                 self.watch_waiting(0)
+
+    def go_on_sending(self, events: int) -> None:
+        """There is room, or nobody to send to any more. A reset is left for the next receive: it is told only once."""
+        data, self.unsent = self.unsent, b""
+        if not events & BROKEN:
+            try:
+                self.send_now(data)
+            except OSError:
+                pass
 
     def send_eof(self) -> None:
         """Tell the peer that no more will be sent; receiving goes on."""

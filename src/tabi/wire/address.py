@@ -68,7 +68,8 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host}:{self.port}"
+        # !s, for ipaddress' own __format__ is written in Python.
+        return f"[{self.host}]:{self.port}" if isinstance(self.host, IPv6Address) else f"{self.host!s}:{self.port}"
 
 
 UNSPECIFIED = Address(ipv4(bytes(4)), 0)
