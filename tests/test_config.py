@@ -17,6 +17,7 @@ from tabi.config import (
     Log,
     Seconds,
     Timeouts,
+    Tls,
     Udp,
     User,
     decode_special,
@@ -26,7 +27,7 @@ from tabi.config import (
 )
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash, plain_secret
-from tabi.url import parse_url
+from tabi.url import LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
 
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
@@ -40,8 +41,15 @@ url = "socks5://127.0.0.1:0"
 users = "required"
 
 [[listen]]
-url = "socks5://[::1]"
+url = "mixed://[::1]"
 users = "none"
+proxy_protocol = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"]
+
+[listen.tls]
+certificate = "/etc/tabi/certificate.pem"
+key = "/etc/tabi/key.pem"
+client_ca = "/etc/tabi/clients.pem"
+client_name = "email"
 
 [listen.udp]
 advertise = "192.0.2.1"
@@ -81,13 +89,23 @@ def test_every_key() -> None:
         workers=4,
         listen=[
             Listen("socks5://127.0.0.1:0", "required"),
-            Listen("socks5://[::1]", "none", Udp("192.0.2.1", "40000-40999", "drop", "any")),
+            Listen(
+                "mixed://[::1]",
+                "none",
+                Udp("192.0.2.1", "40000-40999", "drop", "any"),
+                Tls("/etc/tabi/certificate.pem", "/etc/tabi/key.pem", "/etc/tabi/clients.pem", "email"),
+                ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"],
+            ),
         ],
         users={"alice": User(HASH), "jürgen m.": User("sekret", plain=True)},
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
     )
-    assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:0", "socks5://[::1]:1080"]
+    assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:0", "mixed://[::1]:1080"]
+    assert [network and str(network) for network in config.listen[1].proxies] == [
+        *("10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"),
+        None,
+    ]
     assert config.users["alice"].secret.is_hash
     assert config.users["jürgen m."].secret == plain_secret("sekret")
 
@@ -107,6 +125,7 @@ def test_an_empty_file_is_the_defaults() -> None:
     assert config.workers == 1
     assert [str(listen.parsed) for listen in config.listen] == ["mixed://127.0.0.1:1080"]
     assert config.listen[0].users is None
+    assert (config.listen[0].tls, config.listen[0].proxies) == (None, ())
     assert config.users == {}
     assert config.timeouts == Timeouts(
         Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(120), Seconds(120), Seconds(30)
@@ -119,6 +138,21 @@ def test_users_of_a_listener(users: str) -> None:
     """The three words of a listener."""
     text = f'[[listen]]\nusers = "{users}"\n[users.a]\npassword = "x"\nplain = true'
     assert parse_config(text).listen[0].users == users
+
+
+def test_clients_may_be_users_by_their_certificate_alone() -> None:
+    """A listener that asks for certificates can require users without one in the file."""
+    tls = {"certificate": "c", "key": "k", "client_ca": "a"}
+    listen = make_config({"listen": [{"users": "required", "tls": tls}]}).listen[0]
+    assert listen.tls == Tls("c", "k", "a", "cn")
+
+
+@pytest.mark.parametrize("port", [0, 1])
+def test_listeners_at_different_places(port: int) -> None:
+    """One host is another's neighbour, a port 0 is never the same, and a path is no name."""
+    urls = [f"mixed://127.0.0.1:{port}", f"mixed://127.0.0.2:{port}", "unix:///a", "unix:///b", "fd://a", "fd://"]
+    urls += ["mixed://127.0.0.1:0"] * 2
+    assert [listen.url for listen in make_config({"listen": [{"url": url} for url in urls]}).listen] == urls
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
@@ -212,8 +246,18 @@ def test_a_configuration_does_not_change() -> None:
         # unknown keys, at each level
         ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, timeouts, log"),
         ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, timeouts, log"),
-        ("[[listen]]\nbogus = 1", "listen[0].bogus: unknown key, expected one of: url, users, udp"),
-        ("[[listen]]\n[[listen]]\ntls = {}", "listen[1].tls: unknown key, expected one of: url, users, udp"),
+        (
+            "[[listen]]\nbogus = 1",
+            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol",
+        ),
+        (
+            "[[listen]]\n[[listen]]\nmode = 1",
+            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol",
+        ),
+        (
+            "[[listen]]\ntls = {cert = 'x'}",
+            "listen[0].tls.cert: unknown key, expected one of: certificate, key, client_ca, client_name",
+        ),
         (
             '[users.alice]\npassword = "x"\nexpires = 2027-01-01',
             "users.alice.expires: unknown key, expected one of: password, plain",
@@ -258,6 +302,14 @@ def test_a_configuration_does_not_change() -> None:
             "[[listen]]\n[listen.udp]\nsenders = 'all'",
             "listen[0].udp.senders: invalid enum value 'all', expected contacted or any",
         ),
+        ("[[listen]]\ntls = true", "listen[0].tls: expected object, got bool"),
+        ("[[listen]]\ntls = {certificate = 1}", "listen[0].tls.certificate: expected str, got int"),
+        (
+            "[[listen]]\ntls = {certificate = 'c', key = 'k', client_name = 'ip'}",
+            "listen[0].tls.client_name: invalid enum value 'ip', expected cn, dns, email or uri",
+        ),
+        ("[[listen]]\nproxy_protocol = '10.0.0.0/8'", "listen[0].proxy_protocol: expected array, got str"),
+        ("[[listen]]\nproxy_protocol = [1]", "listen[0].proxy_protocol[0]: expected str, got int"),
         ("users = 1", "users: expected object, got int"),
         ("users.alice = 'x'", "users.alice: expected object, got str"),
         ("[users.alice]\npassword = 1", "users.alice.password: expected str, got int"),
@@ -275,14 +327,60 @@ def test_a_configuration_does_not_change() -> None:
         ("[users.'[...]']\npassword = 1", "users.[...].password: expected str, got int"),
         # missing
         ("[users.alice]\nplain = true", "users.alice.password: missing"),
+        ("[[listen]]\ntls = {}", "listen[0].tls.certificate: missing"),
+        ("[[listen]]\ntls = {certificate = 'c'}", "listen[0].tls.key: missing"),
         # values
         ("workers = -1", "workers: -1, expected 0 to 1024"),
         ("workers = 1025", "workers: 1025, expected 0 to 1024"),
         ("listen = []", "listen: empty, expected one or more"),
         ("[[listen]]\nusers = 'required'", 'listen[0].users: "required", but there are no users'),
         (
-            "[[listen]]\n[[listen]]\nurl = 'http://127.0.0.1:1'",
-            "listen[1].url: protocol 'http', expected socks5://[user:password@]host:port",
+            "[[listen]]\n[[listen]]\nurl = 'ftp://127.0.0.1:1'",
+            (
+                "listen[1].url: protocol 'ftp', expected PROTOCOL://host:port, unix:///path or fd://NAME, and as "
+                f"protocol one of {', '.join(LISTENER_PROTOCOLS)}"
+            ),
+        ),
+        ("[[listen]]\n[[listen]]", "listen[1].url: the same address as listen[0].url"),
+        (
+            "[[listen]]\n[[listen]]\nurl = 'socks5://127.0.0.1'",
+            "listen[1].url: the same address as listen[0].url",
+        ),
+        (
+            "[[listen]]\nurl = 'unix:///a?mode=0660'\n[[listen]]\nurl = 'unix:///a?mode=660&protocol=socks5'",
+            "listen[1].url: the same address as listen[0].url",
+        ),
+        (
+            "[[listen]]\nurl = 'fd://'\n[[listen]]\nurl = 'fd://?protocol=http'",
+            "listen[1].url: the same address as listen[0].url",
+        ),
+        *(
+            (
+                f"[[listen]]\nurl = '{scheme}://127.0.0.1'",
+                'listen[0].tls: missing, expected { certificate = "…", key = "…" }',
+            )
+            for scheme in ("https", "socks5+tls", "mixed+tls")
+        ),
+        *(
+            (
+                f"[[listen]]\nurl = '{scheme}://127.0.0.1'\ntls = {{certificate = 'c', key = 'k'}}",
+                f"listen[0].tls: {scheme} is without TLS, expected a URL with {wanted}",
+            )
+            for scheme, wanted in (
+                ("http", "https"),
+                ("socks5", "socks5+tls, mixed or mixed+tls"),
+            )
+        ),
+        (
+            "[[listen]]\nproxy_protocol = ['unix', '10.0.0.1/8']",
+            "listen[0].proxy_protocol: 10.0.0.1/8 has host bits set, expected networks such as 10.0.0.0/8",
+        ),
+        (
+            "[[listen]]\nproxy_protocol = ['proxy.example']",
+            (
+                "listen[0].proxy_protocol: 'proxy.example' does not appear to be an IPv4 or IPv6 network, "
+                "expected networks such as 10.0.0.0/8"
+            ),
         ),
         (
             "[[listen]]\nurl = 'socks5://alice:sekret@127.0.0.1:1'",

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.url import ProxyURL, parse_listen_url, parse_url
+from tabi.url import (
+    LISTENER_PROTOCOLS,
+    MAX_PATH,
+    ListenURL,
+    PassedSocket,
+    ProxyURL,
+    UnixSocket,
+    parse_listen_url,
+    parse_url,
+)
 from tabi.wire.address import Address
 
 
@@ -94,6 +103,136 @@ def test_any_credentials_can_be_written_in_a_url(username: str, password: str, p
     url = parse_url(f"socks5://{quote(username, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}")
     assert (url.username, url.password, url.address.port) == (username, password, port)
     assert repr(url) == f"socks5://127.0.0.1:{port}"
+
+
+# --- listeners ---
+
+HERE = Address(IPv4Address("127.0.0.1"), 1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "tls"),
+    [
+        ("mixed", "mixed", False),
+        ("mixed+tls", "mixed", True),
+        ("socks5", "socks5", False),
+        ("socks5+tls", "socks5", True),
+        ("socks4", "socks4", False),
+        ("socks4a", "socks4", False),
+        ("http", "http", False),
+        ("https", "http", True),
+    ],
+)
+def test_every_protocol_at_every_place(scheme: str, protocol: str, tls: bool) -> None:
+    """What clients speak is the scheme of an address, and in the query of a path or a passed socket."""
+    for text, place in (
+        (f"{scheme}://127.0.0.1:1", HERE),
+        (f"{scheme.upper()}://127.0.0.1:1/", HERE),
+        (f"unix:///run/tabi.sock?protocol={scheme}", UnixSocket("/run/tabi.sock")),
+        (f"fd://web?protocol={scheme}", PassedSocket("web")),
+    ):
+        url = parse_listen_url(text)
+        assert url == ListenURL(scheme, place)
+        assert (url.protocol, url.tls) == (protocol, tls)
+        assert parse_listen_url(str(url)) == url
+    assert url.at(HERE) == f"{scheme}://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("mixed://127.0.0.1", Address(IPv4Address("127.0.0.1"), 1080)),
+        ("mixed://localhost:0", Address("localhost", 0)),
+        ("mixed://[::]:1", Address(IPv6Address("::"), 1)),
+        ("unix:///a", UnixSocket("/a", 0o600, None, None)),
+        ("unix:/a", UnixSocket("/a")),
+        ("unix:///a%20b%3F?mode=0660", UnixSocket("/a b?", 0o660)),
+        ("unix:///a?mode=777&owner=tabi&group=33", UnixSocket("/a", 0o777, "tabi", "33")),
+        ("unix:///a?group=www-data&protocol=mixed", UnixSocket("/a", group="www-data")),
+        (f"unix:///{'a' * (MAX_PATH - 1)}", UnixSocket("/" + "a" * (MAX_PATH - 1))),
+        ("fd://", PassedSocket("")),
+        ("fd://?protocol=mixed", PassedSocket("")),
+        ("fd://3", PassedSocket("3")),
+        ("fd://tabi.socket", PassedSocket("tabi.socket")),
+        ("fd://a%2Fb", PassedSocket("a/b")),
+        ("fd://Web", PassedSocket("Web")),
+    ],
+)
+def test_places(text: str, place: object) -> None:
+    """An address, a path with rights and owner, the name or the number of what was passed; mixed by default."""
+    url = parse_listen_url(text)
+    assert url.place == place
+    assert url.protocol == "mixed"
+    again = parse_listen_url(str(url)).place
+    assert again == (UnixSocket(place.path) if isinstance(place, UnixSocket) else place)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ftp://127.0.0.1:1", "protocol 'ftp', expected PROTOCOL://host:port, unix:///path or fd://NAME"),
+        ("127.0.0.1:1", "protocol 'none', "),
+        ("mixed://", "no host"),
+        ("mixed://h:99999", "this is no URL"),
+        ("mixed://h:1/path", "something behind the port"),
+        ("mixed://h:1?mode=0660", "something behind the port"),
+        ("mixed://h:1 ", "white space"),
+        ("mixed://alice@h:1", "a listener has no user of its own"),
+        ("unix://alice:sekret@/a", "a listener has no user of its own"),
+        ("fd://alice:sekret@a", "a listener has no user of its own"),
+        ("unix://a/b", "an absolute path"),
+        ("unix://", "an absolute path"),
+        ("unix:a", "an absolute path"),
+        ("unix:///", "an absolute path"),
+        ("unix:///a/", "an absolute path"),
+        ("unix:///a#b", "an absolute path"),
+        (f"unix:///{'a' * MAX_PATH}", f"a path of {MAX_PATH + 1} octets, expected at most {MAX_PATH}"),
+        (f"unix:///{'%C3%A4' * 54}", f"a path of {MAX_PATH + 2} octets"),
+        ("unix:///a%00", "no NUL"),
+        ("unix:///a?mode=0888", "mode=0888, expected octal digits such as 0660"),
+        ("unix:///a?mode=66", "mode=66, "),
+        ("unix:///a?mode=1777", "mode=1777, "),
+        ("unix:///a?mode=\uff10\uff16\uff10\uff10", "mode="),
+        ("unix:///a?protocol=ftp", "protocol=ftp, expected one of mixed, "),
+        ("unix:///a?color=red", "unknown key color in the query, expected one of protocol, mode, owner, group"),
+        ("fd://a?mode=0660", "unknown key mode in the query, expected one of protocol"),
+        ("unix:///a?mode=0600&mode=0660", "a key of the query twice or without a value"),
+        ("unix:///a?owner=", "a key of the query twice or without a value"),
+        ("unix:///a?owner", "this is no query"),
+        ("unix:///a?&", "this is no query"),
+        ("fd://a/b", "something behind the name"),
+        ("fd://a#b", "something behind the name"),
+    ],
+)
+def test_what_is_no_place_to_listen_at(text: str, words: str) -> None:
+    """The message says what is wrong and what is expected."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_listen_url(text)
+    assert words in str(caught.value)
+    assert "sekret" not in str(caught.value)
+
+
+paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=20)
+
+
+@given(paths, st.integers(0, 0o777), st.sampled_from(sorted(LISTENER_PROTOCOLS)))
+def test_any_path_can_be_written_in_a_url(path: str, mode: int, scheme: str) -> None:
+    """What was quoted comes out as it went in, and again from what the URL is shown as."""
+    url = parse_listen_url(f"unix:///{quote(path, safe='')}?mode={mode:03o}&protocol={scheme}")
+    assert url == ListenURL(scheme, UnixSocket("/" + path, mode))
+    assert parse_listen_url(str(url)) == ListenURL(scheme, UnixSocket("/" + path))
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_listener_or_value_error(text: str) -> None:
+    """Nothing else is raised, and what is read has a meaning."""
+    for candidate in (text, f"mixed://{text}", f"unix://{text}", f"unix:///a?{text}", f"fd://{text}"):
+        try:
+            url = parse_listen_url(candidate)
+        except ValueError:
+            continue
+        assert url.protocol in ("mixed", "socks5", "socks4", "http")
+        assert isinstance(url.place, Address | UnixSocket | PassedSocket)
 
 
 @given(st.text(string.printable, max_size=20), st.sampled_from(["@h:1", "@h:99999", "@", "@[", "@h:1/x", "@a b"]))

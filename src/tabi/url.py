@@ -120,7 +120,7 @@ class ListenURL(msgspec.Struct, frozen=True):
         if isinstance(place, Address):
             return self.at(place)
         if isinstance(place, PassedSocket):
-            return f"fd://{quote(place.name)}?protocol={self.scheme}"
+            return f"fd://{quote(place.name, safe='')}?protocol={self.scheme}"
         return f"unix://{quote(place.path)}?protocol={self.scheme}"
 
 
@@ -199,9 +199,9 @@ def credentials_of(parts: SplitResult, expected: str) -> tuple[str | None, str |
 
 
 def query_of(parts: SplitResult, keys: tuple[str, ...]) -> dict[str, str]:
-    """The query's keys and values, each once. Raises ValueError for others."""
+    """The query's keys and values, each once; a + is one, as in mixed+tls. Raises ValueError for others."""
     try:
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        pairs = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise ValueError("this is no query, expected ?key=value&key=value") from None
     query = dict(pairs)
