@@ -5,22 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import grp
 import logging
 import os
+import pwd
 import re
 import socket
+import stat
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Run
 from sockets import open_listener, turns, until
+from support import closed_port
+from tabi.config import Listen
+from tabi.errors import ConfigError
 from tabi.net import listen
-from tabi.net.listen import ACCEPTS_A_TURN, Acceptor, bind_port
+from tabi.net.listen import (
+    ACCEPTS_A_TURN,
+    TRIES,
+    Acceptor,
+    Listeners,
+    bind_listener,
+    bind_port,
+    bind_unix,
+    own_address,
+    remove_stale,
+    unix_client,
+    urls_of,
+)
+from tabi.net.passed import Passed
 from tabi.net.reactor import get_reactor
-from tabi.wire.address import Address
+from tabi.session import UNIX
+from tabi.url import UnixSocket
+from tabi.wire.address import Address, from_sockaddr, parse_address
 
 
 class FakeListener:
@@ -114,6 +136,361 @@ def test_a_taken_port_is_an_error() -> None:
         with pytest.raises(OSError, match="in use") as caught:
             open_listener(Address(ip_address("127.0.0.1"), port))
         assert caught.value.errno == errno.EADDRINUSE
+
+
+# --- all listeners of a configuration ---
+
+
+@contextlib.contextmanager
+def opened(*urls: str, passed: Passed | None = None) -> Iterator[Listeners]:
+    """The listeners of some URLs, closed at the end."""
+    listeners = Listeners()
+    listeners.open([Listen(url) for url in urls], passed)
+    try:
+        yield listeners
+    finally:
+        listeners.close()
+
+
+def names_are(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name have these addresses; addresses stay what they are."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        if host[0] in "0123456789:":
+            return real(host, port, **options)
+        return [found for text in hosts for found in real(text, port, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_a_name_is_listened_on_at_all_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One free port for all of them, so that a client may take whichever it finds first."""
+    names_are(monkeypatch, "127.0.0.1", "127.0.0.2", "::1", "127.0.0.1")
+    with opened("socks5://proxy.test:0") as listeners:
+        names = [sock.getsockname()[:2] for sock in listeners.sockets[0]]
+        assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2", "::1"]
+        assert len({port for _, port in names}) == 1
+        port = names[0][1]
+        assert urls_of([Listen("socks5://proxy.test:0")], listeners.sockets) == [
+            f"socks5://127.0.0.1:{port}",
+            f"socks5://127.0.0.2:{port}",
+            f"socks5://[::1]:{port}",
+        ]
+
+
+def test_a_port_that_is_taken_at_one_address_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another free port is tried, a bounded number of times; a port that was asked for is an error at once."""
+    names_are(monkeypatch, "127.0.0.1", "127.0.0.2")
+    tried: list[Address] = []
+    taken = 1
+
+    def bind(address: Address, only_ipv6: bool = False) -> socket.socket:
+        tried.append(address)
+        if len(tried) <= 2 * taken and str(address.host) == "127.0.0.2":
+            raise OSError(errno.EADDRINUSE, "in use")
+        return bind_listener(address, only_ipv6)
+
+    monkeypatch.setattr(listen, "bind_listener", bind)
+    with opened("socks5://proxy.test:0") as listeners:
+        first, second = listeners.sockets[0]
+        assert first.getsockname()[1] == second.getsockname()[1]
+        assert [str(address.host) for address in tried] == ["127.0.0.1", "127.0.0.2"] * 2
+    tried.clear()
+    taken = TRIES
+    with pytest.raises(OSError, match=r"no port is free at all addresses of proxy\.test"):
+        opened("socks5://proxy.test:0").__enter__()
+    assert len(tried) == 2 * TRIES
+    tried.clear()
+    with pytest.raises(OSError, match="in use"), closed_port() as port:
+        opened(f"socks5://proxy.test:{port}").__enter__()
+    assert [address.port for address in tried] == [port]
+
+
+def test_an_address_of_a_name_that_this_machine_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """localhost is ::1 too where IPv6 is turned off: the others are enough, and it is said. None at all is an error."""
+    names_are(monkeypatch, "192.0.2.1", "127.0.0.1")
+    with opened("socks5://proxy.test:0") as listeners:
+        assert [sock.getsockname()[0] for sock in listeners.sockets[0]] == ["127.0.0.1"]
+    assert "proxy.test: not listening on 192.0.2.1: Cannot assign requested address" in caplog.text
+    names_are(monkeypatch, "192.0.2.1")
+    with pytest.raises(OSError, match="Cannot assign requested address"):
+        opened("socks5://proxy.test:0").__enter__()
+
+
+def test_the_ipv6_wildcard_takes_ipv4_too_unless_that_has_a_listener() -> None:
+    """Alone it is for both; beside 0.0.0.0 with the same port each has its own, and both can be listened on."""
+    with opened("socks5://[::]:0") as listeners:
+        (sock,) = listeners.sockets[0]
+        assert not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        sock.listen()
+        with socket.create_connection(("127.0.0.1", sock.getsockname()[1])):
+            pass
+    with closed_port() as port:
+        pass
+    with opened(f"socks5://[::]:{port}", f"http://0.0.0.0:{port}") as listeners:
+        for (sock,) in listeners.sockets:
+            sock.listen()
+        assert listeners.sockets[0][0].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port)):
+                pass
+
+
+def test_an_error_names_the_listener_and_leaves_nothing_open(tmp_path: Path) -> None:
+    """Those that were open already are closed, and their files removed."""
+    path = tmp_path / "tabi.sock"
+    listeners = Listeners()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"socks5://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(OSError, match="in use") as caught:
+            listeners.open([Listen("socks5://127.0.0.1:0"), Listen(f"unix://{path}"), Listen(url)])
+    assert caught.value.filename == f"listen[2].url: {url}"
+    assert [sock.fileno() for group in listeners.sockets for sock in group] == [-1, -1]
+    assert not path.exists()
+
+
+def test_given_sockets_come_first_and_the_rest_is_opened(tmp_path: Path) -> None:
+    """A file of a socket that was given is its maker's: it stays."""
+    path = tmp_path / "given.sock"
+    given = bind_unix(UnixSocket(str(path)))
+    listeners = Listeners([[given]])
+    listeners.open([Listen(f"unix://{path}"), Listen(f"unix://{path}2")])
+    assert [len(group) for group in listeners.sockets] == [1, 1]
+    listeners.close()
+    listeners.close()
+    assert (given.fileno(), path.exists(), Path(f"{path}2").exists()) == (-1, True, False)
+
+
+def test_passed_sockets_among_others() -> None:
+    """By name, by number and the rest, in the order of the listeners; a URL says where each is."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        numbers = [os.dup(sock.fileno()) for sock in socks]
+        passed = Passed(dict(zip(numbers, ("web", "ssh", "web", "unknown"), strict=True)))
+        urls = ("fd://", "socks5://127.0.0.1:0", "fd://web?protocol=socks5", f"fd://{numbers[1]}")
+        listeners = stack.enter_context(opened(*urls, passed=passed))
+        ports = [[sock.getsockname()[1] for sock in group] for group in listeners.sockets]
+        expected = [sock.getsockname()[1] for sock in socks]
+        assert (ports[0], ports[2:]) == ([expected[3]], [[expected[0], expected[2]], [expected[1]]])
+        found = urls_of([Listen(url) for url in urls], listeners.sockets)
+        assert found[0] == f"mixed://127.0.0.1:{expected[3]}"
+        assert found[2] == f"socks5://127.0.0.1:{expected[0]}"
+
+
+def test_the_environment_is_read_only_for_a_listener_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that embeds a server may have sockets of its own passed to it."""
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "0")
+    with opened("socks5://127.0.0.1:0"):
+        assert "LISTEN_FDS" in os.environ
+    with pytest.raises(ConfigError, match=r"^listen\[1\].url: fd://web: no socket was passed \(LISTEN_FDS\)$"):
+        opened("socks5://127.0.0.1:0", "fd://web").__enter__()
+    assert "LISTEN_FDS" not in os.environ
+
+
+# --- unix sockets ---
+
+
+def rights(path: Path) -> int:
+    """Of a file, without its kind."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
+def test_a_file_has_the_rights_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, umask: int
+) -> None:
+    """Whatever the umask says, at the end; and until then nobody else's at all."""
+    path = tmp_path / "tabi.sock"
+    seen: list[int] = []
+    chmod, chown = os.chmod, os.chown
+
+    def watch(call: Any) -> Any:
+        def watched(*arguments: Any, **options: Any) -> None:
+            seen.append(rights(path))
+            call(*arguments, **options)
+
+        return watched
+
+    monkeypatch.setattr(os, "chmod", watch(chmod))
+    monkeypatch.setattr(os, "chown", watch(chown))
+    before = os.umask(umask)
+    try:
+        with bind_unix(UnixSocket(str(path), mode)) as sock:
+            assert seen == [0, 0]
+            assert rights(path) == mode
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            assert not sock.getblocking()
+            assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+def test_owner_and_group_are_names_or_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who may give files away can have others own them, so that what is asked of the system is looked at."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda path, user, group, **options: asked.append((user, group)))
+    user, group = pwd.getpwuid(0).pw_name, grp.getgrgid(0).gr_name
+    for owner, of_group in ((user, group), ("12", "34"), (None, group), (user, None), (None, None)):
+        path = str(tmp_path / f"{owner}.{of_group}.sock")
+        bind_unix(UnixSocket(path, 0o600, owner, of_group)).close()
+    assert asked == [(0, 0), (12, 34), (-1, 0), (0, -1), (-1, -1)]
+
+
+@pytest.mark.parametrize("key", ["owner", "group"])
+def test_an_owner_that_nobody_is(tmp_path: Path, key: str) -> None:
+    """The message names the listener and the name; no file is left."""
+    url = f"unix://{tmp_path}/tabi.sock?{key}=nobody-is-called-so"
+    what = "user" if key == "owner" else "group"
+    with pytest.raises(ConfigError) as caught:
+        opened(url).__enter__()
+    assert str(caught.value) == f"listen[0].url: {url}: there is no {what} nobody-is-called-so"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_may_not_be_given_away_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails behind bind leaves nothing."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(PermissionError):
+        bind_unix(UnixSocket(str(tmp_path / "tabi.sock"), owner="0"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
+    """Who was killed could not remove it."""
+    path = str(tmp_path / "tabi.sock")
+    bind_unix(UnixSocket(path)).close()
+    assert os.path.exists(path)
+    with bind_unix(UnixSocket(path)), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def test_the_file_of_a_living_process_is_not(tmp_path: Path) -> None:
+    """Nor where its queue is full, nor where it is for datagrams: somebody has that address."""
+    path, full, datagrams = (str(tmp_path / name) for name in ("tabi.sock", "full.sock", "datagrams.sock"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bind_unix(UnixSocket(path)))
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(full)
+        sock.listen(0)
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            filler.connect_ex(full)
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        sock.bind(datagrams)
+        for place in (path, full, datagrams):
+            with pytest.raises(OSError, match="Address already in use") as caught:
+                bind_unix(UnixSocket(place))
+            assert caught.value.errno == errno.EADDRINUSE
+            assert os.path.exists(place)
+
+
+def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
+    """A path that was mistyped costs nobody a file, and a link is one."""
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    for place in (path, link, tmp_path):
+        with pytest.raises(FileExistsError, match="there is a file that is no socket"):
+            bind_unix(UnixSocket(str(place)))
+    assert link.read_text() == "mine"
+
+
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether somebody listens behind it is not known, so that it stays."""
+    path = str(tmp_path / "tabi.sock")
+    bind_unix(UnixSocket(path)).close()
+
+    class Closed(socket.socket):
+        def connect(self, address: Any) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Closed)
+    with pytest.raises(PermissionError):
+        remove_stale(path)
+    assert os.path.exists(path)
+
+
+def test_a_file_that_has_become_another_is_not_removed(tmp_path: Path) -> None:
+    """Whoever has taken the place meanwhile keeps it."""
+    path = tmp_path / "tabi.sock"
+    with opened(f"unix://{path}") as listeners:
+        path.unlink()
+        with bind_unix(UnixSocket(str(path))):
+            listeners.close()
+            assert path.exists()
+
+
+def test_the_url_of_a_unix_socket_is_its_path(tmp_path: Path) -> None:
+    """Also of one that was passed; one without a path in the file system is called what the listener is called."""
+    path = tmp_path / "a b.sock"
+    with bind_unix(UnixSocket(str(path))) as sock, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind("")
+        urls = urls_of([Listen("fd://web?protocol=socks5")], [[sock, abstract]])
+    assert urls == [f"unix://{tmp_path}/a%20b.sock?protocol=socks5", "fd://web?protocol=socks5"]
+
+
+# --- clients ---
+
+
+def test_a_client_of_a_unix_socket_is_a_user() -> None:
+    """Its host is a word, its port the number of the user that its process runs as."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert unix_client(theirs) == Address(UNIX, os.getuid())
+        assert own_address(theirs, unix_client(theirs)) == parse_address("127.0.0.1:0")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.3", "::1"])
+def test_where_a_client_has_connected_to_is_our_address(host: str) -> None:
+    """Of several addresses that one, and the port of the listener."""
+    with (
+        open_listener(Address(ip_address(host), 0)) as sock,
+        socket.create_connection(sock.getsockname()[:2]),
+    ):
+        there, name = sock.accept()
+        with there:
+            assert own_address(there, from_sockaddr(name)) == Address(ip_address(host), sock.getsockname()[1])
+
+
+@pytest.mark.parametrize(("claimed", "own"), [("127.0.0.9:5", "127.0.0.9"), ("[::1]:5", "::1")])
+def test_where_the_client_of_a_proxy_reaches_us(claimed: str, own: str) -> None:
+    """The connection is its proxy's, of whichever family: the way to the client says which of our addresses it is."""
+    with open_listener(Address(ip_address("127.0.0.1"), 0)) as sock, socket.create_connection(sock.getsockname()):
+        there, _ = sock.accept()
+        with there:
+            found = own_address(there, parse_address(claimed))
+            assert found.port == sock.getsockname()[1]
+            assert found.host == (ip_address(own) if ":" in own else found.host)
+            assert found.host.is_loopback  # type: ignore[union-attr]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert own_address(theirs, parse_address(claimed)) == Address(found.host, 0)
+
+
+def test_a_client_of_a_proxy_that_there_is_no_way_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told the address that its proxy has connected to, unless that is of another family than its own."""
+
+    def no_way(peer: Any) -> Any:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(listen, "route_to", no_way)
+    with open_listener(Address(ip_address("127.0.0.1"), 0)) as sock, socket.create_connection(sock.getsockname()):
+        there, _ = sock.accept()
+        with there:
+            assert own_address(there, parse_address("192.0.2.1:5")) == from_sockaddr(sock.getsockname())
+            with pytest.raises(OSError, match="Network is unreachable"):
+                own_address(there, parse_address("[2001:db8::1]:5"))
 
 
 # --- a port of a range ---

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import grp
 import itertools
 import logging
+import os
+import pwd
 import random
 import socket
+import stat
 import struct
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
 from typing import Any
 
 from tabi.config import Listen
+from tabi.errors import ConfigError
+from tabi.net.passed import Passed, take_passed
 from tabi.net.reactor import Reactor
 from tabi.session import UNIX
-from tabi.url import Place
-from tabi.wire.address import Address, from_sockaddr
+from tabi.url import ListenURL, PassedSocket, Place, UnixSocket
+from tabi.wire.address import Address, from_sockaddr, ipv4, parse_host, parse_ip
 
 log = logging.getLogger("tabi")
 
@@ -40,10 +48,99 @@ Room = Callable[[], int]
 """How many more sessions there are descriptors for."""
 
 
-def bind_listener(address: Address) -> socket.socket:
+IP = IPv4Address | IPv6Address
+
+LOOPBACK = ipv4(b"\x7f\0\0\1")
+
+ABSENT = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+"""What binding to an address comes to that a name has and this machine has not, as ::1 where IPv6 is turned off."""
+
+TRIES = 16
+"""Free ports that are tried until one is free at every address of a name."""
+
+ANY_PORT = 9
+"""A UDP socket is not connected to port 0 everywhere; nothing is sent to this one (discard, RFC 863)."""
+
+
+# --- places ---
+
+
+class Listeners:
+    """The listening sockets of a configuration, a list for each listener, and the files of those that are unix sockets.
+
+    Args:
+        sockets: of the first listeners, in place of opening them. Whoever has made them removes their files.
+    """
+
+    def __init__(self, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
+        self.sockets = [list(group) for group in sockets]
+        self.files: list[tuple[str, int, int]] = []  # path, device and inode
+
+    def open(self, listen: Sequence[Listen], passed: Passed | None = None) -> None:
+        """Bind the sockets of those listeners that have none yet, or take over what was passed.
+
+        Args:
+            listen: all listeners.
+            passed: what the service manager has opened. Default: as the environment says, if a listener wants it.
+
+        Raises:
+            ConfigError: nothing of that name was passed, or there is no such user. It names the listener.
+            OSError: an address cannot be listened on; ``filename`` is the listener. Nothing stays open then.
+        """
+        places = [one.parsed.place for one in listen]
+        if passed is None and any(isinstance(place, PassedSocket) for place in places):
+            passed = take_passed(os.environ)
+        opened: dict[int, list[socket.socket]] = {}
+        try:
+            # What was passed comes first: until then a number that is wrong cannot be that of a socket of ours.
+            for index, place in sorted(enumerate(places), key=lambda pair: not isinstance(pair[1], PassedSocket)):
+                if index < len(self.sockets):
+                    continue
+                where = f"listen[{index}].url"
+                try:
+                    if isinstance(place, PassedSocket):
+                        assert passed is not None
+                        names = {other.name for other in places if isinstance(other, PassedSocket)}
+                        opened[index] = passed.take(place.name, names)
+                    else:
+                        opened[index] = self.bind(place, places)
+                except ConfigError as exc:
+                    raise ConfigError(f"{listen[index].url}: {exc}", where) from None
+                except OSError as exc:
+                    raise OSError(exc.errno, exc.strerror or str(exc), f"{where}: {listen[index].url}") from exc
+        except BaseException:
+            self.sockets += opened.values()
+            self.close()
+            raise
+        self.sockets += (group for _, group in sorted(opened.items()))
+
+    def bind(self, place: Address | UnixSocket, places: Sequence[Place]) -> list[socket.socket]:
+        """Bind one place. An IPv6 wildcard takes IPv4 too, unless that of IPv4 is among ``places`` itself."""
+        if isinstance(place, UnixSocket):
+            sock = bind_unix(place)
+            found = os.lstat(place.path)
+            self.files.append((place.path, found.st_dev, found.st_ino))
+            return [sock]
+        if isinstance(place.host, str):
+            return bind_name(place.host, place.port)
+        return [bind_listener(place, Address(IPv4Address(0), place.port) in places)]
+
+    def close(self) -> None:
+        """Close the sockets and remove the files that are still theirs. Harmless when done twice."""
+        for path, device, inode in self.files:
+            with contextlib.suppress(OSError):
+                found = os.lstat(path)  # the socket is still open, so that no other file has its inode
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    os.unlink(path)
+        self.files.clear()
+        for sock in itertools.chain(*self.sockets):
+            sock.close()
+
+
+def bind_listener(address: Address, only_ipv6: bool = False) -> socket.socket:
     """Bind a TCP socket for listening. Accepted connections inherit its TCP_NODELAY and SO_KEEPALIVE (tcp(7)).
 
-    An IPv6 wildcard takes IPv4 too.
+    An IPv6 wildcard takes IPv4 too, unless ``only_ipv6``.
 
     Raises:
         OSError: as bind(2); socket.gaierror is one too.
@@ -55,7 +152,7 @@ def bind_listener(address: Address) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::" or only_ipv6)
         sock.bind(sockaddr)
         sock.setblocking(False)
     except BaseException:
@@ -64,25 +161,158 @@ def bind_listener(address: Address) -> socket.socket:
     return sock
 
 
-def open_listeners(place: Place) -> list[socket.socket]:
-    """Bind what a listener's place stands for. Errors as `bind_listener`."""
-    assert isinstance(place, Address)
-    return [bind_listener(place)]
+def bind_name(name: str, port: int) -> list[socket.socket]:
+    """Bind every address that a name has here, all to one port. Errors as `bind_listener`."""
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    hosts = dict.fromkeys(parse_host(str(sockaddr[0])) for *_, sockaddr in found)
+    for _ in range(TRIES):
+        socks: list[socket.socket] = []
+        absent: OSError | None = None
+        try:
+            for host in hosts:
+                try:
+                    socks.append(bind_listener(Address(host, port or (socks and socks[0].getsockname()[1]) or 0)))
+                except OSError as exc:
+                    if exc.errno not in ABSENT:
+                        raise
+                    absent = exc
+                    log.warning("%s: not listening on %s: %s", name, host, exc.strerror)
+            if absent is not None and not socks:
+                raise absent
+            return socks
+        except BaseException as exc:
+            for sock in socks:
+                sock.close()
+            if port or getattr(exc, "errno", None) != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"no port is free at all addresses of {name}")
+
+
+def bind_unix(place: UnixSocket) -> socket.socket:
+    """Listen at a path. The file never has wider rights than it is to have, and replaces only that of a dead process.
+
+    Raises:
+        ConfigError: there is no such user or group.
+        OSError: as bind(2), chown(2) and chmod(2); EADDRINUSE where somebody listens, EEXIST where it is no socket.
+    """
+    owner = -1 if place.owner is None else number_of(place.owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
+    group = -1 if place.group is None else number_of(place.group, "group", lambda name: grp.getgrnam(name).gr_gid)
+    remove_stale(place.path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        os.fchmod(sock.fileno(), 0)  # bind(2) gives the file the rights of the socket, less the umask: nobody's yet
+        sock.bind(place.path)
+        try:
+            os.chown(place.path, owner, group, follow_symlinks=False)
+            sock.listen(BACKLOG)  # before anybody may connect, and find that nobody listens
+            os.chmod(place.path, place.mode)
+        except BaseException:
+            os.unlink(place.path)
+            raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def number_of(name: str, what: str, find: Callable[[str], int]) -> int:
+    """The number of a user or a group, which ``name`` may be itself. Raises ConfigError."""
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    try:
+        return find(name)
+    except KeyError:
+        raise ConfigError(f"there is no {what} {name}") from None
+
+
+def remove_stale(path: str) -> None:
+    """Remove the socket of a process that is gone.
+
+    Raises:
+        OSError: EADDRINUSE where it lives, EEXIST where it is something else, EACCES where it cannot be found out.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            sock.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # its queue is full, or it is for datagrams: it lives
+            raise
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def urls_of(listen: Sequence[Listen], sockets: Sequence[Sequence[socket.socket]]) -> list[str]:
     """A URL for each socket, in the order of the listeners, with the ports that port 0 became."""
     return [
-        str(url) if sock.family == AF_UNIX else url.at(from_sockaddr(sock.getsockname()))
-        for url, group in zip((one.parsed for one in listen), sockets, strict=True)
-        for sock in group
+        url_of(url, sock) for url, group in zip((one.parsed for one in listen), sockets, strict=True) for sock in group
     ]
+
+
+def url_of(url: ListenURL, sock: socket.socket) -> str:
+    """A listener's URL at the place where a socket of it is."""
+    if sock.family != AF_UNIX:
+        return url.at(from_sockaddr(sock.getsockname()))
+    path = sock.getsockname()
+    return str(ListenURL(url.scheme, UnixSocket(path)) if isinstance(path, str) and path else url)
+
+
+# --- clients ---
 
 
 def unix_client(sock: Any) -> Address:
     """Who is at the other end of a unix socket: the user of the process that has connected (SO_PEERCRED, unix(7))."""
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Address(UNIX, uid)
+
+
+def client_ip(host: Any) -> IP:
+    """Where a client's datagrams come from: its own address, or loopback if it came through a unix socket."""
+    return LOOPBACK if host == UNIX else host
+
+
+def own_address(sock: Any, client: Address) -> Address:
+    """The address of this machine that a client reaches, and the port of its listener (0: it came by none).
+
+    It is the one that the client has connected to. A client that came through a unix socket is on this machine. For one
+    that a PROXY header speaks of, it is the address that packets to it leave from: the connection is its proxy's.
+
+    Raises:
+        OSError: there is no way to the client, or it has gone.
+    """
+    if client.host == UNIX:
+        return Address(LOOPBACK, 0)
+    if sock.family == AF_UNIX:
+        return Address(route_to(client_ip(client.host)), 0)
+    own = from_sockaddr(sock.getsockname())
+    if from_sockaddr(sock.getpeername()) == client:
+        return own
+    try:
+        return Address(route_to(client_ip(client.host)), own.port)
+    except OSError:
+        if family_of(client_ip(client.host)) != family_of(client_ip(own.host)):
+            raise
+        return own  # perhaps its proxy brings it here; nothing better is known
+
+
+def family_of(host: IP) -> socket.AddressFamily:
+    """The family of an address."""
+    return socket.AF_INET if host.version == 4 else socket.AF_INET6
+
+
+def route_to(peer: IP) -> IP:
+    """The address of this machine that packets to a peer leave from; none is sent. Raises OSError as connect(2)."""
+    with socket.socket(family_of(peer), socket.SOCK_DGRAM) as sock:
+        sock.connect((str(peer), ANY_PORT))
+        return parse_ip(sock.getsockname()[0])
+
+
+# --- ports and connections ---
 
 
 def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:

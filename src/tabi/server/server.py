@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
-from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, open_listeners, unix_client, urls_of
+from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Listeners, unix_client, urls_of
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
@@ -95,9 +96,10 @@ class Server:
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None
         self.custom_authenticate = authenticate
-        if not open:
-            self.refuse_open_proxy()
-        self.sockets = [list(group) for group in sockets or ()]
+        self.open_proxy = open
+        self.listeners = Listeners(sockets or ())
+        self.sockets = self.listeners.sockets
+        self.refuse_open_proxy()
         self.acceptors: list[Acceptor] = []
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
@@ -115,17 +117,23 @@ class Server:
         return listen.users == "required" or (listen.users is None and has_users)
 
     def refuse_open_proxy(self) -> None:
-        """Raise ConfigError for a listener that anybody in the network could use."""
+        """Raise ConfigError for a listener that anybody in the network could use: by its URL, or by its sockets."""
         for index, listen in enumerate(self.config.listen):
+            if self.open_proxy or self.required(listen):
+                continue
             place = listen.parsed.place
-            host = place.host if isinstance(place, Address) else "localhost"  # nobody gets at the others from outside
-            loopback = host == "localhost" if isinstance(host, str) else host.is_loopback
-            if not loopback and not self.required(listen):
-                raise ConfigError(
-                    f"{listen.url} would be an open proxy: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
-                    "or say --open if anybody who reaches this address may use it",
-                    f"listen[{index}].url",
-                )
+            known = [place] if isinstance(place, Address) else []  # through a unix socket nobody comes from outside
+            sockets = itertools.chain(*self.sockets[index : index + 1])
+            known += [from_sockaddr(sock.getsockname()) for sock in sockets if sock.family != AF_UNIX]
+            for address in known:
+                host = address.host
+                if not (host == "localhost" if isinstance(host, str) else host.is_loopback):
+                    where = listen.url if address == place else f"{listen.url} at {address}"
+                    raise ConfigError(
+                        f"{where} would be an open proxy: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
+                        "or say --open if anybody who reaches this address may use it",
+                        f"listen[{index}].url",
+                    )
 
     # --- life ---
 
@@ -134,6 +142,7 @@ class Server:
 
         Raises:
             OSError: an address cannot be listened on.
+            ConfigError: no socket of a name was passed, or one that was would make an open proxy.
         """
         if self.started:
             raise RuntimeError("a Server starts once")
@@ -168,16 +177,16 @@ class Server:
         self.forwarding = Forwarding(
             direct, self.relays, Quiet(loop, timeouts.idle), self.request_over, KeptConnections()
         )
+        self.listeners.open(config.listen)
+        self.refuse_open_proxy()
         for index, listen in enumerate(config.listen):
-            if index == len(self.sockets):
-                self.sockets.append(open_listeners(listen.parsed.place))
             ingress = self.make_ingress(listen, connect)
             for sock in self.sockets[index]:
                 sock.setblocking(False)
                 try:
                     sock.listen(BACKLOG)  # a given one may only be bound
                 except OSError as exc:
-                    raise OSError(exc.errno, exc.strerror, listen.url) from exc
+                    raise OSError(exc.errno, exc.strerror, f"listen[{index}].url: {listen.url}") from exc
                 self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
             acceptor.start()
@@ -257,14 +266,13 @@ class Server:
 
     def close_sockets(self) -> None:
         """Close the listeners: who comes now is refused rather than kept waiting."""
-        for sock in itertools.chain(*self.sockets):
-            sock.close()
+        self.listeners.close()
 
     # --- addresses ---
 
     @property
     def addresses(self) -> list[Address]:
-        """Where it listens, with the ports that port 0 became; available while it runs."""
+        """Where it listens, with the ports that port 0 became, but for unix sockets; available while it runs."""
         return [from_sockaddr(sock.getsockname()) for sock in itertools.chain(*self.sockets) if sock.family != AF_UNIX]
 
     @property
@@ -276,12 +284,12 @@ class Server:
     def url(self) -> str:
         """The first listener's URL as a client uses it: with the first of the ``users`` where they are required.
 
-        It holds a password then: `urls` does not.
+        It holds a password then: `urls` does not. ``mixed`` is SOCKS5 to a client.
         """
         from urllib.parse import quote
 
-        url = self.urls[0]
-        if not self.plain_users or not self.required(self.config.listen[0]):
+        url = re.sub(r"^mixed", "socks5", self.urls[0])
+        if url.startswith("unix:") or not self.plain_users or not self.required(self.config.listen[0]):
             return url
         name, password = next(iter(self.plain_users.items()))
         scheme, _, address = url.partition("://")

@@ -6,21 +6,21 @@ It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import resource
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable
 
 from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.net.datagram import get_mail
-from tabi.net.listen import open_listeners, urls_of
+from tabi.net.listen import Listeners, urls_of
+from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
+from tabi.server.notify import notify
 from tabi.server.server import Server
 from tabi.server.worker import AT_ONCE, run_worker
 
@@ -70,17 +70,24 @@ class Supervisor:
         self.config = config
         self.open_proxy = open_proxy
         raise_descriptor_limit()
-        self.sockets: list[list[socket.socket]] = []
         try:
             if config.log.access != "none":
                 open_output(config.log.access).close()
         except OSError as exc:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
-        for index, listen in enumerate(config.listen):
-            try:
-                self.sockets.append(open_listeners(listen.parsed.place))
-            except OSError as exc:
-                raise ConfigError(f"{listen.url}: {exc.strerror or exc}", f"listen[{index}].url") from exc
+        passed = take_passed(os.environ)
+        self.listeners = Listeners()
+        self.sockets = self.listeners.sockets
+        try:
+            self.listeners.open(config.listen, passed)
+            Server(config=config, open=open_proxy, sockets=self.sockets)  # where passed ones are is known only now
+        except OSError as exc:
+            where, _, url = str(exc.filename).partition(": ")
+            raise ConfigError(f"{url}: {exc.strerror}", where) from exc
+        except ConfigError:
+            self.listeners.close()
+            raise
+        passed.warn()
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
         self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
@@ -94,6 +101,13 @@ class Supervisor:
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
+        try:
+            return self.supervise(ready)
+        finally:
+            self.listeners.close()
+
+    def supervise(self, ready: Callable[[], None]) -> int:
+        """The same; the listeners may be left open."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, nobody could be reaped
         try:
@@ -105,6 +119,7 @@ class Supervisor:
                     os.waitpid(worker.pid, 0)
             raise
         ready()
+        notify("READY=1")
         log.info("datagrams: %s", get_mail().describe())
         killing = False
         while True:
@@ -224,8 +239,8 @@ class Supervisor:
         if not self.stopping:
             self.stopping = True
             self.deadline = now + self.config.timeouts.drain + GRACE
-            for sock in itertools.chain(*self.sockets):
-                sock.close()
+            notify("STOPPING=1")
+            self.listeners.close()
             self.signal_all(signal.SIGTERM)
         else:
             self.deadline = now + GRACE

@@ -1,0 +1,25 @@
+"""Tells the service manager how it stands, if it asks for that: sd_notify(3), for Type=notify."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+log = logging.getLogger("tabi")
+
+PATIENCE = 1.0
+"""Seconds that a manager which does not read may hold us up."""
+
+
+def notify(state: str) -> None:
+    """Send a state such as ``READY=1``. Without a manager nothing happens; a failure is logged."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE)
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+    except OSError as exc:
+        log.warning("NOTIFY_SOCKET: %s", exc)
