@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
 from conftest import Run
-from datagrams import association, destination, udp_socket, unwrap
+from datagrams import Client, association, destination, udp_socket, unwrap
 from doubles import LOOPBACK, ask, config, no_descriptors_left
 from sockets import until
+from support import client as tcp_client
 from support import request
 from tabi import Server, Session
 from tabi.config import Listen, Udp
 from tabi.ingress.associate import declared_port
+from tabi.session import UNIX
 from tabi.wire.address import UNSPECIFIED, Address, parse_address
 
 ASSOCIATE = request("0.0.0.0", 0, 3)
@@ -51,6 +54,49 @@ def test_the_port_is_where_the_client_reached_us(run: Run, url: str, host: str, 
                     if host == "127.0.0.3":  # a client there has another address
                         return
                     assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+
+    run(main)
+
+
+@pytest.mark.parametrize("ports", [None, "shared"])
+@pytest.mark.parametrize("declare", [False, True])
+def test_a_client_of_a_unix_socket_sends_on_loopback(
+    run: Run, tmp_path: Path, ports: str | None, declare: bool
+) -> None:
+    """BND is on 127.0.0.1, its datagrams come from there, and the port that it declares counts."""
+
+    async def main() -> None:
+        path = tmp_path / "tabi.sock"
+        listen = Listen(f"unix://{path}?protocol=socks5", udp=Udp(ports=ports))
+        async with Server(config=config(listen)):
+            for _ in range(2):
+                reader, writer = await asyncio.open_unix_connection(path)
+                with udp_socket() as sock, destination() as echo:
+                    declared = parse_address(f"127.0.0.1:{sock.getsockname()[1]}") if declare else None
+                    client = await Client(reader, writer, sock).associate(declared)
+                    assert str(client.relay.host) == "127.0.0.1"
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                writer.close()
+                await writer.wait_closed()
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.9", "::1"])
+@pytest.mark.parametrize("ports", [None, "shared"])
+def test_the_client_behind_a_proxy_header_sends_itself(run: Run, host: str, ports: str | None) -> None:
+    """Only the connection is its proxy's: the port is where the client reaches this machine, also in another family."""
+
+    async def main() -> None:
+        listen = Listen(LOOPBACK, udp=Udp(ports=ports), proxy_protocol=["127.0.0.1"])
+        async with Server(config=config(listen)) as server, tcp_client(server.addresses[0]) as (reader, writer):
+            family = "TCP6" if ":" in host else "TCP4"
+            writer.write(f"PROXY {family} {host} {host} 5 6\r\n".encode())
+            with udp_socket(host) as sock, destination() as echo:
+                client = await Client(reader, writer, sock).associate()
+                assert client.relay.host.is_loopback  # type: ignore[union-attr]
+                assert ports is None or client.relay.port == server.addresses[0].port
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
 
     run(main)
 
@@ -151,6 +197,14 @@ def test_the_port_that_a_client_declares(declared: str, port: int) -> None:
     session = Session(1, "test", parse_address("192.0.2.1:40000"), 0.0)
     session.destination = parse_address(declared)
     assert declared_port(session) == port
+
+
+def test_the_port_that_a_client_of_a_unix_socket_declares() -> None:
+    """It is on loopback, so that the port beside such an address is the one that we see."""
+    session = Session(1, "test", Address(UNIX, 1000), 0.0)
+    for declared, port in (("127.0.0.1:5000", 5000), ("0.0.0.0:5000", 5000), ("192.0.2.1:5000", 0)):
+        session.destination = parse_address(declared)
+        assert declared_port(session) == port
 
 
 def test_a_client_behind_nat_is_pinned_by_its_first_datagram(run: Run) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -338,6 +339,47 @@ def test_anyone_may_call_where_the_peer_is_unspecified(run: Run, host: str) -> N
                     async with caller(bound, source) as (far_reader, _):
                         assert str((await read_bound(streams[0])).host) == source
                         await check(streams[1], far_reader)
+
+    run(main)
+
+
+def test_a_client_of_a_unix_socket(run: Run, tmp_path: Path) -> None:
+    """It is on this machine: it is told 127.0.0.1 where anyone may call, and of a name IPv4 is taken."""
+
+    async def main() -> None:
+        path = tmp_path / "tabi.sock"
+        resolver = FakeResolver({"both.test": ["::1", "127.0.0.1"]})
+        async with Server(f"unix://{path}?protocol=socks5", resolver=resolver):
+            for host in ("0.0.0.0", "127.0.0.1", "both.test"):
+                streams = await asyncio.open_unix_connection(path)
+                bound = await open_bind(streams, host)
+                assert str(bound.host) == "127.0.0.1"
+                async with caller(bound) as (far_reader, _):
+                    assert str((await read_bound(streams[0])).host) == "127.0.0.1"
+                    await check(streams[1], far_reader)
+                    streams[1].close()
+                    await streams[1].wait_closed()
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["::", "both.test"])
+def test_the_client_behind_a_proxy_header_has_its_own_family(run: Run, host: str) -> None:
+    """Its proxy came by IPv4, but whoever is to call is told of by a client that has IPv6."""
+
+    async def main() -> None:
+        resolver = FakeResolver({"both.test": ["127.0.0.1", "::1"]})
+        listen = Listen(LOOPBACK, proxy_protocol=["127.0.0.1"])
+        async with (
+            Server(config=config(listen), resolver=resolver) as server,
+            client(server.addresses[0]) as streams,
+        ):
+            streams[1].write(b"PROXY TCP6 ::1 ::1 5 6\r\n")
+            bound = await open_bind(streams, host)
+            assert str(bound.host) == "::1"
+            async with caller(bound, "::1") as (far_reader, _):
+                assert str((await read_bound(streams[0])).host) == "::1"
+                await check(streams[1], far_reader)
 
     run(main)
 

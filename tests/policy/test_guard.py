@@ -110,6 +110,7 @@ INNER_CLIENTS: list[Host] = [
     ip_address("127.8.9.10"),
     ip_address("::1"),
     parse_host("127.0.0.1"),
+    "unix",
 ]
 OUTER_CLIENTS: list[Host] = [
     *map(
@@ -119,7 +120,7 @@ OUTER_CLIENTS: list[Host] = [
     ip_address("2001:db8::1"),
     ip_address("::ffff:198.51.100.7"),
     "localhost",
-    "unix",
+    "unix.example",
 ]
 
 
@@ -136,8 +137,8 @@ def test_outer_addresses(address: str) -> None:
 
 
 @pytest.mark.parametrize("client", INNER_CLIENTS, ids=str)
-def test_a_client_on_loopback_may_go_anywhere(client: Host) -> None:
-    """It is on this machine and could go there without a proxy."""
+def test_a_client_on_this_machine_may_go_anywhere(client: Host) -> None:
+    """On loopback or through a unix socket: it could go there without a proxy."""
     assert is_inner_client(client)
     for address in (*INNER_ADDRESSES, *OUTER_ADDRESSES):
         permit_for(client)(ip_address(address))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import tabi
 from conftest import Run
 from doubles import (
     LOOPBACK,
@@ -67,6 +69,57 @@ def test_closing_what_was_never_started_is_harmless(run: Run) -> None:
 
     async def main() -> None:
         await Server(LOOPBACK).close()
+
+    run(main)
+
+
+def test_a_unix_socket_lives_as_long_as_its_server(run: Run, tmp_path: Path) -> None:
+    """Its file is removed by `drain` or `close`; a client is asked for as "unix", and logged with its user's number."""
+
+    async def main() -> None:
+        path = tmp_path / "tabi.sock"
+        doorman = Doorman()
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        server = Server(f"unix://{path}?protocol=socks5", authenticate=doorman, on_session=ended.put_nowait)
+        async with server, target() as port:
+            assert (server.addresses, server.urls) == ([], [f"unix://{path}?protocol=socks5"])
+            assert server.url == server.urls[0]
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert await greet((reader, writer), b"\x02") == 2
+            writer.write(credentials(b"alice", b"alice"))
+            assert await reader.readexactly(2) == b"\x01\x00"
+            writer.write(request("127.0.0.1", port))
+            assert (await read_reply(reader))[0] == 0
+            assert doorman.asked == [("alice", "alice", "unix")]
+            writer.close()
+            await writer.wait_closed()
+            assert str((await ended.get()).client) == f"unix:{os.getuid()}"
+            assert path.exists()
+            await server.drain()
+            assert not path.exists()
+        async with Server(f"unix://{path}"):
+            assert path.exists()
+        assert not path.exists()
+
+    run(main)
+
+
+def test_several_listeners_of_every_kind(run: Run, tmp_path: Path) -> None:
+    """Addresses, a name and a path, each with its own URL; `url` is the first, as SOCKS5 where it is mixed."""
+
+    async def main() -> None:
+        path = tmp_path / "tabi.sock"
+        async with Server("mixed://127.0.0.1:0", f"unix://{path}", "socks5://localhost:0") as server:
+            first, *others = server.addresses
+            assert server.urls[:2] == [f"mixed://{first}", f"unix://{path}?protocol=mixed"]
+            assert server.urls[2:] == [f"socks5://{address}" for address in others]
+            assert server.url == f"socks5://{first}"
+            async with target() as port, tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
+                await stream.send_all(b"x")
+                assert await stream.receive() == b"x"
+            for address in others:
+                async with client(address) as streams:
+                    assert await greet(streams) == 0
 
     run(main)
 
@@ -355,6 +408,35 @@ def test_an_open_proxy_is_refused(url: str) -> None:
     Server(url, config=Config(users={"alice": User("secret", plain=True)}))
     Server(url, authenticate=Doorman())
     Server(url, open=True)
+
+
+def test_sockets_beyond_loopback_are_an_open_proxy_whatever_the_url_says(run: Run) -> None:
+    """Where a given or a passed socket is bound shows only on the socket itself."""
+
+    async def main() -> None:
+        for host, words in (("0.0.0.0", "open proxy"), ("127.0.0.1", None)):
+            with socket.create_server((host, 0)) as sock:
+                if words is None:
+                    Server("fd://web", sockets=[[sock]])
+                    continue
+                with pytest.raises(ConfigError, match=rf"fd://web at 0.0.0.0:\d+ would be an {words}"):
+                    Server("fd://web", sockets=[[sock]])
+                Server("fd://web", sockets=[[sock]], open=True)
+                Server("fd://web", sockets=[[sock]], users={"alice": "secret"})
+
+    run(main)
+
+
+def test_a_socket_that_was_not_passed_is_a_configuration_error(run: Run) -> None:
+    """A program hears of it at the start, and nothing stays open."""
+
+    async def main() -> None:
+        server = Server(LOOPBACK, "fd://web")
+        with pytest.raises(ConfigError, match=r"listen\[1\].url: fd://web: no socket was passed"):
+            await server.start()
+        assert server.sockets == []
+
+    run(main)
 
 
 @pytest.mark.parametrize(

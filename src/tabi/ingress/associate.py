@@ -5,10 +5,11 @@ from __future__ import annotations
 from tabi.config import Udp
 from tabi.ingress.conversation import Conversation
 from tabi.net.failures import local_error
+from tabi.net.listen import client_ip, own_address
 from tabi.policy.guard import permit_for
 from tabi.relay.datagram import Associations
 from tabi.session import Session
-from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.address import Address
 from tabi.wire.socks5 import Reply, ReplyCode
 
 
@@ -31,7 +32,7 @@ class Associate:
         session, client = conversation.session, conversation.client
         session.via = "direct"
         try:
-            local = from_sockaddr(client.sock.getsockname())
+            local = own_address(client.sock, session.client)
             port = self.associations.open_port(local, self.udp)
         except OSError as exc:
             raise local_error(exc, "no UDP port") from exc
@@ -50,6 +51,6 @@ def declared_port(session: Session) -> int:
     """
     assert session.destination is not None
     host, port = session.destination
-    if isinstance(host, str) or host.is_unspecified or host == session.client.host:
+    if isinstance(host, str) or host.is_unspecified or host == client_ip(session.client.host):
         return port
     return 0

@@ -15,11 +15,12 @@ from tabi.errors import DialError, PolicyDenied
 from tabi.ingress.conversation import Conversation
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import connect_error, local_error, timeout_error
-from tabi.net.listen import Acceptor, bind_port
+from tabi.net.listen import Acceptor, bind_port, client_ip, family_of, own_address, route_to
 from tabi.net.reactor import ENDED, Reactor
 from tabi.net.stream import RESET, Sock, Stream
 from tabi.policy.guard import permit_for
 from tabi.relay.relay import Relays
+from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr, parse_ip
 from tabi.wire.socks5 import Reply, ReplyCode
 
@@ -33,9 +34,6 @@ CALLERS_A_TURN = 16
 
 EARLY = 1 << 16
 """Octets taken from a client before its peer has called, on a reactor that cannot tell of an end behind them."""
-
-ANY_PORT = 9
-"""A UDP socket is not connected to port 0 everywhere; nothing is sent to this one (discard, RFC 863)."""
 
 
 class Bind:
@@ -67,11 +65,11 @@ class Bind:
         permit = permit_for(session.client.host)
         expected = await self.find(session.destination, permit)
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
-        own = family_of(session.client.host)
+        own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)
 
         session.via = "direct"
-        sock, bound = self.listen(expected, client.sock, session.destination)
+        sock, bound = self.listen(expected, client.sock, session)
         callers = Callers(self.dialer.reactor, sock, client, expected, permit)
         try:
             conversation.answer(Reply(ReplyCode.SUCCEEDED, bound))
@@ -113,7 +111,7 @@ class Bind:
         permit(address)
         return [address]
 
-    def listen(self, expected: list[IP], control: Sock, destination: Address) -> tuple[socket.socket, Address]:
+    def listen(self, expected: list[IP], control: Sock, session: Session) -> tuple[socket.socket, Address]:
         """Listen where the expected peer can call; where anyone may, on every address of the client's family.
 
         Returns:
@@ -122,10 +120,12 @@ class Bind:
         Raises:
             DialError: there is no way to the peer, no free port, or no descriptor.
         """
+        destination = session.destination
         try:
-            local = route_to(expected[0]) if expected else from_sockaddr(control.getsockname()).host
+            local = route_to(expected[0]) if expected else own_address(control, session.client).host
         except OSError as exc:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
+        assert not isinstance(local, str)
         try:
             sock = socket.socket(family_of(local), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
@@ -247,15 +247,3 @@ def reset(sock: Any) -> None:
     """Close with a reset, so that nobody takes it for an orderly end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()
-
-
-def family_of(host: Any) -> socket.AddressFamily:
-    """The family of an address."""
-    return socket.AF_INET if host.version == 4 else socket.AF_INET6
-
-
-def route_to(peer: IP) -> IP:
-    """The address of this machine that packets to a peer leave from; none is sent. Raises OSError as connect(2)."""
-    with socket.socket(family_of(peer), socket.SOCK_DGRAM) as sock:
-        sock.connect((str(peer), ANY_PORT))
-        return parse_ip(sock.getsockname()[0])

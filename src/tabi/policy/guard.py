@@ -1,7 +1,7 @@
 """The guard: a client from outside may not reach what only this machine and its neighbours should reach.
 
 A proxy dials from where it stands, so that without a guard it lends its clients the loopback interface, the private
-network and the metadata service of the cloud it runs in. A client that is itself on loopback could go there anyway.
+network and the metadata service of the cloud it runs in. A client on this machine could go there anyway.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from tabi.errors import PolicyDenied
+from tabi.session import UNIX
 from tabi.wire.address import Host
 
 IP = IPv4Address | IPv6Address
@@ -59,14 +60,14 @@ def inner_network(address: IP) -> IPv4Network | IPv6Network | None:
 
 
 def is_inner_client(client: Host) -> bool:
-    """Whether a client is on loopback, so that nothing is gained by keeping it away."""
+    """Whether a client is on loopback or came through a unix socket, so that nothing is gained by keeping it away."""
     if isinstance(client, IPv4Address):
         return int(client) >> 24 == 127
-    return isinstance(client, IPv6Address) and client.is_loopback
+    return client.is_loopback if isinstance(client, IPv6Address) else client == UNIX
 
 
 def permit_any(address: IP) -> None:
-    """The guard's answer to a client on loopback: everything may be dialled."""
+    """The guard's answer to a client on this machine: everything may be dialled."""
 
 
 def permit_outer(address: IP) -> None:

@@ -27,6 +27,7 @@ from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
 from tabi.net.datagram import get_mail, overflow
 from tabi.net.dial import Dialer, Permit
+from tabi.net.listen import client_ip
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
@@ -89,7 +90,7 @@ class Association:
     """One client's datagrams; see `Associations.start`.
 
     ``client`` is the sockaddr that the client is pinned to, empty until it is; ``declared`` the port that it announced,
-    or 0; ``host`` the octets of its IP address.
+    or 0; ``host`` the octets of the IP address that its datagrams come from.
     """
 
     __slots__ = (
@@ -128,7 +129,6 @@ class Association:
         udp: Udp,
         now: float,
     ) -> None:
-        assert not isinstance(session.client.host, str)
         self.associations = associations
         self.control = control.sock
         self.control_fd = control.fd
@@ -137,7 +137,7 @@ class Association:
         self.permit = permit
         self.declared = declared
         self.udp = udp
-        self.host = session.client.host.packed
+        self.host = client_ip(session.client.host).packed
         self.client = b""
         self.outside: tuple[Outside, ...] = ()  # one for each family
         self.ways: dict[bytes, Way] = {}  # by header
