@@ -72,6 +72,35 @@ def run_program(
     )
 
 
+PASS = """
+import os, sys
+numbers, names, *command = sys.argv[1:]
+high = [os.dup(int(number)) for number in numbers.split(",")]
+high = [os.dup2(fd, 100 + index) for index, fd in enumerate(high)]
+for index, fd in enumerate(high):
+    os.dup2(fd, 3 + index)
+environment = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": names}
+os.execve(sys.executable, command, environment)
+"""
+"""Does what systemd does before it executes a service: the sockets are descriptors 3 and up of the same process."""
+
+Passed = Sequence[tuple[socket.socket, str]]
+"""Sockets to pass, and their names."""
+
+
+def passing(passed: Passed) -> list[str]:
+    """What stands in front of a command that gets these sockets."""
+    numbers = ",".join(str(sock.fileno()) for sock, _ in passed)
+    return [sys.executable, "-c", PASS, numbers, ":".join(name for _, name in passed)]
+
+
+def run_passed(passed: Passed, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `tabi serve` to its end with sockets as systemd passes them."""
+    command = [*passing(passed), *TABI, "serve", *arguments]
+    numbers = [sock.fileno() for sock, _ in passed]
+    return subprocess.run(command, capture_output=True, env=environment(), timeout=PATIENCE, pass_fds=numbers)
+
+
 def run_tabi(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command of tabi to its end."""
     return run_program((*TABI, *arguments), stdin=stdin)
@@ -139,11 +168,11 @@ class Serve:
         return self.stderr.read_text()
 
     def wait_ready(self) -> None:
-        """Wait for the message that ends with a line to try."""
+        """Wait for the messages that say where it listens."""
 
         def ready() -> bool:
             assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.messages}"
-            return "\ntry: " in self.messages and self.messages.endswith("\n")
+            return "listening on " in self.messages and self.messages.endswith("\n")
 
         wait_for(ready, "the ready message")
         self.workers()
@@ -217,21 +246,26 @@ def serve(
     stdout: int | None = None,
     own_group: bool = False,
     preexec: Callable[[], object] | None = None,
+    passed: Passed = (),
 ) -> Iterator[Serve]:
-    """Run `tabi serve` on a free port of 127.0.0.1, unless the arguments say where; its output goes to ``folder``."""
+    """Run `tabi serve` on a free port of 127.0.0.1, unless the arguments say where; its output goes to ``folder``.
+
+    It gets the sockets of ``passed`` as from systemd.
+    """
     if not {"-l", "--listen", "-c", "--config"} & set(arguments):
         arguments = ("-l", "socks5://127.0.0.1:0", *arguments)
     number = len(list(folder.glob("serve-*.stderr")))
     out, err = folder / f"serve-{number}.stdout", folder / f"serve-{number}.stderr"
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
-            [*TABI, "serve", *map(str, arguments)],
+            [*(passing(passed) if passed else ()), *TABI, "serve", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=out_file if stdout is None else stdout,
             stderr=err_file,
             env=environment(),
             process_group=0 if own_group else None,
             preexec_fn=preexec,
+            pass_fds=[sock.fileno() for sock, _ in passed],
         )
     running = Serve(process, out, err)
     try:

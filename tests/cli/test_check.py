@@ -16,7 +16,9 @@ workers = 2
 url = "socks5://127.0.0.1:0"
 users = "required"
 [[listen]]
-url = "socks5://[::1]:1081"
+url = "unix:///run/tabi.sock?protocol=mixed&mode=0660"
+proxy_protocol = ["10.0.0.0/8", "unix"]
+tls = {{ certificate = "certificate.pem", key = "key.pem" }}
 [users.alice]
 password = "very secret indeed"
 plain = true
@@ -44,8 +46,13 @@ def test_every_key_is_printed_with_its_value_or_default(tmp_path: Path) -> None:
     assert lines["workers"] == "2"
     assert lines["listen[0].url"] == '"socks5://127.0.0.1:0"'
     assert lines["listen[0].users"] == '"required"'
-    assert lines["listen[1].url"] == '"socks5://[::1]:1081"'
+    assert lines["listen[1].url"] == '"unix:///run/tabi.sock?protocol=mixed&mode=0660"'
     assert lines["listen[1].users"] == "default"
+    assert (lines["listen[0].tls"], lines["listen[0].proxy_protocol"]) == ("default", "[]")
+    assert lines["listen[1].tls.certificate"].endswith('certificate.pem"')
+    assert lines["listen[1].tls.key"].endswith('key.pem"')
+    assert (lines["listen[1].tls.client_ca"], lines["listen[1].tls.client_name"]) == ("default", '"cn"')
+    assert [lines[f"listen[1].proxy_protocol[{index}]"] for index in (0, 1)] == ['"10.0.0.0/8"', '"unix"']
     assert lines["users.alice.plain"] == "true"
     assert lines["users.bob.b.plain"] == "false"
     assert (lines["timeouts.idle"], lines["timeouts.connect"]) == ("300.0", "2.5")
@@ -57,7 +64,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     """Nothing has to be configured: the defaults are printed."""
     done = run_tabi("check", write(tmp_path, ""))
     assert done.returncode == 0
-    assert 'listen[0].url = "socks5://127.0.0.1:1080"\n' in done.stdout.decode()
+    assert 'listen[0].url = "mixed://127.0.0.1:1080"\n' in done.stdout.decode()
     assert "users = {}\n" in done.stdout.decode()
 
 
@@ -90,7 +97,10 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ("workers = -1", "workers"),
         ("[timeouts]\nidel = 3", "timeouts.idel"),
         ("[timeouts]\nidle = 0", "timeouts.idle"),
-        ('[[listen]]\nurl = "http://127.0.0.1:1"', "listen[0].url"),
+        ('[[listen]]\nurl = "ftp://127.0.0.1:1"', "listen[0].url"),
+        ('[[listen]]\nurl = "unix://run/tabi.sock"', "listen[0].url"),
+        ('[[listen]]\nurl = "https://127.0.0.1:1"', "listen[0].tls"),
+        ('[[listen]]\nproxy_protocol = ["proxy"]', "listen[0].proxy_protocol"),
         ('[[listen]]\n[[listen]]\nurl = "socks5://127.0.0.1:99999"', "listen[1].url"),
         ('[[listen]]\nurl = "socks5://0.0.0.0:1080"', "listen[0].url"),
         ('[users.alice]\npassword = "hunter2"', "users.alice.password"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -20,19 +21,22 @@ from conftest import Run
 from processes import (
     PATIENCE,
     Serve,
+    accept,
     environment,
     failure,
+    is_running,
     listening,
     receive_all,
     receive_exactly,
     refuses,
+    run_passed,
     run_tabi,
     serve,
     tunnels,
     wait_for,
 )
-from support import target
-from tabi.cli.serve import merge, print_ready
+from support import GREETING, request, target
+from tabi.cli.serve import curl_line, merge, print_ready
 from tabi.config import Config, Listen, User
 from tabi.wire.address import Address, parse_address
 
@@ -53,26 +57,59 @@ def test_it_says_where_it_listens_and_what_to_try(tmp_path: Path) -> None:
 
 
 def test_without_options_it_listens_on_loopback_1080() -> None:
-    """The default is the one of tabi.toml: SOCKS5 on 127.0.0.1:1080, without users."""
+    """The default is the one of tabi.toml: every protocol on 127.0.0.1:1080, without users."""
     config = merge(Config(), None, None, None, None)
-    assert [listen.url for listen in config.listen] == ["socks5://127.0.0.1:1080"]
+    assert [listen.url for listen in config.listen] == ["mixed://127.0.0.1:1080"]
     assert config.users == {}
 
 
 @pytest.mark.parametrize(
-    ("url", "place"),
+    ("url", "proxy"),
     [
-        ("socks5://0.0.0.0:1080", "127.0.0.1:1080"),
-        ("socks5://[::]:1080", "[::1]:1080"),
-        ("socks5://[::1]:1080", "[::1]:1080"),
-        ("socks5://10.0.0.0:1080", "10.0.0.0:1080"),
+        ("socks5://0.0.0.0:1080", "socks5h://USER:PASSWORD@127.0.0.1:1080"),
+        ("socks5://[::]:1080", "socks5h://USER:PASSWORD@[::1]:1080"),
+        ("socks5://[::1]:1080", "socks5h://USER:PASSWORD@[::1]:1080"),
+        ("socks5://10.0.0.0:1080", "socks5h://USER:PASSWORD@10.0.0.0:1080"),
+        ("mixed://0.0.0.0:1080", "socks5h://USER:PASSWORD@127.0.0.1:1080"),
+        ("http://127.0.0.1:1080", "http://USER:PASSWORD@127.0.0.1:1080"),
+        ("unix:///run/a%20b.sock?protocol=mixed", "socks5h://USER:PASSWORD@localhost/run/a%20b.sock"),
     ],
 )
-def test_the_line_to_try_is_one_that_works(url: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wildcard is no place to connect to: the line names loopback then."""
+def test_the_line_to_try_is_one_that_works(url: str, proxy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wildcard is no place to connect to: the line names loopback then. curl takes a path for SOCKS."""
     print_ready([url], users=True)
     text = capsys.readouterr().err
-    assert text == f"listening on {url}\ntry: curl -x socks5h://USER:PASSWORD@{place} https://example.com/\n"
+    assert text == f"listening on {url}\ntry: curl -x {proxy} https://example.com/\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "users", "words"),
+    [
+        ("mixed://127.0.0.1:1", False, "-x socks5h://127.0.0.1:1"),
+        ("socks4://127.0.0.1:1", False, "-x socks4a://127.0.0.1:1"),
+        ("socks4a://127.0.0.1:1", False, "-x socks4a://127.0.0.1:1"),
+        ("socks4://127.0.0.1:1", True, None),
+        ("https://127.0.0.1:1", True, "--proxy-cacert CA.pem -x https://USER:PASSWORD@127.0.0.1:1"),
+        ("mixed+tls://127.0.0.1:1", False, "--proxy-cacert CA.pem -x https://127.0.0.1:1"),
+        ("socks5+tls://127.0.0.1:1", False, None),
+        ("unix:///run/tabi.sock?protocol=socks4", False, "-x socks4a://localhost/run/tabi.sock"),
+        ("unix:///run/tabi.sock?protocol=http", False, None),
+        ("unix:///run/tabi.sock?protocol=mixed+tls", False, None),
+    ],
+)
+def test_a_line_to_try_for_each_protocol(url: str, users: bool, words: str | None) -> None:
+    """None where curl has no way: SOCKS inside TLS, HTTP at a path, and SOCKS4 where clients must be users."""
+    assert curl_line(url, users) == (words and f"curl {words} https://example.com/")
+
+
+def test_the_line_to_try_is_that_of_the_first_listener_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """One is enough, and none is no mistake."""
+    urls = ["socks5+tls://127.0.0.1:1", "http://127.0.0.1:2", "socks5://127.0.0.1:3"]
+    print_ready(urls, users=False)
+    text = capsys.readouterr().err
+    assert text.endswith("listening on socks5://127.0.0.1:3\ntry: curl -x http://127.0.0.1:2 https://example.com/\n")
+    print_ready(urls[:1], users=False)
+    assert capsys.readouterr().err == f"listening on {urls[0]}\n"
 
 
 def test_several_listeners(tmp_path: Path) -> None:
@@ -151,7 +188,12 @@ def test_workers(tmp_path: Path) -> None:
         (["-u", ":password"], "-u: expected NAME:PASSWORD"),
         (["-u", "alice:"], "-u: expected NAME:PASSWORD"),
         (["-l", "127.0.0.1:1080"], "listen[0].url: "),
-        (["-l", "http://127.0.0.1:0"], "listen[0].url: protocol 'http'"),
+        (["-l", "ftp://127.0.0.1:0"], "listen[0].url: protocol 'ftp'"),
+        (["-l", "https://127.0.0.1:0"], "listen[0].tls: missing"),
+        (["-l", "fd://web"], "listen[0].url: fd://web: no socket was passed (LISTEN_FDS)"),
+        (["-l", "unix:///proc/tabi.sock"], "listen[0].url: unix:///proc/tabi.sock: "),
+        (["-l", "unix:///etc/hosts"], "listen[0].url: unix:///etc/hosts: there is a file that is no socket"),
+        (["-l", "unix:///tmp/t?owner=hunter3"], "there is no user hunter3"),
         (["-l", "socks5://127.0.0.1:0", "-l", "socks5://alice:hunter2@127.0.0.1:0"], "listen[1].url: "),
         (["--workers", "-1"], "workers: "),
         (["-c", "/nonexistent/tabi.toml"], "/nonexistent/tabi.toml: No such file"),
@@ -188,6 +230,161 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         url = f"socks5://127.0.0.1:{port}"
         line = failure(run_tabi("serve", "-l", "socks5://127.0.0.1:0", "-l", url), 2)
     assert line == f"tabi: listen[1].url: {url}: Address already in use\n"
+
+
+def test_the_wildcard_of_both_in_the_way_of_an_address_of_ipv4_is_named() -> None:
+    """[::] takes 127.0.0.1 too, which shows only when a worker listens: the second is in its way."""
+    port = free_port()
+    line = failure(run_tabi("serve", "--open", "-l", f"socks5://[::]:{port}", "-l", f"socks5://127.0.0.1:{port}"), 2)
+    assert line == f"tabi: listen[1].url: socks5://127.0.0.1:{port}: address already in use\n"
+
+
+# --- unix sockets ---
+
+
+def connect(path: str | Path) -> socket.socket:
+    """A client of a unix socket."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE)
+    sock.connect(str(path))
+    return sock
+
+
+def use(sock: socket.socket, target: socket.socket) -> None:
+    """Open a tunnel on a connection to a proxy, and let octets through it in both directions."""
+    sock.sendall(GREETING + request(*target.getsockname()[:2]))
+    assert receive_exactly(sock, 4) == b"\x05\x00\x05\x00"
+    receive_exactly(sock, 8)
+    with accept(target) as there:
+        for one, other in ((sock, there), (there, sock)):
+            one.sendall(b"ping")
+            assert receive_exactly(other, 4) == b"ping"
+
+
+def test_unix_sockets_beside_others(tmp_path: Path) -> None:
+    """Several places at once, two workers: the file has the rights that were asked for, and goes when serving ends."""
+    path = tmp_path / "a b.sock"
+    url = f"unix://{tmp_path}/a%20b.sock?protocol=socks5&mode=0640"
+    with (
+        listening() as (target, _),
+        serve(tmp_path, "--workers", "2", "-l", "mixed://127.0.0.1:0", "-l", url, "-l", "socks5://[::1]:0") as proxy,
+    ):
+        assert proxy.urls[1] == f"unix://{tmp_path}/a%20b.sock?protocol=socks5"
+        assert path.stat().st_mode & 0o777 == 0o640
+        for _ in range(4):
+            with connect(path) as client:
+                use(client, target)
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        sessions = proxy.sessions(5)
+        assert [one["client"] for one in sessions if one["listener"] == url] == [f"unix:{os.getuid()}"] * 4
+        for pid in proxy.workers():
+            os.kill(pid, signal.SIGKILL)
+        with connect(path) as client:
+            use(client, target)
+        assert proxy.stop() == 0
+        assert not path.exists()
+
+
+def test_a_unix_socket_in_use_is_named_and_stays(tmp_path: Path) -> None:
+    """Who comes second says so and takes nothing away; what a killed one has left is in nobody's way."""
+    path = tmp_path / "tabi.sock"
+    with listening() as (target, _):
+        with serve(tmp_path, "-l", f"unix://{path}") as proxy:
+            line = failure(run_tabi("serve", "-l", f"unix://{path}"), 2)
+            assert line == f"tabi: listen[0].url: unix://{path}: Address already in use\n"
+            with connect(path) as client:
+                use(client, target)
+            proxy.process.kill()
+            proxy.process.wait()
+            wait_for(lambda: not any(map(is_running, proxy.known)), "the workers to end")
+            assert path.exists()
+        with serve(tmp_path, "-l", f"unix://{path}"), connect(path) as client:
+            use(client, target)
+
+
+# --- sockets that were passed ---
+
+
+def test_systemd_passes_sockets(tmp_path: Path) -> None:
+    """Named, two of one name, unnamed and unix, for two workers; their file is not ours to remove."""
+    path = tmp_path / "passed.sock"
+    with contextlib.ExitStack() as stack:
+        target, _ = stack.enter_context(listening())
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+        unix = stack.enter_context(socket.socket(socket.AF_UNIX))
+        unix.bind(str(path))
+        unix.listen()
+        arguments = ("--workers", "2", "-l", "fd://web?protocol=socks5", "-l", "fd://", "-l", "fd://7")
+        passed = [*zip(socks, ("web", "", "web", "other"), strict=True), (unix, "last")]
+        proxy = stack.enter_context(serve(tmp_path, *arguments, passed=passed))
+        ports = [sock.getsockname()[1] for sock in socks]
+        assert proxy.urls == [
+            f"socks5://127.0.0.1:{ports[0]}",
+            f"socks5://127.0.0.1:{ports[2]}",
+            f"mixed://127.0.0.1:{ports[1]}",
+            f"mixed://127.0.0.1:{ports[3]}",
+            f"unix://{path}?protocol=mixed",
+        ]
+        for port in ports:
+            with tunnels(Address(ip_address("127.0.0.1"), port), 2) as found:
+                for tunnel in found:
+                    tunnel.check()
+        with connect(path) as client:
+            use(client, target)
+        assert sorted(one["listener"] for one in proxy.sessions(9)) == [
+            *["fd://"] * 4,
+            "fd://7",
+            *["fd://web?protocol=socks5"] * 4,
+        ]
+        assert proxy.stop() == 0
+        assert path.exists()
+
+
+def test_a_passed_socket_that_nobody_takes_is_said(tmp_path: Path) -> None:
+    """It serves all the same."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as web,
+        socket.create_server(("127.0.0.1", 0)) as ssh,
+        serve(tmp_path, "-l", "fd://web", passed=[(web, "web"), (ssh, "ssh")]) as proxy,
+    ):
+        assert "descriptor 4, ssh, was passed, but no listener takes it (fd://ssh)" in proxy.messages
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+
+
+def test_a_name_that_was_not_passed_is_an_error(tmp_path: Path) -> None:
+    """One line with the names that were, exit code 2."""
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as ssh:
+        line = failure(run_passed([(web, "web"), (ssh, "ssh")], "-l", "fd://http"), 2)
+    assert line == ("tabi: listen[0].url: fd://http: no socket of that name was passed, expected one of web, ssh\n")
+
+
+def test_a_passed_socket_may_not_be_an_open_proxy(tmp_path: Path) -> None:
+    """Where it is bound is known only now: beyond loopback it needs users, or --open."""
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        port = sock.getsockname()[1]
+        line = failure(run_passed([(sock, "web")], "-l", "fd://web"), 2)
+        assert line.startswith(f"tabi: listen[0].url: fd://web at 0.0.0.0:{port} would be an open proxy: ")
+        with serve(tmp_path, "-l", "fd://web", "--open", passed=[(sock, "web")]) as proxy:
+            assert proxy.url == f"mixed://0.0.0.0:{port}"
+        with serve(tmp_path, "-l", "fd://web", "-u", "alice:secret", passed=[(sock, "web")]) as proxy:
+            assert proxy.url == f"mixed://0.0.0.0:{port}"
+
+
+def test_the_service_manager_hears_when_it_serves_and_when_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Type=notify: READY=1 once clients are accepted, STOPPING=1 when it begins to drain."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with serve(tmp_path) as proxy:
+            assert manager.recv(100) == b"READY=1"
+            proxy.signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            assert proxy.wait() == 0
 
 
 # --- how it ends ---

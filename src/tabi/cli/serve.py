@@ -21,7 +21,7 @@ def serve(
     listen: Annotated[
         list[str] | None,
         typer.Option(
-            "-l", "--listen", metavar="URL", help="Listen here; may be repeated. Default: socks5://127.0.0.1:1080."
+            "-l", "--listen", metavar="URL", help="Listen here; may be repeated. Default: mixed://127.0.0.1:1080."
         ),
     ] = None,
     user: Annotated[
@@ -41,7 +41,8 @@ def serve(
 ) -> None:
     """Run the proxy.
 
-    Without options it listens on socks5://127.0.0.1:1080, for programs on this machine only.
+    Without options it listens on mixed://127.0.0.1:1080, for programs on this machine only, whichever
+    protocol they speak.
 
     What is given here stands in place of what the file says; users are added to those of the file.
 
@@ -81,12 +82,35 @@ def merge(
     return config
 
 
+CURL = {
+    "mixed": "socks5h",
+    "socks5": "socks5h",
+    "socks4": "socks4a",
+    "socks4a": "socks4a",
+    "http": "http",
+    "https": "https",
+    "mixed+tls": "https",
+}
+"""The scheme with which curl speaks to a listener; it has none for SOCKS inside TLS."""
+
+
+def curl_line(url: str, users: bool) -> str | None:
+    """A command that goes through a listener, or None where curl knows no way: SOCKS inside TLS, HTTP at a path."""
+    scheme, _, place = url.partition("://")
+    path, _, query = place.partition("?")
+    at_path = scheme == "unix"
+    proxy = CURL.get(query.removeprefix("protocol=") if at_path else scheme)
+    if proxy is None or (at_path and not proxy.startswith("socks")) or (users and proxy == "socks4a"):
+        return None
+    place = f"localhost{path}" if at_path else re.sub(r"^0\.0\.0\.0:", "127.0.0.1:", place).replace("[::]", "[::1]")
+    authority = "--proxy-cacert CA.pem " if proxy == "https" else ""
+    return f"curl {authority}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
+
+
 def print_ready(urls: list[str], users: bool) -> None:
     """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
-    login = "USER:PASSWORD@" if users else ""
-    place = re.sub(r"^0\.0\.0\.0:", "127.0.0.1:", urls[0].removeprefix("socks5://")).replace("[::]", "[::1]")
     lines = [f"listening on {url}\n" for url in urls]
-    lines.append(f"try: curl -x socks5h://{login}{place} https://example.com/\n")
+    lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users) for url in urls))][:1]
     try:
         sys.stderr.write("".join(lines))
         sys.stderr.flush()
