@@ -230,6 +230,166 @@ def test_send_eof_ends_one_direction(run: Run) -> None:
     run(main)
 
 
+# --- looking ahead ---
+
+
+class Counting:
+    """A socket that counts the reads."""
+
+    def __init__(self, sock: Sock) -> None:
+        self.sock = sock
+        self.reads = 0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self.reads += 1
+        return self.sock.recv(size, flags)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_peek_takes_nothing(run: Run, pair: Callable[[], Pair]) -> None:
+    """What is there is seen as often as somebody looks, up to the size, and is received afterwards all the same."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, peer):
+            task = await waiting(stream, lambda: stream.peek(10))
+            peer.send(b"hello")
+            assert await task == b"hello"
+            assert await stream.peek(10) == b"hello"
+            assert await stream.peek(2) == b"he"
+            assert await stream.receive() == b"hello"
+            peer.send(b"more")
+            assert await stream.peek(10) == b"more"
+            assert await stream.receive(2) == b"mo"
+            assert await stream.peek(10) == b"re"
+
+    run(main)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_peek_waits_for_more_than_is_known(run: Run, pair: Callable[[], Pair]) -> None:
+    """Octets that were seen already do not count, however often they are looked at."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, peer):
+            for known in range(5):
+                task = await waiting(stream, lambda known=known: stream.peek(10, known))  # type: ignore[misc]
+                peer.send(b"x")
+                assert await task == b"x" * (known + 1)
+            assert await stream.peek(10, 4) == b"xxxxx"
+            assert await stream.receive() == b"xxxxx"
+
+    run(main)
+
+
+def test_peek_does_not_spin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While octets lie there that are not enough, edges cost no look, and levels one for each pause."""
+    monkeypatch.setattr("tabi.net.stream.PEEK_PAUSE", 0.05)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"G")
+            assert await stream.peek(10) == b"G"
+            stream.sock = counting = Counting(stream.sock)
+            began = loop.time()
+            task = await waiting(stream, lambda: stream.peek(10, 1))
+            await turns(2000)
+            await asyncio.sleep(0.12)
+            pauses = 0 if stream.reactor.edge_triggered else int((loop.time() - began) / 0.05) + 1
+            assert counting.reads <= 1 + pauses
+            assert not task.done()
+            peer.send(b"ET")
+            assert await task == b"GET"
+
+    run(main)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_peek_sees_the_end(run: Run, pair: Callable[[], Pair]) -> None:
+    """The end is empty, before and after the wait, and stays to be received."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, peer):
+            task = await waiting(stream, lambda: stream.peek(10))
+            peer.shutdown(socket.SHUT_WR)
+            assert await task == b""
+            assert await stream.peek(10, 3) == b""
+            assert await stream.receive() == b""
+
+    run(main)
+
+
+@pytest.mark.parametrize("hosting", ["selector", "nested"])
+def test_peek_sees_an_end_behind_known_octets(monkeypatch: pytest.MonkeyPatch, hosting: str) -> None:
+    """With edges, who waits for more gets what there is as soon as no more will come."""
+    monkeypatch.setenv("TABI_REACTOR", hosting)
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"GE")
+            assert await stream.peek(10) == b"GE"
+            task = await waiting(stream, lambda: stream.peek(10, 2))
+            peer.shutdown(socket.SHUT_WR)
+            assert await task == b"GE"
+            assert await stream.receive() == b"GE"
+            assert await stream.receive() == b""
+
+    run_in_loop(main)
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_a_look_ahead_ends_with_the_stream(run: Run, known: int) -> None:
+    """Expiry is TimeoutError, closing ConnectionAbortedError, also for octets that are known and lie there."""
+
+    async def main() -> None:
+        for end, error in ((Stream.expire, TimeoutError), (Stream.close, ConnectionAbortedError)):
+            async with stream_to_peer() as (stream, peer):
+                if known:
+                    peer.send(b"GE")
+                    assert await stream.peek(10) == b"GE"
+                task = await waiting(stream, lambda stream=stream: stream.peek(10, known))  # type: ignore[misc]
+                end(stream)
+                with pytest.raises(error):
+                    await task
+
+    run(main)
+
+
+def test_a_look_ahead_hears_of_a_reset(run: Run) -> None:
+    """A peer that is reset while nothing is there ends the look with ConnectionResetError."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, lambda: stream.peek(10))
+            reset(peer)
+            with pytest.raises(ConnectionResetError):
+                await task
+
+    run(main)
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_a_cancelled_look_ahead_can_be_repeated(run: Run, known: int) -> None:
+    """Cancellation takes nothing, and another task may look afterwards."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            if known:
+                peer.send(b"GE")
+                assert await stream.peek(10) == b"GE"
+            task = await waiting(stream, lambda: stream.peek(10, known))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            peer.send(b"T /")
+            assert await stream.peek(10, known) == b"GET /"[2 - known :]
+
+    run(main)
+
+
 # --- sending at the end of a turn ---
 
 

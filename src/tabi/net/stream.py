@@ -25,7 +25,6 @@ BURST = 1 << 20
 SEND_COST = 4096
 """What a call of send(2) counts for besides its octets: many short ones take their time too."""
 
-
 MSG_PEEK = int(socket.MSG_PEEK)
 PEEK_PAUSE = 0.01
 """Seconds between two looks at octets that were not enough, on a reactor that cannot tell of more."""
@@ -206,7 +205,8 @@ class Stream:
     async def peek(self, size: int, known: int = 0) -> bytes:
         """Return up to ``size`` octets as soon as there are more than ``known``, or the end is in sight; take none.
 
-        Errors as `receive`.
+        ``b""`` is the end. Levels do not show one behind octets that are left where they are: there it is waited on,
+        as for a peer that has paused. Errors as `receive`.
         """
         while True:
             if self.events & READABLE:
