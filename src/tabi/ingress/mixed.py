@@ -11,10 +11,11 @@ from tabi.session import Session
 from tabi.wire.machine import NeedData
 from tabi.wire.sniff import SNIFF_SIZE, Protocol, sniff
 
+NOT_TRUSTED = "a PROXY header from a client that is not in proxy_protocol, or a second one"
 WHY_NOT = {
     Protocol.TLS: "TLS, but this listener has no certificate, or TLS is inside TLS",
-    Protocol.PROXY_V1: "a PROXY header from a client that is not in proxy_protocol",
-    Protocol.PROXY_V2: "a PROXY header from a client that is not in proxy_protocol",
+    Protocol.PROXY_V1: NOT_TRUSTED,
+    Protocol.PROXY_V2: NOT_TRUSTED,
 }
 
 
@@ -22,7 +23,7 @@ class MixedIngress:
     """Hands a connection to the ingress that speaks its protocol.
 
     Args:
-        protocols: what speaks each.
+        protocols: what speaks each; any other is refused.
     """
 
     protocol = "mixed"
