@@ -7,7 +7,9 @@ from tabi.ingress.conversation import Commands, MachineConversation
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.socks4 import Reply4, Request4, ServerMachine4, reply4_code
-from tabi.wire.socks5 import Reply, ReplyCode
+from tabi.wire.socks5 import Command, Reply, ReplyCode
+
+COMMANDS = (Command.CONNECT, Command.BIND)
 
 
 class Socks4Conversation(MachineConversation):
@@ -36,7 +38,9 @@ class Socks4Ingress:
 
     def __init__(self, commands: Commands, required: bool, protocol: str = "socks4") -> None:
         self.protocol = protocol
-        self.commands = commands
+        # CD 3 is no command here: UDP ASSOCIATE begins in SOCKS5.
+        serves = {command: serve for command, serve in commands.serves.items() if command in COMMANDS}
+        self.commands = Commands(serves, commands.handshake)
         self.handshake = commands.handshake
         self.required = required
 
