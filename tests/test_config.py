@@ -13,6 +13,7 @@ from rich.pretty import pretty_repr
 from tabi.config import (
     PARTS,
     Config,
+    Egress,
     Listen,
     Log,
     Seconds,
@@ -64,6 +65,9 @@ password = "{HASH}"
 password = "sekret"
 plain = true
 
+[egress.direct]
+send_proxy_protocol = 2
+
 [timeouts]
 handshake = 5
 connect = "2.5 s"
@@ -98,6 +102,7 @@ def test_every_key() -> None:
             ),
         ],
         users={"alice": User(HASH), "jürgen m.": User("sekret", plain=True)},
+        egress={"direct": Egress(2)},
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
     )
@@ -127,6 +132,7 @@ def test_an_empty_file_is_the_defaults() -> None:
     assert config.listen[0].users is None
     assert (config.listen[0].tls, config.listen[0].proxies) == (None, ())
     assert config.users == {}
+    assert config.egress == {}
     assert config.timeouts == Timeouts(
         Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(120), Seconds(120), Seconds(30)
     )
@@ -244,8 +250,15 @@ def test_a_configuration_does_not_change() -> None:
     ("text", "message"),
     [
         # unknown keys, at each level
-        ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, timeouts, log"),
-        ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, timeouts, log"),
+        ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, egress, timeouts, log"),
+        ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, egress, timeouts, log"),
+        ("[egress.direct]\nbogus = 1", "egress.direct.bogus: unknown key, expected one of: send_proxy_protocol"),
+        ("[egress.pool]", "egress.pool: unknown, expected direct: this version has no other way out"),
+        (
+            "[egress.direct]\nsend_proxy_protocol = 3",
+            "egress.direct.send_proxy_protocol: invalid enum value 3, expected 1 or 2, or 0 for none",
+        ),
+        ("egress.direct = 1", "egress.direct: expected object, got int"),
         (
             "[[listen]]\nbogus = 1",
             "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol",

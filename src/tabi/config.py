@@ -154,6 +154,13 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return plain_secret(self.password) if self.plain else parse_hash(self.password)
 
 
+class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[egress.NAME]``: a way out. There is one, ``direct``, whether it is in the file or not."""
+
+    send_proxy_protocol: Literal[0, 1, 2] = 0
+    """The version of the PROXY header that every destination of a CONNECT is sent first; 0 is none. Default: 0."""
+
+
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[timeouts]``, in seconds."""
 
@@ -191,6 +198,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, User] = {}
     """Who may use the proxy. Default: nobody, which means anybody on loopback."""
+    egress: dict[str, Egress] = {}
+    """Ways out, by name. Default: ``direct``."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
     log: Log = Log()
@@ -279,6 +288,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "udp": Udp,
     "tls": Tls,
     "users": User,
+    "egress": Egress,
     "timeouts": Timeouts,
     "log": Log,
 }
@@ -290,6 +300,7 @@ CHOICES = {
     "fragments": "reassemble or drop",
     "senders": "contacted or any",
     "client_name": "cn, dns, email or uri",
+    "send_proxy_protocol": "1 or 2, or 0 for none",
 }
 
 
@@ -326,6 +337,9 @@ def check_values(config: Config) -> None:
         by_certificate = listen.tls is not None and listen.tls.client_ca is not None
         if listen.users == "required" and not config.users and not by_certificate:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
+    for name in config.egress:
+        if name != "direct":
+            raise ConfigError("unknown, expected direct: this version has no other way out", f"egress.{name}")
     for name, user in config.users.items():
         if not 0 < len(name.encode()) <= 255:
             raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", f"users.{name}")

@@ -84,7 +84,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
     """--json prints the whole configuration for programs."""
     done = run_tabi("check", "--json", write(tmp_path, FULL.format(hash=make_hash(b"x"))))
     data = json.loads(done.stdout)
-    assert set(data) == {"workers", "listen", "users", "timeouts", "log"}
+    assert set(data) == {"workers", "listen", "users", "egress", "timeouts", "log"}
     assert data["timeouts"]["idle"] == 300
     assert set(data["users"]) == {"alice", "bob.b"}
 
@@ -107,7 +107,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ("[users.alice]\nplain = true", "users.alice.password"),
         ('[log]\nlevel = "loud"', "log.level"),
         ('[[rule]]\naction = "deny"', "rule"),
-        ('[egress.tor]\nchain = ["socks5://127.0.0.1:9050"]', "egress"),
+        ('[egress.tor]\nchain = ["socks5://127.0.0.1:9050"]', "egress.tor.chain"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Run
+from conftest import Run, run_in_loop
 from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
 from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor

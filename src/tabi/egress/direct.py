@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Protocol
 
 from tabi.net.dial import Dialer, Permit
 from tabi.net.stream import Stream
+from tabi.session import Session
 from tabi.wire.address import Address
+
+
+class Egress(Protocol):
+    """A way out of the server."""
+
+    name: str
+
+    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+        """Return a connected stream that the caller closes; ``session`` is on whose behalf. Errors as `Dialer.dial`."""
 
 
 class Direct:
@@ -17,6 +28,6 @@ class Direct:
     def __init__(self, dialer: Dialer) -> None:
         self.dialer = dialer
 
-    def open(self, destination: Address, permit: Permit) -> Awaitable[Stream]:
-        """Return a connected stream that the caller closes. Errors as `Dialer.dial`."""
+    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+        """See `Egress`."""
         return self.dialer.dial(destination, permit)

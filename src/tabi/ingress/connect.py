@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from tabi.egress.direct import Direct
+from tabi.egress.direct import Egress
 from tabi.ingress.conversation import Conversation
 from tabi.net.failures import connect_error
 from tabi.policy.guard import permit_for
@@ -24,7 +24,7 @@ class Connect:
 
     name = "connect"
 
-    def __init__(self, egress: Direct, relays: Relays) -> None:
+    def __init__(self, egress: Egress, relays: Relays) -> None:
         self.egress = egress
         self.relays = relays
 
@@ -37,7 +37,7 @@ class Connect:
 
         session.via = self.egress.name
         began = monotonic()
-        server = await self.egress.open(session.destination, permit)
+        server = await self.egress.open(session.destination, permit, session)
         try:
             session.connect_seconds = monotonic() - began
             named = isinstance(session.destination.host, str)

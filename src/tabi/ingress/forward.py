@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from tabi.egress.direct import Direct
+from tabi.egress.direct import Egress
 from tabi.errors import RemoteProtocolError
 from tabi.net.deadline import Quiet
 from tabi.net.reactor import ENDED, IN
@@ -64,7 +64,7 @@ class Forwarding(NamedTuple):
         kept: gets the connections that wait for another request.
     """
 
-    egress: Direct
+    egress: Egress
     relays: Relays
     idle: Quiet
     over: Callable[[Session], object]

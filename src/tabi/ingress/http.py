@@ -315,9 +315,9 @@ class Connection:
         return None
 
     async def open_server(self, request: Request) -> Server:
-        """A new connection. Errors as `Direct.open`."""
+        """A new connection. Errors as `Egress.open`."""
         began, session = monotonic(), self.session
-        stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host))
+        stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host), session)
         session.connect_seconds = monotonic() - began
         try:
             address = from_sockaddr(stream.sock.getpeername())

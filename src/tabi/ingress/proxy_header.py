@@ -44,7 +44,7 @@ class ProxyHeaderIngress:
         """Read the header and no octet more; the address in it is the client from then on."""
         taken = b""
         while True:
-            data = await client.peek(MAX_HEADER)
+            data = await client.peek(MAX_HEADER - len(taken))
             if not data:
                 raise RemoteProtocolError(f"PROXY header: the proxy at {session.client} ended after {taken!r}")
             found = decode_header(taken + data)

@@ -5,7 +5,9 @@ PROXY header -> TLS -> mixed -> socks5, socks4
 
 from __future__ import annotations
 
-from tabi.config import Listen
+from tabi.config import Config, Listen
+from tabi.egress.direct import Direct, Egress
+from tabi.egress.proxy_header import SendProxyHeader
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.ingress.forward import Forwarding
@@ -14,6 +16,7 @@ from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress
 from tabi.ingress.socks5 import Socks5Ingress
+from tabi.net.dial import Dialer
 from tabi.wire.sniff import Protocol
 
 
@@ -46,3 +49,11 @@ def make_protocols(
         Protocol.HTTP: http,
         Protocol.HTTP2: http,  # which says that it does not speak that version
     }
+
+
+def make_egress(config: Config, dialer: Dialer) -> Egress:
+    """Compose the way out."""
+    direct = Direct(dialer)
+    settings = config.egress.get("direct")
+    version = settings.send_proxy_protocol if settings else 0
+    return SendProxyHeader(direct, version) if version else direct

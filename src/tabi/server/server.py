@@ -16,7 +16,6 @@ from typing import Any, Self
 import msgspec
 
 from tabi.config import Config, Listen, Log, User, check_values
-from tabi.egress.direct import Direct
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
@@ -34,7 +33,7 @@ from tabi.observe.access_log import AccessLog, open_output
 from tabi.policy.users import Users
 from tabi.relay.datagram import Associations
 from tabi.relay.relay import Relays
-from tabi.server.compose import make_ingress
+from tabi.server.compose import make_egress, make_ingress
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -172,10 +171,10 @@ class Server:
             prefix = f"{os.urandom(3).hex()}-"
             self.access_log = AccessLog(open_output(config.log.access), prefix, loop.call_later)
 
-        direct = Direct(self.dialer)
-        connect = Connect(direct, self.relays)
+        egress = make_egress(config, self.dialer)
+        connect = Connect(egress, self.relays)
         self.forwarding = Forwarding(
-            direct, self.relays, Quiet(loop, timeouts.idle), self.request_over, KeptConnections()
+            egress, self.relays, Quiet(loop, timeouts.idle), self.request_over, KeptConnections()
         )
         self.listeners.open(config.listen)
         self.refuse_open_proxy()

@@ -1,0 +1,49 @@
+"""The PROXY header toward destinations: they learn who the client is (wire/proxy_protocol.py)."""
+
+from __future__ import annotations
+
+import errno
+
+from tabi.egress.direct import Egress
+from tabi.net.dial import Permit
+from tabi.net.failures import connect_error
+from tabi.net.stream import Stream
+from tabi.session import Session
+from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.proxy_protocol import encode_v1, encode_v2
+
+
+class SendProxyHeader:
+    """Sends the header in front of everything else, over another egress.
+
+    Args:
+        below: opens the destination.
+        version: of the header, 1 or 2.
+    """
+
+    def __init__(self, below: Egress, version: int) -> None:
+        self.name = below.name
+        self.below = below
+        self.version = version
+
+    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+        """See `Egress`."""
+        stream = await self.below.open(destination, permit, session)
+        try:
+            # The address that was dialled: a name in the header would cost the client's address too.
+            header = encode_header(self.version, session, from_sockaddr(stream.sock.getpeername()))
+            await stream.send_all(header)  # an empty send buffer takes it at once
+        except BaseException as exc:
+            stream.close()
+            if isinstance(exc, OSError):  # reset since it was opened
+                raise connect_error(exc.errno or errno.EIO, destination) from exc
+            raise
+        return stream
+
+
+def encode_header(version: int, session: Session | None, destination: Address) -> bytes:
+    """The header for a session. Of a client without an IP address nothing is said: UNKNOWN, or LOCAL in version 2."""
+    client = session.client if session is not None and not isinstance(session.client.host, str) else None
+    if version == 1:
+        return encode_v1(client, destination)
+    return encode_v2(client, destination, local=client is None)
