@@ -20,6 +20,7 @@ PROGRAMS = {
     "microsocks": "microsocks",
     "danted": "dante-server",
     "socksify": "dante-client",
+    "haproxy": "haproxy",
     "tnftp": "tnftp",
     "ip": "iproute2",
 }
