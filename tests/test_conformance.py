@@ -8,7 +8,9 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 
 from conftest import Run
@@ -38,9 +40,10 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, target, tunnel
 from tabi import Server, Session
-from tabi.config import Listen, Udp
-from tabi.wire.address import UNSPECIFIED, Address, parse_address
+from tabi.config import Egress, Listen, Udp
+from tabi.wire.address import UNSPECIFIED, Address, from_sockaddr, parse_address
 from tabi.wire.datagram import encode_header
+from tabi.wire.proxy_protocol import encode_v1, encode_v2
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 10, 255])
@@ -809,6 +812,87 @@ def test_c30_the_deadline_covers_the_whole_handshake(run: Run) -> None:
     run(main)
 
 
+SOCKS4 = "socks4://127.0.0.1:0"
+REQUEST4 = b"\x04\x01\x00\x50\x7f\x00\x00\x01"
+REQUEST4A = b"\x04\x01\x00\x50\x00\x00\x00\x01"
+REFUSED4 = b"\x00\x5b" + bytes(6)
+
+
+def test_c31_a_socks4_request(run: Run) -> None:
+    """04, CD, DSTPORT, DSTIP, USERID, NUL; of 4a the name and NUL: 00 5A and the proxy's own address, then octets."""
+
+    async def main() -> None:
+        resolver = FakeResolver({"n" * 63 + ".test": ["127.0.0.1"]})
+        async with Server(SOCKS4, resolver=resolver) as server, target() as port:
+            place = port.to_bytes(2, "big")
+            for octets in (
+                b"\x04\x01" + place + b"\x7f\x00\x00\x01alice\x00",
+                b"\x04\x01" + place + b"\x00\x00\x00\xffalice\x00" + b"n" * 63 + b".test\x00",
+            ):
+                async with client(server.addresses[0]) as (reader, writer):
+                    writer.write(octets + b"early")
+                    reply = await reader.readexactly(8)
+                    assert (reply[:2], reply[4:]) == (b"\x00\x5a", b"\x7f\x00\x00\x01")
+                    assert await reader.readexactly(5) == b"early"
+
+    run(main)
+
+
+def test_c31_a_name_of_255_octets(run: Run) -> None:
+    """It is resolved; one more is 5B, and so is none."""
+
+    async def main() -> None:
+        resolver = FakeResolver()
+        async with Server(SOCKS4, resolver=resolver) as server:
+            name = ".".join(["n" * 63] * 4)
+            for host, asked in ((name, [name]), (name + "n", [name]), ("", [name])):
+                async with client(server.addresses[0]) as (reader, writer):
+                    writer.write(REQUEST4A + b"\x00" + host.encode() + b"\x00")
+                    assert await reader.read() == REFUSED4
+                    assert resolver.asked == asked
+
+    run(main)
+
+
+@pytest.mark.parametrize("head", [REQUEST4, REQUEST4A + b"user\x00"], ids=["userid", "name"])
+@pytest.mark.parametrize("tail", [b"x" * 10_000 + b"\x00", b"x" * 10_000], ids=["long", "no nul"])
+def test_c31_a_field_that_is_too_long(run: Run, head: bytes, tail: bytes) -> None:
+    """A USERID or a name of 10,000 octets, with its NUL or without, is 5B at once, and is not collected."""
+
+    async def main() -> None:
+        async with Server(SOCKS4) as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(head + tail)
+            assert await reader.read() == REFUSED4
+
+    run(main)
+
+
+def test_c31_a_userid_proves_nothing(run: Run) -> None:
+    """Where users are required, SOCKS4 is 5B."""
+
+    async def main() -> None:
+        async with Server(SOCKS4, users={"alice": "secret"}) as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(REQUEST4 + b"alice\x00")
+            assert await reader.read() == REFUSED4
+
+    run(main)
+
+
+def test_c31_bind(run: Run) -> None:
+    """Two replies of 8 octets: where the proxy listens, and who has called."""
+
+    async def main() -> None:
+        async with Server(SOCKS4) as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(b"\x04\x02\x00\x00\x7f\x00\x00\x01\x00")
+            first = await reader.readexactly(8)
+            assert (first[:2], first[4:]) == (b"\x00\x5a", b"\x7f\x00\x00\x01")
+            async with caller(parse_address(f"127.0.0.1:{int.from_bytes(first[2:4], 'big')}")) as (_, far):
+                port = far.get_extra_info("sockname")[1]
+                assert await reader.readexactly(8) == b"\x00\x5a" + port.to_bytes(2, "big") + b"\x7f\x00\x00\x01"
+
+    run(main)
+
+
 def test_c32_a_client_that_nobody_knows_holds_little_memory(run: Run) -> None:
     """Before its user is known, less than 1 KiB of what a client sends is taken out of the kernel's queue."""
 
@@ -920,6 +1004,94 @@ def test_c34_an_association_in_use_is_not_cut(run: Run) -> None:
                     assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                     await asyncio.sleep(0.02)
             assert await end_of(client.reader) == "end"
+
+    run(main)
+
+
+OUTSIDE, FRONT = parse_address("203.0.113.9:50000"), parse_address("198.51.100.1:1080")
+TRUSTING = Listen("mixed://127.0.0.1:0", proxy_protocol=["127.0.0.1"])
+
+
+@pytest.mark.parametrize("header", [encode_v1(OUTSIDE, FRONT), encode_v2(OUTSIDE, FRONT)], ids=["v1", "v2"])
+def test_c35_the_header_says_who_the_client_is(run: Run, header: bytes) -> None:
+    """Behind a proxy on loopback a client from outside is one from outside: 02 for an inner destination."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(config=config(TRUSTING), on_session=ended.put_nowait) as server:
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(header + b"\x05\x01\x00" + request("127.0.0.1", 80))
+                assert (await reader.read())[:4] == b"\x05\x00\x05\x02"
+            assert (await ended.get()).client == OUTSIDE
+
+    run(main)
+
+
+def test_c35_a_header_from_a_stranger(run: Run) -> None:
+    """It ends the connection without an answer."""
+
+    async def main() -> None:
+        async with Server("mixed://127.0.0.1:0") as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(encode_v1(OUTSIDE, FRONT) + b"\x05\x01\x00")
+            assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+def test_c35_a_trusted_proxy_without_a_header(run: Run) -> None:
+    """It ends the connection too: whose it is nobody knows."""
+
+    async def main() -> None:
+        async with Server(config=config(TRUSTING)) as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(b"\x05\x01\x00")
+            assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", encode_v2(None, None, local=True)], ids=["UNKNOWN", "LOCAL"])
+def test_c36_health_checks_are_the_proxys_own(run: Run, header: bytes) -> None:
+    """The client is then who has connected."""
+
+    async def main() -> None:
+        async with Server(config=config(TRUSTING)) as server, client(server.addresses[0]) as (reader, writer):
+            writer.write(header)
+            assert await greet((reader, writer)) == 0
+            (session,) = server.sessions
+            assert (str(session.client.host), session.client.port) == writer.get_extra_info("sockname")
+
+    run(main)
+
+
+def test_c37_a_wrong_checksum(run: Run) -> None:
+    """A right one is let through, one bit beside it ends the connection."""
+
+    async def main() -> None:
+        header = encode_v2(OUTSIDE, FRONT, checksum=True)
+        async with Server(config=config(TRUSTING)) as server:
+            async with client(server.addresses[0]) as streams:
+                streams[1].write(header)
+                assert await greet(streams) == 0
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(header[:-1] + bytes([header[-1] ^ 1]) + b"\x05\x01\x00")
+                assert await end_of(reader) in ("end", "reset")
+
+    run(main)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_c38_destinations_learn_who_the_client_is(run: Run, version: Literal[1, 2]) -> None:
+    """The header is the first that a destination reads, with the client's address and its own."""
+
+    async def main() -> None:
+        encode = encode_v1 if version == 1 else encode_v2
+        settings = msgspec.structs.replace(config(), egress={"direct": Egress(version)})
+        async with Server(config=settings) as server, target() as port, tunnel(server.addresses[0], port) as streams:
+            reader, writer = streams
+            own = from_sockaddr(writer.get_extra_info("sockname"))
+            header = encode(own, parse_address(f"127.0.0.1:{port}"))
+            writer.write(b"early")
+            assert await reader.readexactly(len(header) + 5) == header + b"early"
 
     run(main)
 

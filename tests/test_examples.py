@@ -58,3 +58,13 @@ def test_the_example_configuration_is_accepted() -> None:
     assert 'listen[1].users = "required"' in lines
     assert "plain text" not in done.stdout
     assert "$scrypt$" not in done.stdout
+
+
+def test_the_example_behind_a_load_balancer_is_accepted() -> None:
+    """`tabi check` takes examples/load_balancer.toml, without --open, and shows whom it trusts."""
+    done = run_python("-m", "tabi", "check", "examples/load_balancer.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert 'listen[0].proxy_protocol[1] = "10.0.0.2"' in lines
+    assert "egress.direct.send_proxy_protocol = 0" in lines
+    assert "$scrypt$" not in done.stdout
