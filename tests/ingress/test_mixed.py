@@ -173,12 +173,11 @@ NO_HEADER = "a PROXY header from a client that is not in proxy_protocol, or a se
         (BEGINNINGS["tls"][1], "TLS, but this listener has no certificate, or TLS is inside TLS"),
         (BEGINNINGS["proxy v1"][1], NO_HEADER),
         (BEGINNINGS["proxy v2"][1], NO_HEADER),
-        (b"\x00\x01\x02", "begins with b'\\x00\\x01\\x02', expected one of socks5, socks4"),
-        (b"\xff" * 4096, "begins with " + repr(b"\xff" * 16) + ", expected one of socks5, socks4"),
-        (b"\r\n\r\nGET", "begins with b'\\r\\n\\r\\nGET', expected one of socks5, socks4"),
-        (b"A" * 5000, "begins with b'AAAAAAAAAAAAAAAA', expected one of socks5, socks4"),
-        (b"GET\thttp://", "begins with b'GET\\thttp://', expected one of socks5, socks4"),
-        (BEGINNINGS["http/2"][1], "begins with b'PRI * HTTP/2.0\\r\\n', expected one of socks5, socks4"),
+        (b"\x00\x01\x02", "begins with b'\\x00\\x01\\x02', expected one of socks5, socks4, http"),
+        (b"\xff" * 4096, "begins with " + repr(b"\xff" * 16) + ", expected one of socks5, socks4, http"),
+        (b"\r\n\r\nGET", "begins with b'\\r\\n\\r\\nGET', expected one of socks5, socks4, http"),
+        (b"A" * 5000, "begins with b'AAAAAAAAAAAAAAAA', expected one of socks5, socks4, http"),
+        (b"GET\thttp://", "begins with b'GET\\thttp://', expected one of socks5, socks4, http"),
     ],
 )
 def test_what_is_refused_and_why(run: Run, octets: bytes, error: str) -> None:

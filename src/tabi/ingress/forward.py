@@ -79,6 +79,12 @@ class Asking(Protocol):
     session: Session
     moved: int
 
+    async def send(self, octets: bytes) -> None:
+        """Send to the client, within the idle deadline. Raises OSError."""
+
+    def break_off(self) -> None:
+        """Have the client's connection end with a reset."""
+
 
 class Counted:
     """Follows content of a known length; see `Chunked`."""
@@ -151,11 +157,14 @@ class Server:
     @property
     def quiet(self) -> bool:
         """Whether it is fit for another request: nothing unasked has come, nor its end."""
-        if self.buffer or self.stream.events & ENDED:
+        stream = self.stream
+        if self.buffer or stream.events & ENDED:
             return False
+        if not stream.reactor.edge_triggered:
+            stream.events |= IN  # nothing has told of what came while nobody waited
         try:
             # What is known of its readiness may be of octets that were read already.
-            return not self.stream.events & IN or self.stream.receive_nowait(1) is None
+            return not stream.events & IN or stream.receive_nowait(1) is None
         except OSError:
             return False
 
@@ -174,6 +183,8 @@ class Exchange:
         "server",
         "session",
         "stream",
+        "uploaded",
+        "uploading",
     )
 
     def __init__(self, asking: Asking, server: Server, request: Request, forwarding: Forwarding) -> None:
@@ -185,7 +196,9 @@ class Exchange:
         self.request = request
         self.forwarding = forwarding
         self.body = make_body(request.body)
-        self.answered = False  # whether the client has any of an answer
+        self.answered = False  # whether the client has any of the final answer
+        self.uploading: asyncio.Task[None] | None = None
+        self.uploaded = False  # whether the destination's socket has taken the whole request
         self.fault: OSError | RemoteProtocolError | None = None  # of the client, found while its content was read
 
     def expire(self) -> None:
@@ -219,8 +232,9 @@ class Exchange:
         except OSError as exc:
             raise self.lost(exc) from exc
         if self.body.done:
+            self.uploaded = True
             return await self.answer()
-        upload = self.stream.reactor.loop.create_task(self.upload())
+        self.uploading = self.stream.reactor.loop.create_task(self.upload())
         try:
             return await self.answer()
         except Failed:
@@ -230,8 +244,13 @@ class Exchange:
                 raise self.fault from None
             raise
         finally:
-            upload.cancel()
-            await asyncio.gather(upload, return_exceptions=True)
+            await self.end_upload()
+
+    async def end_upload(self) -> None:
+        """Read no more of the client's content: one task at a time waits on a stream."""
+        if self.uploading is not None:
+            self.uploading.cancel()
+            await asyncio.gather(self.uploading, return_exceptions=True)
 
     def lost(self, exc: OSError) -> Failed:
         """What a broken connection to the destination means before an answer."""
@@ -257,6 +276,7 @@ class Exchange:
                     return
                 self.session.up += len(content)
                 asking.moved += 1
+            self.uploaded = True
         except (OSError, RemoteProtocolError) as exc:
             self.fault = exc
             stream.reset()  # it must not take what it has for the whole; and nobody waits for its answer any more
@@ -294,14 +314,14 @@ class Exchange:
                 return response
             self.server.used = False  # it has seen the request: to ask again would be to ask twice
             if request.minor:
-                await self.client.send_all(encode_response(response, True))
+                await self.asking.send(encode_response(response, True))
         raise Failed(502, "http_protocol_error", f"{request.destination}: more than {INTERIM_LIMIT} interim responses")
 
     async def switch(self, response: Response) -> None:
         """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
         if self.request.upgrade is None:
             raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
-        await self.client.send_all(encode_response(response, True) + self.server.buffer)
+        await self.asking.send(encode_response(response, True) + self.server.buffer)
         self.forwarding.relays.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
 
     async def download(self, response: Response) -> tuple[bool, bool]:
@@ -335,11 +355,11 @@ class Exchange:
             # The client has part of an answer: a reset says that it is not the whole.
             session.error = f"{request.destination}: {str(exc) or type(exc).__name__}"
             session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
-            client.reset()
+            self.asking.break_off()
             return False, False
         session.close = "server"
         server.used = True
-        return keep, response.keep_alive and self.body.done and body.done and not server.buffer
+        return keep, response.keep_alive and self.uploaded and body.done and not server.buffer
 
 
 def take(buffer: bytearray, body: Body, content_only: bool = False) -> bytes:

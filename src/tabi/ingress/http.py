@@ -11,6 +11,7 @@ can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1)
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Sequence
 from time import monotonic
 
@@ -19,7 +20,8 @@ from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
 from tabi.net.failures import connect_error
-from tabi.net.stream import Stream
+from tabi.net.reactor import ERR
+from tabi.net.stream import RESET, Stream
 from tabi.policy.guard import permit_for
 from tabi.session import Session
 from tabi.wire.address import from_sockaddr
@@ -117,14 +119,33 @@ class Connection:
         self.server: Server | None = None
         self.moved = 0
         self.exchange: Exchange | None = None
-        self.between = False  # two requests
+        self.waits = False  # for the client alone: to send another request, or to take what it was sent
+        self.gone = False  # whether the client has reset its connection
+        self.broken = False  # whether it is to get a reset
+        client.reactor.replace(client.fd, self.on_ready)
+
+    def on_ready(self, events: int) -> None:
+        """The reactor's handler: a reset of the client ends also what waits for the destination only."""
+        self.client.on_ready(events)
+        if events & ERR:
+            self.gone = True
+            if self.server is not None:
+                self.server.stream.wake_waiting(ConnectionResetError("the client has gone"))
 
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""
-        if self.between:
+        if self.waits:
             self.client.expire()
         elif self.exchange is not None:
             self.exchange.expire()
+
+    def break_off(self) -> None:
+        """Have the client's connection end with a reset. It stays the server's to close, which hands the session in."""
+        self.broken = True
+        try:
+            self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        except OSError:
+            pass
 
     def close_server(self) -> None:
         """Close the connection to the destination, if there is one."""
@@ -159,14 +180,14 @@ class Connection:
             if ingress.kept.draining:
                 return None
             ingress.kept.clients.add(client)
-            self.between = True
+            self.waits = True
             try:
                 while (data := client.receive_nowait(READ_SIZE)) is None:
                     await client.readable()
             except OSError:
                 return None
             finally:
-                self.between = False
+                self.waits = False
                 ingress.kept.clients.discard(client)
             if not data:
                 return None
@@ -247,10 +268,22 @@ class Connection:
         octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
         self.note(status, details)
         if keep:
-            await self.client.send_all(octets)
+            await self.send(octets)
         else:
             await self.refuse(octets)
         return keep
+
+    async def send(self, octets: bytes) -> None:
+        """Send to the client, within the idle deadline. Raises OSError."""
+        self.moved += 1
+        self.waits = True
+        try:
+            await self.client.send_all(octets)
+        except TimeoutError as exc:
+            seconds = self.ingress.idle.seconds
+            raise ConnectionAbortedError(f"the client took nothing for {seconds:g} s") from exc
+        finally:
+            self.waits = False
 
     async def refuse(self, octets: bytes) -> None:
         """Answer, and end."""
@@ -287,24 +320,27 @@ class Connection:
         repeatable = request.method in REPEATABLE and not request.body
         session = self.session
         session.via = self.ingress.egress.name
-        while True:
+        while not self.gone:
             server = self.kept_server(request, repeatable) or await self.open_server(request)
+            if self.gone:
+                break
             session.address = server.address
             self.exchange = exchange = Exchange(self, server, request, self.ingress.forwarding)
             try:
                 keep, keep_server = await exchange.run()
             except Failed as exc:
                 self.close_server()
-                if exc.unanswered and server.used:
+                if self.gone or (exc.unanswered and server.used):
                     continue  # it was closed while we asked: as if it had never been kept
                 return await self.fail(request, exc.status, exc.error, exc.details)
             finally:
                 self.exchange = None
             if not keep_server:
                 self.close_server()
-            if not keep and self.client.fd >= 0:
+            if not keep and not self.broken and self.client.fd >= 0:
                 await self.ingress.commands.end(self.client)
             return keep
+        raise ConnectionResetError("the client has gone")
 
     def kept_server(self, request: Request, repeatable: bool) -> Server | None:
         """The kept connection where it serves; where not it is closed."""
@@ -335,6 +371,8 @@ def problem_of(exc: TabiError) -> tuple[int, str]:
     number = exc.errno if isinstance(exc, DialError) else None
     if number == errno.ETIMEDOUT:
         return 504, "connection_timeout"
+    if number in (errno.ECONNRESET, errno.ENOTCONN):
+        return 502, "connection_terminated"
     if exc.reply_code == ReplyCode.CONNECTION_REFUSED:
         return 502, "connection_refused"
     if number in UNROUTABLE:

@@ -41,6 +41,6 @@ class MixedIngress:
                 raise RemoteProtocolError(f"the client ended after {data!r}" if data else "the client sent nothing")
         ingress = self.protocols.get(protocol)
         if ingress is None:
-            expected = ", ".join(self.protocols)
+            expected = ", ".join(name for name in self.protocols if name is not Protocol.HTTP2)
             raise RemoteProtocolError(WHY_NOT.get(protocol) or f"begins with {data[:16]!r}, expected one of {expected}")
         await ingress.serve(client, session)

@@ -6,6 +6,7 @@ from tabi.config import Network
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.net.stream import Stream
+from tabi.policy.guard import is_inner_client
 from tabi.session import Session
 from tabi.wire.address import Host
 from tabi.wire.proxy_protocol import MAX_HEADER, decode_header, missing_octets
@@ -54,5 +55,9 @@ class ProxyHeaderIngress:
             if found:
                 break
         header = found[0]
-        if header.source is not None:
-            session.client = header.source
+        source = header.source
+        # Loopback over there is not loopback here: a client on the balancer's own machine has the balancer's address.
+        if source is not None and (not is_inner_client(source.host) or is_inner_client(session.client.host)):
+            session.client = source
+        if header.local and not await client.peek(1):
+            session.silent = True  # a health check, which asks for nothing

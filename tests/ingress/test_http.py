@@ -1,0 +1,1025 @@
+"""The HTTP ingress from outside: what clients get, what destinations see, and what the log says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import aiohappyeyeballs
+import pytest
+
+from conftest import Run, run_in_loop
+from doubles import FakeResolver, Streams, client_from, config, end_of, queued, reset, unanswering, until
+from support import client, closed_port, target
+from tabi import Server, Session
+from tabi.config import Listen
+from tabi.wire.address import Address
+
+HTTP = "http://127.0.0.1:0"
+MIB = 1 << 20
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Proxy(NamedTuple):
+    """A running server, and the sessions that have ended."""
+
+    server: Server
+    ended: asyncio.Queue[Session]
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self.server.addresses[0]
+
+
+@contextlib.asynccontextmanager
+async def proxy(users: str | None = None, **options: Any) -> AsyncIterator[Proxy]:
+    """A server that speaks HTTP; floats are timeouts. At the end of the test every session of it must end."""
+    seconds = {name: options.pop(name) for name in list(options) if isinstance(options[name], float)}
+    ended: asyncio.Queue[Session] = asyncio.Queue()
+    listen = Listen(HTTP) if users is None else Listen(HTTP, users=users)  # type: ignore[arg-type]
+    options.setdefault("config", config(listen, **seconds))
+    resolver = FakeResolver({"here.test": ["127.0.0.1"], "both.test": ["127.0.0.1", "127.0.0.2"]})
+    async with Server(on_session=ended.put_nowait, resolver=resolver, **options) as server:
+        yield Proxy(server, ended)
+        await until(lambda: not server.sessions)
+
+
+class Message(NamedTuple):
+    """A request or an answer: its first line, its fields by the name in lower case, and its content as sent."""
+
+    line: str
+    fields: dict[str, str]
+    content: bytes
+
+    @property
+    def status(self) -> int:
+        """Of an answer."""
+        return int(self.line.split()[1])
+
+
+async def read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """A chunked body with its framing."""
+    octets = b""
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        octets += line
+        size = int(line.split(b";")[0], 16)
+        if not size:
+            break
+        octets += await reader.readexactly(size + 2)
+    while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
+        octets += line
+    return octets + line
+
+
+async def read_message(reader: asyncio.StreamReader, method: str = "") -> Message:
+    """The next message; ``method`` is that of the request where this is its answer."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").removesuffix("\r\n\r\n")
+    line, *rest = head.split("\r\n")
+    fields: dict[str, str] = {}
+    for field in rest:
+        name, _, value = field.partition(":")
+        assert name.lower() not in fields, f"{name} twice"
+        fields[name.lower()] = value.strip()
+    empty = method == "HEAD" or line.split()[1] in ("204", "304") or line.split()[1].startswith("1")
+    if fields.get("transfer-encoding") == "chunked":
+        return Message(line, fields, await read_chunks(reader))
+    if "content-length" in fields and not empty:
+        return Message(line, fields, await reader.readexactly(int(fields["content-length"])))
+    until_close = line.startswith("HTTP/") and not empty
+    return Message(line, fields, await reader.read() if until_close else b"")
+
+
+class Origin:
+    """A destination: what it was asked, by connection, and how it answers."""
+
+    def __init__(self, answer: Callable[[Message], bytes]) -> None:
+        self.answer = answer
+        self.connections: list[list[Message]] = []
+        self.octets = 0
+        self.port = 0
+
+    @property
+    def requests(self) -> list[Message]:
+        """All of them."""
+        return [message for connection in self.connections for message in connection]
+
+    @property
+    def url(self) -> str:
+        """What to ask a proxy for."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer until the client ends."""
+        asked: list[Message] = []
+        self.connections.append(asked)
+        while True:
+            try:
+                message = await read_message(reader)
+            except asyncio.IncompleteReadError as exc:
+                self.octets += len(exc.partial)
+                return
+            asked.append(message)
+            writer.write(self.answer(message))
+
+
+@contextlib.asynccontextmanager
+async def origin(answer: Callable[[Message], bytes] | bytes = OK) -> AsyncIterator[Origin]:
+    """A destination that gives every request an answer."""
+    served = Origin((lambda _: answer) if isinstance(answer, bytes) else answer)
+    async with target(served.serve) as served.port:
+        yield served
+
+
+def ask(url: str, method: str = "GET", fields: str = "", content: bytes = b"", minor: int = 1) -> bytes:
+    """A request as a client sends it to a proxy; ``fields`` are whole lines."""
+    authority = url.split("/")[2] if "//" in url else url
+    head = f"{method} {url} HTTP/1.{minor}\r\nHost: {authority}\r\n{fields}"
+    if content and "transfer-encoding" not in fields.lower():
+        head += f"Content-Length: {len(content)}\r\n"
+    return head.encode() + b"\r\n" + content
+
+
+async def exchange(streams: Streams, octets: bytes) -> Message:
+    """Send a request and read its answer."""
+    reader, writer = streams
+    writer.write(octets)
+    return await read_message(reader, octets.split(b" ", 1)[0].decode())
+
+
+# --- forwarding ---
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"])
+def test_a_request_is_forwarded(run: Run, method: str) -> None:
+    """Its method and its path go on in origin form with a Host of their own, its content as it came, and back."""
+
+    async def main() -> None:
+        content = b"x" * 10 if method in ("POST", "PUT", "PATCH") else b""
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            answer = await exchange(streams, ask(there.url + "/a?b=c", method, content=content))
+            assert (answer.status, answer.content) == (200, b"" if method == "HEAD" else b"hello")
+            assert answer.fields == {"content-length": "5", "via": "1.1 tabi"}
+            (request,) = there.requests
+            assert request.line == f"{method} /a?b=c HTTP/1.1"
+            assert request.fields["host"] == f"127.0.0.1:{there.port}"
+            assert request.fields["via"] == "1.1 tabi"
+            assert request.content == content
+            streams[1].close()
+            session = await here.ended.get()
+            assert (session.protocol, session.command, session.reply_code) == ("http", "forward", 200)
+            assert (session.up, session.down) == (len(content), len(answer.content))
+            assert (session.close, session.error, session.via) == ("server", None, "direct")
+            assert str(session.destination) == str(session.address) == f"127.0.0.1:{there.port}"
+
+    run(main)
+
+
+def test_a_destination_by_name(run: Run) -> None:
+    """A name is resolved, port 80 is left out of Host, and whatever Host the client sent is replaced."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            url = f"http://here.test:{there.port}"
+            await exchange(streams, ask(url).replace(f"Host: here.test:{there.port}".encode(), b"Host: other.test"))
+            (request,) = there.requests
+            assert request.fields["host"] == f"here.test:{there.port}"
+            assert request.line == "GET / HTTP/1.1"
+
+    run(main)
+
+
+def test_one_connection_to_the_destination_for_many_requests(run: Run) -> None:
+    """The second and later GETs go out on the connection of the first; their lines have no connect_ms."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            for number in range(4):
+                assert (await exchange(streams, ask(f"{there.url}/{number}"))).content == b"hello"
+            assert [len(asked) for asked in there.connections] == [4]
+            streams[1].close()
+            sessions = [await here.ended.get() for _ in range(4)]
+            assert len({id(session) for session in sessions}) == len({session.number for session in sessions}) == 4
+            assert [session.connect_seconds is None for session in sessions] == [False, True, True, True]
+            assert {session.reply_code for session in sessions} == {200}
+            assert {session.down for session in sessions} == {5}
+            await until(lambda: not here.server.sessions)
+            assert here.ended.empty()
+
+    run(main)
+
+
+def test_a_request_that_changes_something_gets_a_connection_of_its_own(run: Run) -> None:
+    """POST, and a GET with content, never go out on a connection that was used; a GET behind them does."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            for octets in (
+                ask(there.url),
+                ask(there.url, "POST", content=b"one"),
+                ask(there.url),
+                ask(there.url, "POST", "Content-Length: 0\r\n"),
+                ask(there.url, content=b"two"),
+                ask(there.url, "HEAD"),
+            ):
+                assert (await exchange(streams, octets)).status == 200
+            methods = [[request.line.split()[0] for request in asked] for asked in there.connections]
+            assert methods == [["GET"], ["POST", "GET"], ["POST"], ["GET", "HEAD"]]
+
+    run(main)
+
+
+def test_another_destination_closes_the_first(run: Run) -> None:
+    """A client has one connection to a destination at a time."""
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def watched(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            assert await reader.read() == b""
+            ended.set()
+
+        async with target(watched) as port, origin() as there, proxy() as here, client(here.address) as streams:
+            await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
+            await exchange(streams, ask(there.url))
+            await ended.wait()
+
+    run(main)
+
+
+def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
+    """Many requests in one segment, with content among them: as many answers, in their order."""
+
+    def answer(message: Message) -> bytes:
+        path = message.line.split()[1].encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(path), path)
+
+    async def main() -> None:
+        async with origin(answer) as there, proxy() as here, client(here.address) as (reader, writer):
+            requests = [ask(f"{there.url}/{n}", *(("POST", "", b"x" * n) if n % 3 == 2 else ())) for n in range(1, 13)]
+            writer.write(b"".join(requests))
+            for number in range(1, 13):
+                assert (await read_message(reader)).content == b"/%d" % number
+            assert [request.content for request in there.requests if request.content] == [
+                b"xx",
+                b"x" * 5,
+                b"x" * 8,
+                b"x" * 11,
+            ]
+
+    run(main)
+
+
+CHUNKS = b"5;ext=1\r\nhello\r\n1\r\n \r\n6\r\nworld!\r\n0\r\nChecksum: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_requests_and_answers_in_any_pieces(run: Run, cut: int) -> None:
+    """Octet by octet or all at once: a chunked request and its chunked answer pass as they are, trailers included."""
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                message = await read_message(reader)
+                assert message.content == CHUNKS
+                octets = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Checksum\r\n\r\n" + CHUNKS
+                for at in range(0, len(octets), cut):
+                    writer.write(octets[at : at + cut])
+                    await asyncio.sleep(0)
+
+        async with target(answer) as port, proxy() as here, client(here.address) as (reader, writer):
+            octets = ask(f"http://127.0.0.1:{port}/", "POST", "Transfer-Encoding: chunked\r\n", CHUNKS)
+            for _ in range(2):
+                for at in range(0, len(octets), cut):
+                    writer.write(octets[at : at + cut])
+                    await asyncio.sleep(0)
+                assert (await read_message(reader)).content == CHUNKS
+            session = await here.ended.get()
+            assert (session.up, session.down) == (len(CHUNKS), len(CHUNKS))
+
+    run(main)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_20_mib_in_both_directions(run: Run, chunked: bool) -> None:
+    """Large content passes whole, up and down, and the connection goes on."""
+    block = bytes(range(256)) * 4096
+    size = 20 * MIB
+    body = b"".join(b"%x\r\n%b\r\n" % (MIB, block) for _ in range(20)) + b"0\r\n\r\n" if chunked else block * 20
+    framing = "Transfer-Encoding: chunked\r\n" if chunked else f"Content-Length: {size}\r\n"
+
+    async def main() -> None:
+        head = f"HTTP/1.1 200 OK\r\n{framing}\r\n".encode()
+
+        def answer(message: Message) -> bytes:
+            assert message.content == body
+            return head + body
+
+        async with origin(answer) as there, proxy() as here, client(here.address) as streams:
+            for _ in range(2):
+                request = f"POST {there.url}/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n".encode() + body
+                got = await exchange(streams, request)
+                assert got.content == body
+                session = await here.ended.get() if _ else None
+            assert session is not None
+            assert (session.up, session.down) == (len(body), len(body))
+
+    run(main)
+
+
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_a_client_of_http_1_0(run: Run, asked_for: bool) -> None:
+    """Its connection is kept where it asks for that, and ends behind the answer where it does not."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            fields = "Connection: keep-alive\r\n" if asked_for else ""
+            answer = await exchange(streams, ask(there.url, fields=fields, minor=0))
+            assert answer.content == b"hello"
+            assert answer.fields["connection"] == ("keep-alive" if asked_for else "close")
+            assert there.requests[0].fields["via"] == "1.0 tabi"
+            if asked_for:
+                assert (await exchange(streams, ask(there.url, fields=fields, minor=0))).content == b"hello"
+                assert len(there.connections) == 1
+            else:
+                assert await streams[0].read() == b""
+
+    run(main)
+
+
+def test_chunks_are_taken_apart_for_http_1_0(run: Run) -> None:
+    """It does not know them: it gets the content alone, and its end is the end of the connection."""
+
+    async def main() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS
+        async with origin(answer) as there, proxy() as here, client(here.address) as streams:
+            got = await exchange(streams, ask(there.url, fields="Connection: keep-alive\r\n", minor=0))
+            assert got.content == b"hello world!"
+            assert got.fields["connection"] == "close"
+            assert "transfer-encoding" not in got.fields
+            assert (await here.ended.get()).down == 12
+
+    run(main)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n"])
+def test_content_until_the_end(run: Run, head: bytes) -> None:
+    """Without a length the end of the connection is the end of the content, for the client too."""
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head + bytes(100_000))
+
+        async with target(answer) as port, proxy() as here, client(here.address) as streams:
+            got = await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
+            assert got.fields["connection"] == "close"
+            assert got.content == bytes(100_000)
+            session = await here.ended.get()
+            assert (session.close, session.down) == ("server", 100_000)
+
+    run(main)
+
+
+def test_a_destination_that_closes_leaves_the_client_alone(run: Run) -> None:
+    """Connection: close of an answer is between the proxy and the destination."""
+
+    async def main() -> None:
+        answer = OK.replace(b"\r\n\r\n", b"\r\nConnection: close, x-secret\r\nX-Secret: 1\r\n\r\n")
+        async with origin(answer) as there, proxy() as here, client(here.address) as streams:
+            for _ in range(3):
+                got = await exchange(streams, ask(there.url))
+                assert (got.content, got.fields) == (b"hello", {"content-length": "5", "via": "1.1 tabi"})
+            assert len(there.connections) == 3
+
+    run(main)
+
+
+def test_fields_for_one_connection_stay_there(run: Run) -> None:
+    """Those of RFC 9110 section 7.6.1, what Connection names, and passwords for the proxy go no further."""
+
+    async def main() -> None:
+        fields = (
+            "Connection: x-mine, keep-alive\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\n"
+            "TE: gzip\r\nProxy-Authorization: Basic YTpi\r\nAccept: */*\r\nCookie: a=b\r\n"
+        )
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            await exchange(streams, ask(there.url, fields=fields))
+            (request,) = there.requests
+            assert set(request.fields) == {"host", "accept", "cookie", "via"}
+
+    run(main)
+
+
+@pytest.mark.parametrize(("method", "status"), [("OPTIONS", 200), ("TRACE", 501)])
+def test_max_forwards(run: Run, method: str, status: int) -> None:
+    """It goes down by one; at 0 the proxy answers itself and the connection goes on."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            got = await exchange(streams, ask(there.url, method, "Max-Forwards: 0\r\n"))
+            assert got.status == status
+            assert not there.requests
+            assert (await exchange(streams, ask(there.url, method, "Max-Forwards: 7\r\n"))).content == b"hello"
+            assert there.requests[0].fields["max-forwards"] == "6"
+
+    run(main)
+
+
+# --- interim answers ---
+
+
+def test_expect_100_continue(run: Run) -> None:
+    """The destination decides: its 100 comes to the client, then the content goes up."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Expect: 100-continue\r\n" in head
+            writer.write(CONTINUE)
+            assert await reader.readexactly(4) == b"data"
+            writer.write(OK)
+
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            reader, writer = streams
+            writer.write(ask(f"http://127.0.0.1:{port}/", "POST", "Expect: 100-continue\r\nContent-Length: 4\r\n"))
+            assert (await read_message(reader)).status == 100
+            writer.write(b"data")
+            assert (await read_message(reader)).content == b"hello"
+            writer.close()
+            session = await here.ended.get()
+            assert (session.reply_code, session.up, session.error) == (200, 4, None)
+
+    run(main)
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_a_final_answer_before_the_content(run: Run, sends: bool) -> None:
+    """413 comes through although the content has not, or only in part, and the connection ends behind it."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig")
+            await reader.read()
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(
+                ask(f"http://127.0.0.1:{port}/", "POST", "Expect: 100-continue\r\nContent-Length: 4000000\r\n")
+            )
+            if sends:
+                writer.write(bytes(100_000))
+            got = await read_message(reader)
+            assert (got.status, got.content, got.fields["connection"]) == (413, b"big", "close")
+            assert await end_of(reader) == "end"
+            writer.close()
+            session = await here.ended.get()
+            assert (session.reply_code, session.error) == (413, None)
+
+    run(main)
+
+
+# --- destinations that fail ---
+
+
+def test_an_answer_cut_short_is_a_reset(run: Run) -> None:
+    """A destination that ends in the middle: the client must not take what it has for the whole."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            session = await here.ended.get()
+            assert (session.reply_code, session.close, session.down) == (200, "reset", 3)
+            assert session.error is not None
+            assert "in the middle of the content" in session.error
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "connection_terminated"),
+        (b"HTTP/1.1 200 OK\r\nConte", "connection_terminated"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 33, "http_protocol_error"),
+    ],
+)
+def test_an_answer_that_is_none(run: Run, answer: bytes, error: str) -> None:
+    """502 says why in Proxy-Status, nothing of the answer comes through, and the client's connection goes on."""
+
+    async def main() -> None:
+        asked = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            await reader.readuntil(b"\r\n\r\n")
+            asked += 1
+            writer.write(answer)
+
+        async with target(serve) as port, origin() as there, proxy() as here, client(here.address) as streams:
+            reader, writer = streams
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            while (got := await read_message(reader)).status == 103:
+                pass
+            assert got.status == 502
+            assert f"tabi; error={error}; details=" in got.fields["proxy-status"]
+            assert got.content.startswith(b"502 Bad Gateway: 127.0.0.1:%d: " % port)
+            session = None
+            assert (await exchange(streams, ask(there.url))).content == b"hello"
+            session = await here.ended.get()
+            assert (session.reply_code, session.close) == (502, "error")
+            assert asked == 1
+
+    run(main)
+
+
+def test_destinations_that_cannot_be_reached(run: Run) -> None:
+    """Refused and unknown are 502 with different reasons; the connection goes on, each with its line."""
+
+    async def main() -> None:
+        async with proxy() as here, client(here.address) as streams:
+            with closed_port() as port:
+                for url, error in (
+                    (f"http://127.0.0.1:{port}/", "connection_refused"),
+                    ("http://nowhere.test/", "dns_error"),
+                    ("http://255.255.255.255/", "destination_ip_unroutable"),
+                ):
+                    for method in ("GET", "HEAD"):
+                        got = await exchange(streams, ask(url, method))
+                        assert got.status in (500, 502)
+                        if error != "destination_ip_unroutable":
+                            assert got.fields["proxy-status"].startswith(f"tabi; error={error}; ")
+                        assert (got.content == b"") == (method == "HEAD")
+            for _ in range(5):
+                session = await here.ended.get()
+                assert session.error is not None
+                assert (session.reply_code in (500, 502), session.close, session.connect_seconds) == (
+                    True,
+                    "error",
+                    None,
+                )
+
+    run(main)
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+def test_the_guard(run: Run, method: str) -> None:
+    """A client from outside does not reach inner addresses: 403, for the log "denied"."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client_from(here.server, "203.0.113.9") as streams:
+            url = there.url if method == "GET" else f"127.0.0.1:{there.port}"
+            got = await exchange(streams, ask(url, method))
+            assert got.status == 403
+            assert "error=destination_ip_prohibited" in got.fields["proxy-status"]
+            streams[1].close()
+            session = await here.ended.get()
+            assert (session.close, session.reply_code, session.address) == ("denied", 403, None)
+            assert not there.connections
+
+    run(main)
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+def test_nobody_answers_the_connect(run: Run, method: str) -> None:
+    """504 after the connect deadline."""
+
+    async def main() -> None:
+        with unanswering() as port:
+            async with proxy(connect=0.1) as here, client(here.address) as streams:
+                url = f"http://127.0.0.1:{port}/" if method == "GET" else f"127.0.0.1:{port}"
+                got = await exchange(streams, ask(url, method))
+                assert (got.status, "error=connection_timeout" in got.fields["proxy-status"]) == (504, True)
+
+    run(main)
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_nobody_answers_the_request(run: Run, content: bytes) -> None:
+    """504 after the idle deadline. What was asked is not asked again."""
+
+    async def main() -> None:
+        asked: list[bytes] = []
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            await reader.read()
+
+        async with target(silent) as port, proxy(idle=0.1) as here, client(here.address) as streams:
+            got = await exchange(
+                streams, ask(f"http://127.0.0.1:{port}/", "POST" if content else "GET", content=content)
+            )
+            assert (got.status, "error=http_response_timeout" in got.fields["proxy-status"]) == (504, True)
+            assert len(asked) == 1
+
+    run(main)
+
+
+def test_a_destination_that_vanishes_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset between the connection and the request is 502, not an end without an answer."""
+    connect = aiohappyeyeballs.start_connection
+    vanished = asyncio.Event()
+
+    async def connect_late(*arguments: Any, **options: Any) -> Any:
+        sock = await connect(*arguments, **options)
+        await vanished.wait()
+        return sock
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", connect_late)
+
+    async def main() -> None:
+        vanished.clear()
+
+        async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            reset(writer)
+            await writer.wait_closed()
+            vanished.set()
+
+        async with proxy() as here, target(vanish) as port, client(here.address) as streams:
+            got = await exchange(streams, ask(f"http://both.test:{port}/"))
+            assert got.status == 502
+
+    run(main)
+
+
+# --- kept connections that have become stale ---
+
+
+def stale(second: bytes, ends: bool = True) -> tuple[Callable[..., Any], list[list[str]]]:
+    """A destination that answers the first request of a connection, and to the second sends ``second`` and ends."""
+    asked: list[list[str]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines: list[str] = []
+        asked.append(lines)
+        for answer in (OK, second):
+            lines.append((await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n", 1)[0])
+            writer.write(answer)
+
+    return serve, asked
+
+
+def test_a_stale_connection_is_replaced_once(run: Run) -> None:
+    """The destination ends instead of answering the second GET: it is asked again on a new connection."""
+
+    async def main() -> None:
+        serve, asked = stale(b"")
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            for number in range(3):
+                assert (await exchange(streams, ask(f"http://127.0.0.1:{port}/{number}"))).content == b"hello"
+            lines = [[f"GET /{n} HTTP/1.1" for n in numbers] for numbers in ((0, 1), (1, 2), (2,))]
+            assert asked == lines
+
+    run(main)
+
+
+@pytest.mark.parametrize("second", [b"HTTP/1.1 200", CONTINUE])
+def test_what_has_begun_to_answer_is_not_asked_again(run: Run, second: bytes) -> None:
+    """Part of an answer shows that the request was seen: 502, on the connection that goes on."""
+
+    async def main() -> None:
+        serve, asked = stale(second)
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
+            got = await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
+            if got.status == 100:
+                got = await read_message(streams[0])
+            assert got.status == 502
+            assert [len(lines) for lines in asked] == [2]
+
+    run(main)
+
+
+def test_a_fresh_connection_that_ends_is_not_replaced(run: Run) -> None:
+    """Where the new connection ends too the answer is 502: asked twice in all, not without end."""
+
+    async def main() -> None:
+        count = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal count
+            count += 1
+            await reader.readuntil(b"\r\n\r\n")
+            if count == 1:
+                writer.write(OK)
+                await reader.readuntil(b"\r\n\r\n")
+
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            for status in (200, 502):
+                assert (await exchange(streams, ask(f"http://127.0.0.1:{port}/"))).status == status
+            assert count == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("unasked", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+def test_what_comes_unasked_is_no_answer(run: Run, unasked: bytes) -> None:
+    """A destination that ends, or says something, while its connection waits: the next request gets a new one."""
+
+    async def main() -> None:
+        said = asyncio.Event()
+        count = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal count
+            count += 1
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            await go.wait()
+            writer.write(unasked)
+            if not unasked:
+                writer.write_eof()
+            await writer.drain()
+            said.set()
+            assert await reader.read() == b""
+
+        go = asyncio.Event()
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
+            go.set()
+            await said.wait()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert (await exchange(streams, ask(f"http://127.0.0.1:{port}/"))).content == b"hello"
+            assert count == 2
+
+    run(main)
+
+
+def test_a_connection_whose_content_was_not_taken_is_not_kept(run_once: Run) -> None:
+    """An early answer to a POST whose last octets wait for room: what follows must not be read as its content."""
+
+    async def main() -> None:
+        posts: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        done = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
+                writer.write(OK)
+                return
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            posts.put_nowait((reader, writer))
+            await done.wait()
+
+        async def post(streams: Streams, steps: int) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
+            """Send content in pieces of 64 KiB until the proxy holds one back; says which."""
+            client_port, reader = streams[1].get_extra_info("sockname")[1], None
+            streams[1].write(ask(url, "POST", f"Content-Length: {steps << 16}\r\n"))
+            reader, writer = await posts.get()
+            peer = writer.get_extra_info("peername")[1]
+            for step in range(1, steps + 1):
+                streams[1].write(bytes(1 << 16))
+                await until(lambda: not queued(client_port, here.address.port)[0])
+                await until(lambda: not queued(here.address.port, client_port)[1])
+                # What was delivered and not yet acknowledged counts on both sides, for a moment.
+                await until(lambda: handed(peer) <= step << 16)  # noqa: B023 awaited right here
+                if handed(peer) < step << 16:
+                    return step, reader, writer
+            return steps + 1, reader, writer
+
+        def handed(peer: int) -> int:
+            return queued(port, peer)[1] + queued(peer, port)[0]
+
+        async with target(serve) as port, proxy() as here:
+            url, steps, held = f"http://127.0.0.1:{port}/", 1000, 0
+            for _ in range(10):
+                async with client(here.address) as streams:
+                    held, reader, writer = await post(streams, steps)
+                    if held == steps:
+                        writer.write(OK)
+                        assert (await read_message(streams[0])).content == b"hello"
+                        await exchange(streams, ask(url))
+                        writer.transport.resume_reading()  # type: ignore[attr-defined]
+                        rest = await reader.read()
+                        assert b"GET" not in rest
+                        break
+                    steps = held
+            assert held == steps
+            done.set()
+
+    run_once(main)
+
+
+# --- clients that leave, or are slow ---
+
+
+def test_a_client_that_ends_its_direction_gets_its_answer(run: Run) -> None:
+    """It has said all that it wanted to; the connection ends behind the answer."""
+
+    async def main() -> None:
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await go.wait()
+            writer.write(OK)
+            assert await reader.read() == b""
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            writer.write_eof()
+            await asked.wait()
+            go.set()
+            assert (await read_message(reader)).content == b"hello"
+            assert await end_of(reader) == "end"
+            session = await here.ended.get()
+            assert (session.close, session.reply_code) == ("server", 200)
+
+    run(main)
+
+
+@pytest.mark.parametrize("hosting", ["selector", "nested"])
+@pytest.mark.parametrize("upload", [False, True])
+def test_a_client_that_vanishes_while_the_answer_is_awaited(
+    monkeypatch: pytest.MonkeyPatch, hosting: str, upload: bool
+) -> None:
+    """A reset ends the exchange at once, and the destination's connection too."""
+    monkeypatch.setenv("TABI_REACTOR", hosting)
+
+    async def main() -> None:
+        asked, gone = asyncio.Event(), asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            try:
+                await reader.read()
+            except ConnectionError:
+                pass
+            gone.set()
+
+        async with target(silent) as port, origin() as there, proxy() as here, client(here.address) as streams:
+            if not upload:  # on a connection that was used: it is not asked again for nobody
+                await exchange(streams, ask(there.url))
+            writer = streams[1]
+            writer.write(ask(f"http://127.0.0.1:{port}/", "POST" if upload else "GET", "", b"whole" if upload else b""))
+            await asked.wait()
+            reset(writer)
+            await gone.wait()
+            if not upload:
+                await here.ended.get()
+            session = await here.ended.get()
+            assert (session.close, session.reply_code) == ("reset", None)
+
+    run_in_loop(main)
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_a_client_that_leaves_in_the_middle_of_its_content(run: Run, how: str) -> None:
+    """The destination gets a reset: it must not take what it has for the whole."""
+
+    async def main() -> None:
+        asked, ends = asyncio.Event(), asyncio.Queue[str]()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(4) == b"part"
+            asked.set()
+            ends.put_nowait(await end_of(reader))
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/", "POST", "Content-Length: 100\r\n") + b"part")
+            await asked.wait()
+            if how == "end":
+                writer.write_eof()
+                got = await read_message(reader)
+                assert (got.status, got.fields["connection"]) == (400, "close")
+            else:
+                reset(writer)
+            assert await ends.get() == "reset"
+            session = await here.ended.get()
+            assert (session.close, session.up) == ("error" if how == "end" else "reset", 4)
+
+    run(main)
+
+
+def test_a_client_that_leaves_in_the_middle_of_an_answer(run: Run) -> None:
+    """The destination's connection ends, and the session with it, however much were still to come."""
+
+    async def main() -> None:
+        ends = asyncio.Queue[bool]()
+
+        async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+            try:
+                while True:
+                    writer.write(bytes(65536))
+                    await writer.drain()
+            except ConnectionError:
+                ends.put_nowait(True)
+
+        async with target(endless) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            await reader.readexactly(MIB)
+            reset(writer)
+            assert await ends.get()
+            session = await here.ended.get()
+            assert (session.close, session.reply_code) == ("reset", 200)
+            assert session.down >= MIB
+
+    run(main)
+
+
+def test_a_client_that_does_not_read(run: Run) -> None:
+    """An answer that nobody takes ends with the idle deadline; what is held of it is what the kernel holds."""
+
+    async def main() -> None:
+        sent = 0
+
+        async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+                sent += 65536
+
+        async with target(endless) as port, proxy(idle=0.2) as here, client(here.address) as (_, writer):
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            session = await here.ended.get()
+            assert (session.close, session.reply_code) == ("idle", 200)
+            assert sent - session.down < 16 * MIB
+            writer.transport.abort()
+
+    run(main)
+
+
+def test_a_client_that_does_not_read_interim_answers(run: Run) -> None:
+    """They are within the idle deadline too."""
+
+    async def main() -> None:
+        hint = b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 32000 + b"\r\n\r\n"
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(hint * 31)
+            await reader.read()
+
+        # A unix socket's buffer does not grow: the answers are more than it holds.
+        async with target(serve) as port, proxy(idle=0.2) as here, client_from(here.server, "127.0.0.1") as streams:
+            streams[1].transport.pause_reading()  # type: ignore[attr-defined]
+            streams[1].write(ask(f"http://127.0.0.1:{port}/"))
+            session = await here.ended.get()
+            assert session.close == "reset"
+            assert session.error == "the client took nothing for 0.2 s"
+
+    run(main)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_head_octet_by_octet_has_one_deadline(run: Run, second: bool) -> None:
+    """No octet prolongs it, of the first request as of the later ones."""
+
+    async def main() -> None:
+        async with origin() as there, proxy(handshake=0.2) as here, client(here.address) as streams:
+            reader, writer = streams
+            if second:
+                await exchange(streams, ask(there.url))
+            for octet in ask(there.url, fields="A: b\r\n" * 1000):
+                writer.write(b"%c" % octet)
+                await asyncio.sleep(0.005)
+                if reader.at_eof():
+                    break
+            assert await end_of(reader) in ("end", "reset")
+            if second:
+                await here.ended.get()
+            session = await here.ended.get()
+            assert session.error == "handshake: not done within 0.2 s"
+            assert len(there.requests) == second
+
+    run(main)
+
+
+def test_a_kept_connection_ends_when_it_is_idle(run: Run) -> None:
+    """After the idle deadline, in silence: what was asked for on it has its line already."""
+
+    async def main() -> None:
+        async with origin() as there, proxy(idle=0.1) as here, client(here.address) as streams:
+            await exchange(streams, ask(there.url))
+            assert await end_of(streams[0]) == "end"
+            await here.ended.get()
+            await until(lambda: not here.server.sessions)
+            assert here.ended.empty()
+
+    run(main)
