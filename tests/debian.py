@@ -23,6 +23,7 @@ PROGRAMS = {
     "haproxy": "haproxy",
     "tnftp": "tnftp",
     "ip": "iproute2",
+    "systemd-analyze": "systemd",
 }
 """What the tests call: the package that has it."""
 

@@ -203,7 +203,8 @@ def bind_unix(place: UnixSocket) -> socket.socket:
         os.fchmod(sock.fileno(), 0)  # bind(2) gives the file the rights of the socket, less the umask: nobody's yet
         sock.bind(place.path)
         try:
-            os.chown(place.path, owner, group, follow_symlinks=False)
+            if (owner, group) != (-1, -1):
+                os.chown(place.path, owner, group, follow_symlinks=False)
             sock.listen(BACKLOG)  # before anybody may connect, and find that nobody listens
             os.chmod(place.path, place.mode)
         except BaseException:
