@@ -21,6 +21,7 @@ EXPECTED = {
         "nobody else: 127.0.0.1:",
         "nobody called within 0.1 s",
     ),
+    "unix_socket.py": ("rights 600\n", "received: hello from the destination\n", "client unix:", "left behind: []\n"),
     "client.py": ("connect: ONE\n", "open_connection: TWO\n", "refused with reply 5\n"),
     "datagrams.py": ("one: BY ADDRESS\n", "two: BY NAME\n", "not sent: a datagram of 65507 octets"),
     "log_sessions.py": (

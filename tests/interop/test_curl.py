@@ -75,6 +75,16 @@ def test_the_line_that_serve_prints_works(run_once: Run, curl: str, proxy: Serve
     check(fetch(run_once, curl, words[3], "localhost"))
 
 
+def test_the_line_for_a_unix_socket_works(run_once: Run, curl: str, tmp_path: Path) -> None:
+    """curl takes the path behind localhost as that of the proxy."""
+    with serve(tmp_path, "-l", f"unix://{tmp_path}/tabi.sock") as proxy:
+        words = proxy.messages.splitlines()[1].split()
+        assert words[:4] == ["try:", "curl", "-x", f"socks5h://localhost{tmp_path}/tabi.sock"]
+        check(fetch(run_once, curl, words[3], "localhost"))
+        (session,) = proxy.sessions(1)
+        assert session["client"].startswith("unix:")
+
+
 def test_users(run_once: Run, curl: str, tmp_path: Path) -> None:
     """Name and password from the URL, percent-encoded; the line in the log has the name."""
     with serve(tmp_path, "-u", "alice:p@ss:word") as proxy:
