@@ -104,6 +104,26 @@ def test_a_unix_socket_lives_as_long_as_its_server(run: Run, tmp_path: Path) -> 
     run(main)
 
 
+@pytest.mark.parametrize("name", ["", "client.sock", "\0tabi-test-client"])
+def test_a_client_of_a_unix_socket_may_have_a_name_itself(run: Run, tmp_path: Path, name: str) -> None:
+    """A path or an abstract name is no address: it is its user all the same, and harms nobody."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with Server(f"unix://{tmp_path}/tabi.sock?protocol=socks5", on_session=ended.put_nowait):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(f"{name}{os.getpid()}" if name.startswith("\0") else name and str(tmp_path / name))
+                sock.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(sock, str(tmp_path / "tabi.sock"))
+                reader, writer = await asyncio.open_connection(sock=sock)
+                assert await greet((reader, writer)) == 0
+                writer.close()
+                await writer.wait_closed()
+            assert str((await ended.get()).client) == f"unix:{os.getuid()}"
+
+    run(main)
+
+
 def test_several_listeners_of_every_kind(run: Run, tmp_path: Path) -> None:
     """Addresses, a name and a path, each with its own URL; `url` is the first, as SOCKS5 where it is mixed."""
 

@@ -268,7 +268,7 @@ def url_of(url: ListenURL, sock: socket.socket) -> str:
 
 def unix_client(sock: Any) -> Address:
     """Who is at the other end of a unix socket: the user of the process that has connected (SO_PEERCRED, unix(7))."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Address(UNIX, uid)
 
 

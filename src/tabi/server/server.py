@@ -306,7 +306,8 @@ class Server:
         loop = reactor.loop
 
         def accepted(sock: Any, sockaddr: Any) -> None:
-            peer = from_sockaddr(sockaddr) if sockaddr else unix_client(sock)
+            # A path where a client of a unix socket has one: it says nothing of who that is.
+            peer = from_sockaddr(sockaddr) if isinstance(sockaddr, tuple) else unix_client(sock)
             session = Session(next(self.numbers), name, peer, monotonic())
             client = Stream(reactor, sock)
             handshake.start(client)
