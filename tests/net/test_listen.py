@@ -286,6 +286,9 @@ def test_the_environment_is_read_only_for_a_listener_that_wants_it(monkeypatch: 
     monkeypatch.setenv("LISTEN_FDS", "0")
     with opened("socks5://127.0.0.1:0"):
         assert "LISTEN_FDS" in os.environ
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        Listeners([[sock]]).open([Listen("fd://web")])
+        assert "LISTEN_FDS" in os.environ
     with pytest.raises(ConfigError, match=r"^listen\[1\].url: fd://web: no socket was passed \(LISTEN_FDS\)$"):
         opened("socks5://127.0.0.1:0", "fd://web").__enter__()
     assert "LISTEN_FDS" not in os.environ

@@ -41,8 +41,7 @@ def serve(
 ) -> None:
     """Run the proxy.
 
-    Without options it listens on mixed://127.0.0.1:1080, for programs on this machine only, whichever
-    protocol they speak.
+    Without options it listens on mixed://127.0.0.1:1080, for programs on this machine only.
 
     What is given here stands in place of what the file says; users are added to those of the file.
 

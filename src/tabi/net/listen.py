@@ -88,7 +88,7 @@ class Listeners:
             OSError: an address cannot be listened on; ``filename`` is the listener. Nothing stays open then.
         """
         places = [one.parsed.place for one in listen]
-        if passed is None and any(isinstance(place, PassedSocket) for place in places):
+        if passed is None and any(isinstance(place, PassedSocket) for place in places[len(self.sockets) :]):
             passed = take_passed(os.environ)
         opened: dict[int, list[socket.socket]] = {}
         try:

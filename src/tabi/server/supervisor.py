@@ -165,7 +165,7 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 told = os.read(ready_end, 4096).decode()
                 if told not in ("", READY * len(told)):
-                    raise ConfigError(told.strip(READY))
+                    raise ConfigError(told.strip(READY).partition("\n")[0])
         finally:
             if self.told_end is not None:
                 os.close(self.told_end)
@@ -196,7 +196,7 @@ class Supervisor:
         except OSError as exc:
             if self.told_end is None:
                 log.exception("a worker failed")
-            self.tell(f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}")
+            self.tell(f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}\n")
         except BaseException:
             log.exception("a worker failed")
         finally:
