@@ -207,7 +207,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check a file.
+    """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
@@ -219,9 +219,22 @@ def load_config(path: str | Path) -> Config:
     except OSError as exc:
         raise ConfigError(exc.strerror or str(exc), str(path)) from exc
     try:
-        return parse_config(text)
+        return resolve_paths(parse_config(text), Path(path).absolute().parent)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
+
+
+def resolve_paths(config: Config, folder: Path) -> Config:
+    """Make paths absolute that are relative to a folder."""
+
+    def absolute(listen: Listen) -> Listen:
+        tls = listen.tls
+        if tls is None:
+            return listen
+        files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
+        return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
+
+    return msgspec.structs.replace(config, listen=[absolute(listen) for listen in config.listen])
 
 
 def parse_config(text: str) -> Config:

@@ -148,16 +148,16 @@ class Commands:
         await self.refuse(conversation.client, conversation.session, denied, lambda: conversation.answer(reply))
 
     async def refuse(self, client: Stream, session: Session, denied: bool, answer: Callable[[], None]) -> None:
-        """Answer no, and end."""
+        """Answer no, and let the client read it."""
         session.close = "denied" if denied else "error"
-        self.handshake.stop(client)
-        answer()
-        await self.end(client)
+        await self.part(client, answer)
 
-    async def end(self, client: Stream) -> None:
-        """Stay until a client has read the last: a close with octets unread would be a reset, and lose it."""
+    async def part(self, client: Stream, answer: Callable[[], None] = lambda: None) -> None:
+        """End, and stay until the client has read it all: a close with octets unread would be a reset and lose it."""
+        self.handshake.stop(client)
         self.linger.start(client)
         try:
+            answer()
             client.send_eof()
             while await client.receive():
                 # What is there is received without a wait, expired or not: let others have their turn, and end.

@@ -338,7 +338,7 @@ class Connection:
             if not keep_server:
                 self.close_server()
             if not keep and not self.broken and self.client.fd >= 0:
-                await self.ingress.commands.end(self.client)
+                await self.ingress.commands.part(self.client)
             return keep
         raise ConnectionResetError("the client has gone")
 

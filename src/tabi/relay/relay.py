@@ -9,6 +9,7 @@ from time import monotonic
 
 from tabi.net.reactor import IN, OUT, READABLE, Reactor
 from tabi.net.stream import RESET, Sock, Stream
+from tabi.net.tls import TlsSocket
 from tabi.relay.flow import BLOCKED, READY, Flow
 from tabi.relay.pipes import Carriers
 from tabi.session import Close, Session
@@ -160,6 +161,7 @@ class Relays:
         self.half_closed = half_closed
         self.done = done
         self.carriers = Carriers(pipes)
+        self.copiers = Carriers(0)  # for TLS
         self.active: set[Relay] = set()
         self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
@@ -170,7 +172,10 @@ class Relays:
         ``answer``, if there is one, is the first that the client gets and counts as no payload; ``head`` is the first
         that the server gets.
         """
-        relay = Relay(self, client, server, session, monotonic())
+        kind = Relay
+        if isinstance(client.sock, TlsSocket) or isinstance(server.sock, TlsSocket):
+            from tabi.relay.tls import TlsRelay as kind  # builds on this module
+        relay = kind(self, client, server, session, monotonic())
         self.active.add(relay)
         if self.timer is None:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)

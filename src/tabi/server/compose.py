@@ -1,6 +1,6 @@
 """What a listener speaks, composed once when it opens: each layer wraps the next, a session pays for those it meets.
 
-PROXY header -> TLS -> mixed -> socks5, socks4
+PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -> socks5, socks4
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress
 from tabi.ingress.socks5 import Socks5Ingress
+from tabi.ingress.tls import Certificates, TlsIngress
 from tabi.net.dial import Dialer
+from tabi.net.tls import TlsShared
 from tabi.wire.sniff import Protocol
 
 
 def make_ingress(
-    listen: Listen, commands: Commands, forwarding: Forwarding, authenticate: Authenticate | None, required: bool
+    listen: Listen,
+    commands: Commands,
+    forwarding: Forwarding,
+    authenticate: Authenticate | None,
+    required: bool,
+    certificates: Certificates | None,
+    shared: TlsShared,
 ) -> Ingress:
     """Compose the ways in of one listener.
 
@@ -31,24 +39,35 @@ def make_ingress(
         forwarding: what HTTP requests need beside that.
         authenticate: asked for every user name and password; None where there are none.
         required: whether clients must be users.
+        certificates: those of the listener; None where there is no TLS.
+        shared: see `TlsShared`.
     """
     url = listen.parsed
-    inside = make_protocols(commands, forwarding, authenticate, required)
-    ingress: Ingress = MixedIngress(inside) if url.protocol == "mixed" else inside[Protocol(url.protocol)]
+
+    def make_protocols(inside_tls: bool) -> dict[Protocol, Ingress]:
+        """What speaks each protocol."""
+        suffix = "+tls" if inside_tls else ""
+        http = HttpIngress(commands, forwarding, authenticate, required, "https" if inside_tls else "http")
+        return {
+            Protocol.SOCKS5: Socks5Ingress(commands, authenticate, required, "socks5" + suffix),
+            Protocol.SOCKS4: Socks4Ingress(commands, required, "socks4" + suffix),
+            Protocol.HTTP: http,
+            Protocol.HTTP2: http,  # which says that it does not speak that version
+        }
+
+    outside: dict[Protocol, Ingress] = {}
+    if certificates is not None:
+        inside = choose(url.protocol, make_protocols(inside_tls=True))
+        outside[Protocol.TLS] = TlsIngress(inside, certificates, commands, shared)
+    if not url.tls:
+        outside |= make_protocols(inside_tls=False)
+    ingress = outside[Protocol.TLS] if url.tls else choose(url.protocol, outside)
     return ProxyHeaderIngress(listen.proxies, ingress) if listen.proxy_protocol else ingress
 
 
-def make_protocols(
-    commands: Commands, forwarding: Forwarding, authenticate: Authenticate | None, required: bool
-) -> dict[Protocol, Ingress]:
-    """What speaks each protocol."""
-    http = HttpIngress(commands, forwarding, authenticate, required)
-    return {
-        Protocol.SOCKS5: Socks5Ingress(commands, authenticate, required),
-        Protocol.SOCKS4: Socks4Ingress(commands, required),
-        Protocol.HTTP: http,
-        Protocol.HTTP2: http,  # which says that it does not speak that version
-    }
+def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
+    """What speaks one protocol, or any of them."""
+    return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
 
 
 def make_egress(config: Config, dialer: Dialer) -> Egress:

@@ -23,12 +23,14 @@ from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.ingress.forward import Forwarding, KeptConnections
+from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Listeners, unix_client, urls_of
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, open_output
 from tabi.policy.users import Users
 from tabi.relay.datagram import Associations
@@ -99,6 +101,7 @@ class Server:
         self.listeners = Listeners(sockets or ())
         self.sockets = self.listeners.sockets
         self.refuse_open_proxy()
+        self.certificates = [self.load_certificates(index) for index in range(len(config.listen))]
         self.acceptors: list[Acceptor] = []
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
@@ -113,7 +116,16 @@ class Server:
     def required(self, listen: Listen) -> bool:
         """Whether a listener's clients must be users."""
         has_users = self.users is not None or self.custom_authenticate is not None
-        return listen.users == "required" or (listen.users is None and has_users)
+        by_certificate = listen.tls is not None and listen.tls.client_ca is not None
+        return listen.users == "required" or (listen.users is None and (has_users or by_certificate))
+
+    def load_certificates(self, index: int) -> Certificates | None:
+        """Those of a listener; a certificate is required where nothing else can prove a user. Raises ConfigError."""
+        listen = self.config.listen[index]
+        if listen.tls is None:
+            return None
+        no_passwords = self.users is None and self.custom_authenticate is None
+        return Certificates(listen.tls, f"listen[{index}].tls", no_passwords and self.required(listen))
 
     def refuse_open_proxy(self) -> None:
         """Raise ConfigError for a listener that anybody in the network could use: by its URL, or by its sockets."""
@@ -178,8 +190,9 @@ class Server:
         )
         self.listeners.open(config.listen)
         self.refuse_open_proxy()
+        shared = TlsShared()
         for index, listen in enumerate(config.listen):
-            ingress = self.make_ingress(listen, connect)
+            ingress = self.make_ingress(listen, connect, self.certificates[index], shared)
             for sock in self.sockets[index]:
                 sock.setblocking(False)
                 try:
@@ -190,7 +203,9 @@ class Server:
         for acceptor in self.acceptors:
             acceptor.start()
 
-    def make_ingress(self, listen: Listen, connect: Connect) -> Ingress:
+    def make_ingress(
+        self, listen: Listen, connect: Connect, certificates: Certificates | None, shared: TlsShared
+    ) -> Ingress:
         """What a listener speaks, and what carries out its clients' commands."""
         serves: dict[int, Serve] = {
             Command.CONNECT: connect,
@@ -200,8 +215,8 @@ class Server:
         authenticate = self.authenticate if self.custom_authenticate else self.authenticator
         if listen.users == "none":
             authenticate = None
-        commands = Commands(serves, self.handshake)
-        return make_ingress(listen, commands, self.forwarding, authenticate, self.required(listen))
+        commands, required = Commands(serves, self.handshake), self.required(listen)
+        return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, shared)
 
     async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
         """Ask the embedding program."""

@@ -1,0 +1,204 @@
+"""The TLS ingress: the handshake, and who the client is by its certificate; what is inside goes to another ingress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import time as clock
+from collections.abc import Callable
+from typing import Any
+
+from tabi.config import Tls
+from tabi.errors import ConfigError, RemoteProtocolError
+from tabi.ingress.conversation import Commands, Ingress
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared, accept_tls
+from tabi.session import Session
+
+log = logging.getLogger("tabi")
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks at the files."""
+
+SAN = {"dns": "DNS", "email": "email", "uri": "URI"}
+"""What `ssl` calls the kinds of subject alternative names."""
+
+State = tuple[tuple[int, int, int] | None, ...]
+
+
+class Certificates:
+    """The TLS context of a listener, made anew when one of its files has changed.
+
+    Args:
+        tls: the files.
+        path: of their keys in tabi.toml, such as ``listen[0].tls``.
+        required: whether a client without a certificate is refused in the handshake.
+        time: a clock in seconds.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+
+    def __init__(self, tls: Tls, path: str, required: bool, time: Callable[[], float] = clock.monotonic) -> None:
+        self.tls = tls
+        self.path = path
+        self.required = required
+        self.time = time
+        self.loaded = self.reported = self.state()
+        self.next_look = time() + LOOK_EVERY
+        self.context = self.load()
+
+    def state(self) -> State:
+        """What tells whether a file is another one than before; None is one that is not there."""
+        return tuple(state_of(name) for name in (self.tls.certificate, self.tls.key, self.tls.client_ca) if name)
+
+    def current(self) -> ssl.SSLContext:
+        """The context for a new connection. Files that cannot be used leave the one before, and a line in the log."""
+        now = self.time()
+        if now < self.next_look:
+            return self.context
+        self.next_look = now + LOOK_EVERY
+        state = self.state()  # before they are read: what is written meanwhile shows at the next look
+        if state == self.loaded:
+            return self.context
+        try:
+            self.context = self.load()
+        except ConfigError as exc:
+            if state != self.reported:
+                log.error("%s; the certificate before stays", exc)
+        else:
+            self.loaded = state
+            log.info("%s: new certificate from %s", self.path, self.tls.certificate)
+        self.reported = state
+        return self.context
+
+    def load(self) -> ssl.SSLContext:
+        """Read the files. Raises ConfigError, which names the key and the file."""
+        tls = self.tls
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.set_alpn_protocols(["http/1.1"])
+        self.load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "certificate", tls.certificate)
+        self.load_key(context)
+        if tls.client_ca is not None:
+            self.load_authorities(context, "client_ca", tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED if self.required else ssl.CERT_OPTIONAL
+        return context
+
+    def load_authorities(self, context: ssl.SSLContext, key: str, name: str) -> None:
+        """Load certificates, or see whether there are any."""
+        try:
+            context.load_verify_locations(name)
+        except ssl.SSLError:
+            raise self.error(key, name, "no certificates in PEM") from None
+        except OSError as exc:
+            raise self.error(key, name, exc.strerror or str(exc)) from None
+
+    def load_key(self, context: ssl.SSLContext) -> None:
+        """Load the certificate with its key; nobody is asked for a passphrase."""
+        tls = self.tls
+        encrypted = False
+
+        def no_passphrase() -> str:
+            nonlocal encrypted
+            encrypted = True
+            return ""
+
+        try:
+            with open(tls.key, "rb"):
+                pass
+            context.load_cert_chain(tls.certificate, tls.key, no_passphrase)
+        except ssl.SSLError as exc:
+            if encrypted:
+                raise self.error("key", tls.key, "has a passphrase, expected a key without") from None
+            if exc.reason == "KEY_VALUES_MISMATCH":
+                raise self.error("key", tls.key, f"is not the key of {tls.certificate}") from None
+            if exc.reason is not None:
+                raise self.error("certificate", tls.certificate, exc.reason.replace("_", " ").lower()) from None
+            raise self.error("key", tls.key, "no private key in PEM") from None
+        except OSError as exc:
+            raise self.error("key", tls.key, exc.strerror or str(exc)) from None
+
+    def error(self, key: str, name: str, text: str) -> ConfigError:
+        """An error that names the key and the file."""
+        return ConfigError(f"{name}: {text}", f"{self.path}.{key}")
+
+
+def state_of(name: str) -> tuple[int, int, int] | None:
+    """What tells whether a file has changed, or None where it is not there."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def user_of(certificate: dict[str, Any], kind: str, now: float) -> str:
+    """The name in a certificate that OpenSSL has verified.
+
+    Args:
+        certificate: as `ssl.SSLObject.getpeercert` gives it.
+        kind: as ``client_name`` in `config.Tls`.
+        now: the time, in seconds since 1970. A resumed session's certificate was verified when the session began.
+
+    Raises:
+        ValueError: there is none, or more than one, or its time is over.
+    """
+    if ssl.cert_time_to_seconds(certificate["notAfter"]) < now:
+        raise ValueError("the certificate of the client has expired")
+    if kind == "cn":
+        names = [value for part in certificate["subject"] for key, value in part if key == "commonName"]
+    else:
+        names = [value for key, value in certificate.get("subjectAltName", ()) if key == SAN[kind]]
+    if len(names) != 1 or not names[0].isprintable() or not names[0]:
+        raise ValueError(f"the certificate of the client has {names!r} as {kind}, expected one name")
+    return str(names[0])
+
+
+class TlsIngress:
+    """Takes the handshake, and hands on what is inside.
+
+    Args:
+        inner: speaks with the client inside TLS.
+        certificates: what the server shows, and what clients have to.
+        commands: let a client that is refused read why.
+        shared: see `TlsShared`.
+        time: a clock in seconds since 1970.
+    """
+
+    protocol = "tls"
+
+    def __init__(
+        self,
+        inner: Ingress,
+        certificates: Certificates,
+        commands: Commands,
+        shared: TlsShared,
+        time: Callable[[], float] = clock.time,
+    ) -> None:
+        self.inner = inner
+        self.certificates = certificates
+        self.commands = commands
+        self.shared = shared
+        self.time = time
+
+    async def serve(self, client: Stream, session: Session) -> None:
+        """See `Ingress`."""
+        session.protocol = self.protocol
+        try:
+            sock = await accept_tls(client, self.certificates.current(), self.shared)
+        except RemoteProtocolError as exc:
+            session.error = str(exc)
+            await self.commands.part(client)
+            return
+        try:
+            certificate = sock.tls.getpeercert()
+            if certificate:
+                session.user = user_of(certificate, self.certificates.tls.client_name, self.time())
+        except ValueError as exc:
+            session.error, session.close = f"TLS: {exc}", "denied"
+            await self.commands.part(client)
+            return
+        await self.inner.serve(client, session)

@@ -1,0 +1,56 @@
+"""A relay with TLS at one side or both: octets are copied, and an end is a close_notify that may have to wait."""
+
+from __future__ import annotations
+
+import socket
+
+from tabi.net.stream import Stream
+from tabi.relay.flow import BLOCKED, READY, Flow
+from tabi.relay.relay import Relay, Relays
+from tabi.session import Session
+
+
+class TlsFlow(Flow):
+    """A flow whose end may have to wait for room: it is BLOCKED then, and has ended."""
+
+    __slots__ = ()
+
+    def resume(self) -> None:
+        """See `Flow.resume`."""
+        if not self.ended:
+            super().resume()
+        elif not self.relay.closed:
+            self.state = READY
+            self.relay.flow_ended(self)
+
+
+class TlsRelay(Relay):
+    """A relay that copies. What it counts is plaintext."""
+
+    __slots__ = ()
+
+    def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
+        super().__init__(relays, client, server, session, now)
+        self.carriers = relays.copiers
+        self.up = TlsFlow(self, client.sock, client.fd, server.sock, server.fd)
+        self.down = TlsFlow(self, server.sock, server.fd, client.sock, client.fd)
+        self.up.other, self.down.other = self.down, self.up
+
+    def flow_ended(self, flow: Flow) -> None:
+        """See `Relay.flow_ended`; called again where the end did not fit. It ends when both sides were told."""
+        other = flow.other
+        if not other.ended:
+            self.first = "client" if flow is self.up else "server"
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            flow.wait(BLOCKED)
+            return
+        except OSError:
+            if not other.ended:
+                self.break_off()
+                return
+        if other.ended and other.state == READY:
+            self.close(self.first)
+        else:
+            self.watch()
