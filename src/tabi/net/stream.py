@@ -220,6 +220,7 @@ class Stream:
                     self.events &= ~IN  # what comes behind these octets is a new edge
                     if not self.reactor.edge_triggered:
                         await asyncio.sleep(PEEK_PAUSE)  # a level would call at once, and again
+                        continue
             await self.readable()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

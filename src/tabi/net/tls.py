@@ -122,23 +122,19 @@ class TlsSocket:
                 while count < size and (incoming.pending or tls.pending()):
                     octets = tls.read(size, view[count:])  # of one record
                     if not octets:
-                        self.ended = True
+                        self.note_end()
                         break
                     count += octets
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLZeroReturnError:  # what an end is called where we have ended too
-                self.ended = True
+                self.note_end()
             except ssl.SSLError:
                 self.answer()  # the alert
                 raise
             if self.outgoing.pending:
                 self.answer()
-            if self.ended:
-                if count:
-                    self.reactor.later(self.tell_end)
-                return count
-            if count == size or (count and emptied):
+            if self.ended or count == size or (count and emptied):
                 return count
             try:
                 octets = self.below.recv_into(self.buffer)
@@ -146,13 +142,20 @@ class TlsSocket:
                 if count:
                     return count
                 raise
-            self.ended = not octets
+            if not octets:
+                self.note_end()
             # epoll(7): a short read has emptied the queue. But an end behind half a record has to be seen now.
             emptied = octets < len(self.buffer)
             incoming.write(self.buffer[:octets])
 
+    def note_end(self) -> None:
+        """There is an end, perhaps behind octets that are not taken yet. No edge of the socket below tells of it."""
+        if not self.ended:
+            self.ended = True
+            self.reactor.later(self.tell_end)
+
     def tell_end(self) -> None:
-        """Tell whoever reads here that there is an end behind what it has got, as an edge would."""
+        """Tell whoever reads here, as an edge would."""
         handler = self.reactor.handlers.get(self.fileno())
         if handler is not None:
             handler(RDHUP)
@@ -211,17 +214,15 @@ class TlsSocket:
         """Send close_notify. Errors as `send`."""
         if not self.said_end:
             # OpenSSL looks for the peer's close_notify at once, and fails on payload in front of it.
-            while self.incoming.pending or self.tls.pending():
-                try:
-                    data = self.tls.read(CHUNK)
-                except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-                    break
-                if not data:
-                    break
-                self.peeked += data
+            try:
+                while (self.incoming.pending or self.tls.pending()) and (data := self.tls.read(CHUNK)):
+                    self.peeked += data
+            except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                pass
             self.said_end = True
             try:
                 self.tls.unwrap()
+                self.note_end()  # the peer has ended before
             except ssl.SSLWantReadError:
                 pass
         self.flush()
