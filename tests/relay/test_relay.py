@@ -9,6 +9,7 @@ from time import monotonic
 
 import pytest
 
+from authorities import TlsPeer, accept, client_context
 from conftest import Run
 from sockets import (
     Bench,
@@ -27,6 +28,8 @@ from sockets import (
 )
 from tabi.net.stream import Stream
 from tabi.relay.pipes import BUFFER_SIZE
+from tabi.relay.relay import Relay
+from tabi.relay.tls import TlsRelay
 
 MIB = 1 << 20
 
@@ -490,3 +493,19 @@ def test_the_streams_give_their_sockets_away(run: Run) -> None:
             await exchange(ends)
 
     run(main)
+
+
+@pytest.mark.parametrize("side", [None, "near_client", "near_server"])
+def test_tls_at_one_side_makes_it_a_relay_that_copies(run_once: Run, side: str | None) -> None:
+    """Without TLS there is splice, and nothing of what TLS needs."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            if side is not None:
+                far = ends.client if side == "near_client" else ends.server
+                await accept(getattr(ends, side), TlsPeer(far, client_context()))
+            ends.start()
+            assert type(ends.relay) is (Relay if side is None else TlsRelay)
+
+    run_once(main)

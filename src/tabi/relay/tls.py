@@ -17,11 +17,11 @@ class TlsFlow(Flow):
 
     def resume(self) -> None:
         """See `Flow.resume`."""
-        if not self.ended:
-            super().resume()
-        elif not self.relay.closed:
+        if self.ended:
             self.state = READY
             self.relay.flow_ended(self)
+        else:
+            super().resume()
 
 
 class TlsRelay(Relay):
