@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import socket
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohappyeyeballs
 import pytest
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as serve_websocket
+from websockets.client import ClientProtocol
+from websockets.frames import Frame
+from websockets.http11 import Response
+from websockets.uri import parse_uri
 
 from conftest import Run, run_in_loop
 from doubles import FakeResolver, Streams, client_from, config, end_of, queued, reset, unanswering, until
-from support import client, closed_port, target
-from tabi import Server, Session
-from tabi.config import Listen
+from support import client, closed_port, echo, target
+from tabi import Config, Server, Session
+from tabi.config import Listen, Log
 from tabi.wire.address import Address
 
 HTTP = "http://127.0.0.1:0"
@@ -36,11 +46,11 @@ class Proxy(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def proxy(users: str | None = None, **options: Any) -> AsyncIterator[Proxy]:
+async def proxy(who: str | None = None, **options: Any) -> AsyncIterator[Proxy]:
     """A server that speaks HTTP; floats are timeouts. At the end of the test every session of it must end."""
     seconds = {name: options.pop(name) for name in list(options) if isinstance(options[name], float)}
     ended: asyncio.Queue[Session] = asyncio.Queue()
-    listen = Listen(HTTP) if users is None else Listen(HTTP, users=users)  # type: ignore[arg-type]
+    listen = Listen(HTTP) if who is None else Listen(HTTP, users=who)  # type: ignore[arg-type]
     options.setdefault("config", config(listen, **seconds))
     resolver = FakeResolver({"here.test": ["127.0.0.1"], "both.test": ["127.0.0.1", "127.0.0.2"]})
     async with Server(on_session=ended.put_nowait, resolver=resolver, **options) as server:
@@ -363,6 +373,7 @@ def test_chunks_are_taken_apart_for_http_1_0(run: Run) -> None:
             assert got.content == b"hello world!"
             assert got.fields["connection"] == "close"
             assert "transfer-encoding" not in got.fields
+            streams[1].close()
             assert (await here.ended.get()).down == 12
 
     run(main)
@@ -381,6 +392,7 @@ def test_content_until_the_end(run: Run, head: bytes) -> None:
             got = await exchange(streams, ask(f"http://127.0.0.1:{port}/"))
             assert got.fields["connection"] == "close"
             assert got.content == bytes(100_000)
+            streams[1].close()
             session = await here.ended.get()
             assert (session.close, session.down) == ("server", 100_000)
 
@@ -763,8 +775,16 @@ def test_what_comes_unasked_is_no_answer(run: Run, unasked: bytes) -> None:
     run(main)
 
 
-def test_a_connection_whose_content_was_not_taken_is_not_kept(run_once: Run) -> None:
+def test_a_connection_whose_content_was_not_taken_is_not_kept(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An early answer to a POST whose last octets wait for room: what follows must not be read as its content."""
+    connect = aiohappyeyeballs.start_connection
+
+    async def connect_narrow(*arguments: Any, **options: Any) -> Any:
+        sock = await connect(*arguments, **options)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        return sock
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", connect_narrow)
 
     async def main() -> None:
         posts: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -798,7 +818,7 @@ def test_a_connection_whose_content_was_not_taken_is_not_kept(run_once: Run) -> 
             return queued(port, peer)[1] + queued(peer, port)[0]
 
         async with target(serve) as port, proxy() as here:
-            url, steps, held = f"http://127.0.0.1:{port}/", 1000, 0
+            url, steps, held = f"http://both.test:{port}/", 1000, 0
             for _ in range(10):
                 async with client(here.address) as streams:
                     held, reader, writer = await post(streams, steps)
@@ -999,12 +1019,12 @@ def test_a_head_octet_by_octet_has_one_deadline(run: Run, second: bool) -> None:
             for octet in ask(there.url, fields="A: b\r\n" * 1000):
                 writer.write(b"%c" % octet)
                 await asyncio.sleep(0.005)
-                if reader.at_eof():
+                if here.ended.qsize() > second:
                     break
             assert await end_of(reader) in ("end", "reset")
             if second:
                 await here.ended.get()
-            session = await here.ended.get()
+            session = here.ended.get_nowait()
             assert session.error == "handshake: not done within 0.2 s"
             assert len(there.requests) == second
 
@@ -1023,3 +1043,404 @@ def test_a_kept_connection_ends_when_it_is_idle(run: Run) -> None:
             assert here.ended.empty()
 
     run(main)
+
+
+# --- users ---
+
+
+def basic(name: str, password: str) -> str:
+    """The field that logs in."""
+    return f"Proxy-Authorization: Basic {b64encode(f'{name}:{password}'.encode()).decode()}\r\n"
+
+
+ALICE = basic("alice", "secret")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "",
+        basic("alice", "wrong"),
+        basic("bob", "secret"),
+        "Proxy-Authorization: Basic !\r\n",
+        "Proxy-Authorization: Bearer x\r\n",
+        "Authorization: Basic YWxpY2U6c2VjcmV0\r\n",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+def test_who_does_not_log_in_gets_407(run: Run, method: str, fields: str) -> None:
+    """It names what is wanted, keeps the connection, and the same request with the password succeeds there."""
+
+    async def main() -> None:
+        async with origin() as there, proxy(users={"alice": "secret"}) as here, client(here.address) as streams:
+            url = there.url if method == "GET" else f"127.0.0.1:{there.port}"
+            got = await exchange(streams, ask(url, method, fields))
+            assert (got.status, got.fields.get("connection")) == (407, None)
+            assert got.fields["proxy-authenticate"] == 'Basic realm="tabi", charset="UTF-8"'
+            assert not there.connections
+            if method == "GET":
+                assert (await exchange(streams, ask(url, method, ALICE))).content == b"hello"
+            else:
+                streams[1].write(ask(url, method, ALICE))
+                assert await streams[0].readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+                assert (await exchange(streams, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).content == b"hello"
+            streams[1].close()
+            refused, served = await here.ended.get(), await here.ended.get()
+            assert (refused.close, refused.reply_code, refused.user) == ("denied", 407, None)
+            assert str(refused.destination) == f"127.0.0.1:{there.port}"
+            assert (served.reply_code, served.user, served.error) == (200, "alice", None)
+
+    run(main)
+
+
+def test_each_request_is_checked(run: Run) -> None:
+    """A password counts for its own request only; one with content that is refused ends the connection."""
+
+    async def main() -> None:
+        async with origin() as there, proxy(users={"alice": "secret"}) as here, client(here.address) as streams:
+            for fields, status in ((ALICE, 200), ("", 407), (basic("alice", ""), 407), (ALICE, 200)):
+                assert (await exchange(streams, ask(there.url, fields=fields))).status == status
+            content = ask(there.url, fields=ALICE)  # which must not be read as a request
+            got = await exchange(streams, ask(there.url, "POST", content=content))
+            assert (got.status, got.fields["connection"]) == (407, "close")
+            assert await end_of(streams[0]) == "end"
+            assert len(there.requests) == 2
+
+    run(main)
+
+
+def test_optional_users(run: Run) -> None:
+    """Who sends no password is served as nobody; who sends a wrong one is refused."""
+
+    async def main() -> None:
+        async with (
+            origin() as there,
+            proxy("optional", users={"alice": "secret"}) as here,
+            client(here.address) as streams,
+        ):
+            wanted = (("", 200, None), (ALICE, 200, "alice"), (basic("alice", "x"), 407, None), ("", 200, None))
+            for fields, status, _ in wanted:
+                assert (await exchange(streams, ask(there.url, fields=fields))).status == status
+            streams[1].close()
+            for _, status, user in wanted:
+                session = await here.ended.get()
+                assert (session.reply_code, session.user) == (status, user)
+
+    run(main)
+
+
+# --- CONNECT ---
+
+
+def test_connect_hands_over_to_the_relay(run: Run) -> None:
+    """Octets behind the head go first, bulk and ends pass in both directions; its session is the relay's."""
+
+    async def main() -> None:
+        async with target() as port, proxy() as here, client(here.address) as (reader, writer):
+            data = bytes(range(256)) * 4096 * 4
+            writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + b"early " + data)
+            writer.write_eof()
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+            assert await reader.read() == b"early " + data
+            session = await here.ended.get()
+            assert (session.command, session.reply_code, session.close) == ("connect", 200, "client")
+            assert session.up == session.down == 6 + len(data)
+            assert session.connect_seconds is not None
+
+    run(main)
+
+
+def test_connect_behind_other_requests(run: Run) -> None:
+    """A connection that has served requests may still become a tunnel; that to the destination before is closed."""
+
+    async def main() -> None:
+        async with target() as port, origin() as there, proxy() as here, client(here.address) as (reader, writer):
+            await exchange((reader, writer), ask(there.url))
+            writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + b"ping")
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(4) == b"ping"
+            writer.write_eof()
+            assert await reader.read() == b""
+            assert [(await here.ended.get()).command for _ in range(2)] == ["forward", "connect"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("users", [None, {"alice": "secret"}])
+def test_what_follows_a_refused_connect_is_no_request(run: Run, users: dict[str, str] | None) -> None:
+    """A client that did not wait has sent it to the destination: whoever chose it must not speak for the client."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            async with origin() as there, proxy(users=users) as here, client(here.address) as (reader, writer):
+                writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + ask(there.url, fields=ALICE))
+                got = await read_message(reader)
+                assert (got.status, got.fields["connection"]) == (407 if users else 502, "close")
+                assert await end_of(reader) == "end"
+                assert not there.connections
+
+    run(main)
+
+
+def test_a_refused_connect_says_why(run: Run) -> None:
+    """502 with the reason; the connection ends, since what comes next might be meant for the destination."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            async with proxy() as here, client(here.address) as streams:
+                got = await exchange(streams, ask(f"127.0.0.1:{port}", "CONNECT"))
+                assert (got.status, got.fields["connection"]) == (502, "close")
+                assert "error=connection_refused" in got.fields["proxy-status"]
+                assert await end_of(streams[0]) == "end"
+
+    run(main)
+
+
+# --- other protocols ---
+
+UPGRADE = "Connection: Upgrade\r\nUpgrade: echo\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+def test_an_upgrade(run: Run) -> None:
+    """Behind 101 the connection is the other protocol's, with whatever both sides have sent at once."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            assert "connection: upgrade\r\nupgrade: echo\r\n" in head
+            writer.write(SWITCH + b"first ")
+            await echo(reader, writer)
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/", fields=UPGRADE) + b"early ")
+            got = await read_message(reader)
+            assert (got.status, got.fields["upgrade"], got.fields["connection"]) == (101, "echo", "upgrade")
+            assert await reader.readexactly(12) == b"first early "
+            data = bytes(MIB)
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == data
+            session = await here.ended.get()
+            assert (session.command, session.reply_code, session.close) == ("forward", 101, "client")
+            assert session.up == 6 + len(data)
+
+    run(main)
+
+
+def test_an_upgrade_that_is_not_granted(run: Run) -> None:
+    """An ordinary answer, and the connection goes on as HTTP."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            for _ in range(2):
+                assert (await exchange(streams, ask(there.url, fields=UPGRADE))).content == b"hello"
+
+    run(main)
+
+
+def test_a_websocket(run: Run) -> None:
+    """The handshake and the frames of RFC 6455 pass through plain HTTP, without CONNECT."""
+
+    async def main() -> None:
+        async def shout(connection: ServerConnection) -> None:
+            async for message in connection:
+                await connection.send(str(message).upper())
+
+        async with serve_websocket(shout, "127.0.0.1", 0) as there, proxy() as here:
+            port = next(iter(there.sockets)).getsockname()[1]
+            # The package speaks through proxies by CONNECT only: this is its own protocol on a request to the proxy.
+            uri = f"ws://127.0.0.1:{port}/"
+            protocol = ClientProtocol(parse_uri(uri))
+            request = protocol.connect()
+            async with client(here.address) as (reader, writer):
+                protocol.send_request(request)
+                head = b"".join(protocol.data_to_send())
+                writer.write(head.replace(b"GET /", f"GET http://127.0.0.1:{port}/".encode(), 1))
+                got: list[object] = []
+                sent = False
+                while len(got) < 2:
+                    protocol.receive_data(await reader.read(65536))
+                    got += protocol.events_received()
+                    if got and not sent:
+                        protocol.send_text(b"hello")
+                        sent = True
+                    for octets in protocol.data_to_send():
+                        writer.write(octets)
+                assert isinstance(got[0], Response)
+                assert got[0].status_code == 101
+                assert isinstance(got[1], Frame)
+                assert got[1].data == b"HELLO"
+
+    run(main)
+
+
+# --- what is refused ---
+
+SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_line", "fields", "status"),
+    [
+        ("POST {url}/ HTTP/1.1", "Content-Length: 5\r\nContent-Length: 6\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Content-Length: 5, 5\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Content-Length: +5\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Transfer-Encoding: xchunked\r\n", 501),
+        ("POST {url}/ HTTP/1.1", "Transfer-Encoding: gzip, chunked\r\n", 501),
+        ("POST {url}/ HTTP/1.1", "Transfer-Encoding : chunked\r\n", 400),
+        ("POST {url}/ HTTP/1.0", "Transfer-Encoding: chunked\r\n", 400),
+        ("POST {url}/ HTTP/1.1", "Transfer-Encoding:\x0bchunked\r\n", 400),
+        ("GET {url}/ HTTP/1.1", "A: b\r\n c\r\n", 400),
+        ("GET {url}/ HTTP/1.1", "A: b\nContent-Length: 5\r\n", 400),
+        ("GET {url}/ HTTP/1.1", "A: b\rC: d\r\n", 400),
+        ("GET {url}/ HTTP/1.1", "A: b\x00\r\n", 400),
+        ("GET {url}/ HTTP/1.1", "Host: y\r\n", 400),
+        ("GET  {url}/ HTTP/1.1", "", 400),
+        ("GET {url}/ HTTP/1.1 ", "", 400),
+        ("GET {url}/a b HTTP/1.1", "", 400),
+        ("GET {url}/ HTTP/2.0", "", 505),
+        ("GET {url}/", "", 505),
+        ("GET / HTTP/1.1", "", 400),
+        ("GET ftp://127.0.0.1/ HTTP/1.1", "", 501),
+        ("GET http://a:b@127.0.0.1/ HTTP/1.1", "", 400),
+        ("CONNECT 127.0.0.1 HTTP/1.1", "", 400),
+        ("CONNECT {authority} HTTP/1.1", "Content-Length: 5\r\n", 400),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_what_could_be_read_in_two_ways(
+    run_once: Run, later: bool, request_line: str, fields: str, status: int
+) -> None:
+    """It is refused as a whole: nothing of it and nothing behind it reaches a destination, and the connection ends."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            if later:
+                await exchange(streams, ask(there.url))
+            line = request_line.format(url=there.url, authority=f"127.0.0.1:{there.port}")
+            got = await exchange(streams, f"{line}\r\nHost: x\r\n{fields}\r\n0\r\n\r\n{SMUGGLED}".encode())
+            assert (got.status, got.fields["connection"]) == (status, "close")
+            assert "error=http_request_error" in got.fields["proxy-status"]
+            assert await end_of(streams[0]) == "end"
+            assert len(there.requests) == later
+            assert not there.octets
+            streams[1].close()
+            if later:
+                await here.ended.get()
+            session = await here.ended.get()
+            assert (session.reply_code, session.close) == (status, "error")
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("chunk", ["5\r\nhello0\r\n\r\n", "-1\r\n", "5\nhello\r\n", "0x5\r\nhello\r\n"])
+def test_broken_chunks(run: Run, chunk: str, at_once: bool) -> None:
+    """Of a broken chunk nothing goes on: 400, the end of the client's connection, and a reset for the destination."""
+
+    async def main() -> None:
+        ends: asyncio.Queue[str] = asyncio.Queue()
+        good = b"3\r\nabc\r\n"
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await reader.readuntil(b"\r\n\r\n")
+                assert await reader.readexactly(len(good)) == good
+                asked.set()
+                ends.put_nowait(await end_of(reader))
+            except asyncio.IncompleteReadError as exc:
+                ends.put_nowait(f"nothing: {exc.partial!r}")
+
+        asked = asyncio.Event()
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            octets = ask(f"http://127.0.0.1:{port}/", "POST", "Transfer-Encoding: chunked\r\n", good)
+            if at_once:
+                writer.write(octets + chunk.encode() + SMUGGLED.encode())
+            else:
+                writer.write(octets)
+                await asked.wait()
+                writer.write(chunk.encode() + SMUGGLED.encode())
+            got = await read_message(reader)
+            assert (got.status, got.fields["connection"]) == (400, "close")
+            assert await end_of(reader) == "end"
+            assert await ends.get() == ("nothing: b''" if at_once else "reset")
+
+    run(main)
+
+
+# --- draining ---
+
+
+def test_a_drain_ends_what_waits_and_lets_the_rest_finish(run: Run) -> None:
+    """Idle kept connections end at once; the one under way gets its answer, with Connection: close."""
+
+    async def main() -> None:
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await go.wait()
+            writer.write(OK)
+            await reader.read()
+
+        async with (
+            target(serve) as port,
+            origin() as there,
+            proxy() as here,
+            client(here.address) as idle,
+            client(here.address) as busy,
+        ):
+            await exchange(idle, ask(there.url))
+            busy[1].write(ask(f"http://127.0.0.1:{port}/"))
+            await asked.wait()
+            async with asyncio.TaskGroup() as group:
+                drained = group.create_task(here.server.drain(10))
+                assert await end_of(idle[0]) == "end"
+                go.set()
+                got = await read_message(busy[0])
+                assert (got.content, got.fields["connection"]) == (b"hello", "close")
+                assert await end_of(busy[0]) == "end"
+                busy[1].close()
+            assert drained.result() == 0
+
+    run(main)
+
+
+# --- the log ---
+
+
+def test_every_request_has_its_line(run: Run, tmp_path: Path) -> None:
+    """Status, user and octets each, connect_ms only where a connection was made; none for an end in silence."""
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        listening = Config(listen=[Listen(HTTP)], log=Log(access=str(path)))
+        async with (
+            origin() as there,
+            proxy(config=listening, users={"alice": "secret"}) as here,
+            client(here.address) as streams,
+        ):
+            for octets in (
+                ask(there.url, fields=ALICE),
+                ask(there.url),
+                ask(there.url, fields=ALICE),
+                ask(there.url, "POST", ALICE, b"data"),
+            ):
+                await exchange(streams, octets)
+
+    run(main)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    keys = ("protocol", "command", "reply", "user", "up", "down", "close")
+    assert [tuple(line[key] for key in keys) for line in lines] == [
+        ("http", "forward", 200, "alice", 0, 5, "server"),
+        ("http", "forward", 407, None, 0, 0, "denied"),
+        ("http", "forward", 200, "alice", 0, 5, "server"),
+        ("http", "forward", 200, "alice", 4, 5, "server"),
+    ]
+    assert [line["connect_ms"] is None for line in lines] == [False, True, True, False]
+    assert len({line["id"] for line in lines}) == 4
+    assert "secret" not in path.read_text()
