@@ -1,4 +1,4 @@
-"""curl through `tabi serve`: names, users, IPv6, and downloads."""
+"""curl through `tabi serve`: SOCKS5 by itself, then every way in which it asks a proxy, on one port."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import Run
-from processes import Serve, answer_http, in_thread, need, serve
+from origin import Certificates, Handler, Origin, make_certificates, origin
+from processes import Serve, answer_http, in_thread, need, run_program, serve, wait_for
 from support import closed_port, target
 
 pytestmark = pytest.mark.interop
+
+Done = subprocess.CompletedProcess[bytes]
 
 BODY = b"hello from the destination\n"
 
@@ -35,19 +39,17 @@ def proxy(tmp_path: Path) -> Iterator[Serve]:
         yield running
 
 
-def fetch(
-    run: Run, curl: str, via: str, host: str = "127.0.0.1", body: bytes = BODY, bound: str = "127.0.0.1"
-) -> subprocess.CompletedProcess[bytes]:
+def fetch(run: Run, curl: str, via: str, host: str = "127.0.0.1", body: bytes = BODY, bound: str = "127.0.0.1") -> Done:
     """Fetch ``http://host/`` from a server on ``bound`` through a proxy."""
 
-    async def main() -> subprocess.CompletedProcess[bytes]:
+    async def main() -> Done:
         async with target(answer_http(body), bound) as port:
             return await in_thread([curl, *COMMON, via, f"http://{host}:{port}/"])
 
     return run(main)
 
 
-def check(done: subprocess.CompletedProcess[bytes], body: bytes = BODY) -> None:
+def check(done: Done, body: bytes = BODY) -> None:
     """It got what the server sent."""
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == body
@@ -126,7 +128,7 @@ def test_an_upload_arrives_whole(run_once: Run, curl: str, proxy: Serve, tmp_pat
     body = hashlib.shake_256(b"up").digest(8 << 20)
     received: list[bytes] = []
 
-    async def main() -> subprocess.CompletedProcess[bytes]:
+    async def main() -> Done:
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -144,7 +146,7 @@ def test_an_upload_arrives_whole(run_once: Run, curl: str, proxy: Serve, tmp_pat
 def test_a_refused_connection_is_told(run_once: Run, curl: str, proxy: Serve) -> None:
     """curl ends with 97 and says the reply code: 5, connection refused."""
 
-    async def main() -> subprocess.CompletedProcess[bytes]:
+    async def main() -> Done:
         with closed_port() as port:
             return await in_thread([curl, *COMMON, proxy.url, f"http://127.0.0.1:{port}/"])
 
@@ -156,10 +158,268 @@ def test_a_refused_connection_is_told(run_once: Run, curl: str, proxy: Serve) ->
 def test_a_hundred_at_once(run_once: Run, curl: str, proxy: Serve) -> None:
     """One curl with 100 parallel transfers: each gets its body."""
 
-    async def main() -> subprocess.CompletedProcess[bytes]:
+    async def main() -> Done:
         async with target(answer_http(BODY)) as port:
             options = ["--no-progress-meter", "--parallel", "--parallel-max", "100"]
             return await in_thread([curl, *COMMON, proxy.url, *options, f"http://127.0.0.1:{port}/[1-100]"])
 
     check(run_once(main), BODY * 100)
     assert len({session["id"] for session in proxy.sessions(100)}) == 100
+
+
+# --- one port for every protocol ---
+
+SOCKS = {
+    "socks4": ("--socks4", "{place}"),
+    "socks4a": ("--socks4a", "{place}"),
+    "socks5": ("--socks5", "{place}"),
+    "socks5h": ("--socks5-hostname", "{place}"),
+}
+HTTP = {
+    "http": ("-x", "http://{place}"),
+    "tunnel": ("-p", "-x", "http://{place}"),
+    "tunnel-1.0": ("-p", "--proxy1.0", "{place}"),
+}
+MODES = SOCKS | HTTP
+"""The ways in which curl asks a proxy."""
+
+CHOSEN = ("http", "tunnel", "socks5h")
+"""One of each kind."""
+
+FILES = {"/": BODY, "/large": hashlib.shake_256(b"large").digest(4 << 20)}
+
+SCHEMES = ("http", "https")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """The authority's, the origin's, the proxy's and a client's."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A mixed port without users."""
+    with serve(tmp_path_factory.mktemp("mixed"), "-l", "mixed://127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A mixed port with a user."""
+    with serve(tmp_path_factory.mktemp("guarded"), "-l", "mixed://127.0.0.1:0", "-u", "alice:p@ss:word") as running:
+        yield running
+
+
+@pytest.fixture(params=SCHEMES)
+def server(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[Origin]:
+    """A destination without TLS and one with it."""
+    with origin(FILES, tls=certificates if request.param == "https" else None) as running:
+        yield running
+
+
+def curl_by(mode: str, proxy: Serve, *arguments: str | Path, stdin: bytes = b"") -> Done:
+    """Run curl with a proxy in one of its ways."""
+    place = proxy.url.partition("://")[2]
+    options = [word.format(place=place) for word in MODES[mode]]
+    return run_program([need("curl"), *COMMON[:-1], *options, *arguments], stdin=stdin)
+
+
+def sessions_to(server: Origin, proxy: Serve, count: int = 1) -> list[dict[str, Any]]:
+    """The lines of the access log for a destination, once there are ``count``."""
+
+    def lines() -> list[dict[str, Any]]:
+        found = [session for session in proxy.sessions(1) if session["port"] == server.port]
+        return found if len(found) >= count else []
+
+    found: list[dict[str, Any]] = wait_for(lines, f"{count} lines for port {server.port}")
+    assert len(found) == count
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_on_one_port(certificates: Certificates, mixed: Serve, server: Origin, mode: str) -> None:
+    """A GET arrives, to http and https; the log tells the protocol, and who has resolved the name."""
+    done = curl_by(mode, mixed, "--cacert", certificates.authority, "-4", server.url(host="localhost"))
+    check(done)
+    (session,) = sessions_to(server, mixed)
+    forwarded = mode == "http" and server.scheme == "http"
+    assert session["protocol"] == (mode[:6] if mode in SOCKS else "http")
+    assert session["command"] == ("forward" if forwarded else "connect")
+    assert session["host"] == ("127.0.0.1" if mode in ("socks4", "socks5") else "localhost")
+    assert session["reply"] == {"socks4": 0x5A, "socks5": 0, "http": 200}[session["protocol"]]
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if not mode.startswith("socks4")])
+def test_an_ipv6_destination(mixed: Serve, mode: str) -> None:
+    """[::1] in every mode that can say it."""
+    with origin(FILES, host="::1") as server:
+        check(curl_by(mode, mixed, server.url(host="[::1]")))
+        (session,) = sessions_to(server, mixed)
+        assert session["address"] == f"[::1]:{server.port}"
+
+
+# --- users ---
+
+LOGIN = "alice:p@ss:word"
+
+
+@pytest.mark.parametrize("way", ["--proxy-basic", "--proxy-anyauth"])
+@pytest.mark.parametrize("mode", HTTP)
+def test_a_user_by_http(certificates: Certificates, guarded: Serve, server: Origin, mode: str, way: str) -> None:
+    """-U at once, and after a 407 that names Basic; the destination never sees the password."""
+    check(curl_by(mode, guarded, "--cacert", certificates.authority, way, "-U", LOGIN, server.url()))
+    users = [session["user"] for session in sessions_to(server, guarded, 2 if way == "--proxy-anyauth" else 1)]
+    assert users == ([None] if way == "--proxy-anyauth" else []) + ["alice"]
+    (asked,) = server.asked
+    assert "proxy-authorization" not in asked.fields
+
+
+@pytest.mark.parametrize("login", ["alice:wrong", "bob:p@ss:word", None])
+@pytest.mark.parametrize("mode", HTTP)
+def test_wrong_users_by_http_are_refused(guarded: Serve, mode: str, login: str | None) -> None:
+    """407, and no request reaches the destination; where a tunnel was wanted curl ends with 56."""
+    with origin(FILES) as server:
+        user = () if login is None else ("-U", login)
+        done = curl_by(mode, guarded, *user, "-o", "-", "-w", "%{http_code} %{http_connect}", server.url())
+        assert done.returncode == (0 if mode == "http" else 56)
+        assert done.stdout.endswith(b"407 000" if mode == "http" else b"000 407")
+        (session,) = sessions_to(server, guarded)
+        assert (session["reply"], session["close"]) == (407, "denied")
+        assert not server.asked
+
+
+def test_a_user_by_socks5(guarded: Serve, server: Origin, certificates: Certificates) -> None:
+    """-U for SOCKS5 on the same port."""
+    check(curl_by("socks5h", guarded, "-U", LOGIN, "--cacert", certificates.authority, server.url()))
+    assert [session["user"] for session in sessions_to(server, guarded)] == ["alice"]
+
+
+@pytest.mark.parametrize("mode", ["socks4", "socks4a"])
+def test_socks4_has_no_users(guarded: Serve, mode: str) -> None:
+    """A USERID proves nothing: where users are required SOCKS4 is refused with 0x5B, which curl calls 91."""
+    with origin(FILES) as server:
+        done = curl_by(mode, guarded, "-U", "alice", server.url())
+        assert (done.returncode, done.stdout) == (97, b"")
+        assert b"91" in done.stderr
+        assert not server.asked
+
+
+# --- what is asked ---
+
+
+@pytest.mark.parametrize("mode", CHOSEN)
+def test_a_post(mixed: Serve, mode: str) -> None:
+    """--data-binary: octet for octet there and back, its length known."""
+    with origin() as server:
+        body = bytes(range(256)) * 16
+        check(curl_by(mode, mixed, "--data-binary", "@-", server.url("/post"), stdin=body), body)
+        (asked,) = server.asked
+        assert (asked.method, asked.path, asked.body) == ("POST", "/post", body)
+        assert asked.fields["content-length"] == str(len(body))
+
+
+@pytest.mark.parametrize("mode", CHOSEN)
+def test_an_upload_in_chunks(mixed: Serve, mode: str) -> None:
+    """-T -: a body of unknown length stays in chunks, and arrives whole."""
+    with origin() as server:
+        check(
+            curl_by(mode, mixed, "-H", "Expect:", "-T", "-", server.url("/put"), stdin=FILES["/large"]), FILES["/large"]
+        )
+        (asked,) = server.asked
+        assert (asked.method, asked.fields["transfer-encoding"], asked.body) == ("PUT", "chunked", FILES["/large"])
+
+
+@pytest.mark.parametrize("mode", CHOSEN)
+def test_a_large_body_waits_for_100(mixed: Serve, mode: str) -> None:
+    """Expect: 100-continue goes to the destination, its 100 comes back, then the body is sent."""
+    with origin() as server:
+        wait = ("-v", "--expect100-timeout", "15", "-H", "Expect: 100-continue")
+        done = curl_by(mode, mixed, *wait, "--data-binary", "@-", server.url(), stdin=FILES["/large"])
+        assert done.stdout == FILES["/large"]
+        assert b"< HTTP/1.1 100 Continue" in done.stderr
+        assert server.asked[0].fields["expect"] == "100-continue"
+
+
+def test_a_body_that_is_not_wanted_is_not_sent(mixed: Serve) -> None:
+    """The destination answers Expect with 413: curl gets that at once, and keeps its body."""
+
+    class Full(Handler):
+        def handle_expect_100(self) -> bool:
+            self.close_connection = True
+            self.answer(413, b"too much\n")
+            return False
+
+    with origin(handler=Full) as server:
+        wait = ("--expect100-timeout", "15", "-H", "Expect: 100-continue", "-w", "%{http_code}")
+        done = curl_by("http", mixed, *wait, "--data-binary", "@-", server.url(), stdin=FILES["/large"])
+        check(done, b"too much\n413")
+        (session,) = sessions_to(server, mixed)
+        assert session["up"] == 0
+
+
+@pytest.mark.parametrize("mode", CHOSEN)
+def test_several_urls_share_a_connection(mixed: Serve, server: Origin, certificates: Certificates, mode: str) -> None:
+    """Five URLs: one connection to the proxy and one to the destination; each forwarded request has its line."""
+    urls = [server.url(path) for path in ("/", "/large", "/", "/none", "/")]
+    done = curl_by(mode, mixed, "--cacert", certificates.authority, "-w", "%{stderr}%{num_connects}", *urls)
+    assert (done.returncode, done.stderr) == (0, b"10000")
+    assert done.stdout == BODY + FILES["/large"] + BODY + b"not here\n" + BODY
+    assert len({asked.port for asked in server.asked}) == 1
+    lines = sessions_to(server, mixed, 5 if (mode, server.scheme) == ("http", "http") else 1)
+    if len(lines) == 5:
+        assert [(line["reply"], line["down"]) for line in lines] == [
+            (200, len(BODY)),
+            (200, len(FILES["/large"])),
+            (200, len(BODY)),
+            (404, 9),
+            (200, len(BODY)),
+        ]
+
+
+@pytest.mark.parametrize("options", [("-I",), ("-r", "1000-1999")], ids=["head", "range"])
+@pytest.mark.parametrize("mode", CHOSEN)
+def test_head_and_range(mixed: Serve, mode: str, options: tuple[str, ...]) -> None:
+    """HEAD announces a length and has no content, a range is a part: the connection stays in step for the next one."""
+    with origin(FILES) as server:
+        done = curl_by(mode, mixed, "--suppress-connect-headers", *options, server.url("/large"), server.url("/large"))
+        if options == ("-I",):
+            length = b"Content-Length: %d\r\n" % len(FILES["/large"])
+            assert [length in head for head in done.stdout.split(b"\r\n\r\n")] == [True, True, False]
+        else:
+            check(done, FILES["/large"][1000:2000] * 2)
+        assert len({asked.port for asked in server.asked}) == 1
+
+
+def test_http_1_0(mixed: Serve) -> None:
+    """A client of HTTP/1.0 is forwarded too, and may keep its connection where it says so."""
+    with origin(FILES) as server:
+        check(curl_by("http", mixed, "-0", server.url(), server.url("/large")), BODY + FILES["/large"])
+        assert [asked.path for asked in server.asked] == ["/", "/large"]
+
+
+def test_an_upgrade_that_is_not_taken(mixed: Serve) -> None:
+    """--http2 asks for h2c by Upgrade; a destination that does not care answers in HTTP/1.1, and that arrives."""
+    with origin(FILES) as server:
+        check(curl_by("http", mixed, "--http2", server.url(), server.url()), BODY * 2)
+        assert server.asked[0].fields["upgrade"] == "h2c"
+        assert len({asked.port for asked in server.asked}) == 1
+
+
+@pytest.mark.parametrize("mode", HTTP)
+def test_a_refused_connection_is_told_by_http(mixed: Serve, mode: str) -> None:
+    """502 with the reason in Proxy-Status (RFC 9209); where a tunnel was wanted curl ends with 56."""
+    with closed_port() as port:
+        done = curl_by(mode, mixed, "-D", "-", "-o", "-", f"http://127.0.0.1:{port}/")
+    assert done.returncode == (0 if mode == "http" else 56)
+    status, *fields = done.stdout.lower().split(b"\r\n")
+    assert b" 502 " in status
+    assert any(field.startswith(b"proxy-status:") and b"connection_refused" in field for field in fields)
+
+
+def test_a_hundred_are_forwarded_at_once(mixed: Serve) -> None:
+    """One curl with 100 parallel requests that are forwarded: each gets its body and its line."""
+    with origin(FILES) as server:
+        options = ("--no-progress-meter", "--parallel", "--parallel-max", "100")
+        check(curl_by("http", mixed, *options, server.url("/?[1-100]")), BODY * 100)
+        assert len({session["id"] for session in sessions_to(server, mixed, 100)}) == 100
