@@ -180,6 +180,10 @@ HTTP = {
     "tunnel": ("-p", "-x", "http://{place}"),
     "tunnel-1.0": ("-p", "--proxy1.0", "{place}"),
 }
+HTTPS = {
+    "https": ("-x", "https://{place}"),
+    "https-tunnel": ("-p", "-x", "https://{place}"),
+}
 MODES = SOCKS | HTTP
 """The ways in which curl asks a proxy."""
 
@@ -211,6 +215,21 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Serve]:
+    """Ports with a certificate: mixed without users, and https for clients with a certificate or a password."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = f'certificate = "{certificates.chain}", key = "{certificates.key}"'
+    config = folder / "tabi.toml"
+    config.write_text(
+        f'[[listen]]\nurl = "mixed://127.0.0.1:0"\nusers = "none"\ntls = {{ {files} }}\n'
+        f'[[listen]]\nurl = "https://127.0.0.1:0"\ntls = {{ {files}, client_ca = "{certificates.authority}" }}\n'
+        '[users.bob]\npassword = "secret"\nplain = true\n'
+    )
+    with serve(folder, "-c", config) as running:
+        yield running
+
+
 @pytest.fixture(params=SCHEMES)
 def server(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[Origin]:
     """A destination without TLS and one with it."""
@@ -218,10 +237,10 @@ def server(request: pytest.FixtureRequest, certificates: Certificates) -> Iterat
         yield running
 
 
-def curl_by(mode: str, proxy: Serve, *arguments: str | Path, stdin: bytes = b"") -> Done:
+def curl_by(mode: str, proxy: Serve, *arguments: str | Path, listener: int = 0, stdin: bytes = b"") -> Done:
     """Run curl with a proxy in one of its ways."""
-    place = proxy.url.partition("://")[2]
-    options = [word.format(place=place) for word in MODES[mode]]
+    place = proxy.urls[listener].partition("://")[2]
+    options = [word.format(place=place) for word in (MODES | HTTPS)[mode]]
     return run_program([need("curl"), *COMMON[:-1], *options, *arguments], stdin=stdin)
 
 
@@ -257,6 +276,43 @@ def test_an_ipv6_destination(mixed: Serve, mode: str) -> None:
         check(curl_by(mode, mixed, server.url(host="[::1]")))
         (session,) = sessions_to(server, mixed)
         assert session["address"] == f"[::1]:{server.port}"
+
+
+@pytest.mark.parametrize("mode", HTTPS)
+def test_a_proxy_inside_tls(certificates: Certificates, tls: Serve, server: Origin, mode: str) -> None:
+    """-x https:// to a mixed port with a certificate, to http and https: TLS in TLS in the last case."""
+    trust = ("--proxy-cacert", certificates.authority, "--cacert", certificates.authority)
+    check(curl_by(mode, tls, *trust, server.url("/large")), FILES["/large"])
+    (session,) = sessions_to(server, tls)
+    assert session["user"] is None
+    assert session["command"] == ("forward" if (mode, server.scheme) == ("https", "http") else "connect")
+
+
+def test_a_certificate_keeps_nobody_out(tls: Serve) -> None:
+    """A mixed port with a certificate still takes clients without TLS, in every mode."""
+    with origin(FILES) as server:
+        for mode in MODES:
+            check(curl_by(mode, tls, server.url()))
+
+
+@pytest.mark.parametrize("mode", HTTPS)
+def test_a_client_with_a_certificate_is_a_user(certificates: Certificates, tls: Serve, mode: str) -> None:
+    """--proxy-cert: the subject's CN is the user. Without it a password will do, and without that the answer is 407."""
+    trust = ("--proxy-cacert", certificates.authority)
+    own = ("--proxy-cert", certificates.client_chain, "--proxy-key", certificates.client_key)
+    with origin(FILES) as server:
+        check(curl_by(mode, tls, *trust, *own, server.url(), listener=1))
+        check(curl_by(mode, tls, *trust, "-U", "bob:secret", server.url(), listener=1))
+        refused = curl_by(mode, tls, *trust, "-w", "%{http_code} %{http_connect}", "-o", "-", server.url(), listener=1)
+        assert b"407" in refused.stdout
+        assert len(server.asked) == 2
+        assert [session["user"] for session in sessions_to(server, tls, 3)] == ["alice", "bob", None]
+
+
+def test_a_proxy_of_a_stranger_is_not_trusted(tls: Serve) -> None:
+    """Without --proxy-cacert curl ends with 60, its code for a certificate that it cannot verify."""
+    done = curl_by("https", tls, "http://127.0.0.1:1/")
+    assert (done.returncode, done.stdout) == (60, b"")
 
 
 # --- users ---
