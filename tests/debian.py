@@ -12,6 +12,9 @@ import sys
 
 PROGRAMS = {
     "curl": "curl",
+    "wget": "wget",
+    "git": "git",
+    "chromium-headless-shell": "chromium-headless-shell",
     "proxychains4": "proxychains4",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
