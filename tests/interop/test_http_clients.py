@@ -1,0 +1,132 @@
+"""The HTTP clients that Python programs have, through an HTTP proxy: urllib, requests and httpx."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import requests
+
+from origin import Certificates, Origin, make_certificates, origin
+from processes import PATIENCE, Serve, serve
+
+pytestmark = pytest.mark.interop
+
+FILES = {"/a": b"a\n" * 100_000, "/b": b"b\n"}
+POSTED = bytes(range(256)) * 1024
+
+Answers = list[tuple[int, bytes]]
+Client = Callable[[str, Origin, Path], Answers]
+"""Gets /a, posts to /post in chunks, and gets /b: by a proxy's URL, from an origin, with the authority's file."""
+
+
+def chunks() -> Iterator[bytes]:
+    """What is posted, its length unknown."""
+    for start in range(0, len(POSTED), 10_000):
+        yield POSTED[start : start + 10_000]
+
+
+def by_urllib(proxy: str, server: Origin, trusted: Path) -> Answers:
+    """A connection for each request: urllib keeps none."""
+    handlers = (
+        urllib.request.ProxyHandler({"http": proxy, "https": proxy}),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=trusted)),
+    )
+    opener = urllib.request.build_opener(*handlers)
+    answers = []
+    for path, body in (("/a", None), ("/post", chunks()), ("/b", None)):
+        asked = urllib.request.Request(server.url(path), body, {"Content-Type": "application/octet-stream"})
+        with opener.open(asked, timeout=PATIENCE) as answer:
+            answers.append((answer.status, answer.read()))
+    return answers
+
+
+def by_requests(proxy: str, server: Origin, trusted: Path) -> Answers:
+    """One connection."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.proxies = {"http": proxy, "https": proxy}
+        session.verify = str(trusted)
+        answers = [
+            session.get(server.url("/a"), timeout=PATIENCE),
+            session.post(server.url("/post"), data=chunks(), timeout=PATIENCE),
+            session.get(server.url("/b"), timeout=PATIENCE),
+        ]
+        return [(answer.status_code, answer.content) for answer in answers]
+
+
+def by_httpx(proxy: str, server: Origin, trusted: Path) -> Answers:
+    """One connection."""
+    context = ssl.create_default_context(cafile=trusted)
+    through = httpx.Proxy(proxy, ssl_context=context if proxy.startswith("https:") else None)
+    with httpx.Client(proxy=through, verify=context, trust_env=False, timeout=PATIENCE) as client:
+        answers = [
+            client.get(server.url("/a")),
+            client.post(server.url("/post"), content=chunks()),
+            client.get(server.url("/b")),
+        ]
+        return [(answer.status_code, answer.content) for answer in answers]
+
+
+CLIENTS = (by_urllib, by_requests, by_httpx)
+
+
+@pytest.fixture(autouse=True)
+def no_proxies_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the environment says what goes by which proxy."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """The authority's, the origin's and the proxy's."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Serve]:
+    """A mixed port with a user."""
+    with serve(tmp_path, "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
+        yield running
+
+
+@pytest.fixture(params=["http", "https"])
+def server(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[Origin]:
+    """A destination without TLS and one with it."""
+    with origin(FILES, tls=certificates if request.param == "https" else None) as running:
+        yield running
+
+
+def check(answers: Answers, proxy: Serve, server: Origin, connections: int) -> None:
+    """All went well, the log has it, and the destination has not seen the password."""
+    assert answers == [(200, FILES["/a"]), (200, POSTED), (200, FILES["/b"])]
+    lines = proxy.sessions(3 if server.scheme == "http" else connections)
+    assert {line["user"] for line in lines} == {"alice"}
+    assert {line["command"] for line in lines} == {"forward" if server.scheme == "http" else "connect"}
+    assert not any("proxy-authorization" in asked.fields for asked in server.asked)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_requests_of_a_user(proxy: Serve, server: Origin, certificates: Certificates, client: Client) -> None:
+    """GET, POST in chunks and GET again: forwarded to http, tunnelled to https."""
+    answers = client(f"http://alice:secret@{proxy.address}", server, certificates.authority)
+    check(answers, proxy, server, 3 if client is by_urllib else 1)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_wrong_password(proxy: Serve, server: Origin, certificates: Certificates, client: Client) -> None:
+    """407: an answer where the request would be forwarded, an error of the client's own where it is a tunnel."""
+    url = f"http://alice:wrong@{proxy.address}"
+    if server.scheme == "http" and client is not by_urllib:
+        assert {status for status, _ in client(url, server, certificates.authority)} == {407}
+    else:
+        with pytest.raises((urllib.error.URLError, requests.exceptions.ProxyError, httpx.ProxyError), match="407"):
+            client(url, server, certificates.authority)
+    assert not server.asked
