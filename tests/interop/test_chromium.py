@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from origin import make_certificates, origin
-from processes import environment, need, run_program, serve
+from origin import Certificates, make_certificates, origin
+from processes import Serve, environment, need, run_program, serve
 
 pytestmark = pytest.mark.interop
 
@@ -50,21 +50,33 @@ def load(url: str, proxy: str, folder: Path) -> str:
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 def test_a_page(tmp_path: Path, scheme: str, tls: bool) -> None:
     """The page comes, its script too, and what that posts comes back; every request went through the proxy."""
+    with serve(tmp_path, "-l", "mixed://127.0.0.1:0") as proxy:
+        check(tmp_path, proxy, scheme, make_certificates(tmp_path) if tls else None)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_page_by_a_proxy_inside_tls(tmp_path: Path, tls: bool) -> None:
+    """The same on a mixed port with a certificate."""
     certificates = make_certificates(tmp_path)
-    with (
-        serve(tmp_path, "-l", "mixed://127.0.0.1:0") as proxy,
-        origin(FILES, tls=certificates if tls else None) as server,
-    ):
-        page = load(server.url("/page.html", "localhost"), f"{scheme}://{proxy.address}", tmp_path)
+    config = tmp_path / "tabi.toml"
+    config.write_text(
+        '[[listen]]\nurl = "mixed://127.0.0.1:0"\n'
+        f'tls = {{ certificate = "{certificates.chain}", key = "{certificates.key}" }}\n'
+    )
+    with serve(tmp_path, "-c", config) as proxy:
+        check(tmp_path, proxy, "https", certificates if tls else None)
+
+
+def check(folder: Path, proxy: Serve, scheme: str, certificates: Certificates | None) -> None:
+    """Load the page, and look at what was asked for and at the log."""
+    with origin(FILES, tls=certificates) as server:
+        page = load(server.url("/page.html", "localhost"), f"{scheme}://{proxy.address}", folder)
         assert '<p id="said">said by the script</p>' in page
-        assert [asked.path for asked in server.asked if asked.path != "/favicon.ico"] == [
-            "/page.html",
-            "/said.js",
-            "/post",
-        ]
-        forwarded = scheme == "http" and not tls
-        count = len(server.asked) if forwarded else len({asked.port for asked in server.asked})
-        lines = [line for line in proxy.sessions(count) if line["port"] == server.port]
-        assert len(lines) == count
-        assert {(line["protocol"], line["host"]) for line in lines} == {(scheme, "localhost")}
+        assert [asked.path for asked in server.asked] == ["/page.html", "/said.js", "/post"]
+        forwarded = scheme != "socks5" and certificates is None
+        count = 3 if forwarded else len({asked.port for asked in server.asked})
+        lines = proxy.sessions(count)
+        assert {(line["protocol"], line["host"], line["port"]) for line in lines} == {
+            (scheme, "localhost", server.port)
+        }
         assert {line["command"] for line in lines} == {"forward" if forwarded else "connect"}

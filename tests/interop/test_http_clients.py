@@ -130,3 +130,18 @@ def test_a_wrong_password(proxy: Serve, server: Origin, certificates: Certificat
         with pytest.raises((urllib.error.URLError, requests.exceptions.ProxyError, httpx.ProxyError), match="407"):
             client(url, server, certificates.authority)
     assert not server.asked
+
+
+# requests verifies a proxy only on the way to https: to http it warns that nobody did.
+@pytest.mark.parametrize(("client", "tls"), [(by_httpx, False), (by_httpx, True), (by_requests, True)])
+def test_a_proxy_inside_tls(certificates: Certificates, client: Client, tls: bool, tmp_path: Path) -> None:
+    """The same to an https listener; to an https destination that is TLS in TLS."""
+    config = tmp_path / "tabi.toml"
+    config.write_text(
+        '[[listen]]\nurl = "https://127.0.0.1:0"\n'
+        f'tls = {{ certificate = "{certificates.chain}", key = "{certificates.key}" }}\n'
+        '[users.alice]\npassword = "secret"\nplain = true\n'
+    )
+    with serve(tmp_path, "-c", config) as proxy, origin(FILES, tls=certificates if tls else None) as server:
+        answers = client(f"https://alice:secret@{proxy.address}", server, certificates.authority)
+        check(answers, proxy, server, 1)
