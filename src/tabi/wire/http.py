@@ -54,7 +54,8 @@ OLD_REQUEST_LINE = re.compile(TOKEN + rb" (?!HTTP/)[!-~]++")
 """Of HTTP/0.9, which has no versions and no fields."""
 
 OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
-HTTP_URI = re.compile(r"http://([^/?#]++)([^#]*+)", re.IGNORECASE)
+# ws is http to a server (RFC 6455 section 3) and asks for an Upgrade; most clients open a tunnel, aiohttp's does not.
+HTTP_URI = re.compile(r"(?:http|ws)://([^/?#]++)([^#]*+)", re.IGNORECASE)
 OTHER_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*+)://")
 # Of what RFC 3986 lets a name hold, what names of hosts have: nothing percent-encoded, nothing that parts lists.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~-]{1,255})(?::([0-9]{0,5}))?")
@@ -305,7 +306,7 @@ def decode_target(method: str, target: str) -> tuple[Address, str]:
         if target.startswith(("/", "*")):
             raise HttpError("target: this is a proxy: ask with an absolute URI or CONNECT")
         other = OTHER_URI.match(target)
-        if other is not None and other[1].lower() != "http":
+        if other is not None and other[1].lower() not in ("http", "ws"):
             # No more of the scheme than a known one could have: whoever reads the answer chose it.
             raise HttpError(f"target: scheme {other[1][:16]!r}, expected http; https needs CONNECT", 501)
         raise HttpError("target: expected http://host[:port]/path without a fragment")
