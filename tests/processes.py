@@ -199,13 +199,15 @@ class Serve:
         self.known.update(found)
         return found
 
-    def sessions(self, count: int, log: Path | None = None) -> list[dict[str, Any]]:
-        """The lines of the access log, once there are ``count``."""
+    def sessions(self, count: int, log: Path | None = None, port: int | None = None) -> list[dict[str, Any]]:
+        """The lines of the access log, or those for a destination's port, once there are ``count``."""
 
         def lines() -> list[bytes]:
             path = log or self.stdout
             found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            return found if len(found) >= count and found[-1].endswith(b"\n") else []
+            whole = found and found[-1].endswith(b"\n")
+            found = [line for line in found if port is None or b'"port":%d,' % port in line]
+            return found if whole and len(found) >= count else []
 
         return [json.loads(line) for line in wait_for(lines, f"{count} lines in the access log")]
 

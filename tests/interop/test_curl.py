@@ -7,13 +7,12 @@ import hashlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conftest import Run
 from origin import Certificates, Handler, Origin, make_certificates, origin
-from processes import Serve, answer_http, in_thread, need, run_program, serve, wait_for
+from processes import Serve, answer_http, in_thread, need, run_program, serve
 from support import closed_port, target
 
 pytestmark = pytest.mark.interop
@@ -244,24 +243,12 @@ def curl_by(mode: str, proxy: Serve, *arguments: str | Path, listener: int = 0, 
     return run_program([need("curl"), *COMMON[:-1], *options, *arguments], stdin=stdin)
 
 
-def sessions_to(server: Origin, proxy: Serve, count: int = 1) -> list[dict[str, Any]]:
-    """The lines of the access log for a destination, once there are ``count``."""
-
-    def lines() -> list[dict[str, Any]]:
-        found = [session for session in proxy.sessions(1) if session["port"] == server.port]
-        return found if len(found) >= count else []
-
-    found: list[dict[str, Any]] = wait_for(lines, f"{count} lines for port {server.port}")
-    assert len(found) == count
-    return found
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_on_one_port(certificates: Certificates, mixed: Serve, server: Origin, mode: str) -> None:
     """A GET arrives, to http and https; the log tells the protocol, and who has resolved the name."""
     done = curl_by(mode, mixed, "--cacert", certificates.authority, "-4", server.url(host="localhost"))
     check(done)
-    (session,) = sessions_to(server, mixed)
+    (session,) = mixed.sessions(1, port=server.port)
     forwarded = mode == "http" and server.scheme == "http"
     assert session["protocol"] == (mode[:6] if mode in SOCKS else "http")
     assert session["command"] == ("forward" if forwarded else "connect")
@@ -269,12 +256,25 @@ def test_every_mode_on_one_port(certificates: Certificates, mixed: Serve, server
     assert session["reply"] == {"socks4": 0x5A, "socks5": 0, "http": 200}[session["protocol"]]
 
 
+def test_a_port_for_each_protocol(tmp_path: Path) -> None:
+    """Listeners of one protocol, several at once: each serves its own modes, and no others."""
+    protocols = ["socks4", "socks5", "http"]
+    ports = [word for protocol in protocols for word in ("-l", f"{protocol}://127.0.0.1:0")]
+    with serve(tmp_path, *ports) as proxy, origin(FILES) as server:
+        for mode in MODES:
+            for listener, protocol in enumerate(protocols):
+                own = protocol == (mode[:6] if mode in SOCKS else "http")
+                done = curl_by(mode, proxy, server.url(), listener=listener)
+                assert (done.returncode == 0, done.stdout == BODY) == (own, own), (mode, protocol)
+        assert len(server.asked) == len(MODES)
+
+
 @pytest.mark.parametrize("mode", [mode for mode in MODES if not mode.startswith("socks4")])
 def test_an_ipv6_destination(mixed: Serve, mode: str) -> None:
     """[::1] in every mode that can say it."""
     with origin(FILES, host="::1") as server:
         check(curl_by(mode, mixed, server.url(host="[::1]")))
-        (session,) = sessions_to(server, mixed)
+        (session,) = mixed.sessions(1, port=server.port)
         assert session["address"] == f"[::1]:{server.port}"
 
 
@@ -283,7 +283,7 @@ def test_a_proxy_inside_tls(certificates: Certificates, tls: Serve, server: Orig
     """-x https:// to a mixed port with a certificate, to http and https: TLS in TLS in the last case."""
     trust = ("--proxy-cacert", certificates.authority, "--cacert", certificates.authority)
     check(curl_by(mode, tls, *trust, server.url("/large")), FILES["/large"])
-    (session,) = sessions_to(server, tls)
+    (session,) = tls.sessions(1, port=server.port)
     assert session["user"] is None
     assert session["command"] == ("forward" if (mode, server.scheme) == ("https", "http") else "connect")
 
@@ -306,7 +306,7 @@ def test_a_client_with_a_certificate_is_a_user(certificates: Certificates, tls: 
         refused = curl_by(mode, tls, *trust, "-w", "%{http_code} %{http_connect}", "-o", "-", server.url(), listener=1)
         assert b"407" in refused.stdout
         assert len(server.asked) == 2
-        assert [session["user"] for session in sessions_to(server, tls, 3)] == ["alice", "bob", None]
+        assert [session["user"] for session in tls.sessions(3, port=server.port)] == ["alice", "bob", None]
 
 
 def test_a_proxy_of_a_stranger_is_not_trusted(tls: Serve) -> None:
@@ -325,7 +325,7 @@ LOGIN = "alice:p@ss:word"
 def test_a_user_by_http(certificates: Certificates, guarded: Serve, server: Origin, mode: str, way: str) -> None:
     """-U at once, and after a 407 that names Basic; the destination never sees the password."""
     check(curl_by(mode, guarded, "--cacert", certificates.authority, way, "-U", LOGIN, server.url()))
-    users = [session["user"] for session in sessions_to(server, guarded, 2 if way == "--proxy-anyauth" else 1)]
+    users = [session["user"] for session in guarded.sessions(2 if way == "--proxy-anyauth" else 1, port=server.port)]
     assert users == ([None] if way == "--proxy-anyauth" else []) + ["alice"]
     (asked,) = server.asked
     assert "proxy-authorization" not in asked.fields
@@ -340,7 +340,7 @@ def test_wrong_users_by_http_are_refused(guarded: Serve, mode: str, login: str |
         done = curl_by(mode, guarded, *user, "-o", "-", "-w", "%{http_code} %{http_connect}", server.url())
         assert done.returncode == (0 if mode == "http" else 56)
         assert done.stdout.endswith(b"407 000" if mode == "http" else b"000 407")
-        (session,) = sessions_to(server, guarded)
+        (session,) = guarded.sessions(1, port=server.port)
         assert (session["reply"], session["close"]) == (407, "denied")
         assert not server.asked
 
@@ -348,7 +348,7 @@ def test_wrong_users_by_http_are_refused(guarded: Serve, mode: str, login: str |
 def test_a_user_by_socks5(guarded: Serve, server: Origin, certificates: Certificates) -> None:
     """-U for SOCKS5 on the same port."""
     check(curl_by("socks5h", guarded, "-U", LOGIN, "--cacert", certificates.authority, server.url()))
-    assert [session["user"] for session in sessions_to(server, guarded)] == ["alice"]
+    assert [session["user"] for session in guarded.sessions(1, port=server.port)] == ["alice"]
 
 
 @pytest.mark.parametrize("mode", ["socks4", "socks4a"])
@@ -410,7 +410,7 @@ def test_a_body_that_is_not_wanted_is_not_sent(mixed: Serve) -> None:
         wait = ("--expect100-timeout", "15", "-H", "Expect: 100-continue", "-w", "%{http_code}")
         done = curl_by("http", mixed, *wait, "--data-binary", "@-", server.url(), stdin=FILES["/large"])
         check(done, b"too much\n413")
-        (session,) = sessions_to(server, mixed)
+        (session,) = mixed.sessions(1, port=server.port)
         assert session["up"] == 0
 
 
@@ -422,7 +422,7 @@ def test_several_urls_share_a_connection(mixed: Serve, server: Origin, certifica
     assert (done.returncode, done.stderr) == (0, b"10000")
     assert done.stdout == BODY + FILES["/large"] + BODY + b"not here\n" + BODY
     assert len({asked.port for asked in server.asked}) == 1
-    lines = sessions_to(server, mixed, 5 if (mode, server.scheme) == ("http", "http") else 1)
+    lines = mixed.sessions(5 if (mode, server.scheme) == ("http", "http") else 1, port=server.port)
     if len(lines) == 5:
         assert [(line["reply"], line["down"]) for line in lines] == [
             (200, len(BODY)),
@@ -478,4 +478,4 @@ def test_a_hundred_are_forwarded_at_once(mixed: Serve) -> None:
     with origin(FILES) as server:
         options = ("--no-progress-meter", "--parallel", "--parallel-max", "100")
         check(curl_by("http", mixed, *options, server.url("/?[1-100]")), BODY * 100)
-        assert len({session["id"] for session in sessions_to(server, mixed, 100)}) == 100
+        assert len({session["id"] for session in mixed.sessions(100, port=server.port)}) == 100

@@ -90,10 +90,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """A mixed port with a user."""
-    with serve(tmp_path, "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
+    with serve(tmp_path_factory.mktemp("proxy"), "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
         yield running
 
 
@@ -107,7 +107,7 @@ def server(request: pytest.FixtureRequest, certificates: Certificates) -> Iterat
 def check(answers: Answers, proxy: Serve, server: Origin, connections: int) -> None:
     """All went well, the log has it, and the destination has not seen the password."""
     assert answers == [(200, FILES["/a"]), (200, POSTED), (200, FILES["/b"])]
-    lines = proxy.sessions(3 if server.scheme == "http" else connections)
+    lines = proxy.sessions(3 if server.scheme == "http" else connections, port=server.port)
     assert {line["user"] for line in lines} == {"alice"}
     assert {line["command"] for line in lines} == {"forward" if server.scheme == "http" else "connect"}
     assert not any("proxy-authorization" in asked.fields for asked in server.asked)

@@ -23,10 +23,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """A mixed port with a user."""
-    with serve(tmp_path, "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
+    with serve(tmp_path_factory.mktemp("proxy"), "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
         yield running
 
 
@@ -55,7 +55,7 @@ def test_downloads(proxy: Serve, server: Origin, certificates: Certificates) -> 
     assert (done.returncode, done.stdout) == (0, b"".join(FILES.values())), done.stderr
     assert len({asked.port for asked in server.asked}) == 1
     command, count = ("forward", 2) if server.scheme == "http" else ("connect", 1)
-    lines = proxy.sessions(count)
+    lines = proxy.sessions(count, port=server.port)
     assert [(line["user"], line["host"], line["command"]) for line in lines] == [
         ("alice", "localhost", command)
     ] * count
