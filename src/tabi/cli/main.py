@@ -24,7 +24,7 @@ from tabi.errors import ConfigError, TabiError
 
 app = typer.Typer(
     name="tabi",
-    help="A SOCKS5 proxy: Python decides, the kernel carries.",
+    help="A proxy for SOCKS5, SOCKS4 and HTTP: Python decides, the kernel carries.",
     epilog="Start one: tabi serve      Use it: curl -x socks5h://127.0.0.1:1080 https://example.com/",
     no_args_is_help=True,
     add_completion=False,

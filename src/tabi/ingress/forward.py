@@ -179,6 +179,7 @@ class Exchange:
         "client",
         "fault",
         "forwarding",
+        "reading",
         "request",
         "server",
         "session",
@@ -198,6 +199,7 @@ class Exchange:
         self.body = make_body(request.body)
         self.answered = False  # whether the client has any of the final answer
         self.uploading: asyncio.Task[None] | None = None
+        self.reading = False  # whether the client is waited for, that it sends more
         self.uploaded = False  # whether the destination's socket has taken the whole request
         self.fault: OSError | RemoteProtocolError | None = None  # of the client, found while its content was read
 
@@ -257,6 +259,8 @@ class Exchange:
         destination = self.request.destination
         if isinstance(exc, TimeoutError):
             seconds = self.forwarding.idle.seconds
+            if self.reading:
+                return Failed(408, "http_request_error", f"no more of the content within {seconds:g} s")
             return Failed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
         reason = (exc.strerror or str(exc)).lower()
         return Failed(502, "connection_terminated", f"{destination}: {reason}", not self.server.buffer)
@@ -266,7 +270,9 @@ class Exchange:
         asking, body, stream = self.asking, self.body, self.stream
         try:
             while not body.done:
+                self.reading = True
                 data = await self.client.receive(CHUNK_SIZE)
+                self.reading = False
                 if not data:
                     raise RemoteProtocolError("the client ended in the middle of the content")
                 content = take_from(data, asking.buffer, body)
@@ -353,7 +359,8 @@ class Exchange:
                 self.asking.moved += 1
         except (OSError, RemoteProtocolError) as exc:
             # The client has part of an answer: a reset says that it is not the whole.
-            session.error = f"{request.destination}: {str(exc) or type(exc).__name__}"
+            reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
+            session.error = f"{request.destination}: {reason}"
             session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
             self.asking.break_off()
             return False, False

@@ -236,8 +236,8 @@ class Connection:
             return await self.open_tunnel(request)
         if request.final_recipient:
             # RFC 9110 section 7.6.2: the answer is ours, and there is nothing to say beyond that we are here.
-            session.error = "Max-Forwards is 0: this proxy is the last on the way"
-            return await self.fail(request, 501 if request.method == "TRACE" else 200, None, session.error)
+            details = "Max-Forwards is 0: this proxy is the last on the way"
+            return await self.fail(request, 501 if request.method == "TRACE" else 200, None, details)
         try:
             return await self.forward(request)
         except (DialError, PolicyDenied) as exc:
@@ -296,7 +296,11 @@ class Connection:
     def note(self, status: int, details: str) -> None:
         """Fill in what the access log says of an answer of our own."""
         session = self.session
-        session.reply_code, session.error = status, details
+        session.reply_code = status
+        if status < 400:
+            session.close = "server"
+            return
+        session.error = details
         session.close = "denied" if status in (403, 407) else "error"
 
     # --- CONNECT ---
@@ -369,7 +373,7 @@ class Connection:
 
 def problem_of(exc: TabiError) -> tuple[int, str]:
     """Status and error type of RFC 9209 section 2.3 for a destination that could not be opened."""
-    if isinstance(exc, PolicyDenied):
+    if isinstance(exc, PolicyDenied) or exc.reply_code == ReplyCode.NOT_ALLOWED:
         return 403, "destination_ip_prohibited"
     number = exc.errno if isinstance(exc, DialError) else None
     if number == errno.ETIMEDOUT:
