@@ -24,6 +24,14 @@ EXPECTED = {
     "unix_socket.py": ("rights 600\n", "received: hello from the destination\n", "client unix:", "left behind: []\n"),
     "client.py": ("connect: ONE\n", "open_connection: TWO\n", "refused with reply 5\n"),
     "datagrams.py": ("one: BY ADDRESS\n", "two: BY NAME\n", "not sent: a datagram of 65507 octets"),
+    "http_proxy.py": (
+        "without a password: 407\n",
+        "forwarded: hello from /one\n",
+        "through CONNECT: hello from /two\n",
+        "nobody: forward of ",
+        "alice: forward of ",
+        "alice: connect of ",
+    ),
     "log_sessions.py": (
         "alice: 1000 octets up, 1000 down; ended by: client",
         "nobody: no acceptable method: offered 00, expected 0x02; ended by: denied",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -1444,3 +1445,14 @@ def test_every_request_has_its_line(run: Run, tmp_path: Path) -> None:
     assert [line["connect_ms"] is None for line in lines] == [False, True, True, False]
     assert len({line["id"] for line in lines}) == 4
     assert "secret" not in path.read_text()
+
+
+def test_the_document_names_tests_that_exist() -> None:
+    """Each point of HTTP in docs/conformance.md leads to tests here."""
+    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
+    rows = re.findall(r"^\| H\d+ \|.*$", page, re.M)
+    assert len(rows) == 14
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names
+        assert set(names) <= set(globals())
