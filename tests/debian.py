@@ -27,6 +27,7 @@ PROGRAMS = {
     "tnftp": "tnftp",
     "ip": "iproute2",
     "systemd-analyze": "systemd",
+    "openssl": "openssl",
 }
 """What the tests call: the package that has it."""
 

@@ -37,6 +37,13 @@ EXPECTED = {
         "nobody: no acceptable method: offered 00, expected 0x02; ended by: denied",
         "total of alice: 2000 octets",
     ),
+    "tls.py": (
+        "listening on socks5+tls://127.0.0.1:",
+        "without a certificate: TLSV13_ALERT_CERTIFICATE_REQUIRED\n",
+        "alice received: hello from the destination\n",
+        "tls, user None, error: TLS: peer did not return a certificate\n",
+        "socks5+tls, user alice, error: None\n",
+    ),
 }
 """What each of them prints, among other things, in this order."""
 

@@ -520,6 +520,22 @@ def test_a_peer_cannot_make_us_hold_answers_without_end(run_once: Run) -> None:
     run_once(main)
 
 
+def test_a_peer_cannot_keep_us_reading_without_payload(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Octets in which there is no payload are read up to a limit in one call; with payload there is none."""
+    monkeypatch.setattr(tls_module, "MAX_FRUITLESS", 50)
+
+    async def main() -> None:
+        async with connected() as (stream, _, peer):
+            data = octets(1000)
+            await peer.send(data)
+            assert await stream.receive(1000) == data
+            peer.sock.send(peer.encrypt(data)[:51])
+            with pytest.raises(OSError, match="no payload"):
+                await stream.receive()
+
+    run_once(main)
+
+
 def test_the_rest_is_that_of_the_socket_below(run_once: Run) -> None:
     """Addresses and options are those of the connection; the socket itself cannot be taken away."""
 

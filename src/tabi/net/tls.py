@@ -27,6 +27,9 @@ CHUNK = 1 << 16
 MAX_ANSWERS = 1 << 17
 """Octets that a peer may make OpenSSL answer (KeyUpdate) without reading them."""
 
+MAX_FRUITLESS = 4 * READ_SIZE
+"""Octets that one call reads without one of payload in them: who sends nothing but KeyUpdate keeps others waiting."""
+
 HANDSHAKE_READ = 1 << 14
 MAX_HANDSHAKE = 1 << 17
 """Octets of a client's whole handshake. OpenSSL itself takes a ClientHello of 131,396 octets and certificates of
@@ -116,7 +119,7 @@ class TlsSocket:
         """Decrypt into ``view`` from ``count`` on; see `recv_into`."""
         size, incoming = len(view), self.incoming
         tls: Any = self.tls  # typeshed knows of reading into a bytearray only
-        emptied = False
+        emptied, fruitless = False, 0
         while True:
             try:
                 while count < size and (incoming.pending or tls.pending()):
@@ -136,6 +139,8 @@ class TlsSocket:
                 self.answer()
             if self.ended or count == size or (count and emptied):
                 return count
+            if fruitless > MAX_FRUITLESS and not count:
+                raise OSError(errno.EPROTO, "TLS: the peer sends much, but no payload")
             try:
                 octets = self.below.recv_into(self.buffer)
             except BlockingIOError:
@@ -144,6 +149,7 @@ class TlsSocket:
                 raise
             if not octets:
                 self.note_end()
+            fruitless += octets
             # epoll(7): a short read has emptied the queue. But an end behind half a record has to be seen now.
             emptied = octets < len(self.buffer)
             incoming.write(self.buffer[:octets])
