@@ -372,3 +372,34 @@ def test_the_destination_ends_first_behind_a_large_transfer(run: Run) -> None:
             assert (ends.session.down, ends.session.close) == (BULK, "client")
 
     run(main)
+
+
+@pytest.mark.parametrize("late", [b"", b"more"], ids=["nothing", "octets"])
+def test_a_client_that_closes_with_our_end_unread(run: Run, late: bytes) -> None:
+    """The kernel resets a connection that is closed with close_notify unread. Who has sent nothing since the
+    destination's end has ended like any other client; who has, is taken at its word: the destination gets a reset."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends, peer = await tls_ends(bench)
+            ends.start()
+            await peer.send(b"up")
+            assert await read(ends.server, 2) == b"up"
+            ends.server.send(b"answer")
+            ends.server.shutdown(socket.SHUT_WR)
+            assert await peer.read(6) == b"answer"
+            await until(lambda: ends.relay.down.ended)
+            if late:
+                await peer.send(late)
+                assert await read(ends.server, len(late)) == late
+            if late:
+                reset(ends.client)
+                with pytest.raises(ConnectionResetError):
+                    await read_all(ends.server)
+            else:
+                ends.client.close()  # close_notify has arrived, and nobody has read it
+                assert await read_all(ends.server) == b""
+            await ends.ended.wait()
+            assert ends.session.close == ("reset" if late else "server")
+
+    run(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from tabi.net.stream import Stream
+from tabi.net.stream import Sock, Stream
 from tabi.relay.flow import BLOCKED, READY, Flow
 from tabi.relay.relay import Relay, Relays
 from tabi.session import Session
@@ -27,7 +27,7 @@ class TlsFlow(Flow):
 class TlsRelay(Relay):
     """A relay that copies. What it counts is plaintext."""
 
-    __slots__ = ()
+    __slots__ = ("up_to_end",)
 
     def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
         super().__init__(relays, client, server, session, now)
@@ -35,6 +35,15 @@ class TlsRelay(Relay):
         self.up = TlsFlow(self, client.sock, client.fd, server.sock, server.fd)
         self.down = TlsFlow(self, server.sock, server.fd, client.sock, client.fd)
         self.up.other, self.down.other = self.down, self.up
+        self.up_to_end = -1  # octets of the uplink when the downlink's end was told
+
+    def break_off(self, whole: Sock | None = None) -> None:
+        """See `Relay.break_off`. But a client that has all it wanted often closes with our close_notify unread, and
+        its kernel makes a reset of that: where it has sent nothing since, this is an end like any other."""
+        if self.up.octets == self.up_to_end and self.up.rest is None:
+            self.close(self.first)
+        else:
+            super().break_off(whole)
 
     def flow_ended(self, flow: Flow) -> None:
         """See `Relay.flow_ended`; called again where the end did not fit. It ends when both sides were told."""
@@ -50,6 +59,8 @@ class TlsRelay(Relay):
             if not other.ended:
                 self.break_off()
                 return
+        if flow is self.down:
+            self.up_to_end = self.up.octets
         if other.ended and other.state == READY:
             self.close(self.first)
         else:
