@@ -288,9 +288,10 @@ def own_address(sock: Any, client: Address) -> Address:
     """
     if client.host == UNIX:
         return Address(LOOPBACK, 0)
-    if sock.family == AF_UNIX:
+    sockaddr = sock.getsockname()
+    if isinstance(sockaddr, str | bytes):  # of a unix socket
         return Address(route_to(client_ip(client.host)), 0)
-    own = from_sockaddr(sock.getsockname())
+    own = from_sockaddr(sockaddr)
     if from_sockaddr(sock.getpeername()) == client:
         return own
     try:

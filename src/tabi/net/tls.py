@@ -1,7 +1,7 @@
 """TLS over a stream: a socket over a socket, and the server's handshake.
 
 OpenSSL works on memory here (ssl.MemoryBIO); what it wants read or sent goes through the socket below in reads of up
-to 128 KiB for many records. That is as fast as `ssl.SSLSocket`, can end one direction and go on reading (RFC 8446
+to 64 KiB for many records. That is as fast as `ssl.SSLSocket`, can end one direction and go on reading (RFC 8446
 section 6.1), and TLS may be inside TLS.
 """
 
@@ -18,10 +18,10 @@ from tabi.errors import RemoteProtocolError
 from tabi.net.reactor import IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, Sock, Stream
 
-READ_SIZE = 1 << 17
+READ_SIZE = 1 << 16
 """Octets of one read from the socket below."""
 
-CHUNK = 1 << 16
+CHUNK = 1 << 15
 """Octets that are encrypted before they are sent: what a connection holds for a peer that does not read."""
 
 MAX_ANSWERS = 1 << 17
