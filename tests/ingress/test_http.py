@@ -1167,6 +1167,43 @@ def test_connect_behind_other_requests(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("last", ["CONNECT", "bad"])
+def test_nothing_overtakes_answers_that_wait(run_once: Run, last: str) -> None:
+    """Small answers to a client that asks and asks before it reads come whole and in order, and what follows them
+    comes behind them: a tunnel, or a refusal."""
+    count = 2000
+    content = "x" * 3500
+
+    async def main() -> None:
+        def answer(message: Message) -> bytes:
+            path = message.line.split()[1]
+            return f"HTTP/1.1 200 OK\r\nContent-Length: {len(path + content)}\r\n\r\n{path}{content}".encode()
+
+        async with target() as port, origin(answer) as there, proxy() as here:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (str(here.address.host), here.address.port))
+            reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+            writer.write(b"".join(ask(f"{there.url}/{number}") for number in range(count)))
+            writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + b"ping" if last == "CONNECT" else b"rubbish\r\n\r\n")
+            done = 0
+            while len(there.requests) > done:  # until the proxy waits for us
+                done = len(there.requests)
+                await asyncio.sleep(0.05)
+            for number in range(count):
+                message = await read_message(reader)
+                assert (message.status, message.content) == (200, f"/{number}{content}".encode())
+            if last == "CONNECT":
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+                assert await reader.readexactly(4) == b"ping"
+            else:
+                assert (await read_message(reader)).status == 400
+            writer.close()
+
+    run_once(main)
+
+
 @pytest.mark.parametrize("users", [None, {"alice": "secret"}])
 def test_what_follows_a_refused_connect_is_no_request(run: Run, users: dict[str, str] | None) -> None:
     """A client that did not wait has sent it to the destination: whoever chose it must not speak for the client."""

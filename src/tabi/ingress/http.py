@@ -289,9 +289,12 @@ class Connection:
             self.waits = False
 
     async def refuse(self, octets: bytes) -> None:
-        """Answer, and end."""
-        client, session = self.client, self.session
-        await self.ingress.commands.refuse(client, session, session.close == "denied", lambda: client.send_soon(octets))
+        """Answer, behind what the client has not taken yet, and end."""
+        try:
+            await self.send(octets)
+        except OSError:
+            return
+        await self.ingress.commands.part(self.client)
 
     def note(self, status: int, details: str) -> None:
         """Fill in what the access log says of an answer of our own."""
@@ -308,6 +311,8 @@ class Connection:
     async def open_tunnel(self, request: Request) -> bool:
         """Hand over to a relay, or say why not."""
         self.close_server()
+        if self.client.unsent:
+            await self.send(b"")  # the relay knows nothing of answers before
         tunnel = Tunnel(self.client, self.session, bytes(self.buffer))
         try:
             await self.ingress.connect(tunnel)
