@@ -24,7 +24,7 @@ MAX_TRAILERS = 8192
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 """RFC 9110 section 5.6.2: methods, names of fields and other words."""
 
-TEXT = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"
+TEXT = rb"[\t -~\x80-\xff]*+"
 """RFC 9110 section 5.5: what may stand in a line, that is anything but control octets; HTAB may."""
 
 LF = re.compile(rb"\n")
