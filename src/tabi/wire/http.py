@@ -17,7 +17,8 @@ from binascii import a2b_base64
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
 import msgspec
 
@@ -40,83 +41,109 @@ HTTP_PORT = 80
 CONNECT_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 Field = tuple[bytes, bytes]
-Line = TypeVar("Line")
+Known = dict[bytes, bytes]
 
-# Possessive: a line is read once, whatever is in it. Each field begins behind a LF and ends with the next.
-REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]++) HTTP/1\.([0-9])")
-STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (" + TEXT + rb"))?")
-FIELD = re.compile(rb"(?<=\n)(" + TOKEN + rb"):[ \t]*+(" + TEXT + rb")\r\n")
-FIELD_OF_RESPONSE = re.compile(rb"(?<=\n)(" + TOKEN + rb")[ \t]*+:[ \t]*+(" + TEXT + rb")\r\n")
+# Every run of octets is possessive: it is read once, whatever is in it. No group is: Python 3.11.2 takes some wrongly.
+# An http URI is taken apart: authority (what can be seen but "#", "/" and "?"), path and query (all but "#").
+# ws is http to a server (RFC 6455 section 3) and asks for an Upgrade; most clients open a tunnel, aiohttp's does not.
+TARGET = rb"(?i:http|ws)://([!\"$-.0->@-~]++)([!\"$-~]*+)|[!-~]++"
+REQUEST_LINE = rb"(" + TOKEN + rb") (" + TARGET + rb") HTTP/1\.([0-9])"
+STATUS_LINE = rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (" + TEXT + rb"))?"
+FIELD_LINE = rb"\r\n" + TOKEN + rb":" + TEXT
+FIELD_LINES = rb"((?:%b){0,%d})\r\n\r\n" % (FIELD_LINE, FIELDS_LIMIT)
+REQUEST_HEAD = re.compile(REQUEST_LINE + FIELD_LINES)
+RESPONSE_HEAD = re.compile(STATUS_LINE + FIELD_LINES)
+REQUEST_LINE_ONLY = re.compile(REQUEST_LINE)
+STATUS_LINE_ONLY = re.compile(STATUS_LINE)
+FIELD = re.compile(FIELD_LINE + rb"(?=\r\n)")
+SPACE_BEFORE_COLON = re.compile(rb"(?<=\n)(" + TOKEN + rb")[ \t]++:")
 LINES = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f]++|\r\n)*(?:\r\Z)?")
-"""A head as far as it has come. No possessive group: Python 3.11.2 takes some of them wrongly."""
+"""A head as far as it has come."""
 
 OLD_REQUEST_LINE = re.compile(TOKEN + rb" (?!HTTP/)[!-~]++")
 """Of HTTP/0.9, which has no versions and no fields."""
 
 OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
-# ws is http to a server (RFC 6455 section 3) and asks for an Upgrade; most clients open a tunnel, aiohttp's does not.
-HTTP_URI = re.compile(r"(?:http|ws)://([^/?#]++)([^#]*+)", re.IGNORECASE)
-OTHER_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*+)://")
+OTHER_URI = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://")
 # Of what RFC 3986 lets a name hold, what names of hosts have: nothing percent-encoded, nothing that parts lists.
-AUTHORITY = re.compile(r"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~-]{1,255})(?::([0-9]{0,5}))?")
-LENGTH = re.compile(rb"[0-9]{1,18}")
+AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~-]{1,255})(?::([0-9]{0,5}))?")
 BASIC = re.compile(rb"basic +((?:[a-z0-9+/]{4})*(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)", re.IGNORECASE)
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 NOT_IN_STRING = re.compile(r"[^ -~]")
 
-DECODED = frozenset(
-    b"connection content-length expect host max-forwards proxy-authorization proxy-connection transfer-encoding "
-    b"upgrade".split()
-)
-"""Fields that mean something here."""
-
 HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authentication-info proxy-authorization proxy-connection te "
-    b"transfer-encoding upgrade".split()
+    b"close connection keep-alive proxy-authenticate proxy-authentication-info proxy-authorization proxy-connection "
+    b"te transfer-encoding upgrade".split()
 )
-"""Fields that are for one connection (RFC 9110 section 7.6.1), and Transfer-Encoding, which is written anew."""
+"""Fields that are for one connection (RFC 9110 section 7.6.1), Transfer-Encoding, which is written anew, and Close,
+which is no field, but may be named in Connection as if it were."""
 
-REWRITTEN = HOP_BY_HOP | {b"content-length", b"expect", b"host", b"max-forwards"}
 REWRITTEN_OF_RESPONSE = HOP_BY_HOP | {b"content-length"}
-PROTECTED = frozenset((b"cache-control", b"via"))
-"""What Connection cannot take away, beside what is rewritten: these are for all on the way (RFC 9110 section 7.6.1)."""
+REWRITTEN = REWRITTEN_OF_RESPONSE | {b"host"}
+PROTECTED_IN_RESPONSE = REWRITTEN_OF_RESPONSE | {b"cache-control", b"via"}
+PROTECTED = PROTECTED_IN_RESPONSE | {b"expect", b"host", b"max-forwards"}
+"""What Connection cannot take away: what is rewritten, and what is for all on the way (RFC 9110 section 7.6.1)."""
 
-VIA = (b"Via: 1.0 tabi\r\n", b"Via: 1.1 tabi\r\n")
+
+def any_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
+    """A pattern of a field, its CRLF in front, that has one of these names; its groups are name and value.
+
+    Most fields have none of them, and are left at the first letter: each is tried once, in a set, which is fast.
+    """
+    initials = groupby(sorted(names), lambda name: name[:1])
+    words = [
+        rb"[%b%b](?i:%b)" % (initial, initial.upper(), b"|".join(name[1:] for name in group))
+        for initial, group in initials
+    ]
+    return re.compile(rb"\r\n(" + b"|".join(words) + rb"):([^\r]*+)")
+
+
+KNOWN_OF_REQUEST = any_of(REWRITTEN)
+KNOWN_OF_RESPONSE = any_of(REWRITTEN_OF_RESPONSE)
+EXPECT = any_of([b"expect"])
+MAX_FORWARDS = any_of([b"max-forwards"])
+CONTENT_LENGTH = any_of([b"content-length"])
+
+VIA = (b"\r\nVia: 1.0 tabi", b"\r\nVia: 1.1 tabi")
+CODING = b"\r\nTransfer-Encoding: chunked"
 NO_OPTIONS: frozenset[bytes] = frozenset()
+COMMON_OPTIONS = {option: frozenset((option,)) for option in (b"keep-alive", b"close", b"upgrade")}
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a client asks a proxy for. The fields, which hold secrets, and the path are not in the repr.
+    """What a client asks a proxy for. The target and the fields, which hold secrets, are not in the repr.
 
     Attributes:
         method: a token; methods are case-sensitive.
         target: as sent.
         minor: of HTTP/1.<minor>, 0 or 1; later ones are read as 1.
-        fields: name as sent, value without outer white space.
+        head: to send to the destination, without what ends it: request line, Host, the fields that are not for us
+            as they came, and Via. Empty for CONNECT.
         body: octets of content that follow, or CHUNKED.
         destination: where the target points.
-        path: the target to send there: "/path?query", "*" for OPTIONS of the whole server, "" for CONNECT.
         keep_alive: the client keeps the connection open.
         upgrade: the value of Upgrade, only where a change of protocols is really asked for.
         expects_continue: the client waits for 100 (Continue) before it sends content.
         authorization: the value of Proxy-Authorization.
         max_forwards: how many more proxies may follow, for TRACE and OPTIONS only.
-        connection: what Connection names, in lower case.
     """
 
     method: str
     target: str
     minor: int
-    fields: list[Field]
+    head: bytes
     body: int
     destination: Address
-    path: str
     keep_alive: bool
     upgrade: bytes | None = None
     expects_continue: bool = False
     authorization: bytes | None = None
     max_forwards: int | None = None
-    connection: frozenset[bytes] = NO_OPTIONS
+
+    @property
+    def path(self) -> str:
+        """The target to send to the destination: "/path?query", "*" for OPTIONS of it all, "" for CONNECT."""
+        return self.head.split(b" ", 2)[1].decode() if self.head else ""
 
     @property
     def final_recipient(self) -> bool:
@@ -137,21 +164,19 @@ class Response(msgspec.Struct, frozen=True):
         status: 100 to 999.
         reason: may be empty.
         minor: of HTTP/1.<minor>, 0 or 1; later ones are read as 1.
-        fields: name as sent, value without outer white space.
+        fields: to send to the client, as they came, each with CRLF in front; Content-Length is among them.
         body: octets of content that follow, CHUNKED, or UNTIL_CLOSE. After 101 the other protocol follows.
         keep_alive: the server keeps the connection open.
         interim: another response to the same request follows (RFC 9110 section 15.2).
-        connection: what Connection names, in lower case.
     """
 
     status: int
     reason: bytes
     minor: int
-    fields: list[Field]
+    fields: bytes
     body: int
     keep_alive: bool
     interim: bool = False
-    connection: frozenset[bytes] = NO_OPTIONS
 
 
 # --- decoding: (message, octets consumed), or None while octets are missing ---
@@ -174,44 +199,62 @@ def decode_request(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int =
         at += 2
         if at > 2 * EMPTY_LINES:
             raise HttpError(f"request: more than {EMPTY_LINES} empty lines before it")
-    head = decode_head(data, at, limit, seen, decode_request_line, FIELD)
-    if head is None:
+    end = data.find(b"\r\n\r\n", max(at, seen - 3) if seen else at, limit) + 4
+    if end < 4:
+        check_beginning(data, at, limit, seen, check_request_line)
         return None
-    (method, target, minor, destination, path), fields, end = head
-    known = known_fields(fields)
-    hosts = known.get(b"host", [])
-    if len(hosts) > 1 or (minor and not hosts):
-        raise HttpError(f"request: {len(hosts)} Host fields, expected 1")
-    if hosts and hosts[0]:
-        decode_authority(hosts[0].decode("latin-1"), "Host", HTTP_PORT)
+    found = REQUEST_HEAD.match(data, at, end)
+    if found is None:
+        raise wrong_head(bytes(data[at:end]), check_request_line)
+    method, target, authority, path, digit, fields = found.groups()
+    destination, host, path = decode_target(method, target, authority, path)
+    minor = 0 if digit == b"0" else 1
+    known, fields = take_out(fields, KNOWN_OF_REQUEST)
+    named = known.get(b"host")
+    if named is None:
+        if minor:
+            raise HttpError("request: no Host field, expected 1")
+    elif named and named != authority:
+        decode_authority(named, "Host", HTTP_PORT)
     body = decode_framing(known, minor) or 0
-    if body and method in ("CONNECT", "TRACE"):
-        raise HttpError(f"request: {method} with content")
-    options = members(known.get(b"connection", ()))
-    kept = options | members(known.get(b"proxy-connection", ()))
+    if body and method in (b"CONNECT", b"TRACE"):
+        raise HttpError(f"request: {method.decode()} with content")
+    options = members(known.get(b"connection"))
+    kept = options | members(known.get(b"proxy-connection"))
     # RFC 9112 9.3: we keep HTTP/1.0 connections too, though other proxies between would not understand; clients that
     # ask for it know what they talk to.
     keep_alive = b"close" not in kept and (minor == 1 or b"keep-alive" in kept)
-    passwords = known.get(b"proxy-authorization", [])
-    if len(passwords) > 1:
-        raise HttpError(f"request: {len(passwords)} Proxy-Authorization fields, expected 1")
+    authorization = known.get(b"proxy-authorization")
+    if authorization and b"\n" in authorization:
+        raise HttpError("request: more than 1 Proxy-Authorization field")
     upgrade = None
-    if b"upgrade" in options and minor and not body and method != "CONNECT":
-        upgrade = b", ".join(known.get(b"upgrade", ())) or None
+    if b"upgrade" in options and minor and not body and method != b"CONNECT":
+        upgrade = known.get(b"upgrade", b"").replace(b"\n", b", ") or None
+    expects_continue = False
+    if not minor:  # it means nothing, and whoever sent it could not read the answer (RFC 9110 section 10.1.1)
+        fields = EXPECT.sub(b"", fields)
+    elif body:
+        expects_continue = any(b"100-continue" in members(value) for _, value in EXPECT.findall(fields))
+    max_forwards = None
+    if method in (b"OPTIONS", b"TRACE"):
+        max_forwards, fields = count_forward(fields)
+    head = b""
+    if path:
+        coding = CODING if body == CHUNKED else b""
+        fields = without(fields, options, PROTECTED)
+        head = b"".join((method, b" ", path, b" HTTP/1.1\r\nHost: ", host, fields, coding, VIA[minor]))
     request = Request(
-        method,
-        target,
+        method.decode(),
+        target.decode(),
         minor,
-        fields,
+        head,
         body,
         destination,
-        path,
         keep_alive,
         upgrade,
-        bool(body and minor) and b"100-continue" in members(known.get(b"expect", ())),
-        passwords[0] if passwords else None,
-        decode_max_forwards(known) if method in ("TRACE", "OPTIONS") else None,
-        options,
+        expects_continue,
+        authorization,
+        max_forwards,
     )
     return request, end
 
@@ -225,11 +268,19 @@ def decode_response(
         RemoteProtocolError: it is no response, one that could be read in two ways, or one that is too long.
     """
     try:
-        head = decode_head(data, 0, limit, seen, decode_status_line, FIELD_OF_RESPONSE)
-        if head is None:
+        end = data.find(b"\r\n\r\n", max(0, seen - 3) if seen else 0, limit) + 4
+        if end < 4:
+            check_beginning(data, 0, limit, seen, check_status_line)
             return None
-        (minor, status, reason), fields, end = head
-        known = known_fields(fields)
+        found = RESPONSE_HEAD.match(data, 0, end)
+        if found is None:
+            head = SPACE_BEFORE_COLON.sub(rb"\1:", bytes(data[:end]))  # a proxy removes it (RFC 9112 section 5.1)
+            found = RESPONSE_HEAD.match(head)
+            if found is None:
+                raise wrong_head(head, check_status_line)
+        digit, code, reason, fields = found.groups(b"")
+        minor, status = 0 if digit == b"0" else 1, int(code)
+        known, fields = take_out(fields, KNOWN_OF_RESPONSE)
         # The lengths of a successful response to CONNECT mean nothing (RFC 9112 section 6.3, rule 2).
         tunnel = method == "CONNECT" and 200 <= status < 300
         body = None if tunnel else decode_framing(known, minor)
@@ -239,31 +290,25 @@ def decode_response(
         body = 0
     elif body is None:
         body = UNTIL_CLOSE
-    options = members(known.get(b"connection", ()))
+    options = members(known.get(b"connection"))
     keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options) and body != UNTIL_CLOSE
-    return Response(status, reason, minor, fields, body, keep_alive, status < 200 and status != 101, options), end
+    fields = without(fields, options, PROTECTED_IN_RESPONSE)
+    if status in (101, 426) and b"upgrade" in known:
+        fields = b"\r\nUpgrade: " + known[b"upgrade"].replace(b"\n", b", ") + fields
+    return Response(status, reason, minor, fields, body, keep_alive, status < 200 and status != 101), end
 
 
-def decode_head(
-    data: bytes | bytearray,
-    at: int,
-    limit: int,
-    seen: int,
-    decode_line: Callable[[bytes], Line],
-    field: re.Pattern[bytes],
-) -> tuple[Line, list[Field], int] | None:
-    """Read the line at ``data[at]`` and the fields behind it; returns both and the index behind the empty line.
+def check_beginning(
+    data: bytes | bytearray, at: int, limit: int, seen: int, check_line: Callable[[bytes], object]
+) -> None:
+    """Raise HttpError if the head at ``data[at]``, whose end has not come, is wrong already.
 
     The order of the checks is that in which octets come, so that an error is the same however they are cut.
     """
-    end = data.find(b"\r\n\r\n", max(at, seen - 3), limit)
-    if end >= 0:
-        line_end = data.find(b"\r\n", at, limit)
-        return decode_line(bytes(data[at:line_end])), decode_fields(data, line_end + 2, end + 2, field), end + 4
     if data.find(b"\n", seen, limit) >= 0:  # a line has ended; perhaps it is the first
         line_end = data.find(b"\r\n", at, limit)
         if line_end >= 0 and line_end + 2 > seen:
-            decode_line(bytes(data[at:line_end]))
+            check_line(bytes(data[at:line_end]))
     start = max(at, seen)
     if start > at and data[start - 1] == 0x0D:
         start -= 1
@@ -271,7 +316,24 @@ def decode_head(
     if len(data) >= limit:
         what, status = ("first line", 414) if data.find(b"\r\n", at, limit) < 0 else ("head", 431)
         raise HttpError(f"{what}: more than {limit} octets", status)
-    return None
+
+
+def wrong_head(head: bytes, check_line: Callable[[bytes], object]) -> HttpError:
+    """What is wrong with a whole head, without the text of its fields."""
+    start = head.index(b"\r\n")
+    try:
+        check_line(head[:start])
+        check_octets(head, start, len(head))
+    except HttpError as exc:
+        return exc
+    for number in range(1, FIELDS_LIMIT + 2):
+        found = FIELD.match(head, start)
+        if found is None:
+            if head[start + 2] in b" \t":
+                return HttpError(f"field {number}: white space before its name, or a folded line")
+            return HttpError(f"field {number}: expected a name and a colon behind it")
+        start = found.end()
+    return HttpError(f"head: more than {FIELDS_LIMIT} fields", 431)
 
 
 def check_octets(data: bytes | bytearray, start: int, end: int) -> None:
@@ -281,9 +343,9 @@ def check_octets(data: bytes | bytearray, start: int, end: int) -> None:
         raise HttpError(f"head: octet {data[found.end()]:#04x}, expected text and CRLF")
 
 
-def decode_request_line(line: bytes) -> tuple[str, str, int, Address, str]:
-    """Method, target, minor version, destination and path."""
-    found = REQUEST_LINE.fullmatch(line)
+def check_request_line(line: bytes) -> None:
+    """Raise HttpError if it is none, or if no proxy is asked by it."""
+    found = REQUEST_LINE_ONLY.fullmatch(line)
     if found is None:
         check_octets(line + b"\r\n", 0, len(line) + 2)
         words = line.split(b" ")
@@ -292,142 +354,126 @@ def decode_request_line(line: bytes) -> tuple[str, str, int, Address, str]:
         if len(words) == 3 and OTHER_VERSION.fullmatch(words[2]) and not words[2].startswith(b"HTTP/1."):
             raise HttpError(f"request line: {words[2].decode()}, expected HTTP/1.0 or HTTP/1.1", 505)
         raise HttpError("request line: expected a method, a target and HTTP/1.1 with one space between them")
-    method, target = found[1].decode(), found[2].decode()
-    destination, path = decode_target(method, target)
-    return method, target, min(int(found[3]), 1), destination, path
+    decode_target(*found.group(1, 2, 3, 4))
 
 
-def decode_target(method: str, target: str) -> tuple[Address, str]:
-    """Where a target points, and the path to ask for there (RFC 9112 section 3.2)."""
-    if method == "CONNECT":
-        return decode_authority(target, "target of CONNECT", None), ""
-    found = HTTP_URI.fullmatch(target)
-    if found is None:
-        if target.startswith(("/", "*")):
+def decode_target(
+    method: bytes, target: bytes, authority: bytes | None, path: bytes | None
+) -> tuple[Address, bytes, bytes]:
+    """Where a target points, the Host and the path to ask for there (RFC 9112 section 3.2).
+
+    ``authority`` and ``path`` are those of an http URI without a fragment, None of another target.
+    """
+    if method == b"CONNECT":
+        return *decode_authority(target, "target of CONNECT", None), b""
+    if authority is None or path is None:
+        if target.startswith((b"/", b"*")):
             raise HttpError("target: this is a proxy: ask with an absolute URI or CONNECT")
         other = OTHER_URI.match(target)
-        if other is not None and other[1].lower() not in ("http", "ws"):
+        if other is not None and other[1].lower() not in (b"http", b"ws"):
             # No more of the scheme than a known one could have: whoever reads the answer chose it.
-            raise HttpError(f"target: scheme {other[1][:16]!r}, expected http; https needs CONNECT", 501)
+            raise HttpError(f"target: scheme {other[1][:16].decode()!r}, expected http; https needs CONNECT", 501)
         raise HttpError("target: expected http://host[:port]/path without a fragment")
-    authority, path = found.groups()
-    if not path.startswith("/"):
-        path = "*" if method == "OPTIONS" and not path else "/" + path
-    return decode_authority(authority, "target", HTTP_PORT), path
+    if not path.startswith(b"/"):
+        path = b"*" if method == b"OPTIONS" and not path else b"/" + path
+    return *decode_authority(authority, "target", HTTP_PORT), path
 
 
-def decode_authority(text: str, what: str, default_port: int | None) -> Address:
-    """``host[:port]``; without a default port one must be there. ``what`` is for the error."""
-    if "@" in text:
-        raise HttpError(f"{what}: user information, expected host[:port]")
+def decode_authority(text: bytes, what: str, default_port: int | None) -> tuple[Address, bytes]:
+    """``host[:port]`` and its shortest form; without a default port one must be there. ``what`` is for the error."""
     try:
         return parse_authority(text, default_port)
     except ValueError as exc:
         raise HttpError(f"{what}: {exc}") from exc
 
 
-@lru_cache(4096)  # of texts that can be one, so of at most 263 characters
-def parse_authority(text: str, default_port: int | None) -> Address:
+@lru_cache(4096)  # of texts that can be one, so of at most 263 octets
+def parse_authority(text: bytes, default_port: int | None) -> tuple[Address, bytes]:
     """As `decode_authority`, but raises ValueError."""
+    if b"@" in text:
+        raise ValueError("user information, expected host[:port]")
     found = AUTHORITY.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text[:300]!r} is no host[:port]")
-    host, digits = found.groups()
-    if digits:
-        return Address(parse_host(host), parse_port(digits))
-    if default_port is None:
-        raise ValueError(f"{text!r} has no port")
-    return Address(parse_host(host), default_port)
+        raise ValueError(f"{text[:300].decode('latin-1')!r} is no host[:port]")
+    host, digits = (part.decode() for part in found.groups(b""))
+    if not digits and default_port is None:
+        raise ValueError(f"{text.decode()!r} has no port")
+    address = Address(parse_host(host), parse_port(digits) if digits else default_port or 0)
+    return address, str(address).removesuffix(f":{HTTP_PORT}").encode()
 
 
-def decode_status_line(line: bytes) -> tuple[int, int, bytes]:
-    """Minor version, status, reason."""
-    found = STATUS_LINE.fullmatch(line)
-    if found is None:
+def check_status_line(line: bytes) -> None:
+    """Raise HttpError if it is none."""
+    if STATUS_LINE_ONLY.fullmatch(line) is None:
         check_octets(line + b"\r\n", 0, len(line) + 2)
         raise HttpError(f"status line: {line[:32]!r}, expected HTTP/1.1 and a status of three digits")
-    return min(int(found[1]), 1), int(found[2]), found[3] or b""
 
 
-def decode_fields(data: bytes | bytearray, start: int, end: int, field: re.Pattern[bytes]) -> list[Field]:
-    """The fields whose lines stand in ``data[start:end]``."""
-    fields: list[Field] = field.findall(data, start, end)
-    # Every match takes one LF: as many as there are, and nothing stands between them.
-    if len(fields) != data.count(b"\n", start, end):
-        raise wrong_field(data, start, end, field)
-    if len(fields) > FIELDS_LIMIT:
-        raise HttpError(f"head: {len(fields)} fields, expected at most {FIELDS_LIMIT}", 431)
-    if data.find(b" \r\n", start, end) >= 0 or data.find(b"\t\r\n", start, end) >= 0:
-        fields = [(name, value.rstrip(b" \t")) for name, value in fields]
-    return fields
+def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
+    """Those of the fields that mean something here, by the name in lower case, and the others.
+
+    Values of several fields with one name have LF between them, which stands in none. Content-Length stays among the
+    others, in its shortest form.
+    """
+    known: Known = {}
+    parts = pattern.split(fields)  # others, name, value, others, name, value, others
+    for at in range(1, len(parts), 3):
+        name, value = parts[at].lower(), parts[at + 1].strip()
+        if name == b"content-length":
+            parts[at - 1] += b"\r\nContent-Length: " + (value.lstrip(b"0") or b"0")
+        known[name] = known[name] + b"\n" + value if name in known else value
+    return known, b"".join(parts[::3])
 
 
-def wrong_field(data: bytes | bytearray, start: int, end: int, field: re.Pattern[bytes]) -> HttpError:
-    """What is wrong with the first line that is no field, without its text."""
-    try:
-        check_octets(data, start, end)
-    except HttpError as exc:
-        return exc
-    number = 1
-    while found := field.match(data, start, end):
-        number, start = number + 1, found.end()
-    if data[start] in b" \t":
-        return HttpError(f"field {number}: white space before its name, or a folded line")
-    return HttpError(f"field {number}: expected a name and a colon behind it")
+def without(fields: bytes, options: frozenset[bytes], protected: frozenset[bytes]) -> bytes:
+    """The fields but for those that Connection names."""
+    if options <= protected:
+        return fields
+    names, lines = options - protected, fields.split(b"\r\n")
+    return b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in names)
 
 
-def known_fields(fields: list[Field]) -> dict[bytes, list[bytes]]:
-    """The values of those fields that mean something here, by the name in lower case."""
-    known: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        if (key := name.lower()) in DECODED:
-            known.setdefault(key, []).append(value)
-    return known
+def count_forward(fields: bytes) -> tuple[int | None, bytes]:
+    """Max-Forwards, and the fields with one less (RFC 9110 section 7.6.2)."""
+    found = MAX_FORWARDS.findall(fields)
+    if not found:
+        return None, fields
+    if len(found) > 1:
+        raise HttpError(f"{len(found)} Max-Forwards fields, expected 1")
+    number = decode_number(found[0][1].strip(), "Max-Forwards")
+    return number, MAX_FORWARDS.sub(b"\r\nMax-Forwards: %d" % max(number - 1, 0), fields)
 
 
-def decode_framing(known: dict[bytes, list[bytes]], minor: int) -> int | None:
+def decode_framing(known: Known, minor: int) -> int | None:
     """Octets of content, CHUNKED, or None where no field tells (RFC 9112 section 6.3)."""
-    codings, lengths = known.get(b"transfer-encoding"), known.get(b"content-length")
-    if codings:
-        if lengths:
-            raise HttpError("Content-Length beside Transfer-Encoding, expected one of them")
-        if len(codings) > 1:
-            raise HttpError(f"{len(codings)} Transfer-Encoding fields, expected 1")
-        if not minor:
-            raise HttpError("Transfer-Encoding in HTTP/1.0, expected Content-Length")
-        # We send no TE, so that nobody may use another coding on the way back.
-        if codings[0].lower() != b"chunked":
-            raise HttpError(f"Transfer-Encoding: {codings[0][:32]!r}, expected chunked", 501)
-        return CHUNKED
-    if not lengths:
-        return None
-    if len(lengths) > 1:
-        raise HttpError(f"{len(lengths)} Content-Length fields, expected 1")
-    return decode_number(lengths[0], "Content-Length")
+    coding, length = known.get(b"transfer-encoding"), known.get(b"content-length")
+    if coding is None:
+        return None if length is None else decode_number(length, "Content-Length")
+    if length is not None:
+        raise HttpError("Content-Length beside Transfer-Encoding, expected one of them")
+    if b"\n" in coding:
+        raise HttpError("more than 1 Transfer-Encoding field")
+    if not minor:
+        raise HttpError("Transfer-Encoding in HTTP/1.0, expected Content-Length")
+    # We send no TE, so that nobody may use another coding on the way back.
+    if coding.lower() != b"chunked":
+        raise HttpError(f"Transfer-Encoding: {coding[:32]!r}, expected chunked", 501)
+    return CHUNKED
 
 
 def decode_number(value: bytes, what: str) -> int:
     """Up to 18 digits, so that nobody's 64 bits overflow; ``what`` is for the error."""
-    if LENGTH.fullmatch(value) is None:
+    if not value.isdigit() or len(value) > 18:
         raise HttpError(f"{what}: {value[:32]!r}, expected 1 to 18 digits")
     return int(value)
 
 
-def decode_max_forwards(known: dict[bytes, list[bytes]]) -> int | None:
-    """RFC 9110 section 7.6.2."""
-    values = known.get(b"max-forwards")
-    if not values:
-        return None
-    if len(values) > 1:
-        raise HttpError(f"{len(values)} Max-Forwards fields, expected 1")
-    return decode_number(values[0], "Max-Forwards")
-
-
-def members(values: Iterable[bytes]) -> frozenset[bytes]:
-    """What a field that is a list of words holds in all of its lines, in lower case."""
-    if not values:
+def members(value: bytes | None) -> frozenset[bytes]:
+    """What a field that is a list of words holds in all of its lines, in lower case; nothing if there is none."""
+    if value is None:
         return NO_OPTIONS
-    return frozenset(member.strip(b" \t") for member in b",".join(values).lower().split(b","))
+    value = value.lower()
+    return COMMON_OPTIONS.get(value) or frozenset(map(bytes.strip, value.replace(b"\n", b",").split(b","))) - {b""}
 
 
 def decode_basic(value: bytes) -> tuple[bytes, bytes] | None:
@@ -450,32 +496,10 @@ def encode_request(request: Request, keep_alive: bool = True) -> bytes:
         request: from the client. Its Host is replaced by the target's (RFC 9112 section 3.2.2).
         keep_alive: we keep the connection to the destination.
     """
-    authority = str(request.destination).removesuffix(f":{HTTP_PORT}")
-    lines = [f"{request.method} {request.path} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii")]
-    dropped = REWRITTEN | request.connection - PROTECTED if request.connection else REWRITTEN
-    for field in request.fields:
-        key = field[0].lower()
-        if key not in dropped:
-            lines.append(b"%b: %b\r\n" % field)
-        elif key == b"content-length":
-            lines.append(b"Content-Length: %d\r\n" % request.body)
-        elif key == b"max-forwards":
-            left = request.max_forwards
-            lines.append(b"Max-Forwards: %b\r\n" % (field[1] if left is None else b"%d" % max(left - 1, 0)))
-        elif key == b"expect" and request.minor:
-            # Of HTTP/1.0 it means nothing, and whoever sent that could not read the answer (RFC 9110 section 10.1.1).
-            lines.append(b"Expect: %b\r\n" % field[1])
-    if request.body == CHUNKED:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    lines.append(VIA[request.minor])
     if request.upgrade is not None:
-        lines.append(
-            b"Connection: %b\r\nUpgrade: %b\r\n" % (b"upgrade" if keep_alive else b"close, upgrade", request.upgrade)
-        )
-    elif not keep_alive:
-        lines.append(b"Connection: close\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+        option = b"upgrade" if keep_alive else b"close, upgrade"
+        return b"%b\r\nConnection: %b\r\nUpgrade: %b\r\n\r\n" % (request.head, option, request.upgrade)
+    return request.head + (b"\r\n\r\n" if keep_alive else b"\r\nConnection: close\r\n\r\n")
 
 
 def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: int | None = None) -> bytes:
@@ -488,40 +512,29 @@ def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: 
             takes apart.
         body: CHUNKED or UNTIL_CLOSE where the caller sends the content so, though it came otherwise.
     """
-    status = response.status
+    status, fields = response.status, response.fields
     if body is None:
         body = response.body
     if body == CHUNKED and not minor:
         body = UNTIL_CLOSE
-    lines = [b"HTTP/1.1 %d %b\r\n" % (status, response.reason)]
-    dropped = REWRITTEN_OF_RESPONSE
-    if response.connection:
-        dropped = dropped | response.connection - PROTECTED
-    for field in response.fields:
-        key = field[0].lower()
-        if key not in dropped:
-            lines.append(b"%b: %b\r\n" % field)
-        elif key == b"content-length" and body >= 0 and status >= 200 and status != 204:
-            # Also of content that is not sent: a HEAD asks for it.
-            lines.append(b"Content-Length: %d\r\n" % int(field[1]))
-        elif key == b"upgrade" and status in (101, 426):
-            lines.append(b"Upgrade: %b\r\n" % field[1])
-    if body == CHUNKED:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    lines.append(VIA[response.minor])
+    # Else it is sent also without the content: a HEAD asks for it.
+    if body < 0 or status < 200 or status == 204:
+        fields = CONTENT_LENGTH.sub(b"", fields)
+    coding = CODING if body == CHUNKED else b""
+    connection = b""
     if status == 101:
-        lines.append(b"Connection: upgrade\r\n")
+        connection = b"\r\nConnection: upgrade"
     elif not response.interim:
-        lines.append(encode_connection(keep_alive and body != UNTIL_CLOSE, minor))
-    lines.append(b"\r\n")
-    return b"".join(lines)
+        connection = encode_connection(keep_alive and body != UNTIL_CLOSE, minor)
+    top = b"HTTP/1.1 %d " % status
+    return b"".join((top, response.reason, fields, coding, VIA[response.minor], connection, b"\r\n\r\n"))
 
 
 def encode_connection(keep_alive: bool, minor: int) -> bytes:
-    """The Connection field for a client of HTTP/1.<minor>, empty where none is needed."""
+    """The Connection field for a client of HTTP/1.<minor>, CRLF in front, empty where none is needed."""
     if not keep_alive:
-        return b"Connection: close\r\n"
-    return b"" if minor else b"Connection: keep-alive\r\n"
+        return b"\r\nConnection: close"
+    return b"" if minor else b"\r\nConnection: keep-alive"
 
 
 def encode_error(
@@ -552,9 +565,9 @@ def encode_error(
     lines = [
         f"HTTP/1.1 {status} {reason}\r\n"
         f'Proxy-Status: tabi{f"; error={error}" if error else ""}; details="{quoted}"\r\n'
-        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(text)}\r\n".encode("ascii"),
-        *(b"%b: %b\r\n" % field for field in fields),
+        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(text)}".encode("ascii"),
+        *(b"\r\n%b: %b" % field for field in fields),
         encode_connection(keep_alive, minor),
-        b"\r\n",
+        b"\r\n\r\n",
     ]
     return b"".join(lines) + (b"" if head else text.encode("ascii"))
