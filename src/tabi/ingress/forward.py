@@ -121,8 +121,13 @@ class Endless:
 Body = Counted | Chunked | Endless
 
 
+NOTHING = Counted(0)
+
+
 def make_body(octets: int) -> Body:
     """What follows content as ``Request.body`` and ``Response.body`` announce it."""
+    if not octets:
+        return NOTHING
     if octets == CHUNKED:
         return Chunked()
     return Endless() if octets == UNTIL_CLOSE else Counted(octets)
