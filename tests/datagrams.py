@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from doubles import LOOPBACK, FakeResolver, config, greet, read_reply
+from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
 from support import client, request
 from tabi import Server, Session
 from tabi.config import Listen, Udp
@@ -154,7 +154,7 @@ def unwrap(data: bytes) -> tuple[Address, bytes]:
     return address, data[start:]
 
 
-class Place:
+class Place(Serving):
     """A server and the sessions that ended at it: ``async with Place() as place``."""
 
     def __init__(
@@ -167,18 +167,6 @@ class Place:
             resolver=self.resolver,
             on_session=self.ended.put_nowait,
         )
-
-    async def __aenter__(self) -> Place:
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.close()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.server.addresses[0]
 
     @property
     def one(self) -> Association:

@@ -250,6 +250,24 @@ async def expect_reset(address: Address, source: str) -> None:
         pass  # before the call was known to have succeeded
 
 
+class Serving:
+    """What has a server: ``async with`` runs it."""
+
+    server: Server
+
+    async def __aenter__(self) -> Self:
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.server.close()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self.server.addresses[0]
+
+
 class Scene:
     """A server and one client that stands at a stage of its session."""
 

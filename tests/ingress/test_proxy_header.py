@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import Run, run_in_loop
 from datagrams import destination, receive, udp_socket, unwrap
-from doubles import Doorman, Streams, config, end_of, greet, read_bound, read_reply, reset, until
+from doubles import Doorman, Serving, Streams, config, end_of, greet, read_bound, read_reply, reset, until
 from sockets import tcp_pair, turns, unix_pair
 from support import GREETING, client, credentials, request, target
 from tabi import Config, RemoteProtocolError, Server, Session
@@ -54,7 +54,7 @@ NOBODY = {
 """Headers that say nothing of an IP address."""
 
 
-class Place:
+class Place(Serving):
     """A server that trusts 127.0.0.1, and the sessions that have ended: ``async with Place() as place``."""
 
     def __init__(
@@ -67,18 +67,6 @@ class Place:
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(url, proxy_protocol=list(trusted)), **s)
         self.server = Server(config=settings, on_session=self.ended.put_nowait, authenticate=doorman)
-
-    async def __aenter__(self) -> Place:
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.close()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.server.addresses[0]
 
     @contextlib.asynccontextmanager
     async def behind(self, header: bytes, host: str | None = None) -> AsyncIterator[Streams]:

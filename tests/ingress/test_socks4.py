@@ -14,6 +14,7 @@ import pytest
 from conftest import Run
 from doubles import (
     FakeResolver,
+    Serving,
     Streams,
     caller,
     client_from,
@@ -59,7 +60,7 @@ async def answer(streams: Streams) -> tuple[int, Address]:
     return octets[1], Address(IPv4Address(octets[4:]), int.from_bytes(octets[2:4], "big"))
 
 
-class Place:
+class Place(Serving):
     """A server that speaks SOCKS4, and the sessions that have ended: ``async with Place() as place``."""
 
     def __init__(self, url: str = SOCKS4, users: dict[str, str] | None = None, **seconds: float) -> None:
@@ -67,18 +68,6 @@ class Place:
         settings = config(Listen(url), **seconds)
         resolver = FakeResolver(NAMES)
         self.server = Server(config=settings, users=users, resolver=resolver, on_session=self.ended.put_nowait)
-
-    async def __aenter__(self) -> Place:
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.close()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.server.addresses[0]
 
     @contextlib.asynccontextmanager
     async def ask(self, octets: bytes) -> AsyncIterator[Streams]:

@@ -28,14 +28,14 @@ from authorities import (
 )
 from conftest import Run
 from datagrams import destination, udp_socket, unwrap
-from doubles import caller, config, end_of
+from doubles import Serving, caller, config, end_of
 from processes import failure, need, run_tabi
 from support import GREETING, client, credentials, request, target, tunnel
 from tabi import Server, Session
 from tabi.config import Listen, Tls
 from tabi.errors import ConfigError
 from tabi.ingress.tls import LOOK_EVERY, Certificates, user_of
-from tabi.wire.address import Address, decode_address
+from tabi.wire.address import decode_address
 
 MIB = 1 << 20
 REQUEST4 = b"\x04\x01%b\x7f\x00\x00\x01\x00"
@@ -43,7 +43,7 @@ REQUEST4 = b"\x04\x01%b\x7f\x00\x00\x01\x00"
 both_versions = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
 
 
-class Scene:
+class Scene(Serving):
     """A server with TLS, and the sessions that have ended."""
 
     def __init__(
@@ -53,18 +53,6 @@ class Scene:
         settings = config(Listen(f"{scheme}://127.0.0.1:0", users=users, tls=tls), **seconds)
         given = {"bob": "secret"} if password else None
         self.server = Server(config=settings, users=given, on_session=self.ended.put_nowait)
-
-    async def __aenter__(self) -> Scene:
-        await self.server.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.server.close()
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self.server.addresses[0]
 
     async def refusal(self, context: ssl.SSLContext | None = None) -> str:
         """A client that is refused in the handshake, or right behind it; gives the error of its session."""
