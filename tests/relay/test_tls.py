@@ -386,8 +386,8 @@ def test_a_client_that_closes_with_our_end_unread(run: Run, late: bytes) -> None
             await peer.send(b"up")
             assert await read(ends.server, 2) == b"up"
             ends.server.send(b"answer")
-            ends.server.shutdown(socket.SHUT_WR)
             assert await peer.read(6) == b"answer"
+            ends.server.shutdown(socket.SHUT_WR)
             await until(lambda: ends.relay.down.ended)
             if late:
                 await peer.send(late)
