@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import Run, run_in_loop
 from datagrams import destination, receive, udp_socket, unwrap
-from doubles import Doorman, Serving, Streams, config, end_of, greet, read_bound, read_reply, reset, until
+from doubles import Doorman, Serving, Streams, config, end_of, greet, open_tunnel, read_bound, read_reply, reset, until
 from sockets import tcp_pair, turns, unix_pair
 from support import GREETING, client, credentials, request, target
 from tabi import Config, RemoteProtocolError, Server, Session
@@ -101,7 +101,7 @@ async def feed(octets: bytes, step: int, near: Address = PROXY, unix: bool = Fal
     """Send octets and an end to an ingress that trusts whoever sends them, ``step`` at a time; gives what came out."""
     rest = Rest()
     here, there = unix_pair() if unix else tcp_pair()
-    ingress = ProxyHeaderIngress(Listen(proxy_protocol=["127.0.0.0/8", "unix"]).proxies, rest)
+    ingress = ProxyHeaderIngress(Listen(proxy_protocol=["127.0.0.0/8", "203.0.113.0/24", "unix"]).proxies, rest)
     with there:
         async with Stream(get_reactor(), here) as stream, asyncio.TaskGroup() as group:
             group.create_task(ingress.serve(stream, Session(1, URLS[0], near, 0.0)))
@@ -150,6 +150,41 @@ def test_the_longest_header(run: Run) -> None:
         for step in (1, 200, 10_000):
             rest = await feed(header + GREETING, step)
             assert (rest.client, rest.received) == (OUTSIDE, GREETING)
+
+    run(main)
+
+
+def test_loopback_of_another_machine_is_not_this_ones(run: Run) -> None:
+    """A balancer elsewhere whose client is on its own loopback does not get this machine's for it."""
+
+    async def main() -> None:
+        for near in (NEAR, parse_address("[::1]:50000")):
+            header = encode_v2(near, FRONT) + GREETING
+            assert (await feed(header, 1000, OUTSIDE)).client == OUTSIDE
+            assert (await feed(header, 1000)).client == near
+            assert (await feed(header, 1000, Address(UNIX, 1000), unix=True)).client == near
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.parametrize("name", ["LOCAL", "UNKNOWN"])
+def test_a_health_check_leaves_no_line(run: Run, name: str, how: str) -> None:
+    """Who says that it is the proxy itself, and asks for nothing, is no session; who asks is one like any other."""
+
+    async def main() -> None:
+        async with Place() as place, target() as port:
+            async with place.behind(NOBODY[name]) as (reader, writer):
+                await until(lambda: any(session.silent for session in place.server.sessions))
+                if how == "reset":
+                    reset(writer)
+                else:
+                    writer.write_eof()
+                    assert await end_of(reader) in ("end", "reset")
+            async with place.behind(NOBODY[name]) as streams:
+                await open_tunnel(streams, parse_address(f"127.0.0.1:{port}"))
+            assert (await place.ended.get()).command == "connect"
+            assert place.ended.empty()
 
     run(main)
 

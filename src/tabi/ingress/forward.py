@@ -254,10 +254,12 @@ class Exchange:
             await self.end_upload()
 
     async def end_upload(self) -> None:
-        """Read no more of the client's content: one task at a time waits on a stream."""
+        """Read no more of the client's content; a destination that has part of it must not take that for the whole."""
         if self.uploading is not None:
             self.uploading.cancel()
             await asyncio.gather(self.uploading, return_exceptions=True)
+            if not self.uploaded:
+                self.stream.reset()
 
     def lost(self, exc: OSError) -> Failed:
         """What a broken connection to the destination means before an answer."""

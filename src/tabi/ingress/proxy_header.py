@@ -59,5 +59,6 @@ class ProxyHeaderIngress:
         # Loopback over there is not loopback here: a client on the balancer's own machine has the balancer's address.
         if source is not None and (not is_inner_client(source.host) or is_inner_client(session.client.host)):
             session.client = source
-        if header.local and not await client.peek(1):
-            session.silent = True  # a health check, which asks for nothing
+        if header.local:
+            session.silent = True  # a health check asks for nothing, and often ends with a reset
+            session.silent = not await client.peek(1)
