@@ -71,20 +71,25 @@ encode = msgspec.json.Encoder().encode
 
 
 class Clock:
-    """The time of day as RFC 3339 in UTC with milliseconds; the part before them is made once a second."""
+    """The time of day as RFC 3339 in UTC with milliseconds; a text serves for all that asks within its millisecond."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
         self.second = -1
+        self.until_second = ""
+        self.millisecond = -1
         self.text = ""
 
     def __call__(self) -> str:
-        now = self.now()
-        second = int(now)
-        if second != self.second:
-            self.second = second
-            self.text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        return f"{self.text}{int((now - second) * 1000):03}Z"
+        millisecond = int(self.now() * 1000)
+        if millisecond != self.millisecond:
+            self.millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self.second:
+                self.second = second
+                self.until_second = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            self.text = f"{self.until_second}{rest:03}Z"
+        return self.text
 
 
 def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
