@@ -1,4 +1,4 @@
-"""tabi: a SOCKS5 proxy and toolkit. Python decides, the kernel carries.
+"""tabi: a proxy for SOCKS5, SOCKS4 and HTTP, and a toolkit. Python decides, the kernel carries.
 
     async with tabi.Server("socks5://127.0.0.1:0") as server:
         async with tabi.Proxy(server.url).connect("example.com", 80) as stream:

@@ -4,9 +4,10 @@ Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``ne
 peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back,
 reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
 are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
-octets.
+octets. Heads and chunks of HTTP, whose requests and responses are other ones, are in `wire.http`.
 """
 
+from tabi.wire import http
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.proxy_protocol import ProxyHeader, SslInfo, TlvType, Transport
@@ -52,6 +53,7 @@ __all__ = [
     "SslInfo",
     "TlvType",
     "Transport",
+    "http",
     "parse_address",
     "reply4_code",
     "sniff",
