@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from time import monotonic
+from typing import Any, ClassVar
 
 from tabi.net.reactor import IN, OUT, READABLE, Reactor
 from tabi.net.stream import RESET, Sock, Stream
@@ -18,6 +19,15 @@ Done = Callable[[Session], object]
 
 SWEEPS = 10
 """Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
+
+
+class Over:
+    """What the flows of a closed relay still ask: a turn may be under way in them."""
+
+    closed = True
+
+
+OVER: Any = Over()
 
 
 class Relay:
@@ -41,6 +51,8 @@ class Relay:
         "up",
     )
 
+    flow: ClassVar[type[Flow]] = Flow
+
     def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
         self.relays = relays
         self.reactor = relays.reactor
@@ -51,8 +63,8 @@ class Relay:
         self.first: Close = "client"  # the side that ended first
         self.seen = 0
         self.quiet_since = now
-        self.up = Flow(self, client.sock, client.fd, server.sock, server.fd)
-        self.down = Flow(self, server.sock, server.fd, client.sock, client.fd)
+        self.up = self.flow(self, client.sock, client.fd, server.sock, server.fd)
+        self.down = self.flow(self, server.sock, server.fd, client.sock, client.fd)
         self.up.other, self.down.other = self.down, self.up
 
     def start(self, client: Stream, server: Stream, answer: bytes, head: bytes) -> None:
@@ -125,6 +137,9 @@ class Relay:
         self.reactor.close(up.source)
         self.reactor.close(down.source)
         session.up, session.down, session.close = up.octets, down.octets, reason
+        # They refer to each other in circles, and the collector, which is to have nothing to do, comes by seldom.
+        up.relay = down.relay = OVER
+        del up.other, down.other
         self.relays.finished(self)
 
     def sweep(self, now: float, idle: float, half_closed: float) -> None:

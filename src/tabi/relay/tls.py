@@ -29,12 +29,11 @@ class TlsRelay(Relay):
 
     __slots__ = ("up_to_end",)
 
+    flow = TlsFlow
+
     def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
         super().__init__(relays, client, server, session, now)
         self.carriers = relays.copiers
-        self.up = TlsFlow(self, client.sock, client.fd, server.sock, server.fd)
-        self.down = TlsFlow(self, server.sock, server.fd, client.sock, client.fd)
-        self.up.other, self.down.other = self.down, self.up
         self.up_to_end = -1  # octets of the uplink when the downlink's end was told
 
     def break_off(self, whole: Sock | None = None) -> None:
