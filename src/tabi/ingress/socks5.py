@@ -75,7 +75,7 @@ class Socks5Ingress:
         if without and (known or not self.required):
             conversation.send(NO_AUTHENTICATION)
             return True
-        wanted = Method.USERNAME_PASSWORD if self.required else Method.NO_AUTHENTICATION
+        wanted = Method.NO_AUTHENTICATION if known or not self.required else Method.USERNAME_PASSWORD
         session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
         await self.commands.refuse(conversation.client, session, True, lambda: conversation.send(NO_ACCEPTABLE_METHODS))
         return False
