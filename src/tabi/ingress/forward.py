@@ -256,8 +256,9 @@ class Exchange:
     async def end_upload(self) -> None:
         """Read no more of the client's content; a destination that has part of it must not take that for the whole."""
         if self.uploading is not None:
-            self.uploading.cancel()
-            await asyncio.gather(self.uploading, return_exceptions=True)
+            uploading, self.uploading = self.uploading, None
+            uploading.cancel()
+            await asyncio.gather(uploading, return_exceptions=True)
             if not self.uploaded:
                 self.stream.reset()
 

@@ -81,7 +81,10 @@ class Readiness:
         """Called by the task when it is woken: raises what it was woken with."""
         error, self.error = self.error, None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame, and this frame would have it: a circle
 
     def cancel(self, msg: object = None) -> bool:
         """Called by ``task.cancel()``."""
