@@ -36,7 +36,7 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
 from tabi import Config, Server, Session
-from tabi.config import Listen, User
+from tabi.config import Listen, Log, User
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash
 from tabi.url import parse_url
@@ -153,6 +153,31 @@ def test_an_address_in_use_is_an_oserror_and_leaves_nothing(run: Run) -> None:
             with pytest.raises(OSError, match="in use"):
                 await other.start()
             assert all(sock.fileno() == -1 for group in other.sockets for sock in group)
+
+    run(main)
+
+
+def test_a_log_that_cannot_be_written_ends_the_start(run: Run, tmp_path: Path) -> None:
+    """The error names the key and the path, and whatever was built until then is closed."""
+
+    async def main() -> None:
+        resolver = FakeResolver()
+        log = tmp_path / "missing" / "access.log"
+        server = Server(LOOPBACK, config=Config(log=Log(access=str(log))), users={"a": "b"}, resolver=resolver)
+        with pytest.raises(FileNotFoundError, match="No such file or directory") as caught:
+            await server.start()
+        assert caught.value.filename == f"log.access: {log}"
+        assert resolver.closed
+        await server.close()
+
+    run(main)
+
+
+def test_draining_what_was_never_started_is_harmless(run: Run) -> None:
+    """There is nobody to wait for."""
+
+    async def main() -> None:
+        assert await Server(LOOPBACK).drain() == 0
 
     run(main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -31,7 +32,7 @@ from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
-from tabi.observe.access_log import AccessLog, open_output
+from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.policy.users import Users
 from tabi.relay.datagram import Associations
 from tabi.relay.relay import Relays
@@ -106,6 +107,10 @@ class Server:
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
         self.empty: asyncio.Event | None = None
+        self.access_log: AccessLog | None = None
+        self.kept = KeptConnections()
+        self.closing = contextlib.AsyncExitStack()
+        """Closes what was built so far, in the reverse order: sessions end before the log that has their lines."""
         self.started = False
 
     def __repr__(self) -> str:
@@ -152,7 +157,7 @@ class Server:
         """Open the listeners and accept.
 
         Raises:
-            OSError: an address cannot be listened on.
+            OSError: an address cannot be listened on, or the access log not written.
             ConfigError: no socket of a name was passed, or one that was would make an open proxy.
         """
         if self.started:
@@ -173,21 +178,27 @@ class Server:
         self.capacity = max(1, (descriptors - 2 * pipes - DESCRIPTORS_ASIDE) // 2)
         if self.capacity < FEW_SESSIONS:
             log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
-        self.handshake = Deadlines(loop, timeouts.handshake)
+        closing = self.closing
         self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
-        self.associations = Associations(reactor, self.dialer, timeouts.udp_idle, self.finished)
-        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
+        closing.push_async_callback(self.dialer.close)
         self.authenticator = PasswordAuthenticator(self.users) if self.users else None
-        self.access_log: AccessLog | None = None
+        if self.authenticator is not None:
+            closing.push_async_callback(self.authenticator.close)
         if config.log.access != "none":
-            prefix = f"{os.urandom(3).hex()}-"
-            self.access_log = AccessLog(open_output(config.log.access), prefix, loop.call_later)
+            self.access_log = AccessLog(self.open_log(), f"{os.urandom(3).hex()}-", loop.call_later)
+            closing.push_async_callback(asyncio.to_thread, self.access_log.close)
+        self.handshake = Deadlines(loop, timeouts.handshake)
+        closing.callback(self.handshake.close)
+        self.associations = Associations(reactor, self.dialer, timeouts.udp_idle, self.finished)
+        closing.push_async_callback(self.associations.close, "shutdown")
+        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
+        closing.callback(self.relays.close, "shutdown")
+        idle = Quiet(loop, timeouts.idle)
+        closing.callback(idle.close)
 
         egress = make_egress(config, self.dialer)
         connect = Connect(egress, self.relays)
-        self.forwarding = Forwarding(
-            egress, self.relays, Quiet(loop, timeouts.idle), self.request_over, KeptConnections()
-        )
+        self.forwarding = Forwarding(egress, self.relays, idle, self.request_over, self.kept)
         self.listeners.open(config.listen)
         self.refuse_open_proxy()
         shared = TlsShared()
@@ -202,6 +213,14 @@ class Server:
                 self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
         for acceptor in self.acceptors:
             acceptor.start()
+
+    def open_log(self) -> Output:
+        """Where the lines of the access log go. Raises OSError; ``filename`` is the key and the path."""
+        target = self.config.log.access
+        try:
+            return open_output(target)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
 
     def make_ingress(
         self, listen: Listen, connect: Connect, certificates: Certificates | None, shared: TlsShared
@@ -245,7 +264,7 @@ class Server:
         for acceptor in self.acceptors:
             acceptor.stop()
         self.close_sockets()
-        self.forwarding.kept.drain()
+        self.kept.drain()
         if self.sessions:
             self.empty = asyncio.Event()
             try:
@@ -260,23 +279,12 @@ class Server:
             acceptor.stop()
         self.acceptors.clear()
         self.close_sockets()
-        if not hasattr(self, "relays"):
-            return
         await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
         tasks = [task for task in self.sessions.values() if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.relays.close("shutdown")
-        await self.associations.close("shutdown")
-        self.handshake.close()
-        self.forwarding.idle.close()
-        await self.dialer.close()
-        if self.authenticator is not None:
-            await self.authenticator.close()
-        if self.access_log is not None:
-            access_log, self.access_log = self.access_log, None
-            await asyncio.to_thread(access_log.close)
+        await self.closing.aclose()
 
     def close_sockets(self) -> None:
         """Close the listeners: who comes now is refused rather than kept waiting."""
