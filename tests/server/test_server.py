@@ -197,6 +197,55 @@ def test_given_sockets_are_used_and_closed_with_the_others(run: Run, blocking: b
     run(main)
 
 
+def test_sockets_one_for_each_url_or_several(run: Run) -> None:
+    """An element of ``sockets`` is a socket, or a sequence of them; more elements than URLs are a mistake."""
+
+    async def main() -> None:
+        socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        ports = [sock.getsockname()[1] for sock in socks]
+        with pytest.raises(ConfigError, match=r"^sockets: 3, but there are 2 listeners$"):
+            Server(LOOPBACK, "http://127.0.0.1:0", sockets=socks)
+        async with Server(LOOPBACK, "http://127.0.0.1:0", sockets=[socks[0], (socks[1], socks[2])]) as server:
+            assert [address.port for address in server.addresses] == ports
+            assert [url.partition(":")[0] for url in server.urls] == ["socks5", "http", "http"]
+
+    run(main)
+
+
+def test_addresses_are_there_while_it_listens(run: Run) -> None:
+    """Before and after, and where the start has failed, a RuntimeError says so."""
+
+    def ask(server: Server) -> None:
+        for name in ("addresses", "urls", "url"):
+            with pytest.raises(RuntimeError, match=r"from start\(\) until drain\(\) or close\(\)"):
+                getattr(server, name)
+
+    async def main() -> None:
+        server = Server(LOOPBACK)
+        ask(server)
+        async with server:
+            assert len(server.urls) == len(server.addresses) == 1
+            await server.drain()
+            ask(server)
+        ask(server)
+
+    run(main)
+
+
+def test_serve_forever_returns_when_the_server_is_closed(run: Run) -> None:
+    """A program may wait in one task, and close in another."""
+
+    async def main() -> None:
+        async with Server(LOOPBACK) as server:
+            task = asyncio.create_task(server.serve_forever())
+            await asyncio.sleep(0)
+            assert not task.done()
+            await server.close()
+            await task
+
+    run(main)
+
+
 def test_serve_forever_ends_with_its_task(run: Run) -> None:
     """It waits until it is cancelled."""
 

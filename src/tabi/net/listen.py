@@ -64,6 +64,9 @@ ANY_PORT = 9
 
 # --- places ---
 
+Given = socket.socket | Sequence[socket.socket]
+"""The sockets of a listener, as a program gives them."""
+
 
 class Listeners:
     """The listening sockets of a configuration, a list for each listener, and the files of those that are unix sockets.
@@ -72,8 +75,8 @@ class Listeners:
         sockets: of the first listeners, in place of opening them. Whoever has made them removes their files.
     """
 
-    def __init__(self, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
-        self.sockets = [list(group) for group in sockets]
+    def __init__(self, sockets: Sequence[Given] = ()) -> None:
+        self.sockets = [[given] if isinstance(given, socket.socket) else list(given) for given in sockets]
         self.files: list[tuple[str, int, int]] = []  # path, device and inode
 
     def open(self, listen: Sequence[Listen], passed: Passed | None = None) -> None:

@@ -27,7 +27,7 @@ from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
-from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Listeners, unix_client, urls_of
+from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Given, Listeners, unix_client, urls_of
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
@@ -66,7 +66,8 @@ class Server:
         open: allow listening beyond loopback without users.
         on_session: called with each `Session` when it has ended.
         resolver: turns names into addresses. Default: the system's settings, through c-ares.
-        sockets: listening sockets, one or more for each URL, in place of opening them. They are closed with the others.
+        sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
+            with the others.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -81,7 +82,7 @@ class Server:
         open: bool = False,
         on_session: Callable[[Session], object] | None = None,
         resolver: Resolver | None = None,
-        sockets: Sequence[Sequence[socket.socket]] | None = None,
+        sockets: Sequence[Given] | None = None,
     ) -> None:
         if config is None:
             config = Config(log=Log(access="none"))
@@ -99,6 +100,8 @@ class Server:
         self.users = Users(secrets) if secrets else None
         self.custom_authenticate = authenticate
         self.open_proxy = open
+        if sockets is not None and len(sockets) > len(config.listen):
+            raise ConfigError(f"{len(sockets)}, but there are {len(config.listen)} listeners", "sockets")
         self.listeners = Listeners(sockets or ())
         self.sockets = self.listeners.sockets
         self.refuse_open_proxy()
@@ -109,6 +112,7 @@ class Server:
         self.empty: asyncio.Event | None = None
         self.access_log: AccessLog | None = None
         self.kept = KeptConnections()
+        self.closed = asyncio.Event()
         self.closing = contextlib.AsyncExitStack()
         """Closes what was built so far, in the reverse order: sessions end before the log that has their lines."""
         self.started = False
@@ -252,8 +256,8 @@ class Server:
         await self.close()
 
     async def serve_forever(self) -> None:
-        """Wait until cancelled."""
-        await asyncio.get_running_loop().create_future()
+        """Wait until the server is closed, or the task that waits is cancelled."""
+        await self.closed.wait()
 
     async def drain(self, seconds: float | None = None) -> int:
         """Accept no more and let the sessions end, for at most ``seconds`` (default: ``timeouts.drain``).
@@ -285,6 +289,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.closing.aclose()
+        self.closed.set()
 
     def close_sockets(self) -> None:
         """Close the listeners: who comes now is refused rather than kept waiting."""
@@ -292,21 +297,29 @@ class Server:
 
     # --- addresses ---
 
+    def open_sockets(self) -> list[list[socket.socket]]:
+        """The sockets of each listener. Raises RuntimeError before `start`, and after `drain` or `close`."""
+        sockets = self.sockets
+        if len(sockets) < len(self.config.listen) or any(sock.fileno() < 0 for sock in itertools.chain(*sockets)):
+            raise RuntimeError("a Server has addresses from start() until drain() or close()")
+        return sockets
+
     @property
     def addresses(self) -> list[Address]:
-        """Where it listens, with the ports that port 0 became, but for unix sockets; available while it runs."""
-        return [from_sockaddr(sock.getsockname()) for sock in itertools.chain(*self.sockets) if sock.family != AF_UNIX]
+        """Where it listens, with the ports that port 0 became, but for unix sockets. Raises RuntimeError as `urls`."""
+        socks = itertools.chain(*self.open_sockets())
+        return [from_sockaddr(sock.getsockname()) for sock in socks if sock.family != AF_UNIX]
 
     @property
     def urls(self) -> list[str]:
-        """A URL for each place that it listens at, without credentials."""
-        return urls_of(self.config.listen, self.sockets)
+        """A URL for each place that it listens at, without credentials. Raises RuntimeError where it does not listen."""
+        return urls_of(self.config.listen, self.open_sockets())
 
     @property
     def url(self) -> str:
         """The first listener's URL as a client uses it: with the first of the ``users`` where they are required.
 
-        It holds a password then: `urls` does not. ``mixed`` is SOCKS5 to a client.
+        It holds a password then: `urls` does not. ``mixed`` is SOCKS5 to a client. Raises RuntimeError as `urls`.
         """
         from urllib.parse import quote
 
