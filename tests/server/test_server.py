@@ -237,11 +237,11 @@ def test_serve_forever_returns_when_the_server_is_closed(run: Run) -> None:
 
     async def main() -> None:
         async with Server(LOOPBACK) as server:
-            task = asyncio.create_task(server.serve_forever())
-            await asyncio.sleep(0)
-            assert not task.done()
-            await server.close()
-            await task
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(server.serve_forever())
+                await asyncio.sleep(0)
+                assert not task.done()
+                await server.close()
 
     run(main)
 

@@ -312,7 +312,7 @@ class Server:
 
     @property
     def urls(self) -> list[str]:
-        """A URL for each place that it listens at, without credentials. Raises RuntimeError where it does not listen."""
+        """A URL for each place that it listens at, without credentials. RuntimeError where it does not listen."""
         return urls_of(self.config.listen, self.open_sockets())
 
     @property
