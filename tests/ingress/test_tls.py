@@ -669,6 +669,9 @@ def break_files(folder: Path, how: str) -> tuple[Tls, str, str]:
     if how == "another key":
         key.write_bytes(Path(other.key).read_bytes())
         return tls, "key", f"{key}: is not the key of {certificate}"
+    if how == "another kind of key":
+        weak(key)
+        return tls, "key", f"{key}: is not the key of {certificate}"
     if how == "passphrase":
         key.write_bytes(encrypted(key.read_bytes()))
         return tls, "key", f"{key}: has a passphrase, expected a key without"
@@ -704,6 +707,7 @@ BROKEN = (
     "broken certificate",
     "broken key",
     "another key",
+    "another kind of key",
     "passphrase",
     "folder",
     "weak certificate",

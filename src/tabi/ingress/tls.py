@@ -24,6 +24,9 @@ LOOK_EVERY = 1.0
 SAN = {"dns": "DNS", "email": "email", "uri": "URI"}
 """What `ssl` calls the kinds of subject alternative names."""
 
+NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""What OpenSSL says of another certificate's key: one of the same kind, and one of another kind, such as RSA for EC."""
+
 State = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -113,7 +116,7 @@ class Certificates:
         except ssl.SSLError as exc:
             if encrypted:
                 raise self.error("key", tls.key, "has a passphrase, expected a key without") from None
-            if exc.reason == "KEY_VALUES_MISMATCH":
+            if exc.reason in NOT_ITS_KEY:
                 raise self.error("key", tls.key, f"is not the key of {tls.certificate}") from None
             if exc.reason is not None:
                 raise self.error("certificate", tls.certificate, exc.reason.replace("_", " ").lower()) from None
