@@ -236,12 +236,11 @@ def test_serve_forever_returns_when_the_server_is_closed(run: Run) -> None:
     """A program may wait in one task, and close in another."""
 
     async def main() -> None:
-        async with Server(LOOPBACK) as server:
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(server.serve_forever())
-                await asyncio.sleep(0)
-                assert not task.done()
-                await server.close()
+        async with Server(LOOPBACK) as server, asyncio.TaskGroup() as group:
+            task = group.create_task(server.serve_forever())
+            await asyncio.sleep(0)
+            assert not task.done()
+            await server.close()
 
     run(main)
 
