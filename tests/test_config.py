@@ -258,7 +258,7 @@ def test_a_configuration_does_not_change() -> None:
             "[egress.direct]\nsend_proxy_protocol = 3",
             "egress.direct.send_proxy_protocol: invalid enum value 3, expected 1 or 2, or 0 for none",
         ),
-        ("egress.direct = 1", "egress.direct: expected object, got int"),
+        ("egress.direct = 1", "egress.direct: expected table, got integer"),
         (
             "[[listen]]\nbogus = 1",
             "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol",
@@ -293,20 +293,21 @@ def test_a_configuration_does_not_change() -> None:
             "users.listen[0].udp.port: unknown key, expected one of: password, plain",
         ),
         # wrong types
-        ("workers = 'x'", "workers: expected int, got str"),
-        ("workers = true", "workers: expected int, got bool"),
-        ("workers = 1.5", "workers: expected int, got float"),
-        ("listen = 1", "listen: expected array, got int"),
-        ("listen = ['x']", "listen[0]: expected object, got str"),
-        ("[[listen]]\nurl = 1", "listen[0].url: expected str, got int"),
-        ("[[listen]]\n[[listen]]\nurl = 1", "listen[1].url: expected str, got int"),
+        ("workers = 'x'", "workers: expected integer, got string"),
+        ("workers = true", "workers: expected integer, got boolean"),
+        ("workers = 1.5", "workers: expected integer, got float"),
+        ("listen = 1", "listen: expected array of tables, got integer: write [[listen]]"),
+        ("[listen]\nurl = 'x'", "listen: expected array of tables, got table: write [[listen]]"),
+        ("listen = ['x']", "listen[0]: expected table, got string"),
+        ("[[listen]]\nurl = 1", "listen[0].url: expected string, got integer"),
+        ("[[listen]]\n[[listen]]\nurl = 1", "listen[1].url: expected string, got integer"),
         ("[[listen]]\nusers = 'all'", "listen[0].users: invalid enum value 'all', expected required, optional or none"),
-        ("[[listen]]\nusers = 1", "listen[0].users: expected str, got int"),
-        ("[[listen]]\nudp = 'shared'", "listen[0].udp: expected object, got str"),
-        ("[[listen]]\nudp = {advertise = 1}", "listen[0].udp.advertise: expected str, got int"),
-        ("[[listen]]\nudp = {ports = 40000}", "listen[0].udp.ports: expected str, got int"),
-        ("[[listen]]\nudp = {ports = [1, 2]}", "listen[0].udp.ports: expected str, got array"),
-        ("[[listen]]\nudp = {fragments = false}", "listen[0].udp.fragments: expected str, got bool"),
+        ("[[listen]]\nusers = 1", "listen[0].users: expected string, got integer"),
+        ("[[listen]]\nudp = 'shared'", "listen[0].udp: expected table, got string"),
+        ("[[listen]]\nudp = {advertise = 1}", "listen[0].udp.advertise: expected string, got integer"),
+        ("[[listen]]\nudp = {ports = 40000}", "listen[0].udp.ports: expected string, got integer"),
+        ("[[listen]]\nudp = {ports = [1, 2]}", "listen[0].udp.ports: expected string, got array"),
+        ("[[listen]]\nudp = {fragments = false}", "listen[0].udp.fragments: expected string, got boolean"),
         (
             "[[listen]]\nudp = {fragments = 'keep'}",
             "listen[0].udp.fragments: invalid enum value 'keep', expected reassemble or drop",
@@ -315,29 +316,29 @@ def test_a_configuration_does_not_change() -> None:
             "[[listen]]\n[listen.udp]\nsenders = 'all'",
             "listen[0].udp.senders: invalid enum value 'all', expected contacted or any",
         ),
-        ("[[listen]]\ntls = true", "listen[0].tls: expected object, got bool"),
-        ("[[listen]]\ntls = {certificate = 1}", "listen[0].tls.certificate: expected str, got int"),
+        ("[[listen]]\ntls = true", "listen[0].tls: expected table, got boolean"),
+        ("[[listen]]\ntls = {certificate = 1}", "listen[0].tls.certificate: expected string, got integer"),
         (
             "[[listen]]\ntls = {certificate = 'c', key = 'k', client_name = 'ip'}",
             "listen[0].tls.client_name: invalid enum value 'ip', expected cn, dns, email or uri",
         ),
-        ("[[listen]]\nproxy_protocol = '10.0.0.0/8'", "listen[0].proxy_protocol: expected array, got str"),
-        ("[[listen]]\nproxy_protocol = [1]", "listen[0].proxy_protocol[0]: expected str, got int"),
-        ("users = 1", "users: expected object, got int"),
-        ("users.alice = 'x'", "users.alice: expected object, got str"),
-        ("[users.alice]\npassword = 1", "users.alice.password: expected str, got int"),
-        ("[users.alice]\npassword = ['sekret']", "users.alice.password: expected str, got array"),
-        ("[users.alice]\npassword = 'x'\nplain = 'y'", "users.alice.plain: expected bool, got str"),
-        ("timeouts = 1", "timeouts: expected object, got int"),
-        ("log = 1", "log: expected object, got int"),
-        ("[log]\naccess = 1", "log.access: expected str, got int"),
+        ("[[listen]]\nproxy_protocol = '10.0.0.0/8'", "listen[0].proxy_protocol: expected array, got string"),
+        ("[[listen]]\nproxy_protocol = [1]", "listen[0].proxy_protocol[0]: expected string, got integer"),
+        ("users = 1", "users: expected table, got integer"),
+        ("users.alice = 'x'", "users.alice: expected table, got string"),
+        ("[users.alice]\npassword = 1", "users.alice.password: expected string, got integer"),
+        ("[users.alice]\npassword = ['sekret']", "users.alice.password: expected string, got array"),
+        ("[users.alice]\npassword = 'x'\nplain = 'y'", "users.alice.plain: expected boolean, got string"),
+        ("timeouts = 1", "timeouts: expected table, got integer"),
+        ("log = 1", "log: expected table, got integer"),
+        ("[log]\naccess = 1", "log.access: expected string, got integer"),
         ("[log]\nlevel = 'loud'", "log.level: invalid enum value 'loud', expected debug, info, warning or error"),
         # the right user among several, whatever its name is
         (
             "[users.a]\npassword = 'x'\nplain = true\n[users.'b.c']\npassword = 1\n[users.d]\npassword = 'y'",
-            "users.b.c.password: expected str, got int",
+            "users.b.c.password: expected string, got integer",
         ),
-        ("[users.'[...]']\npassword = 1", "users.[...].password: expected str, got int"),
+        ("[users.'[...]']\npassword = 1", "users.[...].password: expected string, got integer"),
         # missing
         ("[users.alice]\nplain = true", "users.alice.password: missing"),
         ("[[listen]]\ntls = {}", "listen[0].tls.certificate: missing"),
@@ -428,6 +429,24 @@ def test_a_mistake_names_its_key(text: str, message: str) -> None:
         parse_config(text)
     assert str(caught.value) == message
     assert caught.value.path == message.partition(": ")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ('"a\\nb\\u001b[31m" = 1', r"a\nb\x1b[31m: unknown key, "),
+        ('[egress."a\\nb"]', r"egress.a\nb: unknown, "),
+        ('[users."a\\nb"]\npassword = 1', r"users.a\nb.password: expected string"),
+        ('[users."a\\nb"]\npassword = "x"', r"users.a\nb.password: expected $scrypt$"),
+        ('[log]\nlevel = "a\\u009bb"', r"log.level: invalid enum value 'a\x9bb'"),
+    ],
+)
+def test_control_characters_come_out_escaped(text: str, start: str) -> None:
+    """A message is one line and moves no cursor, whatever the file has."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).isprintable()
 
 
 UDP_ADDRESS = "expected an IP address that clients can send to"

@@ -269,7 +269,7 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
     """Turn msgspec's message into one that names the key in tabi.toml's own words."""
     text, _, place = message.partition(" - at `")
     path = name_key(place.rstrip("`").removeprefix("$").removeprefix("."), data)
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL)
     if unknown:
         known = ", ".join(known_keys(path))
         return ConfigError(f"unknown key, expected one of: {known}", f"{path}.{unknown[1]}".lstrip("."))
@@ -280,7 +280,10 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
     if text.startswith("Invalid enum value") and key in CHOICES:
         text += f", expected {CHOICES[key]}"
     text = text.replace(" | null`", "`")  # TOML has none
-    return ConfigError(text[:1].lower() + text[1:].replace("`", ""), path or None)
+    text = re.sub(r"`(\w+)`", lambda found: TOML_TYPES.get(found[1], found[1]), text)
+    if path == "listen":
+        text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[listen]]"
+    return ConfigError(text[:1].lower() + text[1:], path or None)
 
 
 def name_key(path: str, data: dict[str, Any]) -> str:
@@ -306,6 +309,9 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "log": Log,
 }
 
+
+TOML_TYPES = {"object": "table", "str": "string", "int": "integer", "bool": "boolean"}
+"""The words of TOML for those of msgspec; the others are the same."""
 
 CHOICES = {
     "users": "required, optional or none",

@@ -79,8 +79,12 @@ class PolicyDenied(TabiError):
 
 
 class ConfigError(TabiError):
-    """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``."""
+    """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``.
+
+    The text is one line, whatever the configuration has: control characters come out escaped.
+    """
 
     def __init__(self, message: str, path: str | None = None) -> None:
-        super().__init__(f"{path}: {message}" if path else message)
+        text = f"{path}: {message}" if path else message
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
         self.path = path
