@@ -373,7 +373,7 @@ def test_a_configuration_does_not_change() -> None:
                 f"[[listen]]\nurl = '{scheme}://127.0.0.1'",
                 'listen[0].tls: missing, expected { certificate = "…", key = "…" }',
             )
-            for scheme in ("https", "socks5+tls", "mixed+tls")
+            for scheme in ("https", "socks5+tls", "socks4+tls", "mixed+tls")
         ),
         *(
             (
@@ -383,6 +383,8 @@ def test_a_configuration_does_not_change() -> None:
             for scheme, wanted in (
                 ("http", "https"),
                 ("socks5", "socks5+tls, mixed or mixed+tls"),
+                ("socks4", "socks4+tls, mixed or mixed+tls"),
+                ("socks4a", "socks4+tls, mixed or mixed+tls"),
             )
         ),
         (

@@ -112,7 +112,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     url: str = f"mixed://127.0.0.1:{DEFAULT_PORT}"
     """Protocol and place: ``mixed://host:port``, ``unix:///path?protocol=mixed``, ``fd://NAME``; port 0 takes a free
-    one. Protocols: mixed, socks5, socks4, http; inside TLS mixed+tls, socks5+tls, https."""
+    one. Protocols: mixed, socks5, socks4, http; inside TLS mixed+tls, socks5+tls,
+    socks4+tls, https."""
     users: Literal["required", "optional", "none"] | None = None
     """Whether clients must be users. Default: required as soon as there is a user, or a client_ca; else none."""
     udp: Udp = Udp()

@@ -51,7 +51,7 @@ def parse_url(text: str) -> ProxyURL:
     expected = "expected socks5://[user:password@]host:port"
     parts = split(text, expected)
     if parts.scheme not in PROTOCOLS:
-        raise ValueError(f"protocol {scheme_of(text)!r}, {expected}")
+        raise ValueError(f"{scheme_of(text)}, {expected}")
     address = network_place(parts, expected)
     username, password = credentials_of(parts, expected)
     if username is not None and (not username or password is None):
@@ -85,6 +85,7 @@ LISTENER_PROTOCOLS = {
     "socks5+tls": ("socks5", True),
     "socks4": ("socks4", False),
     "socks4a": ("socks4", False),
+    "socks4+tls": ("socks4", True),
     "http": ("http", False),
     "https": ("http", True),
 }
@@ -130,11 +131,14 @@ def parse_listen_url(text: str) -> ListenURL:
     expected = f"expected PROTOCOL://host:port, unix:///path or fd://NAME, and as protocol one of {schemes}"
     parts = split(text, expected)
     if parts.scheme not in LISTENER_PROTOCOLS and parts.scheme not in LISTENER_KEYS:
-        raise ValueError(f"protocol {scheme_of(text)!r}, {expected}")
+        raise ValueError(f"{scheme_of(text)}, {expected}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a listener has no user of its own, expected [users.NAME]")
     if parts.scheme in LISTENER_PROTOCOLS:
-        return ListenURL(parts.scheme, network_place(parts, expected))
+        place = network_place(parts, expected)
+        if place.host == "*":
+            raise ValueError("* is no host, expected 0.0.0.0, or [::] for IPv6 and IPv4")
+        return ListenURL(parts.scheme, place)
     query = query_of(parts, LISTENER_KEYS[parts.scheme])
     protocol = query.get("protocol", "mixed")
     if protocol not in LISTENER_PROTOCOLS:
@@ -164,20 +168,31 @@ def unix_place(parts: SplitResult, query: dict[str, str]) -> UnixSocket:
 
 def split(text: str, expected: str) -> SplitResult:
     """Take a URL apart; a port that is none is found here. Raises ValueError without the text."""
+    if text.startswith("://") or ("://" not in text and not text.startswith("unix:")):
+        raise ValueError(f"the protocol is missing, {expected}")
     if any(character.isspace() or not character.isprintable() for character in text):
         raise ValueError(f"white space or control characters in a URL, {expected}")
     try:
         parts = urlsplit(text)
-        if parts.scheme not in LISTENER_KEYS:
-            _ = parts.port
     except ValueError:
         raise ValueError(f"this is no URL, {expected}") from None
+    if parts.scheme not in LISTENER_KEYS:
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError(f"{port_of(text)} from 0 to 65535, {expected}") from None
     return parts
+
+
+def port_of(text: str) -> str:
+    """A port that is none, for a message. A colon in a password may be taken for the port's: only digits are shown."""
+    found = re.fullmatch(r"[^@:]+://[^@]*:(-?\d{1,20})/?|[^@:]+://[^@/]*@[^@/]*:(-?\d{1,20})/?", text, re.ASCII)
+    return f"port {found[1] or found[2]} is not" if found else "the port is no number"
 
 
 def scheme_of(text: str) -> str:
     """The scheme, for a message: nothing else of a URL may be in one."""
-    return urlsplit(text).scheme if "://" in text else "none"
+    return f"protocol {urlsplit(text).scheme!r}"
 
 
 def network_place(parts: SplitResult, expected: str) -> Address:
@@ -185,7 +200,13 @@ def network_place(parts: SplitResult, expected: str) -> Address:
     host, port = parts.hostname, parts.port
     if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{'no host' if not host else 'something behind the port'}, {expected}")
-    return Address(parse_host(host), DEFAULT_PORT if port is None else port)
+    address = Address(parse_host(host), DEFAULT_PORT if port is None else port)
+    if isinstance(address.host, str):
+        try:
+            address.host.encode("idna")  # as the system's resolver is asked
+        except UnicodeError:
+            raise ValueError(f"a label of the host name has not 1 to 63 characters, {expected}") from None
+    return address
 
 
 def credentials_of(parts: SplitResult, expected: str) -> tuple[str | None, str | None]:

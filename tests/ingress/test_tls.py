@@ -102,7 +102,7 @@ def test_socks5_inside_tls(run: Run, tmp_path: Path, scheme: str, version: ssl.T
     run(main)
 
 
-@pytest.mark.parametrize("scheme", ["mixed", "mixed+tls"])
+@pytest.mark.parametrize("scheme", ["mixed", "mixed+tls", "socks4+tls"])
 def test_socks4_inside_tls(run: Run, tmp_path: Path, scheme: str) -> None:
     """A mixed listener tells protocols apart inside TLS too."""
 
