@@ -418,6 +418,10 @@ def test_a_configuration_does_not_change() -> None:
             f"[users.alice]\npassword = '{'ä' * 128}'\nplain = true",
             "users.alice.password: a password has 1 to 255 octets (RFC 1929)",
         ),
+        (
+            f"[users.alice]\npassword = '{HASH}'\nplain = true",
+            "users.alice.password: begins as a hash does: leave plain = true out",
+        ),
         ("[users.'']\npassword = 'x'\nplain = true", "users.: a user name has 1 to 255 octets (RFC 1929)"),
         (
             f"[users.{'a' * 256}]\npassword = 'x'\nplain = true",

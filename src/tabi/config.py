@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from tabi.errors import ConfigError
-from tabi.policy.users import Secret, parse_hash, plain_secret
+from tabi.policy.users import PREFIX, Secret, parse_hash, plain_secret
 from tabi.url import DEFAULT_PORT, ListenURL, parse_listen_url
 from tabi.wire.address import Address, Host, parse_ip
 
@@ -363,6 +363,8 @@ def check_values(config: Config) -> None:
     for name, user in config.users.items():
         if not 0 < len(name.encode()) <= 255:
             raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", f"users.{name}")
+        if user.plain and user.password.startswith(PREFIX):
+            raise ConfigError("begins as a hash does: leave plain = true out", f"users.{name}.password")
         try:
             secret = user.secret
         except ValueError as exc:

@@ -13,6 +13,7 @@ from rich.pretty import pretty_repr
 
 from tabi.policy import users as module
 from tabi.policy.users import (
+    KEY_SIZES,
     PROVEN_SECONDS,
     Secret,
     Users,
@@ -128,11 +129,21 @@ def test_a_cost_within_the_bounds_can_be_computed(costs: str, monkeypatch: pytes
 
 
 @settings(max_examples=10)
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.binary(min_size=1, max_size=20), st.integers(16, 70))
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.binary(min_size=1, max_size=20), st.sampled_from(KEY_SIZES))
 def test_small_costs_really_compute(log_n: int, block: int, parallel: int, salt: bytes, size: int) -> None:
     """The formula for the memory is OpenSSL's own."""
     text = f"$scrypt$ln={log_n},r={block},p={parallel}${to_base64(salt)}${to_base64(bytes(size))}"
     assert len(derive(b"password", parse_hash(text))) == size
+
+
+@pytest.mark.parametrize("salt", ["c2FsdB", "c2Fsd", "c2FsdA x", "c2FsdA=A"])
+@pytest.mark.parametrize("key", [KEY, KEY[:-1], KEY + "A", KEY + "AAAA", KEY + " x", to_base64(bytes(31))])
+def test_a_hash_that_was_changed_on_its_way_is_refused(salt: str, key: str) -> None:
+    """Text that no program makes: characters lost or added, or bits that stand for nothing."""
+    for text in (f"{salt}${KEY}", f"{SALT}${key}"):
+        if text != f"{SALT}${KEY}":
+            with pytest.raises(ValueError, match="expected"):
+                parse_hash("$scrypt$ln=1,r=1,p=1$" + text)
 
 
 @given(st.binary())

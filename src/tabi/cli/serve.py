@@ -66,13 +66,15 @@ def merge(
     if listen:
         config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
     if users:
-        merged = dict(config.users)
+        given: dict[str, User] = {}
         for text in users:
             name, colon, password = text.partition(":")
             if not colon or not name or not password:
                 raise ConfigError("expected NAME:PASSWORD", "-u")
-            merged[name] = User(password, plain=True)
-        config = msgspec.structs.replace(config, users=merged)
+            if name in given:
+                raise ConfigError(f"the user {name} twice", "-u")
+            given[name] = User(password, plain=True)
+        config = msgspec.structs.replace(config, users=config.users | given)
     if workers is not None:
         config = msgspec.structs.replace(config, workers=workers)
     if access_log is not None:

@@ -21,6 +21,10 @@ MAX_MEMORY = (1 << 30) + (1 << 20)
 """Octets that computing a hash may take: 1 GiB and what goes with it. Python passes on no more than 2."""
 
 KEY_SIZE, SALT_SIZE = 32, 16
+KEY_SIZES = (16, 32, 64)
+"""Octets of the keys that programs make; another size is a hash that was cut or that something was added to."""
+
+PREFIX = "$scrypt$"
 
 PROVEN_SECONDS = 60.0
 PROVEN_LIMIT = 10_000
@@ -72,7 +76,7 @@ def parse_hash(text: str) -> Secret:
         salt, key = from_base64(parts[3]), from_base64(parts[4])
     except (ValueError, KeyError):
         raise ValueError(expected) from None  # not from that error: it has the text
-    if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16 and salt and len(key) >= 16):
+    if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16 and salt and len(key) in KEY_SIZES):
         raise ValueError(f"cost out of bounds: {expected}")
     # RFC 7914 section 2: N is less than 2 ^ (128 * r / 8).
     if log_n >= 16 * block or memory(log_n, block, parallel) > MAX_MEMORY:
@@ -104,8 +108,11 @@ def to_base64(data: bytes) -> str:
 
 
 def from_base64(text: str) -> bytes:
-    """The counterpart of to_base64. Raises ValueError."""
-    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    """The counterpart of to_base64; bits behind the last octet must be 0 (RFC 4648 section 3.5). Raises ValueError."""
+    data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    if to_base64(data) != text.rstrip("="):
+        raise ValueError("bits behind the last octet")
+    return data
 
 
 class Users:
