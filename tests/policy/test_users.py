@@ -129,7 +129,13 @@ def test_a_cost_within_the_bounds_can_be_computed(costs: str, monkeypatch: pytes
 
 
 @settings(max_examples=10)
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.binary(min_size=1, max_size=20), st.sampled_from(KEY_SIZES))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.binary(min_size=1, max_size=20),
+    st.sampled_from(KEY_SIZES),
+)
 def test_small_costs_really_compute(log_n: int, block: int, parallel: int, salt: bytes, size: int) -> None:
     """The formula for the memory is OpenSSL's own."""
     text = f"$scrypt$ln={log_n},r={block},p={parallel}${to_base64(salt)}${to_base64(bytes(size))}"

@@ -76,7 +76,9 @@ def parse_hash(text: str) -> Secret:
         salt, key = from_base64(parts[3]), from_base64(parts[4])
     except (ValueError, KeyError):
         raise ValueError(expected) from None  # not from that error: it has the text
-    if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16 and salt and len(key) in KEY_SIZES):
+    if not salt or len(key) not in KEY_SIZES:
+        raise ValueError(f"a hash that was cut or changed: {expected}")
+    if costs or not (0 < log_n <= MAX_LOG_N and 0 < block <= 32 and 0 < parallel <= 16):
         raise ValueError(f"cost out of bounds: {expected}")
     # RFC 7914 section 2: N is less than 2 ^ (128 * r / 8).
     if log_n >= 16 * block or memory(log_n, block, parallel) > MAX_MEMORY:
