@@ -8,10 +8,11 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -20,6 +21,7 @@ from authorities import (
     LONG_AGO,
     VERSIONS,
     TlsPeer,
+    authority,
     client_certificate,
     client_context,
     stranger,
@@ -723,6 +725,24 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, how: str) -> None:
         Server(config=config(Listen("socks5+tls://127.0.0.1:0", tls=tls)))
     assert str(caught.value) == f"listen[0].tls.{key}: {text}"
     assert caught.value.path == f"listen[0].tls.{key}"
+
+
+@pytest.mark.parametrize("clients", [False, True])
+def test_an_expired_certificate_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, clients: bool) -> None:
+    """Said once however often it is loaded; it is no error, for a clock may be wrong, and a new one may come."""
+    tls = with_clients(tmp_path) if clients else write_server(tmp_path)
+    Certificates(tls, "listen[0].tls", required=clients)
+    assert caplog.messages == []
+    for name, words in (("server.pem", "has expired"), ("later.pem", "is not valid yet")):
+        tls = msgspec.structs.replace(tls, certificate=str(tmp_path / name))
+        first = LONG_AGO - timedelta(days=1) if name == "server.pem" else datetime(2500, 1, 1, tzinfo=UTC)
+        made = authority().issue_cert("localhost", not_before=first, not_after=first + timedelta(days=1))
+        Path(tls.certificate).write_bytes(made.cert_chain_pems[0].bytes())
+        Path(tls.key).write_bytes(made.private_key_pem.bytes())
+        for _ in range(2):
+            Certificates(tls, "listen[0].tls", required=clients)
+        assert caplog.messages == [f"listen[0].tls.certificate: {tls.certificate}: {words}, clients will not trust it"]
+        caplog.clear()
 
 
 TOML = """

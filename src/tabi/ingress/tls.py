@@ -7,6 +7,7 @@ import os
 import ssl
 import time as clock
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from tabi.config import Tls
@@ -26,6 +27,9 @@ SAN = {"dns": "DNS", "email": "email", "uri": "URI"}
 
 NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 """What OpenSSL says of another certificate's key: one of the same kind, and one of another kind, such as RSA for EC."""
+
+FAULTS = {9: "is not valid yet", 10: "has expired"}
+"""By X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 State = tuple[tuple[int, int, int] | None, ...]
 
@@ -88,6 +92,9 @@ class Certificates:
         if tls.client_ca is not None:
             self.load_authorities(context, "client_ca", tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED if self.required else ssl.CERT_OPTIONAL
+        fault = fault_of(context, tls.certificate)
+        if fault is not None:
+            warn_once(f"{self.path}.certificate: {tls.certificate}: {fault}, clients will not trust it")
         return context
 
     def load_authorities(self, context: ssl.SSLContext, key: str, name: str) -> None:
@@ -127,6 +134,33 @@ class Certificates:
     def error(self, key: str, name: str, text: str) -> ConfigError:
         """An error that names the key and the file."""
         return ConfigError(f"{name}: {text}", f"{self.path}.{key}")
+
+
+@lru_cache(100)
+def warn_once(text: str) -> None:
+    """Say it once in a program and the workers that it forks."""
+    log.warning("%s", text)
+
+
+def fault_of(context: ssl.SSLContext, certificate: str) -> str | None:
+    """What is wrong with the time of a server's certificate: found by a client who trusts just this one."""
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags = ssl.VERIFY_X509_PARTIAL_CHAIN
+    trusting.load_verify_locations(certificate)
+    one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(one, other)
+    server = context.wrap_bio(other, one, server_side=True)
+    for peer in (client, server, client):
+        try:
+            peer.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as exc:
+            return FAULTS.get(exc.verify_code)
+        except ssl.SSLError:
+            return None
+    return None
 
 
 def state_of(name: str) -> tuple[int, int, int] | None:
