@@ -159,7 +159,8 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[egress.NAME]``: a way out. There is one, ``direct``, whether it is in the file or not."""
 
     send_proxy_protocol: Literal[0, 1, 2] = 0
-    """The version of the PROXY header that every destination of a CONNECT is sent first; 0 is none. Default: 0."""
+    """The version of the PROXY header that every destination of a CONNECT or of a forwarded request
+    is sent first; 0 is none. Default: 0."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -328,6 +329,21 @@ def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
     below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)", path)
     return PARTS[below[1] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
+
+
+def check_types(config: Config) -> Config:
+    """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
+
+    def to_toml(value: object) -> float:
+        if isinstance(value, float):
+            return float(value)
+        raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
+
+    data = msgspec.to_builtins(config, enc_hook=to_toml)
+    try:
+        return msgspec.convert(data, Config, dec_hook=decode_special)
+    except msgspec.ValidationError as exc:
+        raise explain(str(exc), data) from None
 
 
 def check_values(config: Config) -> None:

@@ -36,7 +36,7 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
 from tabi import Config, Server, Session
-from tabi.config import Listen, Log, User
+from tabi.config import Listen, Log, Timeouts, User
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash
 from tabi.url import parse_url
@@ -855,3 +855,35 @@ def test_the_resolver_is_closed_with_the_server(run: Run) -> None:
         assert resolver.closed
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Config(timeouts=Timeouts(idle=0.0)), "timeouts.idle: a duration is more than 0 and less than 1e9 seconds"),  # type: ignore[arg-type]
+        (Config(timeouts=Timeouts(bind=float("nan"))), "timeouts.bind: a duration is more than 0 "),  # type: ignore[arg-type]
+        (Config(timeouts=Timeouts(drain=None)), "timeouts.drain: none is no duration"),  # type: ignore[arg-type]
+        (Config(workers="2"), "workers: expected integer, got string"),  # type: ignore[arg-type]
+        (Config(listen=[Listen(1)]), r"listen\[0\].url: expected string, got integer"),  # type: ignore[arg-type]
+        (Config(users={"a": User(1)}), "users.a.password: expected string, got integer"),  # type: ignore[arg-type]
+        (Config(log=Log(access=Path("x"))), "PosixPath as a value, expected a type of TOML"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_configuration_from_python_is_checked_as_a_file_is(settings: Config, message: str) -> None:
+    """Types are not checked when a struct is made: a wrong one is found before it does harm."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Server(config=settings)
+
+
+@pytest.mark.parametrize("url", ["socks4://127.0.0.1:0", "socks4a://127.0.0.1:0", "unix:///run/x?protocol=socks4"])
+def test_a_listener_that_nobody_could_use_is_refused(url: str) -> None:
+    """SOCKS4 has no passwords: where users are required, every client would be turned away."""
+    for given in ({"users": {"a": "b"}}, {"authenticate": Doorman()}):
+        with pytest.raises(ConfigError, match=r"^listen\[0\].url: .* could be used by nobody, since SOCKS4 has"):
+            Server(url, **given)
+
+
+def test_a_name_is_no_loopback_address_before_it_is_looked_up() -> None:
+    """The advice against an open proxy says that it is the name that is not known as loopback."""
+    with pytest.raises(ConfigError, match=r"would be an open proxy, since proxy\.invalid is no loopback address: add"):
+        Server("mixed://proxy.invalid:1")

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import msgspec
 
-from tabi.config import Config, Listen, Log, User, check_values
+from tabi.config import Config, Listen, Log, User, check_types, check_values
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import PasswordAuthenticator
@@ -91,6 +91,7 @@ class Server:
         if users:
             given = {name: User(password, plain=True) for name, password in users.items()}
             config = msgspec.structs.replace(config, users=config.users | given)
+        config = check_types(config)
         check_values(config)
         self.config = config
         self.on_session = on_session
@@ -105,6 +106,7 @@ class Server:
         self.listeners = Listeners(sockets or ())
         self.sockets = self.listeners.sockets
         self.refuse_open_proxy()
+        self.refuse_what_nobody_could_use()
         self.certificates = [self.load_certificates(index) for index in range(len(config.listen))]
         self.acceptors: list[Acceptor] = []
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
@@ -149,11 +151,23 @@ class Server:
                 host = address.host
                 if not (host == "localhost" if isinstance(host, str) else host.is_loopback):
                     where = listen.url if address == place else f"{listen.url} at {address}"
+                    why = f", since {host} is no loopback address" if isinstance(host, str) else ""
                     raise ConfigError(
-                        f"{where} would be an open proxy: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
+                        f"{where} would be an open proxy{why}: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
                         "or say --open if anybody who reaches this address may use it",
                         f"listen[{index}].url",
                     )
+
+    def refuse_what_nobody_could_use(self) -> None:
+        """Raise ConfigError for a listener whose clients must be users and have no way to prove it."""
+        for index, listen in enumerate(self.config.listen):
+            by_certificate = listen.tls is not None and listen.tls.client_ca is not None
+            if listen.parsed.protocol == "socks4" and self.required(listen) and not by_certificate:
+                raise ConfigError(
+                    f'{listen.url} could be used by nobody, since SOCKS4 has no passwords: say users = "none", '
+                    "or take another protocol",
+                    f"listen[{index}].url",
+                )
 
     # --- life ---
 
