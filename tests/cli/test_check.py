@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from authorities import write_server
+from authorities import LONG_AGO, authority, write_server
 from processes import failure, run_tabi
 from tabi.policy.users import make_hash
 
@@ -108,6 +109,13 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ('[users.alice]\npassword = "hunter2"', "users.alice.password"),
         ("[users.alice]\nplain = true", "users.alice.password"),
         ('[log]\nlevel = "loud"', "log.level"),
+        ('[log]\naccess = "/nonexistent/access.log"', "log.access"),
+        ('[log]\naccess = "/etc"', "log.access"),
+        ('[[listen]]\nurl = "unix:///nonexistent/tabi.sock"', "listen[0].url"),
+        ('[[listen]]\nurl = "unix:///tmp/tabi.sock?owner=nobody-is-called-so"', "listen[0].url"),
+        ('[[listen]]\n[[listen]]\nurl = "unix:///tmp/tabi.sock?group=nobody-is-called-so"', "listen[1].url"),
+        ('[[listen]]\nurl = "mixed://a..b:1123"', "listen[0].url"),
+        ('[[listen]]\nurl = "socks4://127.0.0.1:1"\n[users.a]\npassword = "x"\nplain = true', "listen[0].url"),
         ('[[rule]]\naction = "deny"', "rule"),
         ('[egress.tor]\nchain = ["socks5://127.0.0.1:9050"]', "egress.tor.chain"),
     ],
@@ -118,6 +126,29 @@ def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str
     line = failure(run_tabi("check", path), 2)
     assert line.startswith(f"tabi: {path}: {key}: "), line
     assert "hunter2" not in line
+
+
+def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    """A log that could be written and a path that could be listened at are fine, and neither file is there then."""
+    path = write(tmp_path, f'[[listen]]\nurl = "unix://{tmp_path}/tabi.sock"\n[log]\naccess = "{tmp_path}/access.log"')
+    before = sorted(tmp_path.iterdir())
+    assert run_tabi("check", path).returncode == 0
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "access.log").write_text("a line\n")
+    assert run_tabi("check", path).returncode == 0
+    assert (tmp_path / "access.log").read_text() == "a line\n"
+
+
+def test_an_expired_certificate_is_a_warning(tmp_path: Path) -> None:
+    """It is said in one line, and the file is right all the same."""
+    path = write(tmp_path, '[[listen]]\ntls = { certificate = "certificate.pem", key = "certificate.key" }')
+    made = authority().issue_cert("localhost", not_before=LONG_AGO - timedelta(days=1), not_after=LONG_AGO)
+    (tmp_path / "certificate.pem").write_bytes(made.cert_chain_pems[0].bytes())
+    (tmp_path / "certificate.key").write_bytes(made.private_key_pem.bytes())
+    done = run_tabi("check", path)
+    assert done.returncode == 0
+    words = f"{tmp_path}/certificate.pem: has expired, clients will not trust it\n"
+    assert done.stderr.decode() == f"listen[0].tls.certificate: {words}"
 
 
 def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path) -> None:

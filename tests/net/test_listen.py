@@ -33,6 +33,7 @@ from tabi.net.listen import (
     bind_listener,
     bind_port,
     bind_unix,
+    check_unix,
     own_address,
     remove_stale,
     unix_client,
@@ -353,6 +354,19 @@ def test_an_owner_that_nobody_is(tmp_path: Path, key: str) -> None:
         opened(url).__enter__()
     assert str(caught.value) == f"listen[0].url: {url}: there is no {what} nobody-is-called-so"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_path_needs_can_be_seen_without_binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory, the right to make a file in it, user and group."""
+    check_unix(UnixSocket(str(tmp_path / "tabi.sock"), owner="0", group="0"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="there is no user nobody-is-called-so"):
+        check_unix(UnixSocket(str(tmp_path / "tabi.sock"), owner="nobody-is-called-so"))
+    with pytest.raises(FileNotFoundError):
+        check_unix(UnixSocket(str(tmp_path / "missing" / "tabi.sock")))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
+    with pytest.raises(PermissionError):
+        check_unix(UnixSocket(str(tmp_path / "tabi.sock")))
 
 
 def test_a_file_that_may_not_be_given_away_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

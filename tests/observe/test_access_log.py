@@ -30,6 +30,7 @@ from tabi.observe.access_log import (
     FileOutput,
     Output,
     SyslogOutput,
+    check_output,
     format_line,
     open_output,
     pieces,
@@ -639,3 +640,20 @@ def test_on_a_loop(run: Run, tmp_path: Path) -> None:
     path.unlink(missing_ok=True)
     run(main)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["p1", "p2", "p3"]
+
+
+def test_whether_it_could_be_written_is_seen_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is left as it is, and nothing is made."""
+    for word in ("stdout", "stderr", "syslog", "none", str(tmp_path / "access.log")):
+        check_output(word)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old.log").write_text("a line\n")
+    check_output(str(tmp_path / "old.log"))
+    assert (tmp_path / "old.log").read_text() == "a line\n"
+    with pytest.raises(IsADirectoryError):
+        check_output(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        check_output(str(tmp_path / "missing" / "access.log"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
+    with pytest.raises(PermissionError):
+        check_output(str(tmp_path / "access.log"))

@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from tabi.config import load_config
+from tabi.config import Config, load_config
 from tabi.errors import ConfigError
+from tabi.net.listen import check_unix
+from tabi.observe.access_log import check_output
 from tabi.server.server import Server
+from tabi.url import UnixSocket
 
 
 def check(
@@ -27,12 +30,30 @@ def check(
     config = load_config(path)
     try:
         Server(config=config, open=open_proxy)
+        check_surroundings(config)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
     data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=float)  # the only type of ours is Seconds
     for user in data["users"].values():
         user["password"] = "…"  # noqa: S105 - hides it
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
+
+
+def check_surroundings(config: Config) -> None:
+    """Look at what the start would open, and change nothing. Raises ConfigError."""
+    try:
+        check_output(config.log.access)
+    except OSError as exc:
+        raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
+    for index, listen in enumerate(config.listen):
+        place, where = listen.parsed.place, f"listen[{index}].url"
+        if isinstance(place, UnixSocket):
+            try:
+                check_unix(place)
+            except OSError as exc:
+                raise ConfigError(f"{listen.url}: {exc.strerror}", where) from exc
+            except ConfigError as exc:
+                raise ConfigError(f"{listen.url}: {exc}", where) from None
 
 
 def flatten(value: Any, path: str = "") -> Iterator[str]:

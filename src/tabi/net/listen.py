@@ -198,8 +198,7 @@ def bind_unix(place: UnixSocket) -> socket.socket:
         ConfigError: there is no such user or group.
         OSError: as bind(2), chown(2) and chmod(2); EADDRINUSE where somebody listens, EEXIST where it is no socket.
     """
-    owner = -1 if place.owner is None else number_of(place.owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
-    group = -1 if place.group is None else number_of(place.group, "group", lambda name: grp.getgrnam(name).gr_gid)
+    owner, group = owners(place)
     remove_stale(place.path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -217,6 +216,27 @@ def bind_unix(place: UnixSocket) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def check_unix(place: UnixSocket) -> None:
+    """See whether `bind_unix` would find what it needs, and change nothing.
+
+    Raises:
+        ConfigError: there is no such user or group.
+        OSError: there is no such directory, or this process may make no file in it.
+    """
+    owners(place)
+    folder = os.path.dirname(place.path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        os.stat(folder)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def owners(place: UnixSocket) -> tuple[int, int]:
+    """The numbers of a file's user and group, -1 for those of this process. Raises ConfigError."""
+    owner = -1 if place.owner is None else number_of(place.owner, "user", lambda name: pwd.getpwnam(name).pw_uid)
+    group = -1 if place.group is None else number_of(place.group, "group", lambda name: grp.getgrnam(name).gr_gid)
+    return owner, group
 
 
 def number_of(name: str, what: str, find: Callable[[str], int]) -> int:

@@ -6,6 +6,7 @@ reading holds up no session. What cannot be written is lost, counted, and said s
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -30,6 +31,9 @@ DELAY = 0.2
 
 ATOMIC = 4096
 """PIPE_BUF (pipe(7)): a write up to here is not mixed with those of another worker on the same pipe."""
+
+FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+"""How a file is opened; O_NONBLOCK not to wait for a FIFO's reader: a file takes no notice of it."""
 
 PATIENCE = 1.0
 """Seconds that the end of the program waits for a reader that does not read."""
@@ -171,9 +175,7 @@ class FileOutput:
 
     def open(self) -> None:
         """Open or create the file, readable for its owner and group only."""
-        # Not to wait for a FIFO's reader; a file takes no notice of it.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        self.fd = os.open(self.path, flags, 0o640)
+        self.fd = os.open(self.path, FLAGS, 0o640)
         found = os.fstat(self.fd)
         self.place = (found.st_dev, found.st_ino)
 
@@ -254,6 +256,19 @@ def open_output(target: str) -> Output:
     if target == "stderr":
         return DescriptorOutput(sys.__stderr__.fileno() if sys.__stderr__ else 2)
     return SyslogOutput() if target == "syslog" else FileOutput(target)
+
+
+def check_output(target: str) -> None:
+    """See whether `open_output` could open it, and create no file. Raises OSError."""
+    if target in ("stdout", "stderr", "syslog", "none"):
+        return
+    if os.path.exists(target):
+        os.close(os.open(target, FLAGS & ~os.O_CREAT))
+        return
+    folder = os.path.dirname(target) or "."
+    if not os.access(folder, os.W_OK | os.X_OK):
+        os.stat(folder)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 class AccessLog:
