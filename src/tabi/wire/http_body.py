@@ -28,7 +28,8 @@ TEXT = rb"[\t -~\x80-\xff]*+"
 """RFC 9110 section 5.5: what may stand in a line, that is anything but control octets; HTAB may."""
 
 LF = re.compile(rb"\n")
-SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + TEXT + rb")?\r\n")
+# 60 bits: what is 2**63 or more is negative to some readers. Leading zeros count, for some have room for 16 digits.
+SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + TEXT + rb")?\r\n")
 TRAILER_LINE = re.compile(rb"(" + TOKEN + rb"):" + TEXT + rb"\r\n")
 
 NOT_IN_TRAILERS = frozenset(
@@ -100,7 +101,7 @@ class Chunked:
         if self.expects is SIZE:
             found = SIZE_LINE.fullmatch(line)
             if found is None:
-                raise RemoteProtocolError(f"chunk size: {line[:32]!r}, expected 1 to 16 hexadecimal digits and CRLF")
+                raise RemoteProtocolError("chunk size: expected 1 to 15 hexadecimal digits and CRLF")
             self.left = int(found[1], 16)
             self.expects = CONTENT_END if self.left else TRAILER
         elif self.expects is CONTENT_END:
