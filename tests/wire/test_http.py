@@ -512,7 +512,7 @@ def test_refused_as_soon_as_it_is_certain(data: bytes, end: int) -> None:
 
 
 def test_errors_tell_no_secrets() -> None:
-    """User information, passwords and cookies are in no message, wherever the mistake is."""
+    """Targets, passwords, cookies and what a destination wrote are in no message, wherever the mistake is."""
     secret = "s3cret"
     for data in (
         head(f"GET http://u:{secret}@a.example/ HTTP/1.1", HOST),
@@ -525,22 +525,47 @@ def test_errors_tell_no_secrets() -> None:
         head(GET, HOST, f"Proxy-Authorization : {secret}"),
         head(GET, HOST, f"Authorization: {secret}\0"),
         head(GET, HOST, "Cookie: a", f" b={secret}"),
+        head(f"CONNECT /{secret} HTTP/1.1", HOST),
+        head(f"CONNECT a.example/{secret}:80 HTTP/1.1", HOST),
+        head(f"CONNECT {secret} HTTP/1.1", HOST),
+        head(f"CONNECT {secret}:65536 HTTP/1.1", HOST),
+        head(f"GET {secret}://a.example/ HTTP/1.1", HOST),
+        head(f"GET http://a%{secret}/ HTTP/1.1", HOST),
+        head(f"GET http://a.example/{secret}\xfc HTTP/1.1", HOST),
+        head(f"GET http://a.example/ {secret} HTTP/1.1", HOST),
+        head(GET, f"Host: a.example/{secret}"),
+        head(GET, HOST, f"Host: {secret}"),
+        head(POST, HOST, f"Content-Length: 5 {secret}"),
+        head(POST, HOST, f"Transfer-Encoding: chunked;a={'x' * 32}{secret}"),
     ):
         with pytest.raises(HttpError) as caught:
             decode_request(data)
         assert secret not in str(caught.value)
+    for data in (head(f"ICY {secret}"), head(f"HTTP/1.1 {secret}"), head("HTTP/1.1 200 OK", f"A: b\0{secret}")):
+        with pytest.raises(RemoteProtocolError) as refused:
+            decode_response(data, "GET")
+        assert secret not in str(refused.value)
 
 
 def test_what_errors_say() -> None:
-    """The value seen and the one expected, for the person whose client it is."""
+    """Which place is wrong and what was expected there, for the person whose client it is."""
     for data, text in (
         (head("GET / HTTP/1.1", HOST), "target: this is a proxy: ask with an absolute URI or CONNECT"),
-        (head("GET https://a/ HTTP/1.1", HOST), "target: scheme 'https', expected http; https needs CONNECT"),
-        (head("CONNECT a.example HTTP/1.1", HOST), "target of CONNECT: 'a.example' has no port"),
+        (head("GET https://a/ HTTP/1.1", HOST), "target: another scheme, expected http; https needs CONNECT"),
+        (head("CONNECT a.example HTTP/1.1", HOST), "target of CONNECT: no port, expected host:port"),
+        (head("CONNECT /x HTTP/1.1", HOST), "target of CONNECT: no host:port"),
+        (head("GET http://a:65536/ HTTP/1.1", HOST), "target: no IPv6 address in brackets, or a port above 65535"),
+        (head("GET http://a/\xfc HTTP/1.1"), "request line: octet 0xfc, expected ASCII (others are percent-encoded)"),
+        (head(GET, "Host: a/b"), "Host: no host[:port]"),
+        (head(GET, HOST, HOST), "2 Host fields, expected 1"),
+        (head(POST, HOST, LENGTH, LENGTH, LENGTH), "3 Content-Length fields, expected 1"),
+        (head(POST, HOST, CODING, CODING), "2 Transfer-Encoding fields, expected 1"),
+        (head(POST, HOST, "Transfer-Encoding: gzip"), "Transfer-Encoding: 'gzip', expected chunked"),
+        (head(POST, HOST, "Content-Length: +5"), "Content-Length: '+5', expected 1 to 18 digits"),
         (head(GET, HOST, "X: y", " z"), "field 3: white space before its name, or a folded line"),
         (head(GET, "X"), "field 1: expected a name and a colon behind it"),
         (head(GET, "X: \1"), "head: octet 0x01, expected text and CRLF"),
-        (head(GET, HOST, "Content-Length: 5, 5"), "Content-Length: b'5, 5', expected 1 to 18 digits"),
+        (head(GET, HOST, "Content-Length: 5, 5"), "Content-Length: expected 1 to 18 digits"),
         (head("GET http://a.example/ HTTP/3.0"), "request line: HTTP/3.0, expected HTTP/1.0 or HTTP/1.1"),
     ):
         with pytest.raises(HttpError) as caught:

@@ -175,8 +175,14 @@ def test_the_lines_that_matter_are_forbidden_in_trailers() -> None:
 
 
 def test_errors_tell_no_secrets() -> None:
-    """A trailer's value is in no message."""
-    for data in (b"0\r\nAuthorization: s3cret\r\n", b"0\r\ns3cret\r\n", b"0\r\nX: s3cret\0\r\n"):
+    """Neither trailers nor what stands where a size should, which may be content, are in a message."""
+    for data in (
+        b"0\r\nAuthorization: s3cret\r\n",
+        b"0\r\ns3cret\r\n",
+        b"0\r\nX: s3cret\0\r\n",
+        b"s3cret\r\n",
+        b"5;s3cret\n",
+    ):
         with pytest.raises(RemoteProtocolError) as caught:
             Chunked().scan(data)
         assert "s3cret" not in str(caught.value)
@@ -184,13 +190,23 @@ def test_errors_tell_no_secrets() -> None:
 
 def test_the_bounds_hold_while_octets_come_one_by_one() -> None:
     """No line grows beyond its limit, of whatever kind it is; behind content two octets decide."""
-    for start, limit in ((b"1;", MAX_CHUNK_LINE), (b"1\r\n!", 2), (b"0\r\nX: ", MAX_TRAILERS)):
+    for start, limit, text in (
+        (b"1;", MAX_CHUNK_LINE, "chunk size: no CRLF within 256 octets"),
+        (b"1\r\n!", 2, "end of a chunk: no CRLF within 2 octets"),
+        (b"0\r\nX: ", MAX_TRAILERS, "trailers: more than 8192 octets"),
+    ):
         chunked = Chunked()
         chunked.scan(start)
         for _ in range(limit - len(chunked.line) - 1):
             assert chunked.scan(b"x") == 1
-        with pytest.raises(RemoteProtocolError, match=f"no CRLF after {limit} octets"):
+        with pytest.raises(RemoteProtocolError, match=text):
             chunked.scan(b"x")
+
+
+def test_trailers_of_many_lines_say_how_many_octets_there_may_be() -> None:
+    """Whichever line is the one too many."""
+    with pytest.raises(RemoteProtocolError, match="trailers: more than 8192 octets"):
+        Chunked().scan(b"0\r\n" + b"X: y\r\n" * (MAX_TRAILERS // 6 + 1))
 
 
 extensions = st.sampled_from([b"", b";a", b";a=b", b';a="b"', b"; a = b"])

@@ -6,8 +6,9 @@
                 CRLF
 
 Whatever two readers of the same octets could take for two things is refused, since one of them is behind us: two
-lengths, a length beside chunks, folded lines, lines that end in LF alone, control octets. An error tells no field's
-value but those of framing and of Host: the others hold secrets. Bodies: `wire/http_body.py`.
+lengths, a length beside chunks, folded lines, lines that end in LF alone, control octets. An error goes to the log, so
+it tells nothing of what the peer wrote but a number or a coding that is one short word: all else may hold secrets.
+Bodies: `wire/http_body.py`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ OLD_REQUEST_LINE = re.compile(TOKEN + rb" (?!HTTP/)[!-~]++")
 """Of HTTP/0.9, which has no versions and no fields."""
 
 OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
-OTHER_URI = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*+)://")
+OTHER_URI = re.compile(rb"(?!(?i:http|ws):)[A-Za-z][A-Za-z0-9+.-]*+://")
+SHORT_WORD = re.compile(rb"[!-~]{1,32}")
 # Of what RFC 3986 lets a name hold, what names of hosts have: nothing percent-encoded, nothing that parts lists.
 AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~-]{1,255})(?::([0-9]{0,5}))?")
 BASIC = re.compile(rb"basic +((?:[a-z0-9+/]{4})*(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)", re.IGNORECASE)
@@ -215,6 +217,8 @@ def decode_request(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int =
         if minor:
             raise HttpError("request: no Host field, expected 1")
     elif named and named != authority:
+        if b"\n" in named:
+            raise too_many(named, "Host")
         decode_authority(named, "Host", HTTP_PORT)
     body = decode_framing(known, minor) or 0
     if body and method in (b"CONNECT", b"TRACE"):
@@ -226,7 +230,7 @@ def decode_request(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int =
     keep_alive = b"close" not in kept and (minor == 1 or b"keep-alive" in kept)
     authorization = known.get(b"proxy-authorization")
     if authorization and b"\n" in authorization:
-        raise HttpError("request: more than 1 Proxy-Authorization field")
+        raise too_many(authorization, "Proxy-Authorization")
     upgrade = None
     if b"upgrade" in options and minor and not body and method != b"CONNECT":
         upgrade = known.get(b"upgrade", b"").replace(b"\n", b", ") or None
@@ -353,6 +357,9 @@ def check_request_line(line: bytes) -> None:
             raise HttpError("request line: HTTP/0.9, expected HTTP/1.0 or HTTP/1.1", 505)
         if len(words) == 3 and OTHER_VERSION.fullmatch(words[2]) and not words[2].startswith(b"HTTP/1."):
             raise HttpError(f"request line: {words[2].decode()}, expected HTTP/1.0 or HTTP/1.1", 505)
+        if not line.isascii():
+            octet = next(octet for octet in line if octet > 0x7F)
+            raise HttpError(f"request line: octet {octet:#04x}, expected ASCII (others are percent-encoded)")
         raise HttpError("request line: expected a method, a target and HTTP/1.1 with one space between them")
     decode_target(*found.group(1, 2, 3, 4))
 
@@ -369,10 +376,8 @@ def decode_target(
     if authority is None or path is None:
         if target.startswith((b"/", b"*")):
             raise HttpError("target: this is a proxy: ask with an absolute URI or CONNECT")
-        other = OTHER_URI.match(target)
-        if other is not None and other[1].lower() not in (b"http", b"ws"):
-            # No more of the scheme than a known one could have: whoever reads the answer chose it.
-            raise HttpError(f"target: scheme {other[1][:16].decode()!r}, expected http; https needs CONNECT", 501)
+        if OTHER_URI.match(target):
+            raise HttpError("target: another scheme, expected http; https needs CONNECT", 501)
         raise HttpError("target: expected http://host[:port]/path without a fragment")
     if not path.startswith(b"/"):
         path = b"*" if method == b"OPTIONS" and not path else b"/" + path
@@ -394,11 +399,14 @@ def parse_authority(text: bytes, default_port: int | None) -> tuple[Address, byt
         raise ValueError("user information, expected host[:port]")
     found = AUTHORITY.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text[:300].decode('latin-1')!r} is no host[:port]")
+        raise ValueError("no " + ("host:port" if default_port is None else "host[:port]"))
     host, digits = (part.decode() for part in found.groups(b""))
     if not digits and default_port is None:
-        raise ValueError(f"{text.decode()!r} has no port")
-    address = Address(parse_host(host), parse_port(digits) if digits else default_port or 0)
+        raise ValueError("no port, expected host:port")
+    try:
+        address = Address(parse_host(host), parse_port(digits) if digits else default_port or 0)
+    except ValueError:  # which tells what it was
+        raise ValueError("no IPv6 address in brackets, or a port above 65535") from None
     return address, str(address).removesuffix(f":{HTTP_PORT}").encode()
 
 
@@ -406,7 +414,7 @@ def check_status_line(line: bytes) -> None:
     """Raise HttpError if it is none."""
     if STATUS_LINE_ONLY.fullmatch(line) is None:
         check_octets(line + b"\r\n", 0, len(line) + 2)
-        raise HttpError(f"status line: {line[:32]!r}, expected HTTP/1.1 and a status of three digits")
+        raise HttpError("status line: expected HTTP/1.1 and a status of three digits")
 
 
 def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
@@ -452,20 +460,32 @@ def decode_framing(known: Known, minor: int) -> int | None:
     if length is not None:
         raise HttpError("Content-Length beside Transfer-Encoding, expected one of them")
     if b"\n" in coding:
-        raise HttpError("more than 1 Transfer-Encoding field")
+        raise too_many(coding, "Transfer-Encoding")
     if not minor:
         raise HttpError("Transfer-Encoding in HTTP/1.0, expected Content-Length")
     # We send no TE, so that nobody may use another coding on the way back.
     if coding.lower() != b"chunked":
-        raise HttpError(f"Transfer-Encoding: {coding[:32]!r}, expected chunked", 501)
+        raise HttpError(f"Transfer-Encoding: {shown(coding)}expected chunked", 501)
     return CHUNKED
 
 
 def decode_number(value: bytes, what: str) -> int:
     """Up to 18 digits, so that nobody's 64 bits overflow; ``what`` is for the error."""
     if not value.isdigit() or len(value) > 18:
-        raise HttpError(f"{what}: {value[:32]!r}, expected 1 to 18 digits")
+        if b"\n" in value:
+            raise too_many(value, what)
+        raise HttpError(f"{what}: {shown(value)}expected 1 to 18 digits")
     return int(value)
+
+
+def too_many(value: bytes, what: str) -> HttpError:
+    """The error for a field that came more than once, as `take_out` joins them."""
+    return HttpError(f"{value.count(10) + 1} {what} fields, expected 1")
+
+
+def shown(value: bytes) -> str:
+    """A value for an error, a comma behind it; nothing if it is more than one short word, for it may be anything."""
+    return f"{value.decode()!r}, " if SHORT_WORD.fullmatch(value) else ""
 
 
 def members(value: bytes | None) -> frozenset[bytes]:

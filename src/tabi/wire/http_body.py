@@ -93,7 +93,9 @@ class Chunked:
             self.line.clear()
             self.read_line(line)
         elif end == at + room:
-            raise RemoteProtocolError(f"{self.expects}: no CRLF after {len(self.line)} octets")
+            if self.expects is TRAILER:
+                raise RemoteProtocolError(f"trailers: more than {MAX_TRAILERS} octets")
+            raise RemoteProtocolError(f"{self.expects}: no CRLF within {LIMITS[self.expects]} octets")
         return end
 
     def read_line(self, line: bytes) -> None:
@@ -106,7 +108,7 @@ class Chunked:
             self.expects = CONTENT_END if self.left else TRAILER
         elif self.expects is CONTENT_END:
             if line != b"\r\n":
-                raise RemoteProtocolError(f"end of a chunk: {line!r}, expected CRLF")
+                raise RemoteProtocolError("end of a chunk: expected CRLF")
             self.expects = SIZE
         elif line == b"\r\n":
             self.done = True
