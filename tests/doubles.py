@@ -39,9 +39,9 @@ def logged(path: Path) -> Config:
 
 
 class FakeResolver:
-    """Names as a test gives them; any other name does not exist."""
+    """Names as a test gives them, or the error that is raised for them; any other name does not exist."""
 
-    def __init__(self, names: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, names: Mapping[str, Sequence[str] | Exception] | None = None) -> None:
         self.names = dict(names or {})
         self.asked: list[str] = []
         self.closed = False
@@ -53,7 +53,10 @@ class FakeResolver:
         await self.answering.wait()
         if name not in self.names:
             raise resolve_error(dns.ARES_ENOTFOUND, "Domain name not found", name)
-        return [ip_address(text) for text in self.names[name]]
+        found = self.names[name]
+        if isinstance(found, Exception):
+            raise found
+        return [ip_address(text) for text in found]
 
     async def close(self) -> None:
         self.closed = True

@@ -361,6 +361,24 @@ def test_what_the_resolver_says_is_passed_on(run: Run) -> None:
     run(main)
 
 
+def test_the_systems_errors_of_a_resolver_become_ours(run: Run) -> None:
+    """A resolver of an embedding program may raise what getaddrinfo raises, TimeoutError among it."""
+
+    async def main() -> None:
+        class Broken(FakeResolver):
+            async def resolve(self, name: str) -> list[IP]:
+                raise TimeoutError
+
+        dial = Dialer(get_reactor(), Broken(), 20)
+        with pytest.raises(DialError, match=r"^name\.test: not resolved$"):
+            await dial.dial(Address("name.test", 80), permit_all)
+        with pytest.raises(DialError, match=r"^name\.test: not resolved$"):
+            await dial.find("name.test", permit_all)
+        await dial.close()
+
+    run(main)
+
+
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]])
 def test_a_socket_that_cannot_be_used_is_closed(
     run: Run, monkeypatch: pytest.MonkeyPatch, addresses: list[str]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import errno
+import socket
 
 import pytest
 from aiodns import error as dns
 
-from tabi.net.failures import connect_error, connect_error_of_many, local_error, resolve_error, timeout_error
+from tabi.net.failures import (
+    connect_error,
+    connect_error_of_many,
+    local_error,
+    lookup_error,
+    resolve_error,
+    timeout_error,
+)
 from tabi.wire.socks5 import ReplyCode
 
 
@@ -85,6 +93,25 @@ def test_a_name_without_an_address(number: int, reply_code: ReplyCode) -> None:
     error = resolve_error(number, "Domain name not found", "nowhere.example")
     assert (error.reply_code, error.errno) == (reply_code, None)
     assert str(error) == "nowhere.example: domain name not found"
+
+
+@pytest.mark.parametrize(
+    ("exc", "reply_code", "text"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name not known"), ReplyCode.HOST_UNREACHABLE, "name not known"),
+        (socket.gaierror(socket.EAI_NODATA, "No address"), ReplyCode.HOST_UNREACHABLE, "no address"),
+        (UnicodeError("label too long"), ReplyCode.HOST_UNREACHABLE, "no such name"),
+        (socket.gaierror(socket.EAI_AGAIN, "Try again"), ReplyCode.GENERAL_FAILURE, "try again"),
+        (OSError(errno.EMFILE, "Too many open files"), ReplyCode.GENERAL_FAILURE, "too many open files"),
+        (TimeoutError(), ReplyCode.GENERAL_FAILURE, "not resolved"),
+    ],
+)
+def test_a_resolver_that_knows_only_the_systems_errors(
+    exc: OSError | UnicodeError, reply_code: ReplyCode, text: str
+) -> None:
+    """A name that does not exist is host unreachable, all else our fault; never taken for an error of a connect."""
+    error = lookup_error(exc, "nowhere.example")
+    assert (error.reply_code, error.errno, str(error)) == (reply_code, None, f"nowhere.example: {text}")
 
 
 def test_no_answer_in_time() -> None:

@@ -22,6 +22,7 @@ from doubles import (
     Doorman,
     FakeResolver,
     Scene,
+    ask,
     ask_for,
     config,
     descriptor_limit,
@@ -843,6 +844,21 @@ def test_a_fault_of_ours_is_logged_and_ends_only_its_session(run: Run, caplog: p
 
     run(main)
     assert [(record.levelno, bool(record.exc_info)) for record in caplog.records] == [(logging.ERROR, True)]
+
+
+@pytest.mark.parametrize("command", [1, 2])
+def test_a_resolver_that_raises_the_systems_errors(run: Run, command: int) -> None:
+    """CONNECT and BIND are answered: 04 for a name that does not exist, 01 for a resolver that is broken."""
+
+    async def main() -> None:
+        resolver = FakeResolver(
+            {"nowhere.test": socket.gaierror(socket.EAI_NONAME, "Name not known"), "broken.test": OSError()}
+        )
+        async with Server(LOOPBACK, resolver=resolver) as server:
+            assert await ask(server, request("nowhere.test", 80, command)) == 4
+            assert await ask(server, request("broken.test", 80, command)) == 1
+
+    run(main)
 
 
 def test_the_resolver_is_closed_with_the_server(run: Run) -> None:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 import aiohappyeyeballs
 
 from tabi.net.deadline import Deadlines
-from tabi.net.failures import connect_error, connect_error_of_many, timeout_error
+from tabi.net.failures import connect_error, connect_error_of_many, lookup_error, timeout_error
 from tabi.net.reactor import BROKEN, OUT, Reactor
 from tabi.net.resolve import Resolver, read_number
 from tabi.net.stream import Stream
@@ -80,7 +80,13 @@ class Dialer:
             PolicyDenied: as ``permit`` raises it.
         """
         number = read_number(name)
-        addresses: list[IP] = [number] if number is not None else await self.resolver.resolve(name)
+        if number is not None:
+            addresses: list[IP] = [number]
+        else:
+            try:
+                addresses = await self.resolver.resolve(name)
+            except (OSError, UnicodeError) as exc:  # of an embedding program's, which may not know DialError
+                raise lookup_error(exc, name) from exc
         for address in addresses:
             permit(address)
         return addresses

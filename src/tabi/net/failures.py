@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 
 from aiodns import error as dns
 
@@ -43,6 +44,8 @@ REPLY_BY_DNS_ERROR: dict[int, int] = {
     dns.ARES_ETIMEOUT: ReplyCode.HOST_UNREACHABLE,
 }
 
+NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
+
 # What says most about the destination comes first: of a host with several addresses it is the answer.
 TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -65,6 +68,13 @@ def connect_error_of_many(exc: OSError, what: object) -> DialError:
 def resolve_error(number: int, text: str, name: str) -> DialError:
     """The error for a name that the resolver did not turn into an address."""
     return DialError(f"{name}: {text.lower()}", REPLY_BY_DNS_ERROR.get(number, ReplyCode.GENERAL_FAILURE))
+
+
+def lookup_error(exc: OSError | UnicodeError, name: str) -> DialError:
+    """The same for what a resolver of an embedding program raises, such as `socket.getaddrinfo` itself."""
+    unknown = isinstance(exc, UnicodeError) or (isinstance(exc, socket.gaierror) and exc.errno in NO_SUCH_NAME)
+    text = getattr(exc, "strerror", None) or ("no such name" if unknown else "not resolved")
+    return resolve_error(dns.ARES_ENOTFOUND if unknown else dns.ARES_EFILE, text, name)
 
 
 def local_error(exc: OSError, what: object) -> DialError:

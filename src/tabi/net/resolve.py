@@ -10,10 +10,8 @@ from typing import Any, Protocol
 import aiodns
 
 from tabi.errors import DialError
-from tabi.net.failures import resolve_error
+from tabi.net.failures import NO_SUCH_NAME, resolve_error
 from tabi.wire.socks5 import ReplyCode
-
-NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 
 LOOKUPS = 1000
 """Questions under way at a time in a worker. Each is two queries, and c-ares hangs when its 65,536 ids are used up."""
