@@ -1093,22 +1093,26 @@ ALICE = basic("alice", "secret")
 )
 @pytest.mark.parametrize("method", ["GET", "CONNECT"])
 def test_who_does_not_log_in_gets_407(run: Run, method: str, fields: str) -> None:
-    """It names what is wanted, keeps the connection, and the same request with the password succeeds there."""
+    """It names what is wanted, and the same request with the password succeeds: on the same connection, or on another
+    where it is a CONNECT, for what a client sends behind that may be meant for the tunnel."""
 
     async def main() -> None:
         async with origin() as there, proxy(users={"alice": "secret"}) as here, client(here.address) as streams:
             url = there.url if method == "GET" else f"127.0.0.1:{there.port}"
             got = await exchange(streams, ask(url, method, fields))
-            assert (got.status, got.fields.get("connection")) == (407, None)
+            assert (got.status, got.fields.get("connection")) == (407, None if method == "GET" else "close")
             assert got.fields["proxy-authenticate"] == 'Basic realm="tabi", charset="UTF-8"'
             assert not there.connections
             if method == "GET":
                 assert (await exchange(streams, ask(url, method, ALICE))).content == b"hello"
+                streams[1].close()
             else:
-                streams[1].write(ask(url, method, ALICE))
-                assert await streams[0].readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
-                assert (await exchange(streams, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).content == b"hello"
-            streams[1].close()
+                assert await end_of(streams[0]) == "end"
+                streams[1].close()
+                async with client(here.address) as again:
+                    again[1].write(ask(url, method, ALICE))
+                    assert await again[0].readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+                    assert (await exchange(again, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")).content == b"hello"
             refused, served = await here.ended.get(), await here.ended.get()
             assert (refused.close, refused.reply_code, refused.user) == ("denied", 407, None)
             assert str(refused.destination) == f"127.0.0.1:{there.port}"
@@ -1227,15 +1231,17 @@ def test_nothing_overtakes_answers_that_wait(run_once: Run, last: str) -> None:
     run_once(main)
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("users", [None, {"alice": "secret"}])
-def test_what_follows_a_refused_connect_is_no_request(run: Run, users: dict[str, str] | None) -> None:
+def test_what_follows_a_refused_connect_is_no_request(run: Run, users: dict[str, str] | None, waits: bool) -> None:
     """A client that did not wait has sent it to the destination: whoever chose it must not speak for the client."""
 
     async def main() -> None:
         with closed_port() as port:
             async with origin() as there, proxy(users=users) as here, client(here.address) as (reader, writer):
-                writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + ask(there.url, fields=ALICE))
+                writer.write(ask(f"127.0.0.1:{port}", "CONNECT") + (b"" if waits else ask(there.url, fields=ALICE)))
                 got = await read_message(reader)
+                writer.write(ask(there.url, fields=ALICE) if waits else b"")
                 assert (got.status, got.fields["connection"]) == (407 if users else 502, "close")
                 assert await end_of(reader) == "end"
                 assert not there.connections

@@ -264,9 +264,8 @@ class Connection:
     ) -> bool:
         """Answer for the destination; whether the connection goes on, which it does where no content is under way."""
         keep = request.keep_alive and not request.body and not self.ingress.kept.draining
-        if request.method == "CONNECT":
-            # What a client has sent behind it without waiting is meant for the destination: never read it as requests.
-            keep = keep and status == 407 and not self.buffer
+        # What a client sends behind a CONNECT without waiting is meant for the destination: it is never read as requests.
+        keep = keep and request.method != "CONNECT"
         head = request.method == "HEAD"
         octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
         self.note(status, details)
