@@ -1137,6 +1137,19 @@ def test_each_request_is_checked(run: Run) -> None:
     run(main)
 
 
+def test_each_user_has_a_connection_to_the_destination(run: Run) -> None:
+    """Another user on the client's connection gets a new one: the destination may have tied it to the first (NTLM)."""
+
+    async def main() -> None:
+        users = {"alice": "secret", "bob": "secret"}
+        async with origin() as there, proxy("optional", users=users) as here, client(here.address) as streams:
+            for fields in (ALICE, ALICE, basic("bob", "secret"), basic("bob", "secret"), "", ALICE):
+                assert (await exchange(streams, ask(there.url, fields=fields))).status == 200
+            assert [len(asked) for asked in there.connections] == [2, 2, 1, 1]
+
+    run(main)
+
+
 def test_optional_users(run: Run) -> None:
     """Who sends no password is served as nobody; who sends a wrong one is refused."""
 

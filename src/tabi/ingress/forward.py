@@ -150,12 +150,13 @@ class Failed(Exception):
 class Server:
     """The connection to a destination that a client's connection keeps."""
 
-    __slots__ = ("address", "buffer", "destination", "stream", "used")
+    __slots__ = ("address", "buffer", "destination", "stream", "used", "user")
 
-    def __init__(self, stream: Stream, destination: Address, address: Address) -> None:
+    def __init__(self, stream: Stream, destination: Address, address: Address, user: str | None) -> None:
         self.stream = stream
         self.destination = destination
         self.address = address
+        self.user = user  # for whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate)
         self.buffer = bytearray()
         self.used = False
 

@@ -3,8 +3,8 @@
     CONNECT        host:port         decide, open, answer, carry: the relay of every other protocol
     GET, POST, …   http://host/path  each request is a session: decide, open (or use again), forward, log
 
-A client's connection keeps at most one connection to a destination, its own: what a server has learned about one
-client (NTLM) never serves another. Requests that change something never go out on one that was used before, for nobody
+A client's connection keeps at most one connection to a destination, its own and of one user: what a server has learned
+about one (NTLM) never serves another. Requests that change something never go out on one that was used before, for nobody
 can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1).
 """
 
@@ -356,7 +356,12 @@ class Connection:
     def kept_server(self, request: Request, repeatable: bool) -> Server | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
-        if server is None or (repeatable and server.destination == request.destination and server.quiet):
+        if server is None or (
+            repeatable
+            and server.destination == request.destination
+            and server.user == self.session.user
+            and server.quiet
+        ):
             return server
         self.close_server()
         return None
@@ -371,7 +376,7 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
-        self.server = Server(stream, request.destination, address)
+        self.server = Server(stream, request.destination, address, session.user)
         return self.server
 
 
