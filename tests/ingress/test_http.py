@@ -1303,7 +1303,7 @@ def test_an_upgrade(run: Run) -> None:
             assert await reader.read() == data
             session = await here.ended.get()
             assert (session.command, session.reply_code, session.close) == ("forward", 101, "client")
-            assert session.up == 6 + len(data)
+            assert (session.up, session.down) == (6 + len(data), 12 + len(data))
 
     run(main)
 

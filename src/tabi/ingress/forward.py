@@ -337,6 +337,7 @@ class Exchange:
         if self.request.upgrade is None:
             raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
         await self.asking.send(encode_response(response, True) + self.server.buffer)
+        self.session.down += len(self.server.buffer)
         self.forwarding.relays.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
 
     async def download(self, response: Response) -> tuple[bool, bool]:

@@ -136,7 +136,9 @@ class Relay:
         down.give_pipe_back()
         self.reactor.close(up.source)
         self.reactor.close(down.source)
-        session.up, session.down, session.close = up.octets, down.octets, reason
+        session.up += up.octets  # there may be some that came before the relay
+        session.down += down.octets
+        session.close = reason
         # They refer to each other in circles, and the collector, which is to have nothing to do, comes by seldom.
         up.relay = down.relay = OVER
         del up.other, down.other
