@@ -521,6 +521,67 @@ def test_an_answer_cut_short_is_a_reset(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("how", ["rests", "resets"])
+def test_a_destination_that_fails_in_the_middle_of_an_answer(run: Run, how: str) -> None:
+    """It is named, and what it did."""
+
+    async def main() -> None:
+        got = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+            await got.wait()
+            if how == "resets":
+                reset(writer)
+            else:
+                await reader.read()
+
+        idle = 0.1 if how == "rests" else 20.0
+        async with target(serve) as port, proxy(idle=idle) as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            await reader.readuntil(b"abc")
+            got.set()
+            assert await end_of(reader) == "reset"
+            session = await here.ended.get()
+            what = "nothing came for 0.1 s" if how == "rests" else "connection reset by peer"
+            assert session.error == f"127.0.0.1:{port}: {what}"
+            assert session.close == ("idle" if how == "rests" else "reset")
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "chunk"])
+def test_a_client_that_breaks_its_request_in_the_middle_of_the_answer(run: Run, how: str) -> None:
+    """What is broken off for it is its doing, not the destination's."""
+    errors = {
+        "reset": ("the client has gone", "the client: connection reset by peer"),
+        "end": ("the client ended in the middle of the content",),
+        "chunk": ("chunk size: expected 1 to 15 hexadecimal digits and CRLF",),
+    }
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")
+            assert await end_of(reader) == "reset"
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/", "POST", "Transfer-Encoding: chunked\r\n"))
+            await reader.readuntil(b"abc")
+            if how == "reset":
+                reset(writer)
+            elif how == "end":
+                writer.write_eof()
+            else:
+                writer.write(b"rubbish\r\n")
+            session = await here.ended.get()
+            assert (session.close, session.reply_code) == ("reset", 200)
+            assert session.error in errors[how]
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
@@ -979,6 +1040,11 @@ def test_a_client_that_leaves_in_the_middle_of_an_answer(run: Run) -> None:
             session = await here.ended.get()
             assert (session.close, session.reply_code) == ("reset", 200)
             assert session.down >= MIB
+            assert session.error in (
+                "the client: connection reset by peer",
+                "the client: broken pipe",
+                "the client has gone",
+            )
 
     run(main)
 
@@ -1003,6 +1069,7 @@ def test_a_client_that_does_not_read(run: Run) -> None:
             writer.write(ask(f"http://127.0.0.1:{port}/"))
             session = await here.ended.get()
             assert (session.close, session.reply_code) == ("idle", 200)
+            assert session.error == "the client took nothing for 0.2 s"
             assert sent - session.down < 16 * MIB
             writer.transport.abort()
 

@@ -72,12 +72,14 @@ class Forwarding(NamedTuple):
 
 
 class Asking(Protocol):
-    """A client's connection: its stream, what was read from it, its session, and a count of all that moves."""
+    """A client's connection: its stream, what was read from it, its session, a count of all that moves, whether it was
+    reset."""
 
     client: Stream
     buffer: bytearray
     session: Session
     moved: int
+    gone: bool
 
     async def send(self, octets: bytes) -> None:
         """Send to the client, within the idle deadline. Raises OSError."""
@@ -348,7 +350,7 @@ class Exchange:
         keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
         keep = keep and not self.forwarding.kept.draining
         head = encode_response(response, keep, request.minor)
-        self.answered = True
+        self.answered = sending = True
         try:
             content = take(server.buffer, body, chunks)
             session.down += len(content)
@@ -358,25 +360,41 @@ class Exchange:
             else:
                 await client.send_all(octets)
             while not body.done:
+                sending = False
                 data = await self.stream.receive(CHUNK_SIZE)
                 if not data:
                     if isinstance(body, Endless):
                         break
                     raise RemoteProtocolError("the connection ended in the middle of the content")
                 content = take_from(data, server.buffer, body, chunks)
+                sending = True
                 await client.send_all(content)
                 session.down += len(content)
                 self.asking.moved += 1
         except (OSError, RemoteProtocolError) as exc:
             # The client has part of an answer: a reset says that it is not the whole.
-            reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
-            session.error = f"{request.destination}: {reason}"
+            session.error = self.blame(exc, sending)
             session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
             self.asking.break_off()
             return False, False
         session.close = "server"
         server.used = True
         return keep, response.keep_alive and self.uploaded and body.done and not server.buffer
+
+    def blame(self, exc: OSError | RemoteProtocolError, sending: bool) -> str:
+        """Who has broken an answer off, and how; ``sending`` says that the client was being sent to."""
+        whose = "the client" if sending else str(self.request.destination)
+        if isinstance(exc, TimeoutError) and exc.errno is None:
+            seconds = self.forwarding.idle.seconds
+            return f"{whose} took nothing for {seconds:g} s" if sending else f"{whose}: nothing came for {seconds:g} s"
+        if not sending and self.asking.gone:
+            return "the client has gone"
+        if not sending and self.fault is not None:  # for which the destination was reset
+            exc, whose = self.fault, "the client"
+            if isinstance(exc, RemoteProtocolError):
+                return str(exc)
+        reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
+        return f"{whose}: {reason}"
 
 
 def take(buffer: bytearray, body: Body, content_only: bool = False) -> bytes:
