@@ -21,6 +21,7 @@ from websockets.frames import Frame
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from authorities import client_context, write_server
 from conftest import Run, run_in_loop
 from doubles import FakeResolver, Streams, client_from, config, end_of, queued, reset, unanswering, until
 from support import client, closed_port, echo, target
@@ -1555,6 +1556,57 @@ def test_a_drain_ends_what_waits_and_lets_the_rest_finish(run: Run) -> None:
             assert drained.result() == 0
 
     run(main)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("framing", ["Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n", ""])
+def test_an_answer_cut_by_the_servers_end_is_a_reset(run: Run, tmp_path: Path, framing: str, tls: bool) -> None:
+    """However its end is told: who reads until the connection closes would take it for the whole."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 200 OK\r\n{framing}\r\n5\r\nabc".encode())
+            await reader.read()
+
+        listen, context = Listen(HTTP), None
+        if tls:
+            listen, context = Listen("https://127.0.0.1:0", tls=write_server(tmp_path)), client_context()
+        async with target(serve) as port, proxy(config=config(listen)) as here:
+            reader, writer = await asyncio.open_connection(str(here.address.host), here.address.port, ssl=context)
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            await reader.readuntil(b"abc")
+            await here.server.close()
+            assert await end_of(reader) == "reset"
+            assert (await here.ended.get()).close == "shutdown"
+            writer.close()
+
+    run(main)
+
+
+def test_an_answer_that_waits_at_the_servers_end_is_a_reset(run_once: Run) -> None:
+    """Small answers that nobody has taken, on a connection that waits for more."""
+
+    async def main() -> None:
+        content = "x" * 3500
+        answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode()
+        async with origin(answer) as there, proxy() as here:
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (str(here.address.host), here.address.port))
+            reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+            waiting = here.server.forwarding.kept.clients
+            while not any(stream.unsent for stream in waiting):
+                writer.write(ask(there.url))
+                await here.ended.get()
+                await until(lambda: waiting)
+            await here.server.close()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    run_once(main)
 
 
 # --- the log ---

@@ -377,6 +377,9 @@ class Exchange:
             session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
             self.asking.break_off()
             return False, False
+        except asyncio.CancelledError:  # the server closes
+            self.asking.break_off()
+            raise
         session.close = "server"
         server.used = True
         return keep, response.keep_alive and self.uploaded and body.done and not server.buffer

@@ -4,8 +4,8 @@
     GET, POST, …   http://host/path  each request is a session: decide, open (or use again), forward, log
 
 A client's connection keeps at most one connection to a destination, its own and of one user: what a server has learned
-about one (NTLM) never serves another. Requests that change something never go out on one that was used before, for nobody
-can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1).
+about one (NTLM) never serves another. Requests that change something never go out on one that was used before, for
+nobody can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1).
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class HttpIngress:
         finally:
             self.idle.forget(connection)
             connection.close_server()
+            if client.unsent:
+                connection.break_off()  # it has part of an answer only
 
 
 class Tunnel:
@@ -264,7 +266,7 @@ class Connection:
     ) -> bool:
         """Answer for the destination; whether the connection goes on, which it does where no content is under way."""
         keep = request.keep_alive and not request.body and not self.ingress.kept.draining
-        # What a client sends behind a CONNECT without waiting is meant for the destination: it is never read as requests.
+        # What a client sends behind a CONNECT without waiting is meant for the destination: never read it as requests.
         keep = keep and request.method != "CONNECT"
         head = request.method == "HEAD"
         octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
