@@ -707,7 +707,8 @@ def test_nobody_answers_the_request(run: Run, content: bytes) -> None:
     run(main)
 
 
-def test_a_client_that_sends_no_more_of_its_content(run: Run) -> None:
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_client_that_sends_no_more_of_its_content(run: Run, framing: str) -> None:
     """That is 408, the client's fault; what the destination has of it ends with a reset."""
 
     async def main() -> None:
@@ -721,7 +722,7 @@ def test_a_client_that_sends_no_more_of_its_content(run: Run) -> None:
                 await ended.put(exc)
 
         async with target(serve) as port, proxy(idle=0.1) as here, client(here.address) as streams:
-            head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nsome"
+            head = f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n4\r\nsome"
             got = await exchange(streams, head.encode())
             assert (got.status, "error=http_request_error" in got.fields["proxy-status"]) == (408, True)
             assert await ended.get() is not None
