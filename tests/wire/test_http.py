@@ -779,6 +779,38 @@ def test_whether_the_server_keeps_the_connection(version: int, fields: list[str]
     assert response(*fields, line=f"HTTP/1.{version} 200 OK").keep_alive is kept
 
 
+@pytest.mark.parametrize(
+    ("values", "left"),
+    [
+        (["cache; hit"], "cache; hit"),
+        (["tabi"], None),
+        (['tabi; error=dns_error; details="a, b"'], None),
+        (['"tabi"; error=dns_error', " Tabi ;x"], None),
+        (["a; x, tabi; error=dns_error", "b"], "a; x, b"),
+        (['a; details="x, tabi; error=y", tabi;z'], 'a; details="x, tabi; error=y"'),
+        (['a; details="\\", tabi; error=y"'], 'a; details="\\", tabi; error=y"'),
+        (['a", tabi; error=y'], None),
+        (['a; b="c\\'], None),
+        (['"' + '\\"' * 10_000], None),
+        (["tabiya; error=x"], "tabiya; error=x"),
+        ([""], None),
+    ],
+)
+def test_no_destination_speaks_for_the_proxy(values: list[str], left: str | None) -> None:
+    """Proxy-Status of others goes on (RFC 9209 section 2), members that claim to be of tabi do not."""
+    written = lines(encode_response(response("X: y", *[f"Proxy-Status: {value}" for value in values], LENGTH), True))
+    found = [text for text in written if text.lower().startswith("proxy-status")]
+    assert found == ([] if left is None else [f"Proxy-Status: {left}"])
+    assert "X: y" in written
+    named = response("Connection: proxy-status", *[f"Proxy-Status: {value}" for value in values], LENGTH)
+    assert named.fields == f"\r\n{LENGTH}".encode()
+
+
+def test_proxy_status_in_a_request_is_a_field_like_any() -> None:
+    """It means nothing there."""
+    assert "Proxy-Status: tabi" in lines(encode_request(request("Proxy-Status: tabi")))
+
+
 def test_white_space_before_the_colon_of_a_response() -> None:
     """RFC 9112 section 5.1: a proxy removes it, and reads the field as what it is."""
     message = response("Content-Length \t: 5", "X : y")

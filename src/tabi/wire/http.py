@@ -101,13 +101,16 @@ def any_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
 
 
 KNOWN_OF_REQUEST = any_of(REWRITTEN)
-KNOWN_OF_RESPONSE = any_of(REWRITTEN_OF_RESPONSE)
+KNOWN_OF_RESPONSE = any_of(REWRITTEN_OF_RESPONSE | {b"proxy-status"})
 EXPECT = any_of([b"expect"])
 MAX_FORWARDS = any_of([b"max-forwards"])
 CONTENT_LENGTH = any_of([b"content-length"])
 
 VIA = (b"\r\nVia: 1.0 tabi", b"\r\nVia: 1.1 tabi")
 CODING = b"\r\nTransfer-Encoding: chunked"
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*("?)')
+MEMBER = re.compile(rb'(?:[^",]++|"(?:[^"\\]++|\\.)*")+')
+"""Of a list of RFC 8941, with its parameters, where every string has its end."""
 NO_OPTIONS: frozenset[bytes] = frozenset()
 COMMON_OPTIONS = {option: frozenset((option,)) for option in (b"keep-alive", b"close", b"upgrade")}
 
@@ -296,6 +299,8 @@ def decode_response(
         body = UNTIL_CLOSE
     options = members(known.get(b"connection"))
     keep_alive = b"close" not in options and (minor == 1 or b"keep-alive" in options) and body != UNTIL_CLOSE
+    if b"proxy-status" in known:
+        fields += proxy_status_of_others(known[b"proxy-status"])
     fields = without(fields, options, PROTECTED_IN_RESPONSE)
     if status in (101, 426) and b"upgrade" in known:
         fields = b"\r\nUpgrade: " + known[b"upgrade"].replace(b"\n", b", ") + fields
@@ -439,6 +444,16 @@ def without(fields: bytes, options: frozenset[bytes], protected: frozenset[bytes
         return fields
     names, lines = options - protected, fields.split(b"\r\n")
     return b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in names)
+
+
+def proxy_status_of_others(value: bytes) -> bytes:
+    """The field without the members that claim to be of tabi: where one is, the answer is our own (RFC 9209)."""
+    value = value.replace(b"\n", b",")
+    if not all(STRING.findall(value)):
+        return b""  # what is no list means nothing (RFC 8941 section 4.2)
+    members = (member.strip() for member in MEMBER.findall(value))
+    others = [member for member in members if member and member.partition(b";")[0].strip(b'" \t').lower() != b"tabi"]
+    return b"\r\nProxy-Status: " + b", ".join(others) if others else b""
 
 
 def count_forward(fields: bytes) -> tuple[int | None, bytes]:
