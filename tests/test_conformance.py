@@ -871,7 +871,8 @@ def test_c31_a_userid_proves_nothing(run: Run) -> None:
     """Where users are required, SOCKS4 is 5B."""
 
     async def main() -> None:
-        async with Server(SOCKS4, users={"alice": "secret"}) as server, client(server.addresses[0]) as (reader, writer):
+        mixed = "mixed://127.0.0.1:0"  # nobody could use a listener that has nothing but SOCKS4: it is refused
+        async with Server(mixed, users={"alice": "secret"}) as server, client(server.addresses[0]) as (reader, writer):
             writer.write(REQUEST4 + b"alice\x00")
             assert await reader.read() == REFUSED4
 
@@ -1018,7 +1019,7 @@ def test_c35_the_header_says_who_the_client_is(run: Run, header: bytes) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(config=config(TRUSTING), on_session=ended.put_nowait) as server:
+        async with Server(config=config(TRUSTING), open=True, on_session=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(header + b"\x05\x01\x00" + request("127.0.0.1", 80))
                 assert (await reader.read())[:4] == b"\x05\x00\x05\x02"
@@ -1042,7 +1043,10 @@ def test_c35_a_trusted_proxy_without_a_header(run: Run) -> None:
     """It ends the connection too: whose it is nobody knows."""
 
     async def main() -> None:
-        async with Server(config=config(TRUSTING)) as server, client(server.addresses[0]) as (reader, writer):
+        async with (
+            Server(config=config(TRUSTING), open=True) as server,
+            client(server.addresses[0]) as (reader, writer),
+        ):
             writer.write(b"\x05\x01\x00")
             assert await end_of(reader) in ("end", "reset")
 
@@ -1054,7 +1058,10 @@ def test_c36_health_checks_are_the_proxys_own(run: Run, header: bytes) -> None:
     """The client is then who has connected."""
 
     async def main() -> None:
-        async with Server(config=config(TRUSTING)) as server, client(server.addresses[0]) as (reader, writer):
+        async with (
+            Server(config=config(TRUSTING), open=True) as server,
+            client(server.addresses[0]) as (reader, writer),
+        ):
             writer.write(header)
             assert await greet((reader, writer)) == 0
             (session,) = server.sessions
@@ -1068,7 +1075,7 @@ def test_c37_a_wrong_checksum(run: Run) -> None:
 
     async def main() -> None:
         header = encode_v2(OUTSIDE, FRONT, checksum=True)
-        async with Server(config=config(TRUSTING)) as server:
+        async with Server(config=config(TRUSTING), open=True) as server:
             async with client(server.addresses[0]) as streams:
                 streams[1].write(header)
                 assert await greet(streams) == 0

@@ -89,7 +89,8 @@ def test_the_client_behind_a_proxy_header_sends_itself(run: Run, host: str, port
 
     async def main() -> None:
         listen = Listen(LOOPBACK, udp=Udp(ports=ports), proxy_protocol=["127.0.0.1"])
-        async with Server(config=config(listen)) as server, tcp_client(server.addresses[0]) as (reader, writer):
+        async with Server(config=config(listen), open=True) as server, tcp_client(server.addresses[0]) as streams:
+            reader, writer = streams
             family = "TCP6" if ":" in host else "TCP4"
             writer.write(f"PROXY {family} {host} {host} 5 6\r\n".encode())
             with udp_socket(host) as sock, destination() as echo:

@@ -371,7 +371,7 @@ def test_the_client_behind_a_proxy_header_has_its_own_family(run: Run, host: str
         resolver = FakeResolver({"both.test": ["127.0.0.1", "::1"]})
         listen = Listen(LOOPBACK, proxy_protocol=["127.0.0.1"])
         async with (
-            Server(config=config(listen), resolver=resolver) as server,
+            Server(config=config(listen), resolver=resolver, open=True) as server,
             client(server.addresses[0]) as streams,
         ):
             streams[1].write(b"PROXY TCP6 ::1 ::1 5 6\r\n")

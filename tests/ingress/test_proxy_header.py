@@ -66,7 +66,7 @@ class Place(Serving):
     ) -> None:
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(url, proxy_protocol=list(trusted)), **s)
-        self.server = Server(config=settings, on_session=self.ended.put_nowait, authenticate=doorman)
+        self.server = Server(config=settings, on_session=self.ended.put_nowait, authenticate=doorman, open=True)
 
     @contextlib.asynccontextmanager
     async def behind(self, header: bytes, host: str | None = None) -> AsyncIterator[Streams]:
@@ -436,7 +436,7 @@ def test_the_access_log_has_the_headers_address(run_once: Run, tmp_path: Path) -
     async def main() -> None:
         listen = Listen(URLS[0], proxy_protocol=["127.0.0.1"])
         settings = Config(listen=[listen], log=Log(access=str(path)))
-        async with Server(config=settings) as server:
+        async with Server(config=settings, open=True) as server:
             for header in HEADERS.values():
                 async with client(server.addresses[0]) as (reader, writer):
                     writer.write(header + b"\x05\x01\x80")

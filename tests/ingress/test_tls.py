@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -469,8 +470,17 @@ def subject(*names: str, until: str = "Jan  2 00:00:00 2026 GMT") -> dict[str, A
 @pytest.mark.parametrize("name", ["", "a\nb", "a\0b", "a\x1b[2J"])
 def test_a_name_that_cannot_be_printed_is_nobody(name: str) -> None:
     """It would be in logs, and is nobody's name."""
-    with pytest.raises(ValueError, match="expected one name"):
+    with pytest.raises(ValueError, match="expected characters that can be seen" if name else "expected"):
         user_of(subject(name), "cn", NOW)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """Nobody writes to a FIFO: to open it would hold up everybody."""
+    tls = write_server(tmp_path)
+    Path(tls.key).unlink()
+    os.mkfifo(tls.key)
+    with pytest.raises(ConfigError, match=r"^listen\[0\]\.tls\.key: .*: is no regular file$"):
+        Certificates(tls, "listen[0].tls", False)
 
 
 def test_a_resumed_session_ends_with_the_certificate(run_once: Run) -> None:
@@ -680,7 +690,7 @@ def break_files(folder: Path, how: str) -> tuple[Tls, str, str]:
     if how == "folder":
         key.unlink()
         key.mkdir()
-        return tls, "key", f"{key}: Is a directory"
+        return tls, "key", f"{key}: is no regular file"
     if how == "weak certificate":
         certificate.write_bytes(weak(key))
         return tls, "certificate", f"{certificate}: ee key too small"

@@ -80,7 +80,7 @@ def behind_haproxy(folder: Path, options: str, bind: str = "") -> Iterator[tuple
     log = folder / "access.log"
     (folder / "tabi.toml").write_text(TABI.format(log=log))
     with (
-        serve(folder, "-c", folder / "tabi.toml") as tabi,
+        serve(folder, "-c", folder / "tabi.toml", "--open") as tabi,
         haproxy(folder, f"mode tcp\n    server tabi {tabi.address} {options}", bind) as address,
     ):
         yield tabi, address, log

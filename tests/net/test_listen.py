@@ -346,6 +346,16 @@ def test_owner_and_group_are_names_or_numbers(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("key", ["owner", "group"])
+@pytest.mark.parametrize("number", ["4294967295", "99999999999", "9" * 5000])
+def test_a_number_that_no_owner_has(tmp_path: Path, key: str, number: str) -> None:
+    """The kernel takes -1 for nobody, and Python nothing beyond that: one line says so, and there is no socket."""
+    place = UnixSocket(str(tmp_path / "tabi.sock"), 0o600, **{key: number})
+    with pytest.raises(ConfigError, match="expected a number of at most 4294967294"):
+        bind_unix(place)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["owner", "group"])
 def test_an_owner_that_nobody_is(tmp_path: Path, key: str) -> None:
     """The message names the listener and the name; no file is left."""
     url = f"unix://{tmp_path}/tabi.sock?{key}=nobody-is-called-so"

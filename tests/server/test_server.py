@@ -485,6 +485,15 @@ def test_a_sender_that_is_stopped_may_vanish(run_once: Run) -> None:
 # --- who may use it ---
 
 
+def test_clients_behind_a_proxy_come_from_anywhere() -> None:
+    """A listener on loopback whose load balancer brings clients from outside is as open as that one is."""
+    listen = Listen("mixed://127.0.0.1:0", proxy_protocol=["127.0.0.1"])
+    with pytest.raises(ConfigError, match=r"^listen\[0\]\.proxy_protocol: .* would be an open proxy to all clients"):
+        Server(config=config(listen))
+    Server(config=config(listen), open=True)
+    Server(config=config(listen), users={"alice": "secret"})
+
+
 @pytest.mark.parametrize(
     "url", ["socks5://0.0.0.0:0", "socks5://[::]:0", "socks5://192.0.2.7:0", "socks5://proxy.test:0"]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import stat
 import time as clock
 from collections.abc import Callable
 from functools import lru_cache
@@ -83,6 +84,9 @@ class Certificates:
     def load(self) -> ssl.SSLContext:
         """Read the files. Raises ConfigError, which names the key and the file."""
         tls = self.tls
+        for key, name in (("certificate", tls.certificate), ("key", tls.key), ("client_ca", tls.client_ca)):
+            if name is not None:
+                self.look_at(key, name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -96,6 +100,15 @@ class Certificates:
         if fault is not None:
             warn_once(f"{self.path}.certificate: {tls.certificate}: {fault}, clients will not trust it")
         return context
+
+    def look_at(self, key: str, name: str) -> None:
+        """Refuse what is no file: to read a FIFO or a device could take for ever, and everybody would wait."""
+        try:
+            mode = os.stat(name).st_mode
+        except OSError as exc:
+            raise self.error(key, name, exc.strerror or str(exc)) from None
+        if not stat.S_ISREG(mode):
+            raise self.error(key, name, "is no regular file")
 
     def load_authorities(self, context: ssl.SSLContext, key: str, name: str) -> None:
         """Load certificates, or see whether there are any."""
@@ -189,8 +202,12 @@ def user_of(certificate: dict[str, Any], kind: str, now: float) -> str:
         names = [value for part in certificate["subject"] for key, value in part if key == "commonName"]
     else:
         names = [value for key, value in certificate.get("subjectAltName", ()) if key == SAN[kind]]
-    if len(names) != 1 or not names[0].isprintable() or not names[0]:
+    if len(names) != 1:
         raise ValueError(f"the certificate of the client has {names!r} as {kind}, expected one name")
+    if not names[0].isprintable() or not names[0]:
+        raise ValueError(
+            f"the certificate of the client has {names[0]!r} as {kind}, expected characters that can be seen"
+        )
     return str(names[0])
 
 

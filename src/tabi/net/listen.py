@@ -31,6 +31,9 @@ log = logging.getLogger("tabi")
 
 AF_UNIX = getattr(socket, "AF_UNIX", None)
 BACKLOG = 4096
+MAX_NUMBER = (1 << 32) - 2
+"""Of a user or a group: the next one, -1, means nobody (chown(2))."""
+
 ACCEPTS_A_TURN = 64
 BACK_OFF = 0.1
 """Seconds without accepting after the system had no descriptor or memory left."""
@@ -242,6 +245,8 @@ def owners(place: UnixSocket) -> tuple[int, int]:
 def number_of(name: str, what: str, find: Callable[[str], int]) -> int:
     """The number of a user or a group, which ``name`` may be itself. Raises ConfigError."""
     if name.isascii() and name.isdecimal():
+        if len(name) > len(str(MAX_NUMBER)) or int(name) > MAX_NUMBER:
+            raise ConfigError(f"{what} {name[:20]}, expected a number of at most {MAX_NUMBER}")
         return int(name)
     try:
         return find(name)

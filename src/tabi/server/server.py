@@ -147,6 +147,12 @@ class Server:
             known = [place] if isinstance(place, Address) else []  # through a unix socket nobody comes from outside
             sockets = itertools.chain(*self.sockets[index : index + 1])
             known += [from_sockaddr(sock.getsockname()) for sock in sockets if sock.family != AF_UNIX]
+            if listen.proxy_protocol:
+                raise ConfigError(
+                    f"{listen.url} would be an open proxy to all clients of the proxies in proxy_protocol: add a user "
+                    "(-u NAME:PASSWORD), or say --open if anybody whom they bring may use it",
+                    f"listen[{index}].proxy_protocol",
+                )
             for address in known:
                 host = address.host
                 if not (host == "localhost" if isinstance(host, str) else host.is_loopback):
