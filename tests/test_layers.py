@@ -70,7 +70,7 @@ def test_a_module_imports_only_from_its_own_room_and_those_below(path: Path) -> 
             assert ROOMS.index(room_of(name)) <= ROOMS.index(room), f"{path}:{line}: {room} imports {name}"
 
 
-@pytest.mark.parametrize("room", ["errors", "wire", "session", "policy"])
+@pytest.mark.parametrize("room", ["errors", "wire", "url", "session", "policy"])
 def test_the_lower_rooms_have_no_io(room: str) -> None:
     """wire/ and policy/ can be used and tested without a socket, a loop or a clock."""
     for path in MODULES:
