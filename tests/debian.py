@@ -47,8 +47,10 @@ def main() -> int:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         quiet = {"env": environment, "stdout": subprocess.DEVNULL}
         subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)  # type: ignore[call-overload]
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]
-        subprocess.run(command, check=False, **quiet)  # type: ignore[call-overload]
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        if subprocess.run([*command, *wanted], check=False, **quiet).returncode:  # type: ignore[call-overload]
+            for package in missing():  # one that is not to be had keeps none of the others away
+                subprocess.run([*command, package], check=False, **quiet)  # type: ignore[call-overload]
         wanted = missing()
     if wanted:
         print("not installed:", *wanted, "(as root, `make test` installs them)", flush=True)
