@@ -100,7 +100,7 @@ def test_a_session_leaves_nothing_to_the_collector(run_once: Run, tmp_path: Path
 
     async def main() -> None:
         listen = Listen("mixed://127.0.0.1:0", tls=write_server(tmp_path))
-        timeouts = Timeouts(handshake=Seconds(0.1 if kind == "slow" else 10))
+        timeouts = Timeouts(handshake=Seconds(0.5 if kind == "slow" else 10))
         settings = Config(listen=[listen], timeouts=timeouts, log=Log(access="none"))
         async with Server(config=settings) as server, target() as echo, target(origin) as web:
             with collector():
