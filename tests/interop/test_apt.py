@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from origin import Certificates, Origin, make_certificates, origin
+from origin import Certificates, Origin, origin
 from processes import Serve, environment, need, run_program, serve
 
 pytestmark = pytest.mark.interop
@@ -32,12 +32,6 @@ def repository() -> dict[str, bytes]:
     release = f"Suite: test\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n{hashes}".encode()
     files |= {"/Release": release} | {f"/{name}_1_all.deb": content for name, content in PACKAGES.items()}
     return {f"/.{path}": content for path, content in files.items()}  # so apt spells what is in "./"
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """The authority's and the origin's."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
-from origin import Certificates, Handler, Origin, make_certificates, origin
+from origin import Certificates, Handler, Origin, origin
 from processes import Serve, answer_http, in_thread, need, run_program, serve
 from support import closed_port, target
 
@@ -192,12 +192,6 @@ CHOSEN = ("http", "tunnel", "socks5h")
 FILES = {"/": BODY, "/large": hashlib.shake_256(b"large").digest(4 << 20)}
 
 SCHEMES = ("http", "https")
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """The authority's, the origin's, the proxy's and a client's."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from origin import Certificates, Handler, make_certificates, origin
+from origin import Certificates, Handler, origin
 from processes import Serve, environment, need, run_program, serve
 
 pytestmark = pytest.mark.interop
 
 FILE = os.urandom(3 << 20)
 """More than git's http.postBuffer of 1 MiB: it is pushed in chunks."""
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """The authority's and the origin's."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

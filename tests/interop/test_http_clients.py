@@ -13,7 +13,7 @@ import httpx
 import pytest
 import requests
 
-from origin import Certificates, Origin, make_certificates, origin
+from origin import Certificates, Origin, origin
 from processes import PATIENCE, Serve, serve
 
 pytestmark = pytest.mark.interop
@@ -82,19 +82,6 @@ def no_proxies_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the environment says what goes by which proxy."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """The authority's, the origin's and the proxy's."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A mixed port with a user."""
-    with serve(tmp_path_factory.mktemp("proxy"), "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
-        yield running
 
 
 @pytest.fixture(params=["http", "https"])

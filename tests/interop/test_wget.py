@@ -9,25 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from origin import Certificates, Origin, make_certificates, origin
-from processes import Serve, need, run_program, serve
+from origin import Certificates, Origin, origin
+from processes import Serve, need, run_program
 
 pytestmark = pytest.mark.interop
 
 FILES = {"/small": b"small\n", "/large": hashlib.shake_256(b"wget").digest(2 << 20)}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """The authority's and the origin's."""
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A mixed port with a user."""
-    with serve(tmp_path_factory.mktemp("proxy"), "-l", "mixed://127.0.0.1:0", "-u", "alice:secret") as running:
-        yield running
 
 
 @pytest.fixture(params=["http", "https"])
