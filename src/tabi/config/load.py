@@ -1,0 +1,162 @@
+"""Reading tabi.toml: from text to checked structs; what is wrong becomes a message that names the file and the key."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabi.config.check import check_values
+from tabi.config.schema import (
+    Config,
+    Egress,
+    Listen,
+    Log,
+    Seconds,
+    Timeouts,
+    Tls,
+    Udp,
+    User,
+)
+from tabi.errors import ConfigError
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"no UTF-8 text at octet {exc.start}", str(path)) from exc
+    except OSError as exc:
+        raise ConfigError(exc.strerror or str(exc), str(path)) from exc
+    try:
+        return resolve_paths(parse_config(text), Path(path).absolute().parent)
+    except ConfigError as exc:
+        raise ConfigError(str(exc), str(path)) from exc
+
+
+def resolve_paths(config: Config, folder: Path) -> Config:
+    """Make paths absolute that are relative to a folder."""
+
+    def absolute(listen: Listen) -> Listen:
+        tls = listen.tls
+        if tls is None:
+            return listen
+        files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
+        return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
+
+    return msgspec.structs.replace(config, listen=[absolute(listen) for listen in config.listen])
+
+
+def parse_config(text: str) -> Config:
+    """Read and check the text of a tabi.toml. Raises ConfigError, which names the key."""
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
+    except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
+        raise ConfigError(str(exc).partition(";")[0]) from exc
+    return make_config(data)
+
+
+def make_config(data: dict[str, Any]) -> Config:
+    """Check a tabi.toml that was parsed already. Raises ConfigError, which names the key."""
+    try:
+        config = msgspec.convert(data, Config, dec_hook=decode_special)
+    except msgspec.ValidationError as exc:
+        raise explain(str(exc), data) from None
+    check_values(config)
+    return config
+
+
+def decode_special(kind: type, value: object) -> object:
+    """msgspec's hook for the types that TOML does not have."""
+    if kind is Seconds:
+        return Seconds.parse(value)
+    raise NotImplementedError(kind)
+
+
+def explain(message: str, data: dict[str, Any]) -> ConfigError:
+    """Turn msgspec's message into one that names the key in tabi.toml's own words."""
+    text, _, place = message.partition(" - at `")
+    path = name_key(place.rstrip("`").removeprefix("$").removeprefix("."), data)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL)
+    if unknown:
+        known = ", ".join(known_keys(path))
+        return ConfigError(f"unknown key, expected one of: {known}", f"{path}.{unknown[1]}".lstrip("."))
+    missing = re.fullmatch(r"Object missing required field `(.*)`", text)
+    if missing:
+        return ConfigError("missing", f"{path}.{missing[1]}".lstrip("."))
+    key = re.split(r"[.\]]", path)[-1]
+    if text.startswith("Invalid enum value") and key in CHOICES:
+        text += f", expected {CHOICES[key]}"
+    text = text.replace(" | null`", "`")  # TOML has none
+    text = re.sub(r"`(\w+)`", lambda found: TOML_TYPES.get(found[1], found[1]), text)
+    if path == "listen":
+        text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[listen]]"
+    return ConfigError(text[:1].lower() + text[1:], path or None)
+
+
+def name_key(path: str, data: dict[str, Any]) -> str:
+    """msgspec writes ``users[...]`` for any key of a table: find out which one it was."""
+    head, any_key, tail = path.partition("[...]")
+    if any_key:
+        for key, value in data[head].items():
+            try:
+                msgspec.convert(value, PARTS[head], dec_hook=decode_special)
+            except msgspec.ValidationError:
+                return f"{head}.{key}{tail}"
+    return path
+
+
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "": Config,
+    "listen": Listen,
+    "udp": Udp,
+    "tls": Tls,
+    "users": User,
+    "egress": Egress,
+    "timeouts": Timeouts,
+    "log": Log,
+}
+
+
+TOML_TYPES = {"object": "table", "str": "string", "int": "integer", "bool": "boolean"}
+"""The words of TOML for those of msgspec; the others are the same."""
+
+CHOICES = {
+    "users": "required, optional or none",
+    "level": "debug, info, warning or error",
+    "fragments": "reassemble or drop",
+    "senders": "contacted or any",
+    "client_name": "cn, dns, email or uri",
+    "send_proxy_protocol": "1 or 2, or 0 for none",
+}
+
+
+def known_keys(path: str) -> tuple[str, ...]:
+    """The keys of the part that a path leads to."""
+    below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)", path)
+    return PARTS[below[1] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
+
+
+def check_types(config: Config) -> Config:
+    """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
+
+    def to_toml(value: object) -> float:
+        if isinstance(value, float):
+            return float(value)
+        raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
+
+    data = msgspec.to_builtins(config, enc_hook=to_toml)
+    try:
+        return msgspec.convert(data, Config, dec_hook=decode_special)
+    except msgspec.ValidationError as exc:
+        raise explain(str(exc), data) from None
