@@ -27,6 +27,9 @@ Drop = Literal[
 ]
 """Why a datagram went nowhere; docs/access-log.md says more of each."""
 
+Action = Literal["allow", "deny", "reset", "drop"]
+"""What a rule does with a request: ``deny`` refuses with an answer, ``reset`` and ``drop`` without one."""
+
 
 class Session:
     """One client connection and the one request in it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -17,6 +18,7 @@ from tabi.wire.address import (
     Host,
     IPv4,
     decode_address,
+    embedded_ipv4,
     encode_address,
     from_sockaddr,
     make_host,
@@ -25,6 +27,7 @@ from tabi.wire.address import (
     parse_host,
     parse_ip,
     parse_port,
+    read_number,
     unmap,
 )
 
@@ -372,3 +375,74 @@ def test_any_octets_are_an_address_or_refused(data: bytes) -> None:
         assert missing_octets(data[:end], 0) == 0
         again = encode_address(address)
         assert decode_address(again, 0) == (address, len(again))
+
+
+# --- numbers as names, and IPv4 inside IPv6 ---
+
+
+PART = r"(0[xX][0-9a-fA-F]{0,9}|0[0-9]{0,12}|[1-9][0-9]{0,10})"
+
+
+@given(st.from_regex(rf"{PART}(\.{PART}){{0,4}}\.?", fullmatch=True))
+def test_numbers_are_read_as_the_c_library_reads_them(name: str) -> None:
+    """A guard that reads them otherwise than the resolver looks at another address than the one that is dialled."""
+    try:
+        expected: object = IPv4Address(socket.inet_aton(name))
+    except OSError:
+        expected = ValueError
+    try:
+        found: object = read_number(name)
+    except ValueError:
+        found = ValueError
+    if found is not None:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("127.1", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("0177.0.0.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("10.0.258", "10.0.1.2"),
+    ],
+)
+def test_numbers_have_one_to_four_parts(name: str, address: str) -> None:
+    """The last part fills what is left; hexadecimal behind 0x, octal behind 0."""
+    assert str(read_number(name)) == address
+
+
+@pytest.mark.parametrize("name", ["example.com", "a1", "1a", "localhost.", "1.2.3.4.example"])
+def test_names_are_no_numbers(name: str) -> None:
+    """Only the last label decides: no top-level domain is a number."""
+    assert read_number(name) is None
+
+
+@pytest.mark.parametrize("name", ["256.256.256.256", "1.2.3.4.5", "08.1", "99999999999", "0xfg", "example.1", "1."])
+def test_what_ends_in_a_number_and_is_no_address_is_refused(name: str) -> None:
+    """It is asked of no resolver."""
+    with pytest.raises(ValueError, match="neither an address nor a name"):
+        read_number(name)
+
+
+@pytest.mark.parametrize(
+    ("address", "inside"),
+    [
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::10.0.0.1", "10.0.0.1"),
+        ("::ffff:0:10.0.0.1", "10.0.0.1"),
+        ("64:ff9b::10.0.0.1", "10.0.0.1"),
+        ("2002:a00:1::5", "10.0.0.1"),
+        ("2606:4700::5efe:10.0.0.1", "10.0.0.1"),
+        ("fe80::200:5efe:10.0.0.1", "10.0.0.1"),
+        ("::", None),
+        ("::1", None),
+        ("2606:4700::1111", None),
+        ("10.0.0.1", None),
+    ],
+)
+def test_ipv4_inside_ipv6_is_found(address: str, inside: str | None) -> None:
+    """In each of the forms in which something on the way may take it out again."""
+    found = embedded_ipv4(ip_address(address))
+    assert (found and str(found)) == inside

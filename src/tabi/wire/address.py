@@ -11,6 +11,7 @@ A name is a ``str`` in ASCII (IDNA where it was international), an address an ob
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -125,6 +126,57 @@ def parse_host(text: str) -> Host:
         return IPv4(literal)
     except ValueError:
         return ascii_text
+
+
+NUMBER = re.compile(r"0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)", re.ASCII)
+
+
+def read_number(name: str) -> IPv4Address | None:
+    """Read a name that is a number as the C library does: ``127.1``, ``0x7f.1``, ``0177.0.0.1``, ``2130706433``.
+
+    Resolvers take some of these for something else, others for names. None where the name is none of them.
+
+    Raises:
+        ValueError: the last label is a number, as no name's is, but the whole is no address.
+    """
+    last = name.removesuffix(".").rpartition(".")[2]
+    if not (last.isascii() and last.isdigit()) and not last.lower().startswith("0x"):
+        return None
+    parts = [NUMBER.fullmatch(part) for part in name.split(".")]
+    values = [
+        int(part[1], 16) if part[1] is not None else int(part[2] or part[3], 8 if part[2] else 10)
+        for part in parts
+        if part is not None
+    ]
+    most = 256 ** (5 - len(values))
+    if len(values) < len(parts) or not 1 <= len(values) <= 4 or max((*values[:-1], 0)) > 255 or values[-1] >= most:
+        raise ValueError("neither an address nor a name")
+    number = values[-1]
+    for index, value in enumerate(values[:-1]):
+        number += value << (24 - 8 * index)
+    return ipv4(number.to_bytes(4, "big"))
+
+
+COMPATIBLE, MAPPED, TRANSLATED = bytes(12), bytes(10) + b"\xff\xff", bytes(8) + b"\xff\xff\0\0"
+NAT64, SIXTOFOUR = b"\0\x64\xff\x9b" + bytes(8), b"\x20\x02"
+ISATAP = (b"\0\0\x5e\xfe", b"\x02\0\x5e\xfe")
+
+
+def embedded_ipv4(address: IPv4Address | IPv6Address) -> IPv4Address | None:
+    """The IPv4 address to which something on the way may take an IPv6 one, or None.
+
+    IPv4-mapped and -compatible (RFC 4291 section 2.5.5), translated (RFC 2765 section 2.1), NAT64 (RFC 6052), 6to4 (RFC
+    3056), ISATAP (RFC 5214 section 6.1). ``::`` and ``::1`` are none.
+    """
+    if isinstance(address, IPv4Address):
+        return None
+    octets = address.packed
+    if octets[:2] == SIXTOFOUR:
+        return ipv4(octets[2:6])
+    front = octets[:12]
+    if front in (MAPPED, TRANSLATED, NAT64) or octets[8:12] in ISATAP:
+        return ipv4(octets[12:])
+    return ipv4(octets[12:]) if front == COMPATIBLE and int(address) > 1 else None
 
 
 def make_host(host: object) -> Host:

@@ -1,0 +1,99 @@
+"""Networks: reading them, and finding those that an address lies in, in a step for each length of prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
+
+from tabi.session import UNIX
+from tabi.wire.address import Host
+
+Network = IPv4Network | IPv6Network
+IP = IPv4Address | IPv6Address
+
+
+def parse_network(text: str) -> Network:
+    """Read ``10.0.0.0/8``, or an address, which is a network of one. Raises ValueError."""
+    plain = text.strip().replace("[", "").replace("]", "")
+    try:
+        if "%" in plain:
+            raise ValueError
+        network = ip_network(plain, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network, expected such as 10.0.0.0/8 or 2001:db8::1") from None
+    if ip_interface(plain).ip != network.network_address:
+        raise ValueError(f"{text!r} has host bits set, expected {network}")
+    return network
+
+
+def unmapped(address: IP) -> IP:
+    """IPv4 inside IPv6, as a dual-stack socket has it, as what it is."""
+    return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
+
+
+class NetworkTable:
+    """Networks and the numbers of those that have named them.
+
+    Args:
+        pairs: networks with numbers; a network may come with several.
+    """
+
+    __slots__ = ("tables",)
+
+    def __init__(self, pairs: Iterable[tuple[Network, int]]) -> None:
+        tables: dict[tuple[int, int], dict[int, list[int]]] = {}
+        for network, number in pairs:
+            shift = network.max_prefixlen - network.prefixlen
+            table = tables.setdefault((network.version, shift), {})
+            table.setdefault(int(network.network_address) >> shift, []).append(number)
+        self.tables = {
+            version: [(shift, table) for (other, shift), table in sorted(tables.items()) if other == version]
+            for version in (4, 6)
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self.tables[4] or self.tables[6])
+
+    def find(self, address: IP) -> list[int]:
+        """The numbers of all networks that an address lies in, in no order."""
+        found: list[int] = []
+        value = int(address)
+        for shift, table in self.tables[address.version]:
+            numbers = table.get(value >> shift)
+            if numbers is not None:
+                found += numbers
+        return found
+
+
+class NetworkSet:
+    """Networks, and perhaps unix sockets, to ask whether an address is in one of them.
+
+    Args:
+        networks: equal sets have the same ones, in the same order.
+        unix: whether clients of unix sockets belong to it.
+    """
+
+    __slots__ = ("networks", "table", "unix")
+
+    def __init__(self, networks: Iterable[Network], unix: bool = False) -> None:
+        self.networks = tuple(networks)
+        self.unix = unix
+        self.table = NetworkTable((network, 0) for network in self.networks)
+
+    def __contains__(self, address: IP) -> bool:
+        return bool(self.table.find(address))
+
+    def __bool__(self) -> bool:
+        return bool(self.networks) or self.unix
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NetworkSet) and (self.networks, self.unix) == (other.networks, other.unix)
+
+    def __hash__(self) -> int:
+        return hash((self.networks, self.unix))
+
+    def has_client(self, client: Host) -> bool:
+        """Whether a client belongs to it, by its address or as one of a unix socket."""
+        if isinstance(client, str):
+            return self.unix and client == UNIX
+        return unmapped(client) in self

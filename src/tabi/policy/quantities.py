@@ -1,0 +1,167 @@
+"""Sizes, rates, quotas and moments, as people write them in tabi.toml. What cannot be read is a ValueError."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from typing import Self, cast
+
+from tabi.policy.hours import load_zone
+from tabi.policy.period import Period, Unit
+
+OCTETS = {"b": 1} | {
+    prefix + end: base**power
+    for power, letter in enumerate("kmgt", 1)
+    for base, prefix, end in ((1000, letter, "b"), (1024, letter, "ib"))
+}
+"""Octets of each unit, in small letters: kB is 1,000, KiB is 1,024."""
+
+NUMBER = r"(\d+(?:\.\d+)?)\s*"
+SIZE = re.compile(NUMBER + r"([A-Za-z]*)", re.ASCII)
+RATE = re.compile(NUMBER + r"/\s*(s|min|h|d)", re.ASCII)
+SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+BITS = {"bit": 1 / 8, "kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
+MAX_SIZE = 1 << 62
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST, LAST = -6e10, 2.5e11
+"""Seconds between which a moment lies: from the year 69 to 9891."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of TOML is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Size(int):
+    """Octets, more than 0."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read an integer, or a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB behind it."""
+        octets: object = value
+        if isinstance(value, str) and (found := SIZE.fullmatch(value.strip())):
+            factor = OCTETS.get(found[2].lower() or "b")
+            octets = None if factor is None else round(float(found[1]) * factor)
+        if not isinstance(octets, int) or isinstance(octets, bool):
+            raise ValueError(f'{value!r} is no size, expected octets such as 65536 or text such as "10 MB"')
+        if not 0 < octets < MAX_SIZE:
+            raise ValueError(f"a size is more than 0 and less than 4 EiB, this one is {value!r}")
+        return cls(octets)
+
+
+def format_size(octets: int) -> str:
+    """Octets as `Size.parse` reads them, in the largest unit that leaves a whole number."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if octets % OCTETS[unit.lower()] == 0:
+            return f"{octets // OCTETS[unit.lower()]} {unit}"
+    return f"{octets} B"
+
+
+class Rate(float):
+    """Events per second; ``count`` of them may come at once, and ``text`` is how it was written."""
+
+    count: int
+    text: str
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a number per second, or a number with /s, /min, /h or /d behind it."""
+        number, seconds, text = value, 1, f"{value}/s"
+        if isinstance(value, str) and (found := RATE.fullmatch(value.strip())):
+            number, seconds, text = float(found[1]), SECONDS[found[2]], value.strip()
+        if not is_number(number):
+            raise ValueError(f'{value!r} is no rate, expected events per second such as 20 or text such as "20/s"')
+        amount = float(cast("float", number))
+        if not 1e-6 <= amount / seconds <= 1e9:
+            raise ValueError(f"a rate is more than 0 and at most 1e9 per second, this one is {value!r}")
+        rate = cls(amount / seconds)
+        rate.count, rate.text = max(1, int(amount)), text
+        return rate
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Bandwidth(float):
+    """Octets per second."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read octets per second, or text such as ``10 MB/s``, ``512 KiB/s``, ``80 Mbit/s``."""
+        number: object = value
+        if isinstance(value, str) and value.strip().endswith("/s"):
+            found = SIZE.fullmatch(value.strip().removesuffix("/s").strip())
+            factor = found and (OCTETS.get(found[2].lower()) or BITS.get(found[2].lower()))
+            number = float(found[1]) * factor if found and factor else None
+        if not is_number(number):
+            raise ValueError(
+                f'{value!r} is no bandwidth, expected octets per second such as 1000000 or text such as "10 MB/s"'
+            )
+        octets = float(cast("float", number))
+        if not 1 <= octets <= 1e12:
+            raise ValueError(f"a bandwidth is 1 B/s to 1 TB/s, this one is {value!r}")
+        return cls(octets)
+
+
+class Quota:
+    """So many octets in each day or month."""
+
+    __slots__ = ("octets", "period")
+
+    def __init__(self, octets: int, period: Period) -> None:
+        self.octets = octets
+        self.period = period
+
+    @classmethod
+    def parse(cls, value: object) -> Quota:
+        """Read text such as ``50 GB/month`` or ``2 GB/day Europe/Berlin``; without a zone it is UTC."""
+        expected = f'{value!r} is no quota, expected text such as "50 GB/month" or "2 GB/day Europe/Berlin"'
+        if not isinstance(value, str):
+            raise ValueError(expected)
+        size, slash, rest = value.partition("/")
+        unit, _, zone = rest.strip().partition(" ")
+        if not slash or unit not in ("day", "month") or not size.strip():
+            raise ValueError(expected)
+        zone = zone.strip() or "UTC"
+        load_zone(zone)
+        return cls(Size.parse(size), Period(cast("Unit", unit), zone))
+
+    def __str__(self) -> str:
+        zone = "" if self.period.zone == "UTC" else f" {self.period.zone}"
+        return f"{format_size(self.octets)}/{self.period.unit}{zone}"
+
+    def __repr__(self) -> str:
+        return f"Quota({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Quota) and (self.octets, self.period) == (other.octets, other.period)
+
+    def __hash__(self) -> int:
+        return hash((self.octets, self.period))
+
+
+class Moment(float):
+    """A point of time, in seconds since 1970."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a date or a date and time of TOML, or its text. Without a zone it is UTC; a date is its first second."""
+        moment: object = value
+        if isinstance(value, str):
+            try:
+                moment = datetime.fromisoformat(value.strip())
+            except ValueError:
+                moment = None
+        if isinstance(moment, date) and not isinstance(moment, datetime):
+            moment = datetime(moment.year, moment.month, moment.day)
+        if isinstance(moment, datetime):
+            aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            moment = (aware - EPOCH).total_seconds()
+        if is_number(moment) and FIRST <= cast("float", moment) < LAST:
+            return cls(cast("float", moment))
+        raise ValueError(f"{value!r} is no time, expected such as 2027-01-01 or 2027-01-01T12:00:00Z")
+
+
+def format_moment(seconds: float) -> str:
+    """A point of time as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,134 @@
+"""Quantities as people write them: each with its unit, and an error that says what was expected."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import date, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tabi.policy.period import Period
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size, format_moment, format_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (Size, 65536, 65536),
+        (Size, "65536", 65536),
+        (Size, "10 MB", 10_000_000),
+        (Size, "1.5kB", 1500),
+        (Size, "4 KiB", 4096),
+        (Size, "2 gib", 2 << 30),
+        (Size, "1 TB", 10**12),
+        (Size, "7 B", 7),
+        (Rate, 20, 20.0),
+        (Rate, "20/s", 20.0),
+        (Rate, "120/min", 2.0),
+        (Rate, "1 / h", 1 / 3600),
+        (Rate, "864/d", 0.01),
+        (Bandwidth, 1000, 1000.0),
+        (Bandwidth, "10 MB/s", 1e7),
+        (Bandwidth, "512 KiB/s", 524288.0),
+        (Bandwidth, "80 Mbit/s", 1e7),
+        (Moment, 0, 0.0),
+        (Moment, date(2027, 1, 1), 1798761600.0),
+        (Moment, datetime(2027, 1, 1), 1798761600.0),
+        (Moment, "2027-01-01", 1798761600.0),
+        (Moment, "2027-01-01T01:00:00+01:00", 1798761600.0),
+        (Moment, tomllib.loads("a = 2027-01-01T00:00:00Z")["a"], 1798761600.0),
+    ],
+)
+def test_what_is_right_is_read(kind: Any, value: object, expected: float) -> None:
+    """Numbers and text, units of 1000 and of 1024, bits where bandwidth is meant."""
+    read = kind.parse(value)
+    assert (read, type(read)) == (expected, kind)
+
+
+@pytest.mark.parametrize("kind", [Size, Rate, Bandwidth, Quota, Moment])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x",
+        True,
+        [],
+        "-1",
+        -1e30,
+        "10 furlongs",
+        "10/fortnight",
+        "1 MB/year",
+        "/day",
+        None,
+        "9999-12-31T23:59:59-23:00",
+        "0/s",
+        "0 B/s",
+        0.0 * -1 - 1e13,
+    ],
+)
+def test_what_is_wrong_is_said(kind: Any, value: object) -> None:
+    """With the value and an example; none is guessed at."""
+    with pytest.raises(ValueError, match=r"expected|than|is 1"):
+        kind.parse(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Size, 0),
+        (Size, 1 << 62),
+        (Rate, "0/s"),
+        (Bandwidth, 0),
+        (Size, "80 Mbit"),
+        (Quota, "0 GB/day"),
+        (Quota, 5),
+        (Quota, "5 GB/day Nowhere"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(kind: Any, value: object) -> None:
+    """Nothing, too much, bits for octets, a zone that does not exist."""
+    with pytest.raises(ValueError, match=r"."):
+        kind.parse(value)
+
+
+def test_a_rate_keeps_how_it_was_written_and_how_many_may_come_at_once() -> None:
+    """100 in a minute may come in one second, if none comes in the rest of it."""
+    rate = Rate.parse("100/min")
+    assert (rate.count, str(rate)) == (100, "100/min")
+    assert (Rate.parse(2.5).count, str(Rate.parse(2.5))) == (2, "2.5/s")
+    assert Rate.parse("0.5/s").count == 1
+
+
+def test_a_quota_is_octets_and_a_period() -> None:
+    """UTC without a zone; equal ones are equal."""
+    quota = Quota.parse("50 GB/month Europe/Berlin")
+    assert (quota.octets, quota.period) == (50 * 10**9, Period("month", "Europe/Berlin"))
+    assert str(quota) == "50 GB/month Europe/Berlin"
+    assert repr(Quota.parse("2GB/day")) == "Quota('2 GB/day')"
+    assert len({quota, Quota.parse("50000 MB / month  Europe/Berlin")}) == 1
+    assert quota != "50 GB/month Europe/Berlin"
+
+
+@given(st.integers(1, 1 << 53))
+def test_sizes_come_back_as_they_were(octets: int) -> None:
+    """What is printed can be read again."""
+    assert Size.parse(format_size(octets)) == octets
+    assert str(Quota.parse(f"{octets} B/day")) == str(Quota.parse(str(Quota.parse(f"{octets} B/day"))))
+
+
+@given(st.one_of(st.text(max_size=20), st.floats(), st.integers(), st.booleans(), st.datetimes(), st.dates()))
+def test_any_value_is_read_or_refused(value: object) -> None:
+    """Never another error."""
+    for kind in (Size, Rate, Bandwidth, Quota, Moment):
+        try:
+            kind.parse(value)
+        except ValueError:
+            pass
+
+
+def test_moments_are_shown_in_utc() -> None:
+    """As RFC 3339 has them."""
+    assert format_moment(1798761600.0) == "2027-01-01T00:00:00Z"
