@@ -54,7 +54,10 @@ def matches(
 ) -> bool:
     """Whether a single rule matches."""
     found = rules(part).find(
-        session(**who), Address(parse_host(host), port), addresses and [ip_address(text) for text in addresses], now
+        session(**who),
+        Address(parse_host(host), port),
+        None if addresses is None else [ip_address(text) for text in addresses],
+        now,
     )
     assert not isinstance(found, Unresolved)
     return found is not None
@@ -362,7 +365,7 @@ def model_conditions(part: dict[str, Any], who: Session, port: int | None) -> bo
         and not (who.command == "forward" and "connect" in part["commands"])
     ):
         return False
-    return part["hours"] != "Tue"
+    return bool(part["hours"] != "Tue")
 
 
 def model_hosts(part: dict[str, Any], host: Host, addresses: list[IP] | None) -> bool | None:
