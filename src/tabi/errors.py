@@ -9,6 +9,7 @@
       ProxyError              the proxy that we asked refused
       AuthError               the user name or the password was not accepted
       PolicyDenied            tabi's own rules forbid the request
+      LimitExceeded           it is too much: connections, their rate, a quota, the time of a user
       ConfigError             the configuration or a command line is wrong
 
 ``reply_code`` is the REP octet of RFC 1928 section 6 that says the same thing on the wire, or None
@@ -73,9 +74,30 @@ class AuthError(TabiError):
 
 
 class PolicyDenied(TabiError):
-    """The guard forbids the destination (reply 02, connection not allowed by ruleset)."""
+    """A rule or the guard forbids the destination (reply 02, connection not allowed by ruleset).
+
+    ``action`` is how the client is told: ``deny`` answers, ``reset`` resets its connection, ``drop`` says nothing.
+    """
 
     reply_code = 2
+
+    def __init__(self, message: str, action: str = "deny") -> None:
+        super().__init__(message)
+        self.action = action
+
+
+class LimitExceeded(TabiError):
+    """A limit forbids the request (reply 02). ``limit`` is its key, such as ``connections``.
+
+    ``seconds`` says when to try again where the request is to wait for that; None where it is refused.
+    """
+
+    reply_code = 2
+
+    def __init__(self, message: str, limit: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.seconds = seconds
 
 
 class ConfigError(TabiError):
@@ -88,3 +110,4 @@ class ConfigError(TabiError):
         text = f"{path}: {message}" if path else message
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
         self.path = path
+        self.message = message

@@ -1,0 +1,403 @@
+"""Limits: how many connections, how often, how fast, how much and how long; for a user, a group, a network, the server.
+
+A session that limits are for has a `Lease` from its request to its end. It may begin when every one of its accounts
+admits it, and moves what all of them let through.
+
+A bucket is kept as one number, the time at which it is full again (GCRA, ITU-T I.371): to spend moves it into the
+future, and what lies between it and now is what is missing. So a bucket is a cell that any process can charge, and one
+that was overdrawn is paid back before anything else flows. Time comes in, in nanoseconds of the monotonic clock for
+buckets, in seconds since 1970 for quotas and expiry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from tabi.errors import LimitExceeded
+from tabi.policy.ledger import DOWN, PERIOD, RATE, SAVED, UP, USED, Ledger
+from tabi.policy.networks import Network, NetworkTable
+from tabi.policy.quantities import Quota, Rate, format_moment
+from tabi.wire.address import Host
+
+__all__ = ["ALL", "DOWN", "OVER", "UP", "Account", "Lease", "Limits", "Networks", "Terms"]
+
+ALL = 1 << 40
+"""Octets that may move at once where nothing limits them: more than anybody asks for."""
+
+OVER = -1
+"""What may move when a quota is used up."""
+
+BURST_SECONDS = 0.1
+"""A bucket holds what flows in that time, unless ``burst`` says otherwise."""
+
+LEAST_BURST = 4096
+"""Octets that it holds at least: a slow account shall still move whole packets."""
+
+NEAR_END = 1 << 20
+"""Octets before the end of a quota from which on nothing moves more than STEP at once: connections of other workers see
+what is left only between two of their steps."""
+
+STEP = 1 << 16
+
+QUANTUM = 1 << 17
+"""Octets that one of many moves before the next has its turn, where a bucket is empty."""
+
+PACKET = 1460
+"""Octets below which a bucket counts as empty: who is paced shall not send crumbs."""
+
+NEVER = float("inf")
+
+POLL = 0.02
+"""Seconds until a session that waits for another to end looks again."""
+
+
+class Terms(Protocol):
+    """The limits of one account; None is no limit."""
+
+    @property
+    def connections(self) -> int | None: ...
+    @property
+    def connect_rate(self) -> Rate | None: ...
+    @property
+    def bandwidth(self) -> float | None: ...
+    @property
+    def burst(self) -> int | None: ...
+    @property
+    def quota(self) -> Quota | None: ...
+    @property
+    def max_session(self) -> float | None: ...
+    @property
+    def over(self) -> Literal["refuse", "wait"]: ...
+
+
+class Networks(NamedTuple):
+    """Clients that share an account."""
+
+    networks: Sequence[Network]
+    terms: Terms
+
+
+class Account:
+    """One for whom limits are, and the row in the ledger that has its numbers.
+
+    ``waiting`` counts those of this process that wait for its buckets.
+    """
+
+    __slots__ = (
+        "at",
+        "batch",
+        "burst",
+        "connections",
+        "cost",
+        "gap",
+        "least",
+        "ledger",
+        "max_session",
+        "name",
+        "quota",
+        "since",
+        "slack",
+        "terms",
+        "until",
+        "waiting",
+        "waits",
+    )
+
+    def __init__(self, name: str, terms: Terms, ledger: Ledger) -> None:
+        self.name = name
+        self.terms = terms
+        self.ledger = ledger
+        self.at = ledger.row(name)
+        self.connections = terms.connections
+        self.max_session = terms.max_session
+        self.waits = terms.over == "wait"
+        self.waiting = 0
+        rate = terms.connect_rate
+        self.gap = 0 if rate is None else int(1e9 / rate)  # nanoseconds between two connections
+        self.slack = 0 if rate is None else self.gap * (max(1, rate.count) - 1)
+        self.cost = 0.0  # nanoseconds of an octet
+        self.burst = 0  # nanoseconds that the bucket holds
+        self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
+        if terms.bandwidth is not None:
+            self.cost = 1e9 / terms.bandwidth
+            octets = int(max(terms.bandwidth * BURST_SECONDS, LEAST_BURST)) if terms.burst is None else terms.burst
+            self.burst = int(octets * self.cost)
+            self.least, self.batch = min(PACKET, octets), min(QUANTUM, max(1, octets // 2))
+        self.quota = terms.quota
+        self.since = self.until = 0.0  # the quota's period, as this process knows it
+
+    def __repr__(self) -> str:
+        return f"Account({self.name})"
+
+    @property
+    def used_up(self) -> str:
+        """What is said when the quota is used up."""
+        return f"limit: {self.name}: the quota of {self.quota} is used up"
+
+    def refusal(self, now: int) -> LimitExceeded | None:
+        """Why another session may not begin now; None where it may. Changes nothing."""
+        cells, at, ledger = self.ledger.cells, self.at, self.ledger
+        if self.quota is not None and cells[at + USED] >= self.quota.octets:
+            return LimitExceeded(self.used_up, "quota")
+        if self.connections is not None and ledger.running(at) >= self.connections:
+            text = f"limit: {self.name}: {self.connections} connections at once"
+            return LimitExceeded(text, "connections", POLL if self.waits else None)
+        if self.gap:
+            early = cells[at + RATE] - now - self.slack
+            if early > 0:
+                text = f"limit: {self.name}: {self.terms.connect_rate} connections"
+                return LimitExceeded(text, "connect_rate", early / 1e9 if self.waits else None)
+        return None
+
+    def begin(self, now: int) -> None:
+        """Count a session that begins."""
+        ledger, at = self.ledger, self.at
+        cells = ledger.cells
+        cells[at + ledger.column] += 1
+        if self.gap:
+            full = cells[at + RATE]
+            cells[at + RATE] = (full if full > now else now) + self.gap
+
+    def turn_period(self, wall: float) -> None:
+        """Begin the quota's next period if it is time; ``wall`` is in seconds since 1970."""
+        assert self.quota is not None
+        cells, at, period = self.ledger.cells, self.at, self.quota.period
+        start, used = period.turn(cells[at + PERIOD], cells[at + USED], wall)
+        if start > cells[at + PERIOD]:
+            cells[at + SAVED] = 0
+        cells[at + PERIOD], cells[at + USED] = start, used
+        self.since, self.until = wall, period.end(wall)
+
+
+class Lease:
+    """What one session may move, on all of its accounts. `release` ends it.
+
+    ``meters`` are those of its accounts that count octets. ``short`` is the one that let nothing through last.
+    ``cut`` is set by whoever carries the session: called with a text, it ends it at once. ``ended`` says that it is to.
+    """
+
+    __slots__ = ("accounts", "cut", "ended", "ends", "expires", "ledger", "meters", "released", "short", "user")
+
+    def __init__(
+        self, ledger: Ledger, accounts: tuple[Account, ...], user: str | None, ends: float, expires: float
+    ) -> None:
+        self.ledger = ledger
+        self.accounts = accounts
+        self.meters = tuple(account for account in accounts if account.cost or account.quota is not None)
+        self.user = user
+        self.ends = ends
+        self.expires = expires
+        self.short: Account | None = None
+        self.cut: Cut | None = None
+        self.ended: LimitExceeded | None = None
+        self.released = False
+
+    def spend(self, direction: int, octets: int, now: int) -> int:
+        """Charge octets that were taken (less than 0: given back) in a direction, UP or DOWN.
+
+        Returns:
+            How many more may be taken at once: 0 while a bucket is empty, OVER when a quota is used up.
+        """
+        ledger, room = self.ledger, ALL
+        self.short = None
+        if ledger.shared:
+            ledger.enter()
+        cells = ledger.cells
+        for account in self.meters:
+            at, cost = account.at, account.cost
+            if cost:
+                full, oldest = cells[at + direction], now - account.burst
+                full = max(full, oldest) + int(octets * cost)
+                if octets < 0:  # what was given back may have flowed in meanwhile too
+                    full = max(full, oldest)
+                cells[at + direction] = full
+                free = int((now - full) / cost)
+                if free < room:
+                    room = free if free >= account.least else 0
+                    self.short = account
+            if account.quota is not None:
+                used = cells[at + USED] + octets
+                cells[at + USED] = used
+                left = account.quota.octets - used
+                if left <= 0:
+                    room, self.short = OVER, account
+                    break
+                if left < room:
+                    room = left
+                if left < NEAR_END and room > STEP:
+                    room = STEP
+        if ledger.shared:
+            ledger.leave()
+        return room
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others wait for a bucket of this lease."""
+        return any(account.waiting for account in self.meters)
+
+    def overdue(self, now: int, wall: float) -> LimitExceeded | None:
+        """Why the session must end now, or None."""
+        if wall >= self.expires:
+            return expired(self.user, self.expires)
+        if now >= self.ends:
+            longest = [account for account in self.accounts if account.max_session is not None]
+            account = min(longest, key=lambda account: account.max_session or 0)
+            return LimitExceeded(f"limit: {account.name}: {account.max_session:g} s for a session", "max_session")
+        return None
+
+    def exhausted(self) -> str:
+        """What is said where `spend` has returned OVER."""
+        assert self.short is not None
+        return self.short.used_up
+
+    def end(self, error: LimitExceeded) -> None:
+        """The session's time is over: whoever carries it hears of it now, or when it looks."""
+        self.ended = error
+        if self.cut is not None:
+            self.cut(str(error))
+
+    def release(self) -> None:
+        """The session is over. Harmless when done twice."""
+        if self.released:
+            return
+        self.released = True
+        self.cut = None  # refers to who has this lease: a circle
+        ledger = self.ledger
+        for account in self.accounts:  # no other process writes this cell
+            ledger.cells[account.at + ledger.column] -= 1
+
+
+def expired(user: str | None, expires: float) -> LimitExceeded:
+    """What is said of a user whose time is over."""
+    return LimitExceeded(f"limit: user {user}: expired at {format_moment(expires)}", "expires")
+
+
+class Cut(Protocol):
+    """Ends a session at once, for a reason."""
+
+    def __call__(self, why: str, /) -> object: ...
+
+
+class Limits:
+    """The accounts of everybody, and who has which.
+
+    Args:
+        ledger: has their numbers, and keeps them over a reload.
+        users: by name.
+        groups: by name; their members share them.
+        networks: of clients; the first that has a client's address counts.
+        server: for all sessions together.
+        members: the groups of each user.
+        expires: when users end, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        users: Mapping[str, Terms] = {},
+        groups: Mapping[str, Terms] = {},
+        networks: Sequence[Networks] = (),
+        server: Terms | None = None,
+        members: Mapping[str, Iterable[str]] = {},
+        expires: Mapping[str, float] = {},
+    ) -> None:
+        self.ledger = ledger
+        self.expires = expires
+        self.everybody = () if server is None else (Account("server", server, ledger),)
+        by_group = {name: Account(f"group {name}", terms, ledger) for name, terms in groups.items()}
+        by_user = {name: Account(f"user {name}", terms, ledger) for name, terms in users.items()}
+        self.by_user: dict[str | None, tuple[Account, ...]] = {}
+        for name in {**users, **members}:
+            own = (by_user[name],) if name in by_user else ()
+            shared = tuple(by_group[group] for group in members.get(name, ()) if group in by_group)
+            if own or shared:
+                self.by_user[name] = own + shared + self.everybody
+        self.by_network = [
+            Account(f"clients {','.join(map(str, part.networks))}", part.terms, ledger) for part in networks
+        ]
+        self.table = NetworkTable(
+            (network, number) for number, part in enumerate(networks) for network in part.networks
+        )
+        self.accounts = [*by_user.values(), *by_group.values(), *self.by_network, *self.everybody]
+        self.with_quota = [account for account in self.accounts if account.quota is not None]
+
+    def __bool__(self) -> bool:
+        return bool(self.accounts or self.expires)
+
+    def accounts_of(self, user: str | None, client: Host) -> tuple[Account, ...]:
+        """Whose limits hold for a client."""
+        accounts = self.by_user.get(user, self.everybody)
+        if self.by_network and not isinstance(client, str):
+            found = self.table.find(client)
+            if found:
+                return (self.by_network[min(found)], *accounts)
+        return accounts
+
+    def admit(self, user: str | None, client: Host, now: int, wall: float) -> Lease | None:
+        """Let a session begin, on all accounts or on none; None where no limits are for it.
+
+        Raises:
+            LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.
+        """
+        accounts = self.accounts_of(user, client)
+        expires = NEVER if user is None else self.expires.get(user, NEVER)
+        if not accounts and expires is NEVER:
+            return None
+        if wall >= expires:
+            raise expired(user, expires)
+        ledger, longest = self.ledger, NEVER
+        if ledger.shared:
+            ledger.enter()
+        try:
+            for account in accounts:
+                if account.quota is not None and not account.since <= wall < account.until:
+                    account.turn_period(wall)
+                refusal = account.refusal(now)
+                if refusal is not None:
+                    raise refusal
+            for account in accounts:
+                account.begin(now)
+                if account.max_session is not None and account.max_session < longest:
+                    longest = account.max_session
+        finally:
+            if ledger.shared:
+                ledger.leave()
+        return Lease(ledger, accounts, user, now + longest * 1e9, expires)
+
+    def turn_periods(self, wall: float) -> None:
+        """Begin what quotas have a new period; ``wall`` is in seconds since 1970."""
+        for account in self.with_quota:
+            if not account.since <= wall < account.until:
+                self.ledger.enter()
+                account.turn_period(wall)
+                self.ledger.leave()
+
+    # --- what is on disk ---
+
+    def restore(self, stored: Mapping[str, tuple[int, int]], wall: float) -> None:
+        """Take quotas from what was stored: by account, the period's start and the octets used."""
+        cells = self.ledger.cells
+        for account in self.with_quota:
+            at = account.at
+            if account.name in stored and not cells[at + PERIOD]:
+                cells[at + PERIOD], cells[at + USED] = stored[account.name]
+                cells[at + SAVED] = cells[at + USED]
+            account.turn_period(wall)
+
+    def unsaved(self) -> list[tuple[str, int, int]]:
+        """Account, period and octets of what was used since it was stored."""
+        cells = self.ledger.cells
+        rows = ((account.name, cells[account.at + PERIOD], account.at) for account in self.with_quota)
+        return [(name, period, used) for name, period, at in rows if (used := cells[at + USED] - cells[at + SAVED])]
+
+    def saved(self, rows: Iterable[tuple[str, int, int]]) -> None:
+        """What `unsaved` gave is stored now."""
+        cells, places = self.ledger.cells, self.ledger.rows
+        self.ledger.enter()
+        for name, period, used in rows:
+            at = places[name]
+            if cells[at + PERIOD] == period:  # else another period has begun meanwhile, and nothing of it is stored
+                cells[at + SAVED] += used
+        self.ledger.leave()
