@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Self
 
+import msgspec
 import pytest
 
 from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
 from support import client, request
 from tabi import Server, Session
-from tabi.config import Listen, Udp
+from tabi.config import Limits, Listen, Udp
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
 from tabi.relay.datagram import Association
@@ -158,12 +159,18 @@ class Place(Serving):
     """A server and the sessions that ended at it: ``async with Place() as place``."""
 
     def __init__(
-        self, udp: Udp | None = None, url: str = LOOPBACK, names: dict[str, list[str]] | None = None, **seconds: float
+        self,
+        udp: Udp | None = None,
+        url: str = LOOPBACK,
+        names: dict[str, list[str]] | None = None,
+        limits: Limits | None = None,
+        **seconds: float,
     ) -> None:
         self.resolver = FakeResolver(names)
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        settings = config(Listen(url, udp=udp or Udp()), **seconds)
         self.server = Server(
-            config=config(Listen(url, udp=udp or Udp()), **seconds),
+            config=msgspec.structs.replace(settings, limits=limits or Limits()),
             resolver=self.resolver,
             on_session=self.ended.put_nowait,
         )

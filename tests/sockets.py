@@ -14,7 +14,8 @@ from typing import Self
 from tabi.net.listen import bind_listener
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.relay.relay import Relay, Relays
+from tabi.relay.relay import Relay
+from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address
 

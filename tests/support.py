@@ -8,11 +8,15 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+from tabi.policy.guard import Guard
 from tabi.wire.address import Address, encode_address, parse_host
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 GREETING = b"\x05\x01\x00"
+
+permit_outer = Guard().permit_for("nobody", 0)
+"""What the guard says to a client from outside."""
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -37,6 +37,17 @@ EXPECTED = {
         "nobody: no acceptable method: offered 00, expected 0x02; ended by: denied",
         "total of alice: 2000 octets",
     ),
+    "policy.py": (
+        "refused with reply 2\n",
+        "denied: rule no-mail, error: rule no-mail: deny 127.0.0.1:25\n",
+        "denied: rule None, error: telnet is over\n",
+        "received octets: 200000\n",
+        "server: rule None, error: None\n",
+        "received octets: 200000\n",
+        "limit: rule None, error: limit: server: the quota of 500 kB/day is used up\n",
+        "received octets: 100000\n",
+        "refused with reply 2\n",
+    ),
     "tls.py": (
         "listening on socks5+tls://127.0.0.1:",
         "without a certificate: TLSV13_ALERT_CERTIFICATE_REQUIRED\n",
@@ -84,3 +95,13 @@ def test_the_example_behind_a_load_balancer_is_accepted() -> None:
     assert 'listen[0].proxy_protocol[1] = "10.0.0.2"' in lines
     assert "egress.direct.send_proxy_protocol = 0" in lines
     assert "$scrypt$" not in done.stdout
+
+
+def test_the_example_policy_is_accepted_and_explained() -> None:
+    """`tabi check` and `tabi explain` take examples/policy.toml: no advice, and the metadata service stays closed."""
+    done = run_python("-m", "tabi", "check", "examples/policy.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    command = ["--from", "203.0.113.9", "--user", "alice", "connect", "169.254.169.254:80"]
+    done = run_python("-m", "tabi", "explain", "-c", "examples/policy.toml", *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "guard     refuses: 169.254.169.254 is in 169.254.0.0/16\n" in done.stdout

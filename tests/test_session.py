@@ -47,7 +47,7 @@ def test_why_a_datagram_can_go_nowhere() -> None:
     """The stable words of the access log."""
     assert get_args(Drop) == (
         *("foreign", "malformed", "fragment", "denied", "unresolved"),
-        *("waiting", "stranger", "too_large", "unsent", "overflow"),
+        *("waiting", "stranger", "too_large", "unsent", "overflow", "limited"),
     )
 
 

@@ -16,6 +16,7 @@ from tabi.errors import (
     AuthError,
     ConfigError,
     DialError,
+    LimitExceeded,
     LocalProtocolError,
     PolicyDenied,
     ProtocolError,
@@ -25,7 +26,7 @@ from tabi.errors import (
 )
 from tabi.net.stream import Stream
 from tabi.server.server import Server
-from tabi.session import Session
+from tabi.session import Decision, Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "AuthError",
     "Config",
     "ConfigError",
+    "Decision",
     "DialError",
+    "LimitExceeded",
     "Listener",
     "LocalProtocolError",
     "PolicyDenied",

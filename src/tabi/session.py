@@ -5,7 +5,11 @@ The rooms pass it along in the direction of the data and each fills in its part.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Literal
+
+import msgspec
 
 from tabi.wire.address import Address
 
@@ -24,11 +28,25 @@ Drop = Literal[
     "too_large",
     "unsent",
     "overflow",
+    "limited",
 ]
 """Why a datagram went nowhere; docs/access-log.md says more of each."""
 
 Action = Literal["allow", "deny", "reset", "drop"]
-"""What a rule does with a request: ``deny`` refuses with an answer, ``reset`` and ``drop`` without one."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of a request: what the rules of tabi.toml decide, and what ``decide`` of a program returns."""
+
+    action: Action = "allow"
+    """``deny`` refuses with an answer, ``reset`` resets the client's connection, ``drop`` leaves it without an answer
+    until the handshake's time is over."""
+    rule: str | None = None
+    """What the access log calls it."""
+    via: str | None = None
+    """The name of the way out. Default: ``direct``."""
+    reason: str | None = None
+    """What the access log has as the error of a request that is not allowed."""
 
 
 class Session:
@@ -37,24 +55,30 @@ class Session:
     ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered. Of an
     association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that went nowhere, by
     reason; ``drops`` is None for any other command. One that is ``silent`` gets no line: nothing was asked for in it.
+    ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
+    ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
     """
 
     __slots__ = (
         "address",
+        "addresses",
         "client",
         "close",
         "command",
         "connect_seconds",
         "datagrams_down",
         "datagrams_up",
+        "decision",
         "destination",
         "down",
         "drops",
         "error",
+        "lease",
         "listener",
         "number",
         "protocol",
         "reply_code",
+        "rule",
         "silent",
         "started",
         "up",
@@ -77,6 +101,10 @@ class Session:
         self.command: str | None = None
         self.destination: Address | None = None
         self.address: Address | None = None
+        self.addresses: Sequence[IPv4Address | IPv6Address] | None = None
+        self.decision: Decision | None = None
+        self.rule: str | None = None
+        self.lease: Any = None  # of policy.limits, which stands above
         self.via: str | None = None
         self.reply_code: int | None = None
         self.error: str | None = None

@@ -10,6 +10,7 @@ import pytest
 
 from authorities import LONG_AGO, authority, write_server
 from processes import failure, run_tabi
+from tabi.config import Config
 from tabi.policy.users import make_hash
 
 FULL = """
@@ -87,7 +88,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
     """--json prints the whole configuration for programs."""
     done = run_tabi("check", "--json", write(tmp_path, FULL.format(hash=make_hash(b"x"))))
     data = json.loads(done.stdout)
-    assert set(data) == {"workers", "listen", "users", "egress", "timeouts", "log"}
+    assert tuple(data) == Config.__struct_fields__
     assert data["timeouts"]["idle"] == 300
     assert set(data["users"]) == {"alice", "bob.b"}
 
@@ -116,7 +117,11 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ('[[listen]]\n[[listen]]\nurl = "unix:///tmp/tabi.sock?group=nobody-is-called-so"', "listen[1].url"),
         ('[[listen]]\nurl = "mixed://a..b:1123"', "listen[0].url"),
         ('[[listen]]\nurl = "socks4://127.0.0.1:1"\n[users.a]\npassword = "x"\nplain = true', "listen[0].url"),
-        ('[[rule]]\naction = "deny"', "rule"),
+        ('[[rule]]\naction = "dney"', "rule[0].action"),
+        ("[[rule]]\nports = [25]", "rule[0].action"),
+        ('decide = "python:nowhere:decide"', "decide"),
+        ('[guard]\nallow = ["10.0.0.1/8"]', "guard.allow[0]"),
+        ('[limits]\nquota = "1 GB"', "limits.quota"),
         ('[egress.tor]\nchain = ["socks5://127.0.0.1:9050"]', "egress.tor.chain"),
     ],
 )
@@ -170,3 +175,12 @@ def test_open_checks_as_serve_open_would(tmp_path: Path) -> None:
     path = write(tmp_path, '[[listen]]\nurl = "socks5://0.0.0.0:0"')
     assert "open proxy" in failure(run_tabi("check", path), 2)
     assert run_tabi("check", "--open", path).returncode == 0
+
+
+def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
+    """A rule that can never match is a line on stderr, with the file and the key; the file is right all the same."""
+    path = write(tmp_path, '[[rule]]\nname = "all"\naction = "deny"\n[[rule]]\nname = "late"\naction = "allow"')
+    done = run_tabi("check", path)
+    assert done.returncode == 0
+    assert done.stderr.decode() == f"{path}: rule[1]: late can never match, since all matches all that it would\n"
+    assert 'rule[1].name = "late"' in done.stdout.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,16 @@ from rich.pretty import pretty_repr
 
 from tabi.config import (
     PARTS,
+    Clients,
     Config,
     Egress,
+    Group,
+    Guard,
+    Limits,
     Listen,
     Log,
+    Quotas,
+    Rule,
     Seconds,
     Timeouts,
     Tls,
@@ -27,6 +34,7 @@ from tabi.config import (
     parse_config,
 )
 from tabi.errors import ConfigError
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret
 from tabi.url import LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
@@ -34,8 +42,19 @@ from tabi.wire.address import parse_host
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
 HASH = make_hash(b"sekret", b"salt")
 
+TOP = "workers, listen, users, groups, clients, limits, rule, decide, guard, quotas, egress, timeouts, log"
+USER = "password, plain, groups, expires, limits"
+LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over"
+BANDWIDTH = (
+    "groups.dev.limits.bandwidth: '10' is no bandwidth, "
+    'expected octets per second such as 1000000 or text such as "10 MB/s"'
+)
+RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via"
+
 EVERYTHING = f"""
 workers = 4
+decide = "python:policy:decide"
+limits = {{ connections = 5000 }}
 
 [[listen]]
 url = "socks5://127.0.0.1:0"
@@ -60,10 +79,52 @@ senders = "any"
 
 [users.alice]
 password = "{HASH}"
+groups = ["dev"]
+expires = 2027-01-01
+
+[users.alice.limits]
+connections = 100
+connect_rate = "20/s"
+bandwidth = "10 MB/s"
+burst = "1 MB"
+quota = "50 GB/month"
+max_session = "8 h"
+over = "wait"
 
 [users."jürgen m."]
 password = "sekret"
 plain = true
+
+[groups.dev]
+limits = {{ connections = 1000 }}
+
+[[clients]]
+networks = ["10.0.0.0/8"]
+limits = {{ bandwidth = "1 GB/s" }}
+
+[[rule]]
+name = "work"
+action = "allow"
+hosts = ["*.example.com", "re:^img[0-9]+", "198.51.100.0/24"]
+ports = [443, "8000-8999"]
+users = ["alice", "@dev"]
+clients = ["10.0.0.0/8", "unix"]
+commands = ["connect", "bind"]
+listeners = ["mixed://[::1]"]
+protocols = ["socks5", "https"]
+hours = "Mon-Fri 08:00-18:00 Europe/Berlin"
+via = "direct"
+
+[[rule]]
+action = "deny"
+
+[guard]
+deny = ["private", "192.0.2.0/24"]
+allow = ["10.20.0.0/16"]
+exempt = ["127.0.0.1"]
+
+[quotas]
+path = "/var/lib/tabi/quotas.sqlite"
 
 [egress.direct]
 send_proxy_protocol = 2
@@ -101,7 +162,45 @@ def test_every_key() -> None:
                 ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"],
             ),
         ],
-        users={"alice": User(HASH), "jürgen m.": User("sekret", plain=True)},
+        users={
+            "alice": User(
+                HASH,
+                groups=["dev"],
+                expires=Moment.parse(date(2027, 1, 1)),
+                limits=Limits(
+                    connections=100,
+                    connect_rate=Rate.parse("20/s"),
+                    bandwidth=Bandwidth.parse("10 MB/s"),
+                    burst=Size.parse("1 MB"),
+                    quota=Quota.parse("50 GB/month"),
+                    max_session=Seconds(8 * 3600),
+                    over="wait",
+                ),
+            ),
+            "jürgen m.": User("sekret", plain=True),
+        },
+        groups={"dev": Group(Limits(connections=1000))},
+        clients=[Clients(["10.0.0.0/8"], Limits(bandwidth=Bandwidth.parse("1 GB/s")))],
+        limits=Limits(connections=5000),
+        rule=[
+            Rule(
+                "allow",
+                "work",
+                ["*.example.com", "re:^img[0-9]+", "198.51.100.0/24"],
+                [443, "8000-8999"],
+                ["alice", "@dev"],
+                ["10.0.0.0/8", "unix"],
+                ["connect", "bind"],
+                ["mixed://[::1]"],
+                ["socks5", "https"],
+                "Mon-Fri 08:00-18:00 Europe/Berlin",
+                "direct",
+            ),
+            Rule("deny"),
+        ],
+        decide="python:policy:decide",
+        guard=Guard(["private", "192.0.2.0/24"], ["10.20.0.0/16"], ["127.0.0.1"]),
+        quotas=Quotas("/var/lib/tabi/quotas.sqlite"),
         egress={"direct": Egress(2)},
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
@@ -111,7 +210,9 @@ def test_every_key() -> None:
         *("10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"),
         None,
     ]
-    assert config.users["alice"].secret.is_hash
+    alice = config.users["alice"].secret
+    assert alice is not None
+    assert alice.is_hash
     assert config.users["jürgen m."].secret == plain_secret("sekret")
 
 
@@ -119,8 +220,9 @@ def test_the_test_above_leaves_no_key_out() -> None:
     """A key that is added to the schema is added there too."""
     for name, part in PARTS.items():
         for key in part.__struct_fields__:
-            if part is not Config or key in ("workers",):
-                assert re.search(rf"^({key} = |\[listen\.{key}\]$)", EVERYTHING, re.MULTILINE), f"{name}.{key}"
+            if part is not Config or key in ("workers", "decide", "limits"):
+                said = rf"^({key} = |\[(listen|users\.alice)\.{key}\]$)"
+                assert re.search(said, EVERYTHING, re.MULTILINE), f"{name}.{key}"
 
 
 def test_an_empty_file_is_the_defaults() -> None:
@@ -250,8 +352,54 @@ def test_a_configuration_does_not_change() -> None:
     ("text", "message"),
     [
         # unknown keys, at each level
-        ("bogus = 1", "bogus: unknown key, expected one of: workers, listen, users, egress, timeouts, log"),
-        ("[rule]\nname = 1", "rule: unknown key, expected one of: workers, listen, users, egress, timeouts, log"),
+        ("bogus = 1", f"bogus: unknown key, expected one of: {TOP}"),
+        ("[rule]\nname = 1", "rule: expected array of tables, got table: write [[rule]]"),
+        ("[[rule]]\naction = 'allow'\nhost = ['*']", f"rule[0].host: unknown key, expected one of: {RULE}"),
+        ("[[rule]]\nname = 'no mail'", "rule[0].action: missing"),
+        (
+            "[[rule]]\naction = 'refuse'",
+            "rule[0].action: invalid enum value 'refuse', expected allow, deny, reset or drop",
+        ),
+        ("[[rule]]\naction = 'deny'\nports = 25", "rule[0].ports: expected array, got integer"),
+        (
+            "[[rule]]\naction = 'deny'\nports = ['25-']",
+            "rule[0].ports[0]: '25-', expected a port or a range such as 465-587",
+        ),
+        (
+            "[[rule]]\naction = 'deny'\nhosts = []",
+            "rule[0].hosts: empty, expected one or more; leave it out to match all",
+        ),
+        (
+            "[[rule]]\naction = 'allow'\nvia = 'tor'",
+            "rule[0].via: there is no [egress.tor]",
+        ),
+        (
+            "[[rule]]\naction = 'drop'\nvia = 'direct'",
+            "rule[0].via: a way out for what is not allowed: action is drop",
+        ),
+        (
+            "[[rule]]\naction = 'deny'\nlisteners = ['socks5://127.0.0.1:1']",
+            "rule[0].listeners[0]: 'socks5://127.0.0.1:1', expected one of: mixed://127.0.0.1:1080",
+        ),
+        (
+            "[guard]\ndeny = ['privat']",
+            "guard.deny[0]: 'privat' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+        ),
+        ("[[clients]]\nnetworks = []", "clients[0].networks: empty, expected one or more"),
+        ("[[clients]]\nlimits = {}", "clients[0].networks: missing"),
+        ("[clients]\nnetworks = []", "clients: expected array of tables, got table: write [[clients]]"),
+        (
+            "[[clients]]\nnetworks = ['x']",
+            "clients[0].networks[0]: 'x' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+        ),
+        ("decide = 'policy.py'", "decide: 'policy.py', expected python:module:function"),
+        ("limits = { connections = 0 }", "limits.connections: 0, expected 1 to 1000000"),
+        ("limits = { burst = '1 MB' }", "limits.burst: a burst, but no bandwidth"),
+        ("[groups.dev.limits]\nbandwith = 1", f"groups.dev.limits.bandwith: unknown key, expected one of: {LIMITS}"),
+        (
+            "[groups.dev.limits]\nbandwidth = '10'",
+            BANDWIDTH,
+        ),
         ("[egress.direct]\nbogus = 1", "egress.direct.bogus: unknown key, expected one of: send_proxy_protocol"),
         ("[egress.pool]", "egress.pool: unknown, expected direct: this version has no other way out"),
         (
@@ -272,8 +420,8 @@ def test_a_configuration_does_not_change() -> None:
             "listen[0].tls.cert: unknown key, expected one of: certificate, key, client_ca, client_name",
         ),
         (
-            '[users.alice]\npassword = "x"\nexpires = 2027-01-01',
-            "users.alice.expires: unknown key, expected one of: password, plain",
+            '[users.alice]\npassword = "x"\nexpire = 2027-01-01',
+            f"users.alice.expire: unknown key, expected one of: {USER}",
         ),
         (
             "[timeouts]\nidel = 1",
@@ -290,7 +438,7 @@ def test_a_configuration_does_not_change() -> None:
         ),
         (
             "[users.'listen[0].udp']\npassword = 'x'\nport = 1",
-            "users.listen[0].udp.port: unknown key, expected one of: password, plain",
+            f"users.listen[0].udp.port: unknown key, expected one of: {USER}",
         ),
         # wrong types
         ("workers = 'x'", "workers: expected integer, got string"),

@@ -9,12 +9,12 @@ import pytest
 
 from conftest import Run
 from doubles import FakeResolver, no_descriptors_left, unanswering, until
-from support import closed_port, target
+from support import closed_port, permit_outer, target
 from tabi.egress.direct import Direct
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
-from tabi.policy.guard import permit_any, permit_outer
+from tabi.policy.guard import permit_any
 from tabi.wire.address import Address
 
 NAMES = {

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import Run
 from doubles import LOOPBACK, FakeResolver, client_from, config, greet, open_bind, open_tunnel, read_reply
-from support import client, closed_port, request, target, tunnel
+from support import client, closed_port, permit_outer, request, target, tunnel
 from tabi import Config, DialError, PolicyDenied, Proxy, Server, Session
 from tabi.config import Egress, Listen
 from tabi.egress.direct import Direct
@@ -20,7 +20,7 @@ from tabi.egress.proxy_header import SendProxyHeader
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any, permit_outer
+from tabi.policy.guard import permit_any
 from tabi.session import UNIX
 from tabi.wire.address import Address, parse_address
 from tabi.wire.proxy_protocol import ProxyHeader, decode_header

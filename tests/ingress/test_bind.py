@@ -39,7 +39,8 @@ from tabi.ingress.bind import BACKLOG, CALLERS_A_TURN, EARLY, Callers
 from tabi.net.listen import bind_listener
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_for
+from tabi.policy.guard import Guard
+from tabi.policy.policy import judge_any
 from tabi.wire.address import Address, encode_address, parse_host
 
 OUTSIDE = "203.0.113.9"
@@ -313,7 +314,7 @@ def test_a_bounded_number_of_callers_is_looked_at_in_a_turn(run_once: Run) -> No
         crowd = [socket.socket() for _ in range(2 * CALLERS_A_TURN)]
         for sock in crowd:
             sock.connect(listener.getsockname())
-        callers = Callers(reactor, listener, stream, [ip_address("127.0.0.9")], permit_for("nobody"))
+        callers = Callers(reactor, listener, stream, [ip_address("127.0.0.9")], None, 0)
         callers.acceptor.on_ready(0)
         assert callers.refused == CALLERS_A_TURN
         callers.acceptor.on_ready(0)
@@ -482,7 +483,7 @@ def test_a_client_from_outside_does_not_wait_for_inner_peers(run: Run, host: str
                 assert (await read_reply(reader))[0] == 2
                 assert await reader.read() == b""
             session = await ended.get()
-            assert (session.close, session.reply_code, session.via) == ("denied", 2, None)
+            assert (session.close, session.reply_code, session.via) == ("denied", 2, "direct")
             assert session.error is not None
             assert session.error.startswith("guard: ")
 
@@ -509,7 +510,7 @@ def test_outer_callers_of_a_client_from_outside_get_through(run: Run) -> None:
         listener = bind_listener(Address(parse_host("127.0.0.1"), 0))
         listener.listen()
         stream = Stream(get_reactor(), near)
-        callers = Callers(stream.reactor, listener, stream, [], permit_for(ip_address(OUTSIDE)))
+        callers = Callers(stream.reactor, listener, stream, [], Guard().judge, 0)
         inner, outer, late = tcp_pair(), tcp_pair(), tcp_pair()
         callers.on_caller(inner[0], ("10.0.0.1", 1))
         assert callers.peer is None
@@ -535,7 +536,7 @@ def test_a_peer_that_nobody_took_is_reset(run: Run) -> None:
         listener = bind_listener(Address(parse_host("127.0.0.1"), 0))
         listener.listen()
         stream = Stream(get_reactor(), near)
-        callers = Callers(stream.reactor, listener, stream, [], permit_for(ip_address("127.0.0.1")))
+        callers = Callers(stream.reactor, listener, stream, [], judge_any, 0)
         ours, theirs = tcp_pair()
         callers.on_caller(ours, ("127.0.0.1", 1))
         callers.close()

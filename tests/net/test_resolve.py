@@ -320,18 +320,18 @@ def test_an_address_without_a_record_is_told_by_the_resolver_itself(
 )
 def test_numbers_as_names_are_read_as_the_c_library_reads_them(name: str, address: str) -> None:
     """What a client means by them is what every other program means: the guard sees the address that is dialled."""
-    assert resolve.read_number(name) == ip_address(address)
+    assert resolve.find_number(name) == ip_address(address)
 
 
 @pytest.mark.parametrize("name", ["example.com", "a1", "1a", "x0x7f", "localhost.", "1.2.3.4.example"])
 def test_names_are_no_numbers(name: str) -> None:
     """Only the last label decides: no top-level domain is a number."""
-    assert resolve.read_number(name) is None
+    assert resolve.find_number(name) is None
 
 
 @pytest.mark.parametrize("name", ["256.256.256.256", "1.2.3.4.5", "08.1", "99999999999", "0xfg", "example.1"])
 def test_what_ends_in_a_number_but_is_no_address_is_unknown(name: str) -> None:
     """It is asked of no resolver, and gets reply 04."""
     with pytest.raises(DialError) as caught:
-        resolve.read_number(name)
+        resolve.find_number(name)
     assert caught.value.reply_code == 4

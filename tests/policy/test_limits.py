@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tabi.config.schema import Limits as Terms
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import ALL, DOWN, NEAR_END, OVER, STEP, UP, Account, Lease, Limits, Networks
@@ -20,18 +21,6 @@ SECOND = 10**9
 START = 10**6 * SECOND
 WALL = 1795435200.0  # 2026-11-23T12:00Z
 CLIENT: Host = ip_address("10.1.1.1")
-
-
-class Terms(NamedTuple):
-    """Limits as tabi.toml is going to say them."""
-
-    connections: int | None = None
-    connect_rate: Rate | None = None
-    bandwidth: float | None = None
-    burst: int | None = None
-    quota: Quota | None = None
-    max_session: float | None = None
-    over: Literal["refuse", "wait"] = "refuse"
 
 
 class Watched(Ledger):
@@ -122,8 +111,9 @@ def test_bandwidth_is_a_bucket_for_each_direction(ledger: Ledger) -> None:
 
 
 def test_a_burst_of_ones_own_and_of_a_slow_account() -> None:
-    """``burst`` says how much at once; without it a slow account has 4 KiB."""
-    assert admit(limits(bandwidth=Bandwidth(1e6), burst=Size(5000))).spend(UP, 0, START) == 5000
+    """``burst`` says how much at once, but no less than flows in a tenth of a second; a slow account has 4 KiB."""
+    assert admit(limits(bandwidth=Bandwidth(1e6), burst=Size(500_000))).spend(UP, 0, START) == 500_000
+    assert admit(limits(bandwidth=Bandwidth(1e6), burst=Size(1))).spend(UP, 0, START) == 100_000
     assert admit(limits(bandwidth=Bandwidth(100))).spend(UP, 0, START) == 4096
 
 
@@ -135,12 +125,34 @@ def test_a_quota_counts_both_directions_and_steps_toward_its_end() -> None:
     assert lease.spend(DOWN, (2 << 20) - NEAR_END, START) == STEP
     assert lease.spend(UP, NEAR_END - 100 - 5, START) == 5
     assert lease.spend(UP, 5, START) == OVER
-    assert lease.exhausted() == "limit: user alice: the quota of 2097152 B/day is used up"
+    assert lease.exhausted() == "limit: user alice: the quota of 2 MiB/day is used up"
+    assert lease.left == 0
     with pytest.raises(LimitExceeded, match="is used up") as caught:
         admit(made)
     assert caught.value.limit == "quota"
     lease.spend(UP, -5, START)
     admit(made)
+
+
+def test_what_is_left_is_what_the_nearest_quota_leaves() -> None:
+    """Of several that count, the one that ends first is the one that is told; buckets do not matter."""
+    server = Terms(quota=Quota.parse("1 MB/day"), bandwidth=Bandwidth(10))
+    made = Limits(Ledger(), users={"alice": Terms(quota=Quota.parse("2 MB/day"))}, server=server)
+    lease = admit(made)
+    lease.spend(UP, 900_000, START)
+    assert lease.left == 100_000
+    assert lease.exhausted() == "limit: server: the quota of 1 MB/day is used up"
+    assert admit(limits(bandwidth=Bandwidth(10))).left == ALL
+
+
+def test_a_bucket_says_what_it_holds() -> None:
+    """What has flowed in up to its size; less than nothing where it was overdrawn."""
+    lease = admit(limits(bandwidth=Bandwidth(1e6)))
+    (account,) = lease.meters
+    assert account.free(UP, START) == 100_000
+    lease.spend(UP, 150_000, START)
+    assert account.free(UP, START) == -50_000
+    assert account.free(DOWN, START) == 100_000
 
 
 def test_a_quota_begins_anew() -> None:
@@ -216,8 +228,8 @@ def test_a_session_ends_after_its_time() -> None:
     """The shortest of all; the lease says so once to whoever carries the session."""
     made = Limits(
         Ledger(),
-        users={"alice": Terms(max_session=2)},
-        server=Terms(max_session=1),
+        users={"alice": Terms(max_session=2)},  # type: ignore[arg-type]
+        server=Terms(max_session=1),  # type: ignore[arg-type]
     )
     lease = admit(made)
     assert lease.overdue(START + SECOND - 1, WALL) is None

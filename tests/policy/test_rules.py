@@ -11,37 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rule_cases import GROUPS, HOSTS, MONDAY_NOON, asking, parts, rule, rules, session
 from tabi.errors import ConfigError
 from tabi.policy.networks import IP
-from tabi.policy.rules import UNRESOLVED, Rule, RuleSet, Texts, Unresolved, make_rule
+from tabi.policy.rules import UNRESOLVED, Rule, RuleSet, Unresolved
 from tabi.session import Session
 from tabi.wire.address import Address, Host, embedded_ipv4, parse_host
-
-MONDAY_NOON = 1795435200
-GROUPS = {"alice": frozenset(("dev", "ops")), "bob": frozenset(("ops",))}
-
-
-def rule(number: int = 0, action: Any = "deny", name: str | None = None, via: str | None = None, **texts: Any) -> Rule:
-    """A rule from the texts of its matchers."""
-    return make_rule(number, action, Texts(**texts), name, via)
-
-
-def rules(*parts: dict[str, Any]) -> RuleSet:
-    """Rules in a row."""
-    return RuleSet((rule(number, **part) for number, part in enumerate(parts)), GROUPS)
-
-
-def session(
-    user: str | None = None,
-    client: str = "198.51.100.9",
-    command: str = "connect",
-    protocol: str = "socks5",
-    listener: str = "mixed://127.0.0.1:1080",
-) -> Session:
-    """Who asks."""
-    made = Session(1, listener, Address(client if client == "unix" else ip_address(client), 5000), 0.0)
-    made.user, made.command, made.protocol = user, command, protocol
-    return made
 
 
 def matches(
@@ -242,7 +217,7 @@ def test_rules_that_refuse_see_ipv4_inside_ipv6(host: str) -> None:
 def test_a_session_without_a_destination_is_refused_where_none_would_help() -> None:
     """UDP ASSOCIATE: at once, where no rule in front could allow one of its destinations."""
     who = session("alice", command="associate")
-    for parts, expected in (
+    for several, expected in (
         ([{"commands": ["associate"]}], 0),
         ([{"hosts": ["a.example"]}, {"ports": ["53"]}, {"commands": ["associate"], "action": "drop"}], 2),
         ([{"ports": ["53"], "action": "allow"}, {}], None),
@@ -251,7 +226,7 @@ def test_a_session_without_a_destination_is_refused_where_none_would_help() -> N
         ([{"commands": ["connect"]}], None),
         ([], None),
     ):
-        found = rules(*parts).find_refusal(who, MONDAY_NOON)
+        found = rules(*several).find_refusal(who, MONDAY_NOON)
         assert (found and found.number) == expected
 
 
@@ -293,55 +268,6 @@ def test_explanations_name_the_first_matcher_that_says_no() -> None:
 
 
 # --- against a model ---
-
-HOSTS = [
-    "a.example",
-    "b.example",
-    "x.a.example",
-    "y.x.a.example",
-    "1.2.3.4",
-    "1.2.9.9",
-    "::ffff:1.2.3.4",
-    "64:ff9b::102:304",
-]
-PATTERNS = [
-    "a.example",
-    "*.a.example",
-    "*.example",
-    "*",
-    "re:^x",
-    "1.2.3.0/24",
-    "1.2.0.0/16",
-    "64:ff9b::/96",
-    "b.example",
-]
-USERS = ["alice", "bob", "carol"]
-CLIENTS = ["10.0.0.1", "10.9.0.1", "unix"]
-
-
-def optional(strategy: Any) -> Any:
-    """A matcher, or none."""
-    return st.one_of(st.none(), st.lists(strategy, min_size=1, max_size=3).map(tuple))
-
-
-parts = st.fixed_dictionaries(
-    {
-        "hosts": optional(st.sampled_from(PATTERNS)),
-        "ports": optional(st.sampled_from(["80", "443", "1-100"])),
-        "users": optional(st.sampled_from([*USERS, "@dev", "@ops"])),
-        "clients": optional(st.sampled_from(["10.0.0.0/8", "10.9.0.0/16", "unix"])),
-        "commands": optional(st.sampled_from(["connect", "bind", "associate", "forward"])),
-        "hours": st.sampled_from([None, None, "Mon", "Tue"]),
-        "action": st.sampled_from(["allow", "deny", "reset", "drop"]),
-    }
-)
-asking = st.fixed_dictionaries(
-    {
-        "user": st.sampled_from([None, *USERS]),
-        "client": st.sampled_from(CLIENTS),
-        "command": st.sampled_from(["connect", "bind", "associate", "forward"]),
-    }
-)
 
 
 def model_conditions(part: dict[str, Any], who: Session, port: int | None) -> bool:

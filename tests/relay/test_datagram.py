@@ -13,8 +13,8 @@ from datagrams import Place, association, destination, udp_socket, unwrap, use_f
 from doubles import no_descriptors_left
 from sockets import turns, until
 from support import client, reset_on_close
-from tabi.config import Udp
-from tabi.policy.guard import permit_outer
+from tabi.config import Udp, make_config
+from tabi.errors import LimitExceeded
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
@@ -27,7 +27,7 @@ ANY = Address(parse_address("0.0.0.0:0").host, 0)
 @pytest.fixture
 def outer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every client counts as one from outside."""
-    monkeypatch.setattr("tabi.ingress.associate.permit_for", lambda host: permit_outer)
+    monkeypatch.setattr("tabi.policy.guard.Guard.is_for", lambda guard, host: True)
 
 
 # --- what passes ---
@@ -599,7 +599,7 @@ def test_the_sweep_runs_by_itself(run: Run) -> None:
 
 
 def test_the_end_comes_once(run: Run) -> None:
-    """What comes behind it changes nothing: an event of the control connection, another reason to end."""
+    """What comes behind it changes nothing: an event of the control connection, another reason to end, a limit."""
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
@@ -607,7 +607,8 @@ def test_the_end_comes_once(run: Run) -> None:
             session = await place.end(client)
             found.on_control()
             found.close("error")
-            assert session.close == "client"
+            found.cut("limit: too late")
+            assert (session.close, session.error) == ("client", None)
 
     run(main)
 
@@ -675,6 +676,22 @@ def test_two_thousand_associations_leave_nothing(run_once: Run) -> None:
             assert not associations.lookups
             assert not place.server.sessions
             await turns()
-            assert len(associations.reactor.handlers) == 1  # the listener
+            assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses
 
     run_once(main)
+
+
+def test_what_a_limit_of_time_ends_ends_in_order(run: Run) -> None:
+    """An association too: its control connection ends, and the line has the reason; it counts no octets for that."""
+
+    async def main() -> None:
+        limits = make_config({"limits": {"max_session": 86400}}).limits
+        async with Place(limits=limits) as place, association(place.address) as client:
+            (lease,) = place.server.gate.leases
+            assert type(place.one) is datagram.Association
+            lease.end(LimitExceeded("limit: too long", "max_session"))
+            assert await client.reader.read(1) == b""
+            session = await place.ended.get()
+            assert (session.close, session.error) == ("limit", "limit: too long")
+
+    run(main)

@@ -10,7 +10,7 @@ import pytest
 from conftest import Run
 from datagrams import Place, association, destination, udp_socket, unwrap
 from sockets import turns, until
-from tabi.config import Udp
+from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
 from tabi.relay import ends
 from tabi.wire.address import Address, parse_address
@@ -357,5 +357,20 @@ def test_senders_are_forgotten_in_the_order_of_their_first_datagram(run: Run, mo
                 for echo in (one, two, one):
                     assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                     assert len(place.one.senders) == 1
+
+    run(main)
+
+
+def test_answers_beyond_a_limit_are_dropped(run: Run, kernel: str) -> None:
+    """Those that there is no room for; the client hears of the others only."""
+
+    async def main() -> None:
+        limits = make_config({"limits": {"bandwidth": "1 kB/s", "burst": 5000}}).limits
+        async with Place(limits=limits) as place, association(place.address) as client:
+            with destination(answer=lambda data, sender: [(bytes(1500), sender)] * 10) as echo:
+                client.send(echo.header)
+                await until(lambda: place.drops == {"limited": 7})
+                for _ in range(3):
+                    assert unwrap(await client.receive()) == (echo.address, bytes(1500))
 
     run(main)

@@ -9,7 +9,6 @@ from time import monotonic
 
 import pytest
 
-from authorities import TlsPeer, accept, client_context
 from conftest import Run
 from sockets import (
     Bench,
@@ -25,11 +24,11 @@ from sockets import (
     turns,
     unix_pair,
     until,
+    waiting,
 )
 from tabi.net.stream import Stream
-from tabi.relay.pipes import BUFFER_SIZE
-from tabi.relay.relay import Relay
-from tabi.relay.tls import TlsRelay
+from tabi.relay import relay
+from tabi.relay.flow import BLOCKED
 
 MIB = 1 << 20
 
@@ -342,26 +341,6 @@ def test_a_half_closed_relay_has_its_own_limit(run: Run, first: str) -> None:
     run(main)
 
 
-def test_the_timer_sweeps_by_itself(run: Run) -> None:
-    """Nobody has to call: the relays' own timer ends what is idle, and stops when there is nothing left."""
-
-    async def main() -> None:
-        with Bench(idle=0.05, half_closed=0.05) as bench:
-            first, second = bench.ends(), bench.ends()
-            first.start()
-            second.start()
-            await first.ended.wait()
-            await second.ended.wait()
-            assert first.session.close == second.session.close == "idle"
-            await until(lambda: bench.relays.timer is None)
-            third = bench.ends()
-            third.start()
-            await third.ended.wait()
-            assert third.session.close == "idle"
-
-    run(main)
-
-
 def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
     """Pipes are scarce: after a sweep without traffic the pool has it again, and bulk may still come."""
 
@@ -410,76 +389,6 @@ def test_a_pipe_with_octets_in_it_stays_with_its_flow(run: Run) -> None:
 # --- many ---
 
 
-def test_shutdown_closes_every_relay_and_the_pool(run: Run) -> None:
-    """At the end of a server its relays end, each with its line, and no descriptor stays."""
-
-    async def main() -> None:
-        with Bench() as bench:
-            quiet, busy = bench.ends(), bench.ends()
-            quiet.start()
-            busy.start()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(send(busy.client, bytes(MIB)))
-                group.create_task(read(busy.server, MIB))
-            bench.relays.close("shutdown")
-            assert quiet.session.close == busy.session.close == "shutdown"
-            assert (busy.session.up, busy.session.down) == (MIB, 0)
-            assert not bench.relays.active
-            assert bench.relays.timer is None
-            assert bench.relays.carriers.idle == []
-            assert await read_all(quiet.client) == b""
-            bench.relays.close("shutdown")
-
-    run(main)
-
-
-def test_one_relays_end_may_end_others(run: Run) -> None:
-    """``done`` may close relays that the sweep under way has not come to yet."""
-
-    async def main() -> None:
-        with Bench(idle=300) as bench:
-            both = bench.ends(), bench.ends()
-            for ends in both:
-                ends.start()
-
-            def close_the_rest(session: object) -> None:
-                for relay in tuple(bench.relays.active):
-                    relay.close("shutdown")
-
-            bench.relays.done = close_the_rest
-            bench.relays.sweep(monotonic() + 301)
-            assert sorted(ends.session.close for ends in both) == ["idle", "shutdown"]
-
-    run(main)
-
-
-def test_relays_do_not_disturb_each_other(run: Run) -> None:
-    """Twenty relays at once, bulk in both directions through few pipes: every one carries its own octets."""
-
-    async def main() -> None:
-        with Bench(pipes=3) as bench:
-
-            async def one(number: int) -> None:
-                ends = bench.ends()
-                ends.start(b"head %d" % number)
-                data = bytes([number]) * (3 * BUFFER_SIZE)
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(send_and_end(ends.client, data))
-                    group.create_task(send_and_end(ends.server, data[::-1] + b"end"))
-                    up = group.create_task(read_all(ends.server))
-                    down = group.create_task(read_all(ends.client))
-                assert up.result() == b"head %d" % number + data
-                assert down.result() == data + b"end"
-                await ends.ended.wait()
-
-            async with asyncio.TaskGroup() as group:
-                for number in range(20):
-                    group.create_task(one(number))
-            assert bench.relays.carriers.lent == 0
-
-    run(main)
-
-
 def test_the_streams_give_their_sockets_away(run: Run) -> None:
     """After the start the relay owns both sockets: closing the streams does not cut it."""
 
@@ -495,17 +404,43 @@ def test_the_streams_give_their_sockets_away(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("side", [None, "near_client", "near_server"])
-def test_tls_at_one_side_makes_it_a_relay_that_copies(run_once: Run, side: str | None) -> None:
-    """Without TLS there is splice, and nothing of what TLS needs."""
+def test_what_a_limit_ends_ends_in_order(run: Run) -> None:
+    """What was sent arrives, then an end and no reset; the line has the reason."""
 
     async def main() -> None:
         with Bench() as bench:
             ends = bench.ends()
-            if side is not None:
-                far = ends.client if side == "near_client" else ends.server
-                await accept(getattr(ends, side), TlsPeer(far, client_context()))
             ends.start()
-            assert type(ends.relay) is (Relay if side is None else TlsRelay)
+            await send(ends.client, b"the last")
+            assert await read(ends.server, 8) == b"the last"
+            ends.relay.cut("limit: user alice: 1 s for a session")
+            assert (await read_all(ends.server), await read_all(ends.client)) == (b"", b"")
+            assert (ends.session.close, ends.session.error) == ("limit", "limit: user alice: 1 s for a session")
+
+    run(main)
+
+
+@pytest.mark.parametrize("reads", [1, 64])
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_is_unread_when_it_is_cut_is_thrown_away(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch, reads: int, ended: bool
+) -> None:
+    """So that closing makes no reset of it, up to a bound: the other direction's octets arrive."""
+    monkeypatch.setattr(relay, "UNREAD", reads)
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            await send(ends.server, b"on its way")
+            await until(lambda: ends.relay.down.octets)
+            ends.relay.up.state = BLOCKED  # reads nothing
+            await send(ends.client, bytes(1000))
+            if ended:
+                ends.client.shutdown(socket.SHUT_WR)
+            await until(lambda: waiting(ends.relay.up.source) == 1000)  # type: ignore[arg-type]
+            ends.relay.cut("limit: too much")
+            assert await read_all(ends.client) == b"on its way"
+            assert ends.session.close == "limit"
 
     run_once(main)

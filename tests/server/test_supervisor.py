@@ -11,10 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from processes import Serve, is_running, paused, refuses, serve, tunnels, wait_for
-from tabi.config import Config, Listen, Log, Seconds, Timeouts
+from tabi.config import Config, Listen, Log, Rule, Seconds, Timeouts
 from tabi.errors import ConfigError
 from tabi.server import supervisor as module
 from tabi.server.supervisor import FIRST_DELAY, GRACE, LAST_DELAY, STEADY, Supervisor
@@ -260,12 +261,47 @@ def test_a_worker_that_dies_while_draining_is_not_started_again(start: Start) ->
     assert (system.forked, system.now) == ([0], 1012)
 
 
-def test_sighup_changes_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """It says that nothing is reloaded, and goes on."""
+def test_sighup_without_a_file_changes_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """It says that there is nothing to read, and goes on; the workers do not hear of it."""
     supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
     assert supervisor.run(lambda: None) == 0
-    assert "SIGHUP" in caplog.text
+    assert "SIGHUP: nothing to read, since there is no -c FILE" in caplog.text
     assert system.sent == [(20, signal.SIGTERM)]
+
+
+def test_sighup_tells_all_workers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """What the file says now is put up for them, with what the command line said; what cannot be taken is named."""
+    caplog.set_level("INFO")
+    supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
+    config = supervisor.config
+    told = msgspec.structs.replace(config, workers=3, rule=[Rule("deny", ports=[25])])
+    supervisor.reread = lambda: told
+    published: list[object] = []
+    supervisor.bulletin.publish = lambda *news: published.append(news)  # type: ignore[method-assign]
+    assert supervisor.run(lambda: None) == 0
+    assert published == [(msgspec.structs.replace(config, rule=told.rule), {})]
+    assert system.sent == [(10, signal.SIGHUP), (20, signal.SIGTERM)]
+    assert "reloaded, but these wait for a restart: workers" in caplog.text
+    assert "reloaded: rules: 1, users: 0" in caplog.text
+    assert supervisor.config.rule == told.rule
+
+
+@pytest.mark.parametrize("error", [ConfigError("missing", "rule[0].action"), FileNotFoundError(2, "No such file")])
+def test_a_broken_file_keeps_the_old_configuration(
+    start: Start, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """SIGHUP with a file that cannot be taken says why; no worker hears of it."""
+
+    def reread() -> Config:
+        raise error
+
+    supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
+    config = supervisor.config
+    supervisor.reread = reread
+    assert supervisor.run(lambda: None) == 0
+    assert f"not reloaded, the old configuration stays: {error}" in caplog.text
+    assert system.sent == [(20, signal.SIGTERM)]
+    assert supervisor.config is config
 
 
 def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

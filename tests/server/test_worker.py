@@ -21,14 +21,17 @@ from tabi.wire.address import Address, from_sockaddr, parse_host
 SCRIPT = """
 import logging, socket, sys
 from tabi.config import Config, Listen, Log, Seconds, Timeouts
-from tabi.server.worker import run_worker
+from tabi.server.bulletin import Bulletin
+from tabi.server.ledger import SharedLedger
+from tabi.server.worker import Shared, run_worker
 
 listener, lifeline, drain, log = sys.argv[1:]
 logging.basicConfig()
 config = Config(
     listen=[Listen("socks5://127.0.0.1:0")], timeouts=Timeouts(drain=Seconds(drain)), log=Log(access=log)
 )
-run_worker(config, [[socket.socket(fileno=int(listener))]], False, int(lifeline))
+sockets = [[socket.socket(fileno=int(listener))]]
+run_worker(config, False, Shared(sockets, int(lifeline), SharedLedger(1), Bulletin(), None))
 """
 
 

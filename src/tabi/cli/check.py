@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from tabi.config import Config, load_config
+from tabi.config import Config, encode_special, load_config
+from tabi.config.advice import advise
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output
@@ -25,7 +27,8 @@ def check(
 ) -> None:
     """Validate a configuration and print it as it would be used, defaults and all.
 
-    Passwords are not shown. An error names the file and the key, and exits with 2.
+    Passwords are not shown. An error names the file and the key, and exits with 2. What may not be as it was meant,
+    such as a rule that can never match, is said on stderr.
     """
     config = load_config(path)
     try:
@@ -33,9 +36,11 @@ def check(
         check_surroundings(config)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
-    data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=float)  # the only type of ours is Seconds
+    for advice in advise(config):
+        print(f"{path}: {advice}", file=sys.stderr)
+    data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=encode_special)
     for user in data["users"].values():
-        user["password"] = "…"  # noqa: S105 - hides it
+        user["password"] = user["password"] and "…"
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
 
 

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 import tabi
 from tabi.cli.check import check
 from tabi.cli.connect import connect
+from tabi.cli.explain import explain_command
 from tabi.cli.listen import listen
 from tabi.cli.passwd import passwd
 from tabi.cli.serve import serve
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(check)
+app.command("explain")(explain_command)
 app.command()(passwd)
 app.command()(connect)
 app.command()(listen)

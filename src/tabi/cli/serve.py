@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from tabi.config import Config, Listen, User, check_values, load_config
+from tabi.config import Config, Listen, User, check_values, load_config, remember
 from tabi.errors import ConfigError
 from tabi.server.supervisor import Supervisor
 
@@ -46,12 +46,17 @@ def serve(
     What is given here stands in place of what the file says; users are added to those of the file.
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
+    SIGHUP takes rules, users and limits from the file as it is now, for new connections.
     """
-    settings = merge(Config() if config is None else load_config(config), listen, user, workers, access_log)
+
+    def read() -> Config:
+        return merge(Config() if config is None else load_config(config), listen, user, workers, access_log)
+
+    settings = read()
     logging.basicConfig(
         level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    supervisor = Supervisor(settings, open_proxy)
+    supervisor = Supervisor(settings, open_proxy, None if config is None else read)
     sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
 
 
@@ -80,7 +85,7 @@ def merge(
     if access_log is not None:
         config = msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, access=access_log))
     check_values(config)
-    return config
+    return remember(config)
 
 
 CURL = {

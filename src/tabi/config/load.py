@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from tabi.config.check import check_values
 from tabi.config.schema import (
+    Clients,
     Config,
     Egress,
+    Group,
+    Guard,
+    Limits,
     Listen,
     Log,
+    Quotas,
+    Rule,
     Seconds,
     Timeouts,
     Tls,
@@ -22,6 +30,7 @@ from tabi.config.schema import (
     User,
 )
 from tabi.errors import ConfigError
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 
 
 def load_config(path: str | Path) -> Config:
@@ -52,7 +61,11 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
         return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
 
-    return msgspec.structs.replace(config, listen=[absolute(listen) for listen in config.listen])
+    quotas = config.quotas
+    if quotas.path is not None:
+        quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
+    found = msgspec.structs.replace(config, listen=[absolute(listen) for listen in config.listen], quotas=quotas)
+    return remember(found)
 
 
 def parse_config(text: str) -> Config:
@@ -73,14 +86,31 @@ def make_config(data: dict[str, Any]) -> Config:
     except msgspec.ValidationError as exc:
         raise explain(str(exc), data) from None
     check_values(config)
-    return config
+    return remember(config)
 
 
 def decode_special(kind: type, value: object) -> object:
     """msgspec's hook for the types that TOML does not have."""
-    if kind is Seconds:
-        return Seconds.parse(value)
+    if kind in SPECIAL:
+        return SPECIAL[kind](value)
     raise NotImplementedError(kind)
+
+
+SPECIAL: dict[type, Callable[[object], object]] = {
+    kind: kind.parse for kind in (Seconds, Size, Rate, Bandwidth, Quota, Moment)
+}
+"""The types that TOML does not have, and what reads them."""
+
+
+def encode_special(value: object) -> object:
+    """The same back: as TOML has it. Raises ConfigError for what is none of these."""
+    if isinstance(value, Rate | Quota):
+        return str(value)
+    if isinstance(value, Size):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
 
 
 def explain(message: str, data: dict[str, Any]) -> ConfigError:
@@ -99,8 +129,8 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
         text += f", expected {CHOICES[key]}"
     text = text.replace(" | null`", "`")  # TOML has none
     text = re.sub(r"`(\w+)`", lambda found: TOML_TYPES.get(found[1], found[1]), text)
-    if path == "listen":
-        text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[listen]]"
+    if path in ("listen", "rule", "clients"):
+        text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[{path}]]"
     return ConfigError(text[:1].lower() + text[1:], path or None)
 
 
@@ -122,6 +152,12 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "udp": Udp,
     "tls": Tls,
     "users": User,
+    "groups": Group,
+    "clients": Clients,
+    "limits": Limits,
+    "rule": Rule,
+    "guard": Guard,
+    "quotas": Quotas,
     "egress": Egress,
     "timeouts": Timeouts,
     "log": Log,
@@ -138,24 +174,32 @@ CHOICES = {
     "senders": "contacted or any",
     "client_name": "cn, dns, email or uri",
     "send_proxy_protocol": "1 or 2, or 0 for none",
+    "action": "allow, deny, reset or drop",
+    "over": "refuse or wait",
 }
 
 
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
-    below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)", path)
-    return PARTS[below[1] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
+    below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)|(?:clients\[\d+\]|(?:users|groups)\..+)\.(limits)", path)
+    return PARTS[below[1] or below[2] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
+
+
+CHECKED: WeakValueDictionary[int, Config] = WeakValueDictionary()
+"""Configurations whose types are known to be right, by their identity: they cannot change."""
+
+
+def remember(config: Config) -> Config:
+    """Note that a configuration need not be checked again."""
+    CHECKED[id(config)] = config
+    return config
 
 
 def check_types(config: Config) -> Config:
     """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
-
-    def to_toml(value: object) -> float:
-        if isinstance(value, float):
-            return float(value)
-        raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
-
-    data = msgspec.to_builtins(config, enc_hook=to_toml)
+    if CHECKED.get(id(config)) is config:
+        return config
+    data = msgspec.to_builtins(config, enc_hook=encode_special)
     try:
         return msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:

@@ -6,19 +6,20 @@ Durations are float seconds; the file may also say text such as "200ms" or "5 mi
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Literal
 
 import msgspec
 
+from tabi.policy.guard import EXEMPT, PRIVATE
+from tabi.policy.networks import Network
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import Secret, parse_hash, plain_secret
 from tabi.url import DEFAULT_PORT, ListenURL, parse_listen_url
 from tabi.wire.address import Host, parse_ip
 
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
-
-Network = IPv4Network | IPv6Network
 
 
 class Seconds(float):
@@ -127,18 +128,55 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return parse_listen_url(self.url)
 
     @property
+    def by_certificate(self) -> bool:
+        """Whether clients may be users by a certificate of their own."""
+        return self.tls is not None and self.tls.client_ca is not None
+
+    def wants_user(self, has_users: bool) -> bool:
+        """Whether clients must be users; ``has_users`` says that there are some who prove it by a password."""
+        return self.users == "required" or (self.users is None and (has_users or self.by_certificate))
+
+    @property
     def proxies(self) -> tuple[Network | None, ...]:
         """``proxy_protocol`` as networks, None for ``"unix"``. Raises ValueError."""
         return tuple(None if text == "unix" else ip_network(text) for text in self.proxy_protocol)
 
 
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``limits`` of a user, a group, a network of clients, and ``[limits]`` of the whole server. Default: none."""
+
+    connections: int | None = None
+    """Sessions at once; an association is one, and so is an HTTP request."""
+    connect_rate: Rate | None = None
+    """How often one may begin, such as ``"20/s"``; so many may begin at once."""
+    bandwidth: Bandwidth | None = None
+    """Octets of payload per second, each way for itself, such as ``"10 MB/s"``."""
+    burst: Size | None = None
+    """Octets that may flow at once after a pause, never less than a tenth of a second of ``bandwidth``. Default: that
+    much, at least 4 KiB."""
+    quota: Quota | None = None
+    """Octets of payload, both ways together, in a day or a month, such as ``"50 GB/month"``."""
+    max_session: Seconds | None = None
+    """Seconds after which a session ends."""
+    over: Literal["refuse", "wait"] = "refuse"
+    """What becomes of a request beyond ``connections`` or ``connect_rate``: it is refused, or waits for its turn as
+    long as a handshake may take. Default: refuse."""
+
+
 class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[users.NAME]``: who may use the proxy."""
 
-    password: str
-    """A hash as ``tabi passwd`` prints it; the password itself only with ``plain = true``."""
+    password: str | None = None
+    """A hash as ``tabi passwd`` prints it; the password itself only with ``plain = true``. Without one nobody can log
+    in by password: for users by certificate, and those of a program."""
     plain: bool = False
     """Whether ``password`` is the password itself. Default: false."""
+    groups: list[str] = []
+    """Groups that the user belongs to, for rules and for limits that its members share."""
+    expires: Moment | None = None
+    """When the user's time is over, such as ``2027-01-01``: sessions end then. A date is its first second, in UTC."""
+    limits: Limits = Limits()
+    """What the user may use, in all sessions together."""
 
     def __repr__(self) -> str:
         return "User()"
@@ -147,9 +185,78 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return []
 
     @property
-    def secret(self) -> Secret:
-        """What is compared with. Raises ValueError where the hash is none."""
+    def secret(self) -> Secret | None:
+        """What is compared with, None where there is no password. Raises ValueError where the hash is none."""
+        if self.password is None:
+            return None
         return plain_secret(self.password) if self.plain else parse_hash(self.password)
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[groups.NAME]``: users together."""
+
+    limits: Limits = Limits()
+    """What all members together may use."""
+
+
+class Clients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[clients]]``: clients by their addresses; the first part that has an address counts."""
+
+    networks: list[str]
+    """Networks and addresses, such as ``"10.0.0.0/8"``."""
+    limits: Limits = Limits()
+    """What all clients of these networks together may use."""
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[rule]]``: the first that matches decides; after the last everything is allowed, subject to the guard.
+
+    A rule matches if all of its matchers do; one that is left out matches everything.
+    """
+
+    action: Literal["allow", "deny", "reset", "drop"]
+    """``deny`` answers (reply 02), ``reset`` resets the client's connection, ``drop`` leaves it without an answer until
+    the handshake's time is over. Of datagrams all three drop what is not allowed."""
+    name: str | None = None
+    """What the access log calls it. Default: its place, ``rule[3]``."""
+    hosts: list[str] | None = None
+    """Destinations: ``"example.com"``, ``"*.example.com"`` for names below it, ``"re:…"`` for a regular expression,
+    ``"198.51.100.0/24"``, or ``"*"``."""
+    ports: list[int | str] | None = None
+    """Ports of the destination: ``25``, ``"465-587"``."""
+    users: list[str] | None = None
+    """Users, and groups with a @ in front."""
+    clients: list[str] | None = None
+    """Networks that the client comes from; ``"unix"`` for unix sockets."""
+    commands: list[str] | None = None
+    """``connect`` (HTTP requests are one too), ``forward`` (HTTP requests only), ``bind``, ``associate``."""
+    listeners: list[str] | None = None
+    """URLs of listeners, as they stand in ``[[listen]]``."""
+    protocols: list[str] | None = None
+    """As in the access log: socks5, socks4, http, socks5+tls, socks4+tls, https."""
+    hours: str | None = None
+    """Times of the week, such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"``; UTC without a zone."""
+    via: str | None = None
+    """The egress that an allowed request takes. Default: ``direct``."""
+
+
+class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[guard]``: networks that no client from outside this machine reaches, whatever rules say."""
+
+    deny: list[str] = msgspec.field(default_factory=lambda: [PRIVATE])
+    """Networks, and ``"private"`` for all that are not public, the proxy's own addresses with them; ``[]`` for none."""
+    allow: list[str] = []
+    """Networks that are reached all the same."""
+    exempt: list[str] = msgspec.field(default_factory=lambda: list(EXEMPT))
+    """Clients that it is not for: networks, ``"unix"``. Default: those on this machine, who could go there anyway."""
+
+
+class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[quotas]``: where it is kept what was used."""
+
+    path: str | None = None
+    """A file of SQLite, made where there is none. Default: ``quotas.sqlite`` in the state directory that systemd gives
+    or else in ``~/.local/state/tabi``."""
 
 
 class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,7 +295,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The least important message that is shown on stderr. Default: info."""
 
 
-class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, weakref=True):
     """tabi.toml."""
 
     workers: int = 1
@@ -197,6 +304,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, User] = {}
     """Who may use the proxy. Default: nobody, which means anybody on loopback."""
+    groups: dict[str, Group] = {}
+    """Groups of users, by name. Default: none has limits."""
+    clients: list[Clients] = []
+    """Clients by their addresses. Default: none has limits."""
+    limits: Limits = Limits()
+    """What all sessions together may use."""
+    rule: list[Rule] = []
+    """Who may go where, in this order. Default: everybody everywhere, subject to the guard."""
+    decide: str | None = None
+    """``python:module:function``: asked for each session after the rules, it has the last word. Default: nobody."""
+    guard: Guard = Guard()
+    """What clients from outside do not reach."""
+    quotas: Quotas = Quotas()
+    """Where used quotas are kept."""
     egress: dict[str, Egress] = {}
     """Ways out, by name. Default: ``direct``."""
     timeouts: Timeouts = Timeouts()

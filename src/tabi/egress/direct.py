@@ -30,4 +30,4 @@ class Direct:
 
     def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
         """See `Egress`."""
-        return self.dialer.dial(destination, permit)
+        return self.dialer.dial(destination, permit, None if session is None else session.addresses)

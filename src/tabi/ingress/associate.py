@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tabi.config import Udp
 from tabi.ingress.conversation import Conversation
+from tabi.ingress.gate import Gate
 from tabi.net.failures import local_error
 from tabi.net.listen import client_ip, own_address
-from tabi.policy.guard import permit_for
 from tabi.relay.datagram import Associations
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -17,19 +17,22 @@ class Associate:
     """Opens a port and hands it over, with the control connection, to an association.
 
     Args:
+        gate: says whether, and for each destination again.
         associations: carry the datagrams from then on.
         udp: what the listener says of its ports.
     """
 
     name = "associate"
 
-    def __init__(self, associations: Associations, udp: Udp) -> None:
+    def __init__(self, gate: Gate, associations: Associations, udp: Udp) -> None:
+        self.gate = gate
         self.associations = associations
         self.udp = udp
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.conversation.Serve`. Raises DialError, which becomes the reply."""
+        """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
+        judge = await self.gate.enter_open(session)
         session.via = "direct"
         try:
             local = own_address(client.sock, session.client)
@@ -39,8 +42,7 @@ class Associate:
         # Section 6: BND is where the client sends to, so it is an address that the client can reach.
         bound = Address(self.udp.public(local.host), port.number)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
-        permit = permit_for(session.client.host)
-        self.associations.start(client, port, session, answer, permit, declared_port(session), self.udp)
+        self.associations.start(client, port, session, answer, judge, declared_port(session), self.udp)
 
 
 def declared_port(session: Session) -> int:

@@ -11,15 +11,17 @@ from time import monotonic
 from typing import Any
 
 from tabi.config import Udp
-from tabi.errors import DialError, PolicyDenied
+from tabi.errors import DialError, LimitExceeded, PolicyDenied
 from tabi.ingress.conversation import Conversation
+from tabi.ingress.gate import Gate
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import Acceptor, bind_port, client_ip, family_of, own_address, route_to
 from tabi.net.reactor import ENDED, Reactor
 from tabi.net.stream import RESET, Sock, Stream
-from tabi.policy.guard import permit_for
-from tabi.relay.relay import Relays
+from tabi.policy.networks import unmapped
+from tabi.policy.policy import Judge
+from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr, parse_ip
 from tabi.wire.socks5 import Reply, ReplyCode
@@ -43,6 +45,7 @@ class Bind:
     time and accuses neither the peer nor the proxy.
 
     Args:
+        gate: says whether, and where anyone may call for each caller again.
         dialer: finds the addresses of a peer that has a name, within its own deadline.
         relays: carry the octets from then on.
         udp: the listener's ports, and the address that clients are told.
@@ -51,26 +54,28 @@ class Bind:
 
     name = "bind"
 
-    def __init__(self, dialer: Dialer, relays: Relays, udp: Udp, seconds: float) -> None:
+    def __init__(self, gate: Gate, dialer: Dialer, relays: Relays, udp: Udp, seconds: float) -> None:
+        self.gate = gate
         self.dialer = dialer
         self.relays = relays
         self.udp = udp
         self.seconds = seconds
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.conversation.Serve`. Raises DialError and PolicyDenied, which become a reply."""
+        """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: a reply."""
         client, session = conversation.client, conversation.session
         assert session.destination is not None
 
-        permit = permit_for(session.client.host)
-        expected = await self.find(session.destination, permit)
+        expected, judge = await self.decide(session)
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
         own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)
 
         session.via = "direct"
         sock, bound = self.listen(expected, client.sock, session)
-        callers = Callers(self.dialer.reactor, sock, client, expected, permit)
+        callers = Callers(self.dialer.reactor, sock, client, expected, judge, session.destination.port)
+        if session.lease is not None:
+            session.lease.cut = lambda why: client.wake_waiting(LimitExceeded(why, "max_session"))
         try:
             conversation.answer(Reply(ReplyCode.SUCCEEDED, bound))
             began = monotonic()
@@ -90,8 +95,21 @@ class Bind:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.relays.start(client, server, session, answer, conversation.trailing_data)
 
+    async def decide(self, session: Session) -> tuple[list[IP], Judge | None]:
+        """Who may call: these addresses, or, where there are none, whoever the judge lets through."""
+        assert session.destination is not None
+        host = session.destination.host
+        if not isinstance(host, str) and unmapped(host).is_unspecified:
+            return [], await self.gate.enter_open(session)
+        _, permit = self.gate.enter(session) or await self.gate.enter_slowly(session)
+        if session.addresses is None:
+            return await self.find(session.destination, permit), None
+        for address in session.addresses:
+            permit(address)
+        return list(session.addresses), None
+
     async def find(self, destination: Address, permit: Permit) -> list[IP]:
-        """The addresses that may call, every one of them permitted; none where anyone may (DST 0.0.0.0 or ::).
+        """The addresses that may call, every one of them permitted.
 
         Raises:
             DialError: a name has none, or they were not found in time.
@@ -106,8 +124,6 @@ class Bind:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return [parse_ip(str(address)) for address in found]
         address = parse_ip(str(host))  # IPv4 inside IPv6 calls as IPv4
-        if address.is_unspecified:
-            return []
         permit(address)
         return [address]
 
@@ -180,17 +196,25 @@ class Callers:
         reactor: on which it listens.
         sock: listens already; it is closed by `close`.
         client: whose reader is woken when the peer has called.
-        expected: the addresses of the peer; none where anyone may call whom ``permit`` lets through.
+        expected: the addresses of the peer; none where anyone may call whom ``judge`` lets through.
+        port: that the client has named.
     """
 
     def __init__(
-        self, reactor: Reactor, sock: socket.socket, client: Stream, expected: list[IP], permit: Permit
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        client: Stream,
+        expected: list[IP],
+        judge: Judge | None,
+        port: int,
     ) -> None:
         self.reactor = reactor
         self.sock = sock
         self.client = client
         self.expected = expected
-        self.permit = permit
+        self.judge = judge
+        self.port = port
         self.waiting = True
         self.refused = 0
         self.last_refused: Address | None = None
@@ -219,10 +243,10 @@ class Callers:
 
     def may_call(self, host: Any) -> bool:
         """Whether it is the peer. Its port is not looked at: servers call from others than those they listen on."""
-        if self.expected:
+        if self.judge is None:
             return host in self.expected
         try:
-            self.permit(host)
+            self.judge(Address(host, self.port), [host])
         except PolicyDenied:
             return False
         return True

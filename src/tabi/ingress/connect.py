@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
-from tabi.egress.direct import Egress
 from tabi.ingress.conversation import Conversation
+from tabi.ingress.gate import Gate
 from tabi.net.failures import connect_error
-from tabi.policy.guard import permit_for
-from tabi.relay.relay import Relays
+from tabi.relay.relays import Relays
 from tabi.wire.address import from_sockaddr
 from tabi.wire.socks5 import Reply, ReplyCode
 
@@ -18,26 +17,25 @@ class Connect:
     """Opens the way that a client asks for and hands both sockets to a relay.
 
     Args:
-        egress: opens the destination.
+        gate: says whether, and which way.
         relays: carry the octets from then on.
     """
 
     name = "connect"
 
-    def __init__(self, egress: Egress, relays: Relays) -> None:
-        self.egress = egress
+    def __init__(self, gate: Gate, relays: Relays) -> None:
+        self.gate = gate
         self.relays = relays
 
     async def __call__(self, conversation: Conversation) -> None:
-        """See `ingress.conversation.Serve`. Raises DialError and PolicyDenied, which become the reply."""
+        """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session = conversation.session
         assert session.destination is not None
 
-        permit = permit_for(session.client.host)
+        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session)
 
-        session.via = self.egress.name
         began = monotonic()
-        server = await self.egress.open(session.destination, permit, session)
+        server = await egress.open(session.destination, permit, session)
         try:
             session.connect_seconds = monotonic() - began
             named = isinstance(session.destination.host, str)

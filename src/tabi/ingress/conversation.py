@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tabi.errors import TabiError
+from tabi.errors import LimitExceeded, PolicyDenied, TabiError
 from tabi.net.deadline import Deadlines
-from tabi.net.stream import Stream
-from tabi.session import Session
+from tabi.net.stream import RESET, Stream
+from tabi.session import Close, Session
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks4 import ServerMachine4
 from tabi.wire.socks5 import Reply, ReplyCode, ServerMachine
@@ -138,19 +139,44 @@ class Commands:
             await serve(conversation)
         except TabiError as exc:
             session.error = str(exc)
+            if isinstance(exc, PolicyDenied) and exc.action != "deny":
+                await self.turn_away(conversation.client, session, exc.action)
+                return
             code = ReplyCode.GENERAL_FAILURE if exc.reply_code is None else exc.reply_code
-            await self.refuse_request(conversation, code)
+            await self.refuse_request(conversation, code, "limit" if isinstance(exc, LimitExceeded) else None)
 
-    async def refuse_request(self, conversation: Conversation, reply_code: int) -> None:
+    async def refuse_request(self, conversation: Conversation, reply_code: int, close: Close | None = None) -> None:
         """Answer a request with a failure."""
         denied = reply_code == ReplyCode.NOT_ALLOWED
         reply = Reply(reply_code)
-        await self.refuse(conversation.client, conversation.session, denied, lambda: conversation.answer(reply))
+        await self.refuse(
+            conversation.client,
+            conversation.session,
+            close or ("denied" if denied else "error"),
+            lambda: conversation.answer(reply),
+        )
 
-    async def refuse(self, client: Stream, session: Session, denied: bool, answer: Callable[[], None]) -> None:
+    async def refuse(self, client: Stream, session: Session, close: Close, answer: Callable[[], None]) -> None:
         """Answer no, and let the client read it."""
-        session.close = "denied" if denied else "error"
+        session.close = close
         await self.part(client, answer)
+
+    async def turn_away(self, client: Stream, session: Session, action: str) -> None:
+        """Refuse without an answer: with a reset, or by keeping the client waiting as long as a handshake may take."""
+        session.close = "denied"
+        self.handshake.stop(client)
+        if action == "reset":
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            return
+        self.handshake.start(client)
+        try:
+            while await client.receive():
+                await asyncio.sleep(0)
+                client.check()
+        except OSError:  # TimeoutError is one
+            pass
+        finally:
+            self.handshake.stop(client)
 
     async def part(self, client: Stream, answer: Callable[[], None] = lambda: None) -> None:
         """End, and stay until the client has read it all: a close with octets unread would be a reset and lose it."""

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from tabi.egress.direct import Egress
-from tabi.errors import RemoteProtocolError
+from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.ingress.gate import Gate
 from tabi.net.deadline import Quiet
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
-from tabi.relay.relay import Relays
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.http import (
@@ -57,14 +58,14 @@ class Forwarding(NamedTuple):
     """What forwarding needs of a server.
 
     Attributes:
-        egress: opens the destinations.
+        gate: says whether a request may be carried, and which way.
         relays: carry what has changed to another protocol (101).
         idle: ends the connections on which nothing moves.
         over: hands in a session whose request is over, and begins it anew for the next.
         kept: gets the connections that wait for another request.
     """
 
-    egress: Egress
+    gate: Gate
     relays: Relays
     idle: Quiet
     over: Callable[[Session], object]
@@ -152,13 +153,16 @@ class Failed(Exception):
 class Server:
     """The connection to a destination that a client's connection keeps."""
 
-    __slots__ = ("address", "buffer", "destination", "stream", "used", "user")
+    __slots__ = ("address", "buffer", "destination", "stream", "used", "user", "via")
 
-    def __init__(self, stream: Stream, destination: Address, address: Address, user: str | None) -> None:
+    def __init__(
+        self, stream: Stream, destination: Address, address: Address, user: str | None, via: str | None
+    ) -> None:
         self.stream = stream
         self.destination = destination
         self.address = address
         self.user = user  # for whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate)
+        self.via = via  # the way out that it goes
         self.buffer = bytearray()
         self.used = False
 
@@ -187,6 +191,7 @@ class Exchange:
         "client",
         "fault",
         "forwarding",
+        "lease",
         "reading",
         "request",
         "server",
@@ -209,7 +214,10 @@ class Exchange:
         self.uploading: asyncio.Task[None] | None = None
         self.reading = False  # whether the client is waited for, that it sends more
         self.uploaded = False  # whether the destination's socket has taken the whole request
-        self.fault: OSError | RemoteProtocolError | None = None  # of the client, found while its content was read
+        # Of the client, found while its content was read.
+        self.fault: OSError | RemoteProtocolError | LimitExceeded | None = None
+        lease = self.session.lease
+        self.lease = lease if lease is not None and lease.meters else None
 
     def expire(self) -> None:
         """The idle deadline: whoever waits on either side gets TimeoutError."""
@@ -234,6 +242,8 @@ class Exchange:
                 raise Failed(400, "http_request_error", str(exc)) from exc
             octets += content
             self.session.up += len(content)
+            if self.lease is not None:
+                await self.forwarding.relays.pacer.charge(self.lease, UP, len(content))
         try:
             if len(octets) <= SMALL:
                 self.stream.send_later(octets)  # the destination has read all that was sent before
@@ -250,6 +260,8 @@ class Exchange:
         except Failed:
             if isinstance(self.fault, RemoteProtocolError):
                 raise Failed(400, "http_request_error", str(self.fault)) from self.fault
+            if isinstance(self.fault, LimitExceeded):
+                raise Failed(429, "connection_limit_reached", str(self.fault)) from self.fault
             if self.fault is not None:
                 raise self.fault from None
             raise
@@ -293,8 +305,10 @@ class Exchange:
                     return
                 self.session.up += len(content)
                 asking.moved += 1
+                if self.lease is not None:
+                    await self.forwarding.relays.pacer.charge(self.lease, UP, len(content))
             self.uploaded = True
-        except (OSError, RemoteProtocolError) as exc:
+        except (OSError, RemoteProtocolError, LimitExceeded) as exc:
             self.fault = exc
             stream.reset()  # it must not take what it has for the whole; and nobody waits for its answer any more
 
@@ -354,6 +368,8 @@ class Exchange:
         try:
             content = take(server.buffer, body, chunks)
             session.down += len(content)
+            if self.lease is not None:
+                await self.forwarding.relays.pacer.charge(self.lease, DOWN, len(content))
             octets = head + content
             if len(octets) <= SMALL and keep and body.done and not client.unsent:
                 client.send_later(octets)
@@ -371,6 +387,13 @@ class Exchange:
                 await client.send_all(content)
                 session.down += len(content)
                 self.asking.moved += 1
+                if self.lease is not None:
+                    await self.forwarding.relays.pacer.charge(self.lease, DOWN, len(content))
+        except LimitExceeded as exc:
+            session.error, session.close = str(exc), "limit"
+            if isinstance(body, Endless):  # a plain end would look like the end of the content
+                self.asking.break_off()
+            return False, False
         except (OSError, RemoteProtocolError) as exc:
             # The client has part of an answer: a reset says that it is not the whole.
             session.error = self.blame(exc, sending)
@@ -384,7 +407,7 @@ class Exchange:
         server.used = True
         return keep, response.keep_alive and self.uploaded and body.done and not server.buffer
 
-    def blame(self, exc: OSError | RemoteProtocolError, sending: bool) -> str:
+    def blame(self, exc: OSError | RemoteProtocolError | LimitExceeded, sending: bool) -> str:
         """Who has broken an answer off, and how; ``sending`` says that the client was being sent to."""
         whose = "the client" if sending else str(self.request.destination)
         if isinstance(exc, TimeoutError) and exc.errno is None:
@@ -394,7 +417,7 @@ class Exchange:
             return "the client has gone"
         if not sending and self.fault is not None:  # for which the destination was reset
             exc, whose = self.fault, "the client"
-            if isinstance(exc, RemoteProtocolError):
+            if not isinstance(exc, OSError):
                 return str(exc)
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
         return f"{whose}: {reason}"

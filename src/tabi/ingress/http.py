@@ -15,16 +15,17 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
-from tabi.errors import DialError, HttpError, PolicyDenied, RemoteProtocolError, TabiError
+from tabi.errors import DialError, HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
+from tabi.ingress.gate import Way
 from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
-from tabi.policy.guard import permit_for
-from tabi.session import Session
-from tabi.wire.address import from_sockaddr
+from tabi.policy.networks import unmapped
+from tabi.session import Close, Session
+from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
     CONNECT_ESTABLISHED,
     HEAD_LIMIT,
@@ -41,6 +42,8 @@ UNROUTABLE = frozenset(
 )
 
 CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", charset="UTF-8"'),)
+
+CLOSE: dict[int, Close] = {403: "denied", 407: "denied", 429: "limit"}
 
 # RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
@@ -69,7 +72,7 @@ class HttpIngress:
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
         self.forwarding = forwarding
-        self.egress, _, self.idle, self.over, self.kept = forwarding
+        self.gate, _, self.idle, self.over, self.kept = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -140,6 +143,13 @@ class Connection:
             self.client.expire()
         elif self.exchange is not None:
             self.exchange.expire()
+
+    def cut(self, why: str) -> None:
+        """A limit ends the request: whoever waits on either side hears of it."""
+        error = LimitExceeded(why, "max_session")
+        for stream in (self.client, self.server.stream if self.server is not None else None):
+            if stream is not None:
+                stream.wake_waiting(error)
 
     def break_off(self) -> None:
         """Have the client's connection end with a reset. It stays the server's to close, which hands the session in."""
@@ -242,8 +252,16 @@ class Connection:
             return await self.fail(request, 501 if request.method == "TRACE" else 200, None, details)
         try:
             return await self.forward(request)
-        except (DialError, PolicyDenied) as exc:
-            return await self.fail(request, *problem_of(exc), str(exc))
+        except TabiError as exc:
+            return await self.decline(request, exc)
+
+    async def decline(self, request: Request, exc: TabiError) -> bool:
+        """Answer a request that cannot or may not be carried out; whether the connection goes on."""
+        if isinstance(exc, PolicyDenied) and exc.action != "deny":
+            self.session.error = str(exc)
+            await self.ingress.commands.turn_away(self.client, self.session, exc.action)
+            return False
+        return await self.fail(request, *problem_of(exc), str(exc))
 
     async def is_authorized(self, request: Request) -> bool:
         """Whether the client may ask at all. Raises TimeoutError where that is not found out in time."""
@@ -305,7 +323,7 @@ class Connection:
             session.close = "server"
             return
         session.error = details
-        session.close = "denied" if status in (403, 407) else "error"
+        session.close = CLOSE.get(status, "error")
 
     # --- CONNECT ---
 
@@ -318,7 +336,7 @@ class Connection:
         try:
             await self.ingress.connect(tunnel)
         except TabiError as exc:
-            return await self.fail(request, *problem_of(exc), str(exc))
+            return await self.decline(request, exc)
         return False
 
     # --- forwarding ---
@@ -327,14 +345,16 @@ class Connection:
         """Forward a request and its answer; whether the connection goes on.
 
         Raises:
-            DialError, PolicyDenied: the destination cannot be opened.
+            DialError, PolicyDenied, LimitExceeded: the destination cannot be opened, or no more may be carried.
             OSError: the client's connection broke.
         """
         repeatable = request.method in REPEATABLE and not request.body
-        session = self.session
-        session.via = self.ingress.egress.name
+        session, gate = self.session, self.ingress.gate
+        way = gate.enter(session) or await gate.enter_slowly(session)
+        if session.lease is not None:
+            session.lease.cut = self.cut
         while not self.gone:
-            server = self.kept_server(request, repeatable) or await self.open_server(request)
+            server = self.kept_server(request, repeatable, way) or await self.open_server(request, way)
             if self.gone:
                 break
             session.address = server.address
@@ -355,35 +375,51 @@ class Connection:
             return keep
         raise ConnectionResetError("the client has gone")
 
-    def kept_server(self, request: Request, repeatable: bool) -> Server | None:
+    def kept_server(self, request: Request, repeatable: bool, way: Way) -> Server | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
         if server is None or (
             repeatable
             and server.destination == request.destination
             and server.user == self.session.user
+            and server.via == self.session.via
+            and self.may_lead_to(server.address, way)
             and server.quiet
         ):
             return server
         self.close_server()
         return None
 
-    async def open_server(self, request: Request) -> Server:
+    def may_lead_to(self, address: Address, way: Way) -> bool:
+        """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
+        host, addresses = address.host, self.session.addresses
+        assert not isinstance(host, str)
+        if addresses is not None and host not in map(unmapped, addresses):  # it was decided on these
+            return False
+        try:
+            way.permit(host)
+        except PolicyDenied:
+            return False
+        return True
+
+    async def open_server(self, request: Request, way: Way) -> Server:
         """A new connection. Errors as `Egress.open`."""
         began, session = monotonic(), self.session
-        stream = await self.ingress.egress.open(request.destination, permit_for(session.client.host), session)
+        stream = await way.egress.open(request.destination, way.permit, session)
         session.connect_seconds = monotonic() - began
         try:
             address = from_sockaddr(stream.sock.getpeername())
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
-        self.server = Server(stream, request.destination, address, session.user)
+        self.server = Server(stream, request.destination, address, session.user, session.via)
         return self.server
 
 
 def problem_of(exc: TabiError) -> tuple[int, str]:
     """Status and error type of RFC 9209 section 2.3 for a destination that could not be opened."""
+    if isinstance(exc, LimitExceeded):
+        return 429, "connection_limit_reached"
     if isinstance(exc, PolicyDenied) or exc.reply_code == ReplyCode.NOT_ALLOWED:
         return 403, "destination_ip_prohibited"
     number = exc.errno if isinstance(exc, DialError) else None

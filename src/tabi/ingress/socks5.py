@@ -77,7 +77,9 @@ class Socks5Ingress:
             return True
         wanted = Method.NO_AUTHENTICATION if known or not self.required else Method.USERNAME_PASSWORD
         session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
-        await self.commands.refuse(conversation.client, session, True, lambda: conversation.send(NO_ACCEPTABLE_METHODS))
+        await self.commands.refuse(
+            conversation.client, session, "denied", lambda: conversation.send(NO_ACCEPTABLE_METHODS)
+        )
         return False
 
     async def check_user(self, conversation: MachineConversation, authenticate: Authenticate) -> bool:
@@ -87,7 +89,7 @@ class Socks5Ingress:
         client, session = conversation.client, conversation.session
         left = self.handshake.left(client)
         if not await identify(authenticate, session, credentials.username, credentials.password, left):
-            await self.commands.refuse(client, session, True, lambda: conversation.send(REJECTED))
+            await self.commands.refuse(client, session, "denied", lambda: conversation.send(REJECTED))
             return False
         conversation.send(ACCEPTED)
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import aiohappyeyeballs
@@ -13,7 +13,7 @@ import aiohappyeyeballs
 from tabi.net.deadline import Deadlines
 from tabi.net.failures import connect_error, connect_error_of_many, lookup_error, timeout_error
 from tabi.net.reactor import BROKEN, OUT, Reactor
-from tabi.net.resolve import Resolver, read_number
+from tabi.net.resolve import Resolver, find_number
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 
@@ -48,8 +48,10 @@ class Dialer:
         self.seconds = seconds
         self.deadlines = Deadlines(reactor.loop, seconds)
 
-    def dial(self, destination: Address, permit: Permit) -> Awaitable[Stream]:
+    def dial(self, destination: Address, permit: Permit, known: Sequence[IP] | None = None) -> Awaitable[Stream]:
         """Connect, after ``permit`` has seen the very addresses that are dialled.
+
+        ``known`` are those of a name that was resolved already.
 
         Raises:
             DialError: it could not be resolved or reached in time; ``reply_code`` says how.
@@ -57,31 +59,35 @@ class Dialer:
         """
         host = destination.host
         if isinstance(host, str):
-            return self.dial_name(destination, host, permit)
+            return self.dial_name(destination, host, permit, known)
         permit(host)
         return self.dial_one(destination, host)
 
-    async def dial_name(self, destination: Address, name: str, permit: Permit) -> Stream:
+    async def dial_name(self, destination: Address, name: str, permit: Permit, known: Sequence[IP] | None) -> Stream:
         """Connect to whatever a name stands for."""
         try:
             async with asyncio.timeout(self.seconds):
-                addresses = await self.find(name, permit)
+                addresses = await self.find(name, permit, known)
                 if len(addresses) == 1:
                     return await self.dial_one(destination, addresses[0])
                 return await self.dial_many(addresses, destination)
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
-    async def find(self, name: str, permit: Permit) -> list[IP]:
+    async def find(self, name: str, permit: Permit, known: Sequence[IP] | None = None) -> list[IP]:
         """The addresses of a name, best first, every one of them permitted. Who waits sets the deadline.
+
+        ``known`` are those that were found already: a decision was made on them, and another answer may differ.
 
         Raises:
             DialError: it has none.
             PolicyDenied: as ``permit`` raises it.
         """
-        number = read_number(name)
-        if number is not None:
-            addresses: list[IP] = [number]
+        number = find_number(name)
+        if known is not None:
+            addresses = list(known)
+        elif number is not None:
+            addresses = [number]
         else:
             try:
                 addresses = await self.resolver.resolve(name)

@@ -11,6 +11,7 @@ import aiodns
 
 from tabi.errors import DialError
 from tabi.net.failures import NO_SUCH_NAME, resolve_error
+from tabi.wire.address import read_number
 from tabi.wire.socks5 import ReplyCode
 
 LOOKUPS = 1000
@@ -36,21 +37,16 @@ class Resolver(Protocol):
         """Give back what the resolver holds."""
 
 
-def read_number(name: str) -> IPv4Address | None:
-    """Read a name that is a number as the C library does: ``127.1``, ``0x7f.1``, ``0177.0.0.1``, ``2130706433``.
-
-    c-ares takes some of these for something else, others for names. None where the name is none of them.
+def find_number(name: str) -> IPv4Address | None:
+    """`read_number` for whoever resolves: c-ares takes some numbers for something else, others for names.
 
     Raises:
         DialError: the last label is a number, as no name's is, but the whole is no address.
     """
-    last = name.removesuffix(".").rpartition(".")[2]
-    if not last.isdigit() and not last.lower().startswith("0x"):
-        return None
     try:
-        return IPv4Address(socket.inet_aton(name))
-    except OSError as exc:
-        raise resolve_error(aiodns.error.ARES_EBADNAME, "neither an address nor a name", name) from exc
+        return read_number(name)
+    except ValueError as exc:
+        raise resolve_error(aiodns.error.ARES_EBADNAME, str(exc), name) from exc
 
 
 class ThreadResolver:

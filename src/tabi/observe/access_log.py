@@ -112,7 +112,7 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
         str(destination.host) if destination else None,
         destination.port if destination else None,
         dialled,
-        None,
+        session.rule,
         session.via,
         session.reply_code,
         session.error,

@@ -133,9 +133,11 @@ class Guard:
     def verdict(self, host: IP) -> str | None:
         """The same, whatever the port."""
         address = unmapped(host)
-        inside = embedded_ipv4(address)
-        if address in self.allowed or (inside is not None and inside in self.allowed):
+        if address in self.allowed:
             return None
+        inside = embedded_ipv4(address)
+        if inside is not None and inside in self.allowed:
+            inside = None  # is no reason then; what holds it may be closed for its own sake
         for one in (address, inside):
             found = [] if one is None else self.table.find(one)
             if found:
@@ -175,14 +177,3 @@ def parse_all(words: Sequence[str], key: str) -> list[Network]:
         except ValueError as exc:
             raise ConfigError(str(exc), f"{key}[{index}]") from None
     return found
-
-
-DEFAULT = Guard()
-
-permit_outer: Permit = partial(DEFAULT.check, 0)
-"""The answer of the usual guard to everyone who is not on this machine."""
-
-
-def permit_for(client: Host) -> Permit:
-    """What the usual guard is asked, with each address before it is dialled, on behalf of a client."""
-    return permit_outer if DEFAULT.is_for(client) else permit_any

@@ -18,7 +18,7 @@ RATE, UP, DOWN, USED, PERIOD, SAVED, RUNNING = range(7)
 
 
 class Ledger:
-    """The ledger of one process. That of several is a subclass whose cells are shared (`server/ledger.py`).
+    """The ledger of one thread. Those of several, and of several processes, are subclasses (`server/ledger.py`).
 
     Args:
         workers: how many processes have a cell for what they have running.
@@ -49,7 +49,7 @@ class Ledger:
         self.cells.extend([0] * (cells - len(self.cells)))
 
     def enter(self) -> None:
-        """Keep other processes out."""
+        """Keep others out, where there are any: threads, other processes."""
 
     def leave(self) -> None:
         """Let them in again."""

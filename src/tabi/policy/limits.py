@@ -20,7 +20,7 @@ from tabi.policy.networks import Network, NetworkTable
 from tabi.policy.quantities import Quota, Rate, format_moment
 from tabi.wire.address import Host
 
-__all__ = ["ALL", "DOWN", "OVER", "UP", "Account", "Lease", "Limits", "Networks", "Terms"]
+__all__ = ["ALL", "DOWN", "OVER", "UP", "Account", "Lease", "Limits", "Networks", "Terms", "Used"]
 
 ALL = 1 << 40
 """Octets that may move at once where nothing limits them: more than anybody asks for."""
@@ -29,10 +29,10 @@ OVER = -1
 """What may move when a quota is used up."""
 
 BURST_SECONDS = 0.1
-"""A bucket holds what flows in that time, unless ``burst`` says otherwise."""
+"""A bucket holds at least what flows in that time: who waits is served every half of it (`relay.pacer.TICK`)."""
 
 LEAST_BURST = 4096
-"""Octets that it holds at least: a slow account shall still move whole packets."""
+"""Octets that it holds at least unless ``burst`` says otherwise: a slow account shall still move whole packets."""
 
 NEAR_END = 1 << 20
 """Octets before the end of a quota from which on nothing moves more than STEP at once: connections of other workers see
@@ -53,7 +53,7 @@ POLL = 0.02
 
 
 class Terms(Protocol):
-    """The limits of one account; None is no limit."""
+    """The limits of one account; None is no limit. `config.Limits` says more of each."""
 
     @property
     def connections(self) -> int | None: ...
@@ -76,6 +76,14 @@ class Networks(NamedTuple):
 
     networks: Sequence[Network]
     terms: Terms
+
+
+class Used(NamedTuple):
+    """Octets that an account has used in a period, which began at a second since 1970."""
+
+    account: str
+    period: int
+    octets: int
 
 
 class Account:
@@ -121,7 +129,8 @@ class Account:
         self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
-            octets = int(max(terms.bandwidth * BURST_SECONDS, LEAST_BURST)) if terms.burst is None else terms.burst
+            least = LEAST_BURST if terms.burst is None else terms.burst
+            octets = int(max(terms.bandwidth * BURST_SECONDS, least))
             self.burst = int(octets * self.cost)
             self.least, self.batch = min(PACKET, octets), min(QUANTUM, max(1, octets // 2))
         self.quota = terms.quota
@@ -134,6 +143,10 @@ class Account:
     def used_up(self) -> str:
         """What is said when the quota is used up."""
         return f"limit: {self.name}: the quota of {self.quota} is used up"
+
+    def free(self, direction: int, now: int) -> int:
+        """Octets in one of its buckets; less than 0 where it was overdrawn."""
+        return int(min(now - self.ledger.cells[self.at + direction], self.burst) / self.cost)
 
     def refusal(self, now: int) -> LimitExceeded | None:
         """Why another session may not begin now; None where it may. Changes nothing."""
@@ -232,6 +245,13 @@ class Lease:
         return room
 
     @property
+    def left(self) -> int:
+        """Octets that quotas leave, whatever the buckets hold."""
+        cells = self.ledger.cells
+        quotas = [(account.quota, account.at) for account in self.meters]
+        return min((quota.octets - cells[at + USED] for quota, at in quotas if quota is not None), default=ALL)
+
+    @property
     def crowded(self) -> bool:
         """Whether others wait for a bucket of this lease."""
         return any(account.waiting for account in self.meters)
@@ -247,9 +267,14 @@ class Lease:
         return None
 
     def exhausted(self) -> str:
-        """What is said where `spend` has returned OVER."""
-        assert self.short is not None
-        return self.short.used_up
+        """What is said where `spend` has returned OVER, or what is `left` is too little."""
+        cells = self.ledger.cells
+        quotas = [
+            (account.quota.octets - cells[account.at + USED], account.used_up)
+            for account in self.meters
+            if account.quota is not None
+        ]
+        return min(quotas)[1]
 
     def end(self, error: LimitExceeded) -> None:
         """The session's time is over: whoever carries it hears of it now, or when it looks."""
@@ -348,12 +373,13 @@ class Limits:
         if wall >= expires:
             raise expired(user, expires)
         ledger, longest = self.ledger, NEVER
+        for account in accounts:
+            if account.quota is not None and not account.since <= wall < account.until:
+                self.turn_periods(wall)
         if ledger.shared:
             ledger.enter()
         try:
             for account in accounts:
-                if account.quota is not None and not account.since <= wall < account.until:
-                    account.turn_period(wall)
                 refusal = account.refusal(now)
                 if refusal is not None:
                     raise refusal
@@ -379,25 +405,30 @@ class Limits:
     def restore(self, stored: Mapping[str, tuple[int, int]], wall: float) -> None:
         """Take quotas from what was stored: by account, the period's start and the octets used."""
         cells = self.ledger.cells
+        self.ledger.enter()
         for account in self.with_quota:
             at = account.at
             if account.name in stored and not cells[at + PERIOD]:
                 cells[at + PERIOD], cells[at + USED] = stored[account.name]
                 cells[at + SAVED] = cells[at + USED]
             account.turn_period(wall)
+        self.ledger.leave()
 
-    def unsaved(self) -> list[tuple[str, int, int]]:
-        """Account, period and octets of what was used since it was stored."""
+    def unsaved(self) -> list[Used]:
+        """What was used since it was stored."""
         cells = self.ledger.cells
-        rows = ((account.name, cells[account.at + PERIOD], account.at) for account in self.with_quota)
-        return [(name, period, used) for name, period, at in rows if (used := cells[at + USED] - cells[at + SAVED])]
+        self.ledger.enter()
+        rows = [(account.name, cells[account.at + PERIOD], account.at) for account in self.with_quota]
+        found = [Used(name, period, cells[at + USED] - cells[at + SAVED]) for name, period, at in rows]
+        self.ledger.leave()
+        return [used for used in found if used.octets]
 
-    def saved(self, rows: Iterable[tuple[str, int, int]]) -> None:
+    def saved(self, rows: Iterable[Used]) -> None:
         """What `unsaved` gave is stored now."""
         cells, places = self.ledger.cells, self.ledger.rows
         self.ledger.enter()
-        for name, period, used in rows:
+        for name, period, octets in rows:
             at = places[name]
             if cells[at + PERIOD] == period:  # else another period has begun meanwhile, and nothing of it is stored
-                cells[at + SAVED] += used
+                cells[at + SAVED] += octets
         self.ledger.leave()

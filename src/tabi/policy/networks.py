@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from tabi.session import UNIX
 from tabi.wire.address import Host
@@ -15,15 +15,18 @@ IP = IPv4Address | IPv6Address
 def parse_network(text: str) -> Network:
     """Read ``10.0.0.0/8``, or an address, which is a network of one. Raises ValueError."""
     plain = text.strip().replace("[", "").replace("]", "")
-    try:
-        if "%" in plain:
-            raise ValueError
-        network = ip_network(plain, strict=False)
-    except ValueError:
-        raise ValueError(f"{text!r} is no network, expected such as 10.0.0.0/8 or 2001:db8::1") from None
-    if ip_interface(plain).ip != network.network_address:
-        raise ValueError(f"{text!r} has host bits set, expected {network}")
-    return network
+    if "%" not in plain:
+        try:
+            return ip_network(plain)
+        except ValueError:
+            pass
+        try:
+            wider = ip_network(plain, strict=False)
+        except ValueError:
+            pass
+        else:
+            raise ValueError(f"{text!r} has host bits set, expected {wider}")
+    raise ValueError(f"{text!r} is no network, expected such as 10.0.0.0/8 or 2001:db8::1")
 
 
 def unmapped(address: IP) -> IP:
@@ -73,15 +76,22 @@ class NetworkSet:
         unix: whether clients of unix sockets belong to it.
     """
 
-    __slots__ = ("networks", "table", "unix")
+    __slots__ = ("found", "networks", "unix")
 
     def __init__(self, networks: Iterable[Network], unix: bool = False) -> None:
         self.networks = tuple(networks)
         self.unix = unix
-        self.table = NetworkTable((network, 0) for network in self.networks)
+        self.found: NetworkTable | None = None
+
+    @property
+    def table(self) -> NetworkTable:
+        """The places of the networks, in a table that is made when it is first asked for: most sets never are."""
+        if self.found is None:
+            self.found = NetworkTable((network, place) for place, network in enumerate(self.networks))
+        return self.found
 
     def __contains__(self, address: IP) -> bool:
-        return bool(self.table.find(address))
+        return bool(self.networks) and bool(self.table.find(address))
 
     def __bool__(self) -> bool:
         return bool(self.networks) or self.unix

@@ -51,7 +51,7 @@ class Size(int):
 
 def format_size(octets: int) -> str:
     """Octets as `Size.parse` reads them, in the largest unit that leaves a whole number."""
-    for unit in ("TB", "GB", "MB", "kB"):
+    for unit in ("TB", "GB", "TiB", "GiB", "MB", "MiB", "kB", "KiB"):
         if octets % OCTETS[unit.lower()] == 0:
             return f"{octets // OCTETS[unit.lower()]} {unit}"
     return f"{octets} B"

@@ -56,13 +56,16 @@ class Conditions(NamedTuple):
     hours: Hours | None = None
 
 
+NO_NETWORKS = NetworkSet(())
+
+
 class Hosts(NamedTuple):
     """The matcher for destinations. ``everything`` is a star alone."""
 
     everything: bool = False
     names: frozenset[str] = frozenset()
     suffixes: frozenset[str] = frozenset()
-    networks: NetworkSet = NetworkSet(())
+    networks: NetworkSet = NO_NETWORKS
     patterns: tuple[re.Pattern[str], ...] = ()
 
 
@@ -196,7 +199,8 @@ def make_hosts(words: Sequence[str]) -> Hosts:
             raise ConfigError(f"{word!r} is no regular expression: {exc}", f"hosts[{index}]") from None
         except ValueError as exc:
             raise ConfigError(str(exc), f"hosts[{index}]") from None
-    return Hosts(everything, frozenset(names), frozenset(suffixes), NetworkSet(networks), tuple(patterns))
+    found = NetworkSet(networks) if networks else NO_NETWORKS
+    return Hosts(everything, frozenset(names), frozenset(suffixes), found, tuple(patterns))
 
 
 def is_network(word: str) -> bool:

@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from tabi.config import Udp
 from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
 from tabi.net.datagram import get_mail, overflow
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import Dialer
 from tabi.net.listen import client_ip
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
 from tabi.relay.ends import COST_APART, Outside, Port, family_of
 from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address
@@ -39,6 +40,9 @@ from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_
 Done = Callable[[Session], object]
 IP = IPv4Address | IPv6Address
 Sock = socket.SocketType
+
+Judge = Callable[[Address, Sequence[IP] | None], object]
+"""Asked for each destination, with its addresses once they are known; raises PolicyDenied for one that is forbidden."""
 
 SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
@@ -104,10 +108,10 @@ class Association:
         "fragments",
         "held",
         "host",
+        "judge",
         "limit",
         "lookups",
         "outside",
-        "permit",
         "port",
         "queued",
         "quiet_since",
@@ -118,13 +122,16 @@ class Association:
         "ways",
     )
 
+    fit_down: ClassVar[Any] = None
+    """Asked for each run on its way to the client, where there is somebody to ask (`limited_association.py`)."""
+
     def __init__(
         self,
         associations: Associations,
         control: Stream,
         port: Port,
         session: Session,
-        permit: Permit,
+        judge: Judge,
         declared: int,
         udp: Udp,
         now: float,
@@ -134,7 +141,7 @@ class Association:
         self.control_fd = control.fd
         self.port = port
         self.session = session
-        self.permit = permit
+        self.judge = judge
         self.declared = declared
         self.udp = udp
         self.host = client_ip(session.client.host).packed
@@ -324,14 +331,14 @@ class Association:
         if not port:
             way.refuse("malformed")
         elif not isinstance(host, str):
-            self.open_way(way, [host], port)
+            self.open_way(way, address, [host])
         elif self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
             way.refuse("waiting")
             return way  # not remembered: there is room again soon
         else:
             if self.lookups is None:
                 self.lookups = {}
-            task = self.associations.look_up(self.resolve(way, host, port))
+            task = self.associations.look_up(self.resolve(way, host, address))
             self.lookups[task] = way
             task.add_done_callback(self.lookups.pop)
         self.ways.pop(header, None)
@@ -340,29 +347,29 @@ class Association:
         self.ways[header] = way
         return way
 
-    async def resolve(self, way: Way, name: str, port: int) -> None:
+    async def resolve(self, way: Way, name: str, destination: Address) -> None:
         """Find the addresses of a name, then send what has waited for them."""
         dialer = self.associations.dialer
         try:
+            self.judge(destination, None)
             async with asyncio.timeout(dialer.seconds):
-                addresses = await dialer.find(name, self.permit)
+                addresses = await dialer.find(name, permit_any)
         except (TabiError, TimeoutError) as exc:
             text = str(exc) or f"{name}: not resolved within {dialer.seconds:g} s"
             self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else "unresolved", text, FORGET_REFUSAL)
             return
         # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
-        self.open_way(way, addresses, port)
+        self.open_way(way, destination, addresses)
         waiting, way.waiting = way.waiting, []
         self.release(waiting)
         for payload in waiting:
             self.send_up(way, payload)
 
-    def open_way(self, way: Way, addresses: list[IP], port: int) -> None:
+    def open_way(self, way: Way, destination: Address, addresses: list[IP]) -> None:
         """Have a way lead to the first address that there is a socket for, if all of them are permitted."""
         try:
-            for address in addresses:
-                self.permit(address)
+            self.judge(destination, addresses)
         except PolicyDenied as exc:
             self.refuse(way, "denied", str(exc))
             return
@@ -370,7 +377,7 @@ class Association:
         for address in addresses:
             host = getattr(address, "ipv4_mapped", None) or address
             try:
-                way.address = encode_sockaddr(Address(host, port))
+                way.address = encode_sockaddr(Address(host, destination.port))
                 way.sock = self.socket_toward(host)
             except OSError as exc:
                 failure = f"{host}: {exc.strerror or exc}"
@@ -426,6 +433,12 @@ class Association:
             self.drop("fragment", len(self.fragments.parts))
             self.fragments = None
 
+    def cut(self, why: str) -> None:
+        """A limit ends it, unless it has ended before the turn came to that."""
+        if not self.closed:
+            self.session.error = why
+            self.close("limit")
+
     def close(self, reason: Close) -> None:
         """Close all sockets and hand the session in. Harmless when done twice."""
         if self.closed:
@@ -459,6 +472,9 @@ class Associations:
     def __init__(
         self, reactor: Reactor, dialer: Dialer, idle: float, done: Done, time: Callable[[], float] = monotonic
     ) -> None:
+        from tabi.relay.limited_association import LimitedAssociation  # builds on this module
+
+        self.limited = LimitedAssociation
         self.reactor = reactor
         self.dialer = dialer
         self.idle = idle
@@ -492,7 +508,7 @@ class Associations:
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
     def start(
-        self, client: Stream, port: Port, session: Session, answer: bytes, permit: Permit, declared: int, udp: Udp
+        self, client: Stream, port: Port, session: Session, answer: bytes, judge: Judge, declared: int, udp: Udp
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -501,12 +517,16 @@ class Associations:
             port: what `open_port` gave, and BND says.
             session: gets the counts and the way it ended.
             answer: the reply, sent first.
-            permit: asked for every destination, after resolving.
+            judge: asked for every destination.
             declared: the port that the client will send from, or 0 where it did not say.
             udp: what the listener says about fragments and senders.
         """
         session.drops = {}
-        association = Association(self, client, port, session, permit, declared, udp, self.time())
+        lease = session.lease
+        kind = Association if lease is None or not lease.meters else self.limited
+        association = kind(self, client, port, session, judge, declared, udp, self.time())
+        if lease is not None:
+            lease.cut = association.cut
         port.expect(association)
         self.active.add(association)
         if self.timer is None:

@@ -199,6 +199,7 @@ class Outside:
             return
         session, senders, client = association.session, association.senders, association.client
         sock, inbox, outbox, left = self.sock, self.inbox, association.associations.mail.outbox, SHARE
+        fit = association.fit_down
         while left > 0:
             outbox.begin(association.port.sock, association.limit)
             for run in inbox.receive(sock, 0):
@@ -206,6 +207,8 @@ class Outside:
                 header = senders.get(run[0]) or self.meet(run[0])
                 if header is None:
                     association.drop("stranger", run[4])
+                elif fit is not None and (run := fit(run)) is None:
+                    continue
                 elif run[5] + len(header) <= MAX_DATAGRAM:
                     outbox.add(run, client, header)
                 else:

@@ -1,24 +1,21 @@
-"""Relay: two sockets joined, from the reply to the last octet. Relays: all of them, and the one sweep over them."""
+"""Relay: two sockets joined, from the reply to the last octet."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable
-from time import monotonic
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tabi.net.reactor import IN, OUT, READABLE, Reactor
+from tabi.net.reactor import IN, OUT, READABLE
 from tabi.net.stream import RESET, Sock, Stream
-from tabi.net.tls import TlsSocket
 from tabi.relay.flow import BLOCKED, READY, Flow
-from tabi.relay.pipes import Carriers
 from tabi.session import Close, Session
 
-Done = Callable[[Session], object]
+if TYPE_CHECKING:
+    from tabi.relay.relays import Relays
 
-SWEEPS = 10
-"""Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
+
+UNREAD = 64
+"""Reads of a buffer each, 4 MiB, that are thrown away before a relay is cut."""
 
 
 class Over:
@@ -126,6 +123,21 @@ class Relay:
                     pass
             self.close("reset")
 
+    def cut(self, why: str) -> None:
+        """A limit ends it. What was sent arrives: both sides see an end, unless they go on sending.
+
+        tcp(7) makes a reset of a close that leaves octets unread, and drops what was on its way to the other.
+        """
+        self.session.error = why
+        for flow in (self.up, self.down):
+            try:
+                for _ in range(UNREAD):
+                    if not flow.source.recv_into(self.carriers.view):
+                        break
+            except OSError:  # there is nothing, or nobody any more
+                pass
+        self.close("limit")
+
     def close(self, reason: Close) -> None:
         """Close both sides and hand the session in. Harmless when done twice."""
         if self.closed:
@@ -160,67 +172,3 @@ class Relay:
         for flow in (self.up, self.down):
             if flow.pipe is not None and not flow.pipe.held and flow.state == READY:
                 flow.give_pipe_back()
-
-
-class Relays:
-    """Every relay of one reactor.
-
-    Args:
-        idle: seconds without an octet in either direction after which a relay is closed.
-        half_closed: the same where one side has ended.
-        pipes: how many pipes may exist at once.
-        done: called with the session of each relay that has ended.
-    """
-
-    def __init__(self, reactor: Reactor, idle: float, half_closed: float, pipes: int, done: Done) -> None:
-        self.reactor = reactor
-        self.idle = idle
-        self.half_closed = half_closed
-        self.done = done
-        self.carriers = Carriers(pipes)
-        self.copiers = Carriers(0)  # for TLS
-        self.active: set[Relay] = set()
-        self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
-        self.timer: asyncio.TimerHandle | None = None
-
-    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
-        """Join two streams; they are closed when the relay ends, and ``done`` is called.
-
-        ``answer``, if there is one, is the first that the client gets and counts as no payload; ``head`` is the first
-        that the server gets.
-        """
-        kind = Relay
-        if isinstance(client.sock, TlsSocket) or isinstance(server.sock, TlsSocket):
-            from tabi.relay.tls import TlsRelay as kind  # builds on this module
-        relay = kind(self, client, server, session, monotonic())
-        self.active.add(relay)
-        if self.timer is None:
-            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
-        relay.start(client, server, answer, head)
-
-    def finished(self, relay: Relay) -> None:
-        """Called by each relay when it has closed."""
-        self.active.discard(relay)
-        self.done(relay.session)
-
-    def tick(self) -> None:
-        """Sweep, and again after the interval while there is something to sweep."""
-        self.timer = None
-        self.sweep(monotonic())
-        if self.active:
-            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
-
-    def sweep(self, now: float) -> None:
-        """Look at every relay once."""
-        for relay in tuple(self.active):
-            if not relay.closed:
-                relay.sweep(now, self.idle, self.half_closed)
-
-    def close(self, reason: Close) -> None:
-        """Close all that are left, and the pool."""
-        for relay in tuple(self.active):
-            relay.close(reason)
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        self.carriers.close()

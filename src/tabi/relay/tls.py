@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from tabi.net.stream import Sock, Stream
 from tabi.relay.flow import BLOCKED, READY, Flow
-from tabi.relay.relay import Relay, Relays
+from tabi.relay.relay import Relay
 from tabi.session import Session
+
+if TYPE_CHECKING:
+    from tabi.relay.relays import Relays
 
 
 class TlsFlow(Flow):

@@ -5,9 +5,14 @@ PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from tabi.config import Config, Listen
+from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.egress.direct import Direct, Egress
 from tabi.egress.proxy_header import SendProxyHeader
+from tabi.errors import ConfigError
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.ingress.forward import Forwarding
@@ -19,6 +24,9 @@ from tabi.ingress.socks5 import Socks5Ingress
 from tabi.ingress.tls import Certificates, TlsIngress
 from tabi.net.dial import Dialer
 from tabi.net.tls import TlsShared
+from tabi.policy.guard import Own
+from tabi.policy.ledger import Ledger
+from tabi.policy.policy import LastWord, Policy
 from tabi.wire.sniff import Protocol
 
 
@@ -70,9 +78,28 @@ def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
     return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
 
 
-def make_egress(config: Config, dialer: Dialer) -> Egress:
-    """Compose the way out."""
+def make_egresses(config: Config, dialer: Dialer) -> dict[str, Egress]:
+    """Compose the ways out, by name."""
     direct = Direct(dialer)
     settings = config.egress.get("direct")
     version = settings.send_proxy_protocol if settings else 0
-    return SendProxyHeader(direct, version) if version else direct
+    return {"direct": SendProxyHeader(direct, version) if version else direct}
+
+
+def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None) -> Policy:
+    """Compose what decides. Raises ConfigError."""
+    if last_word is None and config.decide is not None:
+        last_word = load_callable(config.decide, "decide")
+    return Policy(make_rule_set(config), make_guard(config, own), make_limits(config, ledger), last_word)
+
+
+def load_callable(text: str, path: str) -> Any:
+    """What ``python:module:function`` names. Raises ConfigError."""
+    _, module, name = text.split(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as exc:  # of the module, which may do anything
+        raise ConfigError(f"{text}: {type(exc).__name__}: {exc}", path) from exc
+    if not callable(found):
+        raise ConfigError(f"{text}: is no function", path)
+    return found

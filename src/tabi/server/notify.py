@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 
 log = logging.getLogger("tabi")
 
@@ -23,3 +24,8 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
     except OSError as exc:
         log.warning("NOTIFY_SOCKET: %s", exc)
+
+
+def notify_reloading() -> None:
+    """Say that another configuration is taken, as Type=notify-reload wants it; ``READY=1`` says that it was."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -11,7 +11,9 @@ import re
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from time import monotonic
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from time import monotonic, time
 from typing import Any, Self
 
 import msgspec
@@ -24,19 +26,29 @@ from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.ingress.forward import Forwarding, KeptConnections
+from tabi.ingress.gate import Gate
 from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Given, Listeners, unix_client, urls_of
+from tabi.net.own import OwnAddresses
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver, SystemResolver
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
-from tabi.policy.users import Users
+from tabi.observe.metrics import Metrics
+from tabi.policy.guard import Own
+from tabi.policy.ledger import Ledger
+from tabi.policy.limits import Limits
+from tabi.policy.policy import LastWord
+from tabi.policy.users import Secret, Users
 from tabi.relay.datagram import Associations
-from tabi.relay.relay import Relays
-from tabi.server.compose import make_egress, make_ingress
+from tabi.relay.relays import Relays
+from tabi.server.compose import make_egresses, make_ingress, make_policy
+from tabi.server.ledger import LocalLedger
+from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
+from tabi.server.reload import take_over
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -60,6 +72,8 @@ class Server:
     Args:
         listen: URLs to listen on, in place of those of ``config``; port 0 takes a free one.
         users: passwords by user name. Whoever is given here or in ``config`` is then required.
+        decide: ``def(session) -> tabi.Decision | None``, asked for each session after the rules of ``config``, whose
+            decision is in ``session.decision``: it has the last word, but for the guard. None: the rules are right.
         authenticate: ``async def(username, password, client) -> str | None`` in place of users: gets both as text
             (octets that are no UTF-8 as surrogates) and the client's IP address, returns the user's name or None.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
@@ -68,6 +82,7 @@ class Server:
         resolver: turns names into addresses. Default: the system's settings, through c-ares.
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
             with the others.
+        ledger: where limits count. Default: one of its own, kept in the file of ``quotas.path`` if there is one.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -78,11 +93,13 @@ class Server:
         *listen: str,
         users: Mapping[str, str] | None = None,
         authenticate: Callable[[str, str, str], Awaitable[str | None]] | None = None,
+        decide: LastWord | None = None,
         config: Config | None = None,
         open: bool = False,
         on_session: Callable[[Session], object] | None = None,
         resolver: Resolver | None = None,
         sockets: Sequence[Given] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         if config is None:
             config = Config(log=Log(access="none"))
@@ -92,11 +109,17 @@ class Server:
             given = {name: User(password, plain=True) for name, password in users.items()}
             config = msgspec.structs.replace(config, users=config.users | given)
         config = check_types(config)
-        check_values(config)
+        check_values(config, authenticate is not None)
         self.config = config
+        self.keeps_quotas = ledger is None  # whoever shares a ledger keeps what is in it
+        self.ledger = LocalLedger() if ledger is None else ledger
+        self.own = Own()
+        self.last_word = decide
+        self.policy = make_policy(config, self.ledger, self.own, decide)
+        self.metrics = Metrics()
         self.on_session = on_session
         self.resolver = resolver
-        secrets = {name: user.secret for name, user in config.users.items()}
+        secrets = secrets_of(config)
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None
         self.custom_authenticate = authenticate
@@ -109,6 +132,7 @@ class Server:
         self.refuse_what_nobody_could_use()
         self.certificates = [self.load_certificates(index) for index in range(len(config.listen))]
         self.acceptors: list[Acceptor] = []
+        self.store: QuotaStore | None = None
         self.sessions: dict[Session, asyncio.Task[None] | None] = {}
         self.numbers = itertools.count(1)
         self.empty: asyncio.Event | None = None
@@ -126,9 +150,7 @@ class Server:
 
     def required(self, listen: Listen) -> bool:
         """Whether a listener's clients must be users."""
-        has_users = self.users is not None or self.custom_authenticate is not None
-        by_certificate = listen.tls is not None and listen.tls.client_ca is not None
-        return listen.users == "required" or (listen.users is None and (has_users or by_certificate))
+        return listen.wants_user(self.users is not None or self.custom_authenticate is not None)
 
     def load_certificates(self, index: int) -> Certificates | None:
         """Those of a listener; a certificate is required where nothing else can prove a user. Raises ConfigError."""
@@ -167,8 +189,7 @@ class Server:
     def refuse_what_nobody_could_use(self) -> None:
         """Raise ConfigError for a listener whose clients must be users and have no way to prove it."""
         for index, listen in enumerate(self.config.listen):
-            by_certificate = listen.tls is not None and listen.tls.client_ca is not None
-            if listen.parsed.protocol == "socks4" and self.required(listen) and not by_certificate:
+            if listen.parsed.protocol == "socks4" and self.required(listen) and not listen.by_certificate:
                 raise ConfigError(
                     f'{listen.url} could be used by nobody, since SOCKS4 has no passwords: say users = "none", '
                     "or take another protocol",
@@ -205,9 +226,7 @@ class Server:
         closing = self.closing
         self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
         closing.push_async_callback(self.dialer.close)
-        self.authenticator = PasswordAuthenticator(self.users) if self.users else None
-        if self.authenticator is not None:
-            closing.push_async_callback(self.authenticator.close)
+        self.authenticator = None if self.users is None else self.make_authenticator(self.users)
         if config.log.access != "none":
             self.access_log = AccessLog(self.open_log(), f"{os.urandom(3).hex()}-", loop.call_later)
             closing.push_async_callback(asyncio.to_thread, self.access_log.close)
@@ -220,23 +239,109 @@ class Server:
         idle = Quiet(loop, timeouts.idle)
         closing.callback(idle.close)
 
-        egress = make_egress(config, self.dialer)
-        connect = Connect(egress, self.relays)
-        self.forwarding = Forwarding(egress, self.relays, idle, self.request_over, self.kept)
+        egresses = make_egresses(config, self.dialer)
+        self.gate = Gate(self.policy, self.dialer, egresses, self.metrics, timeouts.handshake)
+        closing.callback(self.gate.close)
+        self.keep_quotas(self.policy.limits)
+        self.connect = Connect(self.gate, self.relays)
+        self.forwarding = Forwarding(self.gate, self.relays, idle, self.request_over, self.kept)
+        self.tls_shared = TlsShared()
         self.listeners.open(config.listen)
         self.refuse_open_proxy()
-        shared = TlsShared()
+        self.own.ports = frozenset(address.port for address in self.addresses)
+        self.own_addresses = OwnAddresses(reactor, self.learn_addresses)
+        closing.callback(self.own_addresses.close)
         for index, listen in enumerate(config.listen):
-            ingress = self.make_ingress(listen, connect, self.certificates[index], shared)
+            accepted = self.accepting(self.make_ingress(index), listen)
             for sock in self.sockets[index]:
                 sock.setblocking(False)
                 try:
                     sock.listen(BACKLOG)  # a given one may only be bound
                 except OSError as exc:
                     raise OSError(exc.errno, exc.strerror, f"listen[{index}].url: {listen.url}") from exc
-                self.acceptors.append(Acceptor(reactor, sock, self.accepting(ingress, listen), self.room))
+            self.acceptors += [Acceptor(reactor, sock, accepted, self.room) for sock in self.sockets[index]]
         for acceptor in self.acceptors:
             acceptor.start()
+
+    def reload(self, config: Config) -> list[str]:
+        """Take another configuration for new sessions; those that run go on as they began.
+
+        What was counted stays counted. `users` and `decide` that the server was made with stay.
+
+        Returns:
+            The keys that wait for a restart: ``workers``, ``timeouts``, ``log``, ``quotas``, and ``listen`` where its
+            URLs are others. They stay as they were.
+
+        Raises:
+            ConfigError: something of it is wrong. Nothing has changed then.
+        """
+        config, later = take_over(self.config, config)
+        # Another server, which never starts: what it has composed is what this one goes on with.
+        other = Server(
+            users=self.plain_users,
+            authenticate=self.custom_authenticate,
+            decide=self.last_word,
+            config=config,
+            open=self.open_proxy,
+            sockets=self.sockets,
+            ledger=self.ledger,
+        )
+        running = self.started and not self.closed.is_set()
+        if running:
+            self.keep_quotas(other.policy.limits)
+        self.config, self.policy, self.users = other.config, other.policy, other.users
+        self.certificates = other.certificates
+        self.policy.guard.own = self.own
+        if not running:
+            return later
+        self.gate.replace(self.policy, make_egresses(config, self.dialer))
+        if self.authenticator is not None:
+            self.authenticator.users = self.users or Users({})
+        elif self.users is not None:
+            self.authenticator = self.make_authenticator(self.users)
+        acceptors = iter(self.acceptors)
+        for index, listen in enumerate(self.config.listen):
+            accepted = self.accepting(self.make_ingress(index), listen)
+            for acceptor in itertools.islice(acceptors, len(self.sockets[index])):
+                acceptor.accepted = accepted
+        return later
+
+    def make_authenticator(self, users: Users) -> PasswordAuthenticator:
+        """What asks for passwords, and ends with the server."""
+        authenticator = PasswordAuthenticator(users)
+        self.closing.push_async_callback(authenticator.close)
+        return authenticator
+
+    def keep_quotas(self, limits: Limits) -> None:
+        """Begin to store what is used, if that is wanted: where the configuration names a file for it, and nobody else
+        does. Raises ConfigError."""
+        path = self.config.quotas.path
+        if path is None or not self.keeps_quotas or not limits.with_quota:
+            return
+        if self.store is None:
+            self.store = open_store(Path(path))
+            saving = self.reactor.loop.create_task(self.save_quotas(self.store))
+            self.closing.push_async_callback(self.stop_saving, saving)
+        limits.restore(load_store(self.store), time())
+
+    async def save_quotas(self, store: QuotaStore) -> None:
+        """Store what was used, every few seconds and at the end."""
+        try:
+            while True:
+                await asyncio.sleep(INTERVAL)
+                await asyncio.to_thread(store.save, self.policy.limits)
+        finally:
+            store.save(self.policy.limits)
+
+    @staticmethod
+    async def stop_saving(saving: asyncio.Task[None]) -> None:
+        """Store for the last time."""
+        saving.cancel()
+        await asyncio.gather(saving, return_exceptions=True)
+
+    def learn_addresses(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
+        """Tell the guard which addresses this machine has."""
+        self.own.addresses = addresses
 
     def open_log(self) -> Output:
         """Where the lines of the access log go. Raises OSError; ``filename`` is the key and the path."""
@@ -246,20 +351,19 @@ class Server:
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
 
-    def make_ingress(
-        self, listen: Listen, connect: Connect, certificates: Certificates | None, shared: TlsShared
-    ) -> Ingress:
+    def make_ingress(self, index: int) -> Ingress:
         """What a listener speaks, and what carries out its clients' commands."""
+        listen, certificates = self.config.listen[index], self.certificates[index]
         serves: dict[int, Serve] = {
-            Command.CONNECT: connect,
-            Command.BIND: Bind(self.dialer, self.relays, listen.udp, self.config.timeouts.bind),
-            Command.UDP_ASSOCIATE: Associate(self.associations, listen.udp),
+            Command.CONNECT: self.connect,
+            Command.BIND: Bind(self.gate, self.dialer, self.relays, listen.udp, self.config.timeouts.bind),
+            Command.UDP_ASSOCIATE: Associate(self.gate, self.associations, listen.udp),
         }
         authenticate = self.authenticate if self.custom_authenticate else self.authenticator
         if listen.users == "none":
             authenticate = None
         commands, required = Commands(serves, self.handshake), self.required(listen)
-        return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, shared)
+        return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, self.tls_shared)
 
     async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
         """Ask the embedding program."""
@@ -399,6 +503,8 @@ class Server:
     def finished(self, session: Session) -> None:
         """A session is over: its line, and who waits for the last one."""
         del self.sessions[session]
+        if session.lease is not None:
+            self.gate.leave(session.lease)
         if not session.silent:
             self.report(session)
         if self.empty is not None and not self.sessions:
@@ -406,6 +512,8 @@ class Server:
 
     def request_over(self, session: Session) -> None:
         """A request is over, and its connection goes on: its line, and the session begins anew."""
+        if session.lease is not None:
+            self.gate.leave(session.lease)
         self.report(session if self.on_session is None else session.copy())  # whoever gets it may keep it
         session.begin(next(self.numbers), monotonic())
 
@@ -418,3 +526,8 @@ class Server:
                 self.on_session(session)
             except Exception:
                 log.exception("on_session failed")
+
+
+def secrets_of(config: Config) -> dict[str, Secret]:
+    """The passwords of all users that have one."""
+    return {name: secret for name, user in config.users.items() if (secret := user.secret) is not None}

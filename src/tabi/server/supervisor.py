@@ -1,6 +1,7 @@
 """The supervisor: binds the sockets, starts the workers that listen on them, and starts again the one that dies.
 
-It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something.
+It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something, or
+there are used quotas to store.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tabi.config import Config
 from tabi.errors import ConfigError
@@ -20,9 +22,14 @@ from tabi.net.datagram import get_mail
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
-from tabi.server.notify import notify
+from tabi.policy.limits import Limits
+from tabi.server.bulletin import Bulletin
+from tabi.server.ledger import SharedLedger
+from tabi.server.notify import notify, notify_reloading
+from tabi.server.quota_store import INTERVAL, QuotaStore, default_path, load_store, open_store
+from tabi.server.reload import take_over
 from tabi.server.server import Server
-from tabi.server.worker import AT_ONCE, run_worker
+from tabi.server.worker import AT_ONCE, Shared, run_worker
 
 log = logging.getLogger("tabi")
 
@@ -60,15 +67,17 @@ class Supervisor:
     Args:
         config: checked already.
         open_proxy: whether listening beyond loopback without users is wanted.
+        reread: reads the configuration anew, for SIGHUP. None: there is no file.
 
     Raises:
-        ConfigError: an address cannot be listened on, the log cannot be written, or it would be an open proxy.
+        ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
     """
 
-    def __init__(self, config: Config, open_proxy: bool = False) -> None:
+    def __init__(self, config: Config, open_proxy: bool = False, reread: Callable[[], Config] | None = None) -> None:
         Server(config=config, open=open_proxy)  # refuses what a worker would refuse
         self.config = config
         self.open_proxy = open_proxy
+        self.reread = reread
         raise_descriptor_limit()
         try:
             if config.log.access != "none":
@@ -78,9 +87,16 @@ class Supervisor:
         passed = take_passed(os.environ)
         self.listeners = Listeners()
         self.sockets = self.listeners.sockets
+        self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
+        self.ledger = SharedLedger(len(self.workers))
+        self.bulletin = Bulletin()
+        self.store: QuotaStore | None = None
         try:
             self.listeners.open(config.listen, passed)
-            Server(config=config, open=open_proxy, sockets=self.sockets)  # where passed ones are is known only now
+            # Where passed ones are is known only now. What limits there are is what it has made of the configuration.
+            server = Server(config=config, open=open_proxy, sockets=self.sockets, ledger=self.ledger)
+            self.limits = server.policy.limits
+            self.load_quotas(self.limits)
         except OSError as exc:
             where, _, url = str(exc.filename).partition(": ")
             raise ConfigError(f"{url}: {exc.strerror}", where) from exc
@@ -90,7 +106,6 @@ class Supervisor:
         passed.warn()
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
-        self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
         self.told_end: int | None = None
         self.stopping = False
 
@@ -105,6 +120,9 @@ class Supervisor:
             return self.supervise(ready)
         finally:
             self.listeners.close()
+            self.save_quotas()
+            self.ledger.close()
+            self.bulletin.close()
 
     def supervise(self, ready: Callable[[], None]) -> int:
         """The same; the listeners may be left open."""
@@ -138,15 +156,16 @@ class Supervisor:
             told = signal.sigtimedwait(SIGNALS, self.patience(now))
             if told is not None and told.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
-            elif told is not None and told.si_signo == signal.SIGHUP:
-                log.warning("SIGHUP: the configuration is not reloaded, restart to take a new one")
+            elif told is not None and told.si_signo == signal.SIGHUP and not self.stopping:
+                self.reload()
+            self.save_quotas()
 
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [worker.due - now for worker in self.workers if worker.pid is None]
-        return max(0.0, min(due, default=3600.0))
+        return max(0.0, min(due, default=3600.0 if self.store is None else INTERVAL))
 
     def start_all(self) -> None:
         """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here.
@@ -189,9 +208,10 @@ class Supervisor:
         try:
             os.close(self.held_end)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            run_worker(self.config, self.sockets, self.open_proxy, self.lifeline, self.tell)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGHUP})  # which waits until it is heard
+            self.ledger.settle(self.workers.index(worker))
+            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store)
+            run_worker(self.config, self.open_proxy, shared, self.tell)
             code = 0
         except OSError as exc:
             if self.told_end is None:
@@ -227,11 +247,49 @@ class Supervisor:
             if not pid:
                 continue
             worker.pid = None
+            self.ledger.forget_worker(self.workers.index(worker))
             if self.stopping:
                 continue
             code = os.waitstatus_to_exitcode(status)
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             self.postpone(worker, f"worker {pid} {how}")
+
+    # --- quotas, and another configuration ---
+
+    def load_quotas(self, limits: Limits) -> None:
+        """Take up what was used before, where there are quotas. Raises ConfigError."""
+        if not limits.with_quota:
+            return
+        if self.store is None:
+            path = self.config.quotas.path
+            self.store = open_store(default_path(os.environ) if path is None else Path(path))
+        limits.restore(load_store(self.store), time.time())
+
+    def save_quotas(self) -> None:
+        """Store what was used, if it is time."""
+        if self.store is not None:
+            self.store.save(self.limits)
+
+    def reload(self) -> None:
+        """Take the file as it is now, for new sessions of all workers; a broken one changes nothing."""
+        if self.reread is None:
+            log.warning("SIGHUP: nothing to read, since there is no -c FILE")
+            return
+        notify_reloading()
+        try:
+            config, later = take_over(self.config, self.reread())
+            server = Server(config=config, open=self.open_proxy, sockets=self.sockets, ledger=self.ledger)
+            self.load_quotas(server.policy.limits)
+        except (ConfigError, OSError) as exc:
+            log.error("not reloaded, the old configuration stays: %s", exc)
+        else:
+            self.config, self.limits = config, server.policy.limits
+            self.bulletin.publish(config, self.ledger.rows)
+            self.signal_all(signal.SIGHUP)
+            if later:
+                log.warning("reloaded, but these wait for a restart: %s", ", ".join(later))
+            log.info("reloaded: rules: %d, users: %d", len(config.rule), len(config.users))
+        notify("READY=1")
 
     def stop(self) -> None:
         """The first time: drain. The second time: at once."""

@@ -1,0 +1,162 @@
+"""`tabi explain`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from tabi.config import Config, Listen, load_config
+from tabi.errors import ConfigError
+from tabi.net.resolve import SystemResolver
+from tabi.policy.rules import COMMANDS, PROTOCOLS
+from tabi.server.explain import Explanation, Request, explain
+from tabi.server.quota_store import default_path
+from tabi.session import UNIX
+from tabi.wire.address import Host, parse_address, parse_ip
+
+
+def explain_command(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="connect, bind, associate or forward.")],
+    destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="What is asked for.")],
+    config: Annotated[Path, typer.Option("-c", "--config", help="The tabi.toml whose decisions are explained.")],
+    client: Annotated[
+        str, typer.Option("--from", metavar="IP", help="The client's address, or unix. Default: 127.0.0.1.")
+    ] = "127.0.0.1",
+    user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="Who it is. Default: nobody.")] = None,
+    listener: Annotated[
+        str | None, typer.Option("--listener", metavar="URL", help="As the file has it. Default: its first.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}. Default: by URL.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
+) -> None:
+    """Say what would become of a request, rule by rule, and why.
+
+    The destination's name is resolved, nothing is connected to, and no running server is asked.
+
+    tabi explain -c tabi.toml --from 203.0.113.9 --user alice connect example.com:443
+    """
+    settings = load_config(config)
+    request = make_request(settings, command, destination, client, user, listener, protocol, at)
+    logging.disable()  # what a program of `decide` fails with is in the answer
+    try:
+        found = asyncio.run(ask(settings, request))
+    except ConfigError as exc:
+        raise ConfigError(str(exc), str(config)) from exc
+    print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if as_json else "\n".join(lines(found)))
+
+
+async def ask(config: Config, request: Request) -> Explanation:
+    """The answer."""
+    resolver = SystemResolver(asyncio.get_running_loop())
+    path = config.quotas.path
+    try:
+        return await explain(config, request, resolver, default_path(os.environ) if path is None else Path(path))
+    finally:
+        await resolver.close()
+
+
+def make_request(
+    config: Config,
+    command: str,
+    destination: str,
+    client: str,
+    user: str | None,
+    listener: str | None,
+    protocol: str | None,
+    at: str | None,
+) -> Request:
+    """What was given, checked. Raises ConfigError, which names the option."""
+    listen = choose_listener(config, listener)
+    url = listen.parsed
+    usual = {"mixed": "socks5", "http": "https" if url.tls else "http"}.get(url.protocol, url.protocol)
+    if url.tls and not usual.startswith("http"):
+        usual += "+tls"
+    for given, known, name in ((command, COMMANDS, "COMMAND"), (protocol or usual, PROTOCOLS, "--protocol")):
+        if given not in known:
+            raise ConfigError(f"{given!r}, expected one of: {', '.join(known)}", name)
+    try:
+        address = parse_address(destination)
+    except ValueError as exc:
+        raise ConfigError(str(exc), "HOST:PORT") from None
+    return Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+
+
+def choose_listener(config: Config, url: str | None) -> Listen:
+    """The listener that a client comes to. Raises ConfigError."""
+    if url is None:
+        return config.listen[0]
+    for listen in config.listen:
+        if listen.url == url:
+            return listen
+    raise ConfigError(f"{url!r}, expected one of: {', '.join(one.url for one in config.listen)}", "--listener")
+
+
+def parse_client(text: str) -> Host:
+    """A client's address. Raises ConfigError."""
+    if text == UNIX:
+        return UNIX
+    try:
+        return parse_ip(text)
+    except ValueError:
+        raise ConfigError(f"{text!r}, expected an IP address or {UNIX}", "--from") from None
+
+
+def parse_time(text: str | None) -> float:
+    """A time as seconds since 1970; UTC unless it says otherwise. Raises ConfigError."""
+    if text is None:
+        return time.time()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{text!r}, expected a time such as 2027-01-31T08:00", "--at") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def lines(found: Explanation) -> Iterator[str]:
+    """The answer for people, a line for each thing that was asked."""
+    yield f"{found.command} {found.destination}, from {found.client} by {found.protocol} to {found.listener}"
+    yield ""
+    rows = [("client", found.identity)]
+    width = max((len(step.rule) for step in found.rules), default=0)
+    rules = [
+        f"{step.rule:{width}}  {f'yes, {step.action}' if step.matched else 'no':10}  {step.why}" for step in found.rules
+    ]
+    if not rules:
+        rules = ["there are none: everything is allowed, subject to the guard"]
+    elif not found.rules[-1].matched:
+        rules.append("none matches: allowed, subject to the guard")
+    rows += [("rules" if not index else "", text) for index, text in enumerate(rules)]
+    if found.decide is not None:
+        rows.append(("decide", found.decide))
+    rows += [("resolver", found.resolver), ("guard", found.guard)]
+    rows += [("limits" if not index else "", text) for index, text in enumerate(found.limits or ["none"])]
+    if found.egress is not None:
+        rows.append(("egress", found.egress))
+    for title, text in rows:
+        yield f"{title:10}{text}"
+    yield ""
+    yield f"{'answer':10}{answer(found)}"
+
+
+def answer(found: Explanation) -> str:
+    """What the client would get."""
+    if found.error is None:
+        return "allowed" + (f" by {found.rule}" if found.rule else "")
+    how = {"reset": "connection reset", "drop": "no answer"}.get(found.action)
+    if how is None:
+        how = "refused without a reply" if found.reply is None else f"refused with reply {found.reply:02}"
+    return f"{how}: {found.error}"

@@ -1,0 +1,94 @@
+"""Advice on a configuration that is right and yet may not be what was meant. `tabi check` prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tabi.config.compile import make_guard, make_rule_set
+from tabi.config.schema import Config, Listen
+from tabi.policy.guard import HERE, INNER, PRIVATE
+from tabi.policy.networks import Network, parse_network
+from tabi.policy.overlap import find_hidden
+from tabi.policy.rules import Conditions, Rule, RuleSet
+from tabi.session import UNIX
+from tabi.wire.address import Address
+
+
+def advise(config: Config) -> list[str]:
+    """What somebody should look at, a line each, in the words of the configuration."""
+    rules = make_rule_set(config)
+    return [*advise_on_rules(rules), *advise_on_guests(config, rules)]
+
+
+def advise_on_rules(rules: RuleSet) -> Iterator[str]:
+    """Rules that can never match."""
+    for rule, by in find_hidden(rules):
+        if by is None:
+            groups = ", ".join(rule.texts.users or ())
+            yield f"rule[{rule.number}].users: nobody is in {groups}, so {rule.label} can never match"
+        else:
+            yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
+
+
+def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:
+    """Inner networks that clients reach who are no users, on this machine or in it."""
+    listeners = [listen.url for listen in config.listen if takes_guests(config, listen)]
+    if not listeners:
+        return
+    exempt = [word for word in config.guard.exempt if not is_here(word)]
+    opened: list[tuple[Network, str]] = []
+    if PRIVATE not in config.guard.deny:
+        opened = [(network, f"guard.deny without {PRIVATE!r}") for network in INNER]
+    elif exempt:
+        opened = [(network, f"guard.exempt with {', '.join(exempt)}") for network in INNER]
+    else:
+        allowed = make_guard(config).allowed.networks
+        opened = [(network, "guard.allow") for network in allowed if any(map(network.overlaps, INNER))]
+    seen: set[tuple[str, str]] = set()
+    for network, why in opened:
+        rule = rule_for_guests(rules, network, listeners)
+        if rule is not None and rule.refuses:
+            continue
+        who = "no rule refuses it" if rule is None else f"{rule.label} lets them"
+        if (who, why) not in seen:
+            seen.add((who, why))
+            yield f"clients without a user reach {network}: {why} opens it, and {who} (listener {listeners[0]})"
+
+
+def takes_guests(config: Config, listen: Listen) -> bool:
+    """Whether clients from other machines may come to a listener and need be no users."""
+    place = listen.parsed.place
+    if listen.wants_user(bool(config.users)) or (not isinstance(place, Address) and not listen.proxy_protocol):
+        return False
+    host = place.host if isinstance(place, Address) else ""
+    here = host == "localhost" if isinstance(host, str) else host.is_loopback
+    return not here or bool(listen.proxy_protocol)
+
+
+def is_here(word: str) -> bool:
+    """Whether a word of ``guard.exempt`` is for clients on this machine only."""
+    return word == UNIX or is_within(parse_network(word), HERE.networks)
+
+
+def is_within(network: Network, others: Iterable[Network]) -> bool:
+    """Whether all of a network lies within one of others."""
+    return any(network.overlaps(other) and other.prefixlen <= network.prefixlen for other in others)
+
+
+def rule_for_guests(rules: RuleSet, network: Network, listeners: list[str]) -> Rule | None:
+    """The rule that decides for clients that are no users and want to go to a network: the first that lets them go to
+    some of it, or that keeps them from all of it."""
+    for rule in rules:
+        conditions, hosts = rule.conditions, rule.hosts
+        if conditions.users is not None or (conditions.listeners and conditions.listeners.isdisjoint(listeners)):
+            continue
+        if conditions.clients is not None and all(is_within(one, HERE.networks) for one in conditions.clients.networks):
+            continue
+        anywhere = hosts is None or hosts.everything
+        networks = () if hosts is None else hosts.networks.networks
+        if not rule.refuses:
+            if anywhere or any(map(network.overlaps, networks)):
+                return rule
+        elif conditions == Conditions() and (anywhere or is_within(network, networks)):
+            return rule
+    return None

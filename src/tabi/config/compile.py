@@ -1,0 +1,101 @@
+"""From the configuration to what decides: rules, guard and limits. Each is made once, when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tabi.config.schema import Config, Limits, Rule
+from tabi.errors import ConfigError
+from tabi.policy.guard import Guard, Own
+from tabi.policy.ledger import Ledger
+from tabi.policy.limits import Limits as Accounts
+from tabi.policy.limits import Networks
+from tabi.policy.networks import Network, parse_network
+from tabi.policy.rules import Rule as Compiled
+from tabi.policy.rules import RuleSet, Texts, make_rule
+
+NOTHING = Limits()
+
+
+MEMORY: list[tuple[list[Rule], list[Compiled]]] = []
+"""The rules that were compiled last. They are asked for several times at a start, and may be very many."""
+
+
+def make_rules(config: Config) -> list[Compiled]:
+    """Compile all rules. Raises ConfigError."""
+    for source, compiled in MEMORY:
+        if source is config.rule:
+            return compiled
+    rules: list[Compiled] = []
+    for number, rule in enumerate(config.rule):
+        try:
+            rules.append(make_rule(number, rule.action, texts_of(rule), rule.name, rule.via))
+        except ConfigError as exc:
+            raise ConfigError(exc.message, f"rule[{number}].{exc.path}") from None
+    MEMORY[:] = [(config.rule, rules)]
+    return rules
+
+
+def texts_of(rule: Rule) -> Texts:
+    """The matchers of a rule as they are written."""
+
+    def words(given: Sequence[int | str] | None) -> tuple[str, ...] | None:
+        return None if given is None else tuple(map(str, given))
+
+    return Texts(
+        words(rule.hosts),
+        words(rule.ports),
+        words(rule.users),
+        words(rule.clients),
+        words(rule.commands),
+        words(rule.listeners),
+        words(rule.protocols),
+        rule.hours,
+    )
+
+
+def make_rule_set(config: Config) -> RuleSet:
+    """All rules, ready to decide. Raises ConfigError."""
+    return RuleSet(make_rules(config), {name: frozenset(user.groups) for name, user in config.users.items()})
+
+
+def make_guard(config: Config, own: Own | None = None) -> Guard:
+    """The guard. Raises ConfigError."""
+    guard = config.guard
+    try:
+        return Guard(guard.deny, guard.allow, guard.exempt, own)
+    except ConfigError as exc:
+        raise ConfigError(exc.message, f"guard.{exc.path}") from None
+
+
+def networks_of(words: Sequence[str], path: str) -> list[Network]:
+    """Networks of clients. Raises ConfigError."""
+    if not words:
+        raise ConfigError("empty, expected one or more", path)
+    found = []
+    for index, word in enumerate(words):
+        try:
+            found.append(parse_network(word))
+        except ValueError as exc:
+            raise ConfigError(str(exc), f"{path}[{index}]") from None
+    return found
+
+
+def make_limits(config: Config, ledger: Ledger) -> Accounts:
+    """All accounts that have limits, on a ledger."""
+
+    def limited(parts: Mapping[str, Limits]) -> dict[str, Limits]:
+        return {name: limits for name, limits in parts.items() if limits != NOTHING}
+
+    return Accounts(
+        ledger,
+        users=limited({name: user.limits for name, user in config.users.items()}),
+        groups=limited({name: group.limits for name, group in config.groups.items()}),
+        networks=[
+            Networks(networks_of(part.networks, f"clients[{index}].networks"), part.limits)
+            for index, part in enumerate(config.clients)
+        ],
+        server=None if config.limits == NOTHING else config.limits,
+        members={name: user.groups for name, user in config.users.items()},
+        expires={name: user.expires for name, user in config.users.items() if user.expires is not None},
+    )

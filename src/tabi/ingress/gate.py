@@ -1,0 +1,295 @@
+"""The gate: what each command asks before it opens anything. May the client go there, which way out, is it too much?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from time import monotonic_ns, time
+from typing import NamedTuple
+
+from tabi.egress.direct import Egress
+from tabi.errors import LimitExceeded, PolicyDenied, TabiError
+from tabi.net.dial import Dialer, Permit
+from tabi.net.failures import timeout_error
+from tabi.observe.metrics import Metrics
+from tabi.policy.guard import permit_any
+from tabi.policy.limits import Account, Lease
+from tabi.policy.networks import IP
+from tabi.policy.policy import Judge, Policy, enforce
+from tabi.policy.rules import Unresolved
+from tabi.session import Decision, Session
+from tabi.wire.address import Address, Host, read_number
+
+log = logging.getLogger("tabi")
+
+SWEEP = 1.0
+"""Seconds between two looks at who must end: a user whose time is over, a session that was long enough."""
+
+
+class Way(NamedTuple):
+    """What the gate gives a session that may go on."""
+
+    egress: Egress
+    permit: Permit
+    """Asked with each address before it is dialled."""
+
+
+class Gate:
+    """Decides for all sessions of a worker.
+
+    Args:
+        policy: replaced by a reload; sessions that run keep theirs.
+        dialer: asked for names that a decision depends on.
+        egresses: by name; ``direct`` is the default.
+        metrics: count what is refused.
+        patience: seconds that a session waits at most where a limit has it wait.
+    """
+
+    def __init__(
+        self, policy: Policy, dialer: Dialer, egresses: Mapping[str, Egress], metrics: Metrics, patience: float
+    ) -> None:
+        self.policy = policy
+        self.dialer = dialer
+        self.egresses = egresses
+        self.direct = egresses["direct"]
+        self.metrics = metrics
+        self.patience = patience
+        self.leases: set[Lease] = set()
+        self.queues: dict[Queued, Waiting] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+    def replace(self, policy: Policy, egresses: Mapping[str, Egress]) -> None:
+        """Decide by another policy from now on."""
+        self.policy = policy
+        self.egresses = egresses
+        self.direct = egresses["direct"]
+
+    # --- one destination ---
+
+    def enter(self, session: Session) -> Way | None:
+        """Decide; None where that takes time, for `enter_slowly`.
+
+        Raises:
+            PolicyDenied: a rule, or the program that has the last word, forbids it.
+            LimitExceeded: it is too much.
+        """
+        policy, egress = self.policy, self.direct
+        assert session.destination is not None
+        if policy.decides:
+            decision = self.decide(policy, session)
+            if isinstance(decision, Unresolved):
+                return None
+            egress = self.follow(session, decision)
+        if policy.limits and not self.admit(policy, session):
+            return None
+        session.via = egress.name
+        return Way(egress, self.permit_for(policy, session))
+
+    async def enter_slowly(self, session: Session) -> Way:
+        """The same with whatever there is to wait for: the addresses of a name, or room within a limit.
+
+        Raises:
+            PolicyDenied, LimitExceeded: as `enter`.
+            DialError: the name has no address, or that was not found out in time.
+        """
+        policy, egress = self.policy, self.direct
+        if policy.decides:
+            decision = self.decide(policy, session)
+            if isinstance(decision, Unresolved):
+                await self.resolve(session)
+                decision = self.decide(policy, session)
+                assert isinstance(decision, Decision)
+            egress = self.follow(session, decision)
+        if policy.limits:
+            await self.admit_slowly(policy, session)
+        session.via = egress.name
+        return Way(egress, self.permit_for(policy, session))
+
+    def decide(self, policy: Policy, session: Session) -> Decision | Unresolved:
+        """Ask the policy. Raises PolicyDenied where the program that has the last word fails."""
+        assert session.destination is not None
+        host, port = session.destination
+        destination = Address(as_resolved(host), port)
+        try:
+            return policy.decide(session, destination, session.addresses, time())
+        except TabiError:
+            raise
+        except Exception as exc:
+            raise failure_of(exc) from exc
+
+    def follow(self, session: Session, decision: Decision) -> Egress:
+        """Do what was decided: the way out. Raises PolicyDenied."""
+        session.rule = decision.rule
+        session.decision = None
+        assert session.destination is not None
+        if decision.action != "allow":
+            known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
+            self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule) if known else "")
+            enforce(decision, session.destination)
+        egress = self.egresses.get(decision.via or "direct")
+        if egress is None:
+            raise PolicyDenied(f"decide: there is no egress {decision.via}")
+        return egress
+
+    async def resolve(self, session: Session) -> None:
+        """Find the addresses of the destination: those that are decided on are those that are dialled."""
+        assert session.destination is not None
+        name, seconds = session.destination.host, self.dialer.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                session.addresses = await self.dialer.find(str(name), permit_any)
+        except TimeoutError:
+            raise timeout_error(seconds, session.destination) from None
+
+    def permit_for(self, policy: Policy, session: Session) -> Permit:
+        """The guard's part, for the destination."""
+        assert session.destination is not None
+        return policy.permit_for(session, session.destination.port)
+
+    # --- several destinations ---
+
+    async def enter_open(self, session: Session) -> Judge:
+        """Let a session begin whose destinations are not known yet: datagrams, and BIND for anyone.
+
+        Returns:
+            What is asked for each destination.
+
+        Raises:
+            PolicyDenied: a rule refuses it whatever the destination.
+            LimitExceeded: it is too much.
+        """
+        policy = self.policy
+        if policy.decides:
+            rule = policy.refusal(session, time())
+            if rule is not None:
+                self.follow(session, policy.decisions[rule.number])
+        if policy.limits and not self.admit(policy, session):
+            await self.admit_slowly(policy, session)
+        judge = policy.judge_for(session, time)
+        return judge if policy.last_word is None else partial(judge_safely, judge)
+
+    # --- limits ---
+
+    def admit(self, policy: Policy, session: Session) -> bool:
+        """Have limits admit a session; False where it is to wait. Raises LimitExceeded where it is refused."""
+        if self.queues and queue_of(policy, session) in self.queues:  # others were first
+            return False
+        refusal = self.try_to_admit(policy, session)
+        if refusal is not None and refusal.seconds is None:
+            self.metrics.count("tabi_limited_total", limit=refusal.limit)
+            raise refusal
+        return refusal is None
+
+    def try_to_admit(self, policy: Policy, session: Session) -> LimitExceeded | None:
+        """Give a session its lease, if it needs one; else say why not."""
+        try:
+            lease = policy.limits.admit(session.user, session.client.host, monotonic_ns(), time())
+        except LimitExceeded as exc:
+            return exc
+        if lease is not None:
+            session.lease = lease
+            self.leases.add(lease)
+            if self.timer is None:
+                self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
+        return None
+
+    async def admit_slowly(self, policy: Policy, session: Session) -> None:
+        """The same for one that waits: first come, first served within a queue.
+
+        Raises:
+            LimitExceeded: it may not begin, or not within the patience.
+        """
+        name = queue_of(policy, session)
+        queue = self.queues.setdefault(name, Waiting())
+        queue.count += 1
+        why: LimitExceeded | None = None
+        try:
+            async with asyncio.timeout(self.patience), queue.turn:
+                while (refusal := self.try_to_admit(policy, session)) is not None:
+                    if why is None or refusal.seconds is None:
+                        self.metrics.count("tabi_limited_total", limit=refusal.limit)
+                    why = refusal
+                    if why.seconds is None:
+                        raise why
+                    await asyncio.sleep(why.seconds)
+        except TimeoutError:
+            who = "clients" if session.user is None else f"user {session.user}"
+            text = f"limit: {who}: too many wait" if why is None else str(why)
+            raise LimitExceeded(f"{text}; waited {self.patience:g} s", why.limit if why else "wait") from None
+        finally:
+            queue.count -= 1
+            if not queue.count:
+                del self.queues[name]
+
+    def leave(self, lease: Lease) -> None:
+        """A session is over."""
+        self.leases.discard(lease)
+        lease.release()
+
+    def tick(self) -> None:
+        """Sweep, and again after a while as long as there is something to sweep."""
+        self.timer = None
+        self.sweep(monotonic_ns(), time())
+        if self.leases:
+            self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
+
+    def sweep(self, now: int, wall: float) -> None:
+        """End whose time is over; ``now`` in nanoseconds of the monotonic clock, ``wall`` in seconds since 1970."""
+        self.policy.limits.turn_periods(wall)
+        for lease in tuple(self.leases):
+            if lease.ended is None and (error := lease.overdue(now, wall)) is not None:
+                self.metrics.count("tabi_limited_total", limit=error.limit)
+                lease.end(error)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+Queued = str | tuple[Account, ...]
+
+
+def queue_of(policy: Policy, session: Session) -> Queued:
+    """Among whom a session waits: those of its user; without one, those of clients that have the same limits."""
+    user = session.user
+    return policy.limits.accounts_of(None, session.client.host) if user is None else user
+
+
+class Waiting:
+    """The sessions of a queue that wait for room within a limit."""
+
+    __slots__ = ("count", "turn")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.turn = asyncio.Lock()
+
+
+def judge_safely(judge: Judge, destination: Address, addresses: Sequence[IP] | None) -> None:
+    """Ask a judge that asks a program. Raises PolicyDenied, whatever the program raises."""
+    try:
+        judge(destination, addresses)
+    except PolicyDenied:
+        raise
+    except Exception as exc:
+        raise failure_of(exc) from exc
+
+
+def failure_of(exc: Exception) -> PolicyDenied:
+    """What the failure of a program that has the last word is: nobody is let through by a mistake."""
+    log.error("decide failed", exc_info=exc)
+    return PolicyDenied(f"decide failed: {type(exc).__name__}")
+
+
+def as_resolved(host: Host) -> Host:
+    """A name that is a number is the address that a resolver makes of it; what is no address at all stays a name."""
+    if not isinstance(host, str):
+        return host
+    try:
+        return read_number(host) or host
+    except ValueError:
+        return host

@@ -1,0 +1,167 @@
+"""Overlap: rules that can never match, since one in front of them matches whatever they would.
+
+For each rule a request that it matches is made up, and only those in front of it that match that one too are compared
+with it, so that 20,000 rules take no longer than 20,000 decisions. One that several others hide together is not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from typing import NamedTuple
+
+from tabi.policy.hours import Hours
+from tabi.policy.networks import Network, NetworkSet
+from tabi.policy.rules import COMMANDS, PROTOCOLS, Asked, Conditions, Hosts, Rule, RuleSet, ask, parents_of
+from tabi.session import UNIX, Session
+from tabi.wire.address import Address, Host, parse_host
+
+COMPARED = 1000
+"""Rules that one is compared with at most: only patterns and the like can be so many."""
+
+ANYBODY = parse_host("192.0.2.1")
+
+
+class Hidden(NamedTuple):
+    """A rule that can never match, and the one in front of it that is why; None where it is for nobody."""
+
+    rule: Rule
+    by: Rule | None
+
+
+def find_hidden(rules: RuleSet) -> Iterator[Hidden]:
+    """All rules that can never match."""
+    members: dict[str, str] = {}
+    for user, groups in rules.groups.items():
+        for group in groups:
+            members.setdefault(group, user)
+    for position, rule in enumerate(rules):
+        users, groups = rule.conditions.users, rule.conditions.groups or frozenset()
+        if users is not None and not users and not any(group in members for group in groups):
+            yield Hidden(rule, None)
+            continue
+        session, asked = witness(rule, members)
+        before = [rules.rules[other] for other in rules.candidates(session, asked) if other < position]
+        by = next((other for other in before[:COMPARED] if covers(rules, other, rule)), None)
+        if by is not None:
+            yield Hidden(rule, by)
+
+
+def witness(rule: Rule, members: dict[str, str]) -> tuple[Session, Asked]:
+    """A request that a rule matches, as far as candidates are chosen by it."""
+    conditions, hosts = rule.conditions, rule.hosts
+    client: Host = ANYBODY
+    if conditions.clients is not None:
+        networks = conditions.clients.networks
+        client = networks[0].network_address if networks else UNIX
+    session = Session(0, "", Address(client, 0), 0)
+    for user in sorted(conditions.users or ()):
+        session.user = user
+    for group in sorted(conditions.groups or ()):
+        session.user = session.user or members.get(group)
+    host: Host = ""
+    if hosts is not None:
+        for name in hosts.names:
+            host = name
+        for suffix in hosts.suffixes:
+            host = host or f"a.{suffix}"
+        for network in hosts.networks.networks:
+            host = host or network.network_address
+    return session, ask(Address(host, 0), None)
+
+
+def covers(rules: RuleSet, first: Rule, later: Rule) -> bool:
+    """Whether a rule matches all that a later one would."""
+    one, other = first.conditions, later.conditions
+    return (
+        has_words(one.commands, other.commands, COMMANDS)
+        and has_words(one.protocols, other.protocols, PROTOCOLS)
+        and (one.listeners is None or (other.listeners is not None and other.listeners <= one.listeners))
+        and has_users(rules, one, other)
+        and has_ports(one.ports, other.ports)
+        and (one.clients is None or (other.clients is not None and has_networks(one.clients, other.clients)))
+        and has_hours(one.hours, other.hours)
+        and (first.hosts is None or has_hosts(first, first.hosts, later, later.hosts))
+    )
+
+
+def has_words(one: Set[str] | None, other: Set[str] | None, known: tuple[str, ...]) -> bool:
+    """The same for words of which there are only those known."""
+    return one is None or (other or set(known)) <= one
+
+
+def has_users(rules: RuleSet, one: Conditions, other: Conditions) -> bool:
+    """The same for users and groups."""
+    if one.users is None:
+        return True
+    if other.users is None:
+        return False
+    return (other.groups or frozenset()) <= (one.groups or frozenset()) and all(
+        rules.is_one_of(user, one.users, one.groups) for user in other.users
+    )
+
+
+def has_ports(one: tuple[tuple[int, int], ...] | None, other: tuple[tuple[int, int], ...] | None) -> bool:
+    """The same for ranges of ports."""
+    if one is None:
+        return True
+    if other is None:
+        other = ((0, 65535),)
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted(one):
+        if merged and begin <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return all(any(first <= begin and end <= last for first, last in merged) for begin, end in other)
+
+
+def has_networks(one: NetworkSet, other: NetworkSet) -> bool:
+    """The same for networks, and clients of unix sockets."""
+    return (one.unix or not other.unix) and all(has_network(one, network) for network in other.networks)
+
+
+def has_network(one: NetworkSet, network: Network) -> bool:
+    """Whether a network lies within one of several."""
+    places = one.table.find(network.network_address)
+    return any(one.networks[place].prefixlen <= network.prefixlen for place in places)
+
+
+def has_hours(one: Hours | None, other: Hours | None) -> bool:
+    """The same for hours; those of different zones are not compared."""
+    if one is None:
+        return True
+    if other is None:
+        return all(one.minutes)
+    return one.zone.key == other.zone.key and all(a >= b for a, b in zip(one.minutes, other.minutes, strict=True))
+
+
+def has_hosts(first: Rule, one: Hosts, later: Rule, other: Hosts | None) -> bool:
+    """The same for destinations."""
+    if one.everything:
+        return True
+    if other is None or other.everything:
+        return False
+    # One that allows wants all addresses of a name in its networks, where one that refuses takes any of them.
+    comparable = first.refuses or not later.refuses or not other.networks
+    texts = {pattern.pattern for pattern in one.patterns}
+    return (
+        comparable
+        and all(pattern.pattern in texts for pattern in other.patterns)
+        and all(has_network(one.networks, network) for network in other.networks.networks)
+        and all(has_suffix(one, suffix) for suffix in other.suffixes)
+        and all(has_name(one, name) for name in other.names)
+    )
+
+
+def has_suffix(one: Hosts, suffix: str) -> bool:
+    """Whether all names below a suffix are among the hosts."""
+    return suffix in one.suffixes or any(parent in one.suffixes for parent in parents_of(suffix))
+
+
+def has_name(one: Hosts, name: str) -> bool:
+    """Whether a name is among the hosts."""
+    return (
+        name in one.names
+        or any(parent in one.suffixes for parent in parents_of(name))
+        or any(pattern.search(name) for pattern in one.patterns)
+    )

@@ -1,0 +1,62 @@
+"""Associations within limits: what is too fast is dropped, as a narrow way drops it; a used up quota is the end."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import monotonic_ns
+from typing import Any
+
+from tabi.net.batch import Run
+from tabi.policy.limits import DOWN, UP, Lease
+from tabi.relay.datagram import Association
+from tabi.session import Close
+
+
+class LimitedAssociation(Association):
+    """An association whose session has a lease that counts octets: those of payload, as for TCP."""
+
+    __slots__ = ("charged", "lease")
+
+    lease: Lease
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        assert self.session.lease is not None
+        self.lease = self.session.lease
+        self.charged = {UP: 0, DOWN: 0}
+
+    def up(self, run: Run) -> int:
+        """See `Association.up`."""
+        fitting = self.fit(UP, run)
+        return 0 if fitting is None else super().up(fitting)
+
+    def fit_down(self, run: Run) -> Run | None:
+        """As many datagrams of a run toward the client as may flow; None for none."""
+        return self.fit(DOWN, run)
+
+    def fit(self, direction: int, run: Run) -> Run | None:
+        """As many datagrams of a run as may flow, the first ones; the others are dropped. None for none."""
+        name, head, at, stride, count, size, last = run
+        lease, now = self.lease, monotonic_ns()
+        octets = size * (count - 1) + last
+        room = lease.spend(direction, 0, now)
+        if room < octets:
+            if room < 0 or lease.left < size:
+                # Not here: the batch under way still has runs of ours.
+                self.associations.reactor.later(partial(self.cut, lease.exhausted()))
+            fitting = min(count, room // size) if room > 0 else 0  # a size of 0 is short of room where that is OVER
+            self.drop("limited", count - fitting)
+            if not fitting:
+                return None
+            run, octets = (name, head, at, stride, fitting, size, size), size * fitting
+        self.charged[direction] += octets
+        lease.spend(direction, octets, now)
+        return run
+
+    def close(self, reason: Close) -> None:
+        """See `Association.close`. What was charged and not delivered is given back."""
+        if not self.closed:
+            now, session = monotonic_ns(), self.session
+            for direction, delivered in ((UP, session.up), (DOWN, session.down)):
+                self.lease.spend(direction, delivered - self.charged[direction], now)
+        super().close(reason)

@@ -1,0 +1,143 @@
+"""The pacer: who waits for room in a bucket, and in which order they go on.
+
+Whoever finds a bucket empty waits in the queue of the account that it belongs to, one for each direction. Twenty times
+a second every queue is served from its front with what has flowed into the bucket meanwhile. Who has taken little goes
+first, so that a keystroke does not wait behind fifty downloads; who has taken a quantum stands behind the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Protocol
+
+from tabi.errors import LimitExceeded
+from tabi.policy.limits import QUANTUM, Account, Lease
+
+TICK = 0.05
+"""Seconds between two rounds: half of what a bucket holds, so that nothing runs over, and few enough that a limited
+connection is woken no more often than an unlimited one for the same octets."""
+
+
+class Waiter(Protocol):
+    """Who waits."""
+
+    lease: Lease
+    direction: int
+    taken: int
+    """Octets since it last stood behind the others."""
+
+    def go(self, room: int) -> None:
+        """Called once, with the octets that it may take. Must not raise."""
+
+
+class Queue:
+    """Those who wait for one account in one direction."""
+
+    __slots__ = ("heavy", "light")
+
+    def __init__(self) -> None:
+        self.light: deque[Waiter] = deque()
+        self.heavy: deque[Waiter] = deque()
+
+    def __len__(self) -> int:
+        return len(self.light) + len(self.heavy)
+
+
+class Pacer:
+    """Every queue of one worker.
+
+    Args:
+        loop: whose timer is used.
+        time: the monotonic clock, in nanoseconds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, time: Callable[[], int] = monotonic_ns) -> None:
+        self.loop = loop
+        self.time = time
+        self.queues: dict[tuple[Account, int], Queue] = {}
+        self.timer: asyncio.TimerHandle | None = None
+
+    def wait(self, waiter: Waiter) -> None:
+        """Have it wait for the account that was short of room when its lease last found none."""
+        account = waiter.lease.short
+        assert account is not None
+        key = account, waiter.direction
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self.queues[key] = Queue()
+        if waiter.taken >= QUANTUM:
+            queue.heavy.append(waiter)
+        else:
+            queue.light.append(waiter)
+        account.waiting += 1
+        if self.timer is None:
+            self.timer = self.loop.call_later(TICK, self.tick)
+
+    def tick(self) -> None:
+        """Serve every queue, and again after a while as long as somebody waits."""
+        self.timer = None
+        now = self.time()
+        for key, queue in tuple(self.queues.items()):
+            self.serve(*key, queue, now)
+            if not queue:
+                del self.queues[key]
+        if self.queues and self.timer is None:
+            self.timer = self.loop.call_later(TICK, self.tick)
+
+    def serve(self, account: Account, direction: int, queue: Queue, now: int) -> None:
+        """Let those go on for whom there is room, each at most once."""
+        for waiters, least in ((queue.light, account.least), (queue.heavy, account.batch)):
+            for _ in range(len(waiters)):
+                if account.free(direction, now) < least:
+                    return
+                waiter = waiters.popleft()
+                account.waiting -= 1
+                room = waiter.lease.spend(direction, 0, now)
+                if room == 0:
+                    self.wait(waiter)  # for another account
+                    continue
+                if waiters is queue.heavy:
+                    waiter.taken = 0
+                waiter.go(max(QUANTUM, room // (len(queue) + 1)) if room > QUANTUM else room)
+
+    async def charge(self, lease: Lease, direction: int, octets: int) -> None:
+        """Charge octets that a task has moved, and wait until more may.
+
+        Raises:
+            LimitExceeded: no more may: a quota is used up, or the session's time is over.
+        """
+        room = lease.spend(direction, octets, self.time())
+        if not room:
+            turn = Turn(lease, direction, self.loop.create_future())
+            self.wait(turn)
+            room = await turn.room
+        if room < 0:
+            raise LimitExceeded(lease.exhausted(), "quota")
+        if lease.ended is not None:
+            raise lease.ended
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Turn:
+    """A task that waits."""
+
+    __slots__ = ("direction", "lease", "room", "taken")
+
+    def __init__(self, lease: Lease, direction: int, room: asyncio.Future[int]) -> None:
+        self.lease = lease
+        self.direction = direction
+        self.taken = QUANTUM  # content: it stands behind what is small
+        self.room = room
+
+    def go(self, room: int) -> None:
+        """See `Waiter`."""
+        if not self.room.done():  # cancelled meanwhile
+            self.room.set_result(room)

@@ -1,0 +1,98 @@
+"""Relays: all of one worker, which kind each of them is, and the one sweep over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+from tabi.net.reactor import Reactor
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsSocket
+from tabi.relay.limited import LimitedRelay, LimitedTlsRelay
+from tabi.relay.pacer import Pacer
+from tabi.relay.pipes import Carriers
+from tabi.relay.relay import Relay
+from tabi.relay.tls import TlsRelay
+from tabi.session import Close, Session
+
+Done = Callable[[Session], object]
+
+SWEEPS = 10
+"""Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
+
+KINDS: dict[tuple[bool, bool], type[Relay]] = {
+    (False, False): Relay,
+    (True, False): TlsRelay,
+    (False, True): LimitedRelay,
+    (True, True): LimitedTlsRelay,
+}
+"""By whether there is TLS at one side or both, and whether octets are counted."""
+
+
+class Relays:
+    """Every relay of one reactor.
+
+    Args:
+        idle: seconds without an octet in either direction after which a relay is closed.
+        half_closed: the same where one side has ended.
+        pipes: how many pipes may exist at once.
+        done: called with the session of each relay that has ended.
+    """
+
+    def __init__(self, reactor: Reactor, idle: float, half_closed: float, pipes: int, done: Done) -> None:
+        self.reactor = reactor
+        self.idle = idle
+        self.half_closed = half_closed
+        self.done = done
+        self.pacer = Pacer(reactor.loop)
+        self.carriers = Carriers(pipes)
+        self.copiers = Carriers(0)  # for TLS
+        self.active: set[Relay] = set()
+        self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
+        self.timer: asyncio.TimerHandle | None = None
+
+    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
+        """Join two streams; they are closed when the relay ends, and ``done`` is called.
+
+        ``answer``, if there is one, is the first that the client gets and counts as no payload; ``head`` is the first
+        that the server gets.
+        """
+        lease = session.lease
+        tls = isinstance(client.sock, TlsSocket) or isinstance(server.sock, TlsSocket)
+        kind = KINDS[tls, lease is not None and lease.meters != ()]
+        relay = kind(self, client, server, session, monotonic())
+        self.active.add(relay)
+        if lease is not None:
+            lease.cut = relay.cut
+        if self.timer is None:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+        relay.start(client, server, answer, head)
+
+    def finished(self, relay: Relay) -> None:
+        """Called by each relay when it has closed."""
+        self.active.discard(relay)
+        self.done(relay.session)
+
+    def tick(self) -> None:
+        """Sweep, and again after the interval while there is something to sweep."""
+        self.timer = None
+        self.sweep(monotonic())
+        if self.active:
+            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+
+    def sweep(self, now: float) -> None:
+        """Look at every relay once."""
+        for relay in tuple(self.active):
+            if not relay.closed:
+                relay.sweep(now, self.idle, self.half_closed)
+
+    def close(self, reason: Close) -> None:
+        """Close all that are left, and the pool."""
+        for relay in tuple(self.active):
+            relay.close(reason)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.pacer.close()
+        self.carriers.close()

@@ -1,0 +1,252 @@
+"""Explaining what would become of a request: the parts that decide are those of the server, and nothing is dialled."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tabi.config import Config, Listen
+from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
+from tabi.ingress.gate import as_resolved
+from tabi.net.own import ask
+from tabi.net.resolve import Resolver, find_number
+from tabi.policy.guard import Own
+from tabi.policy.ledger import USED, Ledger
+from tabi.policy.limits import Account
+from tabi.policy.policy import Policy, enforce
+from tabi.policy.quantities import Quota, format_moment, format_size
+from tabi.policy.rules import Unresolved
+from tabi.server.compose import make_policy
+from tabi.session import Session
+from tabi.wire.address import Address
+
+IP = IPv4Address | IPv6Address
+
+
+class RuleStep(msgspec.Struct):
+    """What one rule said."""
+
+    rule: str
+    matched: bool
+    why: str
+    action: str
+
+
+class Explanation(msgspec.Struct):
+    """The whole answer, as ``--json`` prints it."""
+
+    listener: str
+    protocol: str
+    client: str
+    user: str | None
+    command: str
+    destination: str
+    time: str
+    identity: str
+    """Who the client is to the listener, and whether that is enough."""
+    rules: list[RuleStep] = []
+    decide: str | None = None
+    """What the program of ``decide`` said; null where there is none."""
+    resolver: str = "not asked"
+    addresses: list[str] = []
+    guard: str = "not asked"
+    limits: list[str] = []
+    egress: str | None = None
+    action: str = "allow"
+    rule: str | None = None
+    reply: int | None = 0
+    error: str | None = None
+    """As the access log would have them; a destination that cannot be reached is another matter."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What is asked about."""
+
+    command: str
+    destination: Address
+    client: Any
+    user: str | None
+    listen: Listen
+    protocol: str
+    now: float
+    """Seconds since 1970."""
+
+
+async def explain(config: Config, request: Request, resolver: Resolver, quotas: Path | None = None) -> Explanation:
+    """What would become of a request. ``quotas`` is the file that says what was used.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    own = Own()
+    own.addresses = frozenset(ask())
+    own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
+    policy = make_policy(config, Ledger(), own, None)
+    session = Session(0, request.listen.url, Address(request.client, 0), 0)
+    session.protocol, session.command, session.user = request.protocol, request.command, request.user
+    session.destination = request.destination
+    found = Explanation(
+        listener=request.listen.url,
+        protocol=request.protocol,
+        client=str(request.client),
+        user=request.user,
+        command=request.command,
+        destination=str(request.destination),
+        time=datetime.fromtimestamp(request.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        identity=identity_of(config, request),
+    )
+    failure: TabiError | None = None
+    if request.user is None and request.listen.wants_user(bool(config.users)):
+        failure = AuthError("this listener wants a user")
+    addresses, no_address = await resolve(found, resolver, request.destination)
+    for step in (
+        partial(decide, found, config, policy, session, addresses, request.now),
+        partial(judge, found, policy, session, addresses),
+        partial(limit, found, policy, session, request.now, quotas),
+    ):
+        try:
+            step()
+        except TabiError as exc:
+            failure = failure or exc
+    failure = failure or no_address
+    if failure is not None:
+        found.error, found.reply, found.egress = str(failure), failure.reply_code, None
+        if found.action in ("reset", "drop"):
+            found.reply = None
+        elif found.action == "allow" and isinstance(failure, PolicyDenied | LimitExceeded | AuthError):
+            found.action = "deny"
+    return found
+
+
+def identity_of(config: Config, request: Request) -> str:
+    """Who the client is."""
+    if request.user is None:
+        wanted = request.listen.wants_user(bool(config.users))
+        return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
+    known = config.users.get(request.user)
+    if known is None:
+        return f"user {request.user}, who is not in [users]: of a certificate, or of a program"
+    groups = f", of {', '.join('@' + group for group in known.groups)}" if known.groups else ""
+    return f"user {request.user}{groups}"
+
+
+async def resolve(
+    found: Explanation, resolver: Resolver, destination: Address
+) -> tuple[Sequence[IP] | None, DialError | None]:
+    """The addresses of the destination, or why there are none."""
+    host = destination.host
+    try:
+        number = find_number(host) if isinstance(host, str) else host
+        addresses = [number] if number is not None else await resolver.resolve(str(host))
+    except DialError as exc:
+        found.resolver = str(exc)
+        return None, exc
+    found.addresses = [str(address) for address in addresses]
+    if number is None:
+        found.resolver = f"{host} has {', '.join(found.addresses)}"
+    else:
+        found.resolver = f"{host} is an address" if number == host else f"{host} is the address {number}"
+    return addresses, None
+
+
+def decide(
+    found: Explanation,
+    config: Config,
+    policy: Policy,
+    session: Session,
+    addresses: Sequence[IP] | None,
+    now: float,
+) -> None:
+    """Ask the rules, and the program that has the last word. Raises PolicyDenied for a refusal."""
+    assert session.destination is not None
+    destination = Address(as_resolved(session.destination.host), session.destination.port)
+    # The server asks for the addresses of a name only where that makes a difference.
+    needed = isinstance(policy.rules.find(session, destination, None, now), Unresolved)
+    session.addresses = addresses if needed else None
+    for step in policy.rules.explain(session, destination, session.addresses, now):
+        found.rules.append(RuleStep(step.rule.label, step.matched, step.why, step.rule.action))
+    try:
+        decision = policy.decide(session, destination, session.addresses, now)
+    except Exception as exc:  # of the program's
+        found.decide = f"failed: {type(exc).__name__}: {exc}"
+        raise PolicyDenied(f"decide failed: {type(exc).__name__}") from exc
+    if isinstance(decision, Unresolved):  # the name has no address
+        return
+    if policy.last_word is not None:
+        found.decide = f"{config.decide}: {decision.action}" + (f" by {decision.via}" if decision.via else "")
+    found.action, found.rule = decision.action, decision.rule
+    if decision.action == "allow":
+        found.egress = decision.via or "direct"
+    enforce(decision, session.destination)
+
+
+def judge(found: Explanation, policy: Policy, session: Session, addresses: Sequence[IP] | None) -> None:
+    """Ask the guard. Raises PolicyDenied."""
+    guard, client = policy.guard, session.client.host
+    assert session.destination is not None
+    if not guard.denied:
+        found.guard = "off: guard.deny is empty"
+    elif not guard.is_for(client):
+        found.guard = f"not for {client}, which is in guard.exempt"
+    elif addresses is None:
+        found.guard = "has no address to look at"
+    else:
+        reasons = [reason for one in addresses if (reason := guard.catches(one, session.destination.port))]
+        found.guard = f"refuses: {'; '.join(reasons)}" if reasons else f"lets {', '.join(found.addresses)} through"
+        guard.judge(session.destination, addresses)
+
+
+def limit(found: Explanation, policy: Policy, session: Session, now: float, quotas: Path | None) -> None:
+    """Tell the limits that hold, and ask them as if nothing else were under way. Raises LimitExceeded."""
+    limits, user = policy.limits, session.user
+    used = read_used(quotas)
+    limits.restore(used, now)
+    for account in limits.accounts_of(user, session.client.host):
+        found.limits.append(f"{account.name}: {', '.join(terms_of(account, account.name in used))}")
+    if user is not None and user in limits.expires:
+        found.limits.append(f"user {user}: until {format_moment(limits.expires[user])}")
+    limits.admit(user, session.client.host, 0, now)
+
+
+def terms_of(account: Account, known: bool) -> list[str]:
+    """The limits of an account for people; ``known`` says that what was used is."""
+    terms, found = account.terms, []
+    if terms.connections is not None:
+        found.append(f"{terms.connections} connections at once")
+    if terms.connect_rate is not None:
+        found.append(f"new ones {terms.connect_rate}")
+    if terms.bandwidth is not None:
+        found.append(f"{format_size(int(terms.bandwidth))}/s each way")
+    if terms.burst is not None:
+        found.append(f"{format_size(terms.burst)} at once")
+    if terms.quota is not None:
+        found.append(describe_quota(account, terms.quota, known))
+    if terms.max_session is not None:
+        found.append(f"{terms.max_session:g} s for a session")
+    return [*found, "who is over waits"] if terms.over == "wait" else found
+
+
+def describe_quota(account: Account, quota: Quota, known: bool) -> str:
+    """A quota, and how much of it was used."""
+    used = account.ledger.cells[account.at + USED]
+    return f"{quota} ({used / quota.octets:.0%} used)" if known else str(quota)
+
+
+def read_used(path: Path | None) -> dict[str, tuple[int, int]]:
+    """What the file of quotas says, if there is one that can be read."""
+    try:
+        if path is None or not path.exists():
+            return {}
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            rows = database.execute("SELECT account, period, used FROM quota").fetchall()
+    except (OSError, sqlite3.Error):
+        return {}
+    return {account: (period, used) for account, period, used in rows}

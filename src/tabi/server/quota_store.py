@@ -1,0 +1,144 @@
+"""The quota store: what accounts have used, in a file of SQLite, so that a restart forgets nothing.
+
+Who uses a quota counts in the ledger; every few seconds what has come in since is added to the file, in one
+transaction of its write-ahead log. A process that is killed loses that much at most, and the file is never broken:
+SQLite rolls back what was not committed. https://sqlite.org/wal.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tabi.errors import ConfigError
+from tabi.policy.limits import Limits, Used
+
+log = logging.getLogger("tabi")
+
+INTERVAL = 2.0
+"""Seconds between two savings: what SIGKILL may cost."""
+
+BUSY = 5.0
+"""Seconds that one process waits for another that is saving."""
+
+VERSION = 1
+
+CREATE = """
+CREATE TABLE IF NOT EXISTS quota (
+    account TEXT PRIMARY KEY,
+    period INTEGER NOT NULL,  -- when it began, in seconds since 1970
+    used INTEGER NOT NULL     -- octets
+) WITHOUT ROWID
+"""
+
+ADD = """
+INSERT INTO quota (account, period, used) VALUES (?, ?, ?)
+ON CONFLICT (account) DO UPDATE SET
+    used = CASE WHEN period = excluded.period THEN used + excluded.used ELSE excluded.used END,
+    period = excluded.period
+"""
+
+
+class QuotaStore:
+    """One file. It is open only while it is used: an open database must not come through fork(2).
+
+    Args:
+        path: made where it does not exist, with its folder, for its owner only.
+
+    Raises:
+        OSError: it cannot be made.
+        sqlite3.Error: it is something else, or of a later version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failed = False
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's own would be for everybody
+        with self.open() as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise sqlite3.DatabaseError(f"version {version}, expected {VERSION}: made by a later tabi")
+            database.execute(CREATE)
+            database.execute(f"PRAGMA user_version = {VERSION}")
+
+    def __repr__(self) -> str:
+        return f"QuotaStore({str(self.path)!r})"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """A connection within a transaction that nobody else writes in; it is committed at the end."""
+        with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+
+    def load(self) -> Mapping[str, tuple[int, int]]:
+        """By account, when its period began (seconds since 1970) and the octets used. Raises sqlite3.Error."""
+        with self.open() as database:
+            rows = database.execute("SELECT account, period, used FROM quota").fetchall()
+        return {account: (period, used) for account, period, used in rows}
+
+    def save(self, limits: Limits) -> bool:
+        """Add what was used since the last time; any process may, at any time. False where that failed: then it is said
+        once, and the next time has it all."""
+        if not limits.unsaved():
+            return True
+        saved: list[Used] = []
+        try:
+            with self.open() as database:
+                rows = limits.unsaved()  # again: only here nobody else saves the same
+                database.executemany(ADD, rows)
+                limits.saved(rows)
+                saved = rows
+        except sqlite3.Error as exc:  # it may be that nothing was committed
+            limits.saved([used._replace(octets=-used.octets) for used in saved])
+            if not self.failed:
+                log.error(
+                    "quotas: %s: %s; what is used is lost with this process until it can be written", self.path, exc
+                )
+            self.failed = True
+            return False
+        self.failed = False
+        return True
+
+
+def default_path(environment: Mapping[str, str]) -> Path:
+    """Where the file is unless the configuration says: in systemd's state directory, or the user's own (XDG)."""
+    given = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given, "quotas.sqlite")
+    home = environment.get("XDG_STATE_HOME", "")
+    folder = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return folder / "tabi" / "quotas.sqlite"
+
+
+def open_store(path: Path) -> QuotaStore:
+    """Make or open one. Raises ConfigError."""
+    try:
+        return QuotaStore(path)
+    except (OSError, sqlite3.Error) as exc:
+        raise ConfigError(f"{path}: {strerror(exc)}", "quotas.path") from exc
+
+
+def load_store(store: QuotaStore) -> Mapping[str, tuple[int, int]]:
+    """What is in one. Raises ConfigError."""
+    try:
+        return store.load()
+    except sqlite3.Error as exc:
+        raise ConfigError(f"{store.path}: {exc}", "quotas.path") from exc
+
+
+def strerror(exc: OSError | sqlite3.Error) -> str:
+    """What went wrong, without the path."""
+    return (isinstance(exc, OSError) and exc.strerror) or str(exc)

@@ -1,0 +1,197 @@
+"""`tabi explain`: what would become of a request, for people and as JSON, from the parts that the server has."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import failure, listening, receive_exactly, run_tabi, serve
+from support import credentials, request
+from tabi.config import make_config
+from tabi.policy.ledger import Ledger
+from tabi.policy.limits import Limits as Accounts
+from tabi.server.quota_store import QuotaStore
+from tabi.wire.address import parse_host
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+POLICY = ROOT / "examples" / "policy.toml"
+
+
+def explain(*arguments: str | Path, config: Path = POLICY) -> str:
+    """What it prints."""
+    done = run_tabi("explain", "-c", config, *arguments)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    return done.stdout.decode()
+
+
+def explain_json(*arguments: str | Path, config: Path = POLICY) -> Any:
+    """The same as JSON."""
+    return json.loads(explain("--json", *arguments, config=config))
+
+
+def test_every_rule_the_guard_and_the_limits_are_told() -> None:
+    """The whole answer for the metadata service, asked for by a user from outside."""
+    assert explain("--from", "203.0.113.9", "--user", "alice", "connect", "169.254.169.254:80") == (
+        """connect 169.254.169.254:80, from 203.0.113.9 by socks5 to mixed://0.0.0.0:1080
+
+client    user alice, of @dev
+rules     no-mail             no          ports: 80 is not 25, 465-587
+          no-trackers         no          hosts: 169.254.169.254 is none of *.doubleclick.net, re:^ads?[0-9]*\\.
+          office-hours        no          hosts: 169.254.169.254 is none of *.example.com, 198.51.100.0/24
+          guests-browse       no          users: alice is not guest
+          guests-only-browse  no          users: alice is not guest
+          none matches: allowed, subject to the guard
+resolver  169.254.169.254 is an address
+guard     refuses: 169.254.169.254 is in 169.254.0.0/16
+limits    user alice: 100 connections at once, new ones 20/s, 10 MB/s each way, 50 GB/month
+          group dev: 50 MB/s each way
+          server: 10000 connections at once
+
+answer    refused with reply 02: guard: 169.254.169.254 is in 169.254.0.0/16, which a client from outside may not reach
+"""
+    )
+
+
+def test_the_same_as_json() -> None:
+    """One object, its keys those of the access log where there are such."""
+    found = explain_json("--from", "203.0.113.9", "--user", "guest", "connect", "8.8.8.8:25")
+    assert found["rules"] == [{"rule": "no-mail", "matched": True, "why": "ports 25, 465-587", "action": "deny"}]
+    assert (found["action"], found["rule"], found["reply"]) == ("deny", "no-mail", 2)
+    assert found["error"] == "rule no-mail: deny 8.8.8.8:25"
+    assert found["egress"] is None
+    assert found["guard"] == "lets 8.8.8.8 through"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--user", "alice", "connect", "8.8.8.8:443"], "allowed"),
+        (["--user", "guest", "connect", "8.8.8.8:443"], "allowed by guests-browse"),
+        (
+            ["--user", "guest", "associate", "8.8.8.8:443"],
+            "refused with reply 02: rule guests-only-browse: deny 8.8.8.8:443",
+        ),
+        (
+            ["--user", "alice", "connect", "ads1.example.net:80"],
+            "connection reset: rule no-trackers: reset ads1.example.net:80",
+        ),
+        (["connect", "8.8.8.8:443"], "refused without a reply: this listener wants a user"),
+        (
+            ["--user", "alice", "connect", "nowhere.invalid:80"],
+            "refused with reply 04: nowhere.invalid: domain name not found",
+        ),
+        (
+            ["--user", "alice", "connect", "1.2.3.4.5:80"],
+            "refused with reply 04: 1.2.3.4.5: neither an address nor a name",
+        ),
+        (["--user", "alice", "connect", "localhost:80"], "allowed"),
+        (["--user", "alice", "--from", "203.0.113.9", "connect", "localhost:80"], "refused with reply 02: guard: ::1"),
+        (
+            ["--user", "alice", "--from", "203.0.113.9", "connect", "0x7f.1:80"],
+            "refused with reply 02: guard: 127.0.0.1 is in 127.0.0.0/8",
+        ),
+        (["--user", "alice", "--from", "203.0.113.9", "bind", "10.20.0.1:80"], "allowed"),
+        (
+            ["--user", "guest", "--at", "2031-01-01T00:00", "connect", "8.8.8.8:443"],
+            "refused with reply 02: limit: user guest: expired at 2030-01-01T00:00:00Z",
+        ),
+        (
+            ["--user", "alice", "--at", "2026-11-23T09:00+01:00", "connect", "198.51.100.9:443"],
+            "allowed by office-hours",
+        ),
+        (["--user", "alice", "--at", "2026-11-22T09:00+01:00", "connect", "198.51.100.9:443"], "allowed"),
+        (["--user", "nobody-known", "--from", "unix", "--protocol", "http", "forward", "8.8.8.8:80"], "allowed"),
+    ],
+)
+def test_answers(arguments: list[str], answer: str) -> None:
+    """What the client would get, in the words of the access log."""
+    text = explain(*arguments)
+    (line,) = [line for line in text.splitlines() if line.startswith("answer")]
+    assert line.removeprefix("answer").strip().startswith(answer), text
+
+
+def test_what_stands_beside_the_rules(tmp_path: Path) -> None:
+    """No rules, no guard, an egress of a rule's own, a listener of choice, a program that fails, a client that is not
+    in the file."""
+    path = tmp_path / "tabi.toml"
+    (tmp_path / "said.py").write_text("def no(session):\n    raise ValueError('why')\n")
+    path.write_text(
+        '[[listen]]\nurl = "http://127.0.0.1:1"\n[[listen]]\nurl = "socks5+tls://127.0.0.1:2"\n'
+        'tls = { certificate = "c", key = "k" }\n[guard]\ndeny = []\n'
+    )
+    text = explain("connect", "10.0.0.1:80", config=path)
+    assert "there are none: everything is allowed, subject to the guard" in text
+    assert "off: guard.deny is empty" in text
+    assert "egress    direct" in text
+    assert "limits    none" in text
+    assert "by http to http://127.0.0.1:1" in text
+    text = explain("--listener", "socks5+tls://127.0.0.1:2", "--user", "carol", "connect", "10.0.0.1:80", config=path)
+    assert "by socks5+tls to socks5+tls://127.0.0.1:2" in text
+    assert "user carol, who is not in [users]: of a certificate, or of a program" in text
+
+
+def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
+    """From the file that the server keeps; a file that is none of it is no trouble."""
+    path = tmp_path / "tabi.toml"
+    quotas = tmp_path / "quotas.sqlite"
+    path.write_text(
+        f"[users.alice]\npassword = 'x'\nplain = true\nlimits = {{ quota = '1 kB/month' }}\n[quotas]\npath = '{quotas}'"
+    )
+    assert "limits    user alice: 1 kB/month\n" in explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
+    limits = Accounts(Ledger(), users={"alice": make_config({"limits": {"quota": "1 kB/month"}}).limits})
+    lease = limits.admit("alice", parse_host("192.0.2.1"), 0, time.time())
+    assert lease is not None
+    lease.spend(1, 250, 0)
+    store = QuotaStore(quotas)
+    store.save(limits)
+    assert "user alice: 1 kB/month (25% used)" in explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
+    lease.spend(1, 750, 0)
+    store.save(limits)
+    text = explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
+    assert "refused with reply 02: limit: user alice: the quota of 1 kB/month is used up" in text
+    with sqlite3.connect(quotas) as database:
+        database.execute("DROP TABLE quota")
+    assert "limits    user alice: 1 kB/month\n" in explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["conect", "a:1"], "COMMAND: 'conect', expected one of: connect, bind, associate, forward"),
+        (["connect", "a"], "HOST:PORT: "),
+        (["connect", "a:1", "--from", "alice"], "--from: 'alice', expected an IP address or unix"),
+        (["connect", "a:1", "--at", "noon"], "--at: 'noon', expected a time such as 2027-01-31T08:00"),
+        (["connect", "a:1", "--protocol", "ftp"], "--protocol: 'ftp', expected one of: socks5, socks4"),
+        (["connect", "a:1", "--listener", "x"], "--listener: 'x', expected one of: mixed://0.0.0.0:1080"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], message: str) -> None:
+    """One line, and which argument it was."""
+    assert message in failure(run_tabi("explain", "-c", POLICY, *arguments), 2)
+
+
+def test_the_server_says_the_same(tmp_path: Path) -> None:
+    """What is explained is what happens: rule, error and reply of the access log."""
+    path = tmp_path / "tabi.toml"
+    with listening() as (_, port):
+        path.write_text(
+            '[[listen]]\nurl = "socks5://127.0.0.1:0"\n[users.alice]\npassword = "x"\nplain = true\n'
+            f'[[rule]]\nname = "closed"\nports = [{port}]\naction = "deny"'
+        )
+        found = explain_json("--user", "alice", "connect", f"127.0.0.1:{port}", config=path)
+        with serve(tmp_path, "-c", path) as proxy:
+            with socket.create_connection((str(proxy.address.host), proxy.address.port)) as sock:
+                sock.sendall(b"\x05\x01\x02" + credentials(b"alice", b"x") + request("127.0.0.1", port))
+                assert receive_exactly(sock, 6)[-1] == 2
+            (line,) = proxy.sessions(1)
+    assert {key: line[key] for key in ("rule", "error", "reply")} == {
+        key: found[key] for key in ("rule", "error", "reply")
+    }
+    assert line["rule"] == "closed"

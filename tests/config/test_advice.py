@@ -1,0 +1,83 @@
+"""Advice: what is right and may not be meant is said, and nothing is said of what is meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from tabi.config import parse_config
+from tabi.config.advice import advise
+
+GUESTS = '[[listen]]\nurl = "socks5://0.0.0.0:1080"\nusers = "optional"\n[users.alice]\npassword = "x"\nplain = true\n'
+ALLOWED = '[guard]\nallow = ["10.20.0.0/16"]\n'
+ALL = "no rule refuses it (listener socks5://0.0.0.0:1080)"
+REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("", []),
+        (
+            "[[rule]]\naction = 'deny'\n[[rule]]\naction = 'allow'\nname = 'late'",
+            ["rule[1]: late can never match, since rule[0] matches all that it would"],
+        ),
+        (
+            "[[rule]]\nusers = ['@dev']\naction = 'allow'",
+            ["rule[0].users: nobody is in @dev, so rule[0] can never match"],
+        ),
+        (GUESTS, []),
+        (f"{GUESTS}[guard]\nallow = ['8.8.8.0/24']", []),
+        (GUESTS + ALLOWED, [f"{REACH} no rule refuses it (listener socks5://0.0.0.0:1080)"]),
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nname = 'all'\naction = 'allow'",
+            [f"{REACH} all lets them (listener socks5://0.0.0.0:1080)"],
+        ),
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nhosts = ['10.20.1.0/24']\naction = 'allow'",
+            [f"{REACH} rule[0] lets them (listener socks5://0.0.0.0:1080)"],
+        ),
+        # Kept away as a whole, whatever stands beside it
+        (f"{GUESTS}{ALLOWED}[[rule]]\nhosts = ['10.0.0.0/8']\naction = 'deny'", []),
+        (f"{GUESTS}{ALLOWED}[[rule]]\nusers = ['alice']\naction = 'allow'\n[[rule]]\naction = 'deny'", []),
+        (f"{GUESTS}{ALLOWED}[[rule]]\nclients = ['127.0.0.1']\naction = 'allow'\n[[rule]]\naction = 'deny'", []),
+        (f"{GUESTS}{ALLOWED}[[rule]]\nhosts = ['8.0.0.0/8']\naction = 'allow'\n[[rule]]\naction = 'deny'", []),
+        # Kept away from a part only
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nports = [22]\naction = 'deny'",
+            [f"{REACH} no rule refuses it (listener socks5://0.0.0.0:1080)"],
+        ),
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nhosts = ['10.20.1.0/24']\naction = 'deny'",
+            [f"{REACH} no rule refuses it (listener socks5://0.0.0.0:1080)"],
+        ),
+        (
+            f"{GUESTS}[guard]\ndeny = []",
+            [f"clients without a user reach 0.0.0.0/8: guard.deny without 'private' opens it, and {ALL}"],
+        ),
+        (
+            f"{GUESTS}[guard]\nexempt = ['127.0.0.1', 'unix', '192.168.0.0/16']",
+            [f"clients without a user reach 0.0.0.0/8: guard.exempt with 192.168.0.0/16 opens it, and {ALL}"],
+        ),
+        (f"{GUESTS}[guard]\nexempt = ['127.0.0.1', 'unix', '127.9.0.0/16']", []),
+        # Nobody comes from outside, or only users do
+        (GUESTS.replace("0.0.0.0", "127.0.0.1") + ALLOWED, []),
+        (GUESTS.replace("0.0.0.0", "localhost") + ALLOWED, []),
+        (GUESTS.replace("optional", "required") + ALLOWED, []),
+        (GUESTS.replace("socks5://0.0.0.0:1080", "unix:///run/tabi.sock") + ALLOWED, []),
+        (
+            f"{ALLOWED}[[listen]]\nurl = 'unix:///run/a'\nproxy_protocol = ['unix']",
+            [f"{REACH} no rule refuses it (listener unix:///run/a)"],
+        ),
+        (
+            f"{ALLOWED}[[listen]]\nurl = 'mixed://127.0.0.1:1'\nproxy_protocol = ['10.0.0.0/8']",
+            [f"{REACH} no rule refuses it (listener mixed://127.0.0.1:1)"],
+        ),
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nlisteners = ['socks5://0.0.0.0:1080']\naction = 'allow'",
+            [f"{REACH} rule[0] lets them (listener socks5://0.0.0.0:1080)"],
+        ),
+    ],
+)
+def test_what_is_said(text: str, advice: list[str]) -> None:
+    """Rules for nobody, rules that another hides, and inner networks that guests reach."""
+    assert advise(parse_config(text)) == advice

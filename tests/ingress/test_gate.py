@@ -1,0 +1,587 @@
+"""The gate: what becomes of a session before anything is dialled for it, and who waits or has to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from time import monotonic_ns, time
+from typing import Any
+
+import msgspec
+import pytest
+
+from conftest import Run
+from doubles import FakeResolver
+from tabi.config import Config, Rule, make_config
+from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.egress.direct import Direct, Egress
+from tabi.errors import DialError, LimitExceeded, PolicyDenied
+from tabi.ingress.gate import SWEEP, Gate, Waiting, as_resolved
+from tabi.net.dial import Dialer
+from tabi.net.reactor import get_reactor
+from tabi.observe.metrics import Metrics
+from tabi.policy.ledger import Ledger
+from tabi.policy.policy import LastWord, Policy
+from tabi.session import Decision, Session
+from tabi.wire.address import Address, parse_host
+
+NAMES = {"inner.test": ["10.0.0.1"], "outer.test": ["8.8.8.8"], "both.test": ["8.8.8.8", "10.0.0.1"]}
+
+
+def make_policy(config: Config, last_word: LastWord | None = None) -> Policy:
+    """What decides by a configuration."""
+    return Policy(make_rule_set(config), make_guard(config), make_limits(config, Ledger()), last_word)
+
+
+@contextlib.asynccontextmanager
+async def gate(
+    *rules: Rule, last_word: LastWord | None = None, patience: float = 0.05, **parts: Any
+) -> AsyncIterator[Gate]:
+    """A gate with a resolver that knows three names, and an egress beside the direct one."""
+    config = msgspec.structs.replace(make_config(parts), rule=list(rules))
+    dialer = Dialer(get_reactor(), FakeResolver(NAMES), 1)
+    egresses: dict[str, Egress] = {"direct": Direct(dialer), "other": Direct(dialer)}
+    egresses["other"].name = "other"
+    found = Gate(make_policy(config, last_word), dialer, egresses, Metrics(), patience)
+    try:
+        yield found
+    finally:
+        found.close()
+        await dialer.close()
+
+
+def session(
+    host: str = "outer.test", port: int = 443, user: str | None = "alice", client: str = "203.0.113.9"
+) -> Session:
+    """One that asks for a destination."""
+    made = Session(1, "mixed://127.0.0.1:1080", Address(parse_host(client), 5000), 0.0)
+    made.user, made.command, made.protocol = user, "connect", "socks5"
+    made.destination = Address(parse_host(host), port)
+    return made
+
+
+async def enter(found: Gate, asks: Session) -> Egress:
+    """What the commands do."""
+    way = found.enter(asks) or await found.enter_slowly(asks)
+    return way.egress
+
+
+# --- decisions ---
+
+
+def test_without_rules_everybody_goes_directly(run_once: Run) -> None:
+    """At once, with the guard's part to ask, no lease and no rule."""
+
+    async def main() -> None:
+        async with gate() as found:
+            asks = session("10.0.0.1")
+            way = found.enter(asks)
+            assert way is not None
+            assert way.egress.name == asks.via == "direct"
+            assert (asks.rule, asks.lease) == (None, None)
+            with pytest.raises(PolicyDenied, match=r"^guard: 10\.0\.0\.1 is in 10\.0\.0\.0/8"):
+                way.permit(parse_host("10.0.0.1"))  # type: ignore[arg-type]
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("action", ["deny", "reset", "drop"])
+def test_a_rule_refuses(run_once: Run, action: Any) -> None:
+    """With its action, its name in the session, and counted."""
+
+    async def main() -> None:
+        async with gate(Rule(action, "no-web", ports=[443])) as found:
+            asks = session()
+            with pytest.raises(PolicyDenied, match=f"^rule no-web: {action} outer.test:443$") as caught:
+                await enter(found, asks)
+            assert (caught.value.action, asks.rule, asks.via) == (action, "no-web", None)
+            assert found.metrics.value("tabi_denied_total", action=action, rule="no-web") == 1
+            assert (await enter(found, session(port=80))).name == "direct"
+
+    run_once(main)
+
+
+def test_a_rule_names_the_way_out(run_once: Run) -> None:
+    """``via``; and a way that a reload has taken away is a refusal, not an error."""
+
+    async def main() -> None:
+        async with gate(Rule("allow", via="other")) as found:
+            asks = session()
+            assert (await enter(found, asks)).name == asks.via == "other"
+            assert (await found.enter_slowly(session())).egress.name == "other"
+            found.replace(found.policy, {"direct": found.direct})
+            with pytest.raises(PolicyDenied, match="there is no egress other"):
+                await enter(found, session())
+
+    run_once(main)
+
+
+def test_a_decision_that_depends_on_addresses_waits_for_them(run_once: Run) -> None:
+    """Those that were decided on are kept for the one who dials; a name without any is an error of its own."""
+
+    async def main() -> None:
+        async with gate(Rule("deny", "inner", hosts=["10.0.0.0/8"])) as found:
+            for name, refused in (("outer.test", False), ("inner.test", True), ("both.test", True)):
+                asks = session(name)
+                assert found.enter(asks) is None
+                with pytest.raises(PolicyDenied) if refused else contextlib.nullcontext():
+                    await found.enter_slowly(asks)
+                assert [str(address) for address in asks.addresses or ()] == NAMES[name]
+            with pytest.raises(DialError) as caught:
+                await enter(found, session("nowhere.test"))
+            assert caught.value.reply_code == 4
+
+    run_once(main)
+
+
+def test_a_resolver_that_is_silent_has_a_deadline(run_once: Run) -> None:
+    """That of connecting."""
+
+    async def main() -> None:
+        async with gate(Rule("deny", hosts=["10.0.0.0/8"])) as found:
+            resolver: Any = found.dialer.resolver
+            resolver.answering.clear()
+            found.dialer.seconds = 0.01
+            with pytest.raises(DialError, match=r"outer\.test:443: no answer within 0\.01 s"):
+                await enter(found, session())
+
+    run_once(main)
+
+
+def test_numbers_are_looked_at_as_the_addresses_that_they_are(run_once: Run) -> None:
+    """0x7f.1 is 127.0.0.1 for a rule too; what looks like a number and is none stays a name."""
+
+    async def main() -> None:
+        async with gate(Rule("deny", hosts=["127.0.0.0/8"])) as found:
+            with pytest.raises(PolicyDenied):
+                found.enter(session("0x7f.1"))
+
+    run_once(main)
+    assert as_resolved("127.1") == parse_host("127.0.0.1")
+    assert as_resolved("1.2.3.4.5") == "1.2.3.4.5"
+    assert as_resolved("example.com") == "example.com"
+    assert as_resolved(parse_host("::1")) == parse_host("::1")
+
+
+# --- the last word ---
+
+
+def test_a_program_has_the_last_word(run_once: Run) -> None:
+    """It sees the rules' decision, and may say another; without a word they are right."""
+    seen: list[tuple[str, str | None]] = []
+
+    def decide(asks: Session) -> Decision | None:
+        assert asks.decision is not None
+        seen.append((asks.decision.action, asks.decision.rule))
+        assert asks.destination is not None
+        if asks.destination.port == 80:
+            return Decision("deny", reason="no web today")
+        if asks.destination.port == 25:
+            return Decision("deny", rule="mail")
+        return Decision(via="other") if asks.destination.port == 443 else None
+
+    async def main() -> None:
+        async with gate(Rule("deny", "ssh", ports=[22]), last_word=decide) as found:
+            assert (await enter(found, session())).name == "other"
+            with pytest.raises(PolicyDenied, match=r"^no web today$"):
+                await enter(found, session(port=80))
+            with pytest.raises(PolicyDenied, match=r"^rule mail: deny outer\.test:25$"):
+                await enter(found, session(port=25))
+            with pytest.raises(PolicyDenied, match=r"^rule ssh: deny outer\.test:22$"):
+                await enter(found, session(port=22))
+
+    run_once(main)
+    assert seen == [("allow", None)] * 3 + [("deny", "ssh")]
+
+
+@pytest.mark.parametrize("error", [ValueError("a secret"), PolicyDenied("its own text"), None])
+def test_a_program_that_fails_lets_nobody_through(
+    run_once: Run, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    """Whatever it raises, and whatever it returns that is no decision; the client hears of no text of it."""
+
+    def decide(asks: Session) -> Any:
+        if error is not None:
+            raise error
+        return True
+
+    async def main() -> None:
+        async with gate(last_word=decide) as found:
+            with pytest.raises(PolicyDenied) as caught:
+                await enter(found, session())
+            name = {ValueError: "decide failed: ValueError", PolicyDenied: "its own text"}
+            assert str(caught.value) == name.get(type(error), "decide failed: TypeError")
+
+    run_once(main)
+    assert ("a secret" in caplog.text) == isinstance(error, ValueError)
+
+
+# --- several destinations ---
+
+
+def test_an_association_is_refused_where_no_destination_would_help(run_once: Run) -> None:
+    """At once; else each of its destinations is judged, by rules and by the guard."""
+
+    async def main() -> None:
+        async with gate(Rule("deny", "no-udp", commands=["associate"])) as found:
+            asks = session("0.0.0.0", 0)
+            asks.command = "associate"
+            with pytest.raises(PolicyDenied, match=r"^rule no-udp"):
+                await found.enter_open(asks)
+        async with gate(Rule("deny", "dns", ports=[53])) as found:
+            asks = session("0.0.0.0", 0)
+            asks.command = "associate"
+            judge = await found.enter_open(asks)
+            judge(Address("outer.test", 443), None)
+            with pytest.raises(PolicyDenied, match=r"^rule dns"):
+                judge(Address("outer.test", 53), None)
+            with pytest.raises(PolicyDenied, match=r"^guard"):
+                judge(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
+
+    run_once(main)
+
+
+# --- limits ---
+
+
+def limited(over: str = "refuse", **limits: Any) -> dict[str, Any]:
+    """One user with limits."""
+    return {"users": {"alice": {"password": "x", "plain": True, "limits": {"over": over, **limits}}}}
+
+
+def test_over_a_limit_is_refused_and_counted(run_once: Run) -> None:
+    """Until a session has ended; others than the user do not matter."""
+
+    async def main() -> None:
+        async with gate(**limited(connections=1)) as found:
+            first = session()
+            await enter(found, first)
+            with pytest.raises(LimitExceeded, match=r"^limit: user alice: 1 connections at once$"):
+                await enter(found, session())
+            await enter(found, session(user="bob"))
+            await found.enter_slowly(session(user="bob"))
+            assert found.metrics.value("tabi_limited_total", limit="connections") == 1
+            assert first.lease is not None
+            found.leave(first.lease)
+            found.leave(first.lease)
+            await enter(found, session())
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("open_", [False, True])
+def test_who_waits_comes_in_its_turn(run_once: Run, open_: bool) -> None:
+    """First come, first served, when a session has ended; nobody overtakes those who wait."""
+
+    async def main() -> None:
+        async with gate(patience=20, **limited("wait", connections=1)) as found:
+            done: list[int] = []
+
+            async def one(number: int) -> None:
+                asks = session()
+                await (found.enter_open(asks) if open_ else enter(found, asks))
+                done.append(number)
+                assert asks.lease is not None
+                await asyncio.sleep(0)
+                found.leave(asks.lease)
+
+            first = session()
+            await enter(found, first)
+            async with asyncio.TaskGroup() as group:
+                for number in range(4):
+                    group.create_task(one(number))
+                    await asyncio.sleep(0)
+                assert found.queues["alice"].count == 4
+                assert first.lease is not None
+                found.leave(first.lease)
+            assert done == [0, 1, 2, 3]
+            assert not found.queues
+            assert 1 <= found.metrics.value("tabi_limited_total", limit="connections") <= 4
+
+    run_once(main)
+
+
+def test_patience_has_an_end(run_once: Run) -> None:
+    """Who waits too long is refused with the limit's text, and so is who stands behind such a one."""
+
+    async def main() -> None:
+        async with gate(**limited("wait", connections=1)) as found:
+            await enter(found, session())
+            with pytest.raises(LimitExceeded) as caught:
+                await enter(found, session())
+            assert str(caught.value) == "limit: user alice: 1 connections at once; waited 0.05 s"
+            assert caught.value.limit == "connections"
+            assert not found.queues
+            found.queues["alice"] = first = Waiting()
+            await first.turn.acquire()
+            with pytest.raises(LimitExceeded) as caught:
+                await enter(found, session())
+            assert str(caught.value) == "limit: user alice: too many wait; waited 0.05 s"
+            assert caught.value.limit == "wait"
+            assert not found.queues
+
+    run_once(main)
+
+
+def test_a_quota_is_not_waited_for(run_once: Run) -> None:
+    """It would be until tomorrow: who waits for a connection while it is used up is refused at once."""
+
+    async def main() -> None:
+        async with gate(patience=20, **limited("wait", connections=1, quota="1 kB/day")) as found:
+            first = session()
+            await enter(found, first)
+            assert first.lease is not None
+            async with asyncio.TaskGroup() as group:
+                waiting = group.create_task(expect_quota(found))
+                await asyncio.sleep(0)
+                first.lease.spend(1, 1000, 0)
+                await waiting
+
+    run_once(main)
+
+
+async def expect_quota(found: Gate) -> None:
+    """Ask, and be refused for the quota."""
+    with pytest.raises(LimitExceeded, match="is used up"):
+        await enter(found, session())
+
+
+def test_a_sweep_ends_whose_time_is_over(run_once: Run) -> None:
+    """A user who expires, a session that is long enough: whoever carries it is told once, and it is counted."""
+
+    async def main() -> None:
+        async with gate(**limited(max_session=60)) as found:
+            asks = session()
+            await enter(found, asks)
+            cuts: list[str] = []
+            lease = asks.lease
+            assert lease is not None
+            lease.cut = cuts.append
+            now, wall = monotonic_ns(), time()
+            found.sweep(now + 59 * 10**9, wall)
+            assert cuts == []
+            for _ in range(2):
+                found.sweep(now + 61 * 10**9, wall)
+            assert cuts == ["limit: user alice: 60 s for a session"]
+            assert found.metrics.value("tabi_limited_total", limit="max_session") == 1
+
+    run_once(main)
+
+
+def test_the_timer_runs_while_there_is_somebody(run_once: Run) -> None:
+    """It begins with the first lease, and ends after the last; `close` stops it."""
+
+    async def main() -> None:
+        async with gate(**limited(connections=5)) as found:
+            assert found.timer is None
+            asks = session()
+            await enter(found, asks)
+            first = found.timer
+            assert first is not None
+            assert first.when() - asyncio.get_running_loop().time() <= SWEEP
+            await enter(found, session())
+            assert found.timer is first
+            first.cancel()
+            found.tick()
+            assert found.timer is not None
+            found.timer.cancel()
+            for lease in tuple(found.leases):
+                found.leave(lease)
+            found.tick()
+            assert found.timer is None
+            found.close()
+
+    run_once(main)
+
+
+# --- what could go wrong ---
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a secret"), DialError("of another kind", 4), PolicyDenied("its own"), None]
+)
+def test_a_program_that_fails_lets_no_datagram_through(
+    run_once: Run, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    """Of an association too each failure is a refusal, which is counted: it does not get into the reactor."""
+
+    def decide(asks: Session) -> Any:
+        if error is not None:
+            raise error
+        return True
+
+    async def main() -> None:
+        async with gate(last_word=decide) as found:
+            asks = session("0.0.0.0", 0)
+            asks.command = "associate"
+            judge = await found.enter_open(asks)
+            for addresses in (None, [parse_host("8.8.8.8")]):
+                with pytest.raises(PolicyDenied) as caught:
+                    judge(Address("outer.test", 443), addresses)  # type: ignore[arg-type]
+                name = {PolicyDenied: "its own", type(None): "decide failed: TypeError"}
+                assert str(caught.value) == name.get(type(error), f"decide failed: {type(error).__name__}")
+
+    run_once(main)
+    assert ("a secret" in caplog.text) == isinstance(error, ValueError)
+
+
+def test_a_program_without_fault_judges_datagrams(run_once: Run) -> None:
+    """Its word is for each destination, and the guard has its own after it."""
+
+    def decide(asks: Session) -> Decision | None:
+        assert asks.destination is not None
+        return Decision("deny", reason="not there") if asks.destination.port == 53 else None
+
+    async def main() -> None:
+        async with gate(last_word=decide) as found:
+            judge = await found.enter_open(session("0.0.0.0", 0))
+            judge(Address("outer.test", 443), [parse_host("8.8.8.8")])  # type: ignore[list-item]
+            with pytest.raises(PolicyDenied, match=r"^not there$"):
+                judge(Address("outer.test", 53), None)
+            with pytest.raises(PolicyDenied, match=r"^guard: 10\.0\.0\.1 is in"):
+                judge(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
+
+    run_once(main)
+
+
+def test_what_a_program_calls_its_rules_does_not_fill_the_metrics(run_once: Run) -> None:
+    """A label has as many values as the configuration has rules: a program could make one of every host."""
+
+    def decide(asks: Session) -> Decision | None:
+        assert asks.destination is not None
+        return None if asks.destination.port == 22 else Decision("deny", f"blocked-{asks.destination}")
+
+    async def main() -> None:
+        async with gate(Rule("deny", "ssh", ports=[22]), last_word=decide) as found:
+            for port in (22, *range(1000, 1010)):
+                asks = session(port=port)
+                with pytest.raises(PolicyDenied):
+                    await enter(found, asks)
+                assert asks.rule == ("ssh" if port == 22 else f"blocked-outer.test:{port}")
+            assert found.metrics.value("tabi_denied_total", action="deny", rule="ssh") == 1
+            assert found.metrics.value("tabi_denied_total", action="deny", rule="") == 10
+            assert len(found.metrics.counts) == 2
+
+    run_once(main)
+
+
+def clients(network: str, **limits: Any) -> dict[str, Any]:
+    """Limits for the clients of a network, which wait."""
+    return {"clients": [{"networks": [network], "limits": {"over": "wait", **limits}}]}
+
+
+def test_nobody_waits_behind_those_with_other_limits(run_once: Run) -> None:
+    """Clients without a user are no user: those of a network wait for each other, not the whole world for them."""
+
+    async def main() -> None:
+        async with gate(patience=20, **clients("192.0.2.0/24", connections=1)) as found:
+            first = session(user=None, client="192.0.2.1")
+            await enter(found, first)
+            async with asyncio.TaskGroup() as group:
+                second, third = (session(user=None, client=f"192.0.2.{number}") for number in (2, 3))
+                waiting = [group.create_task(enter(found, asks)) for asks in (second, third)]
+                await asyncio.sleep(0)
+                assert [queue.count for queue in found.queues.values()] == [2]
+                assert found.enter(session(user=None, client="203.0.113.9")) is not None
+                assert first.lease is not None
+                found.leave(first.lease)
+                await waiting[0]
+                assert second.lease is not None
+                found.leave(second.lease)
+            assert third.lease is not None
+            assert not found.queues
+
+    run_once(main)
+
+
+def test_who_leaves_while_waiting_makes_room(run_once: Run) -> None:
+    """A client that goes, at the head of a queue or within it, takes nothing with it: the next has its turn."""
+
+    async def main() -> None:
+        async with gate(patience=20, **limited("wait", connections=1)) as found:
+            first = session()
+            await enter(found, first)
+            waiting = [found.dialer.reactor.loop.create_task(enter(found, session())) for _ in range(3)]
+            await asyncio.sleep(0)
+            for gone in waiting[:2]:
+                gone.cancel()
+            await asyncio.gather(*waiting[:2], return_exceptions=True)
+            assert found.queues["alice"].count == 1
+            assert not waiting[2].done()
+            assert first.lease is not None
+            found.leave(first.lease)
+            assert (await waiting[2]).name == "direct"
+            assert not found.queues
+            assert len(found.leases) == 1
+
+    run_once(main)
+
+
+def test_a_reload_does_not_change_what_waits(run_once: Run) -> None:
+    """Who waits goes on by the policy that it came with; who comes now by the new one, and both are counted once."""
+
+    async def main() -> None:
+        async with gate(patience=20, **limited("wait", connections=1)) as found:
+            first = session()
+            await enter(found, first)
+            waiting = found.dialer.reactor.loop.create_task(enter(found, session()))
+            await asyncio.sleep(0)
+            parts: Any = limited("refuse", connections=1)
+            config = msgspec.structs.replace(make_config(parts), rule=[Rule("deny", "all")])
+            found.replace(make_policy(config), {"direct": found.direct})
+            with pytest.raises(PolicyDenied, match=r"^rule all"):
+                await enter(found, session())
+            assert not waiting.done()
+            assert first.lease is not None
+            found.leave(first.lease)
+            assert (await waiting).name == "direct"
+
+    run_once(main)
+
+
+def test_a_user_whose_time_is_over_is_ended_and_comes_in_no_more(run_once: Run) -> None:
+    """``expires``: by the wall clock, refused at the door, ended by the sweep; others stay."""
+
+    async def main() -> None:
+        users = {
+            "alice": {"password": "x", "plain": True, "expires": "2100-01-01"},
+            "bob": {"password": "x", "plain": True, "expires": "2000-01-01"},
+        }
+        async with gate(users=users) as found:
+            with pytest.raises(LimitExceeded, match=r"^limit: user bob: expired at 2000-01-01"):
+                await enter(found, session(user="bob"))
+            assert found.metrics.value("tabi_limited_total", limit="expires") == 1
+            asks, other = session(), session(user="carol")
+            await enter(found, asks)
+            await enter(found, other)
+            assert other.lease is None
+            assert asks.lease is not None
+            now = monotonic_ns()
+            found.sweep(now, asks.lease.expires - 1)
+            assert asks.lease.ended is None
+            found.sweep(now, asks.lease.expires)  # nobody carries it yet: whoever will finds it ended
+            assert str(asks.lease.ended).startswith("limit: user alice: expired at 2100-01-01")
+            assert found.metrics.value("tabi_limited_total", limit="expires") == 2
+
+    run_once(main)
+
+
+def test_a_refusal_of_an_association_is_counted(run_once: Run) -> None:
+    """As one of a connection is: a rule that refuses whatever the destination, and a limit."""
+
+    async def main() -> None:
+        async with gate(Rule("drop", "no-udp", commands=["associate"]), **limited(connections=1)) as found:
+            asks = session("0.0.0.0", 0)
+            asks.command = "associate"
+            with pytest.raises(PolicyDenied) as caught:
+                await found.enter_open(asks)
+            assert (caught.value.action, asks.rule, asks.lease) == ("drop", "no-udp", None)
+            assert found.metrics.value("tabi_denied_total", action="drop", rule="no-udp") == 1
+            asks.command = "bind"
+            await found.enter_open(asks)
+            with pytest.raises(LimitExceeded):
+                await found.enter_open(asks)
+            assert found.metrics.value("tabi_limited_total", limit="connections") == 1
+
+    run_once(main)

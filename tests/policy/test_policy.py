@@ -1,0 +1,96 @@
+"""The policy: rules, then the program that has the last word, then the guard."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from tabi.errors import PolicyDenied
+from tabi.policy.guard import Guard, permit_any
+from tabi.policy.ledger import Ledger
+from tabi.policy.limits import Limits
+from tabi.policy.policy import Policy, enforce, judge_any
+from tabi.policy.rules import RuleSet, Texts, Unresolved, make_rule
+from tabi.session import Decision, Session
+from tabi.wire.address import Address
+
+WHERE = Address("x.example", 25)
+
+
+def session(client: str = "8.8.4.4") -> Session:
+    """Who asks for WHERE."""
+    made = Session(1, "socks5://127.0.0.1:0", Address(ip_address(client), 1), 0.0)
+    made.command, made.destination = "connect", WHERE
+    return made
+
+
+def policy(*texts: dict[str, Any], last_word: Any = None, action: Any = "deny") -> Policy:
+    """A policy with a rule for each."""
+    rules = RuleSet(make_rule(number, action, Texts(**part), via=None) for number, part in enumerate(texts))
+    return Policy(rules, Guard(), Limits(Ledger()), last_word)
+
+
+def test_rules_decide() -> None:
+    """The first match, with its label; none allows; one that depends on addresses is not decided."""
+    made = policy({"ports": ("25",)})
+    assert made.decides
+    assert made.decide(session(), WHERE, None, 0) == Decision("deny", "rule[0]")
+    assert made.decide(session(), Address("x.example", 26), None, 0) == Decision()
+    assert isinstance(policy({"hosts": ("10.0.0.0/8",)}).decide(session(), WHERE, None, 0), Unresolved)
+    assert not policy().decides
+    found = made.refusal(session(), 0)
+    assert found is None
+
+
+def test_a_program_has_the_last_word() -> None:
+    """It sees what the rules decided, overrides it or leaves it; of datagrams it sees the destination of each."""
+    seen: list[tuple[Any, Any]] = []
+
+    def last_word(asked: Session) -> Any:
+        seen.append((asked.destination, asked.decision))
+        assert asked.destination is not None
+        return Decision("allow", "mine") if asked.destination.port == 25 else None
+
+    made = policy({}, last_word=last_word)
+    assert made.decide(session(), WHERE, None, 0) == Decision("allow", "mine")
+    who, other = session(), Address("y.example", 26)
+    assert made.decide(who, other, None, 0) == Decision("deny", "rule[0]")
+    assert seen == [(WHERE, Decision("deny", "rule[0]")), (other, Decision("deny", "rule[0]"))]
+    assert who.destination is WHERE
+    with pytest.raises(TypeError, match=r"decide returned 'yes', expected tabi\.Decision or None"):
+        policy(last_word=lambda asked: "yes").decide(session(), WHERE, None, 0)
+
+
+def test_what_is_not_allowed_is_refused_with_its_reason() -> None:
+    """By the rule's name, or in the program's words; with the action that says how."""
+    enforce(Decision(), WHERE)
+    for decision, text in (
+        (Decision("reset", "no-mail"), "rule no-mail: reset x.example:25"),
+        (Decision("drop"), "decide: drop x.example:25"),
+        (Decision("deny", "x", reason="not on Sundays"), "not on Sundays"),
+    ):
+        with pytest.raises(PolicyDenied, match=f"^{text}$") as caught:
+            enforce(decision, WHERE)
+        assert caught.value.action == decision.action
+
+
+def test_judges() -> None:
+    """Where there is nothing to ask, nothing is made; else rules and guard see every destination."""
+    plain = policy()
+    assert plain.judge_for(session("127.0.0.1"), float) is judge_any
+    judge_any(WHERE, None)
+    assert plain.judge_for(session(), float) == plain.guard.judge
+    assert plain.permit_for(session("127.0.0.1"), 80) is permit_any
+    judge = policy({"ports": ("26",)}, {"hosts": ("9.0.0.0/8",)}).judge_for(session(), float)
+    judge(WHERE, None)
+    judge(WHERE, [ip_address("8.8.8.8")])
+    for destination, addresses in (
+        (Address("x.example", 26), None),
+        (WHERE, [ip_address("9.9.9.9")]),
+        (WHERE, [ip_address("10.0.0.1")]),
+    ):
+        with pytest.raises(PolicyDenied):
+            judge(destination, addresses)
+    policy({"ports": ("26",)}).judge_for(session("127.0.0.1"), float)(WHERE, [ip_address("10.0.0.1")])

@@ -1,0 +1,155 @@
+"""The shared ledger: what one process counts the others see, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from time import monotonic_ns
+
+import pytest
+
+from tabi.config import Limits
+from tabi.errors import LimitExceeded
+from tabi.policy.ledger import RUNNING, USED
+from tabi.policy.limits import Limits as Accounts
+from tabi.policy.limits import Networks
+from tabi.policy.quantities import Quota
+from tabi.server.ledger import SharedLedger
+from tabi.wire.address import parse_host
+
+CLIENT = parse_host("192.0.2.1")
+
+
+@pytest.fixture
+def ledger() -> Iterator[SharedLedger]:
+    """One for two workers."""
+    with contextlib.closing(SharedLedger(2)) as found:
+        yield found
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do something in a process of its own; gives how that ended, 0 for well."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_others_see_what_one_counts(ledger: SharedLedger) -> None:
+    """A child's cells are its parent's too, also those that a reload has added since it was born."""
+    row = ledger.row("user alice")
+    many = [ledger.row(f"user {number}") for number in range(1000)]
+
+    def work() -> None:
+        ledger.cells[row + USED] += 5
+        ledger.cells[many[-1] + USED] += 7
+
+    assert in_child(work) == 0
+    assert (ledger.cells[row + USED], ledger.cells[many[-1] + USED]) == (5, 7)
+    with contextlib.closing(SharedLedger(2)) as other:
+        first = other.row("user alice")
+
+        def grow() -> None:
+            other.learn({"user alice": first, **{f"user {number}": number * other.width for number in range(1, 2000)}})
+            other.cells[1999 * other.width + USED] = 9
+
+        assert in_child(grow) == 0
+        other.learn({"user alice": first, "last": 1999 * other.width, **{str(n): 0 for n in range(2000)}})
+        assert other.cells[1999 * other.width + USED] == 9
+
+
+def test_what_is_in_a_cell_stays_when_there_are_more(ledger: SharedLedger) -> None:
+    """Growing moves no row and loses no number."""
+    row = ledger.row("server")
+    ledger.cells[row + USED] = 42
+    for number in range(5000):
+        ledger.row(f"user {number}")
+    assert ledger.cells[ledger.rows["server"] + USED] == 42
+    assert ledger.row("server") == row
+
+
+def test_a_connection_limit_holds_over_all_workers(ledger: SharedLedger) -> None:
+    """Two workers and three connections: each counts in its own cell, and both cells count."""
+
+    def admit(times: int) -> int:
+        limits = Accounts(ledger, users={"alice": Limits(connections=3)})
+        admitted = 0
+        for _ in range(times):
+            with contextlib.suppress(LimitExceeded):
+                limits.admit("alice", CLIENT, monotonic_ns(), 0)
+                admitted += 1
+        return admitted
+
+    ledger.row("user alice")
+
+    def work() -> None:
+        ledger.settle(1)
+        assert admit(2) == 2
+
+    assert in_child(work) == 0
+    assert admit(2) == 1
+    row = ledger.rows["user alice"]
+    assert list(ledger.cells[row + RUNNING : row + RUNNING + 2]) == [1, 2]
+    ledger.forget_worker(1)
+    assert admit(3) == 2
+
+
+def test_many_processes_lose_no_octet(ledger: SharedLedger) -> None:
+    """Reading and writing stands within the lock: eight processes at once count as one."""
+    limits = Accounts(ledger, server=Limits(quota=Quota.parse("1 TB/day")))
+    limits.turn_periods(86400.0)
+
+    def work() -> None:
+        lease = limits.admit(None, CLIENT, 0, 86400.0)
+        assert lease is not None
+        for _ in range(2000):
+            lease.spend(0, 3, 0)
+
+    pids = []
+    for _ in range(8):
+        pid = os.fork()
+        if not pid:
+            try:
+                work()
+            finally:
+                os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert ledger.cells[ledger.rows["server"] + USED] == 8 * 2000 * 3
+
+
+def test_the_lock_of_a_killed_process_is_free(ledger: SharedLedger) -> None:
+    """A worker that dies between enter and leave holds up nobody: the kernel takes its lock back."""
+
+    def work() -> None:
+        ledger.enter()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(work) == -signal.SIGKILL
+    ledger.enter()
+    ledger.leave()
+
+
+def test_one_worker_takes_no_lock() -> None:
+    """Alone it is exact without one, so that it pays for none."""
+    with contextlib.closing(SharedLedger(1)) as alone:
+        assert not alone.shared
+    with contextlib.closing(SharedLedger(2)) as two:
+        assert two.shared
+
+
+def test_networks_share_a_row(ledger: SharedLedger) -> None:
+    """The row of a network goes by its text: another process finds the same."""
+    network = Networks([], Limits(connections=1))
+    assert (
+        Accounts(ledger, networks=[network]).by_network[0].at == Accounts(ledger, networks=[network]).by_network[0].at
+    )

@@ -1,0 +1,195 @@
+"""Reload: another configuration for new sessions; those that run do not hear of it, a broken file changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from conftest import Run
+from processes import PATIENCE, Serve, listening, receive_exactly, serve, tunnels, wait_for
+from support import GREETING, credentials, request, target
+from tabi.client import Proxy
+from tabi.config import Config, Limits, Listen, Log, Rule, Seconds, Timeouts, User, make_config
+from tabi.errors import AuthError, ConfigError, ProxyError
+from tabi.server.reload import take_over
+from tabi.server.server import Server
+from tabi.wire.address import Address
+
+LISTEN = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n'
+
+
+# --- what is taken ---
+
+
+def test_what_waits_for_a_restart_is_named_and_stays() -> None:
+    """Workers, deadlines, the log and the place of quotas are used at the start only; all else is new at once."""
+    old = make_config({"rule": [{"action": "deny"}]})
+    new = make_config(
+        {"workers": 3, "timeouts": {"idle": 5}, "log": {"access": "none"}, "quotas": {"path": "/q"}, "limits": {}}
+    )
+    found, keys = take_over(old, new)
+    assert keys == ["workers", "timeouts", "log", "quotas"]
+    assert found == msgspec.structs.replace(old, rule=[])
+
+
+def test_listeners_keep_their_places_and_may_change_otherwise() -> None:
+    """The same URLs: who must be a user is another from now on. Other URLs: all of it waits."""
+    old = Config(listen=[Listen("socks5://127.0.0.1:1", "none")])
+    other = Config(listen=[Listen("socks5://127.0.0.1:1", "optional")])
+    elsewhere = Config(listen=[Listen("socks5://127.0.0.1:2")])
+    assert take_over(old, other) == (other, [])
+    assert take_over(old, elsewhere) == (old, ["listen"])
+
+
+# --- an embedded server ---
+
+
+async def attempt(url: str, port: int) -> None:
+    """A tunnel that is closed at once. Raises what `Proxy.connect` does."""
+    async with Proxy(url).connect("127.0.0.1", port):
+        pass
+
+
+def test_rules_users_and_listeners_of_an_embedded_server(run: Run) -> None:
+    """What new sessions meet is the new configuration; an old tunnel goes on; what was counted stays counted."""
+
+    async def main() -> None:
+        limits = Limits(connections=2)
+        config = Config(listen=[Listen("socks5://127.0.0.1:0", "none")], log=Log("none"), limits=limits)
+        async with target() as port, Server(config=config) as server:
+            url = server.url
+            async with Proxy(url).connect("127.0.0.1", port) as old:
+                rule = Rule("deny", "closed", ports=[port])
+                assert server.reload(msgspec.structs.replace(config, rule=[rule])) == []
+                with pytest.raises(ProxyError, match="02"):
+                    await attempt(url, port)
+                await old.send_all(b"still")
+                assert await old.receive() == b"still"
+
+                users = {"alice": User("secret", plain=True)}
+                closed = [Listen("socks5://127.0.0.1:0", "required")]
+                server.reload(msgspec.structs.replace(config, users=users, listen=closed))
+                with pytest.raises((AuthError, ProxyError)):
+                    await attempt(url, port)
+                named = url.replace("://", "://alice:secret@")
+                async with Proxy(named).connect("127.0.0.1", port):
+                    with pytest.raises(ProxyError, match="02"):  # the old one and this: two of two
+                        await attempt(named, port)
+
+                config = msgspec.structs.replace(config, limits=Limits())  # tunnels may still be ending
+                server.reload(msgspec.structs.replace(config, users=users))
+                with pytest.raises(ConfigError, match=r"^rule\[0\]\.via: there is no \[egress\.tor\]$"):
+                    server.reload(msgspec.structs.replace(config, rule=[Rule("allow", via="tor")]))
+                async with Proxy(named).connect("127.0.0.1", port):
+                    pass
+                assert server.reload(msgspec.structs.replace(config, timeouts=Timeouts(idle=Seconds(1)))) == [
+                    "timeouts"
+                ]
+                async with Proxy(url).connect("127.0.0.1", port):
+                    pass
+                await old.send_all(b"still")
+                assert await old.receive() == b"still"
+
+    run(main)
+
+
+def test_an_embedded_server_keeps_what_it_was_made_with(run: Run) -> None:
+    """Its users and its program of the last word are its own, not the configuration's; before its start it may too."""
+
+    async def main() -> None:
+        config = Config(log=Log("none"))
+        server = Server("socks5://127.0.0.1:0", users={"alice": "secret"}, config=config)
+        assert server.reload(msgspec.structs.replace(config, limits=Limits(connections=5))) == ["listen"]
+        async with target() as port, server:
+            server.reload(config)
+            async with Proxy(server.url).connect("127.0.0.1", port):
+                pass
+            with pytest.raises(AuthError):
+                await attempt(server.url.replace("secret", "wrong"), port)
+        server.reload(config)
+
+    run(main)
+
+
+# --- tabi serve ---
+
+
+def hup(proxy: Serve, said: str) -> None:
+    """Send SIGHUP and wait for what the supervisor says; its workers have read it when the next one is served."""
+    count = proxy.messages.count(said)
+    proxy.signal(signal.SIGHUP)
+    wait_for(lambda: proxy.messages.count(said) > count, said)
+
+
+def reply_of(proxy: Address, port: int, user: bytes | None = None) -> int:
+    """The reply that a request gets; -1 where the user is refused."""
+    with socket.create_connection((str(proxy.host), proxy.port), PATIENCE) as sock:
+        if user is None:
+            sock.sendall(GREETING)
+            assert receive_exactly(sock, 2) == b"\x05\x00"
+        else:
+            sock.sendall(b"\x05\x01\x02")
+            assert receive_exactly(sock, 2) == b"\x05\x02"
+            sock.sendall(credentials(user, b"x"))
+            if receive_exactly(sock, 2) != b"\x01\x00":
+                return -1
+        sock.sendall(request("127.0.0.1", port))
+        return receive_exactly(sock, 2)[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_takes_rules_for_new_sessions_in_all_workers(tmp_path: Path, workers: int) -> None:
+    """Every worker decides by the new file; a tunnel that runs goes on; what is broken is said and changes nothing; and
+    a worker that is started again afterwards knows the new file too."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(LISTEN)
+    with (
+        serve(tmp_path, "-c", path, "--workers", str(workers)) as proxy,
+        tunnels(proxy.address) as (tunnel,),
+        listening() as (_, port),
+    ):
+        assert [reply_of(proxy.address, port) for _ in range(8)] == [0] * 8
+        path.write_text(f"{LISTEN}[[rule]]\nname = 'closed'\nports = [{port}]\naction = 'deny'")
+        hup(proxy, "reloaded: rules: 1, users: 0")
+        wait_for(lambda: [reply_of(proxy.address, port) for _ in range(8)] == [2] * 8, "all workers to know")
+        tunnel.check()
+
+        path.write_text(f"{LISTEN}[[rule]]\nports = [{port}]\naction = 'dney'")
+        hup(proxy, f"not reloaded, the old configuration stays: {path}: rule[0].action: invalid enum value 'dney'")
+        assert reply_of(proxy.address, port) == 2
+
+        for worker in proxy.workers():
+            os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: len(proxy.workers()) == workers, "the workers to be back")
+        assert [reply_of(proxy.address, port) for _ in range(8)] == [2] * 8
+        assert proxy.sessions(1, port=port)[-1]["rule"] in (None, "closed")
+
+
+def test_sighup_takes_users_and_limits(tmp_path: Path) -> None:
+    """A user that is new may come in, one that is gone may not, and a new limit counts the tunnels that are there."""
+    path = tmp_path / "tabi.toml"
+    user = "[users.{}]\npassword = 'x'\nplain = true\nlimits = {{ connections = {} }}\n"
+    path.write_text(LISTEN + user.format("alice", 5) + user.format("bob", 5))
+    with serve(tmp_path, "-c", path) as proxy, listening() as (_, port):
+        held = hold(proxy.address, port, b"alice")
+        assert reply_of(proxy.address, port, b"bob") == 0
+        path.write_text(LISTEN + user.format("alice", 1) + user.format("carol", 5))
+        hup(proxy, "reloaded: rules: 0, users: 2")
+        wait_for(lambda: reply_of(proxy.address, port, b"carol") == 0, "carol")
+        assert reply_of(proxy.address, port, b"bob") == -1
+        assert reply_of(proxy.address, port, b"alice") == 2
+        held.close()
+        wait_for(lambda: reply_of(proxy.address, port, b"alice") == 0, "room for alice")
+
+
+def hold(proxy: Address, port: int, user: bytes) -> socket.socket:
+    """A tunnel of a user, kept open."""
+    sock = socket.create_connection((str(proxy.host), proxy.port), PATIENCE)
+    sock.sendall(b"\x05\x01\x02" + credentials(user, b"x") + request("127.0.0.1", port))
+    assert receive_exactly(sock, 6) == b"\x05\x02\x01\x00\x05\x00"
+    return sock
