@@ -21,6 +21,8 @@
  * proxy does. Where an answer says that the connection closes, the client opens the next one, which is part of the time
  * of the next answer; `connections` has how many it opened.
  *
+ * `user` behind the arguments of any but tls and http: the tunnels are those of the user alice, whose password is secret.
+ *
  * Datagrams carry the time at which they were sent, and their echoes must have the length and the header (RFC 1928,
  * section 7) of what was sent. `lost` are those that never came back: in udp, once nothing has come for 0.1 s, another
  * window is sent; voices waits 1 s at its end.
@@ -286,12 +288,13 @@ static void start_destination(void)
 
 /* ---- the client's side of a tunnel, or of an association ---- */
 
-enum state { CONNECTING, SECURING, GREETED, REQUESTED, OPEN };
+enum state { CONNECTING, SECURING, GREETED, PROVING, REQUESTED, OPEN };
 
 static enum { CONNECT = 1, ASSOCIATE = 3 } command = CONNECT; /* of every request */
 static const char *const names[] = {[CONNECT] = "CONNECT", [ASSOCIATE] = "UDP ASSOCIATE"};
 static bool opening;     /* open_tunnels() waits for the server's answers */
 static bool straight;    /* no SOCKS5 */
+static bool user;        /* the method is user name and password, those of alice */
 static SSL_CTX *context; /* of every tunnel's TLS; NULL: without */
 static long connections; /* that the client has opened */
 
@@ -383,7 +386,7 @@ static void prepare_tls(void)
 static void greet(struct tunnel *tunnel)
 {
     if (!straight)
-        send_octets(tunnel, "\x05\x01\x00", 3);
+        send_octets(tunnel, user ? "\x05\x01\x02" : "\x05\x01\x00", 3);
     tunnel->state = straight ? OPEN : GREETED;
 }
 
@@ -408,6 +411,16 @@ static void begin_tls(struct tunnel *tunnel)
     secure(tunnel);
 }
 
+static void ask(struct tunnel *tunnel)
+{
+    unsigned char high = (unsigned char)(destination_port >> 8), low = (unsigned char)destination_port;
+    if (command == CONNECT)
+        send_octets(tunnel, (unsigned char[]){5, CONNECT, 0, 1, 127, 0, 0, 1, high, low}, 10);
+    else /* from an address that is not known yet */
+        send_octets(tunnel, (unsigned char[]){5, ASSOCIATE, 0, 1, 0, 0, 0, 0, 0, 0}, 10);
+    tunnel->state = REQUESTED;
+}
+
 /* Takes the next step of the handshake. True: the tunnel has just opened. */
 static bool advance(struct tunnel *tunnel)
 {
@@ -424,14 +437,17 @@ static bool advance(struct tunnel *tunnel)
     } else if (tunnel->state == SECURING) {
         secure(tunnel);
     } else if (tunnel->state == GREETED && receive(tunnel, tunnel->reply, 2)) {
-        if (tunnel->reply[0] != 5 || tunnel->reply[1] != 0)
-            fail("the server refused the method 'no authentication'");
-        unsigned char high = (unsigned char)(destination_port >> 8), low = (unsigned char)destination_port;
-        if (command == CONNECT)
-            send_octets(tunnel, (unsigned char[]){5, CONNECT, 0, 1, 127, 0, 0, 1, high, low}, 10);
-        else /* from an address that is not known yet */
-            send_octets(tunnel, (unsigned char[]){5, ASSOCIATE, 0, 1, 0, 0, 0, 0, 0, 0}, 10);
-        tunnel->state = REQUESTED;
+        if (tunnel->reply[0] != 5 || tunnel->reply[1] != (user ? 2 : 0))
+            fail("the server refused the method '%s'", user ? "user name and password" : "no authentication");
+        if (user)
+            send_octets(tunnel, "\x01\x05" "alice" "\x06" "secret", 14);
+        tunnel->state = PROVING;
+        if (!user)
+            ask(tunnel);
+    } else if (tunnel->state == PROVING && receive(tunnel, tunnel->reply, 2)) {
+        if (tunnel->reply[1] != 0)
+            fail("the server refused the user");
+        ask(tunnel);
     } else if (tunnel->state == REQUESTED && receive(tunnel, tunnel->reply, sizeof tunnel->reply)) {
         if (tunnel->reply[1] != 0)
             fail("the server refused %s with reply %02X", names[command], tunnel->reply[1]);
@@ -833,6 +849,8 @@ int main(int argc, char **argv)
     const char *scenario = argc > 3 ? argv[1] : "";
     server_port = argc > 3 ? atoi(argv[2]) : 0;
     straight = !server_port;
+    user = argc > 4 && !strcmp(argv[argc - 1], "user");
+    argc -= user;
     signal(SIGPIPE, SIG_IGN); /* TLS sends without MSG_NOSIGNAL */
     start_destination();
     poller = epoll_create1(0);

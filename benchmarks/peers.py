@@ -130,6 +130,27 @@ def tabi_command(listener: Listener, port: int, folder: Path) -> list[str]:
     return [*serve, "-l", url]
 
 
+ALICE = '[users.alice]\npassword = "secret"\nplain = true\n'
+ALL_LIMITS = (
+    'limits = { connections = 100_000, connect_rate = "1000000/s", bandwidth = "10 GB/s", quota = "1 TB/day", '
+    'max_session = "1 d" }\n'
+)
+
+
+def policy_command(alice: str, rules: int, port: int, folder: Path) -> list[str]:
+    """tabi for one user: what the file says of her, and how many rules there are, none of which matches."""
+    config = folder / "tabi.toml"
+    networks = [f"10.{number >> 8}.{number & 255}.0/24" for number in range(rules // 2)]
+    hosts = [*networks, *(f"host{number}.example.com" for number in range(rules - len(networks)))]
+    config.write_text(
+        f'workers = 1\n[log]\naccess = "{folder}/access.log"\n[quotas]\npath = "{folder}/quotas.sqlite"\n'
+        + "".join(f'[[rule]]\nhosts = ["{host}"]\naction = "deny"\n' for host in hosts)
+        + ALICE
+        + alice
+    )
+    return [f"{Path(sys.executable).parent}/tabi", "serve", "-c", str(config), "-l", f"socks5://127.0.0.1:{port}"]
+
+
 def dante_command(port: int, folder: Path) -> list[str]:
     """One accepting process for each CPU; as many processes for the tunnels as it likes."""
     user = pwd.getpwuid(os.geteuid()).pw_name
@@ -203,8 +224,20 @@ def custom(text: str) -> Peer:
 
 
 PEERS = [
-    Peer("tabi", tabi_version, {name: functools.partial(tabi_command, name) for name in LISTENERS}),
+    Peer(
+        "tabi",
+        tabi_version,
+        {
+            **{name: functools.partial(tabi_command, name) for name in LISTENERS},
+            "10 rules": functools.partial(policy_command, ALL_LIMITS, 10),
+            "20,000 rules": functools.partial(policy_command, ALL_LIMITS, 20_000),
+            "10 MB/s": functools.partial(policy_command, 'limits = { bandwidth = "10 MB/s" }\n', 0),
+        },
+    ),
     Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
+    Peer("tabi-no-rules", tabi_version, {"10 rules": functools.partial(policy_command, "", 0)}),
+    Peer("tabi-10-rules", tabi_version, {"20,000 rules": functools.partial(policy_command, ALL_LIMITS, 10)}),
+    Peer("tabi-unlimited", tabi_version, {"10 MB/s": functools.partial(policy_command, "", 0)}),
     Peer(
         "microsocks",
         lambda: debian("microsocks", "microsocks"),

@@ -51,6 +51,12 @@ BARS = [
     Bar("mixed", "cost", False, 1.06, ("tabi-socks5",)),
     Bar("tls-down", "rate", True, 0.6, ("nginx",)),
     Bar("tls-up", "rate", True, 0.6, ("nginx",)),
+    Bar("rules-10", "cost", False, 1.15, ("tabi-no-rules",)),
+    Bar("rules-20000", "cost", False, 1.1, ("tabi-10-rules",)),
+    Bar("rules-start", "cost", False, 1.0),
+    *(Bar(name, "rate", True, 0.98 * 0.08) for name in ("bandwidth-1", "bandwidth-50")),
+    *(Bar(name, "rate", False, 1.02 * 0.08) for name in ("bandwidth-1", "bandwidth-50")),
+    *(Bar(name, "cost", False, 1.5, ("tabi-unlimited",)) for name in ("bandwidth-1", "bandwidth-50")),
     Bar("http", "merit", True, 3.0, ("tinyproxy",)),
 ]
 

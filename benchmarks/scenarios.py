@@ -20,9 +20,10 @@ Figures = dict[Figure, float]
 ``p50`` and ``p99``: microseconds. ``connections``: that the client opened.
 """
 
-Listener = Literal["socks5", "mixed", "socks5+tls", "http"]
+Listener = Literal["socks5", "mixed", "socks5+tls", "http", "10 rules", "20,000 rules", "10 MB/s"]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
-"""What a scenario wants of a server's port, as the scheme of tabi's listener says it."""
+"""What a scenario wants of a server's port, as the scheme of tabi's listener says it; the last three are SOCKS5 for the
+user alice, with so many rules and all limits, or with a bandwidth."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
@@ -145,6 +146,47 @@ SCENARIOS = [
             warm_up=("tls", "down", "1", "0.2"),
         )
         for direction, whither in [("down", "to"), ("up", "from")]
+    ),
+    Scenario(
+        "rules-10",
+        CONNECTIONS,
+        "connect as a user, echo 64 octets, close: 10 rules and all limits",
+        ["conn", "10000", "64", "user"],
+        ["conn", "2000", "64", "user"],
+        rounds=7,
+        listener="10 rules",
+        warm_up=("conn", "400", "64", "user"),
+    ),
+    Scenario(
+        "rules-20000",
+        CONNECTIONS,
+        "the same with 20,000 rules",
+        ["conn", "10000", "64", "user"],
+        ["conn", "2000", "64", "user"],
+        rounds=7,
+        listener="20,000 rules",
+        warm_up=("conn", "400", "64", "user"),
+    ),
+    Scenario(
+        "rules-start",
+        START,
+        "from the start of the process until the port accepts, with 20,000 rules",
+        [],
+        [],
+        rounds=5,
+        listener="20,000 rules",
+    ),
+    *(
+        Scenario(
+            f"bandwidth-{streams}",
+            THROUGHPUT,
+            f"{streams} stream{'s' if streams > 1 else ''} to a user who may have 10 MB/s",
+            ["bulk", "down", str(streams), "10", "user"],
+            ["bulk", "down", str(streams), "2", "user"],
+            listener="10 MB/s",
+            warm_up=("conn", "400", "64", "user"),
+        )
+        for streams in (1, 50)
     ),
     Scenario(
         "http",
