@@ -74,10 +74,14 @@ def test_the_same_as_json() -> None:
     [
         (["--user", "alice", "connect", "8.8.8.8:443"], "allowed"),
         (["--user", "guest", "connect", "8.8.8.8:443"], "allowed by guests-browse"),
-        (
-            ["--user", "guest", "associate", "8.8.8.8:443"],
-            "refused with reply 02: rule guests-only-browse: deny 8.8.8.8:443",
-        ),
+        (["--user", "guest", "associate", "8.8.8.8:443"], "refused with reply 02: rule guests-only-browse: deny"),
+        (["--user", "alice", "associate", "8.8.8.8:25"], "allowed"),
+        (["--user", "alice", "bind", "0.0.0.0:0"], "allowed"),
+        (["--user", "alice", "associate", "[::]:0", "--from", "203.0.113.9"], "allowed"),
+        (["--user", "alice", "--protocol", "http", "connect", "8.8.8.8:25"], "refused with status 403: rule no-mail"),
+        (["--user", "alice", "--protocol", "socks4", "connect", "8.8.8.8:25"], "refused with reply 91: rule no-mail"),
+        (["--protocol", "http", "forward", "8.8.8.8:80"], "refused with status 407: this listener wants a user"),
+        (["--user", "alice", "forward", "nowhere.invalid:80"], "refused with status 502: nowhere.invalid: domain name"),
         (
             ["--user", "alice", "connect", "ads1.example.net:80"],
             "connection reset: rule no-trackers: reset ads1.example.net:80",
@@ -115,6 +119,17 @@ def test_answers(arguments: list[str], answer: str) -> None:
     text = explain(*arguments)
     (line,) = [line for line in text.splitlines() if line.startswith("answer")]
     assert line.removeprefix("answer").strip().startswith(answer), text
+
+
+def test_what_is_judged_later_is_said() -> None:
+    """Of an association what becomes of the datagram that was asked about; of BIND for anybody that callers are."""
+    assert "datagrams to 8.8.8.8:25: dropped, rule no-mail: deny 8.8.8.8:25\n" in explain(
+        "--user", "alice", "associate", "8.8.8.8:25"
+    )
+    assert "datagrams to 8.8.8.8:53: sent\n" in explain("--user", "alice", "associate", "8.8.8.8:53")
+    text = explain("--user", "alice", "--from", "203.0.113.9", "associate", "10.0.0.1:53")
+    assert "datagrams to 10.0.0.1:53: dropped, guard: 10.0.0.1 is in 10.0.0.0/8" in text
+    assert "callers   each is judged when it comes\n" in explain("--user", "alice", "bind", "0.0.0.0:0")
 
 
 def test_what_stands_beside_the_rules(tmp_path: Path) -> None:
@@ -168,6 +183,10 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
         (["connect", "a"], "HOST:PORT: "),
         (["connect", "a:1", "--from", "alice"], "--from: 'alice', expected an IP address or unix"),
         (["connect", "a:1", "--at", "noon"], "--at: 'noon', expected a time such as 2027-01-31T08:00"),
+        (
+            ["forward", "a:1", "--protocol", "socks5"],
+            "--protocol: socks5, but only HTTP has requests that are forwarded",
+        ),
         (["connect", "a:1", "--protocol", "ftp"], "--protocol: 'ftp', expected one of: socks5, socks4"),
         (["connect", "a:1", "--listener", "x"], "--listener: 'x', expected one of: mixed://0.0.0.0:1080"),
     ],

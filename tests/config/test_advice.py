@@ -9,6 +9,8 @@ from tabi.config.advice import advise
 
 GUESTS = '[[listen]]\nurl = "socks5://0.0.0.0:1080"\nusers = "optional"\n[users.alice]\npassword = "x"\nplain = true\n'
 ALLOWED = '[guard]\nallow = ["10.20.0.0/16"]\n'
+ALICE = '[users.alice]\npassword = "x"\nplain = true\n'
+TLS = '{ certificate = "c", key = "k", client_ca = "a" }'
 ALL = "no rule refuses it (listener socks5://0.0.0.0:1080)"
 REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
 
@@ -24,6 +26,14 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
         (
             "[[rule]]\nusers = ['@dev']\naction = 'allow'",
             ["rule[0].users: nobody is in @dev, so rule[0] can never match"],
+        ),
+        (
+            f"[[rule]]\nusers = ['alicce', '@dev', 'alice']\naction = 'deny'\n{ALICE}groups = ['dev']",
+            ["rule[0].users: there is no user alicce"],
+        ),
+        (
+            f"[[rule]]\nusers = ['alice']\naction = 'deny'\n[[listen]]\ntls = {TLS}",
+            [],
         ),
         (GUESTS, []),
         (f"{GUESTS}[guard]\nallow = ['8.8.8.0/24']", []),

@@ -360,6 +360,9 @@ def test_a_configuration_does_not_change() -> None:
             "[[rule]]\naction = 'refuse'",
             "rule[0].action: invalid enum value 'refuse', expected allow, deny, reset or drop",
         ),
+        ("[[rule]]\naction = 'deny'\nname = \"a\\nb\"", "rule[0].name: 'a\\nb', expected a name that can be printed"),
+        ("[groups.'@dev']", "groups.@dev: a group's name stands without the @ that rules put in front"),
+        ("[quotas]\npath = ''", "quotas.path: expected the path of a file"),
         ("[[rule]]\naction = 'deny'\nports = 25", "rule[0].ports: expected array, got integer"),
         (
             "[[rule]]\naction = 'deny'\nports = ['25-']",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from time import monotonic_ns, time
+from time import monotonic, monotonic_ns, time
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,12 +20,15 @@ from tabi.egress.direct import Direct, Egress
 from tabi.errors import DialError, LimitExceeded, PolicyDenied
 from tabi.ingress.gate import SWEEP, Gate, Waiting, as_resolved
 from tabi.net.dial import Dialer
-from tabi.net.reactor import get_reactor
+from tabi.net.reactor import ENDED, get_reactor
 from tabi.observe.metrics import Metrics
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import LastWord, Policy
 from tabi.session import Decision, Session
 from tabi.wire.address import Address, parse_host
+
+HERE: Any = SimpleNamespace(events=0)
+"""A client that waits."""
 
 NAMES = {"inner.test": ["10.0.0.1"], "outer.test": ["8.8.8.8"], "both.test": ["8.8.8.8", "10.0.0.1"]}
 
@@ -55,7 +59,7 @@ def session(
     host: str = "outer.test", port: int = 443, user: str | None = "alice", client: str = "203.0.113.9"
 ) -> Session:
     """One that asks for a destination."""
-    made = Session(1, "mixed://127.0.0.1:1080", Address(parse_host(client), 5000), 0.0)
+    made = Session(1, "mixed://127.0.0.1:1080", Address(parse_host(client), 5000), monotonic())
     made.user, made.command, made.protocol = user, "connect", "socks5"
     made.destination = Address(parse_host(host), port)
     return made
@@ -63,7 +67,7 @@ def session(
 
 async def enter(found: Gate, asks: Session) -> Egress:
     """What the commands do."""
-    way = found.enter(asks) or await found.enter_slowly(asks)
+    way = found.enter(asks) or await found.enter_slowly(asks, HERE)
     return way.egress
 
 
@@ -109,7 +113,7 @@ def test_a_rule_names_the_way_out(run_once: Run) -> None:
         async with gate(Rule("allow", via="other")) as found:
             asks = session()
             assert (await enter(found, asks)).name == asks.via == "other"
-            assert (await found.enter_slowly(session())).egress.name == "other"
+            assert (await found.enter_slowly(session(), HERE)).egress.name == "other"
             found.replace(found.policy, {"direct": found.direct})
             with pytest.raises(PolicyDenied, match="there is no egress other"):
                 await enter(found, session())
@@ -126,7 +130,7 @@ def test_a_decision_that_depends_on_addresses_waits_for_them(run_once: Run) -> N
                 asks = session(name)
                 assert found.enter(asks) is None
                 with pytest.raises(PolicyDenied) if refused else contextlib.nullcontext():
-                    await found.enter_slowly(asks)
+                    await found.enter_slowly(asks, HERE)
                 assert [str(address) for address in asks.addresses or ()] == NAMES[name]
             with pytest.raises(DialError) as caught:
                 await enter(found, session("nowhere.test"))
@@ -228,11 +232,11 @@ def test_an_association_is_refused_where_no_destination_would_help(run_once: Run
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
             with pytest.raises(PolicyDenied, match=r"^rule no-udp"):
-                await found.enter_open(asks)
+                await found.enter_open(asks, HERE)
         async with gate(Rule("deny", "dns", ports=[53])) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = await found.enter_open(asks)
+            judge = await found.enter_open(asks, HERE)
             judge(Address("outer.test", 443), None)
             with pytest.raises(PolicyDenied, match=r"^rule dns"):
                 judge(Address("outer.test", 53), None)
@@ -260,7 +264,7 @@ def test_over_a_limit_is_refused_and_counted(run_once: Run) -> None:
             with pytest.raises(LimitExceeded, match=r"^limit: user alice: 1 connections at once$"):
                 await enter(found, session())
             await enter(found, session(user="bob"))
-            await found.enter_slowly(session(user="bob"))
+            await found.enter_slowly(session(user="bob"), HERE)
             assert found.metrics.value("tabi_limited_total", limit="connections") == 1
             assert first.lease is not None
             found.leave(first.lease)
@@ -280,7 +284,7 @@ def test_who_waits_comes_in_its_turn(run_once: Run, open_: bool) -> None:
 
             async def one(number: int) -> None:
                 asks = session()
-                await (found.enter_open(asks) if open_ else enter(found, asks))
+                await (found.enter_open(asks, HERE) if open_ else enter(found, asks))
                 done.append(number)
                 assert asks.lease is not None
                 await asyncio.sleep(0)
@@ -415,7 +419,7 @@ def test_a_program_that_fails_lets_no_datagram_through(
         async with gate(last_word=decide) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = await found.enter_open(asks)
+            judge = await found.enter_open(asks, HERE)
             for addresses in (None, [parse_host("8.8.8.8")]):
                 with pytest.raises(PolicyDenied) as caught:
                     judge(Address("outer.test", 443), addresses)  # type: ignore[arg-type]
@@ -435,7 +439,7 @@ def test_a_program_without_fault_judges_datagrams(run_once: Run) -> None:
 
     async def main() -> None:
         async with gate(last_word=decide) as found:
-            judge = await found.enter_open(session("0.0.0.0", 0))
+            judge = await found.enter_open(session("0.0.0.0", 0), HERE)
             judge(Address("outer.test", 443), [parse_host("8.8.8.8")])  # type: ignore[list-item]
             with pytest.raises(PolicyDenied, match=r"^not there$"):
                 judge(Address("outer.test", 53), None)
@@ -518,24 +522,68 @@ def test_who_leaves_while_waiting_makes_room(run_once: Run) -> None:
     run_once(main)
 
 
-def test_a_reload_does_not_change_what_waits(run_once: Run) -> None:
-    """Who waits goes on by the policy that it came with; who comes now by the new one, and both are counted once."""
+@pytest.mark.parametrize("open_", [False, True])
+def test_who_waits_meets_what_a_reload_brings(run_once: Run, open_: bool) -> None:
+    """More room lets it in, a rule that came meanwhile refuses it all the same, and a limit that refuses does so."""
+
+    async def main() -> None:
+        def wait() -> asyncio.Task[Any]:
+            asks = session()
+            coming: Any = found.enter_open(asks, HERE) if open_ else enter(found, asks)
+            return found.dialer.reactor.loop.create_task(coming)
+
+        def reload(over: str, connections: int, *rules: Rule) -> None:
+            parts: Any = limited(over, connections=connections)
+            config = msgspec.structs.replace(make_config(parts), rule=list(rules))
+            policy = Policy(make_rule_set(config), make_guard(config), make_limits(config, ledger))
+            found.replace(policy, {"direct": found.direct})
+
+        async with gate(patience=20, **limited("wait", connections=1)) as found:
+            ledger = found.policy.limits.ledger
+            await enter(found, session())
+            waiting = wait()
+            await asyncio.sleep(0)
+            reload("wait", 2)
+            await waiting
+            waiting = wait()
+            await asyncio.sleep(0)
+            reload("wait", 3, Rule("deny", "all"))
+            with pytest.raises(PolicyDenied, match=r"^rule all"):
+                await waiting
+            reload("wait", 1)
+            waiting = wait()
+            await asyncio.sleep(0)
+            reload("refuse", 1)
+            with pytest.raises(LimitExceeded, match=r"^limit: user alice: 1 connections at once$"):
+                await waiting
+
+    run_once(main)
+
+
+def test_a_client_that_has_gone_waits_no_longer(run_once: Run) -> None:
+    """It takes no room from those behind it, and nothing is opened for it."""
 
     async def main() -> None:
         async with gate(patience=20, **limited("wait", connections=1)) as found:
-            first = session()
-            await enter(found, first)
-            waiting = found.dialer.reactor.loop.create_task(enter(found, session()))
-            await asyncio.sleep(0)
-            parts: Any = limited("refuse", connections=1)
-            config = msgspec.structs.replace(make_config(parts), rule=[Rule("deny", "all")])
-            found.replace(make_policy(config), {"direct": found.direct})
-            with pytest.raises(PolicyDenied, match=r"^rule all"):
-                await enter(found, session())
-            assert not waiting.done()
-            assert first.lease is not None
-            found.leave(first.lease)
-            assert (await waiting).name == "direct"
+            await enter(found, session())
+            gone: Any = SimpleNamespace(events=ENDED)
+            with pytest.raises(LimitExceeded, match=r"^limit: the client has gone while it waited$"):
+                await found.enter_slowly(session(), gone)
+            assert len(found.leases) == 1
+
+    run_once(main)
+
+
+def test_patience_begins_with_the_session(run_once: Run) -> None:
+    """Who took long to ask has less of it left: a handshake has one deadline for all of it."""
+
+    async def main() -> None:
+        async with gate(patience=20, **limited("wait", connections=1)) as found:
+            await enter(found, session())
+            late = session()
+            late.started -= 30
+            with pytest.raises(LimitExceeded, match=r"waited 0 s$"):
+                await found.enter_slowly(late, HERE)
 
     run_once(main)
 
@@ -575,13 +623,14 @@ def test_a_refusal_of_an_association_is_counted(run_once: Run) -> None:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
             with pytest.raises(PolicyDenied) as caught:
-                await found.enter_open(asks)
+                await found.enter_open(asks, HERE)
             assert (caught.value.action, asks.rule, asks.lease) == ("drop", "no-udp", None)
             assert found.metrics.value("tabi_denied_total", action="drop", rule="no-udp") == 1
-            asks.command = "bind"
-            await found.enter_open(asks)
-            with pytest.raises(LimitExceeded):
-                await found.enter_open(asks)
+            for refused in (False, True):
+                asks = session("0.0.0.0", 0)
+                asks.command = "bind"
+                with pytest.raises(LimitExceeded) if refused else contextlib.nullcontext():
+                    await found.enter_open(asks, HERE)
             assert found.metrics.value("tabi_limited_total", limit="connections") == 1
 
     run_once(main)

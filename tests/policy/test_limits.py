@@ -150,7 +150,9 @@ def test_a_bucket_says_what_it_holds() -> None:
     lease = admit(limits(bandwidth=Bandwidth(1e6)))
     (account,) = lease.meters
     assert account.free(UP, START) == 100_000
+    assert lease.is_full(UP, START)
     lease.spend(UP, 150_000, START)
+    assert not lease.is_full(UP, START)
     assert account.free(UP, START) == -50_000
     assert account.free(DOWN, START) == 100_000
 

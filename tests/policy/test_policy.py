@@ -59,8 +59,25 @@ def test_a_program_has_the_last_word() -> None:
     assert made.decide(who, other, None, 0) == Decision("deny", "rule[0]")
     assert seen == [(WHERE, Decision("deny", "rule[0]")), (other, Decision("deny", "rule[0]"))]
     assert who.destination is WHERE
-    with pytest.raises(TypeError, match=r"decide returned 'yes', expected tabi\.Decision or None"):
-        policy(last_word=lambda asked: "yes").decide(session(), WHERE, None, 0)
+    wrong: Any
+    for wrong in ("yes", Decision("bogus"), Decision(None)):  # type: ignore[arg-type]
+        with pytest.raises(
+            TypeError, match=r"^decide returned .*, expected None or tabi\.Decision of one of allow, deny"
+        ):
+            policy(last_word=lambda asked, wrong=wrong: wrong).decide(session(), WHERE, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(SystemExit, RuntimeError), (ValueError, ValueError), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_program_with_the_last_word_ends_no_worker(raised: type[BaseException], seen: type[BaseException]) -> None:
+    """sys.exit() in it is a failure like any other; Ctrl-C is Ctrl-C."""
+
+    def last_word(asked: Session) -> None:
+        raise raised
+
+    with pytest.raises(seen):
+        policy(last_word=last_word).decide(session(), WHERE, None, 0)
 
 
 def test_what_is_not_allowed_is_refused_with_its_reason() -> None:

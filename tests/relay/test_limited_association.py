@@ -124,6 +124,21 @@ def test_one_without_payload_ends_it_where_nothing_is_left(run: Run, kernel: str
     run(main)
 
 
+def test_one_that_is_larger_than_the_bucket_passes_when_that_is_full(run: Run, kernel: str, clock: Clock) -> None:
+    """Else it never would; those behind it pay for it."""
+
+    async def main() -> None:
+        async with place({"bandwidth": "1 kB/s", "burst": 4096}) as here, association(here.address) as client:
+            with destination(answer=lambda data, sender: ()) as sink:
+                client.send(sink.header + bytes(30_000))
+                await until(lambda: sink.received)
+                client.send(sink.header + bytes(1000))
+                await until(lambda: here.drops == {"limited": 1})
+            assert [len(data) for data, _ in sink.received] == [30_000]
+
+    run(main)
+
+
 @pytest.mark.parametrize("burst", [6000, 1_000_000])
 def test_what_is_too_fast_is_dropped(run: Run, kernel: str, clock: Clock, burst: int) -> None:
     """As a narrow way drops it: those of a burst that fit pass, the others are counted and nobody waits for them."""

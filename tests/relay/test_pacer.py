@@ -216,23 +216,25 @@ def test_close_stops_the_timer() -> None:
 
 
 def test_a_task_waits_for_room(run: Run) -> None:
-    """`charge` returns at once while there is room, else when there is; it says when there never will be."""
+    """`take` returns at once while there is room, else when there is, and charges what it gives; it says when there
+    never will be any."""
 
     async def main() -> None:
         pacer = Pacer(asyncio.get_running_loop())
         accounts = Accounts(Ledger(), users={"alice": limits(quota="5 MB/day")})
         lease = accounts.admit("alice", CLIENT, pacer.time(), 0)
         assert lease is not None
-        await pacer.charge(lease, UP, 1000)
-        await pacer.charge(lease, UP, 1_200_000)
+        assert await pacer.take(lease, UP, 1000) == 1000
+        assert 900_000 < await pacer.take(lease, UP, 2_000_000) <= 1_000_000
         async with asyncio.TaskGroup() as group:
-            waiting = group.create_task(pacer.charge(lease, UP, 1_000_000))
+            waiting = group.create_task(pacer.take(lease, UP, 1))
             await asyncio.sleep(0)
             waiting.cancel()
-        await pacer.charge(lease, UP, 0)  # behind the one that has gone
+        assert await pacer.take(lease, UP, 1) == 1  # behind the one that has gone
         assert not pacer.queues
+        lease.spend(UP, 5_000_000, pacer.time())
         with pytest.raises(LimitExceeded, match="the quota of 5 MB/day is used up") as caught:
-            await pacer.charge(lease, UP, 5_000_000)
+            await pacer.take(lease, UP, 1)
         assert caught.value.limit == "quota"
         pacer.close()
 
@@ -248,6 +250,6 @@ def test_a_task_whose_session_is_over_goes_no_further(run: Run) -> None:
         assert lease is not None
         lease.end(LimitExceeded("limit: user alice: 1 s for a session", "max_session"))
         with pytest.raises(LimitExceeded, match="1 s for a session"):
-            await pacer.charge(lease, DOWN, 1)
+            await pacer.take(lease, DOWN, 1)
 
     run(main)

@@ -18,7 +18,7 @@ from tabi.policy.limits import UP
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.quantities import Quota
 from tabi.server.ledger import LocalLedger
-from tabi.server.quota_store import VERSION, QuotaStore, default_path, load_store, open_store
+from tabi.server.quota_store import VERSION, QuotaStore, check_store, default_path, load_store, open_store
 from tabi.wire.address import parse_host
 
 CLIENT = parse_host("192.0.2.1")
@@ -173,6 +173,25 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     store.path.write_text("something else by now, and long enough to be seen as none " * 20)
     with pytest.raises(ConfigError, match=r"^quotas\.path: .*/gone: file is not a database$"):
         load_store(store)
+
+
+def test_a_check_finds_what_a_start_would(tmp_path: Path) -> None:
+    """And changes nothing: neither a file nor a folder is made."""
+    check_store(tmp_path / "a" / "b" / "q")
+    assert list(tmp_path.iterdir()) == []
+    store = QuotaStore(tmp_path / "good")
+    check_store(store.path)
+    (tmp_path / "empty").touch()
+    check_store(tmp_path / "empty")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "q")
+    (tmp_path / "text").write_text("this is no database, and long enough to be seen as none " * 20)
+    with sqlite3.connect(tmp_path / "other") as database:
+        database.execute("CREATE TABLE bookmarks (url TEXT)")
+    for name in ("link", "text", "other", "text/q", ""):
+        with pytest.raises(ConfigError, match=r"^quotas\.path: "):
+            check_store(tmp_path / name)
+        with pytest.raises(ConfigError, match=r"^quotas\.path: "):
+            open_store(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tabi.config.advice import advise
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output
+from tabi.server.quota_store import check_store, default_path
 from tabi.server.server import Server
 from tabi.url import UnixSocket
 
@@ -32,8 +34,7 @@ def check(
     """
     config = load_config(path)
     try:
-        Server(config=config, open=open_proxy)
-        check_surroundings(config)
+        check_surroundings(config, Server(config=config, open=open_proxy))
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
     for advice in advise(config):
@@ -44,12 +45,14 @@ def check(
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
 
 
-def check_surroundings(config: Config) -> None:
+def check_surroundings(config: Config, server: Server) -> None:
     """Look at what the start would open, and change nothing. Raises ConfigError."""
     try:
         check_output(config.log.access)
     except OSError as exc:
         raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
+    if config.quotas.path is not None or any(account.quota for account in server.policy.limits.accounts):
+        check_store(Path(config.quotas.path) if config.quotas.path is not None else default_path(os.environ))
     for index, listen in enumerate(config.listen):
         place, where = listen.parsed.place, f"listen[{index}].url"
         if isinstance(place, UnixSocket):

@@ -83,11 +83,15 @@ def make_request(
     listen = choose_listener(config, listener)
     url = listen.parsed
     usual = {"mixed": "socks5", "http": "https" if url.tls else "http"}.get(url.protocol, url.protocol)
-    if url.tls and not usual.startswith("http"):
-        usual += "+tls"
+    if command == "forward" and url.protocol == "mixed":
+        usual = "http"
+    if url.tls:
+        usual = "https" if usual.startswith("http") else f"{usual}+tls"
     for given, known, name in ((command, COMMANDS, "COMMAND"), (protocol or usual, PROTOCOLS, "--protocol")):
         if given not in known:
             raise ConfigError(f"{given!r}, expected one of: {', '.join(known)}", name)
+    if command == "forward" and not (protocol or usual).startswith("http"):
+        raise ConfigError(f"{protocol or usual}, but only HTTP has requests that are forwarded", "--protocol")
     try:
         address = parse_address(destination)
     except ValueError as exc:
@@ -146,6 +150,8 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("limits" if not index else "", text) for index, text in enumerate(found.limits or ["none"])]
     if found.egress is not None:
         rows.append(("egress", found.egress))
+    if found.later is not None:
+        rows.append(("datagrams" if found.command == "associate" else "callers", found.later))
     for title, text in rows:
         yield f"{title:10}{text}"
     yield ""
@@ -158,5 +164,7 @@ def answer(found: Explanation) -> str:
         return "allowed" + (f" by {found.rule}" if found.rule else "")
     how = {"reset": "connection reset", "drop": "no answer"}.get(found.action)
     if how is None:
-        how = "refused without a reply" if found.reply is None else f"refused with reply {found.reply:02}"
-    return f"{how}: {found.error}"
+        what = "status" if found.protocol.startswith("http") else "reply"
+        how = "refused without a reply" if found.reply is None else f"refused with {what} {found.reply:02}"
+    error = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in found.error)
+    return f"{how}: {error}"

@@ -46,7 +46,7 @@ def serve(
     What is given here stands in place of what the file says; users are added to those of the file.
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
-    SIGHUP takes rules, users and limits from the file as it is now, for new connections.
+    SIGHUP takes the file as it is now, for new connections; what waits for a restart is said.
     """
 
     def read() -> Config:

@@ -17,7 +17,7 @@ from tabi.wire.address import Address
 def advise(config: Config) -> list[str]:
     """What somebody should look at, a line each, in the words of the configuration."""
     rules = make_rule_set(config)
-    return [*advise_on_rules(rules), *advise_on_guests(config, rules)]
+    return [*advise_on_rules(rules), *advise_on_users(config, rules), *advise_on_guests(config, rules)]
 
 
 def advise_on_rules(rules: RuleSet) -> Iterator[str]:
@@ -28,6 +28,16 @@ def advise_on_rules(rules: RuleSet) -> Iterator[str]:
             yield f"rule[{rule.number}].users: nobody is in {groups}, so {rule.label} can never match"
         else:
             yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
+
+
+def advise_on_users(config: Config, rules: RuleSet) -> Iterator[str]:
+    """Users that no one can be."""
+    if any(listen.by_certificate for listen in config.listen):
+        return
+    for rule in rules:
+        unknown = sorted((rule.conditions.users or frozenset()) - config.users.keys())
+        if unknown:
+            yield f"rule[{rule.number}].users: there is no user {', '.join(unknown)}"
 
 
 def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:

@@ -44,6 +44,8 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
     for name in config.egress:
         if name != "direct":
             raise ConfigError("unknown, expected direct: this version has no other way out", f"egress.{name}")
+    if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
+        raise ConfigError("expected the path of a file", "quotas.path")
     check_users(config, known_otherwise or any(listen.by_certificate for listen in config.listen))
     check_policy(config)
 
@@ -73,6 +75,8 @@ def check_policy(config: Config) -> None:
     """Check rules, guard and limits. Raises ConfigError."""
     listeners = {listen.url for listen in config.listen}
     for index, rule in enumerate(make_rules(config)):
+        if rule.name is not None and not (rule.name and rule.name.isprintable()):
+            raise ConfigError(f"{rule.name!r}, expected a name that can be printed", f"rule[{index}].name")
         for number, url in enumerate(rule.texts.listeners or ()):
             if url not in listeners:
                 raise ConfigError(
@@ -87,6 +91,9 @@ def check_policy(config: Config) -> None:
         networks_of(part.networks, f"clients[{index}].networks")
     if config.decide is not None and not re.fullmatch(r"python:[\w.]+:\w+", config.decide):
         raise ConfigError(f"{config.decide!r}, expected python:module:function", "decide")
+    for name in config.groups:
+        if name.startswith("@"):
+            raise ConfigError("a group's name stands without the @ that rules put in front", f"groups.{name}")
     parts = {f"users.{name}": user.limits for name, user in config.users.items()}
     parts |= {f"groups.{name}": group.limits for name, group in config.groups.items()}
     parts |= {f"clients[{index}]": part.limits for index, part in enumerate(config.clients)}

@@ -32,7 +32,7 @@ class Associate:
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
-        judge = await self.gate.enter_open(session)
+        judge = await self.gate.enter_open(session, client)
         session.via = "direct"
         try:
             local = own_address(client.sock, session.client)

@@ -66,7 +66,7 @@ class Bind:
         client, session = conversation.client, conversation.session
         assert session.destination is not None
 
-        expected, judge = await self.decide(session)
+        expected, judge = await self.decide(session, conversation.client)
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
         own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)
@@ -95,13 +95,13 @@ class Bind:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.relays.start(client, server, session, answer, conversation.trailing_data)
 
-    async def decide(self, session: Session) -> tuple[list[IP], Judge | None]:
+    async def decide(self, session: Session, client: Stream) -> tuple[list[IP], Judge | None]:
         """Who may call: these addresses, or, where there are none, whoever the judge lets through."""
         assert session.destination is not None
         host = session.destination.host
         if not isinstance(host, str) and unmapped(host).is_unspecified:
-            return [], await self.gate.enter_open(session)
-        _, permit = self.gate.enter(session) or await self.gate.enter_slowly(session)
+            return [], await self.gate.enter_open(session, client)
+        _, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
         if session.addresses is None:
             return await self.find(session.destination, permit), None
         for address in session.addresses:

@@ -32,7 +32,7 @@ class Connect:
         session = conversation.session
         assert session.destination is not None
 
-        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session)
+        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
 
         began = monotonic()
         server = await egress.open(session.destination, permit, session)

@@ -234,23 +234,27 @@ class Exchange:
         """
         asking = self.asking
         asking.moved += 1
-        octets = encode_request(self.request)
+        octets, content = encode_request(self.request), b""
         if not self.body.done:
             try:
                 content = take(asking.buffer, self.body)
             except RemoteProtocolError as exc:
                 raise Failed(400, "http_request_error", str(exc)) from exc
-            octets += content
-            self.session.up += len(content)
-            if self.lease is not None:
-                await self.forwarding.relays.pacer.charge(self.lease, UP, len(content))
+            if self.lease is None:
+                octets += content
+                self.session.up += len(content)
         try:
-            if len(octets) <= SMALL:
+            if self.lease is not None and content:
+                await self.pour(self.stream, octets, content, UP)
+            elif len(octets) <= SMALL:
                 self.stream.send_later(octets)  # the destination has read all that was sent before
             else:
                 await self.stream.send_all(octets)
         except OSError as exc:
             raise self.lost(exc) from exc
+        except LimitExceeded as exc:
+            self.stream.reset()  # it must not take what it has for the whole
+            raise self.too_much(exc) from exc
         if self.body.done:
             self.uploaded = True
             return await self.answer()
@@ -261,7 +265,7 @@ class Exchange:
             if isinstance(self.fault, RemoteProtocolError):
                 raise Failed(400, "http_request_error", str(self.fault)) from self.fault
             if isinstance(self.fault, LimitExceeded):
-                raise Failed(429, "connection_limit_reached", str(self.fault)) from self.fault
+                raise self.too_much(self.fault) from self.fault
             if self.fault is not None:
                 raise self.fault from None
             raise
@@ -276,6 +280,31 @@ class Exchange:
             await asyncio.gather(uploading, return_exceptions=True)
             if not self.uploaded:
                 self.stream.reset()
+
+    async def pour(self, sink: Stream, head: bytes, content: bytes, direction: int) -> None:
+        """Send a head, and content in pieces as the lease allows; what was sent is counted.
+
+        Raises:
+            LimitExceeded: no more of it may be sent.
+            OSError: as `Stream.send_all`.
+        """
+        lease, session, pacer, at = self.lease, self.session, self.forwarding.relays.pacer, 0
+        assert lease is not None
+        if head:
+            await sink.send_all(head)
+        while at < len(content):
+            count = await pacer.take(lease, direction, len(content) - at)
+            await sink.send_all(content[at : at + count])
+            at += count
+            self.asking.moved += 1
+            if direction == UP:
+                session.up += count
+            else:
+                session.down += count
+
+    def too_much(self, exc: LimitExceeded) -> Failed:
+        """What a limit means before an answer."""
+        return Failed(429, "connection_limit_reached", str(exc))
 
     def lost(self, exc: OSError) -> Failed:
         """What a broken connection to the destination means before an answer."""
@@ -300,13 +329,14 @@ class Exchange:
                     raise RemoteProtocolError("the client ended in the middle of the content")
                 content = take_from(data, asking.buffer, body)
                 try:
+                    if self.lease is not None:
+                        await self.pour(stream, b"", content, UP)
+                        continue
                     await stream.send_all(content)
                 except OSError:
                     return
                 self.session.up += len(content)
                 asking.moved += 1
-                if self.lease is not None:
-                    await self.forwarding.relays.pacer.charge(self.lease, UP, len(content))
             self.uploaded = True
         except (OSError, RemoteProtocolError, LimitExceeded) as exc:
             self.fault = exc
@@ -364,16 +394,21 @@ class Exchange:
         keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
         keep = keep and not self.forwarding.kept.draining
         head = encode_response(response, keep, request.minor)
+        lease = self.lease
+        if lease is not None and body is not NOTHING and lease.left <= 0:
+            self.stream.reset()
+            raise self.too_much(LimitExceeded(lease.exhausted(), "quota"))
         self.answered = sending = True
         try:
             content = take(server.buffer, body, chunks)
-            session.down += len(content)
-            if self.lease is not None:
-                await self.forwarding.relays.pacer.charge(self.lease, DOWN, len(content))
             octets = head + content
-            if len(octets) <= SMALL and keep and body.done and not client.unsent:
+            if lease is not None and content:
+                await self.pour(client, head, content, DOWN)
+            elif len(octets) <= SMALL and keep and body.done and not client.unsent:
+                session.down += len(content)
                 client.send_later(octets)
             else:
+                session.down += len(content)
                 await client.send_all(octets)
             while not body.done:
                 sending = False
@@ -384,11 +419,12 @@ class Exchange:
                     raise RemoteProtocolError("the connection ended in the middle of the content")
                 content = take_from(data, server.buffer, body, chunks)
                 sending = True
+                if lease is not None:
+                    await self.pour(client, b"", content, DOWN)
+                    continue
                 await client.send_all(content)
                 session.down += len(content)
                 self.asking.moved += 1
-                if self.lease is not None:
-                    await self.forwarding.relays.pacer.charge(self.lease, DOWN, len(content))
         except LimitExceeded as exc:
             session.error, session.close = str(exc), "limit"
             if isinstance(body, Endless):  # a plain end would look like the end of the content

@@ -6,13 +6,15 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from time import monotonic_ns, time
+from time import monotonic, monotonic_ns, time
 from typing import NamedTuple
 
 from tabi.egress.direct import Egress
 from tabi.errors import LimitExceeded, PolicyDenied, TabiError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
+from tabi.net.reactor import ENDED
+from tabi.net.stream import Stream
 from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
 from tabi.policy.limits import Account, Lease
@@ -26,6 +28,10 @@ log = logging.getLogger("tabi")
 
 SWEEP = 1.0
 """Seconds between two looks at who must end: a user whose time is over, a session that was long enough."""
+
+
+LOOK = 0.25
+"""Seconds until one that waits looks again, whatever it waits for: limits may be others by then."""
 
 
 class Way(NamedTuple):
@@ -44,7 +50,7 @@ class Gate:
         dialer: asked for names that a decision depends on.
         egresses: by name; ``direct`` is the default.
         metrics: count what is refused.
-        patience: seconds that a session waits at most where a limit has it wait.
+        patience: seconds from the start of a session that it waits at most where a limit has it wait.
     """
 
     def __init__(
@@ -87,23 +93,26 @@ class Gate:
         session.via = egress.name
         return Way(egress, self.permit_for(policy, session))
 
-    async def enter_slowly(self, session: Session) -> Way:
+    async def enter_slowly(self, session: Session, client: Stream) -> Way:
         """The same with whatever there is to wait for: the addresses of a name, or room within a limit.
 
         Raises:
-            PolicyDenied, LimitExceeded: as `enter`.
+            PolicyDenied, LimitExceeded: as `enter`; also where ``client`` has gone while it waited.
             DialError: the name has no address, or that was not found out in time.
         """
-        policy, egress = self.policy, self.direct
-        if policy.decides:
-            decision = self.decide(policy, session)
-            if isinstance(decision, Unresolved):
-                await self.resolve(session)
+        while True:
+            policy, egress = self.policy, self.direct
+            if policy.decides:
                 decision = self.decide(policy, session)
-                assert isinstance(decision, Decision)
-            egress = self.follow(session, decision)
-        if policy.limits:
-            await self.admit_slowly(policy, session)
+                if isinstance(decision, Unresolved):
+                    await self.resolve(session)
+                    decision = self.decide(policy, session)
+                    assert isinstance(decision, Decision)
+                egress = self.follow(session, decision)
+            if policy.limits and session.lease is None:
+                await self.admit_slowly(session, client)
+            if policy is self.policy:  # else another one was loaded meanwhile, and may forbid it
+                break
         session.via = egress.name
         return Way(egress, self.permit_for(policy, session))
 
@@ -150,7 +159,7 @@ class Gate:
 
     # --- several destinations ---
 
-    async def enter_open(self, session: Session) -> Judge:
+    async def enter_open(self, session: Session, client: Stream) -> Judge:
         """Let a session begin whose destinations are not known yet: datagrams, and BIND for anyone.
 
         Returns:
@@ -158,15 +167,18 @@ class Gate:
 
         Raises:
             PolicyDenied: a rule refuses it whatever the destination.
-            LimitExceeded: it is too much.
+            LimitExceeded: it is too much, or ``client`` has gone while it waited.
         """
-        policy = self.policy
-        if policy.decides:
-            rule = policy.refusal(session, time())
-            if rule is not None:
-                self.follow(session, policy.decisions[rule.number])
-        if policy.limits and not self.admit(policy, session):
-            await self.admit_slowly(policy, session)
+        while True:
+            policy = self.policy
+            if policy.decides:
+                rule = policy.refusal(session, time())
+                if rule is not None:
+                    self.follow(session, policy.decisions[rule.number])
+            if policy.limits and session.lease is None and not self.admit(policy, session):
+                await self.admit_slowly(session, client)
+            if policy is self.policy:
+                break
         judge = policy.judge_for(session, time)
         return judge if policy.last_word is None else partial(judge_safely, judge)
 
@@ -195,33 +207,40 @@ class Gate:
                 self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
         return None
 
-    async def admit_slowly(self, policy: Policy, session: Session) -> None:
+    async def admit_slowly(self, session: Session, client: Stream) -> None:
         """The same for one that waits: first come, first served within a queue.
 
         Raises:
-            LimitExceeded: it may not begin, or not within the patience.
+            LimitExceeded: it may not begin, or not within the patience, or its client has gone.
         """
-        name = queue_of(policy, session)
+        name = queue_of(self.policy, session)
+        patience = max(0.0, self.patience - (monotonic() - session.started))
         queue = self.queues.setdefault(name, Waiting())
         queue.count += 1
         why: LimitExceeded | None = None
         try:
-            async with asyncio.timeout(self.patience), queue.turn:
-                while (refusal := self.try_to_admit(policy, session)) is not None:
+            async with asyncio.timeout(patience), queue.turn:
+                while (refusal := self.refusal_of(session, client)) is not None:
                     if why is None or refusal.seconds is None:
                         self.metrics.count("tabi_limited_total", limit=refusal.limit)
                     why = refusal
                     if why.seconds is None:
                         raise why
-                    await asyncio.sleep(why.seconds)
+                    await asyncio.sleep(min(why.seconds, LOOK))
         except TimeoutError:
             who = "clients" if session.user is None else f"user {session.user}"
             text = f"limit: {who}: too many wait" if why is None else str(why)
-            raise LimitExceeded(f"{text}; waited {self.patience:g} s", why.limit if why else "wait") from None
+            raise LimitExceeded(f"{text}; waited {patience:.3g} s", why.limit if why else "wait") from None
         finally:
             queue.count -= 1
             if not queue.count:
                 del self.queues[name]
+
+    def refusal_of(self, session: Session, client: Stream) -> LimitExceeded | None:
+        """Why one that waits may not begin yet, by the policy that there is now."""
+        if client.events & ENDED:
+            return LimitExceeded("limit: the client has gone while it waited", "wait")
+        return self.try_to_admit(self.policy, session)
 
     def leave(self, lease: Lease) -> None:
         """A session is over."""

@@ -350,7 +350,7 @@ class Connection:
         """
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
-        way = gate.enter(session) or await gate.enter_slowly(session)
+        way = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
         while not self.gone:

@@ -102,6 +102,7 @@ class Account:
         "least",
         "ledger",
         "max_session",
+        "most",
         "name",
         "quota",
         "since",
@@ -125,12 +126,13 @@ class Account:
         self.gap = 0 if rate is None else int(1e9 / rate)  # nanoseconds between two connections
         self.slack = 0 if rate is None else self.gap * (max(1, rate.count) - 1)
         self.cost = 0.0  # nanoseconds of an octet
-        self.burst = 0  # nanoseconds that the bucket holds
+        self.burst = self.most = 0  # nanoseconds that the bucket holds, and the same in octets
         self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
             least = LEAST_BURST if terms.burst is None else terms.burst
             octets = int(max(terms.bandwidth * BURST_SECONDS, least))
+            self.most = octets
             self.burst = int(octets * self.cost)
             self.least, self.batch = min(PACKET, octets), min(QUANTUM, max(1, octets // 2))
         self.quota = terms.quota
@@ -146,7 +148,8 @@ class Account:
 
     def free(self, direction: int, now: int) -> int:
         """Octets in one of its buckets; less than 0 where it was overdrawn."""
-        return int(min(now - self.ledger.cells[self.at + direction], self.burst) / self.cost)
+        missing = self.ledger.cells[self.at + direction] - now
+        return self.most if missing <= -self.burst else int(-missing / self.cost)
 
     def refusal(self, now: int) -> LimitExceeded | None:
         """Why another session may not begin now; None where it may. Changes nothing."""
@@ -250,6 +253,10 @@ class Lease:
         cells = self.ledger.cells
         quotas = [(account.quota, account.at) for account in self.meters]
         return min((quota.octets - cells[at + USED] for quota, at in quotas if quota is not None), default=ALL)
+
+    def is_full(self, direction: int, now: int) -> bool:
+        """Whether all buckets of a direction hold as much as they can."""
+        return all(not account.cost or account.free(direction, now) >= account.most for account in self.meters)
 
     @property
     def crowded(self) -> bool:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from tabi.errors import PolicyDenied
 from tabi.policy.guard import Guard, Permit
 from tabi.policy.limits import Limits
 from tabi.policy.networks import IP
 from tabi.policy.rules import Rule, RuleSet, Unresolved
-from tabi.session import Decision, Session
+from tabi.session import Action, Decision, Session
 from tabi.wire.address import Address
 
 LastWord = Callable[[Session], Decision | None]
@@ -24,6 +24,7 @@ LastWord = Callable[[Session], Decision | None]
 Judge = Callable[[Address, Sequence[IP] | None], None]
 
 ALLOWED = Decision()
+ACTIONS: tuple[str, ...] = get_args(Action)
 
 
 def judge_any(destination: Address, addresses: Sequence[IP] | None) -> None:
@@ -75,11 +76,16 @@ class Policy:
             asked = session.copy()
             asked.destination = destination
         asked.decision = decision
-        said: Any = last_word(asked)
+        try:
+            said: Any = last_word(asked)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # sys.exit() and the like end a program, not ours
+            raise RuntimeError(f"decide raised {type(exc).__name__}") from exc
         if said is None:
             return decision
-        if not isinstance(said, Decision):
-            raise TypeError(f"decide returned {said!r}, expected tabi.Decision or None")
+        if not isinstance(said, Decision) or said.action not in ACTIONS:
+            raise TypeError(f"decide returned {said!r}, expected None or tabi.Decision of one of {', '.join(ACTIONS)}")
         return said
 
     def refusal(self, session: Session, now: float) -> Rule | None:

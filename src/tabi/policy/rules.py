@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
 from tabi.errors import ConfigError
 from tabi.policy.hours import Hours, parse_hours
 from tabi.policy.networks import IP, Network, NetworkSet, NetworkTable, parse_network, unmapped
 from tabi.session import UNIX, Action, Session
-from tabi.wire.address import Address, embedded_ipv4, parse_host
+from tabi.wire.address import Address, embedded_ipv4, parse_host, read_number
 
 COMMANDS = ("connect", "bind", "associate", "forward")
 PROTOCOLS = ("socks5", "socks4", "http", "https", "socks5+tls", "socks4+tls")
@@ -188,9 +189,11 @@ def make_hosts(words: Sequence[str]) -> Hosts:
             if word == "*":
                 everything = True
             elif word.startswith("re:"):
-                patterns.append(re.compile(word[3:]))
+                patterns.append(re.compile(word[3:], re.IGNORECASE))
             elif word.startswith("*."):
                 suffixes.append(parse_name(word[2:]))
+            elif (number := read_number(word)) is not None:  # 0x7f.1 is what resolvers make of it
+                networks.append(ip_network(number))
             elif is_network(word):
                 networks.append(parse_network(word))
             else:

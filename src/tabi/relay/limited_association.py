@@ -45,6 +45,8 @@ class LimitedAssociation(Association):
                 # Not here: the batch under way still has runs of ours.
                 self.associations.reactor.later(partial(self.cut, lease.exhausted()))
             fitting = min(count, room // size) if room > 0 else 0  # a size of 0 is short of room where that is OVER
+            if not fitting and room >= 0 and lease.left >= size and lease.is_full(direction, now):
+                fitting = 1  # larger than the bucket: it would never pass, and is paid back by those behind it
             self.drop("limited", count - fitting)
             if not fitting:
                 return None

@@ -103,13 +103,13 @@ class Pacer:
                     waiter.taken = 0
                 waiter.go(max(QUANTUM, room // (len(queue) + 1)) if room > QUANTUM else room)
 
-    async def charge(self, lease: Lease, direction: int, octets: int) -> None:
-        """Charge octets that a task has moved, and wait until more may.
+    async def take(self, lease: Lease, direction: int, most: int) -> int:
+        """Wait until a task may move octets; how many those are, at least one and ``most`` at most. They are charged.
 
         Raises:
             LimitExceeded: no more may: a quota is used up, or the session's time is over.
         """
-        room = lease.spend(direction, octets, self.time())
+        room = lease.spend(direction, 0, self.time())
         if not room:
             turn = Turn(lease, direction, self.loop.create_future())
             self.wait(turn)
@@ -118,6 +118,9 @@ class Pacer:
             raise LimitExceeded(lease.exhausted(), "quota")
         if lease.ended is not None:
             raise lease.ended
+        count = min(room, most)
+        lease.spend(direction, count, self.time())
+        return count
 
     def close(self) -> None:
         """Stop the timer."""

@@ -6,6 +6,7 @@ PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from tabi.config import Config, Listen
@@ -100,6 +101,13 @@ def load_callable(text: str, path: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except Exception as exc:  # of the module, which may do anything
         raise ConfigError(f"{text}: {type(exc).__name__}: {exc}", path) from exc
-    if not callable(found):
-        raise ConfigError(f"{text}: is no function", path)
+    check_last_word(found, path, f"{text}: ")
     return found
+
+
+def check_last_word(found: object, path: str, text: str = "") -> None:
+    """Raise ConfigError where something cannot be asked."""
+    if not callable(found):
+        raise ConfigError(f"{text}{found!r}, expected a function", path)
+    if inspect.iscoroutinefunction(found):
+        raise ConfigError(f"{text}expected a function without async: it is asked where nobody can wait", path)

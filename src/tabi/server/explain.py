@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -16,11 +16,13 @@ import msgspec
 from tabi.config import Config, Listen
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import as_resolved
+from tabi.ingress.http import problem_of
 from tabi.net.own import ask
 from tabi.net.resolve import Resolver, find_number
 from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import Account
+from tabi.policy.networks import unmapped
 from tabi.policy.policy import Policy, enforce
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
@@ -60,6 +62,8 @@ class Explanation(msgspec.Struct):
     guard: str = "not asked"
     limits: list[str] = []
     egress: str | None = None
+    later: str | None = None
+    """Of an association and of BIND for anybody: what becomes of datagrams, or callers."""
     action: str = "allow"
     rule: str | None = None
     reply: int | None = 0
@@ -106,24 +110,82 @@ async def explain(config: Config, request: Request, resolver: Resolver, quotas: 
     failure: TabiError | None = None
     if request.user is None and request.listen.wants_user(bool(config.users)):
         failure = AuthError("this listener wants a user")
-    addresses, no_address = await resolve(found, resolver, request.destination)
-    for step in (
+    anybody = is_anybody(request.destination)
+    addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
+    steps = [
         partial(decide, found, config, policy, session, addresses, request.now),
         partial(judge, found, policy, session, addresses),
-        partial(limit, found, policy, session, request.now, quotas),
-    ):
+    ]
+    if request.command == "associate" or (request.command == "bind" and anybody):
+        # What it is for is judged later: each destination of a datagram, whoever calls.
+        failure = failure or explain_open(found, policy, session, request.now, [] if anybody else steps, no_address)
+        steps, no_address = [], None
+    for step in [*steps, partial(limit, found, policy, session, request.now, quotas)]:
         try:
             step()
         except TabiError as exc:
             failure = failure or exc
     failure = failure or no_address
     if failure is not None:
-        found.error, found.reply, found.egress = str(failure), failure.reply_code, None
+        found.error, found.reply, found.egress = str(failure), reply_to(request.protocol, failure), None
         if found.action in ("reset", "drop"):
             found.reply = None
         elif found.action == "allow" and isinstance(failure, PolicyDenied | LimitExceeded | AuthError):
             found.action = "deny"
+    elif request.protocol in SUCCESS:
+        found.reply = SUCCESS[request.protocol]
     return found
+
+
+SUCCESS = {"http": 200, "https": 200, "socks4": 90, "socks4+tls": 90}
+"""What stands for reply 0 in protocols other than SOCKS5, as the access log has it."""
+
+
+def reply_to(protocol: str, failure: TabiError) -> int | None:
+    """The code that a client of a protocol gets."""
+    if protocol.startswith("http"):
+        return 407 if isinstance(failure, AuthError) else problem_of(failure)[0]
+    if protocol.startswith("socks4"):
+        return 91
+    return failure.reply_code
+
+
+def is_anybody(destination: Address) -> bool:
+    """Whether an address stands for none in particular."""
+    host = destination.host
+    return not isinstance(host, str) and unmapped(host).is_unspecified
+
+
+def explain_open(
+    found: Explanation,
+    policy: Policy,
+    session: Session,
+    now: float,
+    steps: Sequence[Callable[[], None]],
+    no_address: DialError | None,
+) -> TabiError | None:
+    """What becomes of a session that has no destination yet, and of the one destination that was asked about."""
+    assert session.destination is not None
+    rule = policy.refusal(session, now)
+    if rule is not None:
+        found.rules.append(RuleStep(rule.label, True, "whatever its destination", rule.action))
+        found.action, found.rule = rule.action, rule.label
+        try:
+            enforce(policy.decisions[rule.number], session.destination)
+        except PolicyDenied as exc:
+            return exc
+    failure: TabiError | None = no_address
+    for step in steps:
+        try:
+            step()
+        except TabiError as exc:
+            failure = failure or exc
+    found.egress, found.action, found.rule = "direct", "allow", None
+    if not steps:
+        found.later = "each is judged when it comes"
+    else:
+        found.later = f"to {session.destination}: " + (f"dropped, {failure}" if failure is not None else "sent")
+    return None
 
 
 def identity_of(config: Config, request: Request) -> str:
@@ -185,6 +247,8 @@ def decide(
     found.action, found.rule = decision.action, decision.rule
     if decision.action == "allow":
         found.egress = decision.via or "direct"
+        if found.egress != "direct" and found.egress not in config.egress:
+            raise PolicyDenied(f"decide: there is no egress {decision.via}")
     enforce(decision, session.destination)
 
 

@@ -8,6 +8,7 @@ SQLite rolls back what was not committed. https://sqlite.org/wal.html
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -60,9 +61,7 @@ class QuotaStore:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's own would be for everybody
         with self.open() as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > VERSION:
-                raise sqlite3.DatabaseError(f"version {version}, expected {VERSION}: made by a later tabi")
+            check_tables(database)
             database.execute(CREATE)
             database.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -129,6 +128,35 @@ def open_store(path: Path) -> QuotaStore:
         return QuotaStore(path)
     except (OSError, sqlite3.Error) as exc:
         raise ConfigError(f"{path}: {strerror(exc)}", "quotas.path") from exc
+
+
+def check_store(path: Path) -> None:
+    """Look whether `open_store` would succeed, and change nothing. Raises ConfigError."""
+    try:
+        if path.exists() or path.is_symlink():
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+                check_tables(database)
+            return
+        folder = path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"{folder}: no folder that can be written to")
+    except (OSError, sqlite3.Error) as exc:
+        raise ConfigError(f"{path}: {strerror(exc)}", "quotas.path") from exc
+
+
+def check_tables(database: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError where a file is another program's, or of a later version."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise sqlite3.DatabaseError(f"version {version}, expected {VERSION}: made by a later tabi")
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and tables != {"quota"}:
+        raise sqlite3.DatabaseError("the file of another program")
+    if tables:
+        database.execute("SELECT account, period, used FROM quota LIMIT 1")
 
 
 def load_store(store: QuotaStore) -> Mapping[str, tuple[int, int]]:

@@ -45,7 +45,7 @@ from tabi.policy.policy import LastWord
 from tabi.policy.users import Secret, Users
 from tabi.relay.datagram import Associations
 from tabi.relay.relays import Relays
-from tabi.server.compose import make_egresses, make_ingress, make_policy
+from tabi.server.compose import check_last_word, make_egresses, make_ingress, make_policy
 from tabi.server.ledger import LocalLedger
 from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
 from tabi.server.reload import take_over
@@ -110,6 +110,8 @@ class Server:
             config = msgspec.structs.replace(config, users=config.users | given)
         config = check_types(config)
         check_values(config, authenticate is not None)
+        if decide is not None:
+            check_last_word(decide, "decide")
         self.config = config
         self.keeps_quotas = ledger is None  # whoever shares a ledger keeps what is in it
         self.ledger = LocalLedger() if ledger is None else ledger
@@ -480,7 +482,8 @@ class Server:
         try:
             await ingress.serve(client, session)
         except asyncio.CancelledError:
-            session.close = "shutdown"
+            if session.error is None:  # else it was refused, and only its client lingers
+                session.close = "shutdown"
             raise
         except TimeoutError:
             session.error = f"handshake: not done within {self.handshake.seconds:g} s"
