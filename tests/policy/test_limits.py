@@ -155,6 +155,11 @@ def test_a_bucket_says_what_it_holds() -> None:
     assert not lease.is_full(UP, START)
     assert account.free(UP, START) == -50_000
     assert account.free(DOWN, START) == 100_000
+    account.serving = True
+    assert account.free(DOWN, START) == 1_000_000  # of a second, for who has waited
+    assert lease.spend(DOWN, 0, START) == 1_000_000
+    account.serving = False
+    assert lease.spend(DOWN, 0, START) == 100_000
 
 
 def test_a_quota_begins_anew() -> None:

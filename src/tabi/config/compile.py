@@ -21,6 +21,10 @@ MEMORY: list[tuple[list[Rule], list[Compiled]]] = []
 """The rules that were compiled last. They are asked for several times at a start, and may be very many."""
 
 
+SETS: list[tuple[list[Compiled], RuleSet]] = []
+"""The same for what is made of them. A rule set does not change."""
+
+
 def make_rules(config: Config) -> list[Compiled]:
     """Compile all rules. Raises ConfigError."""
     for source, compiled in MEMORY:
@@ -56,7 +60,13 @@ def texts_of(rule: Rule) -> Texts:
 
 def make_rule_set(config: Config) -> RuleSet:
     """All rules, ready to decide. Raises ConfigError."""
-    return RuleSet(make_rules(config), {name: frozenset(user.groups) for name, user in config.users.items()})
+    rules, groups = make_rules(config), {name: frozenset(user.groups) for name, user in config.users.items()}
+    for source, found in SETS:
+        if source is rules and found.groups == groups:
+            return found
+    found = RuleSet(rules, groups)
+    SETS[:] = [(rules, found)]
+    return found
 
 
 def make_guard(config: Config, own: Own | None = None) -> Guard:

@@ -84,6 +84,12 @@ class Reactor:
     def watch(self, fd: int, events: int) -> None:
         """Say which of IN and OUT the handler of ``fd`` wants to hear of now. Edges come unasked."""
 
+    def mute(self, fd: int, muted: bool) -> None:
+        """Hear no more of what arrives at ``fd``, or hear of it again, of what has arrived meanwhile too.
+
+        For whoever will not read for a while: an edge for each packet would wake the process for nothing.
+        """
+
     def replace(self, fd: int, handler: Handler) -> None:
         """Give a registered descriptor to another handler."""
         self.handlers[fd] = handler
@@ -272,6 +278,9 @@ class SelectorReactor(Reactor):
     def register_listener(self, fd: int, handler: Handler) -> None:
         self.handlers[fd] = handler
         self.epoll.register(fd, IN | EXCLUSIVE)
+
+    def mute(self, fd: int, muted: bool) -> None:
+        self.epoll.modify(fd, OUT | RDHUP | EDGE if muted else IN | OUT | RDHUP | EDGE)
 
     def forget(self, fd: int) -> None:
         if self.handlers.pop(fd, None) is not None:

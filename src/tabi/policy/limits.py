@@ -29,7 +29,11 @@ OVER = -1
 """What may move when a quota is used up."""
 
 BURST_SECONDS = 0.1
-"""A bucket holds at least what flows in that time: who waits is served every half of it (`relay.pacer.TICK`)."""
+"""A bucket holds at least what flows in that time."""
+
+OWED = 10**9
+"""Nanoseconds for which what flows in is kept for who waits for it, whatever the bucket holds: who is served in rounds
+(`relay.pacer`) loses nothing by a round that is late."""
 
 LEAST_BURST = 4096
 """Octets that it holds at least unless ``burst`` says otherwise: a slow account shall still move whole packets."""
@@ -98,13 +102,16 @@ class Account:
         "burst",
         "connections",
         "cost",
+        "counts",
         "gap",
         "least",
         "ledger",
         "max_session",
         "most",
         "name",
+        "owed",
         "quota",
+        "serving",
         "since",
         "slack",
         "terms",
@@ -127,6 +134,8 @@ class Account:
         self.slack = 0 if rate is None else self.gap * (max(1, rate.count) - 1)
         self.cost = 0.0  # nanoseconds of an octet
         self.burst = self.most = 0  # nanoseconds that the bucket holds, and the same in octets
+        self.owed = 0  # nanoseconds that it holds for who waits
+        self.serving = False  # whether those who waited are served
         self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
@@ -134,8 +143,10 @@ class Account:
             octets = int(max(terms.bandwidth * BURST_SECONDS, least))
             self.most = octets
             self.burst = int(octets * self.cost)
+            self.owed = max(self.burst, OWED)
             self.least, self.batch = min(PACKET, octets), min(QUANTUM, max(1, octets // 2))
         self.quota = terms.quota
+        self.counts = self.cost > 0 or self.quota is not None  # whether octets matter to it
         self.since = self.until = 0.0  # the quota's period, as this process knows it
 
     def __repr__(self) -> str:
@@ -149,6 +160,8 @@ class Account:
     def free(self, direction: int, now: int) -> int:
         """Octets in one of its buckets; less than 0 where it was overdrawn."""
         missing = self.ledger.cells[self.at + direction] - now
+        if self.serving:
+            return int(min(-missing, self.owed) / self.cost)
         return self.most if missing <= -self.burst else int(-missing / self.cost)
 
     def refusal(self, now: int) -> LimitExceeded | None:
@@ -200,7 +213,7 @@ class Lease:
     ) -> None:
         self.ledger = ledger
         self.accounts = accounts
-        self.meters = tuple(account for account in accounts if account.cost or account.quota is not None)
+        self.meters = tuple([account for account in accounts if account.counts])
         self.user = user
         self.ends = ends
         self.expires = expires
@@ -223,7 +236,7 @@ class Lease:
         for account in self.meters:
             at, cost = account.at, account.cost
             if cost:
-                full, oldest = cells[at + direction], now - account.burst
+                full, oldest = cells[at + direction], now - (account.owed if account.serving else account.burst)
                 full = max(full, oldest) + int(octets * cost)
                 if octets < 0:  # what was given back may have flowed in meanwhile too
                     full = max(full, oldest)

@@ -67,9 +67,16 @@ class LimitedFlow(Flow):
         self.taken += count
         self.room = self.lease.spend(self.direction, count, monotonic_ns())
 
+    def wait(self, state: int) -> None:
+        """See `Flow.wait`."""
+        if state == PAUSED:
+            self.relay.reactor.mute(self.source_fd, True)
+        super().wait(state)
+
     def go(self, room: int) -> None:
         """See `Waiter`. The turn is as long as there is room for it, a quantum at least."""
         if not self.relay.closed:
+            self.relay.reactor.mute(self.source_fd, False)
             self.room = room
             self.taken = min(self.taken, QUANTUM - room)
             self.resume()

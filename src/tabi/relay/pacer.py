@@ -1,7 +1,7 @@
 """The pacer: who waits for room in a bucket, and in which order they go on.
 
-Whoever finds a bucket empty waits in the queue of the account that it belongs to, one for each direction. Twenty times
-a second every queue is served from its front with what has flowed into the bucket meanwhile. Who has taken little goes
+Whoever finds a bucket empty waits in the queue of the account that it belongs to, one for each direction. Some times a
+second every queue is served from its front with what has flowed into the bucket meanwhile. Who has taken little goes
 first, so that a keystroke does not wait behind fifty downloads; who has taken a quantum stands behind the others.
 """
 
@@ -17,8 +17,11 @@ from tabi.errors import LimitExceeded
 from tabi.policy.limits import QUANTUM, Account, Lease
 
 TICK = 0.05
-"""Seconds between two rounds: half of what a bucket holds, so that nothing runs over, and few enough that a limited
-connection is woken no more often than an unlimited one for the same octets."""
+"""Seconds until the next round while somebody waits who has taken little."""
+
+LONG_TICK = 0.2
+"""The same where all have taken much: each round wakes the process and finds its caches cold, which costs as much CPU
+as to carry 1 MB, and a transfer that is under way for long does not mind."""
 
 
 class Waiter(Protocol):
@@ -59,6 +62,7 @@ class Pacer:
         self.time = time
         self.queues: dict[tuple[Account, int], Queue] = {}
         self.timer: asyncio.TimerHandle | None = None
+        self.wait_seconds = 0.0  # that the timer was set for
 
     def wait(self, waiter: Waiter) -> None:
         """Have it wait for the account that was short of room when its lease last found none."""
@@ -73,19 +77,29 @@ class Pacer:
         else:
             queue.light.append(waiter)
         account.waiting += 1
-        if self.timer is None:
-            self.timer = self.loop.call_later(TICK, self.tick)
+        self.come_by(LONG_TICK if waiter.taken >= QUANTUM else TICK)
+
+    def come_by(self, seconds: float) -> None:
+        """Have the next round in so many seconds, or sooner if it was to be."""
+        if self.timer is not None:
+            if self.wait_seconds <= seconds:
+                return
+            self.timer.cancel()
+        self.wait_seconds = seconds
+        self.timer = self.loop.call_later(seconds, self.tick)
 
     def tick(self) -> None:
         """Serve every queue, and again after a while as long as somebody waits."""
         self.timer = None
         now = self.time()
         for key, queue in tuple(self.queues.items()):
+            key[0].serving = True
             self.serve(*key, queue, now)
+            key[0].serving = False
             if not queue:
                 del self.queues[key]
-        if self.queues and self.timer is None:
-            self.timer = self.loop.call_later(TICK, self.tick)
+        if self.queues:
+            self.come_by(TICK if any(queue.light for queue in self.queues.values()) else LONG_TICK)
 
     def serve(self, account: Account, direction: int, queue: Queue, now: int) -> None:
         """Let those go on for whom there is room, each at most once."""
