@@ -27,3 +27,11 @@ def test_a_dead_worker_runs_nothing() -> None:
     assert ledger.running(at) == 7
     ledger.forget_worker(0)
     assert ledger.running(at) == 4
+
+
+def test_one_worker_has_one_cell() -> None:
+    """What it has running is what there is."""
+    ledger = Ledger()
+    at = ledger.row("alice")
+    ledger.cells[at + RUNNING] = 3
+    assert ledger.running(at) == 3

@@ -237,9 +237,12 @@ class Lease:
             at, cost = account.at, account.cost
             if cost:
                 full, oldest = cells[at + direction], now - (account.owed if account.serving else account.burst)
-                full = max(full, oldest) + int(octets * cost)
-                if octets < 0:  # what was given back may have flowed in meanwhile too
-                    full = max(full, oldest)
+                if full < oldest:
+                    full = oldest
+                if octets:
+                    full += int(octets * cost)
+                    if full < oldest:  # what was given back may have flowed in meanwhile too
+                        full = oldest
                 cells[at + direction] = full
                 free = int((now - full) / cost)
                 if free < room:
