@@ -482,7 +482,7 @@ class Server:
         try:
             await ingress.serve(client, session)
         except asyncio.CancelledError:
-            if session.error is None:  # else it was refused, and only its client lingers
+            if session.close not in ("denied", "limit"):  # it was refused, and only its client lingers
                 session.close = "shutdown"
             raise
         except TimeoutError:
