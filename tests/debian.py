@@ -22,6 +22,7 @@ PROGRAMS = {
     "nc": "netcat-openbsd",
     "microsocks": "microsocks",
     "danted": "dante-server",
+    "tinyproxy": "tinyproxy-bin",
     "socksify": "dante-client",
     "haproxy": "haproxy",
     "tnftp": "tnftp",

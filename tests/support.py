@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -28,7 +29,9 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @contextlib.asynccontextmanager
-async def target(handler: Handler = echo, host: str = "127.0.0.1") -> AsyncIterator[int]:
+async def target(
+    handler: Handler = echo, host: str = "127.0.0.1", port: int = 0, context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """A TCP server on this machine; gives its port. Connections that are left at the end are cut."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -46,7 +49,7 @@ async def target(handler: Handler = echo, host: str = "127.0.0.1") -> AsyncItera
             with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, host, 0)
+    server = await asyncio.start_server(serve, host, port, ssl=context)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -331,7 +331,7 @@ def test_the_repr_has_the_addresses_and_no_password(urls: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:1080", "http://127.0.0.1:1", "socks5://", "socks5://h:99999", "socks5://a:hunter2@h:x"]
+    "url", ["", "127.0.0.1:1080", "ftp://127.0.0.1:1", "socks5://", "socks5://h:99999", "socks5://a:hunter2@h:x"]
 )
 def test_a_wrong_url_is_a_value_error_without_its_password(url: str) -> None:
     """At construction, not at the first use."""

@@ -105,3 +105,12 @@ def test_the_example_policy_is_accepted_and_explained() -> None:
     done = run_python("-m", "tabi", "explain", "-c", "examples/policy.toml", *command)
     assert (done.returncode, done.stderr) == (0, "")
     assert "guard     refuses: 169.254.169.254 is in 169.254.0.0/16\n" in done.stdout
+
+
+def test_the_example_pool_is_accepted_and_explained() -> None:
+    """`tabi check` and `tabi explain` take examples/pool.toml: no advice, and the pool is the way out."""
+    done = run_python("-m", "tabi", "check", "examples/pool.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_python("-m", "tabi", "explain", "-c", "examples/pool.toml", "--user", "alice", "connect", "8.8.8.8:443")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "egress    pool: sticky of socks5://127.0.0.1:1081, http://127.0.0.1:8888, far\n" in done.stdout

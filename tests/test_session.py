@@ -58,7 +58,7 @@ def test_the_next_request_of_a_connection_knows_its_client_only() -> None:
     for name in Session.__slots__:
         setattr(session, name, "changed")
     session.begin(2, 11.0)
-    stays = {"listener", "client", "protocol", "user"}
+    stays = {"listener", "client", "protocol", "user", "parameters"}
     assert {name for name in Session.__slots__ if getattr(session, name) == "changed"} == stays
     facts = {name: getattr(session, name) for name in Session.__slots__ if name not in stays}
     assert facts == {name: fresh[name] for name in facts} | {"number": 2, "started": 11.0}
@@ -71,3 +71,16 @@ def test_a_copy_keeps_the_facts() -> None:
     kept = session.copy()
     session.begin(2, 11.0)
     assert (kept.number, kept.command, kept.up, kept.client) == (1, "forward", 5, session.client)
+
+
+def test_whoever_wants_is_told_of_the_end() -> None:
+    """Once, in the order in which they asked; the next request of the connection has nobody to tell."""
+    session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
+    told: list[str] = []
+    session.over()
+    session.when_over(lambda: told.append("first"))
+    session.when_over(lambda: told.append("second"))
+    session.over()
+    session.over()
+    assert told == ["first", "second"]
+    assert session.ended is None

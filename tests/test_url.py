@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import quote
@@ -13,14 +14,17 @@ from hypothesis import strategies as st
 from tabi.url import (
     LISTENER_PROTOCOLS,
     MAX_PATH,
+    PROXY_PROTOCOLS,
     ListenURL,
     PassedSocket,
     ProxyURL,
     UnixSocket,
     parse_listen_url,
+    parse_server_url,
     parse_url,
 )
 from tabi.wire.address import Address
+from tabi.wire.socks5 import Credentials
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,16 @@ from tabi.wire.address import Address
         ("socks5://a:@h:1", ProxyURL("socks5", Address("h", 1), "a", "")),
         ("socks5://a%40b:p%3Aq%2F%25@h:1", ProxyURL("socks5", Address("h", 1), "a@b", "p:q/%")),
         ("socks5://a:b@c@h:1", ProxyURL("socks5", Address("h", 1), "a", "b@c")),
+        ("socks5h://h", ProxyURL("socks5", Address("h", 1080))),
+        ("socks5+tls://a:b@h", ProxyURL("socks5", Address("h", 1080), "a", "b", True)),
+        ("socks4://h", ProxyURL("socks4", Address("h", 1080))),
+        ("socks4a://alice@h:1", ProxyURL("socks4", Address("h", 1), "alice")),
+        ("socks4://alice:@h:1", ProxyURL("socks4", Address("h", 1), "alice", "")),
+        ("socks4+tls://h:1", ProxyURL("socks4", Address("h", 1), tls=True)),
+        ("http://h", ProxyURL("http", Address("h", 3128))),
+        ("http://a:@h:80", ProxyURL("http", Address("h", 80), "a", "")),
+        ("HTTPS://a:b%3A%20@h/", ProxyURL("http", Address("h", 443), "a", "b: ", True)),
+        (f"http://a:{'p' * 1000}@h:1", ProxyURL("http", Address("h", 1), "a", "p" * 1000)),
         (f"socks5://{'u' * 255}:{'p' * 255}@h:1", ProxyURL("socks5", Address("h", 1), "u" * 255, "p" * 255)),
     ],
 )
@@ -46,12 +60,61 @@ def test_urls(text: str, url: ProxyURL) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("socks5h://a:b@h", "socks5://h:1080"),
+        ("socks5+tls://a:b@h", "socks5+tls://h:1080"),
+        ("socks4a://a@h", "socks4://h:1080"),
+        ("socks4+tls://h", "socks4+tls://h:1080"),
+        ("http://a:b@h", "http://h:3128"),
+        ("https://a:b@[::1]", "https://[::1]:443"),
+    ],
+)
+def test_what_a_url_is_shown_as(text: str, shown: str) -> None:
+    """A URL that leads to the same proxy, without who asks; written out it is the same again."""
+    url = parse_url(text)
+    assert str(url) == repr(url) == shown
+    assert str(parse_url(shown)) == shown
+
+
+def test_what_is_expected_is_every_protocol() -> None:
+    """Whoever has mistyped one sees them all."""
+    with pytest.raises(ValueError, match="protocol 'socks', expected socks5://") as caught:
+        parse_url("socks://h:1")
+    assert all(scheme in str(caught.value) for scheme in PROXY_PROTOCOLS)
+
+
+@pytest.mark.parametrize(
+    ("text", "credentials"),
+    [
+        ("socks5://h", None),
+        ("socks5://ä:ö@h", Credentials("ä".encode(), "ö".encode())),
+        ("socks4://a@h", Credentials(b"a", b"")),
+        ("http://a:b@h", Credentials(b"a", b"b")),
+    ],
+)
+def test_credentials_are_octets_for_every_protocol(text: str, credentials: Credentials | None) -> None:
+    """UTF-8 (RFC 7617 section 2.1 has it so, RFC 1929 says nothing)."""
+    assert parse_url(text).credentials == credentials
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
         "127.0.0.1:1080",
         "alice:sekret@127.0.0.1:1080",
-        "http://alice:sekret@127.0.0.1:1080",
+        "ftp://alice:sekret@127.0.0.1:1080",
+        "mixed://alice:sekret@127.0.0.1:1080",
+        "socks4://alice:sekret@h:1",
+        "socks4://@h:1",
+        "socks4://sekret%00@h:1",
+        f"socks4://sekret{'x' * 250}@h:1",
+        "http://alice@h:1",
+        "http://:sekret@h:1",
+        "http://ali%3Ace:sekret@h:1",
+        "https://alice:sekret%0d%0aX: y@h:1",
+        "https://alice:sekret%0d%0aX@h:1",
         "socks5:alice:sekret@127.0.0.1",
         "socks5://",
         "socks5://:1080",
@@ -262,10 +325,58 @@ def test_no_password_is_ever_echoed(password: str, rest: str) -> None:
 @given(st.text(max_size=40))
 def test_any_text_is_a_url_or_value_error(text: str) -> None:
     """Nothing else is raised."""
-    for candidate in (text, f"socks5://{text}", f"socks5://a:b@{text}"):
+    for candidate in (text, f"socks5://{text}", f"socks5://a:b@{text}", f"http://{text}@h", f"socks4://{text}@h"):
         try:
             url = parse_url(candidate)
         except ValueError:
             continue
         assert 0 <= url.address.port <= 65535
-        assert url.protocol == "socks5"
+        assert url.protocol in ("socks5", "socks4", "http")
+
+
+# --- name servers ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1.1.1.1", "udp://1.1.1.1:53"),
+        ("1.1.1.1:5353", "udp://1.1.1.1:5353"),
+        ("2606:4700::1111", "udp://[2606:4700::1111]:53"),
+        ("[2606:4700::1111]:5353", "udp://[2606:4700::1111]:5353"),
+        ("udp://1.1.1.1", "udp://1.1.1.1:53"),
+        ("tcp://[::1]:5353/", "tcp://[::1]:5353"),
+        ("tls://dns.example", "tls://dns.example:853"),
+        ("tls://1.1.1.1:8853", "tls://1.1.1.1:8853"),
+        ("https://dns.example", "https://dns.example:443/dns-query"),
+        ("https://dns.example/", "https://dns.example:443/dns-query"),
+        ("https://[::1]:8443/resolve/", "https://[::1]:8443/resolve/"),
+    ],
+)
+def test_the_url_of_a_name_server(text: str, expected: str) -> None:
+    """An address alone is UDP; each protocol has its own port, and https a path."""
+    assert str(parse_server_url(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no host"),
+        ("dns.example", "'dns.example' is no IP address"),
+        ("udp://dns.example", "'dns.example' is no IP address"),
+        ("tcp://dns.example", "'dns.example' is no IP address"),
+        ("1.1.1.1:0", "port 0"),
+        ("1.1.1.1:65536", "port 65536 is not from 0 to 65535"),
+        ("socks5://1.1.1.1", "protocol 'socks5'"),
+        ("tls://", "no host"),
+        ("tls://dns.example/dns-query", "something behind the port"),
+        ("https://a@dns.example", "a user, a query or a fragment"),
+        ("https://dns.example/dns-query{?dns}", "a user, a query or a fragment"),
+        ("https://dns.example/#x", "a user, a query or a fragment"),
+        ("1.1.1.1 ", "white space or control characters in a URL"),
+    ],
+)
+def test_what_is_no_name_server(text: str, message: str) -> None:
+    """The message says what is wrong and what was expected."""
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}.*, expected system, an IP address, udp://IP"):
+        parse_server_url(text)

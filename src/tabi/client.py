@@ -1,4 +1,4 @@
-"""The client: TCP connections and datagrams through a SOCKS5 proxy, or through several in a row.
+"""The client: TCP connections and datagrams through a proxy, or through several in a row.
 
 proxy = tabi.Proxy("socks5://alice:secret@127.0.0.1:1080")
 async with proxy.connect("example.com", 80) as stream:
@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import socket
 import ssl as tls
 from collections.abc import Callable, Coroutine, Generator
+from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds
-from tabi.egress.direct import Direct
+from tabi.egress.chain import make_chain, make_context
+from tabi.egress.direct import Direct, Egress
 from tabi.egress.socks5 import Socks5
 from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
@@ -30,12 +34,19 @@ from tabi.net.failures import timeout_error
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
+from tabi.net.tls import TlsSocket, get_tls_shared
 from tabi.policy.guard import permit_any
+from tabi.relay.relays import Relays
+from tabi.session import Session
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, make_host, unmap
-from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply
+from tabi.wire.socks5 import ClientMachine, Command, Reply
 
 TIMEOUT = 30.0
+
+FOREVER = 1e9
+HALF_CLOSED = 300.0
+"""Seconds that the bridge of `take_socket` stays quiet at most once one side has ended."""
 
 
 class Closable(Protocol):
@@ -76,22 +87,44 @@ def peer_of(stream: Stream) -> Address:
         raise ConnectionResetError(errno.ECONNRESET, "the proxy has reset the connection") from exc
 
 
+def take_socket(stream: Stream) -> socket.socket:
+    """Take the socket away from a stream, non-blocking.
+
+    From under TLS none can be taken: there it is one end of a pair, whose other end a relay joins with the stream as
+    long as the loop runs.
+    """
+    if not isinstance(stream.sock, TlsSocket):
+        return stream.detach()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError:
+        stream.close()
+        raise
+    theirs.setblocking(False)
+    ours.setblocking(False)
+    relays = Relays(stream.reactor, FOREVER, HALF_CLOSED, 0, lambda session: relays.close("client"))
+    relays.start(Stream(stream.reactor, ours), stream, Session(0, "", UNSPECIFIED, monotonic()), b"", b"")
+    return theirs
+
+
 class Proxy:
-    """A SOCKS5 proxy, or a chain of them: each is reached through the one before.
+    """A proxy, or a chain of them: each is reached through the one before.
 
     Args:
-        urls: ``socks5://[user:password@]host:port``, one or more.
+        urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https and socks5+tls, in any order.
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
+        ca: a file with the authorities that those inside TLS are verified by, in PEM. Default: the system's.
 
     Raises:
-        ValueError: no URL, or one or the timeout is wrong.
+        ValueError: no URL, or one or the timeout is wrong, or ``ca`` cannot be used.
     """
 
-    def __init__(self, *urls: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, *urls: str, timeout: float = TIMEOUT, ca: str | os.PathLike[str] | None = None) -> None:
         if not urls:
             raise ValueError("a proxy needs a URL, expected socks5://[user:password@]host:port")
         check_seconds("a timeout", timeout)
         self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
+        self.contexts = tuple(make_context(url, None if ca is None else os.fspath(ca)) for url in self.urls)
         self.timeout = timeout
 
     def __repr__(self) -> str:
@@ -108,8 +141,7 @@ class Proxy:
             DialError: the first proxy cannot be reached.
             AuthError: a proxy does not accept the user, or wants one.
             ProxyError: a proxy refused, or did not answer; ``reply_code`` says what it sent.
-            RemoteProtocolError: what is there is no SOCKS5 proxy.
-            OSError: the connection to the proxy broke.
+            RemoteProtocolError: what is there is no such proxy, or its certificate is not accepted.
         """
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise ValueError(f"{port!r} is no port, expected 0 to 65535")
@@ -118,8 +150,22 @@ class Proxy:
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
-        stream, _, _ = await self.ask(Command.CONNECT, destination)
-        return stream
+        dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+        try:
+            return await self.make_chain(dialer).open(destination, permit_any)
+        finally:
+            await dialer.close()
+
+    def make_chain(self, dialer: Dialer, count: int | None = None) -> Egress:
+        """The way through all proxies, or the first ``count`` of them, in the running loop."""
+        urls, contexts = self.urls[:count], self.contexts[:count]
+        return make_chain(urls, contexts, Direct(dialer), self.timeout, get_tls_shared())
+
+    def check_socks5(self, what: str) -> None:
+        """Raise ValueError unless every proxy can be asked for what only SOCKS5 has."""
+        other = next((url for url in self.urls if url.protocol != "socks5"), None)
+        if other is not None:
+            raise ValueError(f"{what} needs SOCKS5 all the way, and {other} speaks something else")
 
     def bind(self, peer: Host | None = None) -> Opening[Listener]:
         """Let the last proxy listen for one connection from ``peer``, a name or an address; None is anyone.
@@ -127,8 +173,10 @@ class Proxy:
         ``listener = await proxy.bind(…)`` leaves closing to the caller, ``async with`` does it.
 
         Raises:
-            As `connect`; ProxyError too where the proxy does not carry out BIND.
+            As `connect`; ValueError too where a proxy does not speak SOCKS5, ProxyError where it does not carry out
+            BIND.
         """
+        self.check_socks5("BIND")
         expected = UNSPECIFIED if peer is None else Address(make_host(peer), 0)
         return Opening(lambda: self.listen(expected))
 
@@ -153,8 +201,10 @@ class Proxy:
         every proxy gets an association, and the datagrams go through all of them.
 
         Raises:
-            As `connect`; DialError also where there is no way to a proxy's relay.
+            As `connect`; ValueError too where a proxy does not speak SOCKS5, DialError where there is no way to a
+            proxy's relay.
         """
+        self.check_socks5("UDP")
         return Opening(self.open_association)
 
     async def open_association(self) -> Association:
@@ -205,14 +255,10 @@ class Proxy:
         As `Socks5.ask`.
         """
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
-        below: Direct | Socks5 = Direct(dialer)
-        for url in self.urls[:count]:
-            credentials = None
-            if url.username is not None and url.password is not None:
-                credentials = Credentials(url.username.encode(), url.password.encode())
-            below = egress = Socks5(below, url.address, credentials, self.timeout)
         try:
-            return await egress.ask(command, destination, permit_any)
+            egress = self.make_chain(dialer, count)
+            assert isinstance(egress, Socks5)
+            return await egress.ask(command, destination)
         finally:
             await dialer.close()
 
@@ -231,7 +277,7 @@ class Proxy:
             As `connect`; ssl.SSLError as `asyncio.open_connection`.
         """
         stream = await self.connect(host, port)
-        sock = stream.detach()
+        sock = take_socket(stream)
         try:
             if ssl is None or ssl is False:
                 return await asyncio.open_connection(sock=sock)

@@ -5,7 +5,7 @@ The rooms pass it along in the direction of the data and each fills in its part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class Session:
     reason; ``drops`` is None for any other command. One that is ``silent`` gets no line: nothing was asked for in it.
     ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
     ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
+    ``parameters`` are those of the user name. ``member`` is the upstream that a pool chose. ``ended`` is what others
+    want to be told of the end (`when_over`).
     """
 
     __slots__ = (
@@ -72,10 +74,13 @@ class Session:
         "destination",
         "down",
         "drops",
+        "ended",
         "error",
         "lease",
         "listener",
+        "member",
         "number",
+        "parameters",
         "protocol",
         "reply_code",
         "rule",
@@ -91,6 +96,7 @@ class Session:
         self.client = client
         self.protocol: str | None = None
         self.user: str | None = None
+        self.parameters: Any = None  # of policy.grammar, which stands above
         self.begin(number, started)
 
     def begin(self, number: int, started: float) -> None:
@@ -106,6 +112,8 @@ class Session:
         self.rule: str | None = None
         self.lease: Any = None  # of policy.limits, which stands above
         self.via: str | None = None
+        self.member: str | None = None
+        self.ended: list[Callable[[], object]] | None = None
         self.reply_code: int | None = None
         self.error: str | None = None
         self.up = 0
@@ -115,6 +123,18 @@ class Session:
         self.drops: dict[Drop, int] | None = None
         self.connect_seconds: float | None = None
         self.close: Close = "error"
+
+    def when_over(self, callback: Callable[[], object]) -> None:
+        """Have something called once, when the request is over and before its line. It must not raise."""
+        if self.ended is None:
+            self.ended = []
+        self.ended.append(callback)
+
+    def over(self) -> None:
+        """Tell whoever wants to know that the request is over; called by the server."""
+        ended, self.ended = self.ended, None
+        for callback in ended or ():
+            callback()
 
     def copy(self) -> Session:
         """The same facts, for somebody who keeps them."""

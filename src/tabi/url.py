@@ -1,11 +1,15 @@
 """URLs of proxies and of listeners: what they may say, and where that is. No I/O.
 
-    socks5://[user:password@]host[:port]          a proxy that a client or a chain goes through
+    PROTOCOL://[user:password@]host[:port]        a proxy that a client or a chain goes through: socks5 (socks5h is the
+                                                  same), socks5+tls, socks4 (socks4a is the same), socks4+tls, http,
+                                                  https
     PROTOCOL://host[:port]                        a listener, of one of the protocols below
     unix:///path?protocol=mixed&mode=0660         a listener at a unix socket; owner= and group= are names or numbers
     fd://NAME?protocol=mixed                      a listener that systemd has opened (sd_listen_fds(3))
+    tls://host[:port], https://host[:port]/path   a name server, or udp:// and tcp:// with an address
 
-The port is 1080 where none is given.
+The port is 1080 where none is given; of an HTTP proxy it is 3128, as squid's, and inside TLS 443; of name servers that
+of their protocol.
 """
 
 from __future__ import annotations
@@ -16,49 +20,92 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 import msgspec
 
-from tabi.wire.address import Address, parse_host
+from tabi.wire.address import Address, parse_host, parse_ip
+from tabi.wire.connect import encode_basic
+from tabi.wire.socks5 import Credentials
 
 DEFAULT_PORT = 1080
 DEFAULT_MODE = 0o600
 
 
+PROXY_PROTOCOLS = {
+    "socks5": ("socks5", False, DEFAULT_PORT),
+    "socks5h": ("socks5", False, DEFAULT_PORT),
+    "socks5+tls": ("socks5", True, DEFAULT_PORT),
+    "socks4": ("socks4", False, DEFAULT_PORT),
+    "socks4a": ("socks4", False, DEFAULT_PORT),
+    "socks4+tls": ("socks4", True, DEFAULT_PORT),
+    "http": ("http", False, 3128),
+    "https": ("http", True, 443),
+}
+"""By scheme: what a proxy speaks, whether inside TLS, and its usual port. Names are always the proxy's to resolve, so
+that socks5h and socks4a, which say that elsewhere, say nothing more here."""
+
+EXPECTED = "expected socks5://[user:password@]host:port, or as protocol " + ", ".join(
+    scheme for scheme in PROXY_PROTOCOLS if scheme != "socks5"
+)
+
+
 class ProxyURL(msgspec.Struct, frozen=True):
-    """A URL of interface: protocol, address and, where the URL has them, credentials (never in the repr)."""
+    """A proxy: what it speaks (socks5, socks4 or http), where, as whom (never in the repr), and whether inside TLS."""
 
     protocol: str
     address: Address
     username: str | None = None
     password: str | None = None
+    tls: bool = False
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """As the protocols say them; None where there is no user."""
+        if self.username is None:
+            return None
+        return Credentials(self.username.encode(), (self.password or "").encode())
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.address}"
+        scheme = self.protocol
+        if self.tls:
+            scheme = "https" if scheme == "http" else f"{scheme}+tls"
+        return f"{scheme}://{self.address}"
 
     __repr__ = __str__
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("protocol", self.protocol), ("address", self.address)]
-
-
-PROTOCOLS = ("socks5",)
+        return [("protocol", self.protocol), ("address", self.address), ("tls", self.tls)]
 
 
 def parse_url(text: str) -> ProxyURL:
-    """Read ``socks5://[user:password@]host[:port]``; the port is 1080 where none is given.
+    """Read the URL of a proxy, ``socks5://[user:password@]host[:port]`` or another of PROXY_PROTOCOLS.
 
     Raises:
         ValueError: it is something else. The text is not in the message: it may hold a password.
     """
-    expected = "expected socks5://[user:password@]host:port"
-    parts = split(text, expected)
-    if parts.scheme not in PROTOCOLS:
-        raise ValueError(f"{scheme_of(text)}, {expected}")
-    address = network_place(parts, expected)
-    username, password = credentials_of(parts, expected)
-    if username is not None and (not username or password is None):
-        raise ValueError(f"a user name without a password, {expected}")
-    if any(len(part.encode()) > 255 for part in (username, password) if part):
+    parts = split(text, EXPECTED)
+    if parts.scheme not in PROXY_PROTOCOLS:
+        raise ValueError(f"{scheme_of(text)}, {EXPECTED}")
+    protocol, tls, port = PROXY_PROTOCOLS[parts.scheme]
+    address = network_place(parts, EXPECTED, port)
+    username, password = credentials_of(parts, EXPECTED)
+    url = ProxyURL(protocol, address, username, password, tls)
+    if url.credentials is not None:
+        check_credentials(url, url.credentials)
+    return url
+
+
+def check_credentials(url: ProxyURL, credentials: Credentials) -> None:
+    """Raise ValueError where the proxy's protocol cannot say them."""
+    if url.protocol == "socks4":
+        if url.password:
+            raise ValueError("a password, which SOCKS4 cannot say, expected socks4://user@host:port")
+        if not 0 < len(credentials.username) <= 255 or 0 in credentials.username:
+            raise ValueError("a user name of SOCKS4 has 1 to 255 octets and no NUL")
+        return
+    if not url.username or url.password is None:
+        raise ValueError(f"a user name without a password, {EXPECTED}")
+    if url.protocol == "http":
+        encode_basic(credentials)
+    elif max(map(len, (credentials.username, credentials.password))) > 255:
         raise ValueError("a user name and a password have at most 255 octets each (RFC 1929)")
-    return ProxyURL(parts.scheme, address, username, password)
 
 
 class UnixSocket(msgspec.Struct, frozen=True):
@@ -163,6 +210,49 @@ def unix_place(parts: SplitResult, query: dict[str, str]) -> UnixSocket:
     return UnixSocket(path, int(mode, 8), query.get("owner"), query.get("group"))
 
 
+SERVER_PORTS = {"udp": 53, "tcp": 53, "tls": 853, "https": 443}
+"""What name servers speak, and its port (RFC 1035, 7858, 8484)."""
+
+DEFAULT_PATH = "/dns-query"
+
+
+class ServerURL(msgspec.Struct, frozen=True):
+    """The URL of a name server."""
+
+    scheme: str
+    """A key of SERVER_PORTS."""
+    address: Address
+    path: str = ""
+    """With https."""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.address}{self.path}"
+
+
+def parse_server_url(text: str) -> ServerURL:
+    """Read the URL of a name server; an address alone, or with a port, is one by UDP. Raises ValueError."""
+    expected = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or https://HOST/dns-query"
+    if "://" not in text:
+        try:
+            return ServerURL("udp", Address(parse_ip(text), SERVER_PORTS["udp"]))
+        except ValueError:
+            text = f"udp://{text}"
+    parts = split(text, expected)
+    if parts.scheme not in SERVER_PORTS:
+        raise ValueError(f"{scheme_of(text)}, {expected}")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError(f"a user, a query or a fragment, {expected}")
+    if (parts.path not in ("", "/") and parts.scheme != "https") or not parts.hostname:
+        raise ValueError(f"{'something behind the port' if parts.hostname else 'no host'}, {expected}")
+    if parts.port == 0:
+        raise ValueError(f"port 0, {expected}")
+    host = parse_host(parts.hostname)
+    if isinstance(host, str) and parts.scheme in ("udp", "tcp"):
+        raise ValueError(f"{host!r} is no IP address, {expected}")
+    path = "" if parts.scheme != "https" else DEFAULT_PATH if parts.path in ("", "/") else parts.path
+    return ServerURL(parts.scheme, Address(host, parts.port or SERVER_PORTS[parts.scheme]), path)
+
+
 # --- parts of URLs ---
 
 
@@ -195,12 +285,12 @@ def scheme_of(text: str) -> str:
     return f"protocol {urlsplit(text).scheme!r}"
 
 
-def network_place(parts: SplitResult, expected: str) -> Address:
+def network_place(parts: SplitResult, expected: str, default_port: int = DEFAULT_PORT) -> Address:
     """Host and port. Raises ValueError."""
     host, port = parts.hostname, parts.port
     if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{'no host' if not host else 'something behind the port'}, {expected}")
-    address = Address(parse_host(host), DEFAULT_PORT if port is None else port)
+    address = Address(parse_host(host), default_port if port is None else port)
     if isinstance(address.host, str):
         try:
             address.host.encode("idna")  # as the system's resolver is asked

@@ -122,7 +122,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ('decide = "python:nowhere:decide"', "decide"),
         ('[guard]\nallow = ["10.0.0.1/8"]', "guard.allow[0]"),
         ('[limits]\nquota = "1 GB"', "limits.quota"),
-        ('[egress.tor]\nchain = ["socks5://127.0.0.1:9050"]', "egress.tor.chain"),
+        ('[egress.tor]\nchain = ["socks6://127.0.0.1:9050"]', "egress.tor.chain[0]"),
     ],
 )
 def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str) -> None:

@@ -214,3 +214,11 @@ def test_the_server_says_the_same(tmp_path: Path) -> None:
         key: found[key] for key in ("rule", "error", "reply")
     }
     assert line["rule"] == "closed"
+
+
+def test_names_are_found_as_the_server_finds_them(tmp_path: Path) -> None:
+    """By `[resolver]`: hosts of the configuration, and the kind of address that is preferred."""
+    path = tmp_path / "tabi.toml"
+    path.write_text('[resolver]\nprefer = "ipv6"\nhosts = { "db.internal" = ["10.0.0.9", "fd00::9"] }\n')
+    found = explain_json("connect", "db.internal:5432", config=path)
+    assert found["addresses"] == ["fd00::9", "10.0.0.9"]

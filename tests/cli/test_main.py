@@ -45,7 +45,7 @@ def test_version() -> None:
         (["serve", "--frobnicate"], "--frobnicate"),
         (["serve", "extra"], "extra"),
         (["serve", "--workers", "many"], "--workers"),
-        (["serve", "--via", "socks5://127.0.0.1:1"], "--via"),
+        (["serve", "--through", "socks5://127.0.0.1:1"], "--through"),
         (["udp", "127.0.0.1:53"], "--via"),
         (["check"], "TABI.TOML"),
         (["connect", "127.0.0.1:1"], "--via"),

@@ -13,6 +13,7 @@ from rich.pretty import pretty_repr
 
 from tabi.config import (
     PARTS,
+    Check,
     Clients,
     Config,
     Egress,
@@ -21,18 +22,23 @@ from tabi.config import (
     Limits,
     Listen,
     Log,
+    Member,
     Quotas,
+    Resolver,
     Rule,
     Seconds,
+    Sticky,
     Timeouts,
     Tls,
     Udp,
     User,
+    UsersGrammar,
     decode_special,
     load_config,
     make_config,
     parse_config,
 )
+from tabi.config.compile import make_hosts
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret
@@ -42,8 +48,16 @@ from tabi.wire.address import parse_host
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
 HASH = make_hash(b"sekret", b"salt")
 
-TOP = "workers, listen, users, groups, clients, limits, rule, decide, guard, quotas, egress, timeouts, log"
+TOP = (
+    "workers, listen, users, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, resolver, "
+    "timeouts, log"
+)
 USER = "password, plain, groups, expires, limits"
+EGRESS = (
+    "send_proxy_protocol, source, source_by, interface, mark, keepalive, user_timeout, fast_open, url, chain, ca, "
+    "resolve, isolate, members, balance, sticky, check"
+)
+SOME = "client, user, host, session"
 LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over"
 BANDWIDTH = (
     "groups.dev.limits.bandwidth: '10' is no bandwidth, "
@@ -128,6 +142,58 @@ path = "/var/lib/tabi/quotas.sqlite"
 
 [egress.direct]
 send_proxy_protocol = 2
+source = ["192.0.2.7", "2001:db8:1::/64"]
+source_by = "user"
+interface = "eth1"
+mark = 7
+keepalive = "1 min"
+user_timeout = 30
+fast_open = true
+
+[egress.far]
+url = "socks5+tls://gate.example"
+ca = "/etc/tabi/authorities.pem"
+resolve = "here"
+isolate = ["user", "session"]
+
+[egress.chain]
+chain = ["far", "http://10.0.0.7:3128"]
+
+[egress.pool]
+balance = "sticky"
+members = [
+    "chain",
+    {{ to = "socks5://user:password@10.1.1.1:1080", weight = 2.5, labels = ["de", "berlin"] }},
+]
+
+[egress.pool.sticky]
+by = "user+session"
+ttl = "10 min"
+
+[egress.pool.check]
+connect = "example.com:443"
+every = 30
+timeout = "2 s"
+
+[egress.web]
+members = ["chain"]
+check = {{ http = "http://example.com/health" }}
+
+[users_grammar]
+separator = "+"
+keys = {{ country = "label", session = "session", ttl = "ttl" }}
+
+[resolver]
+servers = ["system", "192.0.2.53", "tls://dns.example", "https://dns.example/dns-query"]
+ca = "/etc/tabi/dns-ca.pem"
+timeout = "500ms"
+tries = 3
+prefer = "ipv4"
+hosts = {{ "db.internal" = ["10.0.0.9", "fd00::9"] }}
+cache = 500
+min_ttl = 10
+max_ttl = "1 d"
+negative_ttl = 30
 
 [timeouts]
 handshake = 5
@@ -201,7 +267,38 @@ def test_every_key() -> None:
         decide="python:policy:decide",
         guard=Guard(["private", "192.0.2.0/24"], ["10.20.0.0/16"], ["127.0.0.1"]),
         quotas=Quotas("/var/lib/tabi/quotas.sqlite"),
-        egress={"direct": Egress(2)},
+        egress={
+            "direct": Egress(
+                2, ["192.0.2.7", "2001:db8:1::/64"], "user", "eth1", 7, Seconds(60), Seconds(30), fast_open=True
+            ),
+            "far": Egress(
+                url="socks5+tls://gate.example",
+                ca="/etc/tabi/authorities.pem",
+                resolve="here",
+                isolate=["user", "session"],
+            ),
+            "chain": Egress(chain=["far", "http://10.0.0.7:3128"]),
+            "pool": Egress(
+                members=["chain", Member("socks5://user:password@10.1.1.1:1080", 2.5, ["de", "berlin"])],
+                balance="sticky",
+                sticky=Sticky("user+session", Seconds(600)),
+                check=Check("example.com:443", None, Seconds(30), Seconds(2)),
+            ),
+            "web": Egress(members=["chain"], check=Check(http="http://example.com/health")),
+        },
+        users_grammar=UsersGrammar({"country": "label", "session": "session", "ttl": "ttl"}, "+"),
+        resolver=Resolver(
+            ["system", "192.0.2.53", "tls://dns.example", "https://dns.example/dns-query"],
+            "/etc/tabi/dns-ca.pem",
+            Seconds(0.5),
+            3,
+            "ipv4",
+            {"db.internal": ["10.0.0.9", "fd00::9"]},
+            500,
+            Seconds(10),
+            Seconds(86400),
+            Seconds(30),
+        ),
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
     )
@@ -221,7 +318,7 @@ def test_the_test_above_leaves_no_key_out() -> None:
     for name, part in PARTS.items():
         for key in part.__struct_fields__:
             if part is not Config or key in ("workers", "decide", "limits"):
-                said = rf"^({key} = |\[(listen|users\.alice)\.{key}\]$)"
+                said = rf"(^|[{{ ]){key} = |^\[(listen|users\.alice|egress\.pool)\.{key}\]$"
                 assert re.search(said, EVERYTHING, re.MULTILINE), f"{name}.{key}"
 
 
@@ -403,8 +500,75 @@ def test_a_configuration_does_not_change() -> None:
             "[groups.dev.limits]\nbandwidth = '10'",
             BANDWIDTH,
         ),
-        ("[egress.direct]\nbogus = 1", "egress.direct.bogus: unknown key, expected one of: send_proxy_protocol"),
-        ("[egress.pool]", "egress.pool: unknown, expected direct: this version has no other way out"),
+        ("[egress.direct]\nbogus = 1", f"egress.direct.bogus: unknown key, expected one of: {EGRESS}"),
+        (
+            "[egress.a]\nsource = ['here']",
+            "egress.a.source[0]: 'here' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+        ),
+        (
+            "[egress.a]\nsource = ['10.0.0.1/8']",
+            "egress.a.source[0]: '10.0.0.1/8' has host bits set, expected 10.0.0.0/8",
+        ),
+        ("[egress.a]\nsource_by = 'user'", "egress.a.source_by: there is no source"),
+        (
+            "[egress.a]\nsource_by = 'host'",
+            "egress.a.source_by: invalid enum value 'host', expected session, user or client",
+        ),
+        (
+            "[egress.a]\ninterface = 'a-name-too-long-'",
+            "egress.a.interface: 'a-name-too-long-', expected the name of an interface",
+        ),
+        ("[egress.a]\nmark = 0", "egress.a.mark: 0, expected 1 to 4294967295"),
+        ("[egress.block]", "egress.block: the name of the one that leads nowhere"),
+        ("[egress.a]\nurl = 'socks5://a'\nchain = ['http://b']", "egress.a: expected one of url, chain and members"),
+        ("[egress.a]\nurl = 'direct'", "egress.a.url: 'direct', expected the URL of a proxy"),
+        ("[egress.a]\nchain = ['direct', 'b']", "egress.a.chain[1]: 'b', expected the URL of a proxy"),
+        ("[egress.a]\nchain = ['b']", "egress.a.chain[0]: there is no [egress.b]"),
+        ("[egress.a]\nmembers = ['b']\n[egress.b]\nchain = ['a']", "egress.a: leads to itself"),
+        ("[egress.a]\nmembers = ['socks5://x:a@b', 'socks5://y:z@b']", "egress.a.members[1]: the same as members[0]"),
+        ("[egress.a]\nmembers = [{ to = 'block', weight = 0 }]", "egress.a.members[0].weight: 0, expected more than 0"),
+        (
+            "[egress.a]\nmembers = [{ too = 'b' }]",
+            "egress.a.members[0].too: unknown key, expected one of: to, weight, labels",
+        ),
+        ("[egress.a]\nisolate = ['user']", "egress.a.isolate: the last proxy is not of SOCKS5"),
+        (
+            "[egress.a]\nurl = 'socks5://a:b@c'\nisolate = ['user']",
+            "egress.a.isolate: the last proxy has a user already",
+        ),
+        ("[egress.a]\nresolve = 'here'", "egress.a.resolve: there is no proxy"),
+        ("[egress.a]\nca = 'x'", "egress.a.ca: there is no proxy"),
+        ("[egress.a]\nbalance = 'hash'", "egress.a.balance: there are no members"),
+        ("[egress.a]\ncheck = { connect = 'a:1' }", "egress.a.check: there are no members"),
+        ("[egress.a]\nmembers = ['block']\ncheck = {}", "egress.a.check: expected one of connect and http"),
+        (
+            "[egress.a]\nmembers = ['block']\ncheck = { http = 'https://a/' }",
+            "egress.a.check: 'https://a/', expected http://host:port/path",
+        ),
+        (
+            "[egress.a]\nmembers = ['block']\nsticky = { ttl = 5 }",
+            'egress.a.sticky: expected balance = "sticky" or "hash"',
+        ),
+        (
+            "[egress.a]\nmembers = ['block']\nbalance = 'hash'\nsticky = { by = 'name' }",
+            f"egress.a.sticky.by: 'name', expected some of {SOME}",
+        ),
+        (
+            "[egress.a.check]\nevry = 1",
+            "egress.a.check.evry: unknown key, expected one of: connect, http, every, timeout",
+        ),
+        (
+            "[egress.a]\nurl = 'http://a'\nsend_proxy_protocol = 1",
+            "egress.a.send_proxy_protocol: through a proxy, which would get it",
+        ),
+        (
+            "[users_grammar]\nseparator = 'ab'",
+            "users_grammar: 'ab', expected one character that is no letter and no digit",
+        ),
+        (
+            "[users_grammar]\nkeys = { a = 'b' }",
+            "users_grammar.keys.a: invalid enum value 'b', expected label, session or ttl",
+        ),
         (
             "[egress.direct]\nsend_proxy_protocol = 3",
             "egress.direct.send_proxy_protocol: invalid enum value 3, expected 1 or 2, or 0 for none",
@@ -592,7 +756,7 @@ def test_a_mistake_names_its_key(text: str, message: str) -> None:
     ("text", "start"),
     [
         ('"a\\nb\\u001b[31m" = 1', r"a\nb\x1b[31m: unknown key, "),
-        ('[egress."a\\nb"]', r"egress.a\nb: unknown, "),
+        ('[egress."a\\nb"]\nmark = 0', r"egress.a\nb.mark: 0, "),
         ('[users."a\\nb"]\npassword = 1', r"users.a\nb.password: expected string"),
         ('[users."a\\nb"]\npassword = "x"', r"users.a\nb.password: expected $scrypt$"),
         ('[log]\nlevel = "a\\u009bb"', r"log.level: invalid enum value 'a\x9bb'"),
@@ -677,6 +841,54 @@ def test_the_hook_knows_its_types() -> None:
     """A type that has no reading of its own is a mistake in the schema."""
     with pytest.raises(NotImplementedError):
         decode_special(complex, 1)
+
+
+# --- names ---
+
+SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or https://HOST/dns-query"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("servers = []", "servers: empty, expected one or more"),
+        ('servers = ["dns.example"]', f"servers[0]: 'dns.example' is no IP address, {SERVERS}"),
+        ('servers = ["system", "quic://1.1.1.1"]', f"servers[1]: protocol 'quic', {SERVERS}"),
+        ("servers = [1]", "servers[0]: expected string, got integer"),
+        ('ca = "ca.pem"', "ca: no server has tls or https"),
+        ("tries = 0", "tries: 0, expected 1 to 10"),
+        ("cache = -1", "cache: -1, expected 0 to 1000000"),
+        ("cache = 1000001", "cache: 1000001, expected 0 to 1000000"),
+        ('min_ttl = 10\nmax_ttl = "5 s"', "min_ttl: 10, which is more than max_ttl"),
+        ('prefer = "ipv5"', "prefer: invalid enum value 'ipv5', expected any, ipv4, ipv6, ipv4-only or ipv6-only"),
+        ("hosts = 1", "hosts: expected table, got integer"),
+        ("hosts = {a = ['1.1.1.1'], b = '1.1.1.1'}", "hosts.b: expected array, got string"),
+        ("hosts = {a = ['1.1.1.1'], b = [1]}", "hosts.b[0]: expected string, got integer"),
+        ("hosts = {a = []}", "hosts.a: empty, expected one address or more"),
+        ("hosts = {a = ['::1', 'b']}", "hosts.a[1]: 'b', expected an IP address"),
+        ("hosts = {'*.a' = ['::1']}", "hosts.*.a: '*.a' is no name"),
+        ("hosts = {'10.0.0.1' = ['::1']}", "hosts.10.0.0.1: '10.0.0.1' is no name"),
+        ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is no name"),
+        ("hosts = {'1.2.3.4.5' = ['::1']}", "hosts.1.2.3.4.5: neither an address nor a name"),
+        ("hosts = {a = ['::1'], A = ['::1']}", "hosts.A: the same name twice"),
+    ],
+)
+def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
+    """As of everything else, with the table's own key where it is a table."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"[resolver]\n{text}")
+    assert str(caught.value) == f"resolver.{message}"
+
+
+def test_hosts_are_looked_for_in_lower_case_and_idna() -> None:
+    """As clients' names are."""
+    hosts = make_hosts(
+        parse_config('[resolver]\nhosts = { "DB.Internal" = ["10.0.0.9", "::1"], "bücher.test" = ["::2"] }')
+    )
+    assert hosts == {
+        "db.internal": [parse_host("10.0.0.9"), parse_host("::1")],
+        "xn--bcher-kva.test": [parse_host("::2")],
+    }
 
 
 # --- files ---

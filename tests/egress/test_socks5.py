@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from conftest import Run
+from doubles import reset
 from support import Handler, closed_port, credentials, request, target
 from tabi.egress.direct import Direct
 from tabi.egress.socks5 import REPLY_TEXTS, Socks5, read_reply
@@ -17,7 +19,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
-from tabi.wire.address import parse_address
+from tabi.wire.address import Address, parse_address
 from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply, ReplyCode
 
 DESTINATION = parse_address("example.com:443")
@@ -74,7 +76,7 @@ async def ask_through(port: int, command: int, seconds: float = 10) -> tuple[Str
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
         egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), None, seconds)
-        return await egress.ask(command, DESTINATION, permit_any)
+        return await egress.ask(command, DESTINATION)
     finally:
         await dialer.close()
 
@@ -333,3 +335,227 @@ def test_cancelled_at_any_point_it_closes_its_connection(run: Run) -> None:
                 await ended.wait()
 
     run(main)
+
+
+# --- greeting and request at once ---
+
+AT_ONCE = b"\x05\x01\x00" + REQUEST
+
+
+class Proxy:
+    """A scripted proxy that counts its connections, and an egress that asks it optimistically."""
+
+    def __init__(self, *handlers: Handler, seconds: float = 10) -> None:
+        self.handlers = list(handlers)
+        self.seconds = seconds
+        self.count = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """The next connection, by the next handler; the last one takes all that follow."""
+        self.count += 1
+        await self.handlers[min(self.count, len(self.handlers)) - 1](reader, writer)
+
+    @contextlib.asynccontextmanager
+    async def egress(self, login: Credentials | None = None) -> AsyncIterator[Socks5]:
+        """The way out through it."""
+        async with target(self.handle) as port:
+            dialer = Dialer(get_reactor(), ThreadResolver(), 10)
+            place = parse_address(f"127.0.0.1:{port}")
+            yield Socks5(Direct(dialer), place, login, self.seconds, optimistic=True)
+            await dialer.close()
+
+
+async def drops_the_rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Take a read for a message, as microsocks does: what comes behind the greeting is thrown away."""
+    assert (await reader.read(1024))[:3] == b"\x05\x01\x00"
+    writer.write(b"\x05\x00")
+    if await reader.read(1024) == REQUEST:
+        writer.write(SUCCESS)
+        await reader.read()
+
+
+async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """End as soon as there is more than a greeting."""
+    await reader.readexactly(len(AT_ONCE))
+
+
+async def ends_behind_the_method(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Choose, and end."""
+    await reader.readexactly(len(AT_ONCE))
+    writer.write(b"\x05\x00")
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close with the request unread."""
+    await reader.readexactly(3)
+    reset(writer)
+
+
+textbook = scripted((b"\x05\x01\x00", b"\x05\x00"), (REQUEST, SUCCESS))
+
+
+def test_greeting_and_request_in_one_go(run: Run) -> None:
+    """The proxy answers both; what follows its reply stays. A second connection is asked in the same way."""
+
+    async def main() -> None:
+        proxy = Proxy(scripted((AT_ONCE, b"\x05\x00" + SUCCESS + b"payload")))
+        async with proxy.egress() as egress:
+            for count in (1, 2):
+                async with await egress.open(DESTINATION, permit_any) as stream:
+                    assert await stream.receive() == b"payload"
+                assert proxy.count == count
+
+    run(main)
+
+
+def test_a_refusal_is_one_and_proves_that_the_proxy_takes_it(run: Run) -> None:
+    """It is not asked again; the method's answer and the reply may come octet by octet."""
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(len(AT_ONCE)) == AT_ONCE
+        for octet in b"\x05\x00\x05\x05\x00\x01" + bytes(6):
+            writer.write(bytes((octet,)))
+            await writer.drain()
+            await asyncio.sleep(0)
+        await reader.read()
+
+    async def main() -> None:
+        proxy = Proxy(refuses)
+        async with proxy.egress() as egress:
+            with pytest.raises(ProxyError, match="connection refused") as caught:
+                await egress.open(DESTINATION, permit_any)
+            assert (caught.value.reply_code, proxy.count, egress.proven) == (5, 1, True)
+
+    run(main)
+
+
+@pytest.mark.parametrize("first", [ends, ends_behind_the_method, resets])
+def test_a_proxy_that_ends_is_asked_again_in_the_rfcs_order(run: Run, first: Handler) -> None:
+    """Once, on a connection of its own; from then on it is asked so at once."""
+
+    async def main() -> None:
+        proxy = Proxy(first, textbook)
+        async with proxy.egress() as egress:
+            for count in (2, 3):
+                (await egress.open(DESTINATION, permit_any)).close()
+                assert proxy.count == count
+
+    run(main)
+
+
+def test_a_proxy_that_throws_the_request_away_is_asked_again(run_once: Run) -> None:
+    """It would never reply: a silent one is not waited for until the deadline the first time."""
+
+    async def main() -> None:
+        proxy = Proxy(drops_the_rest, seconds=0.4)
+        async with proxy.egress() as egress:
+            for count in (2, 3):
+                (await egress.open(DESTINATION, permit_any)).close()
+                assert proxy.count == count
+
+    run_once(main)
+
+
+def test_a_proxy_that_has_replied_before_is_waited_for(run_once: Run) -> None:
+    """Then it is the destination that is slow: the whole deadline is its. But the next time nothing is known again."""
+
+    async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(AT_ONCE))
+        writer.write(b"\x05\x00")
+        await reader.read()
+
+    async def main() -> None:
+        proxy = Proxy(scripted((AT_ONCE, b"\x05\x00" + SUCCESS)), stalls, textbook, seconds=0.2)
+        async with proxy.egress() as egress:
+            (await egress.open(DESTINATION, permit_any)).close()
+            with pytest.raises(ProxyError, match=r"did not answer within 0\.2 s"):
+                await egress.open(DESTINATION, permit_any)
+            assert (proxy.count, egress.optimistic, egress.proven) == (2, True, False)
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"\x05", RemoteProtocolError),
+        (b"\x05\xff", AuthError),
+        (b"\x05\x02", RemoteProtocolError),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", RemoteProtocolError),
+        (b"\x05\x00\x05", RemoteProtocolError),
+        (b"\x05\x00" + SUCCESS[:-1], RemoteProtocolError),
+        (b"\x05\x00\x05\x00\x00\x02" + bytes(6), RemoteProtocolError),
+    ],
+)
+def test_an_answer_that_has_begun_is_not_asked_for_again(
+    run_once: Run, answer: bytes, error: type[AuthError | RemoteProtocolError]
+) -> None:
+    """What it says would be the same in any order."""
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(AT_ONCE))
+        writer.write(answer)
+
+    async def main() -> None:
+        proxy = Proxy(answers)
+        async with proxy.egress() as egress:
+            with pytest.raises(error):
+                await egress.open(DESTINATION, permit_any)
+            assert proxy.count == 1
+
+    run_once(main)
+
+
+def test_with_credentials_the_method_is_waited_for(run: Run) -> None:
+    """Which it will be is not known: nothing is sent at once."""
+    steps = ((b"\x05\x02\x00\x02", b"\x05\x02"), (credentials(b"alice", b"secret"), b"\x01\x00"), (REQUEST, SUCCESS))
+
+    async def main() -> None:
+        proxy = Proxy(scripted(*steps))
+        async with proxy.egress(ALICE) as egress:
+            (await egress.open(DESTINATION, permit_any)).close()
+            assert proxy.count == 1
+
+    run(main)
+
+
+def test_cancelled_while_it_asks_at_once_it_closes_its_connection(run: Run) -> None:
+    """And it does not ask again."""
+    reached, ended = asyncio.Event(), asyncio.Event()
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(AT_ONCE))
+        reached.set()
+        assert await reader.read() == b""
+        ended.set()
+
+    async def main() -> None:
+        reached.clear()
+        ended.clear()
+        proxy = Proxy(stall)
+        async with proxy.egress() as egress, asyncio.TaskGroup() as group:
+
+            async def opening() -> None:
+                await egress.open(DESTINATION, permit_any)
+
+            task = group.create_task(opening())
+            await reached.wait()
+            task.cancel()
+            await ended.wait()
+        assert proxy.count == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("optimistic", [False, True])
+def test_a_name_that_cannot_be_written_is_a_dial_error(run_once: Run, optimistic: bool) -> None:
+    """Its length is an octet."""
+
+    async def main() -> None:
+        proxy = Proxy(textbook)
+        async with proxy.egress() as egress:
+            egress.optimistic = optimistic
+            with pytest.raises(DialError, match="a host name has 1 to 255 octets"):
+                await egress.open(Address("a" * 256, 1), permit_any)
+
+    run_once(main)

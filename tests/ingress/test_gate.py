@@ -139,6 +139,31 @@ def test_a_decision_that_depends_on_addresses_waits_for_them(run_once: Run) -> N
     run_once(main)
 
 
+def test_a_decision_on_a_name_that_is_known_does_not_wait(run_once: Run) -> None:
+    """Its addresses are those of the cache, and those that are dialled; that it has none is the answer at once."""
+
+    async def main() -> None:
+        rules = Rule("deny", "inner", hosts=["10.0.0.0/8"]), Rule("allow", hosts=["8.8.8.8"])
+        async with gate(*rules) as found:
+            known = {"inner.test": [parse_host("10.0.0.1")], "outer.test": [parse_host("8.8.8.8")]}
+            found.dialer.lookup = known.get  # type: ignore[assignment]
+            asks = session()
+            assert found.enter(asks) is not None
+            assert asks.addresses == known["outer.test"]
+            with pytest.raises(PolicyDenied, match="rule inner"):
+                found.enter(session("inner.test"))
+            assert found.enter(session("both.test")) is None
+
+            def none(name: str) -> None:
+                raise DialError(f"{name}: no address", 4)
+
+            found.dialer.lookup = none
+            with pytest.raises(DialError, match="no address"):
+                found.enter(session())
+
+    run_once(main)
+
+
 def test_a_resolver_that_is_silent_has_a_deadline(run_once: Run) -> None:
     """That of connecting."""
 

@@ -17,11 +17,29 @@ from conftest import Run
 from sockets import turns
 from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
+from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer
 from tabi.net.reactor import BROKEN, OUT, get_reactor
+from tabi.net.resolve import Answer
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
+
+
+class FakeSource:
+    """Knows one name."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def answer(self, name: str) -> Answer:
+        """See `tabi.net.resolve.Source`."""
+        self.asked.append(name)
+        return Answer([LOCAL], 60) if name == "name.test" else Answer([], 60)
+
+    async def close(self) -> None:
+        """See `tabi.net.resolve.Source`."""
+
 
 IP = IPv4Address | IPv6Address
 LOCAL = IPv4Address("127.0.0.1")
@@ -191,6 +209,35 @@ def test_an_address_that_is_silent_gives_way_to_the_next(run: Run) -> None:
                 with accepted:
                     accepted.send(b"hello")
                     assert await stream.receive() == b"hello"
+
+    run(main)
+
+
+def test_a_name_that_is_known_is_dialled_as_its_address(run: Run) -> None:
+    """By the very way of an address, without the resolver; the guard sees the address; the error names the name."""
+
+    async def main() -> None:
+        source, seen = FakeSource(), list[IP]()
+        dialer = Dialer(get_reactor(), NameCache(source, {"host.test": [LOCAL]}), 20)
+        try:
+            async with target() as port:
+                for name in ("name.test", "NAME.test", "host.test"):
+                    stream = await dialer.dial(Address(name, port), seen.append)
+                    await echoes(stream)
+                    stream.close()
+            dialler = dialer.dial_name
+            dialer.dial_name = None  # type: ignore[assignment, method-assign]
+            with closed_port() as port, pytest.raises(DialError, match=rf"^name\.test:{port}: connection refused$"):
+                await dialer.dial(Address("name.test", port), seen.append)
+            dialer.dial_name = dialler  # type: ignore[method-assign]
+            for _ in range(2):
+                with pytest.raises(DialError, match=r"^other\.test: no address$"):
+                    await dialer.dial(Address("other.test", 1), seen.append)
+            assert await dialer.find("name.test", seen.append) == [LOCAL]
+            assert seen == [LOCAL] * 5
+            assert source.asked == ["name.test", "other.test"]
+        finally:
+            await dialer.close()
 
     run(main)
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import Run
 from tabi.errors import DialError
 from tabi.net import resolve
-from tabi.net.resolve import SystemResolver
+from tabi.net.resolve import Answer, SystemResolver
 from tabi.wire.socks5 import ReplyCode
 
 A, AAAA = 1, 28
@@ -61,7 +61,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def name_server(
-    table: dict[str, list[str]], rcode: int = NOERROR, silent: bool = False
+    table: dict[str, list[str]], rcode: int = NOERROR, silent: bool = False, names_alone: bool = False
 ) -> AsyncIterator[tuple[SystemResolver, NameServer]]:
     """A name server and a resolver that asks it."""
     loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ async def name_server(
         lambda: NameServer(table, rcode, silent), local_addr=("127.0.0.1", 0)
     )
     host, port = transport.get_extra_info("sockname")
-    resolver = SystemResolver(loop, [f"{host}:{port}"])
+    resolver = SystemResolver(loop, [f"{host}:{port}"], names_alone=names_alone)
     try:
         yield resolver, server
     finally:
@@ -142,6 +142,31 @@ def test_what_is_no_name_is_an_error_like_any_other(run: Run, name: str) -> None
             with pytest.raises(DialError) as caught:
                 await resolver.resolve(name)
             assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run(main)
+
+
+def test_an_answer_says_how_long_it_may_be_kept(run: Run) -> None:
+    """The records' time to live comes with the addresses; of what does not exist only that it does not."""
+
+    async def main() -> None:
+        async with name_server({"name.test": ["127.0.0.1", "::1"]}) as (resolver, _):
+            found = await resolver.answer("name.test")
+            assert (set(found.addresses), found.ttl) == ({IPv4Address("127.0.0.1"), IPv6Address("::1")}, 60)
+            assert await resolver.answer("other.test") == Answer([], None, "domain name not found")
+
+    run(main)
+
+
+def test_names_may_be_asked_for_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of the configuration is asked for the very name; a search domain of the system is not tried on it."""
+    monkeypatch.setenv("LOCALDOMAIN", "search.test")  # as resolv.conf(5) has it
+
+    async def main() -> None:
+        for alone, asked in ((False, {"name", "name.search.test"}), (True, {"name"})):
+            async with name_server({}, names_alone=alone) as (resolver, server):
+                assert (await resolver.answer("name")).addresses == []
+                assert {name for name, _ in server.asked} == asked
 
     run(main)
 
@@ -289,6 +314,7 @@ def test_an_address_without_a_record_is_told_by_the_resolver_itself(
 
     class Nothing:
         nodes: tuple[()] = ()
+        cnames: tuple[()] = ()
 
     async def main() -> None:
         async with name_server({}) as (resolver, _):

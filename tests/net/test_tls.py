@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,19 @@ from tabi.errors import RemoteProtocolError
 from tabi.net import tls as tls_module
 from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
-from tabi.net.stream import MSG_PEEK, Stream
-from tabi.net.tls import CHUNK, MAX_ANSWERS, MAX_HANDSHAKE, READ_SIZE, TlsShared, TlsSocket, accept_tls
+from tabi.net.stream import END_PAUSE, MSG_PEEK, Stream
+from tabi.net.tls import (
+    CHUNK,
+    MAX_ANSWERS,
+    MAX_HANDSHAKE,
+    READ_SIZE,
+    TlsShared,
+    TlsSocket,
+    accept_tls,
+    connect_tls,
+    get_tls_shared,
+    make_client_context,
+)
 
 MIB = 1 << 20
 SMALL = 4096
@@ -484,16 +496,50 @@ def test_close_notify_that_does_not_fit_is_sent_later(run_once: Run) -> None:
     run_once(main)
 
 
+@pytest.mark.parametrize("how", ["room", "closed", "reset"])
+def test_the_end_of_a_stream_waits_for_room(run: Run, how: str) -> None:
+    """Whoever has sent everything says so without an error; a stream that was closed meanwhile says nothing more."""
+
+    async def main() -> None:
+        async with connected(small_pair) as (stream, sock, peer):
+            sock.below = below = Narrow(sock.below)
+            await stream.send_all(b"all of it")
+            below.room = False
+            stream.send_eof()
+            await until(lambda: below.refusals > 2)
+            if how == "closed":
+                stream.close()
+                await turns()  # which tries it once more
+                refusals = below.refusals
+                await asyncio.sleep(2 * END_PAUSE)
+                assert below.refusals == refusals
+                return
+            if how == "reset":
+                reset(peer.sock)
+                with pytest.raises(ConnectionResetError):
+                    await stream.receive()
+            below.room = True
+            if how == "room":
+                assert await peer.read_all() == b"all of it"
+                assert peer.notified
+            else:
+                await asyncio.sleep(2 * END_PAUSE)  # what is raised in a callback fails the test
+
+    run(main)
+
+
 class Narrow:
     """A socket that has room when a test says so."""
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
         self.room = True
+        self.refusals = 0
 
     def send(self, data: bytes | memoryview, /) -> int:
         """As send(2)."""
         if not self.room:
+            self.refusals += 1
             raise BlockingIOError
         return int(self.sock.send(data))
 
@@ -937,3 +983,167 @@ def test_a_client_certificate_that_nobody_asks_for_is_not_sent(run_once: Run) ->
             assert sock.tls.getpeercert() is None
 
     run_once(main)
+
+
+# --- the client's part of a handshake ---
+
+
+@contextlib.asynccontextmanager
+async def both_ends() -> AsyncIterator[tuple[Stream, Stream]]:
+    """The two ends of a connection: the client's and the server's."""
+    near, far = tcp_pair()
+    async with Stream(get_reactor(), near) as client, Stream(get_reactor(), far) as server:
+        yield client, server
+
+
+async def connect(client: Stream, server: Stream, host: str = "localhost") -> TlsSocket:
+    """Both parts of a handshake, each with buffers of its own; gives the client's socket."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(accept_tls(server, server_context(), TlsShared()))
+        task = group.create_task(connect_tls(client, client_context(), host, get_tls_shared()))
+    return task.result()
+
+
+async def exchange(client: Stream, server: Stream, data: bytes) -> None:
+    """Both ends send the same to each other at once, and then the end."""
+
+    async def receive_all(stream: Stream) -> bytes:
+        received = bytearray()
+        while chunk := await stream.receive():
+            received += chunk
+        return bytes(received)
+
+    async def send(stream: Stream) -> None:
+        await stream.send_all(data)
+        stream.send_eof()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(receive_all(stream)) for stream in (client, server)]
+        for stream in (client, server):
+            group.create_task(send(stream))
+    assert [task.result() for task in tasks] == [data, data]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_client_speaks_tls_inside_tls_too(run: Run, depth: int) -> None:
+    """Each inside the one before, both ways at once, to the end: those inside never read into others' buffers."""
+
+    async def main() -> None:
+        async with both_ends() as (client, server):
+            socks = [await connect(client, server) for _ in range(depth)]
+            assert len({id(sock.buffer) for sock in socks}) == depth
+            await exchange(client, server, octets(MIB))
+
+    run(main)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_servers_certificate_names_the_host(run: Run, host: str) -> None:
+    """A name is sent as SNI, an address is not (RFC 6066 section 3); either is looked for in the certificate."""
+    asked: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    context.sni_callback = lambda tls, name, context: asked.append(name)
+
+    async def main() -> None:
+        async with both_ends() as (client, server), asyncio.TaskGroup() as group:
+            group.create_task(accept_tls(server, context, TlsShared()))
+            group.create_task(connect_tls(client, client_context(), host, TlsShared()))
+
+    run(main)
+    assert asked == ["localhost" if host == "localhost" else None]
+
+
+@pytest.mark.parametrize(
+    ("host", "context", "words"),
+    [
+        ("elsewhere.test", client_context, "TLS: the certificate of the server: Hostname mismatch"),
+        ("127.0.0.2", client_context, "TLS: the certificate of the server: IP address mismatch"),
+        ("localhost", make_client_context, "TLS: the certificate of the server: unable to get local issuer"),
+        (".localhost", client_context, "TLS: .localhost is no name that a certificate can have"),
+    ],
+)
+def test_a_certificate_that_is_not_accepted(
+    run_once: Run, host: str, context: Callable[[], ssl.SSLContext], words: str
+) -> None:
+    """Another name, another authority than the system's: the client says what is wrong, and tells the server."""
+
+    async def main() -> None:
+        async with both_ends() as (client, server), asyncio.TaskGroup() as group:
+            accepting = group.create_task(fail(server))
+            with pytest.raises(RemoteProtocolError) as caught:
+                await connect_tls(client, context(), host, TlsShared())
+            assert str(caught.value).startswith(words)
+            client.close()
+        assert accepting.result().startswith("TLS: the client ")
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x05\xff", b""])
+def test_a_server_that_speaks_no_tls(run: Run, answer: bytes) -> None:
+    """It is told by its first octet, or by its end."""
+
+    async def main() -> None:
+        async with both_ends() as (client, server):
+            if answer:
+                await server.send_all(answer)
+            server.send_eof()
+            words = "begins with .*, expected TLS" if answer else "TLS: the server ended within the handshake"
+            with pytest.raises(RemoteProtocolError, match=words):
+                await connect_tls(client, client_context(), "localhost", TlsShared())
+
+    run(main)
+
+
+def test_a_server_that_wants_another_version_says_so(run_once: Run) -> None:
+    """An alert in place of a ServerHello is TLS too."""
+
+    async def main() -> None:
+        async with both_ends() as (client, server), asyncio.TaskGroup() as group:
+            group.create_task(fail(server, only_new()))
+            with pytest.raises(RemoteProtocolError, match="TLS: the server says: protocol version"):
+                await connect_tls(client, old(), "localhost", TlsShared())
+
+    run_once(main)
+
+
+def test_alpn_is_offered_where_asked_for(run_once: Run) -> None:
+    """A server of several protocols finds the one that is meant (RFC 7301)."""
+
+    async def main() -> None:
+        context = only_new()
+        context.set_alpn_protocols(["http/1.1"])
+        for protocols, chosen in ((("h2", "http/1.1"), "http/1.1"), ((), None)):
+            ours = make_client_context(protocols=protocols)
+            authority().configure_trust(ours)
+            async with both_ends() as (client, server):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(accept_tls(server, context, TlsShared()))
+                    task = group.create_task(connect_tls(client, ours, "localhost", TlsShared()))
+                assert task.result().tls.selected_alpn_protocol() == chosen
+
+    run_once(main)
+
+
+def test_authorities_from_a_file(tmp_path: Path) -> None:
+    """Only these are trusted; what is no such file is called so, at once."""
+    file = tmp_path / "ca.pem"
+    file.write_bytes(authority().cert_pem.bytes())
+    assert len(make_client_context(str(file)).get_ca_certs()) == 1
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match=r"ca\.pem: no certificates in PEM"):
+        make_client_context(str(file))
+    with pytest.raises(ValueError, match=r"none\.pem: No such file"):
+        make_client_context(str(tmp_path / "none.pem"))
+
+
+def test_what_a_loop_shares_is_forgotten_with_it(run_once: Run) -> None:
+    """The same within a loop, another in the next one; a closed loop's is not kept."""
+
+    async def main() -> TlsShared:
+        assert get_tls_shared() is get_tls_shared()
+        assert len(tls_module.shared_by_loop) == 1
+        return get_tls_shared()
+
+    assert run_once(main) is not run_once(main)

@@ -40,7 +40,21 @@ from tabi.session import Session
 from tabi.wire.address import parse_address
 
 KEYS = [
-    *("time", "id", "listener", "protocol", "command", "client", "user", "host", "port", "address", "rule", "via"),
+    *(
+        "time",
+        "id",
+        "listener",
+        "protocol",
+        "command",
+        "client",
+        "user",
+        "host",
+        "port",
+        "address",
+        "rule",
+        "via",
+        "member",
+    ),
     *("reply", "error", "up", "down", "seconds", "connect_ms", "close"),
 ]
 
@@ -84,6 +98,7 @@ def test_a_line_has_the_stable_keys_in_their_order() -> None:
         "address": "[2001:db8::1]:443",
         "rule": None,
         "via": "direct",
+        "member": None,
         "reply": 0,
         "error": None,
         "up": 517,
@@ -99,7 +114,20 @@ def test_a_session_without_a_request_has_a_line_too() -> None:
     found = read_line(Session(1, "l", parse_address("[2001:db8::9]:5"), 101.0))
     assert found["client"] == "[2001:db8::9]:5"
     assert [key for key in KEYS if found[key] is None] == [
-        *("protocol", "command", "user", "host", "port", "address", "rule", "via", "reply", "error", "connect_ms")
+        *(
+            "protocol",
+            "command",
+            "user",
+            "host",
+            "port",
+            "address",
+            "rule",
+            "via",
+            "member",
+            "reply",
+            "error",
+            "connect_ms",
+        )
     ]
     assert found["close"] == "error"
 
@@ -139,7 +167,7 @@ def test_other_lines_have_no_datagrams() -> None:
     assert format_line(session, "T", "w0-", 101.5) == (
         b'{"time":"T","id":"w0-1","listener":"socks5://127.0.0.1:1080","protocol":"socks5","command":"connect",'
         b'"client":"192.0.2.1:50000","user":"alice","host":"example.com","port":443,"address":"[2001:db8::1]:443",'
-        b'"rule":null,"via":"direct","reply":0,"error":null,"up":517,"down":1099511627776,"seconds":1.5,'
+        b'"rule":null,"via":"direct","member":null,"reply":0,"error":null,"up":517,"down":1099511627776,"seconds":1.5,'
         b'"connect_ms":12.345,"close":"client"}\n'
     )
 

@@ -111,3 +111,24 @@ def test_judges() -> None:
         with pytest.raises(PolicyDenied):
             judge(destination, addresses)
     policy({"ports": ("26",)}).judge_for(session("127.0.0.1"), float)(WHERE, [ip_address("10.0.0.1")])
+
+
+def test_datagrams_do_not_leave_by_a_way_that_no_rule_meant() -> None:
+    """A rule that sends them through a proxy drops them, and is known at once where it is for every destination."""
+
+    def allowing(*texts: dict[str, Any]) -> Policy:
+        rules = RuleSet(
+            make_rule(number, "allow", Texts(ports=part.get("ports")), via=part.get("via"))
+            for number, part in enumerate(texts)
+        )
+        return Policy(rules, Guard(), Limits(Ledger()))
+
+    made = allowing({"via": "tor"})
+    judge = made.judge_for(session(), lambda: 0)
+    with pytest.raises(PolicyDenied, match=r"^egress tor: it carries no datagrams, and no calls of BIND$"):
+        judge(WHERE, None)
+    assert made.way(session(), 0) == "tor"
+    assert allowing({"via": "direct"}).way(session(), 0) == "direct"
+    assert policy({}).way(session(), 0) is None
+    assert allowing({"ports": ("53",)}, {"via": "tor"}).way(session(), 0) is None
+    assert policy().way(session(), 0) is None

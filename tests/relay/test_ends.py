@@ -12,6 +12,8 @@ from datagrams import Place, association, destination, udp_socket, unwrap
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
+from tabi.net.origin import Origin
+from tabi.policy.networks import parse_network
 from tabi.relay import ends
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM
@@ -372,5 +374,19 @@ def test_answers_beyond_a_limit_are_dropped(run: Run, kernel: str) -> None:
                 await until(lambda: place.drops == {"limited": 7})
                 for _ in range(3):
                     assert unwrap(await client.receive()) == (echo.address, bytes(1500))
+
+    run(main)
+
+
+@pytest.mark.parametrize(("sources", "expected"), [(["127.0.0.9"], "127.0.0.9"), ([], "127.0.0.1")])
+def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: str) -> None:
+    """From its source where it has one, else from wherever the system chooses."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            place.server.associations.origin = Origin([parse_network(text) for text in sources])
+            with destination() as echo:
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                assert echo.received[0][1][0] == expected
 
     run(main)

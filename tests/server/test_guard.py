@@ -341,7 +341,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[IP]:
         hosts.append(host)
         raise DialError(f"{destination}: not in a test", 5, errno.ECONNREFUSED)
 
-    async def dial_many(self: Dialer, addresses: list[IP], destination: Address) -> None:
+    async def dial_many(self: Dialer, addresses: list[IP], destination: Address, *origin: object) -> None:
         hosts.extend(addresses)
         raise DialError(f"{destination}: not in a test", 5, errno.ECONNREFUSED)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,13 +28,12 @@ LISTEN = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n'
 
 
 def test_what_waits_for_a_restart_is_named_and_stays() -> None:
-    """Workers, deadlines, the log and the place of quotas are used at the start only; all else is new at once."""
+    """Workers, deadlines, log, quotas' place and resolver are used at the start; all else is new at once."""
     old = make_config({"rule": [{"action": "deny"}]})
-    new = make_config(
-        {"workers": 3, "timeouts": {"idle": 5}, "log": {"access": "none"}, "quotas": {"path": "/q"}, "limits": {}}
-    )
+    parts: dict[str, Any] = {"timeouts": {"idle": 5}, "log": {"access": "none"}, "resolver": {"cache": 0}}
+    new = make_config(parts | {"workers": 3, "quotas": {"path": "/q"}, "limits": {}})
     found, keys = take_over(old, new)
-    assert keys == ["workers", "timeouts", "log", "quotas"]
+    assert keys == ["workers", "timeouts", "log", "quotas", "resolver"]
     assert found == msgspec.structs.replace(old, rule=[])
 
 

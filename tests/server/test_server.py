@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ from doubles import (
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log, Timeouts, User
+from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
+from tabi.net.dial import Permit
+from tabi.net.stream import Stream
 from tabi.policy.users import make_hash
 from tabi.url import parse_url
 from tabi.wire.address import Address
@@ -667,6 +671,46 @@ def test_on_session_client_ends(run: Run) -> None:
     run(main)
 
 
+def test_whoever_wants_is_told_when_a_request_is_over(run_once: Run) -> None:
+    """Before its line: of a tunnel at its end, of HTTP after each request of the connection, of one that fails too."""
+    told: list[str] = []
+
+    class Watching(Direct):
+        def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+            assert session is not None
+            number = session.number
+            session.when_over(lambda: told.append(f"over {number}"))
+            return super().open(destination, permit, session)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+
+    async def main() -> None:
+        def on_session(session: Session) -> None:
+            told.append(f"line {session.number}")
+            assert session.ended is None
+
+        server = Server("mixed://127.0.0.1:0", config=config(), on_session=on_session)
+        async with server, target() as port, target(answer) as web:
+            server.gate.replace(server.policy, {"direct": Watching(server.dialer)})
+            async with tunnel(server.addresses[0], port):
+                assert not told
+            await until(lambda: len(told) == 2)
+            async with client(server.addresses[0]) as (reader, writer):
+                for _ in range(2):
+                    writer.write(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % web)
+                    assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
+                await until(lambda: len(told) == 6)
+            with closed_port() as closed:
+                assert await ask_for(server, "127.0.0.1", closed) == 5
+            await until(lambda: len(told) == 8)
+        numbers = [int(text.split()[1]) for text in told]
+        assert told == [f"{what} {number}" for number in numbers[::2] for what in ("over", "line")]
+
+    run_once(main)
+
+
 def test_on_session_server_ends(run: Run) -> None:
     """The destination ends first: "server". A name is kept as the destination, what it stood for as the address."""
 
@@ -823,7 +867,7 @@ def test_access_log_has_a_line_for_each_session(run: Run, tmp_path: Path) -> Non
     )
     assert set(served) == {
         *("time", "id", "listener", "protocol", "command", "client", "user", "host", "port", "address", "rule", "via"),
-        *("reply", "error", "up", "down", "seconds", "connect_ms", "close"),
+        *("member", "reply", "error", "up", "down", "seconds", "connect_ms", "close"),
     }
     assert (served["host"], served["port"], served["up"], served["down"]) == ("127.0.0.1", port, 4, 4)
     assert (served["reply"], served["close"], served["error"]) == (0, "client", None)

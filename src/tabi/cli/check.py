@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,21 @@ def check(
     data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=encode_special)
     for user in data["users"].values():
         user["password"] = user["password"] and "…"
+    for egress in data["egress"].values():
+        hide_passwords(egress)
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
+
+
+def hide_passwords(egress: dict[str, Any]) -> None:
+    """Take the users and passwords out of the URLs of an egress."""
+
+    def hidden(text: str | None) -> str | None:
+        return None if text is None else re.sub(r"://.*@", "://…@", text)
+
+    egress["url"] = hidden(egress["url"])
+    egress["chain"] = list(map(hidden, egress["chain"]))
+    members = egress["members"]
+    egress["members"] = [hidden(one) if isinstance(one, str) else {**one, "to": hidden(one["to"])} for one in members]
 
 
 def check_surroundings(config: Config, server: Server) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tabi.client import TIMEOUT, Proxy
+from tabi.client import TIMEOUT, Proxy, take_socket
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 from tabi.wire.address import Address, parse_address
@@ -23,9 +23,17 @@ def connect(
     destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to; the proxy resolves names.")],
     via: Annotated[
         list[str],
-        typer.Option("--via", metavar="URL", help="socks5://[user:password@]host:port. Repeated: a chain, in order."),
+        typer.Option(
+            "--via",
+            metavar="URL",
+            help="socks5://[user:password@]host:port, or socks4, http, https, socks5+tls. Repeated: a chain, in order.",
+        ),
     ],
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
+    ca: Annotated[
+        str | None,
+        typer.Option("--ca", metavar="FILE", help="Authorities for proxies inside TLS. Default: the system's."),
+    ] = None,
 ) -> None:
     """Join standard input and output with a connection through a proxy.
 
@@ -33,19 +41,33 @@ def connect(
     """
     try:
         address = parse_address(destination)
-        proxy = Proxy(*via, timeout=timeout)
+        proxy = Proxy(*via, timeout=timeout, ca=ca)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:
         sock = runner.run(open_socket(proxy, address))
+        join_beside(runner.get_loop(), sock)
+
+
+def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    """Join standard input and output with a socket that `take_socket` gave, and close it."""
     with sock:
         sock.setblocking(True)
-        join(sock)
+        if sock.family != socket.AF_UNIX:
+            join(sock)
+            return
+        bridge = threading.Thread(target=loop.run_forever, name="tabi-bridge")  # the way to TLS lives in the loop
+        bridge.start()
+        try:
+            join(sock)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            bridge.join()
 
 
 async def open_socket(proxy: Proxy, address: Address) -> socket.socket:
     """The socket of a connection through the proxy."""
-    return (await proxy.open(address)).detach()
+    return take_socket(await proxy.open(address))
 
 
 def join(sock: socket.socket) -> None:

@@ -16,9 +16,9 @@ import typer
 
 from tabi.config import Config, Listen, load_config
 from tabi.errors import ConfigError
-from tabi.net.resolve import SystemResolver
 from tabi.policy.rules import COMMANDS, PROTOCOLS
 from tabi.server.explain import Explanation, Request, explain
+from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import default_path
 from tabi.session import UNIX
 from tabi.wire.address import Host, parse_address, parse_ip
@@ -61,7 +61,7 @@ def explain_command(
 
 async def ask(config: Config, request: Request) -> Explanation:
     """The answer."""
-    resolver = SystemResolver(asyncio.get_running_loop())
+    resolver = prepare_resolver(config)(asyncio.get_running_loop())
     path = config.quotas.path
     try:
         return await explain(config, request, resolver, default_path(os.environ) if path is None else Path(path))

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from tabi.config import Config, Listen, User, check_values, load_config, remember
+from tabi.config import Config, Egress, Listen, Rule, User, check_values, load_config, remember
 from tabi.errors import ConfigError
 from tabi.server.supervisor import Supervisor
 
@@ -38,19 +38,24 @@ def serve(
         str | None,
         typer.Option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout."),
     ] = None,
+    via: Annotated[
+        list[str] | None,
+        typer.Option("--via", metavar="URL", help="Go out through this proxy. May be repeated: a chain, in order."),
+    ] = None,
 ) -> None:
     """Run the proxy.
 
     Without options it listens on mixed://127.0.0.1:1080, for programs on this machine only.
 
-    What is given here stands in place of what the file says; users are added to those of the file.
+    What is given here stands in place of what the file says; users are added to those of the file, and what no rule of
+    the file decides goes by --via.
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
     SIGHUP takes the file as it is now, for new connections; what waits for a restart is said.
     """
 
     def read() -> Config:
-        return merge(Config() if config is None else load_config(config), listen, user, workers, access_log)
+        return merge(Config() if config is None else load_config(config), listen, user, workers, access_log, via)
 
     settings = read()
     logging.basicConfig(
@@ -66,6 +71,7 @@ def merge(
     users: list[str] | None,
     workers: int | None,
     access_log: str | None,
+    via: list[str] | None = None,
 ) -> Config:
     """The configuration with what the command line says. Raises ConfigError, which names the option."""
     if listen:
@@ -84,7 +90,15 @@ def merge(
         config = msgspec.structs.replace(config, workers=workers)
     if access_log is not None:
         config = msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, access=access_log))
-    check_values(config)
+    if via:
+        egress = config.egress | {"via": Egress(chain=via)}
+        config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
+    try:
+        check_values(config)
+    except ConfigError as exc:
+        if via and exc.path is not None and exc.path.startswith("egress.via."):
+            raise ConfigError(exc.message, "--via") from None
+        raise
     return remember(config)
 
 

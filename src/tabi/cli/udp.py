@@ -22,11 +22,19 @@ def udp(
     destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to; the proxy resolves names.")],
     via: Annotated[
         list[str],
-        typer.Option("--via", metavar="URL", help="socks5://[user:password@]host:port. Repeated: a chain, in order."),
+        typer.Option(
+            "--via",
+            metavar="URL",
+            help="socks5://[user:password@]host:port, or socks5+tls. Repeated: a chain, in order.",
+        ),
     ],
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for more at the end of input.")] = 1.0,
     hexadecimal: Annotated[bool, typer.Option("--hex", help="Lines are datagrams in hexadecimal, both ways.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
+    ca: Annotated[
+        str | None,
+        typer.Option("--ca", metavar="FILE", help="Authorities for proxies inside TLS. Default: the system's."),
+    ] = None,
 ) -> None:
     """Send each line of standard input as a datagram through a proxy, and print each one that comes as a line.
 
@@ -40,7 +48,8 @@ def udp(
             raise ValueError(f"{destination!r} has port 0, which no datagram goes to")
         if not 0 <= wait < 1e9:
             raise ValueError(f"--wait of {wait:g} s, expected 0 or more and less than 1e9")
-        proxy = Proxy(*via, timeout=timeout)
+        proxy = Proxy(*via, timeout=timeout, ca=ca)
+        proxy.check_socks5("UDP")
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:

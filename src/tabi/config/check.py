@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
-from tabi.config.compile import make_guard, make_rules, networks_of
-from tabi.config.schema import Config, Limits, Listen, Udp
+from tabi.config.compile import (
+    BLOCK,
+    DIRECT,
+    check_target,
+    make_guard,
+    make_hosts,
+    make_rules,
+    members_of,
+    name_of,
+    networks_of,
+)
+from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Sticky, Udp
 from tabi.errors import ConfigError
+from tabi.policy.grammar import Grammar
+from tabi.policy.pool import By
 from tabi.policy.users import PREFIX
-from tabi.url import ListenURL
+from tabi.url import ListenURL, parse_server_url, parse_url
 from tabi.wire.address import Address
 
 
@@ -41,13 +54,122 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
         check_udp(listen.udp, config.workers, f"listen[{index}].udp")
         if listen.users == "required" and not config.users and not listen.by_certificate:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
-    for name in config.egress:
-        if name != "direct":
-            raise ConfigError("unknown, expected direct: this version has no other way out", f"egress.{name}")
+    for name, egress in config.egress.items():
+        check_egress(egress, f"egress.{name}")
+        check_way(config, name, egress)
+    try:
+        _ = Grammar(config.users_grammar.keys, config.users_grammar.separator)
+    except ValueError as exc:
+        raise ConfigError(str(exc), "users_grammar") from None
     if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
         raise ConfigError("expected the path of a file", "quotas.path")
     check_users(config, known_otherwise or any(listen.by_certificate for listen in config.listen))
     check_policy(config)
+    check_resolver(config.resolver)
+    make_hosts(config)
+
+
+def check_resolver(resolver: Resolver) -> None:
+    """Check who is asked for names, and what is kept. Raises ConfigError."""
+    if not resolver.servers:
+        raise ConfigError("empty, expected one or more", "resolver.servers")
+    for index, text in enumerate(resolver.servers):
+        if text != SYSTEM:
+            try:
+                parse_server_url(text)
+            except ValueError as exc:
+                raise ConfigError(str(exc), f"resolver.servers[{index}]") from None
+    if resolver.ca is not None and not any(url and url.scheme in ("tls", "https") for url in resolver.parsed):
+        raise ConfigError("no server has tls or https", "resolver.ca")
+    if not 1 <= resolver.tries <= 10:
+        raise ConfigError(f"{resolver.tries}, expected 1 to 10", "resolver.tries")
+    if not 0 <= resolver.cache <= 1_000_000:
+        raise ConfigError(f"{resolver.cache}, expected 0 to 1000000", "resolver.cache")
+    if resolver.min_ttl > resolver.max_ttl:
+        raise ConfigError(f"{resolver.min_ttl:g}, which is more than max_ttl", "resolver.min_ttl")
+
+
+def check_egress(egress: Egress, path: str) -> None:
+    """Check where a way out comes from. Raises ConfigError."""
+    if egress.source:
+        networks_of(egress.source, f"{path}.source")
+    elif egress.source_by != "session":
+        raise ConfigError("there is no source", f"{path}.source_by")
+    if egress.interface is not None and not 0 < len(egress.interface.encode()) < 16:
+        raise ConfigError(f"{egress.interface!r}, expected the name of an interface", f"{path}.interface")
+    if egress.mark is not None and not 0 < egress.mark < 1 << 32:
+        raise ConfigError(f"{egress.mark}, expected 1 to 4294967295", f"{path}.mark")
+
+
+def check_way(config: Config, name: str, egress: Egress) -> None:
+    """Check the proxies that a way out goes through, and its pool. Raises ConfigError."""
+    path, hops = f"egress.{name}", egress.hops
+    if name == BLOCK:
+        raise ConfigError("the name of the one that leads nowhere", path)
+    if sum((egress.url is not None, bool(egress.chain), bool(egress.members))) > 1:
+        raise ConfigError("expected one of url, chain and members", path)
+    for index, hop in enumerate(hops):
+        key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
+        check_hop(config, hop, key, index == 0 and egress.url is None)
+    members = members_of(egress)
+    for index, member in enumerate(members):
+        check_hop(config, member.to, f"{path}.members[{index}]", True)
+        if not 0 < member.weight < 1e9:
+            raise ConfigError(f"{member.weight:g}, expected more than 0", f"{path}.members[{index}].weight")
+        same = next(place for place, other in enumerate(members) if name_of(other.to) == name_of(member.to))
+        if same < index:
+            raise ConfigError(f"the same as members[{same}]", f"{path}.members[{index}]")
+    if name in ways_to(config, name):
+        raise ConfigError("leads to itself", path)
+    through = bool(hops or members)
+    urls = [parse_url(hop) for hop in hops if "://" in hop]
+    for key, wrong, why in (
+        ("send_proxy_protocol", egress.send_proxy_protocol and through, "through a proxy, which would get it"),
+        ("isolate", egress.isolate and not (urls and urls[-1].protocol == "socks5"), "the last proxy is not of SOCKS5"),
+        ("isolate", egress.isolate and urls and urls[-1].username is not None, "the last proxy has a user already"),
+        ("resolve", egress.resolve == "here" and not through, "there is no proxy"),
+        ("balance", egress.balance != "round-robin" and not members, "there are no members"),
+        ("check", egress.check is not None and not members, "there are no members"),
+        ("ca", egress.ca is not None and not through, "there is no proxy"),
+    ):
+        if wrong:
+            raise ConfigError(why, f"{path}.{key}")
+    if egress.sticky != Sticky() and egress.balance not in ("hash", "sticky"):
+        raise ConfigError('expected balance = "sticky" or "hash"', f"{path}.sticky")
+    for word in egress.sticky.by.split("+"):
+        if word not in get_args(By):
+            raise ConfigError(f"{word!r}, expected some of {', '.join(get_args(By))}", f"{path}.sticky.by")
+    if egress.check is not None:
+        try:
+            _ = check_target(egress.check)
+        except ValueError as exc:
+            raise ConfigError(str(exc), f"{path}.check") from None
+
+
+def check_hop(config: Config, text: str, path: str, named: bool) -> None:
+    """Check one proxy, or the name of an egress if that may stand there. Raises ConfigError."""
+    if "://" in text:
+        try:
+            parse_url(text)
+        except ValueError as exc:
+            raise ConfigError(str(exc), path) from None
+    elif not named:
+        raise ConfigError(f"{text!r}, expected the URL of a proxy", path)
+    elif text not in (*config.egress, DIRECT, BLOCK):
+        raise ConfigError(f"there is no [egress.{text}]", path)
+
+
+def ways_to(config: Config, name: str) -> set[str]:
+    """The egresses that one leads to."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        egress = config.egress.get(left.pop())
+        if egress is not None:
+            new = {hop for hop in (*egress.hops, *(one.to for one in members_of(egress))) if "://" not in hop} - found
+            found |= new
+            left += new
+    return found
 
 
 def check_users(config: Config, without_password: bool) -> None:
@@ -82,7 +204,7 @@ def check_policy(config: Config) -> None:
                 raise ConfigError(
                     f"{url!r}, expected one of: {', '.join(sorted(listeners))}", f"rule[{index}].listeners[{number}]"
                 )
-        if rule.via is not None and rule.via != "direct" and rule.via not in config.egress:
+        if rule.via is not None and rule.via not in (*config.egress, DIRECT, BLOCK):
             raise ConfigError(f"there is no [egress.{rule.via}]", f"rule[{index}].via")
         if rule.via is not None and rule.refuses:
             raise ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"rule[{index}].via")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from tabi.config.schema import Config, Limits, Rule
+from tabi.config.schema import Check, Config, Egress, Limits, Member, Rule
 from tabi.errors import ConfigError
 from tabi.policy.guard import Guard, Own
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.limits import Networks
-from tabi.policy.networks import Network, parse_network
+from tabi.policy.networks import IP, Network, parse_network
 from tabi.policy.rules import Rule as Compiled
 from tabi.policy.rules import RuleSet, Texts, make_rule
+from tabi.url import parse_url
+from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read_number
 
 NOTHING = Limits()
 
@@ -91,6 +94,30 @@ def networks_of(words: Sequence[str], path: str) -> list[Network]:
     return found
 
 
+def make_hosts(config: Config) -> dict[str, list[IP]]:
+    """Names of the configuration, in lower case as they are looked for, and their addresses. Raises ConfigError."""
+    hosts: dict[str, list[IP]] = {}
+    for name, texts in config.resolver.hosts.items():
+        path = f"resolver.hosts.{name}"
+        try:
+            host = parse_host(name)
+            if not isinstance(host, str) or read_number(host) is not None or "*" in host:
+                raise ValueError(f"{name!r} is no name")
+            host = host.lower()
+            if host in hosts:
+                raise ValueError("the same name twice")
+        except ValueError as exc:
+            raise ConfigError(str(exc), path) from None
+        if not texts:
+            raise ConfigError("empty, expected one address or more", path)
+        for index, text in enumerate(texts):
+            try:
+                hosts.setdefault(host, []).append(parse_ip(text))
+            except ValueError:
+                raise ConfigError(f"{text!r}, expected an IP address", f"{path}[{index}]") from None
+    return hosts
+
+
 def make_limits(config: Config, ledger: Ledger) -> Accounts:
     """All accounts that have limits, on a ledger."""
 
@@ -109,3 +136,32 @@ def make_limits(config: Config, ledger: Ledger) -> Accounts:
         members={name: user.groups for name, user in config.users.items()},
         expires={name: user.expires for name, user in config.users.items() if user.expires is not None},
     )
+
+
+# --- ways out ---
+
+DIRECT, BLOCK = "direct", "block"
+
+
+def members_of(egress: Egress) -> list[Member]:
+    """The members of a pool, those that are only named too."""
+    return [Member(member) if isinstance(member, str) else member for member in egress.members]
+
+
+def name_of(text: str) -> str:
+    """What a proxy, or an egress, is called: a URL without its user and password. Raises ValueError."""
+    return str(parse_url(text)) if "://" in text else text
+
+
+def check_target(check: Check) -> tuple[Address, str | None]:
+    """What a check connects to, and the path that it asks for. Raises ValueError."""
+    if (check.connect is None) == (check.http is None):
+        raise ValueError("expected one of connect and http")
+    if check.connect is not None:
+        return parse_address(check.connect), None
+    assert check.http is not None
+    scheme, _, rest = check.http.partition("://")
+    place, slash, path = rest.partition("/")
+    if scheme != "http" or not place or not check.http.isascii() or not check.http.isprintable() or " " in check.http:
+        raise ValueError(f"{check.http!r}, expected http://host:port/path")
+    return parse_address(place if re.search(r":\d+$", place) else f"{place}:80"), slash + path or "/"

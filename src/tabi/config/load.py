@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,6 +15,7 @@ import msgspec
 
 from tabi.config.check import check_values
 from tabi.config.schema import (
+    Check,
     Clients,
     Config,
     Egress,
@@ -21,13 +24,17 @@ from tabi.config.schema import (
     Limits,
     Listen,
     Log,
+    Member,
     Quotas,
+    Resolver,
     Rule,
     Seconds,
+    Sticky,
     Timeouts,
     Tls,
     Udp,
     User,
+    UsersGrammar,
 )
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
@@ -61,11 +68,18 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
         return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
 
+    def trusting(egress: Egress) -> Egress:
+        return egress if egress.ca is None else msgspec.structs.replace(egress, ca=str(folder / egress.ca))
+
     quotas = config.quotas
     if quotas.path is not None:
         quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
-    found = msgspec.structs.replace(config, listen=[absolute(listen) for listen in config.listen], quotas=quotas)
-    return remember(found)
+    resolver = config.resolver
+    if resolver.ca is not None:
+        resolver = msgspec.structs.replace(resolver, ca=str(folder / resolver.ca))
+    listeners = [absolute(listen) for listen in config.listen]
+    egress = {name: trusting(way) for name, way in config.egress.items()}
+    return remember(msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver))
 
 
 def parse_config(text: str) -> Config:
@@ -124,7 +138,7 @@ def explain(message: str, data: dict[str, Any]) -> ConfigError:
     missing = re.fullmatch(r"Object missing required field `(.*)`", text)
     if missing:
         return ConfigError("missing", f"{path}.{missing[1]}".lstrip("."))
-    key = re.split(r"[.\]]", path)[-1]
+    key = "keys" if path.startswith("users_grammar.keys.") else re.split(r"[.\]]", path)[-1]
     if text.startswith("Invalid enum value") and key in CHOICES:
         text += f", expected {CHOICES[key]}"
     text = text.replace(" | null`", "`")  # TOML has none
@@ -138,9 +152,10 @@ def name_key(path: str, data: dict[str, Any]) -> str:
     """msgspec writes ``users[...]`` for any key of a table: find out which one it was."""
     head, any_key, tail = path.partition("[...]")
     if any_key:
-        for key, value in data[head].items():
+        part: Any = PARTS.get(head, list[str])  # resolver.hosts
+        for key, value in reduce(getitem, head.split("."), data).items():
             try:
-                msgspec.convert(value, PARTS[head], dec_hook=decode_special)
+                msgspec.convert(value, part, dec_hook=decode_special)
             except msgspec.ValidationError:
                 return f"{head}.{key}{tail}"
     return path
@@ -159,6 +174,11 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "guard": Guard,
     "quotas": Quotas,
     "egress": Egress,
+    "members": Member,
+    "sticky": Sticky,
+    "check": Check,
+    "users_grammar": UsersGrammar,
+    "resolver": Resolver,
     "timeouts": Timeouts,
     "log": Log,
 }
@@ -174,14 +194,23 @@ CHOICES = {
     "senders": "contacted or any",
     "client_name": "cn, dns, email or uri",
     "send_proxy_protocol": "1 or 2, or 0 for none",
+    "source_by": "session, user or client",
+    "isolate": "user, session or client",
+    "resolve": "here or there",
+    "balance": "round-robin, random, weighted, least-connections, hash or sticky",
+    "keys": "label, session or ttl",
     "action": "allow, deny, reset or drop",
     "over": "refuse or wait",
+    "prefer": "any, ipv4, ipv6, ipv4-only or ipv6-only",
 }
 
 
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
     below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)|(?:clients\[\d+\]|(?:users|groups)\..+)\.(limits)", path)
+    within = re.fullmatch(r"egress\..+\.(sticky|check|members)(\[\d+\])?", path)
+    if within:
+        return PARTS[within[1]].__struct_fields__
     return PARTS[below[1] or below[2] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from tabi.policy.guard import EXEMPT, PRIVATE
 from tabi.policy.networks import Network
+from tabi.policy.pool import Balance, By
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import Secret, parse_hash, plain_secret
-from tabi.url import DEFAULT_PORT, ListenURL, parse_listen_url
+from tabi.url import DEFAULT_PORT, ListenURL, ServerURL, parse_listen_url, parse_server_url
 from tabi.wire.address import Host, parse_ip
 
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -259,12 +260,152 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or else in ``~/.local/state/tabi``."""
 
 
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of ``members``, where more is to be said of it than what it is."""
+
+    to: str
+    """The URL of a proxy, or the name of an egress."""
+    weight: float = 1
+    """Its part, as against the weights of the others. Default: 1."""
+    labels: list[str] = []
+    """Groups that it can be chosen from. Default: none."""
+
+    def __repr__(self) -> str:
+        return "Member()"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
+
+
+class Sticky(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``sticky`` of a pool: what ``balance = "sticky"`` and ``"hash"`` go by."""
+
+    by: str = "client"
+    """One or several of client, user, host, session (of the user name's parameters), with + between them. Default:
+    client."""
+    ttl: Seconds = Seconds(600)
+    """Seconds without a request after which a key may go to another member. Default: 600."""
+
+    @property
+    def words(self) -> list[By]:
+        """``by`` in its parts."""
+        return cast("list[By]", self.by.split("+"))
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``check`` of a pool: how its members are looked at."""
+
+    connect: str | None = None
+    """``host:port`` that is connected to through each of them."""
+    http: str | None = None
+    """``http://host:port/path`` that is asked for; a status of 500 or more is a failure."""
+    every: Seconds = Seconds(10)
+    """Seconds between two rounds. Default: 10."""
+    timeout: Seconds = Seconds(5)
+    """Seconds for one member. Default: 5."""
+
+
 class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[egress.NAME]``: a way out. There is one, ``direct``, whether it is in the file or not."""
+    """``[egress.NAME]``: a way out: from this machine, through a proxy or several, or by one of a pool.
+
+    There is always one that is called ``direct``, and one that is called ``block``, which leads nowhere.
+    """
 
     send_proxy_protocol: Literal[0, 1, 2] = 0
     """The version of the PROXY header that every destination of a CONNECT or of a forwarded request
     is sent first; 0 is none. Default: 0."""
+    source: list[str] = []
+    """Addresses of this machine, and prefixes that are routed to it, to come from. Default: as the system chooses."""
+    source_by: Literal["session", "user", "client"] = "session"
+    """Who always has the same of them: nobody, since each session gets another one, a user, a client's address.
+    Default: session."""
+    interface: str | None = None
+    """The interface that connections and datagrams leave by. Default: as the system chooses."""
+    mark: int | None = None
+    """SO_MARK, for routing and firewalls, 1 to 4294967295; needs CAP_NET_ADMIN. Default: none."""
+    keepalive: Seconds | None = None
+    """Seconds without an octet until the destination is asked whether it still lives. Default: it is not."""
+    user_timeout: Seconds | None = None
+    """Seconds that octets may be unacknowledged until the connection is given up (tcp(7)). Default: the system's."""
+    fast_open: bool = False
+    """Whether the first octets go with the first packet, where the destination knows us (RFC 7413): a connection then
+    counts as open before it is. Default: false."""
+    url: str | None = None
+    """The proxy to go through, such as ``socks5://user:password@host:port``. Default: none."""
+    chain: list[str] = []
+    """Several of them, the nearest first; that one may be the name of an egress. Default: none."""
+    ca: str | None = None
+    """A file with the authorities of proxies inside TLS, in PEM. Default: the system's."""
+    resolve: Literal["here", "there"] = "there"
+    """Where names become addresses: ``there`` is the proxy's business. Default: there."""
+    isolate: list[Literal["user", "session", "client"]] = []
+    """For whom a proxy of SOCKS5 gets a user name of its own, as Tor wants it to keep them apart. Default: nobody."""
+    members: list[str | Member] = []
+    """The pool: URLs of proxies, names of egresses. Default: none."""
+    balance: Balance = "round-robin"
+    """Which member takes a request. Default: round-robin."""
+    sticky: Sticky = Sticky()
+    """What ``sticky`` and ``hash`` go by."""
+    check: Check | None = None
+    """How members are looked at beside the requests that they get. Default: they are not."""
+
+    def __repr__(self) -> str:
+        return "Egress()"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []  # URLs may hold passwords
+
+    @property
+    def hops(self) -> list[str]:
+        """The proxies on the way, the nearest first."""
+        return self.chain if self.url is None else [self.url]
+
+
+class UsersGrammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[users_grammar]``: parameters in user names, such as ``alice-country-de-session-7f3a``."""
+
+    keys: dict[str, Literal["label", "session", "ttl"]] = {}
+    """By key, what its value selects: members of a pool by a label, a session that keeps its member, for how long.
+    Default: there are none."""
+    separator: str = "-"
+    """Stands between name, keys and values; one character. Default: -."""
+
+
+Prefer = Literal["any", "ipv4", "ipv6", "ipv4-only", "ipv6-only"]
+
+SYSTEM = "system"
+
+
+class Resolver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[resolver]``: what turns names into addresses."""
+
+    servers: list[str] = msgspec.field(default_factory=lambda: [SYSTEM])
+    """Who is asked: ``"system"`` (resolv.conf and the hosts file), an IP address, ``udp://``, ``tcp://``, ``tls://``,
+    ``https://host/dns-query``; where one fails, the next. Default: the system."""
+    ca: str | None = None
+    """Certificates of the authorities that servers with tls and https are trusted by, a file in PEM. Default: the
+    system's."""
+    timeout: Seconds = Seconds(2)
+    """How long one server has for an answer, where ``servers`` is not the system alone. Default: 2."""
+    tries: int = 2
+    """How often all of them are asked. Default: 2."""
+    prefer: Prefer = "any"
+    """Which kind of a name's addresses is tried first, or is the only one. Default: any, the order of the answer."""
+    hosts: dict[str, list[str]] = {}
+    """Names that nobody is asked for, and their addresses."""
+    cache: int = 10_000
+    """Names that are kept, 0 for none. Default: 10000."""
+    min_ttl: Seconds = Seconds(1)
+    """How long an answer is kept at least, whatever its own time to live. Default: 1."""
+    max_ttl: Seconds = Seconds(3600)
+    """And at most. Default: 3600."""
+    negative_ttl: Seconds = Seconds(5)
+    """And at most that a name does not exist, or has no address. Default: 5."""
+
+    @property
+    def parsed(self) -> tuple[ServerURL | None, ...]:
+        """``servers`` in their parts, None for the system. Raises ValueError."""
+        return tuple(None if text == SYSTEM else parse_server_url(text) for text in self.servers)
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -320,6 +461,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, weakref=Tr
     """Where used quotas are kept."""
     egress: dict[str, Egress] = {}
     """Ways out, by name. Default: ``direct``."""
+    users_grammar: UsersGrammar = UsersGrammar()
+    """What user names say beside the user's."""
+    resolver: Resolver = Resolver()
+    """Names."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
     log: Log = Log()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from tabi.net.dial import Dialer, Permit
+from tabi.net.origin import Origin
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -21,13 +22,14 @@ class Egress(Protocol):
 
 
 class Direct:
-    """Connects to destinations from this machine."""
+    """Connects to destinations from this machine: from an origin, where it has one."""
 
-    name = "direct"
-
-    def __init__(self, dialer: Dialer) -> None:
+    def __init__(self, dialer: Dialer, origin: Origin | None = None, name: str = "direct") -> None:
         self.dialer = dialer
+        self.origin = origin
+        self.name = name
 
     def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
         """See `Egress`."""
-        return self.dialer.dial(destination, permit, None if session is None else session.addresses)
+        known = None if session is None else session.addresses
+        return self.dialer.dial(destination, permit, known, self.origin, session)

@@ -1,14 +1,21 @@
-"""The egress through a SOCKS5 proxy, and the client's side of the handshake on any stream."""
+"""The egress through a SOCKS5 proxy, and the client's side of the handshake on any stream.
+
+RFC 1928 has the client wait for the method before it sends its request. Where only one method is offered there is
+nothing to wait for: sent together they save a round trip (optimistic). Most proxies take that; some, microsocks for
+example, throw away what comes behind the greeting. So a proxy is watched the first time it is asked so: if it ends
+or is silent for PATIENCE, it is asked again on a connection of its own in the RFC's order, and always so from then on.
+Nothing but the greeting and the request has been sent by then, so nothing is done twice that matters.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+from tabi.egress.direct import Egress
+from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
-from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks5 import (
     ClientMachine,
     Command,
@@ -18,6 +25,7 @@ from tabi.wire.socks5 import (
     Reply,
     ReplyCode,
     Request,
+    encode_request,
 )
 
 REPLY_TEXTS = {
@@ -30,13 +38,6 @@ REPLY_TEXTS = {
     ReplyCode.COMMAND_NOT_SUPPORTED: "command not supported",
     ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED: "address type not supported",
 }
-
-
-async def read_message(stream: Stream, machine: ClientMachine) -> Any:
-    """Read the server's next message, and no octet more."""
-    while (message := machine.next_event()) is NEED_DATA:
-        machine.receive_data(await stream.receive(machine.missing))
-    return message
 
 
 async def request(
@@ -58,21 +59,26 @@ async def request(
         (Method.NO_AUTHENTICATION,) if credentials is None else (Method.NO_AUTHENTICATION, Method.USERNAME_PASSWORD)
     )
     await stream.send_all(machine.send(Greeting(offered)))
-    chosen = (await read_message(stream, machine)).method
-    if chosen == Method.NO_ACCEPTABLE_METHODS:
-        wanted = "it wants a user name and a password" if credentials is None else "none of the offered methods"
-        raise AuthError(f"the proxy refused: {wanted}")
+    chosen = (await read_exactly(stream, machine)).method
+    check_method(chosen, credentials)
     if chosen == Method.USERNAME_PASSWORD and credentials is not None:
         await stream.send_all(machine.send(credentials))
-        if (await read_message(stream, machine)).status:
+        if (await read_exactly(stream, machine)).status:
             raise AuthError("the proxy did not accept the user name and password")
     await stream.send_all(machine.send(Request(command, destination)))
     return machine, await read_reply(stream, machine, destination)
 
 
+def check_method(chosen: int, credentials: Credentials | None) -> None:
+    """Raise AuthError where the proxy takes none of the methods that were offered."""
+    if chosen == Method.NO_ACCEPTABLE_METHODS:
+        wanted = "it wants a user name and a password" if credentials is None else "none of the offered methods"
+        raise AuthError(f"the proxy refused: {wanted}")
+
+
 async def read_reply(stream: Stream, machine: ClientMachine, destination: Address) -> Reply:
     """Read one reply. Raises ProxyError where it is a failure, and as `request`."""
-    reply = await read_message(stream, machine)
+    reply = await read_exactly(stream, machine)
     if not isinstance(reply, Reply):
         raise RemoteProtocolError("the proxy sent no reply")
     if reply.reply_code:
@@ -81,7 +87,17 @@ async def read_reply(stream: Stream, machine: ClientMachine, destination: Addres
     return reply
 
 
-class Socks5:
+PATIENCE = 1.0
+"""Seconds without a reply after which a proxy that was asked optimistically for the first time is asked again. A slow
+destination looks the same; then this has cost a connection, and a round trip each time from then on."""
+
+FRACTION = 0.25
+"""Of the deadline of a proxy's part, if that is less."""
+
+Asked = tuple[ClientMachine, Reply]
+
+
+class Socks5(Upstream):
     """Connects to destinations through one SOCKS5 proxy.
 
     Args:
@@ -89,37 +105,98 @@ class Socks5:
         proxy: where it listens.
         credentials: offered where given; the proxy chooses.
         seconds: the deadline for its part, from the open connection to the reply.
+        tls: speaks TLS with it first.
+        optimistic: send greeting and request together where no credentials are offered.
     """
 
     name = "socks5"
 
-    def __init__(self, below: Any, proxy: Address, credentials: Credentials | None, seconds: float) -> None:
-        self.below = below
-        self.proxy = proxy
+    def __init__(
+        self,
+        below: Egress,
+        proxy: Address,
+        credentials: Credentials | None,
+        seconds: float,
+        tls: UpstreamTls | None = None,
+        optimistic: bool = False,
+    ) -> None:
+        super().__init__(below, proxy, seconds, tls)
         self.credentials = credentials
-        self.seconds = seconds
+        self.optimistic = optimistic and credentials is None
+        self.proven = False  # it has replied to both at once
 
-    async def open(self, destination: Address, permit: Any) -> Stream:
-        """Return a stream to ``destination`` that the caller closes. Errors as `ask`."""
-        stream, _, _ = await self.ask(Command.CONNECT, destination, permit)
+    async def connect(self, destination: Address) -> Stream:
+        """See `Upstream`."""
+        if self.optimistic:
+            stream = await self.connect_at_once(destination)
+            if stream is not None:
+                return stream
+            self.optimistic = False
+        stream, _, _ = await self.ask(Command.CONNECT, destination)
         return stream
 
-    async def ask(self, command: int, destination: Address, permit: Any) -> tuple[Stream, ClientMachine, Reply]:
-        """Reach the proxy and ask it for a command.
+    async def connect_at_once(self, destination: Address) -> Stream | None:
+        """The same optimistically; None where the proxy is to be asked in the RFC's order. Errors as `open`."""
+        machine = ClientMachine()
+        request = Request(Command.CONNECT, destination)
+        try:
+            octets = machine.send(Greeting(bytes((Method.NO_AUTHENTICATION,)))) + encode_request(request)
+        except ValueError as exc:
+            raise self.cannot(exc) from exc
+
+        async def ask(stream: Stream) -> bool:
+            if not await self.replies(stream, machine, request, octets):
+                return False
+            self.proven = True
+            await read_reply(stream, machine, destination)
+            return True
+
+        try:
+            stream, replied = await self.converse(ask)
+        except ProxyError as exc:
+            if exc.reply_code is None:
+                self.proven = False  # what it was silent to may be another program by now
+            raise
+        if replied:
+            return stream
+        stream.close()
+        return None
+
+    async def replies(self, stream: Stream, machine: ClientMachine, request: Request, octets: bytes) -> bool:
+        """Send greeting and request, and say whether a reply begins to come: else the proxy has ended, or stays silent.
+
+        Raises:
+            AuthError, RemoteProtocolError: the method is another one, or none.
+        """
+        patience = None if self.proven else min(PATIENCE, self.seconds * FRACTION)
+        try:
+            async with asyncio.timeout(patience):
+                await stream.send_all(octets)
+                check_method((await read_exactly(stream, machine)).method, None)
+                machine.send(request)  # which is on its way already
+                return await stream.peek(1) != b""
+        except RemoteProtocolError:
+            if machine.eof and not machine.buffer:
+                return False
+            raise
+        except OSError:  # TimeoutError is one; or it has closed with the request unread, which is a reset
+            return False
+
+    async def ask(self, command: int, destination: Address) -> tuple[Stream, ClientMachine, Reply]:
+        """Reach the proxy and ask it for a command, in the RFC's order.
 
         Returns:
             The stream, which the caller closes, the machine behind its first reply, and that reply.
 
         Raises:
-            As `request` and the egress below.
+            As `Upstream.open`.
         """
-        stream: Stream = await self.below.open(self.proxy, permit)
+
+        async def ask(stream: Stream) -> Asked:
+            return await request(stream, command, destination, self.credentials)
+
         try:
-            async with asyncio.timeout(self.seconds):
-                machine, reply = await request(stream, command, destination, self.credentials)
-        except BaseException as exc:
-            stream.close()
-            if isinstance(exc, TimeoutError):
-                raise ProxyError(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
-            raise
+            stream, (machine, reply) = await self.converse(ask)
+        except ValueError as exc:
+            raise self.cannot(exc) from exc
         return stream, machine, reply

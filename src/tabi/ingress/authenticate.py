@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tabi.errors import AuthError
+from tabi.policy.grammar import Grammar, Parameters
 from tabi.policy.users import Users
 from tabi.session import Session
 
@@ -22,6 +24,33 @@ PENDING = 64
 """Hashes that may wait for a thread; the rest waits in its own task, within the handshake's deadline."""
 
 
+class Identity(str):
+    """A user's name, and the parameters that came with it."""
+
+    __slots__ = ("name", "parameters")
+
+    name: str
+    parameters: Parameters
+
+
+def with_grammar(authenticate: Authenticate, grammar: Grammar) -> Authenticate:
+    """Ask for the user's own name, where it comes with parameters."""
+
+    async def ask(username: bytes, password: bytes, client: str) -> str | None:
+        try:
+            name, parameters = grammar.read(username.decode("utf-8", "surrogateescape"))
+        except ValueError as exc:
+            raise AuthError(str(exc)) from None
+        user = await authenticate(name.encode("utf-8", "surrogateescape"), password, client)
+        if user is None:
+            return None
+        found = Identity(user)
+        found.name, found.parameters = user, parameters
+        return found
+
+    return ask
+
+
 async def identify(
     authenticate: Authenticate, session: Session, username: bytes, password: bytes, seconds: float
 ) -> bool:
@@ -30,10 +59,15 @@ async def identify(
     Raises:
         TimeoutError: the answer took too long.
     """
-    session.user = None
+    session.user = session.parameters = None
     async with asyncio.timeout(seconds):
         try:
-            session.user = await authenticate(username, password, str(session.client.host))
+            user = await authenticate(username, password, str(session.client.host))
+            if isinstance(user, Identity):
+                session.parameters, user = user.parameters, user.name
+            session.user = user
+        except AuthError as exc:
+            session.error = str(exc)
         except Exception as exc:  # the deadline comes as a cancellation: this is a fault of who was asked
             log.exception("authenticate failed")
             session.error = f"authenticate failed: {type(exc).__name__}"

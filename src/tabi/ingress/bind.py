@@ -20,7 +20,7 @@ from tabi.net.listen import Acceptor, bind_port, client_ip, family_of, own_addre
 from tabi.net.reactor import ENDED, Reactor
 from tabi.net.stream import RESET, Sock, Stream
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Judge
+from tabi.policy.policy import Judge, no_way
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr, parse_ip
@@ -101,7 +101,9 @@ class Bind:
         host = session.destination.host
         if not isinstance(host, str) and unmapped(host).is_unspecified:
             return [], await self.gate.enter_open(session, client)
-        _, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
+        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
+        if egress is not self.gate.direct:
+            raise DialError(no_way(egress.name), ReplyCode.COMMAND_NOT_SUPPORTED)
         if session.addresses is None:
             return await self.find(session.destination, permit), None
         for address in session.addresses:

@@ -38,8 +38,8 @@ class Connect:
         server = await egress.open(session.destination, permit, session)
         try:
             session.connect_seconds = monotonic() - began
-            named = isinstance(session.destination.host, str)
-            session.address = from_sockaddr(server.sock.getpeername()) if named else session.destination
+            dialled = not isinstance(session.destination.host, str) and egress is self.gate.direct
+            session.address = session.destination if dialled else from_sockaddr(server.sock.getpeername())
 
             answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
         except BaseException as exc:

@@ -10,7 +10,7 @@ from time import monotonic, monotonic_ns, time
 from typing import NamedTuple
 
 from tabi.egress.direct import Egress
-from tabi.errors import LimitExceeded, PolicyDenied, TabiError
+from tabi.errors import DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
 from tabi.net.reactor import ENDED
@@ -19,10 +19,11 @@ from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
 from tabi.policy.limits import Account, Lease
 from tabi.policy.networks import IP
-from tabi.policy.policy import Judge, Policy, enforce
+from tabi.policy.policy import Judge, Policy, enforce, no_way
 from tabi.policy.rules import Unresolved
 from tabi.session import Decision, Session
 from tabi.wire.address import Address, Host, read_number
+from tabi.wire.socks5 import ReplyCode
 
 log = logging.getLogger("tabi")
 
@@ -80,13 +81,18 @@ class Gate:
         Raises:
             PolicyDenied: a rule, or the program that has the last word, forbids it.
             LimitExceeded: it is too much.
+            DialError: a decision depends on the addresses of a name that is known to have none.
         """
         policy, egress = self.policy, self.direct
         assert session.destination is not None
         if policy.decides:
             decision = self.decide(policy, session)
             if isinstance(decision, Unresolved):
-                return None
+                session.addresses = self.dialer.lookup(str(session.destination.host))
+                if session.addresses is None:
+                    return None
+                decision = self.decide(policy, session)
+                assert isinstance(decision, Decision)
             egress = self.follow(session, decision)
         if policy.limits and not self.admit(policy, session):
             return None
@@ -168,6 +174,7 @@ class Gate:
         Raises:
             PolicyDenied: a rule refuses it whatever the destination.
             LimitExceeded: it is too much, or ``client`` has gone while it waited.
+            DialError: a rule sends it through a proxy, which cannot carry it.
         """
         while True:
             policy = self.policy
@@ -175,6 +182,10 @@ class Gate:
                 rule = policy.refusal(session, time())
                 if rule is not None:
                     self.follow(session, policy.decisions[rule.number])
+                way = policy.way(session, time())
+                if way not in (None, "direct"):
+                    session.via = way
+                    raise DialError(no_way(way), ReplyCode.COMMAND_NOT_SUPPORTED)
             if policy.limits and session.lease is None and not self.admit(policy, session):
                 await self.admit_slowly(session, client)
             if policy is self.policy:

@@ -15,7 +15,16 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
-from tabi.errors import DialError, HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
+from tabi.errors import (
+    AuthError,
+    DialError,
+    HttpError,
+    LimitExceeded,
+    PolicyDenied,
+    ProxyError,
+    RemoteProtocolError,
+    TabiError,
+)
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
@@ -392,6 +401,8 @@ class Connection:
 
     def may_lead_to(self, address: Address, way: Way) -> bool:
         """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
+        if way.egress is not self.ingress.gate.direct:  # it leads to a proxy, whose part the rest is
+            return self.session.addresses is None
         host, addresses = address.host, self.session.addresses
         assert not isinstance(host, str)
         if addresses is not None and host not in map(unmapped, addresses):  # it was decided on these
@@ -431,6 +442,8 @@ def problem_of(exc: TabiError) -> tuple[int, str]:
         return 502, "connection_refused"
     if number in UNROUTABLE:
         return 502, "destination_ip_unroutable"
+    if isinstance(exc, ProxyError | AuthError | RemoteProtocolError):
+        return 502, "destination_unavailable"
     if isinstance(exc, DialError) and number is None:
         return 502, "dns_error"
     return 500, "proxy_internal_error"

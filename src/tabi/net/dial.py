@@ -7,19 +7,26 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import aiohappyeyeballs
 
+from tabi.errors import DialError
+from tabi.net.cache import NameCache
 from tabi.net.deadline import Deadlines
 from tabi.net.failures import connect_error, connect_error_of_many, lookup_error, timeout_error
+from tabi.net.origin import Origin
 from tabi.net.reactor import BROKEN, OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
 from tabi.net.stream import Stream
+from tabi.session import Session
 from tabi.wire.address import Address
 
 IP = IPv4Address | IPv6Address
 Permit = Callable[[IP], None]
 """Raises PolicyDenied for an address that must not be dialled."""
+
+Lookup = Callable[[str], Sequence[IP] | None]
 
 # Plain ints: socket's own are enums, whose operators are written in Python.
 AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
@@ -33,25 +40,38 @@ SocketType = socket.SocketType
 HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 5
 
 
+def unknown(name: str) -> None:
+    """The lookup of a resolver that keeps nothing."""
+
+
 class Dialer:
     """Opens connections to addresses and names.
 
     Args:
         reactor: on which the streams live.
-        resolver: asked for names.
+        resolver: asked for names; those that a `NameCache` knows cost no task and no turn of the loop.
         seconds: the deadline for resolving and connecting together.
     """
 
     def __init__(self, reactor: Reactor, resolver: Resolver, seconds: float) -> None:
         self.reactor = reactor
         self.resolver = resolver
+        self.lookup: Lookup = resolver.lookup if isinstance(resolver, NameCache) else unknown
+        """The addresses of a name that are known already, or None. Raises DialError where it is known to have none."""
         self.seconds = seconds
         self.deadlines = Deadlines(reactor.loop, seconds)
 
-    def dial(self, destination: Address, permit: Permit, known: Sequence[IP] | None = None) -> Awaitable[Stream]:
+    def dial(
+        self,
+        destination: Address,
+        permit: Permit,
+        known: Sequence[IP] | None = None,
+        origin: Origin | None = None,
+        session: Session | None = None,
+    ) -> Awaitable[Stream]:
         """Connect, after ``permit`` has seen the very addresses that are dialled.
 
-        ``known`` are those of a name that was resolved already.
+        ``known`` are those of a name that was resolved already; ``origin`` says where from, for which ``session``.
 
         Raises:
             DialError: it could not be resolved or reached in time; ``reply_code`` says how.
@@ -59,18 +79,33 @@ class Dialer:
         """
         host = destination.host
         if isinstance(host, str):
-            return self.dial_name(destination, host, permit, known)
+            known = self.lookup(host) if known is None else known
+            if known is None or len(known) != 1:
+                return self.dial_name(destination, host, permit, known, origin, session)
+            (host,) = known
         permit(host)
+        if origin is not None:
+            return self.dial_from(origin, destination, host, session)
         return self.dial_one(destination, host)
 
-    async def dial_name(self, destination: Address, name: str, permit: Permit, known: Sequence[IP] | None) -> Stream:
+    async def dial_name(
+        self,
+        destination: Address,
+        name: str,
+        permit: Permit,
+        known: Sequence[IP] | None,
+        origin: Origin | None,
+        session: Session | None,
+    ) -> Stream:
         """Connect to whatever a name stands for."""
         try:
             async with asyncio.timeout(self.seconds):
                 addresses = await self.find(name, permit, known)
-                if len(addresses) == 1:
-                    return await self.dial_one(destination, addresses[0])
-                return await self.dial_many(addresses, destination)
+                if len(addresses) > 1:
+                    return await self.dial_many(addresses, destination, origin, session)
+                if origin is not None:
+                    return await self.dial_from(origin, destination, addresses[0], session)
+                return await self.dial_one(destination, addresses[0])
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
@@ -83,10 +118,11 @@ class Dialer:
             DialError: it has none.
             PolicyDenied: as ``permit`` raises it.
         """
-        number = find_number(name)
+        if known is None:
+            known = self.lookup(name)
         if known is not None:
             addresses = list(known)
-        elif number is not None:
+        elif (number := find_number(name)) is not None:
             addresses = [number]
         else:
             try:
@@ -97,7 +133,25 @@ class Dialer:
             permit(address)
         return addresses
 
-    async def dial_one(self, destination: Address, host: IP) -> Stream:
+    async def dial_from(self, origin: Origin, destination: Address, host: IP, session: Session | None) -> Stream:
+        """Connect to one address from an origin: from the next of its addresses where one has no port left."""
+        failure: DialError | None = None
+        try:
+            for source in origin.sources_for(host.version, session):
+                try:
+                    return await self.dial_one(destination, host, origin, source)
+                except DialError as exc:
+                    if exc.errno != errno.EADDRNOTAVAIL:
+                        raise
+                    failure = failure or exc
+        except OSError as exc:
+            raise connect_error(exc.errno or errno.EIO, destination) from exc
+        assert failure is not None
+        raise failure
+
+    async def dial_one(
+        self, destination: Address, host: IP, origin: Origin | None = None, source: IP | None = None
+    ) -> Stream:
         """Connect to one address: a session's usual way, kept to four system calls."""
         family = AF_INET if isinstance(host, IPv4Address) else AF_INET6
         try:
@@ -106,6 +160,8 @@ class Dialer:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
         try:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            if origin is not None:
+                prepare(origin, sock, source, destination)
             sockaddr = (str(host), destination.port)
             number = sock.connect_ex(sockaddr)
             if number == EINPROGRESS:
@@ -137,8 +193,21 @@ class Dialer:
             self.deadlines.stop(stream)
         return stream
 
-    async def dial_many(self, addresses: list[IP], destination: Address) -> Stream:
+    async def dial_many(
+        self, addresses: list[IP], destination: Address, origin: Origin | None, session: Session | None
+    ) -> Stream:
         """Connect to whichever address answers first, each getting a head start on the next."""
+
+        def make(info: Any) -> socket.socket:
+            sock = socket.socket(*info[:3])
+            try:
+                if origin is not None:
+                    origin.prepare(sock, next(origin.sources_for(4 if info[0] == AF_INET else 6, session)))
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
         infos = [
             (
                 socket.AF_INET if address.version == 4 else socket.AF_INET6,
@@ -150,7 +219,9 @@ class Dialer:
             for address in addresses
         ]
         try:
-            sock = await aiohappyeyeballs.start_connection(infos, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY)
+            sock = await aiohappyeyeballs.start_connection(
+                infos, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, socket_factory=make
+            )
         except OSError as exc:
             if isinstance(exc, TimeoutError) and exc.errno is None:
                 raise
@@ -166,3 +237,13 @@ class Dialer:
         """Stop the timer and the resolver."""
         self.deadlines.close()
         await self.resolver.close()
+
+
+def prepare(origin: Origin, sock: SocketType, source: IP | None, destination: Address) -> None:
+    """Give a socket what an origin has for it. Raises DialError, which names the key that failed."""
+    try:
+        origin.prepare(sock, source)
+    except OSError as exc:
+        number = exc.errno or errno.EIO
+        error = connect_error(number, destination)
+        raise DialError(f"{error} ({exc.filename} of the egress)", error.reply_code or 1, number) from exc

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import aiodns
+import pycares
 
 from tabi.errors import DialError
 from tabi.net.failures import NO_SUCH_NAME, resolve_error
 from tabi.wire.address import read_number
 from tabi.wire.socks5 import ReplyCode
+
+IP = IPv4Address | IPv6Address
 
 LOOKUPS = 1000
 """Questions under way at a time in a worker. Each is two queries, and c-ares hangs when its 65,536 ids are used up."""
@@ -23,10 +26,17 @@ TIMEOUT, TRIES = 1, 3
 it cuts the seconds itself for a server that is quick as a rule, and fewer would give up names that take it long."""
 
 
+NO_ADDRESS = (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
+"""How c-ares says that a name was asked for and has no address; all else says that it was not found out."""
+
+ALONE = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
+"""Without flags c-ares says EDNS by itself."""
+
+
 class Resolver(Protocol):
     """What dialling needs of a resolver."""
 
-    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+    async def resolve(self, name: str) -> list[IP]:
         """Addresses of ``name``, best first, at least one.
 
         Raises:
@@ -35,6 +45,31 @@ class Resolver(Protocol):
 
     async def close(self) -> None:
         """Give back what the resolver holds."""
+
+
+class Answer(NamedTuple):
+    """What a name server says of a name."""
+
+    addresses: list[IP]
+    """Best first; empty where the name does not exist or has none."""
+    ttl: float | None
+    """Seconds that the answer may be kept; None where nothing says it."""
+    text: str = "no address"
+    """Why there are none."""
+
+
+class Source(Protocol):
+    """Where answers come from, for a cache in front of it."""
+
+    async def answer(self, name: str) -> Answer:
+        """Ask for ``name``. The source itself limits how long that takes.
+
+        Raises:
+            DialError: nobody answered, or only that they cannot.
+        """
+
+    async def close(self) -> None:
+        """Give back what the source holds; questions under way have been cancelled."""
 
 
 def find_number(name: str) -> IPv4Address | None:
@@ -52,7 +87,7 @@ def find_number(name: str) -> IPv4Address | None:
 class ThreadResolver:
     """The C library's resolver in the loop's threads. It holds nothing: for clients, which resolve now and then."""
 
-    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+    async def resolve(self, name: str) -> list[IP]:
         """See `Resolver`."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -74,25 +109,45 @@ class SystemResolver:
     Args:
         loop: on which the answers arrive.
         nameservers: asked in place of the system's, as ``address`` or ``address:port``.
+        timeout: seconds that a name server has at first, TIMEOUT where it is None.
+        tries: how often each is asked, TRIES where it is None.
+        names_alone: ask for names as they are given: not with the system's search domains, nor in its hosts file.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, nameservers: list[str] | None = None) -> None:
-        self.resolver = aiodns.DNSResolver(nameservers, loop, timeout=TIMEOUT, tries=TRIES)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        nameservers: list[str] | None = None,
+        timeout: float | None = None,
+        tries: int | None = None,
+        names_alone: bool = False,
+    ) -> None:
+        only: dict[str, Any] = {"lookups": "b", "flags": ALONE} if names_alone else {}
+        self.resolver = aiodns.DNSResolver(nameservers, loop, timeout=timeout or TIMEOUT, tries=tries or TRIES, **only)
         self.questions: dict[str, asyncio.Future[Any]] = {}
 
-    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+    async def resolve(self, name: str) -> list[IP]:
         """See `Resolver`; a DialError too, at once, while LOOKUPS others are asked for. Who waits sets the deadline."""
+        answer = await self.answer(name)
+        if not answer.addresses:
+            raise resolve_error(aiodns.error.ARES_ENODATA, answer.text, name)
+        return answer.addresses
+
+    async def answer(self, name: str) -> Answer:
+        """See `Source`. What the hosts file says has no time to live: c-ares gives 0."""
         question = self.questions.get(name) or self.ask(name)
         await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
         try:
             found = question.result()
         except aiodns.error.DNSError as exc:
             number, text = exc.args[0], str(exc.args[-1])
+            if number in NO_ADDRESS:
+                return Answer([], None, text.lower())
             raise resolve_error(number, text, name) from exc
         addresses = [ip_address(bytes(node.addr[0]).decode()) for node in found.nodes]
-        if not addresses:
-            raise resolve_error(aiodns.error.ARES_ENODATA, "no address", name)
-        return addresses
+        # An alias may change sooner than what it leads to.
+        ttl = min((record.ttl for record in (*found.nodes, *found.cnames)), default=None)
+        return Answer(addresses, ttl)
 
     def ask(self, name: str) -> asyncio.Future[Any]:
         """Put a question to c-ares, and keep it until it is answered."""

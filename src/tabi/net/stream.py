@@ -26,6 +26,9 @@ SEND_COST = 4096
 """What a call of send(2) counts for besides its octets: many short ones take their time too."""
 
 MSG_PEEK = int(socket.MSG_PEEK)
+END_PAUSE = 0.02
+"""Seconds between two tries to send an end that finds no room."""
+
 PEEK_PAUSE = 0.01
 """Seconds between two looks at octets that were not enough, on a reactor that cannot tell of more."""
 
@@ -287,9 +290,24 @@ class Stream:
                 pass
 
     def send_eof(self) -> None:
-        """Tell the peer that no more will be sent; receiving goes on."""
+        """Tell the peer that no more will be sent; receiving goes on.
+
+        TLS has a message for that, which may find no room: then it is sent as soon as there is some.
+        """
         self.reactor.flush()
-        self.sock.shutdown(socket.SHUT_WR)
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            # Rare, so that no event has to be looked at for it: room is looked for now and then.
+            self.reactor.loop.call_later(END_PAUSE, self.send_eof_again)
+
+    def send_eof_again(self) -> None:
+        """The same later. That the peer is gone is found by the next receive."""
+        if self.fd >= 0:
+            try:
+                self.send_eof()
+            except OSError:
+                pass
 
     def expire(self) -> None:
         """End every wait on this stream, now and later, with TimeoutError. Called by a deadline."""
@@ -319,13 +337,19 @@ class Stream:
             self.close()
 
     def detach(self) -> socket.socket:
-        """Take the socket out of the reactor and return it, non-blocking; the stream is then closed."""
+        """Take the socket out of the reactor and return it, non-blocking; the stream is then closed.
+
+        Raises:
+            ConnectionAbortedError: the stream is closed.
+            OSError: there is TLS on the socket; the stream is what it was.
+        """
         if self.fd < 0:
             raise ConnectionAbortedError("the stream is closed")
-        self.reactor.forget(self.fd)
+        number = self.sock.detach()
+        self.reactor.forget(number)
         self.fd = -1
         self.wake_waiting(ConnectionAbortedError("the stream is closed"))
-        sock = socket.socket(fileno=self.sock.detach())
+        sock = socket.socket(fileno=number)
         sock.setblocking(False)
         return sock
 

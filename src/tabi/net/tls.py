@@ -1,4 +1,4 @@
-"""TLS over a stream: a socket over a socket, and the server's handshake.
+"""TLS over a stream: a socket over a socket, and the handshake of either side.
 
 OpenSSL works on memory here (ssl.MemoryBIO); what it wants read or sent goes through the socket below in reads of up
 to 64 KiB for many records. That is as fast as `ssl.SSLSocket`, can end one direction and go on reading (RFC 8446
@@ -11,12 +11,14 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 from tabi.errors import RemoteProtocolError
 from tabi.net.reactor import IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, Sock, Stream
+from tabi.wire.address import Host
 
 READ_SIZE = 1 << 16
 """Octets of one read from the socket below."""
@@ -32,7 +34,7 @@ MAX_FRUITLESS = 4 * READ_SIZE
 
 HANDSHAKE_READ = 1 << 14
 MAX_HANDSHAKE = 1 << 17
-"""Octets of a client's whole handshake. OpenSSL itself takes a ClientHello of 131,396 octets and certificates of
+"""Octets of a peer's whole handshake. OpenSSL itself takes a ClientHello of 131,396 octets and certificates of
 102,400, and makes room for a message as soon as it knows the length."""
 
 BRIEF = 0.0002
@@ -268,11 +270,62 @@ class TlsSocket:
 
 
 class TlsShared:
-    """What the TLS connections of one reactor share: the buffer, and whose turn it is to compute."""
+    """What the TLS connections of one reactor share: buffers, and whose turn it is to compute."""
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(READ_SIZE))
+        self.buffers: list[memoryview] = []
         self.turn = asyncio.Lock()
+
+    def buffer_over(self, below: Sock) -> memoryview:
+        """The buffer of those that are so deep in TLS: whoever reads through another one needs its own."""
+        depth = 0
+        while isinstance(below, TlsSocket):
+            depth, below = depth + 1, below.below
+        while len(self.buffers) <= depth:
+            self.buffers.append(memoryview(bytearray(READ_SIZE)))
+        return self.buffers[depth]
+
+
+shared_by_loop: dict[asyncio.AbstractEventLoop, TlsShared] = {}
+
+
+def get_tls_shared() -> TlsShared:
+    """That of the running loop, for who is no server."""
+    loop = asyncio.get_running_loop()
+    shared = shared_by_loop.get(loop)
+    if shared is None:
+        for old in list(shared_by_loop):  # other threads with loops of their own change it too
+            if old.is_closed():
+                shared_by_loop.pop(old, None)
+        shared = shared_by_loop[loop] = TlsShared()
+    return shared
+
+
+def make_client_context(ca: str | None = None, protocols: Sequence[str] = ()) -> ssl.SSLContext:
+    """A context for clients that verify the server's certificate and the name in it.
+
+    Args:
+        ca: a file with the authorities to trust, in PEM. Default: those of the system.
+        protocols: offered by ALPN (RFC 7301), best first.
+
+    Raises:
+        ValueError: the file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    if ca is None:
+        context.load_default_certs()
+    else:
+        try:
+            context.load_verify_locations(ca)
+        except ssl.SSLError:
+            raise ValueError(f"{ca}: no certificates in PEM") from None
+        except OSError as exc:
+            raise ValueError(f"{ca}: {exc.strerror or exc}") from None
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
 
 
 async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared) -> TlsSocket:
@@ -289,19 +342,40 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared)
     """
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    return await shake_hands(client, tls, incoming, outgoing, shared, "client")
+
+
+async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, shared: TlsShared) -> TlsSocket:
+    """The same for the client's part; ``host`` is whom the certificate has to name, and SNI where it is a name."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        tls = context.wrap_bio(incoming, outgoing, server_hostname=str(host))
+    except ValueError:  # ssl's own words are of server_hostname
+        raise RemoteProtocolError(f"TLS: {host} is no name that a certificate can have") from None
+    return await shake_hands(server, tls, incoming, outgoing, shared, "server")
+
+
+async def shake_hands(
+    stream: Stream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, shared: TlsShared, peer: str
+) -> TlsSocket:
+    """Do our part of a handshake with ``peer``, a word for errors; see `accept_tls`."""
     octets, failure, done = 0, "", False
+    begins = tls.server_side
     while not done:
-        data = await client.receive(HANDSHAKE_READ)
-        if not octets and data[:1] not in (b"\x16", b""):
-            raise RemoteProtocolError(f"begins with {data[:16]!r}, expected TLS")
-        octets += len(data)
-        if not data:
-            raise RemoteProtocolError("TLS: the client ended within the handshake")
-        if octets > MAX_HANDSHAKE:
-            raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
-        incoming.write(data)
+        if begins:
+            data = await stream.receive(HANDSHAKE_READ)
+            # A handshake's record, or an alert's that a server may answer with (RFC 8446 section 5.1).
+            if not octets and data[:1] not in ((b"\x16", b"") if tls.server_side else (b"\x16", b"\x15", b"")):
+                raise RemoteProtocolError(f"begins with {data[:16]!r}, expected TLS")
+            octets += len(data)
+            if not data:
+                raise RemoteProtocolError(f"TLS: the {peer} ended within the handshake")
+            if octets > MAX_HANDSHAKE:
+                raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
+            incoming.write(data)
+        begins = True
         async with shared.turn:
-            client.check()
+            stream.check()
             began = monotonic()
             try:
                 tls.do_handshake()
@@ -309,25 +383,26 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared)
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError as exc:
-                failure = explain(exc)
+                failure = explain(exc, peer)
             if monotonic() - began > BRIEF:
                 await asyncio.sleep(0)  # holding the turn: one step of a handshake in a turn of the loop
         if outgoing.pending:
-            await client.send_all(outgoing.read())
+            await stream.send_all(outgoing.read())
         if failure:
             raise RemoteProtocolError(failure)
-    client.sock = sock = TlsSocket(client.sock, tls, incoming, outgoing, client.reactor, shared.buffer)
-    client.events |= IN  # something may be decrypted already
+    sock = TlsSocket(stream.sock, tls, incoming, outgoing, stream.reactor, shared.buffer_over(stream.sock))
+    stream.sock = sock
+    stream.events |= IN  # something may be decrypted already
     return sock
 
 
-def explain(error: ssl.SSLError) -> str:
-    """Say in one line why a handshake has failed."""
+def explain(error: ssl.SSLError, peer: str = "client") -> str:
+    """Say in one line why a handshake with ``peer`` has failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         what = error.verify_message
         if what.startswith(("certificate has ", "certificate is ")):
-            return f"TLS: the certificate of the client {what.removeprefix('certificate ')}"
-        return f"TLS: the certificate of the client: {what}"
+            return f"TLS: the certificate of the {peer} {what.removeprefix('certificate ')}"
+        return f"TLS: the certificate of the {peer}: {what}"
     reason = (error.reason or "failed").replace("_", " ").lower()
     said = reason.partition(" alert ")[2]
-    return f"TLS: the client says: {said}" if said else f"TLS: {reason}"
+    return f"TLS: the {peer} says: {said}" if said else f"TLS: {reason}"

@@ -54,6 +54,7 @@ class Record(msgspec.Struct):
     address: str | None
     rule: str | None
     via: str | None
+    member: str | None
     reply: int | None
     error: str | None
     up: int
@@ -114,6 +115,7 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
         dialled,
         session.rule,
         session.via,
+        session.member,
         session.reply_code,
         session.error,
         session.up,

@@ -88,6 +88,11 @@ class Policy:
             raise TypeError(f"decide returned {said!r}, expected None or tabi.Decision of one of {', '.join(ACTIONS)}")
         return said
 
+    def way(self, session: Session, now: float) -> str | None:
+        """The way out of a session whatever its destination will be, if a rule names one."""
+        rule = self.rules.find_without_destination(session, now)
+        return None if rule is None or rule.refuses else rule.via
+
     def refusal(self, session: Session, now: float) -> Rule | None:
         """The rule that refuses a session whatever its destination will be; ``now`` in seconds since 1970."""
         return self.rules.find_refusal(session, now)
@@ -109,8 +114,15 @@ class Policy:
         decision = self.decide(session, destination, addresses, clock())
         if not isinstance(decision, Unresolved):
             enforce(decision, destination)
+            if decision.via not in (None, "direct"):
+                raise PolicyDenied(no_way(decision.via))
         if addresses and self.guard.is_for(session.client.host):
             self.guard.judge(destination, addresses)
+
+
+def no_way(name: str | None) -> str:
+    """What is said where a way out cannot carry what it was chosen for."""
+    return f"egress {name}: it carries no datagrams, and no calls of BIND"
 
 
 def enforce(decision: Decision, destination: Address) -> None:

@@ -413,7 +413,12 @@ class RuleSet:
         return all(address in networks for address in asked.addresses)
 
     def find_refusal(self, session: Session, now: float) -> Rule | None:
-        """The rule that refuses a session whatever its destination will be, or None.
+        """The rule that refuses a session whatever its destination will be, or None; see `find_without_destination`."""
+        rule = self.find_without_destination(session, now)
+        return rule if rule is not None and rule.refuses else None
+
+    def find_without_destination(self, session: Session, now: float) -> Rule | None:
+        """The rule that decides whatever a session's destination will be, if none before it may allow one; or None.
 
         For UDP ASSOCIATE, and BIND for anyone: what does not depend on the destination is decided at once.
         """
@@ -421,7 +426,7 @@ class RuleSet:
             if not self.holds(rule.conditions, session, None, now):
                 continue
             if rule.hosts is None and rule.conditions.ports is None:
-                return rule if rule.refuses else None
+                return rule
             if not rule.refuses:
                 return None
         return None

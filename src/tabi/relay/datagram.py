@@ -28,6 +28,7 @@ from tabi.net.batch import Run
 from tabi.net.datagram import get_mail, overflow
 from tabi.net.dial import Dialer
 from tabi.net.listen import client_ip
+from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
@@ -467,10 +468,17 @@ class Associations:
         idle: seconds without a datagram in either direction after which an association ends.
         done: called with the session of each association that has ended.
         time: a clock in seconds.
+        origin: where datagrams toward destinations come from; None: whatever the system chooses.
     """
 
     def __init__(
-        self, reactor: Reactor, dialer: Dialer, idle: float, done: Done, time: Callable[[], float] = monotonic
+        self,
+        reactor: Reactor,
+        dialer: Dialer,
+        idle: float,
+        done: Done,
+        time: Callable[[], float] = monotonic,
+        origin: Origin | None = None,
     ) -> None:
         from tabi.relay.limited_association import LimitedAssociation  # builds on this module
 
@@ -480,6 +488,7 @@ class Associations:
         self.idle = idle
         self.done = done
         self.time = time
+        self.origin = origin
         self.mail = get_mail()
         self.buffer = bytearray(4096)
         self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver

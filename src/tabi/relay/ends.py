@@ -186,7 +186,12 @@ class Outside:
         self.inbox = associations.mail.inboxes[family]
         self.sock = associations.mail.open_socket(family)
         try:
-            self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
+            origin, source = associations.origin, None
+            if origin is not None:
+                source = next(origin.sources_for(4 if family == AF_INET else 6, association.session))
+                origin.prepare(self.sock, source)
+            if source is None:
+                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
             associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()

@@ -11,8 +11,6 @@ from typing import Any
 
 from tabi.config import Config, Listen
 from tabi.config.compile import make_guard, make_limits, make_rule_set
-from tabi.egress.direct import Direct, Egress
-from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import ConfigError
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
@@ -23,7 +21,6 @@ from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress
 from tabi.ingress.socks5 import Socks5Ingress
 from tabi.ingress.tls import Certificates, TlsIngress
-from tabi.net.dial import Dialer
 from tabi.net.tls import TlsShared
 from tabi.policy.guard import Own
 from tabi.policy.ledger import Ledger
@@ -77,14 +74,6 @@ def make_ingress(
 def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
     """What speaks one protocol, or any of them."""
     return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
-
-
-def make_egresses(config: Config, dialer: Dialer) -> dict[str, Egress]:
-    """Compose the ways out, by name."""
-    direct = Direct(dialer)
-    settings = config.egress.get("direct")
-    version = settings.send_proxy_protocol if settings else 0
-    return {"direct": SendProxyHeader(direct, version) if version else direct}
 
 
 def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None) -> Policy:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
+from tabi.config.compile import BLOCK, DIRECT
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import as_resolved
 from tabi.ingress.http import problem_of
@@ -23,12 +24,14 @@ from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import Account
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Policy, enforce
+from tabi.policy.policy import Policy, enforce, no_way
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
+from tabi.server.ways import describe
 from tabi.session import Session
 from tabi.wire.address import Address
+from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
 
@@ -174,6 +177,9 @@ def explain_open(
             enforce(policy.decisions[rule.number], session.destination)
         except PolicyDenied as exc:
             return exc
+    way = policy.way(session, now)
+    if way not in (None, DIRECT):
+        return DialError(no_way(way), ReplyCode.COMMAND_NOT_SUPPORTED)
     failure: TabiError | None = no_address
     for step in steps:
         try:
@@ -246,9 +252,14 @@ def decide(
         found.decide = f"{config.decide}: {decision.action}" + (f" by {decision.via}" if decision.via else "")
     found.action, found.rule = decision.action, decision.rule
     if decision.action == "allow":
-        found.egress = decision.via or "direct"
-        if found.egress != "direct" and found.egress not in config.egress:
-            raise PolicyDenied(f"decide: there is no egress {decision.via}")
+        via = decision.via or DIRECT
+        if via not in (DIRECT, BLOCK, *config.egress):
+            raise PolicyDenied(f"decide: there is no egress {via}")
+        found.egress = describe(config, via)
+        if via != DIRECT and session.command in ("bind", "associate"):
+            raise PolicyDenied(no_way(via))
+        if via == BLOCK:
+            raise PolicyDenied(f"egress {via}: {session.destination}")
     enforce(decision, session.destination)
 
 

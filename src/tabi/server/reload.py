@@ -6,7 +6,7 @@ import msgspec
 
 from tabi.config import Config
 
-AT_START = ("workers", "timeouts", "log", "quotas")
+AT_START = ("workers", "timeouts", "log", "quotas", "resolver")
 """Parts that are used only when a process starts."""
 
 

@@ -21,7 +21,7 @@ import msgspec
 from tabi.config import Config, Listen, Log, User, check_types, check_values
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
-from tabi.ingress.authenticate import PasswordAuthenticator
+from tabi.ingress.authenticate import Authenticate, PasswordAuthenticator, with_grammar
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
@@ -31,13 +31,15 @@ from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Given, Listeners, unix_client, urls_of
+from tabi.net.origin import Origin
 from tabi.net.own import OwnAddresses
 from tabi.net.reactor import Reactor, get_reactor
-from tabi.net.resolve import Resolver, SystemResolver
+from tabi.net.resolve import Resolver
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
+from tabi.policy.grammar import Grammar
 from tabi.policy.guard import Own
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
@@ -45,10 +47,12 @@ from tabi.policy.policy import LastWord
 from tabi.policy.users import Secret, Users
 from tabi.relay.datagram import Associations
 from tabi.relay.relays import Relays
-from tabi.server.compose import check_last_word, make_egresses, make_ingress, make_policy
+from tabi.server.compose import check_last_word, make_ingress, make_policy
 from tabi.server.ledger import LocalLedger
+from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
 from tabi.server.reload import take_over
+from tabi.server.ways import Ways, make_origin
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -79,7 +83,7 @@ class Server:
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
         open: allow listening beyond loopback without users.
         on_session: called with each `Session` when it has ended.
-        resolver: turns names into addresses. Default: the system's settings, through c-ares.
+        resolver: turns names into addresses, in place of ``[resolver]`` of ``config``: nothing that it says is kept.
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
             with the others.
         ledger: where limits count. Default: one of its own, kept in the file of ``quotas.path`` if there is one.
@@ -121,6 +125,7 @@ class Server:
         self.metrics = Metrics()
         self.on_session = on_session
         self.resolver = resolver
+        self.make_resolver = prepare_resolver(config)
         secrets = secrets_of(config)
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None
@@ -226,7 +231,7 @@ class Server:
         if self.capacity < FEW_SESSIONS:
             log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
         closing = self.closing
-        self.dialer = Dialer(reactor, self.resolver or SystemResolver(loop), timeouts.connect)
+        self.dialer = Dialer(reactor, self.resolver or self.make_resolver(loop), timeouts.connect)
         closing.push_async_callback(self.dialer.close)
         self.authenticator = None if self.users is None else self.make_authenticator(self.users)
         if config.log.access != "none":
@@ -234,20 +239,24 @@ class Server:
             closing.push_async_callback(asyncio.to_thread, self.access_log.close)
         self.handshake = Deadlines(loop, timeouts.handshake)
         closing.callback(self.handshake.close)
-        self.associations = Associations(reactor, self.dialer, timeouts.udp_idle, self.finished)
+        self.associations = Associations(
+            reactor, self.dialer, timeouts.udp_idle, self.finished, origin=self.origin_of_datagrams()
+        )
         closing.push_async_callback(self.associations.close, "shutdown")
         self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
         closing.callback(self.relays.close, "shutdown")
         idle = Quiet(loop, timeouts.idle)
         closing.callback(idle.close)
 
-        egresses = make_egresses(config, self.dialer)
-        self.gate = Gate(self.policy, self.dialer, egresses, self.metrics, timeouts.handshake)
+        self.tls_shared = TlsShared()
+        self.ways = Ways(config, self.dialer, self.tls_shared)
+        self.ways.start()
+        closing.push_async_callback(self.close_ways)
+        self.gate = Gate(self.policy, self.dialer, self.ways.by_name, self.metrics, timeouts.handshake)
         closing.callback(self.gate.close)
         self.keep_quotas(self.policy.limits)
         self.connect = Connect(self.gate, self.relays)
         self.forwarding = Forwarding(self.gate, self.relays, idle, self.request_over, self.kept)
-        self.tls_shared = TlsShared()
         self.listeners.open(config.listen)
         self.refuse_open_proxy()
         self.own.ports = frozenset(address.port for address in self.addresses)
@@ -271,8 +280,8 @@ class Server:
         What was counted stays counted. `users` and `decide` that the server was made with stay.
 
         Returns:
-            The keys that wait for a restart: ``workers``, ``timeouts``, ``log``, ``quotas``, and ``listen`` where its
-            URLs are others. They stay as they were.
+            The keys that wait for a restart: ``workers``, ``timeouts``, ``log``, ``quotas``, ``resolver``, and
+            ``listen`` where its URLs are others. They stay as they were.
 
         Raises:
             ConfigError: something of it is wrong. Nothing has changed then.
@@ -290,13 +299,19 @@ class Server:
         )
         running = self.started and not self.closed.is_set()
         if running:
+            ways = Ways(config, self.dialer, self.tls_shared)
             self.keep_quotas(other.policy.limits)
         self.config, self.policy, self.users = other.config, other.policy, other.users
         self.certificates = other.certificates
         self.policy.guard.own = self.own
         if not running:
             return later
-        self.gate.replace(self.policy, make_egresses(config, self.dialer))
+        old, self.ways = self.ways, ways
+        ways.start()
+        for pool in old.pools:
+            pool.stop()
+        self.gate.replace(self.policy, ways.by_name)
+        self.associations.origin = self.origin_of_datagrams()
         if self.authenticator is not None:
             self.authenticator.users = self.users or Users({})
         elif self.users is not None:
@@ -307,6 +322,15 @@ class Server:
             for acceptor in itertools.islice(acceptors, len(self.sockets[index])):
                 acceptor.accepted = accepted
         return later
+
+    async def close_ways(self) -> None:
+        """Stop checking those that there are now."""
+        await self.ways.close()
+
+    def origin_of_datagrams(self) -> Origin | None:
+        """Where they come from: the direct way out is theirs."""
+        settings = self.config.egress.get("direct")
+        return None if settings is None else make_origin(settings)
 
     def make_authenticator(self, users: Users) -> PasswordAuthenticator:
         """What asks for passwords, and ends with the server."""
@@ -361,9 +385,12 @@ class Server:
             Command.BIND: Bind(self.gate, self.dialer, self.relays, listen.udp, self.config.timeouts.bind),
             Command.UDP_ASSOCIATE: Associate(self.gate, self.associations, listen.udp),
         }
-        authenticate = self.authenticate if self.custom_authenticate else self.authenticator
+        authenticate: Authenticate | None = self.authenticate if self.custom_authenticate else self.authenticator
         if listen.users == "none":
             authenticate = None
+        grammar = Grammar(self.config.users_grammar.keys, self.config.users_grammar.separator)
+        if authenticate is not None and grammar:
+            authenticate = with_grammar(authenticate, grammar)
         commands, required = Commands(serves, self.handshake), self.required(listen)
         return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, self.tls_shared)
 
@@ -508,6 +535,8 @@ class Server:
         del self.sessions[session]
         if session.lease is not None:
             self.gate.leave(session.lease)
+        if session.ended is not None:
+            session.over()
         if not session.silent:
             self.report(session)
         if self.empty is not None and not self.sessions:
@@ -517,6 +546,8 @@ class Server:
         """A request is over, and its connection goes on: its line, and the session begins anew."""
         if session.lease is not None:
             self.gate.leave(session.lease)
+        if session.ended is not None:
+            session.over()
         self.report(session if self.on_session is None else session.copy())  # whoever gets it may keep it
         session.begin(next(self.numbers), monotonic())
 

@@ -9,6 +9,7 @@ octets. Heads and chunks of HTTP, whose requests and responses are other ones, a
 
 from tabi.wire import http
 from tabi.wire.address import Address, Host, parse_address
+from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.proxy_protocol import ProxyHeader, SslInfo, TlvType, Transport
 from tabi.wire.sniff import SNIFF_SIZE, Protocol, sniff
@@ -34,6 +35,9 @@ __all__ = [
     "ClientMachine",
     "ClientMachine4",
     "Command",
+    "ConnectAnswer",
+    "ConnectMachine",
+    "ConnectRequest",
     "Credentials",
     "CredentialsReply",
     "Greeting",

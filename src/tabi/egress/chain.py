@@ -1,0 +1,74 @@
+"""From URLs of proxies to ways out: one class for each protocol, and a chain, in which each reaches the next."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from functools import lru_cache
+
+from tabi.egress.direct import Egress
+from tabi.egress.http_connect import HttpConnect
+from tabi.egress.socks4 import Socks4
+from tabi.egress.socks5 import Socks5
+from tabi.egress.upstream import Upstream, UpstreamTls
+from tabi.net.tls import TlsShared, make_client_context
+from tabi.url import ProxyURL
+
+HTTP_PROTOCOLS = ("http/1.1",)
+"""What an HTTP proxy inside TLS is asked for by ALPN: many speak HTTP/2 too."""
+
+trusting_system = lru_cache(8)(make_client_context)  # to read the system's authorities takes tens of milliseconds
+
+
+def make_context(url: ProxyURL, ca: str | None = None) -> ssl.SSLContext | None:
+    """The context for a proxy inside TLS, or None.
+
+    Args:
+        url: the proxy.
+        ca: a file with the authorities to trust, in PEM. Default: the system's.
+
+    Raises:
+        ValueError: the file cannot be used.
+    """
+    if not url.tls:
+        return None
+    protocols = HTTP_PROTOCOLS if url.protocol == "http" else ()
+    return trusting_system(None, protocols) if ca is None else make_client_context(ca, protocols)
+
+
+def make_upstream(
+    url: ProxyURL, below: Egress, seconds: float, tls: UpstreamTls | None = None, optimistic: bool = False
+) -> Upstream:
+    """The way out through a proxy.
+
+    Args:
+        url: the proxy.
+        below: reaches it.
+        seconds: the deadline for its part, from the open connection to its answer.
+        tls: for one inside TLS.
+        optimistic: as `Socks5`.
+    """
+    login = url.credentials
+    if url.protocol == "socks4":
+        return Socks4(below, url.address, b"" if login is None else login.username, seconds, tls)
+    if url.protocol == "http":
+        return HttpConnect(below, url.address, login, seconds, tls)
+    return Socks5(below, url.address, login, seconds, tls, optimistic)
+
+
+def make_chain(
+    urls: Sequence[ProxyURL],
+    contexts: Sequence[ssl.SSLContext | None],
+    below: Egress,
+    seconds: float,
+    shared: TlsShared,
+    optimistic: bool = False,
+) -> Egress:
+    """The way out through several proxies, the first one reached through ``below``; see `make_upstream`.
+
+    ``contexts`` are those of `make_context`, one for each URL.
+    """
+    for url, context in zip(urls, contexts, strict=True):
+        tls = None if context is None else UpstreamTls(context, shared)
+        below = make_upstream(url, below, seconds, tls, optimistic)
+    return below

@@ -1,0 +1,113 @@
+"""The egress through an HTTP proxy, by CONNECT; inside TLS too (``https://``)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from tabi.egress.direct import Egress
+from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
+from tabi.errors import AuthError, ProxyError
+from tabi.net.stream import Stream
+from tabi.wire.address import Address
+from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
+from tabi.wire.socks5 import Credentials, ReplyCode
+
+UNAUTHORIZED = (407, 401)
+"""RFC 9110 section 15.5.8; the other is an origin's, but what tinyproxy says to a wrong password."""
+
+REPLY_BY_STATUS: dict[int, int] = {
+    403: ReplyCode.NOT_ALLOWED,
+    405: ReplyCode.COMMAND_NOT_SUPPORTED,
+    429: ReplyCode.NOT_ALLOWED,
+    451: ReplyCode.NOT_ALLOWED,
+    501: ReplyCode.COMMAND_NOT_SUPPORTED,
+    502: ReplyCode.HOST_UNREACHABLE,
+    503: ReplyCode.HOST_UNREACHABLE,  # squid's and tinyproxy's for whatever they could not reach
+    504: ReplyCode.HOST_UNREACHABLE,
+}
+"""What a status says in the words of RFC 1928; any other is a general failure."""
+
+REPLY_BY_ERROR: dict[str, int] = {
+    "connection_limit_reached": ReplyCode.NOT_ALLOWED,
+    "connection_refused": ReplyCode.CONNECTION_REFUSED,
+    "connection_terminated": ReplyCode.CONNECTION_REFUSED,
+    "connection_timeout": ReplyCode.HOST_UNREACHABLE,
+    "destination_ip_prohibited": ReplyCode.NOT_ALLOWED,
+    "destination_ip_unroutable": ReplyCode.NETWORK_UNREACHABLE,
+    "destination_not_found": ReplyCode.HOST_UNREACHABLE,
+    "destination_unavailable": ReplyCode.HOST_UNREACHABLE,
+    "dns_error": ReplyCode.HOST_UNREACHABLE,
+    "dns_timeout": ReplyCode.HOST_UNREACHABLE,
+    "http_request_denied": ReplyCode.NOT_ALLOWED,
+    "proxy_internal_error": ReplyCode.GENERAL_FAILURE,
+}
+"""The same of Proxy-Status (RFC 9209 section 2.3), which knows more than the status."""
+
+
+class HttpConnect(Upstream):
+    """Connects to destinations through one HTTP proxy.
+
+    Args:
+        below: the egress that reaches the proxy itself.
+        proxy: where it listens.
+        credentials: sent with the request, as Basic.
+        seconds: the deadline for its part, from the open connection to the answer.
+        tls: speaks TLS with it first.
+    """
+
+    name = "http"
+
+    def __init__(
+        self,
+        below: Egress,
+        proxy: Address,
+        credentials: Credentials | None,
+        seconds: float,
+        tls: UpstreamTls | None = None,
+    ) -> None:
+        super().__init__(below, proxy, seconds, tls)
+        self.credentials = credentials
+
+    async def connect(self, destination: Address) -> Stream:
+        """See `Upstream`."""
+        machine = ConnectMachine()
+        try:
+            octets = machine.send(ConnectRequest(destination, self.credentials))
+        except ValueError as exc:
+            raise self.cannot(exc) from exc
+
+        async def ask(stream: Stream) -> None:
+            await stream.send_all(octets)
+            check_answer(await read_by_looking(stream, machine), destination, self.credentials is not None)
+
+        stream, _ = await self.converse(ask)
+        return stream
+
+
+def check_answer(answer: ConnectAnswer, destination: Address, known: bool) -> None:
+    """Raise what a status that is no success means; ``known`` says whether credentials were sent."""
+    status = answer.status
+    if 200 <= status < 300:
+        return
+    if status in UNAUTHORIZED:
+        raise AuthError(
+            "the proxy did not accept the user name and password"
+            if known
+            else "the proxy refused: it wants a user name and a password"
+        )
+    if status < 400:
+        text = f"{destination}: the proxy answers with {phrase(status)}, expected 200"
+        raise ProxyError(text, ReplyCode.GENERAL_FAILURE)
+    error, why = REPLY_BY_ERROR.get(answer.error or ""), ""
+    if error is not None:
+        why = f" ({answer.error})".replace("_", " ")
+    reply_code = REPLY_BY_STATUS.get(status, ReplyCode.GENERAL_FAILURE) if error is None else error
+    raise ProxyError(f"{destination}: the proxy says {phrase(status)}{why}", reply_code)
+
+
+def phrase(status: int) -> str:
+    """A status with its registered words: the proxy's own could be anything."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"{status}"

@@ -1,0 +1,327 @@
+"""The egress through a pool: one of several upstreams, another one where that fails, and checks of them all.
+
+Who is chosen and who is out, `policy.pool` decides. Here its choices are opened, each failure is laid at the member's
+door or at the destination's, and a request whose member fails goes to another one: until a stream is open not an octet
+has gone to the destination, so that nothing is sent twice.
+
+Some failures leave a doubt: an upstream that took the request and then said nothing, or "general failure", may be ill,
+or the destination does not answer. They count where another member reaches that destination, and at a trial; else one
+client that asks for what nobody reaches would have all members out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from time import monotonic
+from typing import NamedTuple
+
+from tabi.egress.direct import Direct, Egress
+from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
+from tabi.net.dial import Permit
+from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
+from tabi.policy.pool import By, Member, Pool, make_key
+from tabi.session import Session
+from tabi.wire.address import Address
+from tabi.wire.http import decode_response
+from tabi.wire.socks5 import ReplyCode
+
+log = logging.getLogger("tabi")
+
+REASONS = 5
+"""Members whose failures an error tells; of others their number."""
+
+CHECKS_AT_ONCE = 16
+
+OF_DESTINATION = frozenset(
+    (
+        ReplyCode.NOT_ALLOWED,
+        ReplyCode.NETWORK_UNREACHABLE,
+        ReplyCode.HOST_UNREACHABLE,
+        ReplyCode.CONNECTION_REFUSED,
+        ReplyCode.TTL_EXPIRED,
+        ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
+    )
+)
+"""Replies with which an upstream that works refuses a destination: another one would not do better."""
+
+
+class Check(NamedTuple):
+    """How the members of a pool are checked."""
+
+    destination: Address
+    """What is connected to through each."""
+    every: float = 10.0
+    """Seconds between two rounds."""
+    seconds: float = 5.0
+    """The deadline for one member."""
+    head: str | None = None
+    """Where given, the path that an HTTP request (HEAD) is for; an answer below 500 counts."""
+
+
+class Pooled:
+    """Connects to destinations through whichever member its pool chooses.
+
+    Args:
+        name: what rules call it.
+        pool: its members have the names of ``egresses``.
+        egresses: by the names of members. One that leads through a proxy raises DialError where it cannot reach that,
+            and ProxyError where it refuses the destination.
+        seconds: the deadline for all members that a request is tried with, together.
+        each: the deadline for one of them, a third of ``seconds`` by default: there is time for others. More than an
+            egress takes to find that its proxy cannot be reached: that leaves no doubt.
+        by: what of a request ``hash`` and ``sticky`` go by.
+        label: only members with this one.
+        check: has `start` check the members; None: only requests tell how they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: Pool,
+        egresses: Mapping[str, Egress],
+        seconds: float,
+        each: float | None = None,
+        *,
+        by: Sequence[By] = ("client", "user", "host"),
+        label: str | None = None,
+        check: Check | None = None,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.egresses = {member: egresses[member.name] for member in pool.members}
+        self.seconds = seconds
+        self.each = seconds / 3 if each is None else each
+        self.by = by
+        self.label = label
+        self.check = check
+        self.reasons: dict[Member, str] = {}  # why each failed last
+        self.checking: asyncio.Task[None] | None = None
+
+    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+        """See `Egress`; ``session.member`` is who was chosen, and counts as its request until the session is over.
+
+        Raises:
+            DialError: no member answers (general failure), or one found that the destination cannot be reached.
+            ProxyError: a member refused the destination.
+            PolicyDenied, LimitExceeded: as the member's egress.
+        """
+        pool, key, doubts = self.pool, self.key(destination, session), list[Member]()
+        label, ttl, lacking = self.wishes(session)
+        tried = set(lacking)
+        ends = monotonic() + self.seconds
+        while (left := ends - monotonic()) > 0:
+            member = pool.choose(key, monotonic(), tried, label, ttl)
+            if member is None:
+                break
+            tried.add(member)
+            if session is not None:
+                session.member = member.name
+            try:
+                stream = await self.open_through(member, destination, permit, session, left, doubts)
+            except (TabiError, OSError) as exc:
+                if not is_fault(exc, self.egresses[member]):
+                    raise
+                continue
+            for other in doubts:
+                self.note_failure(other, self.reasons[other])
+            return stream
+        raise DialError(self.explain(tried - lacking, label, lacking), ReplyCode.GENERAL_FAILURE)
+
+    async def open_through(
+        self,
+        member: Member,
+        destination: Address,
+        permit: Permit,
+        session: Session | None,
+        left: float,
+        doubts: list[Member],
+    ) -> Stream:
+        """Open through one member, and note how that went, in ``doubts`` if that is not clear.
+
+        ``left`` are the seconds for this member and all others.
+
+        Raises:
+            Whatever the member's egress raises; TimeoutError where that took too long.
+        """
+        pool, egress = self.pool, self.egresses[member]
+        trial = pool.begin(member)
+        decided = False
+        try:
+            async with asyncio.timeout(min(self.each, left)):
+                stream = await egress.open(destination, permit, session)
+            decided = True
+            self.note_success(member)
+        except BaseException as exc:
+            pool.end(member)
+            # One that had only what others had left of the time has not failed.
+            if isinstance(exc, TabiError | OSError) and (left >= self.each or not isinstance(exc, TimeoutError)):
+                decided = self.note(member, exc, None if trial else doubts)
+            raise
+        finally:
+            if trial and not decided:
+                pool.undecided(member)
+        if session is None:
+            pool.end(member)  # nobody tells when it is over
+        else:
+            session.when_over(partial(pool.end, member))
+        return stream
+
+    def key(self, destination: Address, session: Session | None) -> str:
+        """What ``hash`` and ``sticky`` go by."""
+        if session is None:
+            return make_key(self.by, "", None, str(destination.host))
+        token = None if session.parameters is None else session.parameters.session
+        return make_key(self.by, str(session.client.host), session.user, str(destination.host), token)
+
+    def wishes(self, session: Session | None) -> tuple[str | None, float | None, frozenset[Member]]:
+        """What a user name asks for: a label, seconds for a sticky key, and members that lack another of its labels."""
+        parameters = None if session is None else session.parameters
+        if parameters is None or not parameters.labels:
+            return self.label, None if parameters is None else parameters.ttl, frozenset()
+        first, *others = parameters.labels
+        lacking = {member for member in self.pool.members if not member.labels.issuperset(others)} if others else ()
+        return first, parameters.ttl, frozenset(lacking)
+
+    def explain(self, tried: Collection[Member], label: str | None, lacking: Collection[Member]) -> str:
+        """Why nobody was left: what each of the members that a request may go to said last."""
+        members = [m for m in self.pool.members if (label is None or label in m.labels) and m not in lacking]
+        if not members:
+            return f"pool {self.name}: no member has what the user name asks for"
+        told = [
+            f"{m.name}: {self.reasons[m]}" for m in members if m in self.reasons and (m in tried or m.due is not None)
+        ]
+        text = f"pool {self.name}: none of {len(members)} members answers"
+        if len(told) > REASONS:
+            told[REASONS:] = [f"and {len(told) - REASONS} more"]
+        return f"{text}: {'; '.join(told)}" if told else text
+
+    # --- what is known of the members ---
+
+    def note(self, member: Member, exc: TabiError | OSError, doubts: list[Member] | None) -> bool:
+        """Note what an error tells of a member; where it is doubtful and ``doubts`` is given, there.
+
+        Returns:
+            Whether it told anything for sure.
+        """
+        if is_fault(exc, self.egresses[member]):
+            reason = reason_of(exc, self.each)
+            if doubts is not None and is_doubtful(exc):
+                self.reasons[member] = reason
+                doubts.append(member)
+                return False
+            self.note_failure(member, reason)
+            return True
+        if isinstance(exc, ProxyError | DialError):  # the destination's part: whoever says so works
+            self.note_success(member)
+            return True
+        return False
+
+    def note_success(self, member: Member) -> None:
+        """A member works."""
+        self.reasons.pop(member, None)
+        if self.pool.worked(member):
+            log.info("pool %s: %s works again", self.name, member.name)
+
+    def note_failure(self, member: Member, reason: str) -> None:
+        """A member failed."""
+        self.reasons[member] = reason
+        if self.pool.failed(member, monotonic()):
+            log.warning("pool %s: %s is out: %s", self.name, member.name, reason)
+
+    # --- checks ---
+
+    def start(self) -> None:
+        """Begin to check the members, if that is wanted; `close` ends it."""
+        if self.check is not None and self.checking is None:
+            loop = asyncio.get_running_loop()
+            self.checking = asyncio.Task(self.check_again(self.check), loop=loop, name=f"tabi-check-{self.name}")
+
+    def stop(self) -> asyncio.Task[None] | None:
+        """Check no more; what is under way ends by itself."""
+        task, self.checking = self.checking, None
+        if task is not None:
+            task.cancel()
+        return task
+
+    async def close(self) -> None:
+        """Stop checking."""
+        task = self.stop()
+        if task is not None:
+            await asyncio.wait([task])
+
+    async def check_again(self, check: Check) -> None:
+        """Check all members, over and over."""
+        while True:
+            try:
+                await self.check_all(check)
+            except Exception:
+                log.exception("pool %s: a check failed", self.name)
+            await asyncio.sleep(check.every)
+
+    async def check_all(self, check: Check) -> None:
+        """Check each member once, some at a time."""
+        members = iter(self.pool.members)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CHECKS_AT_ONCE, len(self.pool.members))):
+                group.create_task(self.check_some(members, check))
+
+    async def check_some(self, members: Iterable[Member], check: Check) -> None:
+        """Check one member after the other, of those that others check too."""
+        for member in members:
+            try:
+                async with asyncio.timeout(check.seconds):
+                    await check_one(self.egresses[member], check)
+            except (TabiError, OSError) as exc:  # whatever it is: the destination was chosen because it can be reached
+                self.note_failure(member, f"check: {reason_of(exc, check.seconds)}")
+            else:
+                self.note_success(member)
+
+
+def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:
+    """Whether a failure is the upstream's, and not that of the destination, of a rule or of the client."""
+    if isinstance(egress, Direct):  # no proxy is between: whatever it is, the destination does not answer
+        return isinstance(exc, DialError) and exc.reply_code not in OF_DESTINATION
+    if isinstance(exc, ProxyError):
+        return exc.reply_code not in OF_DESTINATION
+    return isinstance(exc, DialError | AuthError | ProtocolError | OSError)
+
+
+def is_doubtful(exc: TabiError | OSError) -> bool:
+    """Whether a fault may be the destination's all the same."""
+    if isinstance(exc, ProxyError):
+        return exc.reply_code in (None, ReplyCode.GENERAL_FAILURE)
+    return isinstance(exc, TimeoutError)
+
+
+def reason_of(exc: TabiError | OSError, seconds: float) -> str:
+    """A failure in a few words."""
+    if isinstance(exc, TimeoutError) and exc.errno is None:
+        return f"no answer within {seconds:g} s"
+    return ((exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)) or type(exc).__name__
+
+
+async def check_one(egress: Egress, check: Check) -> None:
+    """Connect to the destination of a check, and ask it if that is wanted. Who waits sets the deadline.
+
+    Raises:
+        ProxyError: it answers with a status of 500 or more.
+        RemoteProtocolError: it does not answer in HTTP.
+        TabiError, OSError: as the egress and `Stream.receive`.
+    """
+    async with await egress.open(check.destination, permit_any) as stream:
+        if check.head is None:
+            return
+        request = f"HEAD {check.head} HTTP/1.1\r\nHost: {check.destination}\r\nConnection: close\r\n\r\n"
+        await stream.send_all(request.encode())
+        head = bytearray()
+        while (found := decode_response(head, "HEAD")) is None:
+            data = await stream.receive(4096)
+            if not data:
+                raise ProxyError("the connection ended without an answer")
+            head += data
+        if found[0].status >= 500:
+            raise ProxyError(f"status {found[0].status}")

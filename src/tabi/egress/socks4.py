@@ -1,0 +1,67 @@
+"""The egress through a SOCKS4 or SOCKS4a proxy: IPv4 addresses, and names, which the proxy resolves (4a)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+from tabi.egress.direct import Egress
+from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
+from tabi.errors import AuthError, DialError, ProxyError
+from tabi.net.stream import Stream
+from tabi.wire.address import Address
+from tabi.wire.socks4 import ClientMachine4, ReplyCode4, Request4
+from tabi.wire.socks5 import Command, ReplyCode
+
+REPLY4_TEXTS: dict[int, str] = {
+    ReplyCode4.REJECTED: "rejected or failed",
+    ReplyCode4.NO_IDENTD: "it cannot reach an identd here",
+    ReplyCode4.USERID_MISMATCH: "identd here names another user",
+}
+
+
+class Socks4(Upstream):
+    """Connects to destinations through one SOCKS4 proxy.
+
+    Args:
+        below: the egress that reaches the proxy itself.
+        proxy: where it listens.
+        userid: who we claim to be; SOCKS4 has no passwords.
+        seconds: the deadline for its part, from the open connection to the reply.
+        tls: speaks TLS with it first.
+    """
+
+    name = "socks4"
+
+    def __init__(
+        self, below: Egress, proxy: Address, userid: bytes, seconds: float, tls: UpstreamTls | None = None
+    ) -> None:
+        super().__init__(below, proxy, seconds, tls)
+        self.userid = userid
+
+    async def connect(self, destination: Address) -> Stream:
+        """See `Upstream`. Raises DialError (reply 08) for an IPv6 address, which SOCKS4 has no room for."""
+        if isinstance(destination.host, IPv6Address):
+            text = f"{destination}: SOCKS4 carries no IPv6 address, and {self.proxy} speaks nothing else"
+            raise DialError(text, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
+        machine = ClientMachine4()
+        try:
+            octets = machine.send(Request4(Command.CONNECT, destination, self.userid))
+        except ValueError as exc:
+            raise self.cannot(exc) from exc
+
+        async def ask(stream: Stream) -> None:
+            await stream.send_all(octets)
+            check_reply4((await read_exactly(stream, machine)).code, destination)
+
+        stream, _ = await self.converse(ask)
+        return stream
+
+
+def check_reply4(code: int, destination: Address) -> None:
+    """Raise what a CD other than granted means: AuthError where it is about who we are, else ProxyError."""
+    if code == ReplyCode4.GRANTED:
+        return
+    text = f"the proxy says {REPLY4_TEXTS.get(code, 'no code of SOCKS4')} (reply {code})"
+    if code in (ReplyCode4.NO_IDENTD, ReplyCode4.USERID_MISMATCH):
+        raise AuthError(f"{destination}: {text}")
+    raise ProxyError(f"{destination}: {text}", ReplyCode.GENERAL_FAILURE)

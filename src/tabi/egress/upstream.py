@@ -1,0 +1,140 @@
+"""What the ways out through one proxy have in common: reach it, TLS first where it wants that, ask it, and call
+what goes wrong by its name.
+
+Vocabulary: to *ask* is to send the request and to read the proxy's answer; what stands behind it is the destination's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
+from typing import Any, NamedTuple, TypeVar
+
+from tabi.egress.direct import Egress
+from tabi.errors import DialError, ProxyError
+from tabi.net.dial import Permit
+from tabi.net.resolve import find_number
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared, connect_tls
+from tabi.policy.guard import permit_any
+from tabi.session import Session
+from tabi.wire.address import Address
+from tabi.wire.machine import NEED_DATA
+from tabi.wire.socks5 import ReplyCode
+
+T = TypeVar("T")
+
+PEEK = 4096
+"""Octets of one look at an answer."""
+
+
+class UpstreamTls(NamedTuple):
+    """How a proxy is spoken with inside TLS: its certificate has to name the proxy's host."""
+
+    context: ssl.SSLContext
+    shared: TlsShared
+
+
+class Upstream:
+    """Reaches one proxy and talks to it.
+
+    Args:
+        below: the egress that reaches the proxy: `Direct`, or the proxy before it in a chain.
+        proxy: where it listens.
+        seconds: the deadline for its part, from the open connection to its answer, TLS included.
+        tls: speaks TLS with it first.
+    """
+
+    name: str
+
+    def __init__(self, below: Egress, proxy: Address, seconds: float, tls: UpstreamTls | None = None) -> None:
+        self.below = below
+        self.proxy = proxy
+        self.seconds = seconds
+        self.tls = tls
+
+    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+        """Return a stream to ``destination`` that the caller closes; see `Egress`.
+
+        Raises:
+            PolicyDenied: ``permit`` forbids an address of the destination, as far as one is known here.
+            DialError: the proxy cannot be reached, or cannot be asked for such a destination.
+            AuthError: it does not accept the user, or wants one.
+            ProxyError: it refused, broke the connection, or did not answer in time; ``reply_code`` says how.
+            RemoteProtocolError: what is there is no such proxy.
+        """
+        destination = self.choose(destination, permit, session)
+        return await self.connect(destination)
+
+    def choose(self, destination: Address, permit: Permit, session: Session | None) -> Address:
+        """What to ask the proxy for: the destination itself, whose name the proxy resolves.
+
+        But a name that was resolved for a decision becomes an address that this decision was made on: the proxy
+        could find another one. Raises PolicyDenied; DialError for a name that is a number, but no address.
+        """
+        host, port = destination
+        known = None if session is None else session.addresses
+        if known:
+            for address in known:
+                permit(address)
+            return Address(next((ip for ip in known if isinstance(ip, IPv4Address)), known[0]), port)
+        number = (find_number(host) if permit is not permit_any else None) if isinstance(host, str) else host
+        if number is not None:
+            permit(number)
+        return destination
+
+    async def connect(self, destination: Address) -> Stream:
+        """Ask the proxy for a connection. Errors as `open`."""
+        raise NotImplementedError
+
+    async def converse(self, talk: Callable[[Stream], Awaitable[T]]) -> tuple[Stream, T]:
+        """Reach the proxy and talk to it, with one deadline over everything from the open connection on.
+
+        Returns:
+            The stream, which the caller closes, and what ``talk`` gave.
+
+        Raises:
+            As ``talk`` and the egress below, but for OSError: that is a ProxyError.
+        """
+        stream = await self.below.open(self.proxy, permit_any)
+        try:
+            async with asyncio.timeout(self.seconds):
+                if self.tls is not None:
+                    await connect_tls(stream, self.tls.context, self.proxy.host, self.tls.shared)
+                return stream, await talk(stream)
+        except BaseException as exc:
+            stream.close()
+            if isinstance(exc, TimeoutError) and exc.errno is None:
+                raise ProxyError(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
+            if isinstance(exc, OSError):
+                text = (exc.strerror or str(exc)).lower()
+                raise ProxyError(f"{self.proxy}: the connection to the proxy broke: {text}") from exc
+            raise
+
+    def cannot(self, exc: ValueError) -> DialError:
+        """The error for a destination that this proxy's protocol cannot say."""
+        return DialError(f"{self.proxy}: {exc}", ReplyCode.HOST_UNREACHABLE)
+
+
+async def read_exactly(stream: Stream, machine: Any) -> Any:
+    """Read the proxy's next message, and no octet more; ``missing`` of the machine says how many there are at least."""
+    while (message := machine.next_event()) is NEED_DATA:
+        machine.receive_data(await stream.receive(machine.missing))
+    return message
+
+
+async def read_by_looking(stream: Stream, machine: Any) -> Any:
+    """The same where only what has come tells how long a message is: look at it first, and take what belongs to it."""
+    while True:
+        data = await stream.peek(PEEK)
+        machine.receive_data(data)
+        message = machine.next_event()
+        over = 0 if message is NEED_DATA else len(machine.trailing_data)
+        # It has been looked at, so it is there: this does not wait. All that came before has been taken.
+        count = len(data) - over
+        while count > 0:
+            count -= len(await stream.receive(count))
+        if message is not NEED_DATA:
+            return message

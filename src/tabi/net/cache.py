@@ -1,0 +1,183 @@
+"""Names that are known already: answers within their time to live, and hosts of the configuration.
+
+A name that is known costs a look into a dict: no task, no turn of the loop (`NameCache.lookup`). One that is not is
+asked for once, by all who want to know it meanwhile (`NameCache.resolve`), and that lasts until it is answered, whoever
+has left: the next one finds the answer.
+
+Times are seconds of the clock that is passed in. RFC 2308 is about negative answers, RFC 9520 about failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+from tabi.config import Prefer
+from tabi.errors import DialError
+from tabi.net.resolve import IP, LOOKUPS, Source
+from tabi.wire.socks5 import ReplyCode
+
+SIZE = 10_000
+"""Names that are kept: about 5 MB when it is full."""
+
+MIN_TTL, MAX_TTL = 1.0, 3600.0
+"""Seconds that an answer is kept at least, whatever it says, or says nothing, and at most: nobody waits for days until
+a destination is found that has moved."""
+
+NEGATIVE_TTL = 5.0
+"""Seconds that it is kept at most that a name does not exist or has no address."""
+
+FAILURE_TTL = 1.0
+"""The same where it could not be found out: RFC 9520 section 3.2 wants 1 s to 5 min, so that a name server in trouble
+is not asked again for each client."""
+
+
+class Entry(NamedTuple):
+    """What is known of a name."""
+
+    until: float
+    addresses: tuple[IP, ...]
+    """Best first; empty where there are none, which is an error."""
+    text: str = ""
+    """That error's text, the name in it."""
+
+
+class NameCache:
+    """Resolves names by a source, and remembers.
+
+    Args:
+        source: asked for what is not known; closed with the cache.
+        hosts: names that are never asked for, lower case, and their addresses.
+        prefer: which kind of addresses comes first, or is the only one.
+        size: names that are kept, those that were not asked for the longest time go first; 0 keeps none.
+        min_ttl: seconds that an answer is kept at least.
+        max_ttl: and at most.
+        negative_ttl: and at most where a name has no address.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        hosts: Mapping[str, Sequence[IP]] | None = None,
+        prefer: Prefer = "any",
+        size: int = SIZE,
+        min_ttl: float = MIN_TTL,
+        max_ttl: float = MAX_TTL,
+        negative_ttl: float = NEGATIVE_TTL,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.source = source
+        self.prefer = prefer
+        self.size = size
+        self.min_ttl, self.max_ttl, self.negative_ttl = min_ttl, max_ttl, negative_ttl
+        self.clock = clock
+        self.hosts = {name: self.make_entry(name, addresses, float("inf")) for name, addresses in (hosts or {}).items()}
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
+        self.questions: dict[str, asyncio.Task[Entry]] = {}
+
+    def lookup(self, name: str) -> Sequence[IP] | None:
+        """The addresses of a name, best first, at least one; None where it has to be asked for.
+
+        Raises:
+            DialError: it is known to have none.
+        """
+        key = name.lower()
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.hosts.get(key)
+            if entry is None:
+                return None
+        elif entry.until <= self.clock():
+            return None
+        else:
+            self.entries.move_to_end(key)
+        return entry.addresses or found(entry)
+
+    async def resolve(self, name: str) -> list[IP]:
+        """See `Resolver`. Who waits sets the deadline.
+
+        Raises:
+            DialError: there are none; at once while LOOKUPS others are asked for.
+        """
+        known = self.lookup(name)
+        if known is not None:
+            return list(known)
+        question = self.questions.get(name.lower()) or self.ask(name.lower())
+        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
+        if question.cancelled():
+            raise DialError(f"{name}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
+        return list(found(question.result()))
+
+    def ask(self, name: str) -> asyncio.Task[Entry]:
+        """Put a question to the source, and keep it until it is answered."""
+        if len(self.questions) >= LOOKUPS:
+            raise DialError(f"{name}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
+
+        def answered(question: asyncio.Task[Entry]) -> None:
+            del self.questions[name]
+            if not question.cancelled():
+                question.exception()  # perhaps nobody waits any more to whom it could be told
+
+        question = self.questions[name] = asyncio.get_running_loop().create_task(self.find_out(name))
+        question.add_done_callback(answered)
+        return question
+
+    async def find_out(self, name: str) -> Entry:
+        """Ask the source, and remember what it says."""
+        try:
+            answer = await self.source.answer(name)
+        except DialError as exc:
+            if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure: nothing is known of the name
+                raise
+            entry = Entry(self.clock() + FAILURE_TTL, (), str(exc))
+        else:
+            most = self.max_ttl if answer.addresses else self.negative_ttl
+            ttl = most if answer.ttl is None and not answer.addresses else answer.ttl or 0.0
+            until = self.clock() + min(max(ttl, self.min_ttl), most)
+            entry = self.make_entry(name, answer.addresses, until, answer.text)
+        self.keep(name, entry)
+        return entry
+
+    def make_entry(self, name: str, addresses: Iterable[IP], until: float, text: str = "no address") -> Entry:
+        """What becomes of an answer: the addresses in their order, or why there are none."""
+        given = tuple(dict.fromkeys(addresses))
+        ordered = order(given, self.prefer)
+        if given and not ordered:
+            text = f"no {'IPv4' if self.prefer == 'ipv4-only' else 'IPv6'} address"
+        return Entry(until, ordered, "" if ordered else f"{name}: {text}")
+
+    def keep(self, name: str, entry: Entry) -> None:
+        """Remember, and forget whom nobody has asked for."""
+        if self.size:
+            self.entries[name] = entry
+            self.entries.move_to_end(name)
+            if len(self.entries) > self.size:
+                self.entries.popitem(last=False)
+
+    async def close(self) -> None:
+        """End the questions under way, and close the source."""
+        questions = list(self.questions.values())
+        for question in questions:
+            question.cancel()
+        await asyncio.gather(*questions, return_exceptions=True)
+        await self.source.close()
+
+
+def found(entry: Entry) -> Sequence[IP]:
+    """The addresses of an entry. Raises DialError where there are none."""
+    if not entry.addresses:
+        raise DialError(entry.text, ReplyCode.HOST_UNREACHABLE)
+    return entry.addresses
+
+
+def order(addresses: Sequence[IP], prefer: Prefer) -> tuple[IP, ...]:
+    """Addresses as they are preferred, else in the order that they have; only those of one kind where that is asked."""
+    if prefer == "any":
+        return tuple(addresses)
+    version = 4 if prefer.startswith("ipv4") else 6
+    first = [address for address in addresses if address.version == version]
+    return (*first, *(() if prefer.endswith("only") else (one for one in addresses if one.version != version)))

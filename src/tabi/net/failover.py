@@ -1,0 +1,70 @@
+"""Several sources of answers, of which one that fails gives way to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from time import monotonic
+
+from tabi.errors import DialError
+from tabi.net.resolve import Answer, Resolver, Source
+
+AVOID = 30.0
+"""Seconds in which a source that has failed is asked after all others."""
+
+LOCALHOST = Answer([IPv4Address("127.0.0.1"), IPv6Address("::1")], None)
+"""RFC 6761 section 6.3: what localhost is, no name server is asked."""
+
+
+class Failover:
+    """Asks sources in their order, those that failed lately last, until one has an answer.
+
+    That a name does not exist is an answer too. A source that fails costs the one question that meets it first; what
+    others ask meanwhile goes past it.
+
+    Args:
+        sources: each limits by itself how long it takes.
+        tries: how often all of them are asked at most.
+        bootstrap: finds the addresses of name servers that have a name, closed with the sources.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tries: int,
+        bootstrap: Resolver | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.sources = sources
+        self.tries = tries
+        self.bootstrap = bootstrap
+        self.clock = clock
+        self.avoided = dict.fromkeys(sources, 0.0)
+        """Until when."""
+
+    async def answer(self, name: str) -> Answer:
+        """See `Source`. What the last one failed with is raised."""
+        if name == "localhost" or name.endswith(".localhost"):
+            return LOCALHOST
+        failure: DialError | None = None
+        for _ in range(self.tries):
+            now = self.clock()
+            for source in sorted(self.sources, key=lambda source: self.avoided[source] > now):
+                try:
+                    answer = await source.answer(name)
+                except DialError as exc:
+                    failure = exc
+                    self.avoided[source] = self.clock() + AVOID
+                else:
+                    self.avoided[source] = 0.0
+                    return answer
+        assert failure is not None
+        raise failure
+
+    async def close(self) -> None:
+        """See `Source`."""
+        for source in self.sources:
+            await source.close()
+        if self.bootstrap is not None:
+            await self.bootstrap.close()

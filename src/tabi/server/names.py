@@ -1,0 +1,86 @@
+"""``[resolver]`` composed: who is asked for names, behind one cache."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tabi.config import Config
+from tabi.config.compile import make_hosts
+from tabi.errors import ConfigError
+from tabi.net.cache import NameCache
+from tabi.net.failover import Failover
+from tabi.net.resolve import Resolver, Source, SystemResolver
+from tabi.url import ServerURL
+
+if TYPE_CHECKING:
+    from tabi.net.dns_client import Carrier
+
+MakeResolver = Callable[[asyncio.AbstractEventLoop], NameCache]
+
+
+def prepare_resolver(config: Config) -> MakeResolver:
+    """Look at everything that a resolver needs, and return what makes it on a loop.
+
+    Raises:
+        ConfigError: dnspython is missing, or the file of authorities cannot be used.
+    """
+    settings, hosts, urls = config.resolver, make_hosts(config), config.resolver.parsed
+    schemes = {url.scheme for url in urls if url is not None}
+    if schemes - {"udp"}:
+        need_dnspython(settings.servers[next(i for i, url in enumerate(urls) if url and url.scheme != "udp")])
+    context = make_context(settings.ca) if schemes & {"tls", "https"} else None
+
+    def make_resolver(loop: asyncio.AbstractEventLoop) -> NameCache:
+        return NameCache(
+            make_source(loop),
+            hosts,
+            settings.prefer,
+            settings.cache,
+            settings.min_ttl,
+            settings.max_ttl,
+            settings.negative_ttl,
+        )
+
+    def make_source(loop: asyncio.AbstractEventLoop) -> Source:
+        if urls == (None,):
+            return SystemResolver(loop)
+        named = any(url is not None and isinstance(url.address.host, str) for url in urls)
+        bootstrap = NameCache(SystemResolver(loop)) if named else None
+        return Failover([make_server(loop, url, bootstrap) for url in urls], settings.tries, bootstrap)
+
+    def make_server(loop: asyncio.AbstractEventLoop, url: ServerURL | None, bootstrap: Resolver | None) -> Source:
+        seconds = settings.timeout
+        if url is None:
+            return SystemResolver(loop, timeout=seconds, tries=1)
+        if url.scheme == "udp":  # c-ares does that well, truncated answers included
+            return SystemResolver(loop, [str(url.address)], seconds, 1, names_alone=True)
+        from tabi.net.dns_client import PADDING, DnsServer, HttpsCarrier, StreamCarrier
+
+        carrier: Carrier
+        if url.scheme == "https":
+            assert context is not None
+            carrier = HttpsCarrier(url, bootstrap, context)
+        else:
+            carrier = StreamCarrier(url, bootstrap, context if url.scheme == "tls" else None)
+        return DnsServer(str(url), carrier, seconds, 0 if url.scheme == "tcp" else PADDING)
+
+    return make_resolver
+
+
+def need_dnspython(server: str) -> None:
+    """Raise ConfigError where what speaks with a server is not installed."""
+    try:
+        import tabi.net.dns_client  # noqa: F401
+    except ImportError as exc:
+        raise ConfigError(f"{server} needs {exc.name}: pip install 'tabi[dns]'", "resolver.servers") from exc
+
+
+def make_context(ca: str | None) -> ssl.SSLContext:
+    """What trusts servers. Raises ConfigError."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigError(f"{ca}: {exc.strerror or exc}", "resolver.ca") from exc

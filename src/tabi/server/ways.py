@@ -1,0 +1,170 @@
+"""The ways out, composed from the configuration: each egress by its name, with whatever it leads through."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+
+import msgspec
+
+from tabi.config import Config
+from tabi.config import Egress as Settings
+from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of
+from tabi.egress.chain import make_context, make_upstream
+from tabi.egress.direct import Direct, Egress
+from tabi.egress.pool import Check, Pooled
+from tabi.egress.proxy_header import SendProxyHeader
+from tabi.egress.upstream import UpstreamTls
+from tabi.egress.ways import Block, Isolated, ResolveHere
+from tabi.errors import ConfigError
+from tabi.net.dial import Dialer
+from tabi.net.origin import Origin
+from tabi.net.tls import TlsShared
+from tabi.policy.networks import parse_network
+from tabi.policy.pool import Member, Pool
+from tabi.url import ProxyURL, parse_url
+from tabi.wire.socks5 import Credentials
+
+NO_SETTINGS = Settings()
+
+ORIGIN = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
+"""What `Origin` is made of, in its order."""
+
+
+class Ways:
+    """All ways out of one configuration.
+
+    Args:
+        config: checked.
+        dialer: connects, and resolves names.
+        shared: see `TlsShared`.
+
+    Raises:
+        ConfigError: the authorities of a proxy cannot be read.
+    """
+
+    def __init__(self, config: Config, dialer: Dialer, shared: TlsShared) -> None:
+        self.config = config
+        self.dialer = dialer
+        self.shared = shared
+        self.seconds: float = config.timeouts.connect
+        self.made: dict[str, Egress] = {}
+        self.pools: list[Pooled] = []
+        for name in (DIRECT, BLOCK, *config.egress):
+            self.way(name)
+
+    @property
+    def by_name(self) -> Mapping[str, Egress]:
+        """Each of them."""
+        return self.made
+
+    def start(self) -> None:
+        """Begin to check the members of pools."""
+        for pool in self.pools:
+            pool.start()
+
+    async def close(self) -> None:
+        """Stop checking."""
+        for pool in self.pools:
+            await pool.close()
+
+    def way(self, name: str) -> Egress:
+        """The egress of a name, made when it is first asked for: others may lead through it."""
+        egress = self.made.get(name)
+        if egress is None:
+            egress = self.made[name] = self.make(name, self.config.egress.get(name, NO_SETTINGS))
+        return egress
+
+    def make(self, name: str, settings: Settings) -> Egress:
+        """Make one."""
+        if name == BLOCK:
+            return Block(name)
+        direct = Direct(self.dialer, make_origin(settings), name)
+        egress: Egress
+        if settings.members:
+            egress = self.make_pool(name, settings, direct)
+        elif settings.hops:
+            egress = self.make_chain(name, settings, direct)
+        elif settings.send_proxy_protocol:
+            egress = SendProxyHeader(direct, settings.send_proxy_protocol)
+        else:
+            egress = direct
+        if settings.resolve == "here":
+            egress = ResolveHere(egress, self.dialer)
+        egress.name = name
+        return egress
+
+    def make_chain(self, name: str, settings: Settings, below: Egress) -> Egress:
+        """Through one proxy after the other."""
+        urls = []
+        for hop in settings.hops:
+            if "://" in hop:
+                urls.append(parse_url(hop))
+            else:
+                below = self.way(hop)
+        if not urls:
+            return below
+        for url in urls[:-1]:
+            below = self.upstream(url, below, name, settings)
+        last, nearest = urls[-1], below
+        if not settings.isolate:
+            return self.upstream(last, nearest, name, settings)
+
+        def make(credentials: Credentials) -> Egress:
+            user, password = credentials.username.decode(), credentials.password.decode()
+            url = msgspec.structs.replace(last, username=user, password=password)
+            return self.upstream(url, nearest, name, settings)
+
+        return Isolated(make, settings.isolate)
+
+    def make_pool(self, name: str, settings: Settings, below: Egress) -> Egress:
+        """By one of several."""
+        members: list[Member] = []
+        egresses: dict[str, Egress] = {}
+        for member in members_of(settings):
+            called = name_of(member.to)
+            members.append(Member(called, member.weight, member.labels))
+            if "://" in member.to:
+                egresses[called] = self.upstream(parse_url(member.to), below, name, settings)
+            else:
+                egresses[called] = self.way(called)
+        pool = Pool(members, settings.balance, ttl=settings.sticky.ttl)
+        check = None
+        if settings.check is not None:
+            destination, path = check_target(settings.check)
+            check = Check(destination, settings.check.every, settings.check.timeout, path)
+        found = Pooled(name, pool, egresses, self.seconds, by=settings.sticky.words, check=check)
+        self.pools.append(found)
+        return found
+
+    def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
+        """The way through one proxy."""
+        context: ssl.SSLContext | None
+        try:
+            context = make_context(url, settings.ca)
+        except ValueError as exc:
+            raise ConfigError(str(exc), f"egress.{name}.ca") from None
+        tls = None if context is None else UpstreamTls(context, self.shared)
+        return make_upstream(url, below, self.seconds, tls, optimistic=True)
+
+
+def make_origin(settings: Settings) -> Origin | None:
+    """Where a way out comes from; None for wherever the system chooses."""
+    if all(getattr(settings, key) == getattr(NO_SETTINGS, key) for key in ORIGIN):
+        return None
+    _, *others = (getattr(settings, key) for key in ORIGIN)
+    return Origin([parse_network(text) for text in settings.source], *others)
+
+
+def describe(config: Config, name: str) -> str:
+    """A way out for people, without secrets."""
+    settings = config.egress.get(name, NO_SETTINGS)
+    if settings.members:
+        members = [name_of(member.to) for member in members_of(settings)]
+        shown = ", ".join(members[:5]) + (f", … ({len(members):,})" if len(members) > 5 else "")
+        return f"{name}: {settings.balance} of {shown}"
+    if settings.hops:
+        return f"{name}: through {', then '.join(map(name_of, settings.hops))}"
+    if settings.source:
+        return f"{name}: from {', '.join(settings.source)}"
+    return name

@@ -1,0 +1,137 @@
+"""CONNECT of HTTP (RFC 9110 section 9.3.6) as a client asks an HTTP proxy for a tunnel. No I/O.
+
+    request     CONNECT host:port HTTP/1.1 CRLF
+                Host: host:port CRLF
+                Proxy-Authorization: Basic base64(user:password) CRLF      with credentials (RFC 7617)
+                CRLF
+    answer      the head of a response; those with 1xx in front of it are skipped, but for 101, which nobody asked for
+
+The machine is one of `wire/machine.py`:
+
+    ConnectMachine     send()s               reads                    and goes on
+    REQUEST            ConnectRequest        ConnectAnswer            OPEN (2xx) or CLOSED
+
+A head is read as `wire/http.py` reads it, so what could be read in two ways is none. What follows a 2xx is payload,
+whatever Content-Length says (RFC 9112 section 6.3, rule 2), and is left as ``trailing_data``; what follows any other
+answer is text for people and means nothing here. An error holds no text of the proxy's, which may be anybody.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import b2a_base64
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from tabi.errors import RemoteProtocolError
+from tabi.wire.address import Address
+from tabi.wire.http import AUTHORITY, CONTROL, decode_response
+from tabi.wire.machine import CLOSED, NEED_DATA, OPEN, REQUEST, REQUEST_SENT, Decoder, Machine, State
+from tabi.wire.socks5 import Credentials
+
+ANSWER_LIMIT = 8192
+"""Octets of the answer's head: a 407 that offers Negotiate has the longest ones. A head is searched from its beginning
+each time that octets come, which a short one is worth."""
+
+MAX_INTERIM = 32
+"""Heads with 1xx in front of the answer."""
+
+# RFC 9209 section 2.3: the first member tells what the proxy that is farthest away has met.
+ERROR = re.compile(rb"\r\n(?i:proxy-status):[^\r]*?;[\t ]*error=([a-z_]{1,40})(?![^\r;,\t ])")
+
+
+class ConnectRequest(msgspec.Struct, frozen=True):
+    """Where to, and who asks."""
+
+    destination: Address
+    credentials: Credentials | None = None
+
+
+class ConnectAnswer(msgspec.Struct, frozen=True):
+    """The answer's status, and the error that its Proxy-Status names (RFC 9209 section 2.3), or None."""
+
+    status: int
+    error: str | None = None
+
+
+def encode_connect(message: ConnectRequest) -> bytes:
+    """Write the head of a request.
+
+    Raises:
+        ValueError: the host cannot be written, or the credentials cannot: a user name has no colon, neither has control
+            octets (RFC 7617 section 2). The message holds none of them.
+    """
+    authority = str(message.destination).encode("ascii", "replace")
+    if not AUTHORITY.fullmatch(authority):
+        raise ValueError(f"{message.destination!s}: no host that can be written in HTTP")
+    lines = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (authority, authority)
+    if message.credentials is not None:
+        lines += b"Proxy-Authorization: Basic %b\r\n" % encode_basic(message.credentials)
+    return lines + b"\r\n"
+
+
+def encode_basic(credentials: Credentials) -> bytes:
+    """The counterpart of `http.decode_basic`, without its scheme. Raises ValueError."""
+    if b":" in credentials.username:
+        raise ValueError("a user name with a colon, which Basic of HTTP cannot say (RFC 7617)")
+    both = b"%b:%b" % (credentials.username, credentials.password)
+    if CONTROL.search(both):
+        raise ValueError("control characters in a user name or a password, which Basic of HTTP cannot say (RFC 7617)")
+    return b2a_base64(both, newline=False)
+
+
+def decode_answer(data: bytearray) -> tuple[ConnectAnswer, int] | None:
+    """Read the head at the beginning of ``data``, an interim one too."""
+    found = decode_response(data, "CONNECT", ANSWER_LIMIT)
+    if found is None:
+        return None
+    response, end = found
+    error = ERROR.search(data, 0, end)
+    return ConnectAnswer(response.status, error[1].decode() if error else None), end
+
+
+class ConnectMachine(Machine):
+    """The client's side of one CONNECT, up to the point where its octets are payload."""
+
+    __slots__ = ("interim",)
+
+    first = REQUEST
+    decoders: Mapping[State, Decoder] = {REQUEST_SENT: decode_answer}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interim = 0
+
+    def next_event(self) -> Any:
+        """As `Machine.next_event`. Raises RemoteProtocolError also for interim answers without end."""
+        while (message := super().next_event()) is not NEED_DATA and is_interim(message):
+            self.interim += 1
+            if self.interim > MAX_INTERIM:
+                self.state = CLOSED
+                raise RemoteProtocolError(f"more than {MAX_INTERIM} interim answers")
+        return message
+
+    def receive(self, message: Any) -> None:
+        """Move the state on behind an answer."""
+        if not is_interim(message):
+            self.state = OPEN if 200 <= message.status < 300 else CLOSED
+
+    def send(self, message: ConnectRequest) -> bytes:
+        """Return the octets of a request and move on.
+
+        Raises:
+            LocalProtocolError: it does not fit the state.
+            ValueError: it cannot be written; the state is what it was.
+        """
+        if self.state is REQUEST and isinstance(message, ConnectRequest):
+            octets = encode_connect(message)
+            self.state = REQUEST_SENT
+            return octets
+        raise self.wrong(message)
+
+
+def is_interim(answer: ConnectAnswer) -> bool:
+    """Whether another one follows (RFC 9110 section 15.2)."""
+    return answer.status < 200 and answer.status != 101

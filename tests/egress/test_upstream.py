@@ -1,0 +1,240 @@
+"""What all ways out through a proxy share: the guard, addresses that were decided on, and TLS with the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from authorities import authority, write_server
+from conftest import Run
+from doubles import config, reset
+from support import closed_port, permit_outer, target
+from tabi import Proxy, Server, Session
+from tabi.config import Config, Listen
+from tabi.egress.chain import make_chain, make_context
+from tabi.egress.direct import Direct
+from tabi.errors import DialError, PolicyDenied, ProxyError, RemoteProtocolError
+from tabi.net.dial import Dialer, Permit
+from tabi.net.reactor import get_reactor
+from tabi.net.resolve import ThreadResolver
+from tabi.net.stream import Stream
+from tabi.net.tls import get_tls_shared
+from tabi.policy.guard import permit_any
+from tabi.url import parse_url
+from tabi.wire.address import UNSPECIFIED, Address, parse_address
+
+PROTOCOLS = ["socks5", "socks4", "http"]
+INSIDE_TLS = ["socks5+tls", "socks4+tls", "https"]
+
+
+async def open_through(
+    *urls: str,
+    destination: Address,
+    permit: Permit = permit_any,
+    session: Session | None = None,
+    seconds: float = 10,
+    ca: str | None = None,
+) -> Stream:
+    """Open through a chain as a server does."""
+    dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
+    proxies = [parse_url(url) for url in urls]
+    contexts = [make_context(url, ca) for url in proxies]
+    try:
+        egress = make_chain(proxies, contexts, Direct(dialer), seconds, get_tls_shared(), optimistic=True)
+        return await egress.open(destination, permit, session)
+    finally:
+        await dialer.close()
+
+
+async def talk(stream: Stream) -> None:
+    """Send and get the same back; then both directions end."""
+    async with stream:
+        await stream.send_all(b"ping")
+        assert await stream.receive() == b"ping"
+        stream.send_eof()
+        assert await stream.receive() == b""
+
+
+def secured(folder: Path) -> tuple[Config, str]:
+    """The configuration of a server inside TLS on three ports, one for each protocol; and its authority's file."""
+    tls = write_server(folder)
+    ca = folder / "authority.pem"
+    ca.write_bytes(authority().cert_pem.bytes())
+    return config(*(Listen(f"{scheme}://127.0.0.1:0", tls=tls) for scheme in INSIDE_TLS)), str(ca)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("host", ["10.0.0.1", "::1", "127.1", "0x7f000001"])
+def test_the_guard_sees_what_is_an_address(run_once: Run, protocol: str, host: str) -> None:
+    """Also one that is written as a number, which the proxy would take for an address; the proxy is not reached."""
+
+    async def main() -> None:
+        address = Address(ip_address(host) if host[:2] in ("10", "::") else host, 80)
+        with closed_port() as port, pytest.raises(PolicyDenied, match="guard: "):
+            await open_through(f"{protocol}://127.0.0.1:{port}", destination=address, permit=permit_outer)
+
+    run_once(main)
+
+
+def test_the_guard_does_not_look_at_the_proxy(run_once: Run) -> None:
+    """Who runs the server has said where that is; what a number that is no address is, is found out here."""
+
+    async def main() -> None:
+        async with Server("socks5://127.0.0.1:0") as server:
+            with pytest.raises(ProxyError):
+                await open_through(server.url, destination=Address("nowhere.invalid", 80), permit=permit_outer)
+            with pytest.raises(DialError, match="neither an address nor a name"):
+                await open_through(server.url, destination=Address("1.2.3.4.5", 80), permit=permit_outer)
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_name_that_was_decided_on_is_asked_for_as_its_address(run_once: Run, protocol: str) -> None:
+    """The proxy could find another one; of several the first of IPv4, which every proxy can say. Each is permitted."""
+    sessions: list[Session] = []
+
+    async def main() -> None:
+        request = Session(1, "socks5://127.0.0.1:1", UNSPECIFIED, 0.0)
+        request.addresses = [ip_address("::1"), ip_address("127.0.0.1")]
+        async with target() as port, Server(f"{protocol}://127.0.0.1:0", on_session=sessions.append) as server:
+            destination = Address("example.com", port)
+            await talk(await open_through(server.url, destination=destination, session=request))
+            with pytest.raises(PolicyDenied):
+                await open_through(server.url, destination=destination, session=request, permit=permit_outer)
+            await server.drain()
+        assert [str(session.destination) for session in sessions] == [f"127.0.0.1:{port}"]
+
+    run_once(main)
+
+
+# --- TLS ---
+
+
+@pytest.mark.parametrize("index", range(3), ids=INSIDE_TLS)
+def test_a_proxy_inside_tls(run: Run, tmp_path: Path, index: int) -> None:
+    """Every protocol, with the authorities of a file; the server says that it was TLS."""
+    sessions: list[Session] = []
+    setting, ca = secured(tmp_path)
+
+    async def main() -> None:
+        async with target() as port, Server(config=setting, on_session=sessions.append) as server:
+            url = server.urls[index].replace("127.0.0.1", "localhost")
+            await talk(await open_through(url, destination=Address("localhost", port), ca=ca))
+            await server.drain()
+
+    run(main)
+    assert [(session.protocol, session.up, session.down) for session in sessions] == [(INSIDE_TLS[index], 4, 4)]
+
+
+def test_tls_inside_tls_inside_tls(run: Run, tmp_path: Path) -> None:
+    """A chain of proxies that all speak TLS: each one's handshake goes through the one before."""
+    setting, ca = secured(tmp_path)
+
+    async def main() -> None:
+        async with target() as port, Server(config=setting) as server:
+            await talk(await open_through(*server.urls, destination=parse_address(f"127.0.0.1:{port}"), ca=ca))
+
+    run(main)
+
+
+def test_a_certificate_of_somebody_else(run_once: Run, tmp_path: Path) -> None:
+    """The system trusts nobody like that, and the handshake says so; nothing was asked for."""
+    setting, _ = secured(tmp_path)
+
+    async def main() -> None:
+        async with Server(config=setting) as server:
+            for url in server.urls:
+                with pytest.raises(RemoteProtocolError, match="unable to get local issuer"):
+                    await open_through(url, destination=parse_address("127.0.0.1:1"))
+
+    run_once(main)
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the peer ends."""
+    await reader.read()
+
+
+def test_the_deadline_is_over_the_handshake_too(run_once: Run, tmp_path: Path) -> None:
+    """A proxy that does not even speak TLS is given up in the same time."""
+
+    async def main() -> None:
+        async with target(silent) as port:
+            with pytest.raises(ProxyError, match=r"did not answer within 0\.05 s"):
+                await open_through(f"https://127.0.0.1:{port}", destination=parse_address("a:1"), seconds=0.05)
+
+    run_once(main)
+
+
+def test_a_proxy_that_speaks_no_tls(run_once: Run) -> None:
+    """A URL with the wrong scheme is found out by the first octet."""
+
+    async def main() -> None:
+        async with Server("http://127.0.0.1:0") as server:
+            url = server.url.replace("http:", "https:")
+            with pytest.raises(RemoteProtocolError, match="expected TLS"):
+                await open_through(url, destination=parse_address("a:1"))
+
+    run_once(main)
+
+
+# --- within a server ---
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_server_goes_out_through_a_proxy(run: Run, tmp_path: Path, index: int) -> None:
+    """What its client asks for is opened through the proxy and carried by a relay, in bulk and to both ends."""
+    tls = write_server(tmp_path)
+    ca = tmp_path / "authority.pem"
+    ca.write_bytes(authority().cert_pem.bytes())
+    listeners = [Listen(f"{scheme}://127.0.0.1:0") for scheme in PROTOCOLS]
+    listeners += [Listen(f"{scheme}://127.0.0.1:0", tls=tls) for scheme in INSIDE_TLS]
+    data = bytes(range(256)) * 8000
+
+    async def main() -> None:
+        async with (
+            target() as port,
+            Server(config=config(*listeners)) as outer,
+            Server("socks5://127.0.0.1:0") as server,
+        ):
+            url = parse_url(outer.urls[index])
+            contexts = [make_context(url, str(ca))]
+            egress = make_chain([url], contexts, Direct(server.gate.dialer), 10, get_tls_shared(), optimistic=True)
+            server.gate.replace(server.gate.policy, {"direct": egress})
+            for host in ("127.0.0.1", "localhost"):
+                async with Proxy(server.url).connect(host, port) as stream, asyncio.TaskGroup() as group:
+                    group.create_task(stream.send_all(data))
+                    received = bytearray()
+                    while len(received) < len(data):
+                        received += await stream.receive()
+                    assert received == data
+                    stream.send_eof()
+                    assert await stream.receive() == b""
+            with closed_port() as nobody, pytest.raises(ProxyError) as caught:
+                await Proxy(server.url).connect("127.0.0.1", nobody)
+            assert caught.value.reply_code == (1 if url.protocol == "socks4" else 5)
+
+    run(main)
+
+
+def test_a_proxy_that_is_silent_or_breaks_is_a_reply(run_once: Run) -> None:
+    """Whatever happens on the way out, the client of a server is told something."""
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        reset(writer)
+
+    async def main() -> None:
+        for handler in (silent, breaks):
+            async with target(handler) as port, Server("socks5://127.0.0.1:0") as server:
+                url = parse_url(f"http://127.0.0.1:{port}")
+                egress = make_chain([url], [None], Direct(server.gate.dialer), 0.05, get_tls_shared())
+                server.gate.replace(server.gate.policy, {"direct": egress})
+                with pytest.raises(ProxyError, match=r"reply 01"):
+                    await Proxy(server.url).connect("127.0.0.1", 1)
+
+    run_once(main)

@@ -1,0 +1,231 @@
+"""Proxies of others, with our ways out: microsocks, Dante and tinyproxy, alone and in chains with our own servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
+from support import closed_port, target
+from tabi import AuthError, Proxy, ProxyError, Server
+from tabi.egress.chain import make_chain
+from tabi.egress.direct import Direct
+from tabi.egress.socks5 import Socks5
+from tabi.net.dial import Dialer
+from tabi.net.reactor import get_reactor
+from tabi.net.resolve import ThreadResolver
+from tabi.net.stream import Stream
+from tabi.net.tls import get_tls_shared
+from tabi.policy.guard import permit_any
+from tabi.url import parse_url
+from tabi.wire.address import Address, parse_address
+
+pytestmark = pytest.mark.interop
+
+DANTE = """\
+logoutput: {folder}/danted.log
+internal: 127.0.0.1 port = {port}
+external: lo
+clientmethod: none
+socksmethod: none
+user.privileged: {user}
+user.unprivileged: {user}
+client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+"""
+
+TINYPROXY = """\
+Port {port}
+Listen 127.0.0.1
+Timeout 20
+MaxClients 20
+LogFile "{folder}/tinyproxy.log"
+{more}
+"""
+
+
+@contextlib.contextmanager
+def running(*command: str | Path, port: int) -> Iterator[None]:
+    """A program that listens on a port, ended by its id and those of its children."""
+    process = subprocess.Popen(
+        [*map(str, command)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: not refuses(parse_address(f"127.0.0.1:{port}")), f"{command[0]} to listen")
+        yield
+    finally:
+        others = children(process.pid)
+        process.terminate()
+        process.wait(PATIENCE)
+        for pid in filter(is_running, others):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 15)
+        wait_for(lambda: not any(map(is_running, others)), f"the processes of {command[0]} to end")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago: these programs do not say which one port 0 has become."""
+    with closed_port() as port:
+        return port
+
+
+@contextlib.contextmanager
+def microsocks(folder: Path, *more: str) -> Iterator[str]:
+    """A running microsocks; gives its URL."""
+    program, port = need("microsocks"), free_port()
+    with running(program, "-i", "127.0.0.1", "-p", str(port), *more, port=port):
+        yield f"socks5://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def dante(folder: Path) -> Iterator[str]:
+    """A running Dante; gives its URL."""
+    program, port = need("danted"), free_port()
+    text = DANTE.format(folder=folder, port=port, user=pwd.getpwuid(os.geteuid()).pw_name)
+    (folder / "danted.conf").write_text(text)
+    with running(program, "-f", folder / "danted.conf", "-p", folder / "danted.pid", port=port):
+        yield f"socks5://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def tinyproxy(folder: Path, more: str = "") -> Iterator[str]:
+    """A running tinyproxy; gives its URL."""
+    program, port = need("tinyproxy"), free_port()
+    (folder / "tinyproxy.conf").write_text(TINYPROXY.format(folder=folder, port=port, more=more))
+    with running(program, "-d", "-c", folder / "tinyproxy.conf", port=port):
+        yield f"http://127.0.0.1:{port}"
+
+
+PROGRAMS: list[Callable[[Path], contextlib.AbstractContextManager[str]]] = [microsocks, dante, tinyproxy]
+every_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: str(program.__name__))
+
+
+async def exchange(stream: Stream, data: bytes = b"hello" * 20_000) -> None:
+    """Send and get the same back, while it is sent."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stream.send_all(data))
+        received = b""
+        while len(received) < len(data):
+            received += await stream.receive()
+    assert received == data
+
+
+async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Speak first."""
+    writer.write(b"220 here\r\n")
+    await reader.read()
+
+
+@every_program
+def test_the_client_goes_through(
+    run: Run, tmp_path: Path, program: Callable[[Path], contextlib.AbstractContextManager[str]]
+) -> None:
+    """By name and by address; also a destination that speaks first is heard."""
+
+    async def main() -> None:
+        async with target() as port, target(greets) as first:
+            for host in ("127.0.0.1", "localhost"):
+                async with Proxy(url).connect(host, port) as stream:
+                    await exchange(stream)
+            async with Proxy(url).connect("127.0.0.1", first) as stream:
+                assert await stream.receive() == b"220 here\r\n"
+
+    with program(tmp_path) as url:
+        run(main)
+
+
+@every_program
+def test_a_chain_with_ours(
+    run_once: Run, tmp_path: Path, program: Callable[[Path], contextlib.AbstractContextManager[str]]
+) -> None:
+    """Before it and behind it, each of our protocols."""
+
+    async def main() -> None:
+        async with target() as port:
+            for scheme in ("socks5", "socks4", "http"):
+                async with Server(f"{scheme}://127.0.0.1:0") as server:
+                    for urls in ((url, server.url), (server.url, url)):
+                        async with Proxy(*urls).connect("localhost", port) as stream:
+                            await exchange(stream)
+
+    with program(tmp_path) as url:
+        run_once(main)
+
+
+@every_program
+def test_a_destination_that_is_not_there(
+    run_once: Run, tmp_path: Path, program: Callable[[Path], contextlib.AbstractContextManager[str]]
+) -> None:
+    """It is the proxy's refusal; how much that says is the proxy's."""
+
+    async def main() -> None:
+        with closed_port() as port, pytest.raises(ProxyError, match=f"127.0.0.1:{port}: the proxy says") as caught:
+            await Proxy(url).connect("127.0.0.1", port)
+        assert caught.value.reply_code in ((5,) if url.startswith("socks5") else (1, 4))
+
+    with program(tmp_path) as url:
+        run_once(main)
+
+
+@pytest.mark.parametrize(("program", "takes"), [(microsocks, False), (dante, None)])
+def test_greeting_and_request_at_once(
+    run_once: Run,
+    tmp_path: Path,
+    program: Callable[[Path], contextlib.AbstractContextManager[str]],
+    takes: bool | None,
+) -> None:
+    """Whether the proxy takes that or not, each connection is opened; it is asked in vain once at most."""
+
+    async def main() -> None:
+        dialer = Dialer(get_reactor(), ThreadResolver(), 10)
+        proxy = parse_url(url)
+        egress = make_chain([proxy], [None], Direct(dialer), 10, get_tls_shared(), optimistic=True)
+        assert isinstance(egress, Socks5)
+        async with target() as port:
+            for _ in range(5):
+                async with await egress.open(Address("localhost", port), permit_any) as stream:
+                    await exchange(stream)
+        assert egress.optimistic is egress.proven
+        assert takes is None or egress.optimistic is takes
+        await dialer.close()
+
+    with program(tmp_path) as url:
+        run_once(main)
+
+
+def test_users_of_microsocks(run_once: Run, tmp_path: Path) -> None:
+    """The right one gets in, a wrong one and nobody do not."""
+
+    async def main() -> None:
+        async with target() as port:
+            async with Proxy(url.replace("//", "//alice:secret@")).connect("localhost", port) as stream:
+                await exchange(stream)
+            for login in ("", "alice:wrong@"):
+                with pytest.raises(AuthError):
+                    await Proxy(url.replace("//", f"//{login}")).connect("localhost", port)
+
+    with microsocks(tmp_path, "-u", "alice", "-P", "secret") as url:
+        run_once(main)
+
+
+def test_users_of_tinyproxy(run_once: Run, tmp_path: Path) -> None:
+    """The right one gets in, a wrong one and nobody do not."""
+
+    async def main() -> None:
+        async with target() as port:
+            async with Proxy(url.replace("//", "//alice:secret@")).connect("localhost", port) as stream:
+                await exchange(stream)
+            for login in ("", "alice:wrong@"):
+                with pytest.raises(AuthError):
+                    await Proxy(url.replace("//", f"//{login}")).connect("localhost", port)
+
+    with tinyproxy(tmp_path, "BasicAuth alice secret") as url:
+        run_once(main)

@@ -1,0 +1,170 @@
+"""`[resolver]` composed: from the configuration to a name's addresses, through servers that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authorities import write_server
+from conftest import Run
+from doubles import LOOPBACK
+from name_servers import HttpServer, StreamServer, Zone, stream_server, tls_context, udp_server
+from support import target
+from tabi import Proxy, Server
+from tabi.config import make_config
+from tabi.errors import ConfigError, DialError, ProxyError
+from tabi.net.cache import NameCache
+from tabi.net.resolve import SystemResolver
+from tabi.server.names import prepare_resolver
+
+TABLE = {"name.test": ["127.0.0.1"]}
+
+
+def make(**resolver: Any) -> NameCache:
+    """What a configuration makes, on the running loop."""
+    return prepare_resolver(make_config({"resolver": resolver}))(asyncio.get_running_loop())
+
+
+def test_the_system_alone_is_asked_as_ever(run_once: Run) -> None:
+    """With its own patience, behind the cache."""
+
+    async def main() -> None:
+        resolver = make()
+        assert isinstance(resolver.source, SystemResolver)
+        assert all(address.is_loopback for address in await resolver.resolve("localhost"))
+        await resolver.close()
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("kind", ["udp", "tcp", "tls", "https"])
+def test_each_kind_of_server(run_once: Run, kind: str, tmp_path: Path) -> None:
+    """With the file of authorities where there is TLS; the second time the answer is known."""
+    write_server(tmp_path)
+
+    async def main() -> None:
+        zone = Zone(TABLE)
+        if kind == "udp":
+            server = udp_server(zone)
+        elif kind == "https":
+            server = stream_server(HttpServer(zone), tls_context("h2", "http/1.1"))
+        else:
+            server = stream_server(StreamServer(zone), tls_context() if kind == "tls" else None)
+        async with server as port:
+            extra = {"ca": str(tmp_path / "server-ca.pem")} if kind in ("tls", "https") else {}
+            host = "localhost" if extra else "127.0.0.1"
+            resolver = make(servers=[f"{kind}://{host}:{port}"], **extra)
+            for _ in range(2):
+                assert await resolver.resolve("name.test") == [ip_address("127.0.0.1")]
+            assert len(zone.asked) == 2
+            with pytest.raises(DialError, match=r"^other\.test: domain name not found$"):
+                await resolver.resolve("other.test")
+            await resolver.close()
+            await asyncio.sleep(0)
+
+    run_once(main)
+
+
+def test_what_does_not_fit_comes_by_tcp(run_once: Run) -> None:
+    """A truncated answer by UDP is asked for again at the same port."""
+
+    async def main() -> None:
+        by_udp, by_tcp = Zone(TABLE), Zone({"name.test": [f"192.0.2.{number}" for number in range(1, 200)]})
+        serve = StreamServer(by_tcp)
+        async with stream_server(serve) as port, udp_server(by_udp, port, truncate=True):
+            resolver = make(servers=[f"127.0.0.1:{port}"])
+            assert len(await resolver.resolve("name.test")) == 199
+            await resolver.close()
+            for writer in serve.writers:
+                writer.close()
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("lie", ["id", "question", "nonsense"])
+def test_a_lie_by_udp_is_not_believed(run_once: Run, lie: Any) -> None:
+    """Nor is a server that lies: the next one is asked."""
+
+    async def main() -> None:
+        liar, honest = Zone({"name.test": ["192.0.2.66"]}), Zone(TABLE)
+        liar.lie = lie
+        async with udp_server(liar) as first, udp_server(honest) as second:
+            resolver = make(servers=[f"127.0.0.1:{first}", f"127.0.0.1:{second}"], timeout=0.3)
+            assert await resolver.resolve("name.test") == [ip_address("127.0.0.1")]
+            await resolver.close()
+
+    run_once(main)
+
+
+def test_a_server_that_is_silent_gives_way_and_delays_nobody_else(run_once: Run) -> None:
+    """Who asks for a known name or an address does not wait at all, who asks next goes past the silent one."""
+
+    async def main() -> None:
+        dead, alive = Zone(), Zone({"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]})
+        dead.answering.clear()
+        async with udp_server(dead) as first, stream_server(StreamServer(alive)) as second, target() as port:
+            servers = [f"127.0.0.1:{first}", f"tcp://127.0.0.1:{second}"]
+            hosts = {"known.test": ["127.0.0.1"]}
+            config = make_config(
+                {
+                    "listen": [{"url": LOOPBACK}],
+                    "log": {"access": "none"},
+                    "resolver": {"servers": servers, "timeout": 0.3, "hosts": hosts},
+                }
+            )
+            async with Server(config=config) as server:
+                asking = asyncio.get_running_loop().create_task(connect(server.url, "a.test", port))
+                for host in ("127.0.0.1", "known.test"):
+                    await connect(server.url, host, port)
+                assert not asking.done()
+                await asking
+                asked = len(dead.asked)
+                await connect(server.url, "b.test", port)
+                assert len(dead.asked) == asked
+                with pytest.raises(ProxyError, match="04"):
+                    await connect(server.url, "c.test", port)
+
+    async def connect(url: str, host: str, port: int) -> None:
+        async with Proxy(url).connect(host, port) as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive() == b"x"
+
+    run_once(main)
+
+
+def test_without_dnspython_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, and only where a server needs it."""
+    monkeypatch.delitem(sys.modules, "tabi.net.dns_client", raising=False)
+    monkeypatch.setitem(sys.modules, "dns", None)
+    prepare_resolver(make_config({"resolver": {"servers": ["system", "1.1.1.1"]}}))
+    config = make_config({"resolver": {"servers": ["1.1.1.1", "tls://dns.example"]}})
+    message = r"^resolver\.servers: tls://dns\.example needs dns: pip install 'tabi\[dns\]'$"
+    with pytest.raises(ConfigError, match=message):
+        Server(config=config)
+
+
+def test_authorities_that_cannot_be_used(tmp_path: Path) -> None:
+    """A file that is not there, and one that is none: at the start."""
+    for text, message in ((None, "No such file or directory"), ("nothing", "")):
+        path = tmp_path / "ca.pem"
+        if text is not None:
+            path.write_text(text)
+        config = make_config({"resolver": {"servers": ["tls://dns.example"], "ca": str(path)}})
+        with pytest.raises(ConfigError, match=rf"^resolver\.ca: {path}: .*{message}"):
+            prepare_resolver(config)
+
+
+def test_dnspython_is_not_loaded_where_nobody_needs_it(run_once: Run) -> None:
+    """It takes its time and its memory."""
+
+    async def main() -> bytes:
+        program = "import sys, tabi; tabi.Server(); print('dns' in sys.modules, 'httpx2' in sys.modules)"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+        return (await process.communicate())[0]
+
+    assert run_once(main) == b"False False\n"
