@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -259,3 +260,42 @@ def test_no_password_of_a_proxy_is_printed(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert b"hunter2" not in done.stdout + done.stderr
     assert b"egress    c: round-robin of socks5://127.0.0.2:1080, http://127.0.0.3:3128\n" in done.stdout
+
+
+async def get(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], user: str, port: int) -> int:
+    """The status of a request of HTTP on a connection that is kept; its content is taken."""
+    reader, writer = streams
+    place, login = f"127.0.0.1:{port}", base64.b64encode(f"{user}:secret".encode()).decode()
+    head = f"GET http://{place}/ HTTP/1.1\r\nHost: {place}\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    writer.write(head.encode())
+    answer = await reader.readuntil(b"\r\n\r\n")
+    size = int(answer.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    await reader.readexactly(size)
+    return int(answer.split()[1])
+
+
+def test_a_kept_connection_is_for_those_who_opened_it(run_once: Run) -> None:
+    """Requests of HTTP whose user name asks for another member get that one, though the client's connection stays."""
+
+    async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async def main() -> None:
+        ups = [Server("socks5://127.0.0.1:0") for _ in range(2)]
+        async with target(web) as port, contextlib.AsyncExitStack() as stack:
+            found = [await stack.enter_async_context(running(up)) for up in ups]
+            members = [{"to": up.url, "labels": [label]} for up, label in zip(found, ("de", "fr"), strict=True)]
+            parts: dict[str, Any] = {
+                "users": {"alice": {"password": "secret", "plain": True}},
+                "users_grammar": {"keys": {"country": "label"}},
+                "egress": {"out": {"members": members}},
+            }
+            async with running(front(**parts)) as proxy, client(proxy.server.addresses[0]) as streams:
+                for country, status in (("de", 200), ("de", 200), ("fr", 200), ("it", 502)):
+                    assert await get(streams, f"alice-country-{country}", port) == status
+                lines = [await proxy.ended.get() for _ in range(4)]
+                assert [line.member for line in lines[:3]] == [found[0].url, found[0].url, found[1].url]
+
+    run_once(main)

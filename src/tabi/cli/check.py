@@ -55,9 +55,12 @@ def hide_passwords(egress: dict[str, Any]) -> None:
         return None if text is None else re.sub(r"://.*@", "://…@", text)
 
     egress["url"] = hidden(egress["url"])
-    egress["chain"] = list(map(hidden, egress["chain"]))
-    members = egress["members"]
-    egress["members"] = [hidden(one) if isinstance(one, str) else {**one, "to": hidden(one["to"])} for one in members]
+    for hops in (egress["chain"], egress["members"]):
+        for place, one in enumerate(hops or ()):
+            if isinstance(one, str):
+                hops[place] = hidden(one)
+            else:
+                one["to"] = hidden(one["to"])
 
 
 def check_surroundings(config: Config, server: Server) -> None:

@@ -106,8 +106,14 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
     path, hops = f"egress.{name}", egress.hops
     if name == BLOCK:
         raise ConfigError("the name of the one that leads nowhere", path)
-    if sum((egress.url is not None, bool(egress.chain), bool(egress.members))) > 1:
+    given = {key: value for key in ("url", "chain", "members") if (value := getattr(egress, key)) is not None}
+    if len(given) > 1:
         raise ConfigError("expected one of url, chain and members", path)
+    for key, value in given.items():
+        if not value:
+            raise ConfigError("empty, expected one or more", f"{path}.{key}")
+        if name == DIRECT:
+            raise ConfigError("direct leads from this machine: give this one another name, and a rule", f"{path}.{key}")
     for index, hop in enumerate(hops):
         key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
         check_hop(config, hop, key, index == 0 and egress.url is None)
@@ -154,9 +160,15 @@ def check_hop(config: Config, text: str, path: str, named: bool) -> None:
         except ValueError as exc:
             raise ConfigError(str(exc), path) from None
     elif not named:
-        raise ConfigError(f"{text!r}, expected the URL of a proxy", path)
+        raise ConfigError(f"{hidden(text)!r}, expected the URL of a proxy", path)
     elif text not in (*config.egress, DIRECT, BLOCK):
-        raise ConfigError(f"there is no [egress.{text}]", path)
+        raise ConfigError(f"there is no [egress.{hidden(text)}]", path)
+
+
+def hidden(text: str) -> str:
+    """What may have been meant as a URL, without what may have been meant as a password."""
+    _, at, after = text.rpartition("@")
+    return f"…@{after}" if at else text
 
 
 def ways_to(config: Config, name: str) -> set[str]:
@@ -205,7 +217,7 @@ def check_policy(config: Config) -> None:
                     f"{url!r}, expected one of: {', '.join(sorted(listeners))}", f"rule[{index}].listeners[{number}]"
                 )
         if rule.via is not None and rule.via not in (*config.egress, DIRECT, BLOCK):
-            raise ConfigError(f"there is no [egress.{rule.via}]", f"rule[{index}].via")
+            raise ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"rule[{index}].via")
         if rule.via is not None and rule.refuses:
             raise ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"rule[{index}].via")
     make_guard(config)

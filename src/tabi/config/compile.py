@@ -145,7 +145,7 @@ DIRECT, BLOCK = "direct", "block"
 
 def members_of(egress: Egress) -> list[Member]:
     """The members of a pool, those that are only named too."""
-    return [Member(member) if isinstance(member, str) else member for member in egress.members]
+    return [Member(member) if isinstance(member, str) else member for member in egress.members or ()]
 
 
 def name_of(text: str) -> str:

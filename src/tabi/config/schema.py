@@ -332,7 +332,7 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counts as open before it is. Default: false."""
     url: str | None = None
     """The proxy to go through, such as ``socks5://user:password@host:port``. Default: none."""
-    chain: list[str] = []
+    chain: list[str] | None = None
     """Several of them, the nearest first; that one may be the name of an egress. Default: none."""
     ca: str | None = None
     """A file with the authorities of proxies inside TLS, in PEM. Default: the system's."""
@@ -340,7 +340,7 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where names become addresses: ``there`` is the proxy's business. Default: there."""
     isolate: list[Literal["user", "session", "client"]] = []
     """For whom a proxy of SOCKS5 gets a user name of its own, as Tor wants it to keep them apart. Default: nobody."""
-    members: list[str | Member] = []
+    members: list[str | Member] | None = None
     """The pool: URLs of proxies, names of egresses. Default: none."""
     balance: Balance = "round-robin"
     """Which member takes a request. Default: round-robin."""
@@ -358,7 +358,7 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def hops(self) -> list[str]:
         """The proxies on the way, the nearest first."""
-        return self.chain if self.url is None else [self.url]
+        return self.chain or [] if self.url is None else [self.url]
 
 
 class UsersGrammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

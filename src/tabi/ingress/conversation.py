@@ -104,6 +104,9 @@ class MachineConversation:
         return bytes(self.machine.send(reply))
 
 
+REPLIES = frozenset(int(code) for code in ReplyCode)
+
+
 class Serve(Protocol):
     """Carries out one command: on return the session is over, or a relay has it."""
 
@@ -142,7 +145,8 @@ class Commands:
             if isinstance(exc, PolicyDenied) and exc.action != "deny":
                 await self.turn_away(conversation.client, session, exc.action)
                 return
-            code = ReplyCode.GENERAL_FAILURE if exc.reply_code is None else exc.reply_code
+            known = exc.reply_code in REPLIES  # another proxy may have sent any number
+            code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
             await self.refuse_request(conversation, code, "limit" if isinstance(exc, LimitExceeded) else None)
 
     async def refuse_request(self, conversation: Conversation, reply_code: int, close: Close | None = None) -> None:

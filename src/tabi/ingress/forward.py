@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from tabi.egress.direct import Egress
 from tabi.errors import LimitExceeded, RemoteProtocolError
 from tabi.ingress.gate import Gate
 from tabi.net.deadline import Quiet
@@ -153,16 +154,17 @@ class Failed(Exception):
 class Server:
     """The connection to a destination that a client's connection keeps."""
 
-    __slots__ = ("address", "buffer", "destination", "stream", "used", "user", "via")
+    __slots__ = ("address", "buffer", "destination", "egress", "member", "parameters", "stream", "used", "user")
 
-    def __init__(
-        self, stream: Stream, destination: Address, address: Address, user: str | None, via: str | None
-    ) -> None:
+    def __init__(self, stream: Stream, address: Address, session: Session, egress: Egress) -> None:
+        destination = session.destination
+        assert destination is not None
         self.stream = stream
         self.destination = destination
         self.address = address
-        self.user = user  # for whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate)
-        self.via = via  # the way out that it goes
+        # For whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate).
+        self.user, self.parameters = session.user, session.parameters
+        self.egress, self.member = egress, session.member  # the way out that it goes
         self.buffer = bytearray()
         self.used = False
 

@@ -15,6 +15,8 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
+from tabi.egress.direct import Direct
+from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import (
     AuthError,
     DialError,
@@ -387,21 +389,25 @@ class Connection:
     def kept_server(self, request: Request, repeatable: bool, way: Way) -> Server | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
-        if server is None or (
+        if server is None:
+            return None
+        if (
             repeatable
             and server.destination == request.destination
             and server.user == self.session.user
-            and server.via == self.session.via
+            and server.parameters == self.session.parameters
+            and server.egress is way.egress
             and self.may_lead_to(server.address, way)
             and server.quiet
         ):
+            self.session.member = server.member
             return server
         self.close_server()
         return None
 
     def may_lead_to(self, address: Address, way: Way) -> bool:
         """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
-        if way.egress is not self.ingress.gate.direct:  # it leads to a proxy, whose part the rest is
+        if not isinstance(way.egress, Direct | SendProxyHeader):  # it leads to a proxy, whose part the rest is
             return self.session.addresses is None
         host, addresses = address.host, self.session.addresses
         assert not isinstance(host, str)
@@ -423,7 +429,7 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
-        self.server = Server(stream, request.destination, address, session.user, session.via)
+        self.server = Server(stream, address, session, way.egress)
         return self.server
 
 
