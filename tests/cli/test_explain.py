@@ -222,3 +222,16 @@ def test_names_are_found_as_the_server_finds_them(tmp_path: Path) -> None:
     path.write_text('[resolver]\nprefer = "ipv6"\nhosts = { "db.internal" = ["10.0.0.9", "fd00::9"] }\n')
     found = explain_json("connect", "db.internal:5432", config=path)
     assert found["addresses"] == ["fd00::9", "10.0.0.9"]
+
+
+def test_a_name_that_a_proxy_resolves_is_not_judged_here(tmp_path: Path) -> None:
+    """As the server has it: it sends the name on, so that it need have no address on this machine."""
+    path = tmp_path / "tabi.toml"
+    rule = "[[rule]]\naction = 'allow'\nvia = 'out'\n[egress.out]\nurl = 'socks5://127.0.0.1:1'\n"
+    path.write_text(rule)
+    found = explain_json("--from", "203.0.113.9", "connect", "nowhere.invalid:80", config=path)
+    assert (found["action"], found["error"], found["there"]) == ("allow", None, True)
+    assert found["guard"] == "not asked: the name is the proxy's to resolve"
+    path.write_text(f"{rule}resolve = 'here'\n")
+    found = explain_json("--from", "203.0.113.9", "connect", "nowhere.invalid:80", config=path)
+    assert (found["reply"], found["there"]) == (4, False)

@@ -28,7 +28,7 @@ from tabi.policy.policy import Policy, enforce, no_way
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
-from tabi.server.ways import describe
+from tabi.server.ways import describe, resolves_there
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -65,6 +65,8 @@ class Explanation(msgspec.Struct):
     guard: str = "not asked"
     limits: list[str] = []
     egress: str | None = None
+    there: bool = False
+    """Whether the name is resolved by a proxy, and so neither the resolver's answer nor the guard's counts."""
     later: str | None = None
     """Of an association and of BIND for anybody: what becomes of datagrams, or callers."""
     action: str = "allow"
@@ -128,7 +130,7 @@ async def explain(config: Config, request: Request, resolver: Resolver, quotas: 
             step()
         except TabiError as exc:
             failure = failure or exc
-    failure = failure or no_address
+    failure = failure or (None if found.there else no_address)
     if failure is not None:
         found.error, found.reply, found.egress = str(failure), reply_to(request.protocol, failure), None
         if found.action in ("reset", "drop"):
@@ -151,6 +153,11 @@ def reply_to(protocol: str, failure: TabiError) -> int | None:
     if protocol.startswith("socks4"):
         return 91
     return failure.reply_code
+
+
+def is_name(destination: Address) -> bool:
+    """Whether somebody has to resolve it."""
+    return isinstance(destination.host, str)
 
 
 def is_anybody(destination: Address) -> bool:
@@ -256,6 +263,7 @@ def decide(
         if via not in (DIRECT, BLOCK, *config.egress):
             raise PolicyDenied(f"decide: there is no egress {via}")
         found.egress = describe(config, via)
+        found.there = session.addresses is None and is_name(destination) and resolves_there(config, via)
         if via != DIRECT and session.command in ("bind", "associate"):
             raise PolicyDenied(no_way(via))
         if via == BLOCK:
@@ -267,7 +275,9 @@ def judge(found: Explanation, policy: Policy, session: Session, addresses: Seque
     """Ask the guard. Raises PolicyDenied."""
     guard, client = policy.guard, session.client.host
     assert session.destination is not None
-    if not guard.denied:
+    if found.there:
+        found.guard = "not asked: the name is the proxy's to resolve"
+    elif not guard.denied:
         found.guard = "off: guard.deny is empty"
     elif not guard.is_for(client):
         found.guard = f"not for {client}, which is in guard.exempt"

@@ -168,3 +168,9 @@ def describe(config: Config, name: str) -> str:
     if settings.source:
         return f"{name}: from {', '.join(settings.source)}"
     return name
+
+
+def resolves_there(config: Config, name: str) -> bool:
+    """Whether names that take a way out are resolved by a proxy on it."""
+    settings = config.egress.get(name, NO_SETTINGS)
+    return settings.resolve == "there" and bool(settings.hops or settings.members)
