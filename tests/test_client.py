@@ -16,6 +16,7 @@ import tabi
 from conftest import Run
 from doubles import caller, config, expect_reset, reset
 from support import GREETING, closed_port, datagram_target, echo, request, target
+from tabi.egress.socks5 import Socks5
 from tabi.wire.address import Address, encode_address, parse_address, parse_host
 from tabi.wire.datagram import encode_header
 
@@ -555,14 +556,14 @@ def test_a_wait_that_is_none_is_a_value_error(run_once: Run, timeout: Any) -> No
 @pytest.mark.parametrize("command", ["bind", "associate"])
 def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """The system then no longer knows who the proxy was (ENOTCONN)."""
-    ask = tabi.Proxy.ask
+    ask = Socks5.ask_over
 
-    async def ask_and_be_reset(self: tabi.Proxy, *arguments: Any) -> Any:
-        stream, machine, reply = await ask(self, *arguments)
+    async def ask_and_be_reset(self: Socks5, *arguments: Any) -> Any:
+        asked = await ask(self, *arguments)
         released.set()
         with pytest.raises(ConnectionResetError):
-            await stream.receive()
-        return stream, machine, reply
+            await asked.stream.receive()
+        return asked
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(3)
@@ -575,11 +576,11 @@ def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.
     async def main() -> None:
         async with target(answer) as port:
             proxy = tabi.Proxy(f"socks5://localhost:{port}")
-            with pytest.raises(ConnectionResetError, match="the proxy has reset the connection"):
+            with pytest.raises(tabi.ProxyError, match="the proxy has reset the connection"):
                 await (proxy.bind() if command == "bind" else proxy.associate())
 
     released = asyncio.Event()
-    monkeypatch.setattr(tabi.Proxy, "ask", ask_and_be_reset)
+    monkeypatch.setattr(Socks5, "ask_over", ask_and_be_reset)
     run_once(main)
 
 

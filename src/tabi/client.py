@@ -15,22 +15,19 @@ async with proxy.associate() as association:
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 import ssl as tls
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.egress.associate import Association
-from tabi.egress.bind import Listener, check_seconds
+from tabi.egress.bind import Listener, check_seconds, listen
 from tabi.egress.chain import make_chain, make_context
 from tabi.egress.direct import Direct, Egress
-from tabi.egress.socks5 import Socks5
-from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
-from tabi.net.failures import timeout_error
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
@@ -39,8 +36,7 @@ from tabi.policy.guard import permit_any
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.url import ProxyURL, parse_url
-from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, make_host, unmap
-from tabi.wire.socks5 import ClientMachine, Command, Reply
+from tabi.wire.address import UNSPECIFIED, Address, Host, make_host
 
 TIMEOUT = 30.0
 
@@ -77,14 +73,6 @@ class Opening(Generic[Opened]):
     async def __aexit__(self, *exc: object) -> None:
         if self.opened is not None:
             self.opened.close()
-
-
-def peer_of(stream: Stream) -> Address:
-    """The address at the other end. Raises ConnectionResetError where the proxy has reset it behind its reply."""
-    try:
-        return from_sockaddr(stream.sock.getpeername())
-    except OSError as exc:
-        raise ConnectionResetError(errno.ECONNRESET, "the proxy has reset the connection") from exc
 
 
 def take_socket(stream: Stream) -> socket.socket:
@@ -150,16 +138,17 @@ class Proxy:
 
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
+        async with self.egress() as egress:
+            return await egress.open(destination, permit_any)
+
+    @asynccontextmanager
+    async def egress(self) -> AsyncIterator[Egress]:
+        """The way through all proxies, in the running loop, for as long as something is being opened."""
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
         try:
-            return await self.make_chain(dialer).open(destination, permit_any)
+            yield make_chain(self.urls, self.contexts, Direct(dialer), self.timeout, get_tls_shared())
         finally:
             await dialer.close()
-
-    def make_chain(self, dialer: Dialer, count: int | None = None) -> Egress:
-        """The way through all proxies, or the first ``count`` of them, in the running loop."""
-        urls, contexts = self.urls[:count], self.contexts[:count]
-        return make_chain(urls, contexts, Direct(dialer), self.timeout, get_tls_shared())
 
     def check_socks5(self, what: str) -> None:
         """Raise ValueError unless every proxy can be asked for what only SOCKS5 has."""
@@ -182,17 +171,8 @@ class Proxy:
 
     async def listen(self, destination: Address) -> Listener:
         """The same for an `Address`."""
-        stream, machine, reply = await self.ask(Command.BIND, destination)
-        host, port = unmap(reply.bound)
-        if not isinstance(host, str) and host.is_unspecified:  # the proxy means its own address, whichever that is
-            host = self.urls[-1].address.host
-            if isinstance(host, str) and len(self.urls) == 1:
-                try:
-                    host = peer_of(stream).host
-                except BaseException:
-                    stream.close()
-                    raise
-        return Listener(stream, machine, Address(host, port))
+        async with self.egress() as egress:
+            return await listen(egress, destination, permit_any)
 
     def associate(self) -> Opening[Association]:
         """Open an association, which carries datagrams to anywhere and back: send, receive, close.
@@ -209,58 +189,13 @@ class Proxy:
 
     async def open_association(self) -> Association:
         """The same; the caller closes it."""
-        controls: list[Stream] = []
-        relays: list[Address] = []
-        try:
-            for url in self.urls:
-                # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
-                control, _, reply = await self.ask(Command.UDP_ASSOCIATE, UNSPECIFIED, len(controls) + 1)
-                controls.append(control)
-                proxy = url.address if relays else peer_of(control)
-                relays.append(await self.find_relay(reply.bound, proxy))
-            return Association(controls, relays)
-        except BaseException:
-            for control in controls:
-                control.close()
-            raise
-
-    async def find_relay(self, bound: Address, proxy: Address) -> Address:
-        """Where a proxy's relay is, from its BND: an unspecified one means the proxy's own address.
-
-        Of a name's addresses one of the proxy's family is preferred: it knows us by the address that we have there.
-        """
-        host, port = unmap(bound)
-        if not port:
-            raise RemoteProtocolError(f"{proxy}: the proxy gives {bound} for its relay")
-        if not isinstance(host, str) and host.is_unspecified:
-            host = proxy.host
-        if isinstance(host, str):
-            dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+        async with self.egress() as egress:
+            hops = await egress.associate()
             try:
-                async with asyncio.timeout(self.timeout):
-                    found = await dialer.find(host, permit_any)
-            except TimeoutError:
-                raise timeout_error(self.timeout, host) from None
-            finally:
-                await dialer.close()
-            same = [] if isinstance(proxy.host, str) else [ip for ip in found if ip.version == proxy.host.version]
-            host = (same or found)[0]
-        return unmap(Address(host, port))
-
-    async def ask(
-        self, command: int, destination: Address, count: int | None = None
-    ) -> tuple[Stream, ClientMachine, Reply]:
-        """Reach the last proxy, or the last of the first ``count``, through those before it and ask it for a command.
-
-        As `Socks5.ask`.
-        """
-        dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
-        try:
-            egress = self.make_chain(dialer, count)
-            assert isinstance(egress, Socks5)
-            return await egress.ask(command, destination)
-        finally:
-            await dialer.close()
+                return Association(hops)
+            except BaseException:
+                hops.close()
+                raise
 
     async def open_connection(
         self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None

@@ -21,6 +21,7 @@ from tabi.errors import DialError
 from tabi.net import datagram as datagrams
 from tabi.net.batch import BATCH, Sock
 from tabi.net.datagram import PLAIN, SINGLE, Mail
+from tabi.net.hops import Hops
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.wire.address import Address, from_sockaddr, parse_address
@@ -36,6 +37,19 @@ def mail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(datagrams.threads, "mail", Mail(request.param), raising=False)
 
 
+async def find_nothing(name: str) -> list[Any]:
+    """There are no names here."""
+    raise NotImplementedError
+
+
+def hops_of(controls: list[Stream], relays: list[Address]) -> Hops:
+    """What a way out through proxies opens."""
+    hops = Hops(None, find_nothing)
+    for control, relay in zip(controls, relays, strict=True):
+        hops.add(None, control, relay)
+    return hops
+
+
 class Bed:
     """An association with everything around it; through a chain where there are ``hops``."""
 
@@ -49,7 +63,7 @@ class Bed:
             controls.append(Stream(get_reactor(), near))
             self.far.append(far)
         relays = [from_sockaddr(self.relay.getsockname()), *map(parse_address, hops)]
-        self.association = Association(controls, relays)
+        self.association = Association(hops_of(controls, relays))
 
     @property
     def client(self) -> Any:
@@ -260,7 +274,7 @@ def test_the_relay_sees_the_address_of_the_control_connection(run: Run) -> None:
             near.bind(("127.0.0.3", 0))
             near.connect(listener.getsockname())
             near.setblocking(False)
-            async with Association([Stream(get_reactor(), near)], [bed.association.relay]) as association:
+            async with Association(hops_of([Stream(get_reactor(), near)], [bed.association.relay])) as association:
                 await association.send(b"x", SOMEWHERE)
                 _, client = await asyncio.get_running_loop().sock_recvfrom(bed.relay, 100)
                 assert client[0] == "127.0.0.3"
@@ -288,7 +302,7 @@ def test_no_way_to_the_relay_is_a_dial_error(run_once: Run) -> None:
         near, far = tcp_pair()
         control = Stream(get_reactor(), near)
         with far, pytest.raises(DialError, match=r"255\.255\.255\.255:9: permission denied") as caught:
-            Association([control], [parse_address("255.255.255.255:9")])
+            Association(hops_of([control], [parse_address("255.255.255.255:9")]))
         assert caught.value.errno == errno.EACCES
         control.close()
 
@@ -412,7 +426,7 @@ def test_an_end_that_came_before_the_association_was_made(run: Run) -> None:
         far.close()
         assert await control.receive() == b""
         with Bed() as bed:
-            async with Association([control], [bed.association.relay]) as association:
+            async with Association(hops_of([control], [bed.association.relay])) as association:
                 await fails(association.receive(), ConnectionResetError, "ended")
 
     run(main)

@@ -15,7 +15,7 @@ from doubles import LOOPBACK, FakeResolver, client_from, config, greet, open_bin
 from support import client, closed_port, permit_outer, request, target, tunnel
 from tabi import Config, DialError, PolicyDenied, Proxy, Server, Session
 from tabi.config import Egress, Listen
-from tabi.egress.direct import Direct
+from tabi.egress.direct import Direct, Way
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
@@ -148,7 +148,7 @@ def test_a_destination_that_is_gone_before_the_header(run: Run, call: str) -> No
 
             return fail if name == call else getattr(self.sock, name)
 
-    class Below:
+    class Below(Way):
         name = "below"
 
         def __init__(self, direct: Direct) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import Run
 from doubles import FakeResolver
 from tabi.egress import ways
+from tabi.egress.direct import Way
 from tabi.egress.ways import Block, Isolated, ResolveHere
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.dial import Dialer
@@ -22,7 +23,7 @@ from tabi.wire.address import Address, parse_host
 from tabi.wire.socks5 import Credentials
 
 
-class Recorder:
+class Recorder(Way):
     """A way out that notes what it was asked for, and gives nothing."""
 
     name = "below"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+from tabi.egress.direct import Egress
 from tabi.egress.socks5 import read_reply
 from tabi.errors import ProxyError, TabiError
+from tabi.net.dial import Permit
 from tabi.net.stream import Stream
-from tabi.wire.address import Address
-from tabi.wire.socks5 import ClientMachine
+from tabi.session import Session
+from tabi.wire.address import Address, unmap
+from tabi.wire.socks5 import ClientMachine, Command
 
 ACCEPT_TIMEOUT = 300.0
 """Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
@@ -76,3 +79,13 @@ class Listener:
 
     async def __aexit__(self, *exc: object) -> None:
         self.close()
+
+
+async def listen(egress: Egress, destination: Address, permit: Permit, session: Session | None = None) -> Listener:
+    """Have the last proxy of a way out listen for one connection from a destination; 0.0.0.0 is from anyone.
+
+    Raises:
+        As `Egress.ask`.
+    """
+    stream, machine, reply = await egress.ask(Command.BIND, destination, permit, session)
+    return Listener(stream, machine, unmap(reply.bound))

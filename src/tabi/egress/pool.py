@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from tabi.egress.direct import Direct, Egress
+from tabi.egress.direct import Asked, Direct, Egress
 from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import Permit
+from tabi.net.hops import Hops
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.policy.pool import By, Member, Pool, make_key
 from tabi.session import Session
-from tabi.wire.address import Address
+from tabi.wire.address import UNSPECIFIED, Address
 from tabi.wire.http import decode_response
 from tabi.wire.socks5 import ReplyCode
 
@@ -49,6 +50,15 @@ OF_DESTINATION = frozenset(
 """Replies with which an upstream that works refuses a destination: another one would not do better."""
 
 
+T = TypeVar("T")
+Use = Callable[[Egress], Awaitable[T]]
+"""What is to be done with a member's way out."""
+
+
+class Unable(TabiError):
+    """A member cannot do what it was used for, which is no fault of it."""
+
+
 class Check(NamedTuple):
     """How the members of a pool are checked."""
 
@@ -63,7 +73,7 @@ class Check(NamedTuple):
 
 
 class Pooled:
-    """Connects to destinations through whichever member its pool chooses.
+    """Leads through whichever member its pool chooses.
 
     Args:
         name: what rules call it.
@@ -77,6 +87,8 @@ class Pooled:
         label: only members with this one.
         check: has `start` check the members; None: only requests tell how they are.
     """
+
+    here = False
 
     def __init__(
         self,
@@ -109,9 +121,40 @@ class Pooled:
             ProxyError: a member refused the destination.
             PolicyDenied, LimitExceeded: as the member's egress.
         """
-        pool, key, doubts = self.pool, self.key(destination, session), list[Member]()
+        key = self.key(destination, session)
+        stream, member = await self.attempt(lambda egress: egress.open(destination, permit, session), key, session)
+        self.end_with(session, member)
+        return stream
+
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`; as `open`. Members that cannot carry out the command are passed over."""
+        key = self.key(destination, session)
+        asked, member = await self.attempt(
+            lambda egress: if_able(egress.ask(command, destination, permit, session)), key, session
+        )
+        self.end_with(session, member)
+        return asked
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`; as `ask`, and the member's request lasts until the hops are closed."""
+        key = self.key(UNSPECIFIED, session)
+        hops, member = await self.attempt(lambda egress: if_able(egress.associate(session)), key, session)
+        hops.on_close.append(partial(self.pool.end, member))
+        return hops
+
+    def end_with(self, session: Session | None, member: Member) -> None:
+        """Have a member's request be over when the session is."""
+        if session is None:
+            self.pool.end(member)  # nobody tells when it is over
+        else:
+            session.when_over(partial(self.pool.end, member))
+
+    async def attempt(self, use: Use[T], key: str, session: Session | None) -> tuple[T, Member]:
+        """Use one member after the other until one does it. Errors as `open`; DialError 07 where none can."""
+        pool, doubts = self.pool, list[Member]()
         label, ttl, lacking = self.wishes(session)
         tried = set(lacking)
+        unable: Unable | None = None
         ends = monotonic() + self.seconds
         while (left := ends - monotonic()) > 0:
             member = pool.choose(key, monotonic(), tried, label, ttl)
@@ -121,54 +164,50 @@ class Pooled:
             if session is not None:
                 session.member = member.name
             try:
-                stream = await self.open_through(member, destination, permit, session, left, doubts)
+                found = await self.use_member(member, use, left, doubts)
             except (TabiError, OSError) as exc:
-                if not is_fault(exc, self.egresses[member]):
+                if isinstance(exc, Unable):
+                    unable = exc
+                elif not is_fault(exc, self.egresses[member]):
                     raise
                 continue
             for other in doubts:
                 self.note_failure(other, self.reasons[other])
-            return stream
+            return found, member
+        if unable is not None:
+            text = f"pool {self.name}: no member that answers can do that: {unable}"
+            raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
         raise DialError(self.explain(tried - lacking, label, lacking), ReplyCode.GENERAL_FAILURE)
 
-    async def open_through(
-        self,
-        member: Member,
-        destination: Address,
-        permit: Permit,
-        session: Session | None,
-        left: float,
-        doubts: list[Member],
-    ) -> Stream:
-        """Open through one member, and note how that went, in ``doubts`` if that is not clear.
+    async def use_member(self, member: Member, use: Use[T], left: float, doubts: list[Member]) -> T:
+        """Use one member, and note how that went, in ``doubts`` if that is not clear.
 
         ``left`` are the seconds for this member and all others.
 
         Raises:
             Whatever the member's egress raises; TimeoutError where that took too long.
         """
-        pool, egress = self.pool, self.egresses[member]
+        pool = self.pool
         trial = pool.begin(member)
         decided = False
         try:
             async with asyncio.timeout(min(self.each, left)):
-                stream = await egress.open(destination, permit, session)
+                found = await use(self.egresses[member])
             decided = True
             self.note_success(member)
         except BaseException as exc:
             pool.end(member)
-            # One that had only what others had left of the time has not failed.
-            if isinstance(exc, TabiError | OSError) and (left >= self.each or not isinstance(exc, TimeoutError)):
-                decided = self.note(member, exc, None if trial else doubts)
+            if isinstance(exc, TabiError | OSError):
+                if left < self.each and isinstance(exc, TimeoutError):
+                    # It had only what others had left of the time, and has not failed.
+                    self.reasons.setdefault(member, f"no answer within the {left:.2g} s that were left")
+                else:
+                    decided = self.note(member, exc, None if trial else doubts)
             raise
         finally:
             if trial and not decided:
                 pool.undecided(member)
-        if session is None:
-            pool.end(member)  # nobody tells when it is over
-        else:
-            session.when_over(partial(pool.end, member))
-        return stream
+        return found
 
     def key(self, destination: Address, session: Session | None) -> str:
         """What ``hash`` and ``sticky`` go by."""
@@ -207,6 +246,8 @@ class Pooled:
         Returns:
             Whether it told anything for sure.
         """
+        if isinstance(exc, Unable):
+            return False
         if is_fault(exc, self.egresses[member]):
             reason = reason_of(exc, self.each)
             if doubts is not None and is_doubtful(exc):
@@ -279,6 +320,16 @@ class Pooled:
                 self.note_failure(member, f"check: {reason_of(exc, check.seconds)}")
             else:
                 self.note_success(member)
+
+
+async def if_able(used: Awaitable[T]) -> T:
+    """What a member gives. Raises Unable where it says that it cannot."""
+    try:
+        return await used
+    except (DialError, ProxyError) as exc:
+        if exc.reply_code == ReplyCode.COMMAND_NOT_SUPPORTED:
+            raise Unable(str(exc)) from exc
+        raise
 
 
 def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from tabi.egress.direct import Egress
+from tabi.egress.direct import Egress, Way
 from tabi.net.dial import Permit
 from tabi.net.failures import connect_error
 from tabi.net.stream import Stream
@@ -13,13 +13,15 @@ from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.proxy_protocol import encode_v1, encode_v2
 
 
-class SendProxyHeader:
+class SendProxyHeader(Way):
     """Sends the header in front of everything else, over another egress.
 
     Args:
         below: opens the destination.
         version: of the header, 1 or 2.
     """
+
+    here = True
 
     def __init__(self, below: Egress, version: int) -> None:
         self.name = below.name

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 
-from tabi.egress.direct import Egress
+from tabi.egress.direct import Asked, Direct, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
+from tabi.net.dial import Permit
+from tabi.net.hops import Hops
 from tabi.net.stream import Stream
-from tabi.wire.address import Address
+from tabi.session import Session
+from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, unmap
 from tabi.wire.socks5 import (
     ClientMachine,
     Command,
@@ -94,8 +97,6 @@ destination looks the same; then this has cost a connection, and a round trip ea
 FRACTION = 0.25
 """Of the deadline of a proxy's part, if that is less."""
 
-Asked = tuple[ClientMachine, Reply]
-
 
 class Socks5(Upstream):
     """Connects to destinations through one SOCKS5 proxy.
@@ -132,8 +133,7 @@ class Socks5(Upstream):
             if stream is not None:
                 return stream
             self.optimistic = False
-        stream, _, _ = await self.ask(Command.CONNECT, destination)
-        return stream
+        return (await self.ask_over(self.below, Command.CONNECT, destination)).stream
 
     async def connect_at_once(self, destination: Address) -> Stream | None:
         """The same optimistically; None where the proxy is to be asked in the RFC's order. Errors as `open`."""
@@ -182,21 +182,75 @@ class Socks5(Upstream):
         except OSError:  # TimeoutError is one; or it has closed with the request unread, which is a reset
             return False
 
-    async def ask(self, command: int, destination: Address) -> tuple[Stream, ClientMachine, Reply]:
-        """Reach the proxy and ask it for a command, in the RFC's order.
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`. In a reply to BIND an unspecified address means the proxy's own, and becomes that."""
+        asked = await self.ask_over(self.below, command, self.choose(destination, permit, session))
+        host, port = unmap(asked.reply.bound)
+        if command == Command.BIND and not isinstance(host, str) and host.is_unspecified:
+            try:
+                bound = Address(self.own_host(asked.stream, self.below), port)
+            except BaseException:
+                asked.stream.close()
+                raise
+            return asked._replace(reply=Reply(asked.reply.reply_code, bound))
+        return asked
 
-        Returns:
-            The stream, which the caller closes, the machine behind its first reply, and that reply.
+    async def ask_over(self, below: Egress, command: int, destination: Address) -> Asked:
+        """Reach the proxy through ``below`` and ask it for a command, in the RFC's order. Errors as `Upstream.open`."""
 
-        Raises:
-            As `Upstream.open`.
-        """
-
-        async def ask(stream: Stream) -> Asked:
+        async def talk(stream: Stream) -> tuple[ClientMachine, Reply]:
             return await request(stream, command, destination, self.credentials)
 
         try:
-            stream, (machine, reply) = await self.converse(ask)
+            stream, (machine, reply) = await self.converse(talk, below)
         except ValueError as exc:
             raise self.cannot(exc) from exc
-        return stream, machine, reply
+        return Asked(stream, machine, reply)
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`: where it leads through several proxies, each of them gets an association.
+
+        What leads to this proxy must carry datagrams too, and they go the way that its control connection goes.
+        """
+        hops = await self.below.associate(session)
+        try:
+            # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
+            control, _, reply = await self.ask_over(hops.way, Command.UDP_ASSOCIATE, UNSPECIFIED)
+            try:
+                relay = await self.find_relay(reply.bound, self.own_host(control, hops.way), hops)
+            except BaseException:
+                control.close()
+                raise
+            hops.add(self, control, relay)
+        except BaseException:
+            hops.close()
+            raise
+        return hops
+
+    async def find_relay(self, bound: Address, own: Host, hops: Hops) -> Address:
+        """Where the proxy's relay is, by address: an unspecified one means the proxy's own.
+
+        Of a name's addresses one of the proxy's family is preferred: it knows us by the address that we have there.
+        """
+        host, port = unmap(bound)
+        if not port:
+            raise RemoteProtocolError(f"{self.proxy}: the proxy gives {bound} for its relay")
+        if not isinstance(host, str) and host.is_unspecified:
+            host = own
+        if isinstance(host, str):
+            found = await hops.find(host)
+            same = [] if isinstance(own, str) else [ip for ip in found if ip.version == own.version]
+            host = (same or found)[0]
+        return unmap(Address(host, port))
+
+    def own_host(self, stream: Stream, below: Egress) -> Host:
+        """The proxy's own host, reached by a stream through ``below``. Raises ProxyError as `peer_of`."""
+        return peer_of(stream).host if isinstance(below, Direct) else self.proxy.host
+
+
+def peer_of(stream: Stream) -> Address:
+    """The address at the other end. Raises ProxyError where the proxy has reset it behind its reply."""
+    try:
+        return from_sockaddr(stream.sock.getpeername())
+    except OSError as exc:
+        raise ProxyError("the proxy has reset the connection behind its reply") from exc

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple, TypeVar
 
-from tabi.egress.direct import Egress
+from tabi.egress.direct import CONNECTIONS_ALONE, Egress, Way
 from tabi.errors import DialError, ProxyError
 from tabi.net.dial import Permit
 from tabi.net.resolve import find_number
@@ -37,7 +37,7 @@ class UpstreamTls(NamedTuple):
     shared: TlsShared
 
 
-class Upstream:
+class Upstream(Way):
     """Reaches one proxy and talks to it.
 
     Args:
@@ -46,8 +46,6 @@ class Upstream:
         seconds: the deadline for its part, from the open connection to its answer, TLS included.
         tls: speaks TLS with it first.
     """
-
-    name: str
 
     def __init__(self, below: Egress, proxy: Address, seconds: float, tls: UpstreamTls | None = None) -> None:
         self.below = below
@@ -89,8 +87,12 @@ class Upstream:
         """Ask the proxy for a connection. Errors as `open`."""
         raise NotImplementedError
 
-    async def converse(self, talk: Callable[[Stream], Awaitable[T]]) -> tuple[Stream, T]:
+    async def converse(self, talk: Callable[[Stream], Awaitable[T]], below: Egress | None = None) -> tuple[Stream, T]:
         """Reach the proxy and talk to it, with one deadline over everything from the open connection on.
+
+        Args:
+            talk: asks.
+            below: reaches the proxy in place of the usual egress.
 
         Returns:
             The stream, which the caller closes, and what ``talk`` gave.
@@ -98,7 +100,7 @@ class Upstream:
         Raises:
             As ``talk`` and the egress below, but for OSError: that is a ProxyError.
         """
-        stream = await self.below.open(self.proxy, permit_any)
+        stream = await (below or self.below).open(self.proxy, permit_any)
         try:
             async with asyncio.timeout(self.seconds):
                 if self.tls is not None:
@@ -112,6 +114,10 @@ class Upstream:
                 text = (exc.strerror or str(exc)).lower()
                 raise ProxyError(f"{self.proxy}: the connection to the proxy broke: {text}") from exc
             raise
+
+    def no_way(self) -> DialError:
+        """See `Way`."""
+        return DialError(f"{self.proxy} is no SOCKS5 proxy: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
     def cannot(self, exc: ValueError) -> DialError:
         """The error for a destination that this proxy's protocol cannot say."""

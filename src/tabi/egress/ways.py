@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Literal
 
-from tabi.egress.direct import Egress
+from tabi.egress.direct import Asked, Egress, Way
 from tabi.errors import PolicyDenied
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
+from tabi.net.hops import Hops
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -23,8 +24,10 @@ KEPT = 1024
 Apart = Literal["user", "session", "client"]
 
 
-class Block:
+class Block(Way):
     """Leads nowhere."""
+
+    here = True
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,6 +35,10 @@ class Block:
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: {destination}")
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`. Raises PolicyDenied."""
+        raise PolicyDenied(f"egress {self.name}: datagrams")
 
 
 class ResolveHere:
@@ -42,6 +49,8 @@ class ResolveHere:
         dialer: resolves names, within its deadline.
     """
 
+    here = True
+
     def __init__(self, below: Egress, dialer: Dialer) -> None:
         self.name = below.name
         self.below = below
@@ -49,6 +58,20 @@ class ResolveHere:
 
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
         """See `Egress`."""
+        return await self.below.open(await self.resolve(destination, permit, session), permit, session)
+
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`."""
+        return await self.below.ask(command, await self.resolve(destination, permit, session), permit, session)
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`: whoever sends the datagrams resolves the names."""
+        hops = await self.below.associate(session)
+        hops.here = True
+        return hops
+
+    async def resolve(self, destination: Address, permit: Permit, session: Session | None) -> Address:
+        """The destination by address. Raises DialError and PolicyDenied."""
         known = None if session is None else session.addresses
         if isinstance(destination.host, str) and known is None:
             try:
@@ -56,8 +79,8 @@ class ResolveHere:
                     found = await self.dialer.find(destination.host, permit)
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
-            destination = Address(next((one for one in found if one.version == 4), found[0]), destination.port)
-        return await self.below.open(destination, permit, session)
+            return Address(next((one for one in found if one.version == 4), found[0]), destination.port)
+        return destination
 
 
 class Isolated:
@@ -71,6 +94,7 @@ class Isolated:
     """
 
     name = "isolated"
+    here = False
 
     def __init__(self, make: Callable[[Credentials], Egress], apart: Sequence[Apart]) -> None:
         self.make = make
@@ -80,6 +104,14 @@ class Isolated:
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
         """See `Egress`."""
         return await self.way_of(session).open(destination, permit, session)
+
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`."""
+        return await self.way_of(session).ask(command, destination, permit, session)
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`."""
+        return await self.way_of(session).associate(session)
 
     def way_of(self, session: Session | None) -> Egress:
         """The way of those whom a session belongs to."""

@@ -1,4 +1,6 @@
-"""The header of a relayed datagram, and reassembly of what came in fragments: RFC 1928 section 7. No I/O, no clock.
+"""The header of a relayed datagram, several for several relays, and what comes in fragments: RFC 1928 section 7.
+
+No I/O, no clock.
 
     +-----+------+------+----------+----------+----------+
     | RSV | FRAG | ATYP | DST.ADDR | DST.PORT |   DATA   |    RSV: two octets, written as 00 and not looked at
@@ -11,8 +13,10 @@ From the client to the relay the address is where the datagram goes, from the re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tabi.errors import RemoteProtocolError
-from tabi.wire.address import Address, decode_address, encode_address
+from tabi.wire.address import Address, decode_address, encode_address, unmap
 
 MAX_DATAGRAM = 65507
 """Octets that one datagram over IPv4 carries: 65,535 less the headers of IP and UDP."""
@@ -110,3 +114,69 @@ class Reassembler:
         self.parts.clear()
         self.octets = 0
         self.address = None
+
+
+class Layers:
+    """The headers of datagrams that pass several relays, one for each: the first relay's outermost.
+
+    | to relay 2 | to relay 3 | to the destination | DATA |  ->  relay 1  ->  relay 2  ->  relay 3  ->  destination
+
+    Back they come as they went, with the relay that each was received from, and the destination's header innermost.
+
+    Args:
+        relays: the addresses of those behind the first; none where there is but one.
+    """
+
+    __slots__ = ("head", "layers", "strangers")
+
+    def __init__(self, relays: Sequence[Address]) -> None:
+        self.head = b"".join(map(encode_header, relays))
+        """What stands in front of the destination's header."""
+        # What a datagram's headers must say, outermost first: the next relay, and in the end anyone.
+        self.layers: list[tuple[Address | None, Reassembler]] = [(relay, Reassembler()) for relay in (*relays, None)]
+        self.strangers = 0
+        """Datagrams that came by no relay of these, or were none of RFC 1928."""
+
+    @property
+    def fragments(self) -> int:
+        """Fragments of what never became whole."""
+        return sum(reassembler.dropped for _, reassembler in self.layers)
+
+    def unwrap(self, datagram: bytes, now: float) -> tuple[bytes, Address] | None:
+        """Take the headers off a datagram; None for a stranger's, rubbish, or a fragment. ``now`` as `Reassembler.add`.
+
+        Returns:
+            The payload, and where it comes from.
+        """
+        for relay, reassembler in self.layers:
+            try:
+                frag, source, at = decode_header(datagram)
+            except RemoteProtocolError:
+                self.strangers += 1
+                return None
+            if relay is not None and unmap(source) != relay:
+                self.strangers += 1
+                return None
+            whole = reassembler.add(frag, source, datagram[at:], now)
+            if whole is None:
+                return None
+            datagram = whole
+        return datagram, source
+
+    def read(self, head: bytes) -> Address | None:
+        """Where datagrams that begin so come from, if these octets are all their headers, of whole datagrams."""
+        at = 0
+        for relay, reassembler in self.layers:
+            try:
+                frag, source, size = decode_header(head[at:])
+            except RemoteProtocolError:
+                return None
+            if frag or reassembler.parts or (relay is not None and unmap(source) != relay):
+                return None
+            at += size
+        return source if at == len(head) else None
+
+    def expire(self, now: float) -> None:
+        """Abandon what did not become whole in time."""
+        for _, reassembler in self.layers:
+            reassembler.expire(now)

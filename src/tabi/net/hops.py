@@ -1,0 +1,131 @@
+"""How the datagrams of one association leave this machine: straight, or by the relays of proxies in a row.
+
+Each proxy has an association of its own, which lasts as long as the connection that asked for it. There is one socket
+however long the row is: it sends to the first relay, and the headers say the rest (`wire.datagram.Layers`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+from tabi.net.batch import Sock
+from tabi.net.datagram import get_mail
+from tabi.net.failures import local_error
+from tabi.net.origin import Origin
+from tabi.net.reactor import ENDED, IN
+from tabi.net.stream import Stream
+from tabi.wire.address import Address
+from tabi.wire.datagram import Layers
+
+IP = IPv4Address | IPv6Address
+Find = Callable[[str], Awaitable[Sequence[IP]]]
+
+READS = 16
+"""Times that a control connection is read in one turn."""
+
+
+class Hops:
+    """What a way out opens for an association; whoever asked for it closes it.
+
+    Args:
+        way: the egress: what is to go the same way goes through it.
+        find: the addresses of a name, on this machine.
+        origin: where datagrams that go straight come from; None: wherever the system chooses.
+    """
+
+    __slots__ = ("controls", "ended", "find", "here", "on_close", "on_end", "origin", "relays", "way")
+
+    def __init__(self, way: Any, find: Find, origin: Origin | None = None) -> None:
+        self.way = way
+        self.find = find
+        self.origin = origin
+        self.controls: list[Stream] = []
+        """The connections that asked for the associations, the first proxy's first."""
+        self.relays: list[Address] = []
+        """What each proxy gave as BND, no names; the first is where the datagrams go. None: they go straight."""
+        self.here = True
+        """Whether names are resolved on this machine."""
+        self.ended = False
+        """Whether a proxy has ended its association."""
+        self.on_end: Callable[[], object] | None = None
+        self.on_close: list[Callable[[], object]] = []
+        """Called once, by `close`."""
+
+    def add(self, way: Any, control: Stream, relay: Address) -> None:
+        """Go on through the relay of another proxy, which is asked for by ``way``."""
+        self.way, self.here = way, False
+        self.controls.append(control)
+        self.relays.append(relay)
+
+    def layers(self) -> Layers:
+        """The headers of what goes through the relays."""
+        return Layers(self.relays[1:])
+
+    def open_socket(self, headed: bool = False) -> Sock:
+        """A UDP socket connected to the first relay, from the address that its proxy knows us by.
+
+        ``headed`` as `Mail.open_socket` has it. Raises DialError.
+        """
+        relay = self.relays[0]
+        assert not isinstance(relay.host, str)
+        sock = None
+        try:
+            family = socket.AF_INET if isinstance(relay.host, IPv4Address) else socket.AF_INET6
+            sock = get_mail().open_socket(family, headed)
+            local, _, *scope = self.controls[0].sock.getsockname()
+            if ip_address(local).version == relay.host.version:
+                # The relay takes datagrams from the control connection's address only.
+                sock.bind((local, 0, *scope))
+                sock.connect((str(relay.host), relay.port, *scope))
+            else:
+                sock.connect((str(relay.host), relay.port))
+        except OSError as exc:
+            if sock is not None:
+                sock.close()
+            raise local_error(exc, relay) from exc
+        return sock
+
+    def watch(self, on_end: Callable[[], object]) -> None:
+        """Have the reactor tell, once, when a control connection has ended: that is the end of all."""
+        self.on_end = on_end
+        for control in self.controls:
+            reactor = control.reactor
+            reactor.replace(control.fd, partial(self.on_control, control))
+            reactor.watch(control.fd, IN)
+            self.on_control(control, control.events)
+
+    def on_control(self, control: Stream, events: int) -> None:
+        """The reactor's handler of a control connection: octets mean nothing, the end does."""
+        if control.fd < 0 or not (events & ENDED or self.has_ended(control)):
+            return
+        control.reactor.watch(control.fd, 0)
+        self.ended = True
+        if self.on_end is not None:
+            on_end, self.on_end = self.on_end, None
+            on_end()
+
+    def has_ended(self, control: Stream) -> bool:
+        """Read what is there, for an end waits behind it; much is read in several turns."""
+        for _ in range(READS):
+            try:
+                if not control.sock.recv(4096):
+                    return True
+            except BlockingIOError:
+                return False
+            except OSError:  # a reset is an end too
+                return True
+        control.reactor.later(partial(self.on_control, control, IN))
+        return False
+
+    def close(self) -> None:
+        """Close the connections, and so the associations. Harmless when done twice."""
+        self.on_end = None
+        for control in self.controls:
+            control.close()
+        callbacks, self.on_close = self.on_close, []
+        for callback in callbacks:
+            callback()
