@@ -190,12 +190,7 @@ class Proxy:
     async def open_association(self) -> Association:
         """The same; the caller closes it."""
         async with self.egress() as egress:
-            hops = await egress.associate()
-            try:
-                return Association(hops)
-            except BaseException:
-                hops.close()
-                raise
+            return Association(await egress.associate())
 
     async def open_connection(
         self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None
