@@ -153,7 +153,8 @@ class CallersThere:
         try:
             stream = await self.listener.accept(FOREVER)
         except OSError as exc:
-            raise ProxyError(f"{self.bound}: the connection to the proxy broke: {exc.strerror or exc}") from exc
+            text = (exc.strerror or str(exc)).lower()
+            raise ProxyError(f"{self.bound}: the connection to the proxy broke: {text}") from exc
         assert self.listener.peer is not None
         host = self.listener.peer.host
         try:
