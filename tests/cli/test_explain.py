@@ -14,6 +14,7 @@ import pytest
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from support import credentials, request
 from tabi.config import make_config
+from tabi.egress.direct import CONNECTIONS_ALONE
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.server.quota_store import QuotaStore
@@ -266,3 +267,7 @@ def test_questions_for_names_and_addresses(tmp_path: Path) -> None:
     assert "not asked: the name is the proxy's to resolve, and what it finds is looked at then\n" in text
     assert explain_json("resolve_ptr", "8.8.8.8:0", config=path)["error"] is None
     assert explain_json("resolve_ptr", "10.0.0.9:0", "--from", "203.0.113.9", config=path)["reply"] == 2
+    path.write_text(path.read_text().replace("socks5://", "http://"))
+    for command, asked in (("resolve", "nowhere.invalid:0"), ("resolve_ptr", "8.8.8.8:0")):
+        found = explain_json(command, asked, config=path)
+        assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")

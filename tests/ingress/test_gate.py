@@ -261,7 +261,7 @@ def test_an_association_is_refused_where_no_destination_would_help(run_once: Run
         async with gate(Rule("deny", "dns", ports=[53])) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = await found.enter_open(asks, HERE)
+            judge = (await found.enter_open(asks, HERE)).judge
             judge(Address("outer.test", 443), None)
             with pytest.raises(PolicyDenied, match=r"^rule dns"):
                 judge(Address("outer.test", 53), None)
@@ -444,7 +444,7 @@ def test_a_program_that_fails_lets_no_datagram_through(
         async with gate(last_word=decide) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = await found.enter_open(asks, HERE)
+            judge = (await found.enter_open(asks, HERE)).judge
             for addresses in (None, [parse_host("8.8.8.8")]):
                 with pytest.raises(PolicyDenied) as caught:
                     judge(Address("outer.test", 443), addresses)  # type: ignore[arg-type]
@@ -464,7 +464,7 @@ def test_a_program_without_fault_judges_datagrams(run_once: Run) -> None:
 
     async def main() -> None:
         async with gate(last_word=decide) as found:
-            judge = await found.enter_open(session("0.0.0.0", 0), HERE)
+            judge = (await found.enter_open(session("0.0.0.0", 0), HERE)).judge
             judge(Address("outer.test", 443), [parse_host("8.8.8.8")])  # type: ignore[list-item]
             with pytest.raises(PolicyDenied, match=r"^not there$"):
                 judge(Address("outer.test", 53), None)

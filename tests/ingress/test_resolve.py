@@ -190,8 +190,12 @@ def test_which_of_several_addresses(run_once: Run, prefer: str, answer: str) -> 
                     "resolver": {"servers": [f"127.0.0.1:{port}"], "prefer": prefer},
                 }
             )
-            async with Server(config=config) as server, client(server.addresses[0]) as streams:
-                assert await ask(streams, RESOLVE, "both.test") == (0, Address(ip_address(answer), 0))
+            ended: asyncio.Queue[Session] = asyncio.Queue()
+            async with Server(config=config, on_session=ended.put_nowait) as server:
+                async with client(server.addresses[0]) as streams:
+                    found = await ask(streams, RESOLVE, "both.test")
+                assert (await ended.get()).error is None
+            assert found == (0, Address(ip_address(answer), 0))
 
     run_once(main)
 

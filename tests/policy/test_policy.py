@@ -12,7 +12,7 @@ from tabi.policy.guard import Guard, permit_any
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
 from tabi.policy.policy import Policy, enforce, judge_any
-from tabi.policy.rules import RuleSet, Texts, Unresolved, make_rule
+from tabi.policy.rules import UNRESOLVED, RuleSet, Texts, Unresolved, make_rule
 from tabi.session import Decision, Session
 from tabi.wire.address import Address
 
@@ -113,22 +113,31 @@ def test_judges() -> None:
     policy({"ports": ("26",)}).judge_for(session("127.0.0.1"), float)(WHERE, [ip_address("10.0.0.1")])
 
 
-def test_datagrams_do_not_leave_by_a_way_that_no_rule_meant() -> None:
-    """A rule that sends them through a proxy drops them, and is known at once where it is for every destination."""
+def test_judges_say_which_way() -> None:
+    """By name where a rule has one that is not straight; and it is known at once where it is for every destination."""
 
-    def allowing(*texts: dict[str, Any]) -> Policy:
+    def allowing(*texts: dict[str, Any], last_word: Any = None) -> Policy:
         rules = RuleSet(
-            make_rule(number, "allow", Texts(ports=part.get("ports")), via=part.get("via"))
+            make_rule(number, "allow", Texts(part.get("hosts"), ports=part.get("ports")), via=part.get("via"))
             for number, part in enumerate(texts)
         )
-        return Policy(rules, Guard(), Limits(Ledger()))
+        return Policy(rules, Guard(), Limits(Ledger()), last_word)
 
     made = allowing({"via": "tor"})
     judge = made.judge_for(session(), lambda: 0)
-    with pytest.raises(PolicyDenied, match=r"^egress tor: it carries no datagrams, and no calls of BIND$"):
-        judge(WHERE, None)
+    assert judge(WHERE, None) == "tor"
+    with pytest.raises(PolicyDenied, match=r"^guard"):
+        judge(WHERE, [ip_address("10.0.0.1")])
     assert made.way(session(), 0) == "tor"
-    assert allowing({"via": "direct"}).way(session(), 0) == "direct"
+    straight = allowing({"via": "direct"})
+    assert straight.way(session(), 0) == "direct"
+    assert straight.judge_for(session(), lambda: 0)(WHERE, None) is None
+    depends = allowing({"hosts": ("9.0.0.0/8",), "via": "tor"})
+    judge = depends.judge_for(session(), lambda: 0)
+    assert judge(WHERE, None) is UNRESOLVED
+    assert judge(WHERE, [ip_address("9.9.9.9")]) == "tor"
+    assert judge(WHERE, [ip_address("8.8.8.8")]) is None
     assert policy({}).way(session(), 0) is None
     assert allowing({"ports": ("53",)}, {"via": "tor"}).way(session(), 0) is None
     assert policy().way(session(), 0) is None
+    assert allowing({"via": "tor"}, last_word=lambda asks: None).way(session(), 0) is None

@@ -20,6 +20,7 @@ from support import client, closed_port, request, target
 from tabi import Server, Session
 from tabi.client import Proxy
 from tabi.config import Config, Listen, Log, make_config
+from tabi.egress.direct import CONNECTIONS_ALONE
 from tabi.errors import AuthError, ProxyError
 
 
@@ -199,12 +200,13 @@ def test_what_a_proxy_cannot_carry_is_refused_and_goes_nowhere(run_once: Run, co
     """BIND and associations by a proxy: 07, rather than out of this machine directly."""
 
     async def main() -> None:
-        async with running(front(egress={"out": {"url": "socks5://127.0.0.1:9"}})) as proxy:
+        async with running(front(egress={"out": {"url": "http://127.0.0.1:9"}})) as proxy:
             async with client(proxy.server.addresses[0]) as (reader, writer):
                 writer.write(b"\x05\x01\x00" + request("127.0.0.1", port, command))
                 assert (await reader.readexactly(12))[3] == 7
             session = await proxy.ended.get()
-            assert session.error == "egress out: it carries no datagrams, and no calls of BIND"
+            text = f"127.0.0.1:9 is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
+            assert (session.error, session.via) == (text, "out")
 
     run_once(main)
 

@@ -7,6 +7,7 @@ import errno
 from tabi.egress.direct import Egress, Way
 from tabi.net.dial import Permit
 from tabi.net.failures import connect_error
+from tabi.net.hops import Hops
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
@@ -41,6 +42,10 @@ class SendProxyHeader(Way):
                 raise connect_error(exc.errno or errno.EIO, destination) from exc
             raise
         return stream
+
+    async def associate(self, session: Session | None = None) -> Hops:
+        """See `Egress`. Datagrams bear no header of that kind."""
+        return await self.below.associate(session)
 
 
 def encode_header(version: int, session: Session | None, destination: Address) -> bytes:

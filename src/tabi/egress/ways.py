@@ -36,6 +36,10 @@ class Block(Way):
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: {destination}")
 
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`. Raises PolicyDenied."""
+        raise PolicyDenied(f"egress {self.name}: {destination}")
+
     async def associate(self, session: Session | None = None) -> Hops:
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: datagrams")

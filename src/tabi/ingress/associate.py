@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tabi.config import Udp
+from tabi.errors import DialError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import local_error
@@ -26,23 +27,33 @@ class Associate:
 
     def __init__(self, gate: Gate, associations: Associations, udp: Udp) -> None:
         self.gate = gate
+        self.open_way = gate.associate  # bound once for all associations
         self.associations = associations
         self.udp = udp
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
-        judge = await self.gate.enter_open(session, client)
-        session.via = "direct"
+        egress, judge = await self.gate.enter_open(session, client)
+        # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
+        hops = None if egress is None else await egress.associate(session)
         try:
             local = own_address(client.sock, session.client)
             port = self.associations.open_port(local, self.udp)
         except OSError as exc:
+            if hops is not None:
+                hops.close()
             raise local_error(exc, "no UDP port") from exc
         # Section 6: BND is where the client sends to, so it is an address that the client can reach.
         bound = Address(self.udp.public(local.host), port.number)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
-        self.associations.start(client, port, session, answer, judge, declared_port(session), self.udp)
+        opened = None if hops is None else (str(session.via), hops)
+        declared = declared_port(session)
+        try:
+            self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_way, opened)
+        except DialError:
+            port.close_if_unused()
+            raise
 
 
 def declared_port(session: Session) -> int:

@@ -1,4 +1,7 @@
-"""BIND (RFC 1928 sections 4 and 6), in six steps: decide, listen, answer, wait, answer again, carry."""
+"""BIND (RFC 1928 sections 4 and 6), in six steps: decide, listen, answer, wait, answer again, carry.
+
+Where the way out leads through a proxy of SOCKS5, that one listens.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,32 @@ import asyncio
 import errno
 import os
 import socket
-from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any
 
 from tabi.config import Udp
-from tabi.errors import DialError, LimitExceeded, PolicyDenied
+from tabi.egress.bind import listen
+from tabi.egress.direct import Direct
+from tabi.egress.proxy_header import SendProxyHeader
+from tabi.errors import DialError, LimitExceeded
+from tabi.ingress.callers import Callers, CallersThere
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import IP, Dialer, Permit
 from tabi.net.failures import connect_error, local_error, timeout_error
-from tabi.net.listen import Acceptor, bind_port, client_ip, family_of, own_address, route_to
-from tabi.net.reactor import ENDED, Reactor
-from tabi.net.stream import RESET, Sock, Stream
+from tabi.net.listen import bind_port, client_ip, family_of, own_address, route_to
+from tabi.net.origin import Origin
+from tabi.net.reactor import ENDED
+from tabi.net.stream import Sock, Stream
+from tabi.policy.guard import permit_any
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Judge, no_way
+from tabi.policy.policy import Judge
 from tabi.relay.relays import Relays
 from tabi.session import Session
-from tabi.wire.address import Address, from_sockaddr, parse_ip
+from tabi.wire.address import Address, parse_ip
 from tabi.wire.socks5 import Reply, ReplyCode
-
-IP = IPv4Address | IPv6Address
 
 BACKLOG = 16
 """Callers that may wait in the kernel: one is expected."""
-
-CALLERS_A_TURN = 16
-"""Callers that are looked at in one turn of the reactor, however many there are: others have their turn too."""
 
 EARLY = 1 << 16
 """Octets taken from a client before its peer has called, on a reactor that cannot tell of an end behind them."""
@@ -66,18 +68,11 @@ class Bind:
         client, session = conversation.client, conversation.session
         assert session.destination is not None
 
-        expected, judge = await self.decide(session, conversation.client)
-        # Of a name with both kinds of addresses, it listens on the one that the client has itself.
-        own = family_of(client_ip(session.client.host))
-        expected.sort(key=lambda address: family_of(address) != own)
-
-        session.via = "direct"
-        sock, bound = self.listen(expected, client.sock, session)
-        callers = Callers(self.dialer.reactor, sock, client, expected, judge, session.destination.port)
+        callers = await self.open(session, client)
         if session.lease is not None:
             session.lease.cut = lambda why: client.wake_waiting(LimitExceeded(why, "max_session"))
         try:
-            conversation.answer(Reply(ReplyCode.SUCCEEDED, bound))
+            conversation.answer(Reply(ReplyCode.SUCCEEDED, callers.bound))
             began = monotonic()
             try:
                 async with asyncio.timeout(self.seconds):
@@ -95,20 +90,38 @@ class Bind:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.relays.start(client, server, session, answer, conversation.trailing_data)
 
-    async def decide(self, session: Session, client: Stream) -> tuple[list[IP], Judge | None]:
-        """Who may call: these addresses, or, where there are none, whoever the judge lets through."""
+    async def open(self, session: Session, client: Stream) -> Callers | CallersThere:
+        """Decide who may call, and listen: on this machine, or at the last proxy of the way out."""
         assert session.destination is not None
-        host = session.destination.host
+        host, port = session.destination
+        expected: list[IP] = []
+        judge: Judge | None = None
+        permit: Permit = permit_any
         if not isinstance(host, str) and unmapped(host).is_unspecified:
-            return [], await self.gate.enter_open(session, client)
-        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
-        if egress is not self.gate.direct:
-            raise DialError(no_way(egress.name), ReplyCode.COMMAND_NOT_SUPPORTED)
+            way, judge = await self.gate.enter_open(session, client)
+            egress = way or self.gate.direct
+        else:
+            egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
+        straight = egress.below if isinstance(egress, SendProxyHeader) else egress
+        if not isinstance(straight, Direct):
+            listener = await listen(egress, session.destination, permit, session)
+            return CallersThere(listener, client, judge, port)
+        if judge is None:
+            expected = await self.expect(session, permit)
+        # Of a name with both kinds of addresses, it listens on the one that the client has itself.
+        own = family_of(client_ip(session.client.host))
+        expected.sort(key=lambda address: family_of(address) != own)
+        sock, bound = self.listen(expected, client.sock, session, straight.origin)
+        return Callers(self.dialer.reactor, sock, bound, client, expected, judge, port)
+
+    async def expect(self, session: Session, permit: Permit) -> list[IP]:
+        """The addresses that may call. Errors as `find`."""
+        assert session.destination is not None
         if session.addresses is None:
-            return await self.find(session.destination, permit), None
+            return await self.find(session.destination, permit)
         for address in session.addresses:
             permit(address)
-        return list(session.addresses), None
+        return list(session.addresses)
 
     async def find(self, destination: Address, permit: Permit) -> list[IP]:
         """The addresses that may call, every one of them permitted.
@@ -129,8 +142,12 @@ class Bind:
         permit(address)
         return [address]
 
-    def listen(self, expected: list[IP], control: Sock, session: Session) -> tuple[socket.socket, Address]:
+    def listen(
+        self, expected: list[IP], control: Sock, session: Session, origin: Origin | None
+    ) -> tuple[socket.socket, Address]:
         """Listen where the expected peer can call; where anyone may, on every address of the client's family.
+
+        ``origin`` says where its connections would come from: there it may call.
 
         Returns:
             The listening socket, and the address that the client is told.
@@ -139,8 +156,11 @@ class Bind:
             DialError: there is no way to the peer, no free port, or no descriptor.
         """
         destination = session.destination
+        source = None
         try:
-            local = route_to(expected[0]) if expected else own_address(control, session.client).host
+            if expected and origin is not None:
+                source = next(origin.sources_for(expected[0].version, session))
+            local = source or (route_to(expected[0]) if expected else own_address(control, session.client).host)
         except OSError as exc:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
         assert not isinstance(local, str)
@@ -153,6 +173,8 @@ class Bind:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if sock.family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if origin is not None:
+                    origin.prepare_listener(sock, source)
                 bind_port(sock, str(local) if expected else "", self.udp.port_range)
                 sock.listen(BACKLOG)
                 return sock, Address(self.udp.public(local), sock.getsockname()[1])
@@ -162,14 +184,14 @@ class Bind:
         except OSError as exc:
             raise local_error(exc, f"listening for {destination}") from exc
 
-    async def wait(self, conversation: Conversation, callers: Callers) -> bool:
+    async def wait(self, conversation: Conversation, callers: Callers | CallersThere) -> bool:
         """Wait until the peer has called, or the client has left; False is the latter. What it sends early is kept.
 
         Raises:
             OSError: the client was reset.
         """
         client, reactor = conversation.client, self.dialer.reactor
-        while callers.peer is None:
+        while not callers.over:
             if client.events & ENDED:
                 number = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
@@ -189,87 +211,3 @@ class Bind:
                 reactor.watch(client.fd, 0)
             await readable
         return True
-
-
-class Callers:
-    """Whoever calls on the listening socket of one BIND, up to the one that is expected; the others are reset.
-
-    Args:
-        reactor: on which it listens.
-        sock: listens already; it is closed by `close`.
-        client: whose reader is woken when the peer has called.
-        expected: the addresses of the peer; none where anyone may call whom ``judge`` lets through.
-        port: that the client has named.
-    """
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        sock: socket.socket,
-        client: Stream,
-        expected: list[IP],
-        judge: Judge | None,
-        port: int,
-    ) -> None:
-        self.reactor = reactor
-        self.sock = sock
-        self.client = client
-        self.expected = expected
-        self.judge = judge
-        self.port = port
-        self.waiting = True
-        self.refused = 0
-        self.last_refused: Address | None = None
-        self.peer: tuple[Address, Any] | None = None
-        self.acceptor = Acceptor(reactor, sock, self.on_caller, lambda: CALLERS_A_TURN)
-        self.acceptor.start()
-
-    @property
-    def others(self) -> str:
-        """Who called in vain, for the error."""
-        return f"; callers refused: {self.refused}, the last from {self.last_refused}" if self.refused else ""
-
-    def on_caller(self, sock: Any, sockaddr: Any) -> None:
-        """Keep the one that is expected, reset anybody else. Called by the acceptor."""
-        caller = from_sockaddr(sockaddr)
-        if self.waiting and self.may_call(caller.host):
-            self.waiting = False  # the acceptor may have more callers in hand
-            self.peer = caller, sock
-            self.acceptor.stop()
-            if self.client.reader is not None:
-                self.client.reader.wake()
-            return
-        self.refused += 1
-        self.last_refused = caller
-        reset(sock)
-
-    def may_call(self, host: Any) -> bool:
-        """Whether it is the peer. Its port is not looked at: servers call from others than those they listen on."""
-        if self.judge is None:
-            return host in self.expected
-        try:
-            self.judge(Address(host, self.port), [host])
-        except PolicyDenied:
-            return False
-        return True
-
-    def take(self) -> tuple[Address, Stream]:
-        """The peer that has called, and its stream, which the caller closes."""
-        assert self.peer is not None
-        caller, sock = self.peer
-        stream = Stream(self.reactor, sock)
-        self.peer = None
-        return caller, stream
-
-    def close(self) -> None:
-        """Stop listening, and close a peer that nobody took."""
-        self.acceptor.stop()
-        self.reactor.close(self.sock)
-        if self.peer is not None:
-            reset(self.peer[1])
-
-
-def reset(sock: Any) -> None:
-    """Close with a reset, so that nobody takes it for an orderly end."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    sock.close()

@@ -10,20 +10,20 @@ from time import monotonic, monotonic_ns, time
 from typing import NamedTuple
 
 from tabi.egress.direct import Egress
-from tabi.errors import DialError, LimitExceeded, PolicyDenied, TabiError
+from tabi.errors import LimitExceeded, PolicyDenied, TabiError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
+from tabi.net.hops import Hops
 from tabi.net.reactor import ENDED
 from tabi.net.stream import Stream
 from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
 from tabi.policy.limits import Account, Lease
 from tabi.policy.networks import IP
-from tabi.policy.policy import Judge, Policy, enforce, no_way
+from tabi.policy.policy import Judge, Policy, enforce
 from tabi.policy.rules import Unresolved
 from tabi.session import Decision, Session
 from tabi.wire.address import Address, Host, read_number
-from tabi.wire.socks5 import ReplyCode
 
 log = logging.getLogger("tabi")
 
@@ -41,6 +41,15 @@ class Way(NamedTuple):
     egress: Egress
     permit: Permit
     """Asked with each address before it is dialled."""
+
+
+class OpenWay(NamedTuple):
+    """What the gate gives a session whose destinations are not known yet."""
+
+    egress: Egress | None
+    """Where all of them go this way, and it is not straight; None: the judge says it of each."""
+    judge: Judge
+    """Asked for each destination."""
 
 
 class Gate:
@@ -143,10 +152,7 @@ class Gate:
             known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
             self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule) if known else "")
             enforce(decision, session.destination)
-        egress = self.egresses.get(decision.via or "direct")
-        if egress is None:
-            raise PolicyDenied(f"decide: there is no egress {decision.via}")
-        return egress
+        return self.egress(decision.via or "direct")
 
     async def resolve(self, session: Session) -> None:
         """Find the addresses of the destination: those that are decided on are those that are dialled."""
@@ -165,33 +171,40 @@ class Gate:
 
     # --- several destinations ---
 
-    async def enter_open(self, session: Session, client: Stream) -> Judge:
+    async def enter_open(self, session: Session, client: Stream) -> OpenWay:
         """Let a session begin whose destinations are not known yet: datagrams, and BIND for anyone.
-
-        Returns:
-            What is asked for each destination.
 
         Raises:
             PolicyDenied: a rule refuses it whatever the destination.
             LimitExceeded: it is too much, or ``client`` has gone while it waited.
-            DialError: a rule sends it through a proxy, which cannot carry it.
         """
         while True:
-            policy = self.policy
+            policy, way = self.policy, None
             if policy.decides:
                 rule = policy.refusal(session, time())
                 if rule is not None:
                     self.follow(session, policy.decisions[rule.number])
                 way = policy.way(session, time())
-                if way not in (None, "direct"):
-                    session.via = way
-                    raise DialError(no_way(way), ReplyCode.COMMAND_NOT_SUPPORTED)
             if policy.limits and session.lease is None and not self.admit(policy, session):
                 await self.admit_slowly(session, client)
             if policy is self.policy:
                 break
         judge = policy.judge_for(session, time)
-        return judge if policy.last_word is None else partial(judge_safely, judge)
+        if policy.last_word is not None:
+            judge = partial(judge_safely, judge)
+        session.via = way or "direct"
+        return OpenWay(None if way in (None, "direct") else self.egress(way), judge)
+
+    def egress(self, name: str) -> Egress:
+        """A way out by its name. Raises PolicyDenied where there is none."""
+        egress = self.egresses.get(name)
+        if egress is None:
+            raise PolicyDenied(f"decide: there is no egress {name}")
+        return egress
+
+    async def associate(self, session: Session, name: str) -> Hops:
+        """Open a way out for datagrams; the caller closes it. Errors as `Egress.associate`, and PolicyDenied."""
+        return await self.egress(name).associate(session)
 
     # --- limits ---
 
@@ -299,10 +312,10 @@ class Waiting:
         self.turn = asyncio.Lock()
 
 
-def judge_safely(judge: Judge, destination: Address, addresses: Sequence[IP] | None) -> None:
+def judge_safely(judge: Judge, destination: Address, addresses: Sequence[IP] | None) -> str | Unresolved | None:
     """Ask a judge that asks a program. Raises PolicyDenied, whatever the program raises."""
     try:
-        judge(destination, addresses)
+        return judge(destination, addresses)
     except PolicyDenied:
         raise
     except Exception as exc:

@@ -104,6 +104,15 @@ class Origin:
             except OSError as exc:
                 raise OSError(exc.errno, exc.strerror, key) from exc
 
+    def prepare_listener(self, sock: socket.SocketType, source: IP | None) -> None:
+        """Give a socket that is to listen what has to do with that: the caller binds it. Raises OSError."""
+        if self.interface is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface)
+        if self.mark is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+        if source is not None:
+            sock.setsockopt(*free_bind(source), 1)
+
     def options_of(self, sock: socket.SocketType, source: IP | None) -> Iterator[tuple[str, list[Option]]]:
         """The options of each key that is set."""
         tcp = sock.type == socket.SOCK_STREAM
@@ -126,9 +135,13 @@ class Origin:
         if tcp and self.fast_open:
             yield "fast_open", [(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)]
         if source is not None:
-            free = (socket.IPPROTO_IP, IP_FREEBIND) if source.version == 4 else (socket.IPPROTO_IPV6, IPV6_FREEBIND)
             late: list[Option] = [(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)] if tcp else []
-            yield "source", [(*free, 1), *late]
+            yield "source", [(*free_bind(source), 1), *late]
+
+
+def free_bind(source: IP) -> tuple[int, int]:
+    """Level and option that let a socket have an address that no interface has."""
+    return (socket.IPPROTO_IP, IP_FREEBIND) if source.version == 4 else (socket.IPPROTO_IPV6, IPV6_FREEBIND)
 
 
 def address_in(network: Network, number: int) -> IP:

@@ -21,7 +21,9 @@ from tabi.wire.address import Address
 LastWord = Callable[[Session], Decision | None]
 """What a program says of a session after the rules, whose decision is in ``session.decision``; None: they are right."""
 
-Judge = Callable[[Address, Sequence[IP] | None], None]
+Judge = Callable[[Address, Sequence[IP] | None], "str | Unresolved | None"]
+"""Asked for each destination of a session that has several, with its addresses where they are known: gives the name of
+its way out, None for straight, `Unresolved` where that depends on the addresses. Raises PolicyDenied."""
 
 ALLOWED = Decision()
 ACTIONS: tuple[str, ...] = get_args(Action)
@@ -89,7 +91,9 @@ class Policy:
         return said
 
     def way(self, session: Session, now: float) -> str | None:
-        """The way out of a session whatever its destination will be, if a rule names one."""
+        """The way out of a session whatever its destination will be, if a rule names one and no program may differ."""
+        if self.last_word is not None:
+            return None
         rule = self.rules.find_without_destination(session, now)
         return None if rule is None or rule.refuses else rule.via
 
@@ -109,20 +113,15 @@ class Policy:
 
     def judge(
         self, session: Session, clock: Callable[[], float], destination: Address, addresses: Sequence[IP] | None
-    ) -> None:
-        """Raise PolicyDenied for a destination that is forbidden; without addresses, where that is known already."""
+    ) -> str | Unresolved | None:
+        """See `Judge`; ``clock`` in seconds since 1970."""
         decision = self.decide(session, destination, addresses, clock())
-        if not isinstance(decision, Unresolved):
-            enforce(decision, destination)
-            if decision.via not in (None, "direct"):
-                raise PolicyDenied(no_way(decision.via))
+        if isinstance(decision, Unresolved):
+            return decision
+        enforce(decision, destination)
         if addresses and self.guard.is_for(session.client.host):
             self.guard.judge(destination, addresses)
-
-
-def no_way(name: str | None) -> str:
-    """What is said where a way out cannot carry what it was chosen for."""
-    return f"egress {name}: it carries no datagrams, and no calls of BIND"
+        return None if decision.via == "direct" else decision.via
 
 
 def enforce(decision: Decision, destination: Address) -> None:

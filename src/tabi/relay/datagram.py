@@ -17,33 +17,36 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tabi.config import Udp
-from tabi.errors import PolicyDenied, RemoteProtocolError, TabiError
+from tabi.errors import DialError, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
-from tabi.net.datagram import get_mail, overflow
+from tabi.net.datagram import get_mail
 from tabi.net.dial import Dialer
+from tabi.net.hops import Hops
 from tabi.net.listen import client_ip
 from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN, READABLE, Reactor
+from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
-from tabi.relay.ends import COST_APART, Outside, Port, family_of
+from tabi.policy.policy import Judge
+from tabi.relay.ends import COST_APART, MEMORY, Outside, Port, family_of
+from tabi.relay.exits import Exits, OpenWay, Through
 from tabi.session import Close, Drop, Session
-from tabi.wire.address import Address
+from tabi.wire.address import Address, Host
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
+from tabi.wire.socks5 import ReplyCode
 
 Done = Callable[[Session], object]
+T = TypeVar("T")
 IP = IPv4Address | IPv6Address
 Sock = socket.SocketType
-
-Judge = Callable[[Address, Sequence[IP] | None], object]
-"""Asked for each destination, with its addresses once they are known; raises PolicyDenied for one that is forbidden."""
 
 SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
@@ -66,27 +69,27 @@ FORGET_REFUSAL = 10.0
 MAX_HELD = 1 << 17
 """Octets of payload of one association that wait for the resolver. Fragments have the reassembler's limit."""
 
-MEMORY = 16 << 20
-"""Octets of payload that wait in all associations together, for the resolver or for the rest of a datagram."""
-
 
 class Way:
-    """Where the datagrams with one header go: to an address, nowhere, or to wait for the resolver.
+    """Where the datagrams with one header go: to an address, nowhere, or to wait for the resolver or a way out.
 
-    ``address`` is the sockaddr that ``sock`` sends to. ``refusal`` is the reason to drop them, until ``until``.
+    ``address`` is the sockaddr that ``sock`` sends to, ``head`` what goes in front of the payload: the headers for
+    proxies. ``refusal`` is the reason to drop them, until ``until``.
     """
 
-    __slots__ = ("address", "refusal", "sock", "until", "waiting")
+    __slots__ = ("address", "head", "refusal", "sock", "until", "waiting")
 
     def __init__(self) -> None:
         self.sock: Sock | None = None
         self.address = b""
+        self.head = b""
         self.refusal: Drop | None = None
         self.until = float("inf")
         self.waiting: list[bytes] = []
 
     def refuse(self, reason: Drop, until: float = float("inf")) -> None:
         """Drop what waits and what comes, as long as that."""
+        self.sock = None
         self.refusal, self.until = reason, until
         self.waiting.clear()
 
@@ -106,12 +109,14 @@ class Association:
         "control",
         "control_fd",
         "declared",
+        "exits",
         "fragments",
         "held",
         "host",
         "judge",
         "limit",
         "lookups",
+        "open_way",
         "outside",
         "port",
         "queued",
@@ -136,6 +141,7 @@ class Association:
         declared: int,
         udp: Udp,
         now: float,
+        open_way: OpenWay | None,
     ) -> None:
         self.associations = associations
         self.control = control.sock
@@ -147,7 +153,9 @@ class Association:
         self.udp = udp
         self.host = client_ip(session.client.host).packed
         self.client = b""
-        self.outside: tuple[Outside, ...] = ()  # one for each family
+        self.outside: tuple[Outside, ...] = ()  # one for each family, and for each way out through proxies
+        self.open_way = open_way
+        self.exits: Exits | None = None  # the ways out other than straight
         self.ways: dict[bytes, Way] = {}  # by header
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.contacted: dict[bytes, None] = {}  # octets of IP addresses, the oldest first
@@ -219,7 +227,7 @@ class Association:
         if outbox.sock is not way.sock:
             self.flush()
             outbox.begin(way.sock, self.limit)
-        outbox.add(run, way.address, b"")
+        outbox.add(run, way.address, way.head)
         return 0
 
     def flush(self) -> None:
@@ -299,7 +307,7 @@ class Association:
         """Send one datagram."""
         assert way.sock is not None
         try:
-            way.sock.sendto(payload, python_sockaddr(way.address))
+            way.sock.sendmsg((way.head, payload), (), 0, python_sockaddr(way.address))
         except OSError:
             self.drop("unsent")
             return
@@ -326,20 +334,18 @@ class Association:
     # --- ways ---
 
     def make_way(self, header: bytes, address: Address) -> Way:
-        """Find out where a header leads: at once, or for a name with the resolver's help."""
+        """Find out where a header leads: at once, or with the help of the resolver, or of a proxy."""
         way = Way()
         host, port = address
         if not port:
             way.refuse("malformed")
-        elif not isinstance(host, str):
-            self.open_way(way, address, [host])
-        elif self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
-            way.refuse("waiting")
-            return way  # not remembered: there is room again soon
-        else:
+        elif isinstance(host, str) or not self.lead(way, address, [host]):
+            if self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
+                way.refuse("waiting")
+                return way  # not remembered: there is room again soon
             if self.lookups is None:
                 self.lookups = {}
-            task = self.associations.look_up(self.resolve(way, host, address))
+            task = self.associations.look_up(self.find_way(way, address))
             self.lookups[task] = way
             task.add_done_callback(self.lookups.pop)
         self.ways.pop(header, None)
@@ -348,56 +354,120 @@ class Association:
         self.ways[header] = way
         return way
 
-    async def resolve(self, way: Way, name: str, destination: Address) -> None:
-        """Find the addresses of a name, then send what has waited for them."""
-        dialer = self.associations.dialer
+    async def find_way(self, way: Way, destination: Address) -> None:
+        """Find the addresses of a name or open a way out, then send what has waited for them."""
+        addresses: list[IP] = []
+        reason: Drop = "unsent"
         try:
-            self.judge(destination, None)
-            async with asyncio.timeout(dialer.seconds):
-                addresses = await dialer.find(name, permit_any)
-        except (TabiError, TimeoutError) as exc:
-            text = str(exc) or f"{name}: not resolved within {dialer.seconds:g} s"
-            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else "unresolved", text, FORGET_REFUSAL)
+            if not await self.is_resolved_there(destination):
+                reason = "unresolved"
+                addresses = await self.resolve(destination.host)
+                reason = "unsent"
+            if not self.lead(way, destination, addresses):
+                via = self.judge(destination, addresses or None)
+                assert isinstance(via, str)
+                await self.exit(via)
+                self.lead(way, destination, addresses)
+        except TabiError as exc:
+            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else reason, str(exc), FORGET_REFUSAL)
             return
-        # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
-        addresses.sort(key=lambda address: len(address.packed) != len(self.host))
-        self.open_way(way, destination, addresses)
+        if way.sock is None and way.refusal is None:
+            self.refuse(way, "unsent", "the way out has ended behind its opening", FORGET_REFUSAL)
         waiting, way.waiting = way.waiting, []
         self.release(waiting)
         for payload in waiting:
             self.send_up(way, payload)
 
-    def open_way(self, way: Way, destination: Address, addresses: list[IP]) -> None:
-        """Have a way lead to the first address that there is a socket for, if all of them are permitted."""
+    async def is_resolved_there(self, destination: Address) -> bool:
+        """Whether a destination is a name that a proxy on its way resolves. Raises TabiError."""
+        host = destination.host
+        if not isinstance(host, str) or find_number(host) is not None:
+            return False
+        via = self.judge(destination, None)
+        return isinstance(via, str) and not (await self.exit(via)).here
+
+    async def resolve(self, host: Host) -> list[IP]:
+        """The addresses of a destination, best first. Raises TabiError."""
+        if not isinstance(host, str):
+            return [host]
+        dialer = self.associations.dialer
         try:
-            self.judge(destination, addresses)
+            async with asyncio.timeout(dialer.seconds):
+                addresses = await dialer.find(host, permit_any)
+        except TimeoutError:
+            raise DialError(f"{host}: not resolved within {dialer.seconds:g} s", ReplyCode.HOST_UNREACHABLE) from None
+        # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
+        addresses.sort(key=lambda address: len(address.packed) != len(self.host))
+        return addresses
+
+    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> bool:
+        """Have a way lead to one of the addresses, if all of them are permitted; False where it cannot yet.
+
+        Without addresses the destination is a name that the proxy resolves.
+        """
+        try:
+            via = self.judge(destination, addresses or None)
         except PolicyDenied as exc:
             self.refuse(way, "denied", str(exc))
-            return
+            return True
+        if via is None:
+            self.lead_straight(way, destination.port, addresses, "direct", self.associations.origin)
+            return True
+        hops = None if self.exits is None else self.exits.open.get(str(via))
+        if hops is None:
+            return False
+        if not hops.relays:
+            self.lead_straight(way, destination.port, addresses, str(via), hops.origin)
+            return True
+        through = next(outside for outside in self.outside if outside.via == via)
+        assert isinstance(through, Through)
+        through.lead(way, destination, addresses)
+        return True
+
+    def lead_straight(self, way: Way, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
+        """Have a way lead to the first address that there is a socket for."""
         failure = ""
         for address in addresses:
             host = getattr(address, "ipv4_mapped", None) or address
             try:
-                way.address = encode_sockaddr(Address(host, destination.port))
-                way.sock = self.socket_toward(host)
+                way.address = encode_sockaddr(Address(host, port))
+                way.sock = self.socket_toward(host, via, origin)
             except OSError as exc:
                 failure = f"{host}: {exc.strerror or exc}"
                 continue
-            self.contacted.pop(host.packed, None)
-            if len(self.contacted) >= MAX_CONTACTED:
-                del self.contacted[next(iter(self.contacted))]
-            self.contacted[host.packed] = None
+            self.contact(host)
             return
         self.refuse(way, "unsent", failure, FORGET_REFUSAL)
 
-    def socket_toward(self, host: IP) -> Sock:
+    def contact(self, host: IP) -> None:
+        """Let in what a host sends."""
+        self.contacted.pop(host.packed, None)
+        if len(self.contacted) >= MAX_CONTACTED:
+            del self.contacted[next(iter(self.contacted))]
+        self.contacted[host.packed] = None
+
+    def socket_toward(self, host: IP, via: str, origin: Origin | None) -> Sock:
         """The socket for destinations of a family, opened with the first of them. Raises OSError."""
         family = family_of(host)
-        outside = next((outside for outside in self.outside if outside.family == family), None)
-        if outside is None:
-            outside = Outside(self, family)
-            self.outside = (*self.outside, outside)
+        for outside in self.outside:
+            if outside.family == family and outside.via == via:
+                return outside.sock
+        outside = Outside(self, via, family, origin)
+        self.outside = (*self.outside, outside)
         return outside.sock
+
+    async def exit(self, via: str) -> Hops:
+        """A way out, opened with the first datagram that takes it. Raises TabiError."""
+        if self.exits is None:
+            assert self.open_way is not None
+            self.exits = Exits(self, self.open_way)
+        return await self.exits.get(via)
+
+    def use(self, via: str, hops: Hops) -> None:
+        """Have datagrams leave by a way out that is open. Raises DialError."""
+        assert self.open_way is not None
+        self.exits = Exits(self, self.open_way)
+        self.exits.use(via, hops)
 
     def refuse(self, way: Way, reason: Drop, text: str, seconds: float = float("inf")) -> None:
         """Drop what waits for a way, and what comes in the next seconds. The first text is the log line's ``error``."""
@@ -420,6 +490,8 @@ class Association:
         """End it if nothing was relayed for ``idle`` seconds; give up fragments whose time is over."""
         if self.fragments is not None and now >= self.fragments.deadline:
             self.give_up_fragments()
+        if self.exits is not None:
+            self.exits.sweep(now)
         total = self.session.datagrams_up + self.session.datagrams_down
         if total != self.seen:
             self.seen = total
@@ -451,12 +523,12 @@ class Association:
             task.cancel()
             self.drop("waiting", len(way.waiting))
             self.release(way.waiting)
-        reactor = self.associations.reactor
+        if self.exits is not None:
+            self.exits.close()
         for outside in self.outside:
-            self.drop("overflow", overflow(outside.sock))
-            reactor.close(outside.sock)
+            outside.close()
         self.port.leave(self)
-        reactor.close(self.control)
+        self.associations.reactor.close(self.control)
         self.associations.finished(self)
 
 
@@ -491,9 +563,10 @@ class Associations:
         self.origin = origin
         self.mail = get_mail()
         self.buffer = bytearray(4096)
+        self.controls = 0  # connections that keep associations at proxies open
         self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver
         self.active: set[Association] = set()
-        self.lookups: set[asyncio.Task[None]] = set()
+        self.lookups: set[asyncio.Task[Any]] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
         self.interval = max(0.01, idle / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
@@ -517,7 +590,16 @@ class Associations:
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
     def start(
-        self, client: Stream, port: Port, session: Session, answer: bytes, judge: Judge, declared: int, udp: Udp
+        self,
+        client: Stream,
+        port: Port,
+        session: Session,
+        answer: bytes,
+        judge: Judge,
+        declared: int,
+        udp: Udp,
+        open_way: OpenWay | None = None,
+        opened: tuple[str, Hops] | None = None,
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -529,11 +611,18 @@ class Associations:
             judge: asked for every destination.
             declared: the port that the client will send from, or 0 where it did not say.
             udp: what the listener says about fragments and senders.
+            open_way: opens whatever way out the judge names.
+            opened: one that is open, by its name.
+
+        Raises:
+            DialError: there is no way to the relay of the one that is open. All is closed then but the client and port.
         """
         session.drops = {}
         lease = session.lease
         kind = Association if lease is None or not lease.meters else self.limited
-        association = kind(self, client, port, session, judge, declared, udp, self.time())
+        association = kind(self, client, port, session, judge, declared, udp, self.time(), open_way)
+        if opened is not None:
+            association.use(*opened)
         if lease is not None:
             lease.cut = association.cut
         port.expect(association)
@@ -542,8 +631,8 @@ class Associations:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         association.start(client, answer)
 
-    def look_up(self, lookup: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run a question to the resolver in a task that `close` waits for."""
+    def look_up(self, lookup: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a question, to the resolver or a proxy, in a task that `close` waits for."""
         task = asyncio.Task(lookup, loop=self.reactor.loop)
         self.lookups.add(task)
         task.add_done_callback(self.lookups.discard)

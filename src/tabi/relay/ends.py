@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import socket
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tabi.net.batch import BATCH, Run
-from tabi.net.datagram import overflow
+from tabi.net.batch import BATCH, Run, Sock
+from tabi.net.datagram import Inbox, overflow
 from tabi.net.listen import bind_port
+from tabi.net.origin import Origin
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
@@ -35,6 +36,9 @@ COST, COST_APART = 512, 8192
 
 MAX_SENDERS = 1024
 """Senders whose header an association remembers; beyond that it forgets the oldest."""
+
+MEMORY = 16 << 20
+"""Octets of payload that wait in all associations together, for the resolver or for the rest of a datagram."""
 
 IPV4_HEADER = 10
 """Octets of the header that most datagrams have."""
@@ -174,44 +178,57 @@ class Port:
 
 
 class Outside:
-    """An association's socket toward the destinations of one family."""
+    """An association's socket toward the destinations of one family that it reaches by one way out.
 
-    __slots__ = ("association", "family", "inbox", "queued", "sock")
+    Who sends is told by a run's name or head, whose place in it is ``key``: here the name, the sender's sockaddr. The
+    head has ``split`` octets.
+    """
 
-    def __init__(self, association: Association, family: int) -> None:
-        associations = association.associations
-        self.association = association
-        self.family = family
-        self.queued = False
-        self.inbox = associations.mail.inboxes[family]
-        self.sock = associations.mail.open_socket(family)
+    __slots__ = ("association", "family", "inbox", "queued", "senders", "sock", "split", "via")
+
+    key: Literal[0, 1] = 0
+
+    def __init__(self, association: Association, via: str, family: int, origin: Origin | None) -> None:
+        mail = association.associations.mail
+        self.take(association, via, family, mail.inboxes[family], mail.open_socket(family))
+        self.senders = association.senders
         try:
-            origin, source = associations.origin, None
+            source = None
             if origin is not None:
                 source = next(origin.sources_for(4 if family == AF_INET else 6, association.session))
                 origin.prepare(self.sock, source)
             if source is None:
                 self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
-            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+            association.associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()
             raise
+
+    def take(self, association: Association, via: str, family: int, inbox: Inbox, sock: Sock) -> None:
+        """Begin with what all kinds have."""
+        self.association = association
+        self.via = via
+        self.family = family
+        self.queued = False
+        self.split = 0
+        self.inbox = inbox
+        self.sock = sock
 
     def on_ready(self, events: int = IN) -> None:
         """The reactor's handler: carry what destinations have sent, or as much as the share allows."""
         association = self.association
         if self.queued or association.closed:
             return
-        session, senders, client = association.session, association.senders, association.client
+        session, senders, client, key = association.session, self.senders, association.client, self.key
         sock, inbox, outbox, left = self.sock, self.inbox, association.associations.mail.outbox, SHARE
         fit = association.fit_down
         while left > 0:
             outbox.begin(association.port.sock, association.limit)
-            for run in inbox.receive(sock, 0):
+            for run in inbox.receive(sock, self.split):
                 left -= run[4] * (COST + run[5])
-                header = senders.get(run[0]) or self.meet(run[0])
+                header = senders.get(run[key]) or self.meet(run)
                 if header is None:
-                    association.drop("stranger", run[4])
+                    left -= run[4] * COST_APART
                 elif fit is not None and (run := fit(run)) is None:
                     continue
                 elif run[5] + len(header) <= MAX_DATAGRAM:
@@ -242,13 +259,24 @@ class Outside:
             last_one = name, head, at + stride * (count - 1), stride, 1, last, last
             association.associations.mail.outbox.add(last_one, association.client, header)
 
-    def meet(self, name: bytes) -> bytes | None:
-        """The header for datagrams of a sender that was not heard of yet; None for a host that it must not hear."""
-        association, senders = self.association, self.association.senders
+    def meet(self, run: Run) -> bytes | None:
+        """The header for datagrams of a sender that was not heard of yet; None, and they are dropped, where the client
+        must not hear it."""
+        name, association = run[0], self.association
         if association.udp.senders == "contacted" and ip_octets(name) not in association.contacted:
+            association.drop("stranger", run[4])
             return None
         header = encode_header(decode_sockaddr(name))
-        if len(senders) >= MAX_SENDERS:
-            del senders[next(iter(senders))]
-        senders[name] = header
+        self.remember(name, header)
         return header
+
+    def remember(self, sender: bytes, header: bytes) -> None:
+        """Know the header of a sender from now on."""
+        if len(self.senders) >= MAX_SENDERS:
+            del self.senders[next(iter(self.senders))]
+        self.senders[sender] = header
+
+    def close(self) -> None:
+        """Close the socket, and count what the kernel dropped."""
+        self.association.drop("overflow", overflow(self.sock))
+        self.association.associations.reactor.close(self.sock)

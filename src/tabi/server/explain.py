@@ -25,11 +25,11 @@ from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import Account
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Policy, enforce, no_way
+from tabi.policy.policy import Policy, enforce
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
-from tabi.server.ways import describe, resolves_there
+from tabi.server.ways import describe, resolves_there, unable
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -125,7 +125,9 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     ]
     if request.command == "associate" or (request.command == "bind" and anybody):
         # What it is for is judged later: each destination of a datagram, whoever calls.
-        failure = failure or explain_open(found, policy, session, request.now, [] if anybody else steps, no_address)
+        failure = failure or explain_open(
+            found, config, policy, session, request.now, [] if anybody else steps, no_address
+        )
         steps, no_address = [], None
     for step in [*steps, partial(limit, found, policy, session, request.now, quotas)]:
         try:
@@ -146,9 +148,12 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     return found
 
 
+QUESTIONS = ("resolve", "resolve_ptr")
+
+
 def refuse_question(request: Request) -> DialError | None:
     """Why a question for an address or a name is none that a listener answers."""
-    if request.command not in ("resolve", "resolve_ptr"):
+    if request.command not in QUESTIONS:
         return None
     if not request.listen.resolve_commands:
         return DialError("resolve_commands of this listener is false", ReplyCode.COMMAND_NOT_SUPPORTED)
@@ -184,6 +189,7 @@ def is_anybody(destination: Address) -> bool:
 
 def explain_open(
     found: Explanation,
+    config: Config,
     policy: Policy,
     session: Session,
     now: float,
@@ -201,15 +207,19 @@ def explain_open(
         except PolicyDenied as exc:
             return exc
     way = policy.way(session, now)
-    if way not in (None, DIRECT):
-        return DialError(no_way(way), ReplyCode.COMMAND_NOT_SUPPORTED)
-    failure: TabiError | None = no_address
+    reason = None if way is None else unable(config, way, str(session.command))
+    if reason is not None:
+        return DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
+    if way == BLOCK:
+        return PolicyDenied(f"egress {way}: {'datagrams' if session.command == 'associate' else session.destination}")
+    failure: TabiError | None = None
     for step in steps:
         try:
             step()
         except TabiError as exc:
             failure = failure or exc
-    found.egress, found.action, found.rule = "direct", "allow", None
+    failure = failure or (None if found.there else no_address)
+    found.egress, found.action, found.rule = describe(config, way or DIRECT), "allow", None
     if not steps:
         found.later = "each is judged when it comes"
     else:
@@ -291,9 +301,13 @@ def decide(
             raise PolicyDenied(f"decide: there is no egress {via}")
         found.egress = describe(config, via)
         asks = is_name(destination) or session.command == "resolve_ptr"
-        found.there = session.addresses is None and asks and resolves_there(config, via)
-        if via != DIRECT and session.command in ("bind", "associate"):
-            raise PolicyDenied(no_way(via))
+        there = resolves_there(config, via)
+        found.there = session.addresses is None and asks and there
+        command = str(session.command)
+        goes = command in ("bind", "associate") or (command in QUESTIONS and there)
+        reason = unable(config, via, command) if goes else None
+        if reason is not None:
+            raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
         if via == BLOCK:
             raise PolicyDenied(f"egress {via}: {session.destination}")
     enforce(decision, session.destination)

@@ -491,7 +491,8 @@ class Server:
 
     def room(self) -> int:
         """How many more sessions the descriptors carry."""
-        return self.capacity - len(self.sessions) - len(self.associations.active)  # which take twice as many
+        associations = self.associations  # which take twice as many, and the connections to proxies
+        return self.capacity - len(self.sessions) - len(associations.active) - associations.controls
 
     def accepting(self, ingress: Ingress, listen: Listen) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""

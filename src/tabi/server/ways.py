@@ -11,7 +11,7 @@ from tabi.config import Config
 from tabi.config import Egress as Settings
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of
 from tabi.egress.chain import make_context, make_upstream
-from tabi.egress.direct import Direct, Egress
+from tabi.egress.direct import CONNECTIONS_ALONE, Direct, Egress
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.egress.upstream import UpstreamTls
@@ -89,7 +89,7 @@ class Ways:
             egress = SendProxyHeader(direct, settings.send_proxy_protocol)
         else:
             egress = direct
-        if settings.resolve == "here":
+        if settings.resolve == "here" and not egress.here:
             egress = ResolveHere(egress, self.dialer)
         egress.name = name
         return egress
@@ -168,6 +168,24 @@ def describe(config: Config, name: str) -> str:
     if settings.source:
         return f"{name}: from {', '.join(settings.source)}"
     return name
+
+
+def unable(config: Config, name: str, command: str) -> str | None:
+    """Why a way out cannot carry a command other than ``connect``, as far as is known without asking; None: it may."""
+    settings = config.egress.get(name, NO_SETTINGS)
+    if settings.members:
+        reasons = [unable_hop(config, member.to, command) for member in members_of(settings)]
+        return None if None in reasons else f"pool {name}: no member can do that: {reasons[0]}"
+    hops = settings.hops if command == "associate" else settings.hops[-1:]
+    return next((reason for hop in hops if (reason := unable_hop(config, hop, command)) is not None), None)
+
+
+def unable_hop(config: Config, hop: str, command: str) -> str | None:
+    """The same for one hop: a URL, or a name."""
+    if "://" not in hop:
+        return unable(config, hop, command)
+    url = parse_url(hop)
+    return None if url.protocol == "socks5" else f"{url.address} is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
 
 
 def resolves_there(config: Config, name: str) -> bool:

@@ -142,6 +142,11 @@ class Layers:
         """Fragments of what never became whole."""
         return sum(reassembler.dropped for _, reassembler in self.layers)
 
+    @property
+    def octets(self) -> int:
+        """What waits for the rest of a datagram."""
+        return sum(reassembler.octets for _, reassembler in self.layers)
+
     def unwrap(self, datagram: bytes, now: float) -> tuple[bytes, Address] | None:
         """Take the headers off a datagram; None for a stranger's, rubbish, or a fragment. ``now`` as `Reassembler.add`.
 
@@ -180,3 +185,8 @@ class Layers:
         """Abandon what did not become whole in time."""
         for _, reassembler in self.layers:
             reassembler.expire(now)
+
+    def abandon(self) -> None:
+        """Abandon what is not whole yet."""
+        for _, reassembler in self.layers:
+            reassembler.abandon()

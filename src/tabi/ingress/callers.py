@@ -1,0 +1,187 @@
+"""Whoever calls for a BIND, up to the one that is expected: on this machine, or at the last proxy of a way out."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from tabi.egress.bind import Listener
+from tabi.errors import PolicyDenied, ProxyError
+from tabi.net.dial import IP
+from tabi.net.listen import Acceptor
+from tabi.net.reactor import Reactor
+from tabi.net.stream import RESET, Stream
+from tabi.policy.policy import Judge
+from tabi.wire.address import Address, from_sockaddr, unmap
+
+CALLERS_A_TURN = 16
+"""Callers that are looked at in one turn of the reactor, however many there are: others have their turn too."""
+
+
+FOREVER = 1e8
+"""Seconds: whoever waits sets the deadline."""
+
+
+class Callers:
+    """Whoever calls on the listening socket of one BIND, up to the one that is expected; the others are reset.
+
+    Args:
+        reactor: on which it listens.
+        sock: listens already; it is closed by `close`.
+        bound: the address that the client is told.
+        client: whose reader is woken when the peer has called.
+        expected: the addresses of the peer; none where anyone may call whom ``judge`` lets through.
+        port: that the client has named.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        bound: Address,
+        client: Stream,
+        expected: list[IP],
+        judge: Judge | None,
+        port: int,
+    ) -> None:
+        self.reactor = reactor
+        self.sock = sock
+        self.bound = bound
+        self.client = client
+        self.expected = expected
+        self.judge = judge
+        self.port = port
+        self.waiting = True
+        self.refused = 0
+        self.last_refused: Address | None = None
+        self.peer: tuple[Address, Any] | None = None
+        self.acceptor = Acceptor(reactor, sock, self.on_caller, lambda: CALLERS_A_TURN)
+        self.acceptor.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for any more: the peer has called."""
+        return self.peer is not None
+
+    @property
+    def others(self) -> str:
+        """Who called in vain, for the error."""
+        return f"; callers refused: {self.refused}, the last from {self.last_refused}" if self.refused else ""
+
+    def on_caller(self, sock: Any, sockaddr: Any) -> None:
+        """Keep the one that is expected, reset anybody else. Called by the acceptor."""
+        caller = from_sockaddr(sockaddr)
+        if self.waiting and self.may_call(caller.host):
+            self.waiting = False  # the acceptor may have more callers in hand
+            self.peer = caller, sock
+            self.acceptor.stop()
+            if self.client.reader is not None:
+                self.client.reader.wake()
+            return
+        self.refused += 1
+        self.last_refused = caller
+        reset(sock)
+
+    def may_call(self, host: Any) -> bool:
+        """Whether it is the peer. Its port is not looked at: servers call from others than those they listen on."""
+        if self.judge is None:
+            return host in self.expected
+        try:
+            # Whoever is to be reached by another way would not be listened for here.
+            return self.judge(Address(host, self.port), [host]) is None
+        except PolicyDenied:
+            return False
+
+    def take(self) -> tuple[Address, Stream]:
+        """The peer that has called, and its stream, which the caller closes."""
+        assert self.peer is not None
+        caller, sock = self.peer
+        stream = Stream(self.reactor, sock)
+        self.peer = None
+        return caller, stream
+
+    def close(self) -> None:
+        """Stop listening, and close a peer that nobody took."""
+        self.acceptor.stop()
+        self.reactor.close(self.sock)
+        if self.peer is not None:
+            reset(self.peer[1])
+
+
+class CallersThere:
+    """Whoever calls the last proxy of a way out, which decides whether that is the one expected.
+
+    Args:
+        listener: at the proxy; closed by `close`.
+        client: whose reader is woken when it is over.
+        judge: asked for the caller, where anyone may call.
+        port: that the client has named.
+    """
+
+    others = ""
+
+    def __init__(self, listener: Listener, client: Stream, judge: Judge | None, port: int) -> None:
+        self.listener = listener
+        self.bound = listener.address
+        self.client = client
+        self.judge = judge
+        self.port = port
+        self.taken = False
+        self.accepting = client.reactor.loop.create_task(self.accept())
+        self.accepting.add_done_callback(self.wake)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing to wait for any more: the peer has called, or the proxy has given up."""
+        return self.accepting.done()
+
+    def wake(self, accepting: asyncio.Task[Stream]) -> None:
+        """Tell whoever waits on the client."""
+        if not accepting.cancelled():
+            accepting.exception()  # it may be that nobody asks for it any more
+        if self.client.reader is not None:
+            self.client.reader.wake_soon()
+
+    async def accept(self) -> Stream:
+        """The stream of the peer. Who waits sets the deadline.
+
+        Raises:
+            ProxyError, RemoteProtocolError: nobody has called, as the proxy says it, or it is gone.
+            PolicyDenied: the one who has called must not.
+        """
+        try:
+            stream = await self.listener.accept(FOREVER)
+        except OSError as exc:
+            raise ProxyError(f"{self.bound}: the connection to the proxy broke: {exc.strerror or exc}") from exc
+        assert self.listener.peer is not None
+        host = self.listener.peer.host
+        try:
+            if self.judge is not None:
+                self.judge(Address(host, self.port), None if isinstance(host, str) else [host])
+        except BaseException:
+            stream.reset()
+            raise
+        return stream
+
+    def take(self) -> tuple[Address, Stream]:
+        """The peer that has called, and its stream, which the caller closes. Raises as `accept`."""
+        stream = self.accepting.result()
+        assert self.listener.peer is not None
+        self.taken = True
+        return unmap(self.listener.peer), stream
+
+    def close(self) -> None:
+        """Stop waiting, and close a peer that nobody took."""
+        self.listener.close()
+        accepting = self.accepting
+        if not accepting.done():
+            accepting.cancel()
+        elif not self.taken and not accepting.cancelled() and accepting.exception() is None:
+            accepting.result().reset()
+
+
+def reset(sock: Any) -> None:
+    """Close with a reset, so that nobody takes it for an orderly end."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
