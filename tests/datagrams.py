@@ -13,14 +13,15 @@ import msgspec
 import pytest
 
 from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
+from sockets import turns
 from support import client, request
 from tabi import Server, Session
-from tabi.config import Limits, Listen, Udp
+from tabi.config import Limits, Listen, Udp, make_config
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
 from tabi.relay.datagram import Association
 from tabi.session import Drop
-from tabi.wire.address import Address, decode_address, parse_host
+from tabi.wire.address import Address, decode_address, from_sockaddr, parse_host
 from tabi.wire.datagram import decode_header, encode_header
 
 FEATURES: dict[str, Features] = {"batches": probe(None), "single": SINGLE, "plain": PLAIN}
@@ -191,3 +192,75 @@ class Place(Serving):
         """End an association and return its session."""
         client.leave()
         return await self.ended.get()
+
+
+OUT = {"rule": [{"action": "allow", "via": "out"}]}
+
+
+class Front(Place):
+    """A server whose datagrams leave by the egress ``out``, if the rules do not say something else."""
+
+    def __init__(self, egress: dict[str, Any], names: dict[str, list[str]] | None = None, **parts: Any) -> None:
+        settings = {"log": {"access": "none"}, "listen": [{"url": "socks5://127.0.0.1:0"}], **OUT, **parts}
+        self.resolver = FakeResolver(names)
+        self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        config = make_config({**settings, "egress": {"out": egress}})
+        self.server = Server(config=config, resolver=self.resolver, on_session=self.ended.put_nowait)
+
+
+class FakeProxy:
+    """A proxy whose relay is in the test's hands: what arrives there is whatever was sent to ``relay``."""
+
+    def __init__(self, relay: socket.socket) -> None:
+        self.relay = relay
+        self.bound = from_sockaddr(relay.getsockname())
+        self.reply_code = 0
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.asked = 0
+        self.controls: list[asyncio.StreamWriter] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Agree to an association, and keep it."""
+        self.controls.append(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(3)
+            writer.write(b"\x05\x00")
+            assert (await reader.readexactly(10))[1] == 3
+            self.asked += 1
+            await self.answering.wait()
+            writer.write(bytes((5, self.reply_code, 0)) + encode_header(self.bound)[3:])
+            await reader.read()
+        writer.close()
+
+    async def arrived(self) -> tuple[bytes, Any]:
+        """The next datagram at the relay, and who sent it."""
+        return await asyncio.get_running_loop().sock_recvfrom(self.relay, 65535)
+
+    def end(self) -> None:
+        """End all associations."""
+        for writer in self.controls:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def fake_proxy() -> AsyncIterator[FakeProxy]:
+    """Run one."""
+    with udp_socket() as relay:
+        proxy = FakeProxy(relay)
+        server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+        proxy.url = f"socks5://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            yield proxy
+            proxy.answering.set()
+            proxy.end()
+        await turns()
+
+
+async def refusal(front: Front) -> tuple[int, str | None]:
+    """The reply to an association that is refused, and the error of its line."""
+    async with client(front.address) as (reader, writer):
+        writer.write(b"\x05\x01\x00" + request("0.0.0.0", 0, 3))
+        reply_code = (await reader.readexactly(12))[3]
+    return reply_code, (await front.ended.get()).error

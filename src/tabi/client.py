@@ -193,12 +193,7 @@ class Proxy:
     async def open_association(self) -> Association:
         """The same; the caller closes it."""
         async with self.egress() as egress:
-            hops = await egress.associate()
-            try:
-                return Association(hops)
-            except BaseException:
-                hops.close()
-                raise
+            return Association(await egress.associate())
 
     async def resolve(self, name: str) -> IPv4Address | IPv6Address:
         """The address that the last proxy finds for a name, by Tor's command RESOLVE.

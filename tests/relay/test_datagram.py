@@ -9,12 +9,13 @@ from ipaddress import IPv6Address
 import pytest
 
 from conftest import Run
-from datagrams import Place, association, destination, udp_socket, unwrap, use_features
+from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap, use_features
 from doubles import no_descriptors_left
 from sockets import turns, until
 from support import client, reset_on_close
 from tabi.config import Udp, make_config
 from tabi.errors import LimitExceeded
+from tabi.net.hops import Hops
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
@@ -693,5 +694,126 @@ def test_what_a_limit_of_time_ends_ends_in_order(run: Run) -> None:
             assert await client.reader.read(1) == b""
             session = await place.ended.get()
             assert (session.close, session.error) == ("limit", "limit: too long")
+
+    run(main)
+
+
+# --- ways out ---
+
+
+def test_rules_choose_the_way_of_each_datagram(run: Run) -> None:
+    """By port, by network and by name: the way out is opened with the first datagram that takes it, and once."""
+
+    async def main() -> None:
+        async with fake_proxy() as proxy:
+            rules = [
+                {"ports": [5353], "action": "allow", "via": "out"},
+                {"hosts": ["192.0.2.0/24", "2001:db8::/32", "*.out.test"], "action": "allow", "via": "out"},
+            ]
+            names = {"inner.test": ["192.0.2.7", "2001:db8::7"], "outer.test": ["127.0.0.1"], "a.out.test": []}
+            async with Front({"url": proxy.url}, names, rule=rules) as front, association(front.address) as mine:
+                with destination() as echo:
+                    assert unwrap(await mine.ask(echo.header + b"straight")) == (echo.address, b"straight")
+                    assert (proxy.asked, front.one.session.via) == (0, "direct")
+                    proxy.answering.clear()
+                    for payload in (b"1", b"2"):
+                        mine.send(encode_header(parse_address("127.0.0.1:5353")) + payload)
+                    mine.send(encode_header(parse_address("192.0.2.1:7")) + b"3")
+                    mine.send(encode_header(Address("b.out.test", 7)) + b"4")
+                    # The resolver is asked where a network may decide, and its first IPv4 address is what is asked for.
+                    mine.send(encode_header(Address("inner.test", 7)) + b"5")
+                    named = encode_header(Address("outer.test", echo.address.port))
+                    assert unwrap(await mine.ask(named + b"straight too")) == (echo.address, b"straight too")
+                    await until(lambda: proxy.asked)
+                    proxy.answering.set()
+                    found = {(await proxy.arrived())[0] for _ in range(5)}
+                    assert found == {
+                        encode_header(parse_address("127.0.0.1:5353")) + b"1",
+                        encode_header(parse_address("127.0.0.1:5353")) + b"2",
+                        encode_header(parse_address("192.0.2.1:7")) + b"3",
+                        encode_header(Address("b.out.test", 7)) + b"4",
+                        encode_header(parse_address("192.0.2.7:7")) + b"5",
+                    }
+                    assert (proxy.asked, front.one.session.via) == (1, "out")
+                    assert sorted(front.resolver.asked) == ["inner.test", "outer.test"]
+                front.server.associations.sweep(0.0)
+                session = await front.end(mine)
+                assert session.drops == {}
+
+    run(main)
+
+
+def test_names_are_resolved_here_where_the_way_out_says_so(run: Run) -> None:
+    """The proxy gets addresses only, which the guard has seen; the rule about datagrams of a name is asked before."""
+
+    async def main() -> None:
+        names = {"here.test": ["8.8.8.8"], "inner.test": ["10.0.0.1"]}
+        async with fake_proxy() as proxy:
+            egress = {"url": proxy.url, "resolve": "here"}
+            async with Front(egress, names, guard={"exempt": []}) as front, association(front.address) as mine:
+                mine.send(encode_header(Address("inner.test", 53)) + b"x")
+                await until(lambda: front.drops == {"denied": 1})
+                mine.send(encode_header(Address("here.test", 53)) + b"x")
+                assert (await proxy.arrived())[0] == encode_header(parse_address("8.8.8.8:53")) + b"x"
+                # A name that is a number is an address to whoever resolves it.
+                mine.send(encode_header(Address("127.1", 53)) + b"x")
+                await until(lambda: front.drops == {"denied": 2})
+                await front.end(mine)
+            egress = {"url": proxy.url}
+            async with Front(egress, names, guard={"exempt": []}) as front, association(front.address) as mine:
+                mine.send(encode_header(Address("0x7f000001", 53)) + b"x")
+                await until(lambda: front.drops == {"denied": 1})
+                await front.end(mine)
+
+    run(main)
+
+
+def test_a_way_out_from_another_address(run: Run) -> None:
+    """An egress without a proxy gives datagrams its source, too; names are resolved here then."""
+
+    async def main() -> None:
+        egress = {"source": ["127.0.0.5"]}
+        names = {"here.test": ["127.0.0.1"]}
+        async with Front(egress, names) as front, association(front.address) as mine:
+            with destination() as echo:
+                for header in (echo.header, encode_header(Address("here.test", echo.address.port))):
+                    assert unwrap(await mine.ask(header + b"x")) == (echo.address, b"x")
+                assert {sender[0] for _, sender in echo.received} == {"127.0.0.5"}
+            assert (await front.end(mine)).via == "out"
+
+    run(main)
+
+
+def test_block_drops_datagrams(run: Run) -> None:
+    """All of an association at once with a refusal, those to some destinations one by one."""
+
+    async def main() -> None:
+        async with Front({"chain": ["block"]}, rule=[{"action": "allow", "via": "block"}]) as front:
+            assert await refusal(front) == (2, "egress block: datagrams")
+        rules = [{"ports": [53], "action": "allow", "via": "block"}]
+        async with Front({"chain": ["block"]}, rule=rules) as front, association(front.address) as mine:
+            mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
+            await until(lambda: front.drops == {"denied": 1})
+            session = await front.end(mine)
+            assert session.error == "egress block: datagrams"
+
+    run(main)
+
+
+def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has waited for it is dropped and counted, and the line says why."""
+
+    async def exit_and_lose(association: datagram.Association, via: str) -> Hops:
+        return Hops(None, association.associations.dialer.resolver.resolve)
+
+    monkeypatch.setattr(datagram.Association, "exit", exit_and_lose)
+
+    async def main() -> None:
+        rules = [{"ports": [53], "action": "allow", "via": "out"}]
+        async with Front({"url": "socks5://127.0.0.1:9"}, rule=rules) as front, association(front.address) as mine:
+            mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
+            await until(lambda: front.drops == {"unsent": 1})
+            session = await front.end(mine)
+            assert session.error == "the way out has ended behind its opening"
 
     run(main)

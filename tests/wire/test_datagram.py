@@ -12,11 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tabi.errors import RemoteProtocolError
-from tabi.wire.address import Address
+from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import (
     LAST,
     MAX_DATAGRAM,
     REASSEMBLY_SECONDS,
+    Layers,
     Reassembler,
     decode_header,
     encode_header,
@@ -377,3 +378,60 @@ def test_the_limit_is_what_a_datagram_carries() -> None:
     half = MAX_DATAGRAM // 2
     assert feed(cut(bytes(half), bytes(MAX_DATAGRAM - half))) == [bytes(MAX_DATAGRAM)]
     assert feed(cut(bytes(half), bytes(MAX_DATAGRAM - half + 1))) == []
+
+
+# --- through several relays ---
+
+HOPS = (parse_address("192.0.2.1:1080"), parse_address("[2001:db8::2]:1081"))
+
+
+@pytest.mark.parametrize("hops", [(), HOPS[:1], HOPS], ids=len)
+@given(address=addresses, payload=st.binary(max_size=50))
+def test_layers_come_off_as_they_were_put_on(hops: tuple[Address, ...], address: Address, payload: bytes) -> None:
+    """Whatever the number of relays, and the address says itself where it was not cut elsewhere."""
+    layers = Layers(hops)
+    head = layers.head + encode_header(address)
+    assert layers.unwrap(head + payload, 0.0) == (payload, address)
+    assert layers.read(head) == address
+    assert layers.read(head + b"x") is None
+    assert layers.read(head[:-1]) is None
+    assert (layers.strangers, layers.fragments, layers.octets) == (0, 0, 0)
+
+
+def test_what_comes_by_another_relay_is_a_strangers() -> None:
+    """So is rubbish, at any depth. An IPv4 address inside IPv6 is that address."""
+    layers, good = Layers(HOPS), parse_address("203.0.113.1:53")
+    inner = encode_header(good) + b"x"
+    outer, middle = map(encode_header, HOPS)
+    other = encode_header(parse_address("192.0.2.1:1081"))
+    for datagram in (b"", outer, outer + middle, other + middle + inner, outer + other + inner, middle + outer + inner):
+        assert layers.unwrap(datagram, 0.0) is None
+        assert layers.read(datagram[: len(layers.head) + 10]) is None
+    assert layers.strangers == 6
+    mapped = b"\0\0\0\x04" + bytes(10) + b"\xff\xff\xc0\0\x02\x01\x04\x38"
+    assert layers.unwrap(mapped + middle + inner, 0.0) == (b"x", good)
+    assert layers.read(mapped + middle + inner[:-1]) == good
+
+
+def test_fragments_at_any_depth() -> None:
+    """Each relay may have cut what it sends on; what does not become whole counts, and waits for its time only."""
+    layers, source = Layers(HOPS[:1]), parse_address("203.0.113.1:53")
+    inner = [encode_header(source, frag) + b"abc" for frag in (1, 2 | LAST)]
+    outer = encode_header(HOPS[0])
+    assert layers.unwrap(outer + inner[0], 0.0) is None
+    assert layers.read(outer + inner[1][:10]) is None  # FRAG
+    assert layers.read(outer + encode_header(source)) is None  # would end what waits
+    assert layers.octets == 3
+    assert layers.unwrap(outer + inner[1], 1.0) == (b"abcabc", source)
+    cut = encode_header(HOPS[0], 1), encode_header(HOPS[0], 2 | LAST)
+    whole = encode_header(source) + b"payload"
+    assert layers.unwrap(cut[0] + whole[:8], 2.0) is None
+    assert layers.unwrap(cut[1] + whole[8:], 2.0) == (b"payload", source)
+    assert layers.unwrap(cut[0] + whole[:8], 3.0) is None
+    layers.expire(12.0)
+    assert (layers.octets, layers.fragments) == (8, 0)
+    layers.expire(13.0)
+    assert (layers.octets, layers.fragments) == (0, 1)
+    assert layers.unwrap(cut[0] + whole[:8], 14.0) is None
+    layers.abandon()
+    assert (layers.octets, layers.fragments) == (0, 2)

@@ -43,7 +43,7 @@ class Association:
         hops: the relays, one or more, with their control connections; closed with this one.
 
     Raises:
-        DialError: there is no way to the relay. The control connections are still open then.
+        DialError: there is no way to the relay. All is closed then.
     """
 
     __slots__ = ("burst", "crowded", "hops", "layers", "received", "relay", "sock", "turn", "udp")
@@ -57,7 +57,8 @@ class Association:
         self.burst = 0  # sent since the last wait
         self.turn = Lock()  # of those who wait for room
         reactor = hops.controls[0].reactor
-        self.sock = hops.open_socket()
+        hops.connect()
+        self.sock = hops.take_socket()
         self.udp = Stream(reactor, self.sock)  # for its waits
         reactor.forget(self.udp.fd)
         reactor.register_reader(self.udp.fd, self.udp.on_ready)

@@ -218,10 +218,10 @@ class Socks5(Upstream):
             control, _, reply = await self.ask_over(hops.way, Command.UDP_ASSOCIATE, UNSPECIFIED)
             try:
                 relay = await self.find_relay(reply.bound, self.own_host(control, hops.way), hops)
+                hops.add(self, control, relay)
             except BaseException:
                 control.close()
                 raise
-            hops.add(self, control, relay)
         except BaseException:
             hops.close()
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tabi.config import Udp
-from tabi.errors import DialError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import local_error
@@ -37,6 +36,8 @@ class Associate:
         egress, judge = await self.gate.enter_open(session, client)
         # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
         hops = None if egress is None else await egress.associate(session)
+        if hops is not None:
+            hops.connect(headed=True)
         try:
             local = own_address(client.sock, session.client)
             port = self.associations.open_port(local, self.udp)
@@ -49,11 +50,7 @@ class Associate:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
         opened = None if hops is None else (str(session.via), hops)
         declared = declared_port(session)
-        try:
-            self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_way, opened)
-        except DialError:
-            port.close_if_unused()
-            raise
+        self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_way, opened)
 
 
 def declared_port(session: Session) -> int:

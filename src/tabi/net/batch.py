@@ -31,8 +31,11 @@ SLOT = 65728
 """Octets between two datagrams in memory: the longest one, and no multiple of a page, so that they do not fall on the
 same lines of the cache. Pages that no datagram ever reached cost nothing."""
 
-MAX_HEAD = 262
-"""Octets of the longest SOCKS header: RSV, FRAG, ATYP, a length, 255 of a name, port."""
+MAX_HEAD = 512
+"""Octets of the longest head: SOCKS headers for MAX_HOPS proxies. That for the destination has at most 262 (RSV, FRAG,
+ATYP, a length, 255 of a name, port), those for relays, which are addresses, 22."""
+
+MAX_HOPS = 12
 
 MAX_SEGMENTS = 64
 """Datagrams of one GSO send: UDP_MAX_SEGMENTS of older kernels."""

@@ -12,7 +12,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from tabi.net.batch import Sock
+from tabi.errors import DialError
+from tabi.net.batch import MAX_HOPS, Sock
 from tabi.net.datagram import get_mail
 from tabi.net.failures import local_error
 from tabi.net.origin import Origin
@@ -20,6 +21,7 @@ from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.datagram import Layers
+from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
 Find = Callable[[str], Awaitable[Sequence[IP]]]
@@ -37,7 +39,7 @@ class Hops:
         origin: where datagrams that go straight come from; None: wherever the system chooses.
     """
 
-    __slots__ = ("controls", "ended", "find", "here", "on_close", "on_end", "origin", "relays", "way")
+    __slots__ = ("controls", "ended", "find", "here", "on_close", "on_end", "origin", "relays", "sock", "way")
 
     def __init__(self, way: Any, find: Find, origin: Origin | None = None) -> None:
         self.way = way
@@ -51,12 +53,19 @@ class Hops:
         """Whether names are resolved on this machine."""
         self.ended = False
         """Whether a proxy has ended its association."""
+        self.sock: Sock | None = None
         self.on_end: Callable[[], object] | None = None
         self.on_close: list[Callable[[], object]] = []
         """Called once, by `close`."""
 
     def add(self, way: Any, control: Stream, relay: Address) -> None:
-        """Go on through the relay of another proxy, which is asked for by ``way``."""
+        """Go on through the relay of another proxy, which is asked for by ``way``.
+
+        Raises DialError where there are too many; the connection is the caller's then.
+        """
+        if len(self.relays) == MAX_HOPS:
+            text = f"{relay}: datagrams go through at most {MAX_HOPS} proxies"
+            raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
         self.way, self.here = way, False
         self.controls.append(control)
         self.relays.append(relay)
@@ -65,28 +74,33 @@ class Hops:
         """The headers of what goes through the relays."""
         return Layers(self.relays[1:])
 
-    def open_socket(self, headed: bool = False) -> Sock:
-        """A UDP socket connected to the first relay, from the address that its proxy knows us by.
+    def connect(self, headed: bool = False) -> None:
+        """Connect ``sock`` to the first relay, if there is one, from the address that its proxy knows us by.
 
-        ``headed`` as `Mail.open_socket` has it. Raises DialError.
+        ``headed`` as `Mail.open_socket` has it. Raises DialError; all is closed then.
         """
+        if not self.relays:
+            return
         relay = self.relays[0]
         assert not isinstance(relay.host, str)
-        sock = None
         try:
             family = socket.AF_INET if isinstance(relay.host, IPv4Address) else socket.AF_INET6
-            sock = get_mail().open_socket(family, headed)
+            self.sock = get_mail().open_socket(family, headed)
             local, _, *scope = self.controls[0].sock.getsockname()
             if ip_address(local).version == relay.host.version:
                 # The relay takes datagrams from the control connection's address only.
-                sock.bind((local, 0, *scope))
-                sock.connect((str(relay.host), relay.port, *scope))
+                self.sock.bind((local, 0, *scope))
+                self.sock.connect((str(relay.host), relay.port, *scope))
             else:
-                sock.connect((str(relay.host), relay.port))
+                self.sock.connect((str(relay.host), relay.port))
         except OSError as exc:
-            if sock is not None:
-                sock.close()
+            self.close()
             raise local_error(exc, relay) from exc
+
+    def take_socket(self) -> Sock:
+        """The socket, which is the caller's to close now."""
+        sock, self.sock = self.sock, None
+        assert sock is not None
         return sock
 
     def watch(self, on_end: Callable[[], object]) -> None:
@@ -122,8 +136,10 @@ class Hops:
         return False
 
     def close(self) -> None:
-        """Close the connections, and so the associations. Harmless when done twice."""
+        """Close the connections, and so the associations, and a socket that nobody took. Harmless when done twice."""
         self.on_end = None
+        if self.sock is not None:
+            self.take_socket().close()
         for control in self.controls:
             control.close()
         callbacks, self.on_close = self.on_close, []

@@ -464,7 +464,7 @@ class Association:
         return await self.exits.get(via)
 
     def use(self, via: str, hops: Hops) -> None:
-        """Have datagrams leave by a way out that is open. Raises DialError."""
+        """Have datagrams leave by a way out that is connected."""
         assert self.open_way is not None
         self.exits = Exits(self, self.open_way)
         self.exits.use(via, hops)
@@ -612,10 +612,7 @@ class Associations:
             declared: the port that the client will send from, or 0 where it did not say.
             udp: what the listener says about fragments and senders.
             open_way: opens whatever way out the judge names.
-            opened: one that is open, by its name.
-
-        Raises:
-            DialError: there is no way to the relay of the one that is open. All is closed then but the client and port.
+            opened: one that is connected, by its name.
         """
         session.drops = {}
         lease = session.lease

@@ -49,7 +49,7 @@ class Through(Outside):
     key = 1
 
     def __init__(self, association: Association, via: str, hops: Hops) -> None:
-        sock = hops.open_socket(headed=True)
+        sock = hops.take_socket()
         family = int(sock.family)
         self.take(association, via, 0, association.associations.mail.headed[family], sock)
         self.senders: dict[bytes, bytes] = {}
@@ -118,8 +118,9 @@ class Through(Outside):
         if not self.lets_in(source):
             association.drop("stranger")
             return
-        self.split = len(datagram) - len(payload)  # as the next ones will have it
-        data = encode_header(source) + payload
+        header = encode_header(source)
+        self.split = len(layers.head) + len(header)  # as the next ones will have it
+        data = header + payload
         if len(data) > MAX_DATAGRAM:
             association.drop("too_large")
             return
@@ -184,6 +185,7 @@ class Exits:
     async def open_one(self, via: str) -> Hops:
         """Open a way out. Raises TabiError."""
         hops = await self.open_way(self.association.session, via)
+        hops.connect(headed=True)
         self.use(via, hops)
         if hops.ended:
             text = f"egress {via}: a proxy has ended the association behind its reply"
@@ -197,18 +199,12 @@ class Exits:
             task.exception()  # told to whoever waits
 
     def use(self, via: str, hops: Hops) -> None:
-        """Have datagrams leave by a way out, which is closed with the association. Raises DialError."""
+        """Have datagrams leave by a way out that is connected. It is closed with the association."""
         association = self.association
-        through = None
-        try:
-            if hops.relays:
-                through = Through(association, via, hops)
-        except BaseException:
-            hops.close()
-            raise
         self.open[via] = hops
         association.session.via = via
-        if through is not None:
+        if hops.relays:
+            through = Through(association, via, hops)
             association.outside = (*association.outside, through)
             hops.watch(partial(self.lose, through))
 
