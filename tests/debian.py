@@ -29,6 +29,7 @@ PROGRAMS = {
     "ip": "iproute2",
     "systemd-analyze": "systemd",
     "openssl": "openssl",
+    "tor-resolve": "tor",
 }
 """What the tests call: the package that has it."""
 

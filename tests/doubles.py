@@ -124,6 +124,9 @@ async def read_reply(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """A whole reply: REP, and the rest from ATYP on. VER and RSV are checked."""
     version, reply_code, reserved, atyp = await reader.readexactly(4)
     assert (version, reserved) == (5, 0)
+    if atyp == 3:  # a name, which only RESOLVE_PTR is answered with
+        length = await reader.readexactly(1)
+        return reply_code, b"\x03" + length + await reader.readexactly(length[0] + 2)
     rest = await reader.readexactly({1: 6, 4: 18}[atyp])
     return reply_code, bytes([atyp]) + rest
 

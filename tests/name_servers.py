@@ -14,6 +14,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.reversename
 import dns.rrset
 import h2.config
 import h2.connection
@@ -33,10 +34,20 @@ class Zone:
     Args:
         table: addresses by name; a name in place of addresses is what it is an alias of.
         ttl: of all records, and of the SOA that comes with what does not exist.
+        names: by address, as zone files have them.
     """
 
-    def __init__(self, table: Mapping[str, Sequence[str] | str] | None = None, ttl: int = 60) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Sequence[str] | str] | None = None,
+        ttl: int = 60,
+        names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.table = dict(table or {})
+        self.pointers = {
+            dns.reversename.from_address(address).to_text(omit_final_dot=True): found
+            for address, found in (names or {}).items()
+        }
         self.ttl = ttl
         self.rcode = dns.rcode.NOERROR
         self.lie: Lie = ""
@@ -65,16 +76,20 @@ class Zone:
         while isinstance(found := self.table.get(owner), str):
             response.answer.append(dns.rrset.from_text(f"{owner}.", self.ttl, "IN", "CNAME", f"{found}."))
             owner = found
-        kind = 4 if question.rdtype == RdataType.A else 6
-        addresses = [text for text in found or () if ip_address(text).version == kind]
+        if question.rdtype == RdataType.PTR:
+            found = addresses = [f"{text}." for text in self.pointers.get(owner, ())]
+        else:
+            kind = 4 if question.rdtype == RdataType.A else 6
+            addresses = [text for text in found or () if ip_address(text).version == kind]
         if addresses:
             shown = "other.test" if self.lie == "record" else owner
             rdtype = RdataType.to_text(RdataType(question.rdtype))
             response.answer.append(dns.rrset.from_text(f"{shown}.", self.ttl, "IN", rdtype, *addresses))
         else:
-            soa = dns.rrset.from_text("test.", self.ttl, "IN", "SOA", f"a.test. b.test. 1 1 1 1 {self.ttl}")
+            top = "arpa." if question.rdtype == RdataType.PTR else "test."
+            soa = dns.rrset.from_text(top, self.ttl, "IN", "SOA", f"a.test. b.test. 1 1 1 1 {self.ttl}")
             response.authority.append(soa)
-        if found is None:
+        if not found and (found is None or question.rdtype == RdataType.PTR):
             response.set_rcode(dns.rcode.NXDOMAIN)
         if self.lie == "id":
             response.id ^= 1

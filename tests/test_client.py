@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import trustme
 import tabi
 from conftest import Run
 from doubles import caller, config, expect_reset, reset
+from name_servers import Zone, udp_server
 from support import GREETING, closed_port, datagram_target, echo, request, target
+from tabi.config import make_config
 from tabi.egress.socks5 import Socks5
 from tabi.wire.address import Address, encode_address, parse_address, parse_host
 from tabi.wire.datagram import encode_header
@@ -982,3 +985,95 @@ def test_a_server_that_stops_ends_the_association(run: Run) -> None:
         association.close()
 
     run(main)
+
+
+@contextlib.asynccontextmanager
+async def answering(names: bool = True) -> AsyncIterator[tabi.Server]:
+    """A proxy that knows two names both ways, and may be asked."""
+    hosts = {"name.test": ["93.184.216.34"], "six.test": ["2606:4700::1"]}
+    async with udp_server(Zone()) as port:
+        config = make_config(
+            {
+                "log": {"access": "none"},
+                "listen": [{"url": "socks5://127.0.0.1:0", "resolve_commands": names}],
+                "resolver": {"hosts": hosts, "servers": [f"udp://127.0.0.1:{port}"]},
+            }
+        )
+        async with tabi.Server(config=config) as server:
+            yield server
+
+
+def test_names_and_addresses_are_asked_of_the_proxy(run: Run) -> None:
+    """Of the last one of a chain, whatever those before it speak; both kinds of addresses, as text and as objects."""
+
+    async def main() -> None:
+        async with answering() as last, tabi.Server("http://127.0.0.1:0") as first:
+            for proxy in (tabi.Proxy(last.url), tabi.Proxy(first.url, last.url)):
+                assert await proxy.resolve("name.test") == ip_address("93.184.216.34")
+                assert await proxy.resolve("six.test") == ip_address("2606:4700::1")
+                assert await proxy.resolve("192.0.2.9") == ip_address("192.0.2.9")
+                assert await proxy.resolve_ptr("93.184.216.34") == "name.test"
+                assert await proxy.resolve_ptr(ip_address("2606:4700::1")) == "six.test"
+
+    run(main)
+
+
+def test_what_the_proxy_does_not_know_or_does_not_answer(run_once: Run) -> None:
+    """Its reply is the error: 04, and 07 where it has no such commands."""
+
+    async def main() -> None:
+        async with answering() as server, answering(names=False) as without:
+            for url, reply_code in ((server.url, 4), (without.url, 7)):
+                for question in (tabi.Proxy(url).resolve("other.test"), tabi.Proxy(url).resolve_ptr("192.0.2.9")):
+                    with pytest.raises(tabi.ProxyError) as caught:
+                        await question
+                    assert caught.value.reply_code == reply_code
+
+    run_once(main)
+
+
+def test_questions_that_cannot_be_asked(run_once: Run) -> None:
+    """What is no name or no address, and a proxy that does not speak SOCKS5: before anything is connected to."""
+
+    async def main() -> None:
+        proxy = tabi.Proxy("socks5://127.0.0.1:1")
+        with pytest.raises(ValueError, match="1 to 255 octets"):
+            await proxy.resolve("")
+        with pytest.raises(ValueError, match=r"'name\.test' is no address"):
+            await proxy.resolve_ptr("name.test")
+        for question in (
+            tabi.Proxy("http://alice:secret@127.0.0.1:1").resolve("a"),
+            tabi.Proxy("socks5://127.0.0.1:1", "socks4://127.0.0.1:2").resolve_ptr("::1"),
+        ):
+            with pytest.raises(ValueError, match=r"are asked of SOCKS5, and \w+://127.0.0.1:\d speaks something else"):
+                await question
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(
+    ("octets", "reverse"),
+    [
+        (b"\x05\0\0\x03\x09name.test\0\0", False),
+        (b"\x05\0\0\x01\xc0\0\x02\x01\0\0", True),
+        (b"\x05\0\0\x03\x05<a>.b\0\0", True),
+        (b"\x05\0\0\x03\x05a b.c\0\0", True),
+    ],
+)
+def test_an_answer_that_is_none(run_once: Run, octets: bytes, reverse: bool) -> None:
+    """A proxy may say anything: a name is one that can be used, an address is one."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00")
+        await reader.readexactly(4)
+        writer.write(octets)
+        await reader.read()
+
+    async def main() -> None:
+        async with target(serve) as port:
+            proxy = tabi.Proxy(f"socks5://127.0.0.1:{port}")
+            with pytest.raises(tabi.RemoteProtocolError):
+                await (proxy.resolve_ptr("192.0.2.1") if reverse else proxy.resolve("name.test"))
+
+    run_once(main)

@@ -20,6 +20,7 @@ import socket
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds, listen
 from tabi.egress.chain import make_chain, make_context
 from tabi.egress.direct import Direct, Egress
+from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
@@ -36,7 +38,8 @@ from tabi.policy.guard import permit_any
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.url import ProxyURL, parse_url
-from tabi.wire.address import UNSPECIFIED, Address, Host, make_host
+from tabi.wire.address import UNSPECIFIED, Address, Host, check_found_name, make_host, unmap
+from tabi.wire.socks5 import Command
 
 TIMEOUT = 30.0
 
@@ -191,6 +194,43 @@ class Proxy:
         """The same; the caller closes it."""
         async with self.egress() as egress:
             return Association(await egress.associate())
+
+    async def resolve(self, name: str) -> IPv4Address | IPv6Address:
+        """The address that the last proxy finds for a name, by Tor's command RESOLVE.
+
+        Raises:
+            As `connect`; ValueError too where the last proxy does not speak SOCKS5, ProxyError where it does not know
+            the command (reply 07), or no address (04).
+        """
+        found = await self.ask(Command.RESOLVE, make_host(name))
+        if isinstance(found, str):
+            raise RemoteProtocolError(f"the proxy was asked for an address, and gave {found}")
+        return found
+
+    async def resolve_ptr(self, address: Host) -> str:
+        """What the last proxy finds that an address is called, by Tor's command RESOLVE_PTR. It proves nothing.
+
+        Raises:
+            As `resolve`; ValueError too for what is no address.
+        """
+        host = make_host(address)
+        if isinstance(host, str):
+            raise ValueError(f"{address!r} is no address")
+        found = str(await self.ask(Command.RESOLVE_PTR, host))
+        try:
+            return check_found_name(found)
+        except ValueError as exc:
+            raise RemoteProtocolError(f"the proxy was asked for a name: {exc}") from exc
+
+    async def ask(self, command: int, host: Host) -> Host:
+        """What the last proxy says of a name or an address. Raises as `resolve`."""
+        last = self.urls[-1]
+        if last.protocol != "socks5":
+            raise ValueError(f"names and addresses are asked of SOCKS5, and {last} speaks something else")
+        async with self.egress() as egress:
+            asked = await egress.ask(command, Address(host, 0), permit_any)
+        asked.stream.close()
+        return unmap(asked.reply.bound).host
 
     async def open_connection(
         self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None

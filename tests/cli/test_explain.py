@@ -14,6 +14,7 @@ import pytest
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from support import credentials, request
 from tabi.config import make_config
+from tabi.egress.direct import CONNECTIONS_ALONE
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.server.quota_store import QuotaStore
@@ -179,7 +180,7 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["conect", "a:1"], "COMMAND: 'conect', expected one of: connect, bind, associate, forward"),
+        (["conect", "a:1"], "COMMAND: 'conect', expected one of: connect, bind, associate, forward, resolve"),
         (["connect", "a"], "HOST:PORT: "),
         (["connect", "a:1", "--from", "alice"], "--from: 'alice', expected an IP address or unix"),
         (["connect", "a:1", "--at", "noon"], "--at: 'noon', expected a time such as 2027-01-31T08:00"),
@@ -187,6 +188,7 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
             ["forward", "a:1", "--protocol", "socks5"],
             "--protocol: socks5, but only HTTP has requests that are forwarded",
         ),
+        (["resolve", "a:0", "--protocol", "http"], "--protocol: http, but only SOCKS5 has questions for names"),
         (["connect", "a:1", "--protocol", "ftp"], "--protocol: 'ftp', expected one of: socks5, socks4"),
         (["connect", "a:1", "--listener", "x"], "--listener: 'x', expected one of: mixed://0.0.0.0:1080"),
     ],
@@ -235,3 +237,37 @@ def test_a_name_that_a_proxy_resolves_is_not_judged_here(tmp_path: Path) -> None
     path.write_text(f"{rule}resolve = 'here'\n")
     found = explain_json("--from", "203.0.113.9", "connect", "nowhere.invalid:80", config=path)
     assert (found["reply"], found["there"]) == (4, False)
+
+
+def test_questions_for_names_and_addresses(tmp_path: Path) -> None:
+    """Whether the listener answers them, who may ask, and what the answer is; a proxy's is not known here."""
+    path = tmp_path / "tabi.toml"
+    listen = "[[listen]]\nurl = 'mixed://127.0.0.1:1'\n"
+    hosts = "[resolver]\nhosts = { 'db.internal' = ['10.0.0.9'] }\n"
+    for command, asked in (("resolve", "db.internal:0"), ("resolve_ptr", "10.0.0.9:0")):
+        path.write_text(listen + hosts)
+        found = explain_json(command, asked, config=path)
+        assert (found["reply"], found["error"]) == (7, "resolve_commands of this listener is false")
+        path.write_text(f"{listen}resolve_commands = true\n{hosts}")
+        found = explain_json(command, asked, config=path)
+        assert (found["reply"], found["error"], found["action"]) == (0, None, "allow")
+        assert explain_json(command, asked, "--from", "203.0.113.9", config=path)["reply"] == 2
+        rule = f"[[rule]]\naction = 'deny'\ncommands = ['{command}']\n"
+        path.write_text(f"{listen}resolve_commands = true\n{hosts}{rule}")
+        assert explain_json(command, asked, config=path)["error"] == f"rule rule[0]: deny {asked}"
+    assert explain_json("resolve_ptr", "db.internal:0", config=path)["reply"] == 8
+    path.write_text(f"{listen}resolve_commands = true\n{hosts}")
+    assert "resolver  10.0.0.9 is called db.internal\n" in explain("resolve_ptr", "10.0.0.9:0", config=path)
+    server = "servers = ['udp://127.0.0.1:1']\ntimeout = 0.1\ntries = 1\n"
+    path.write_text(f"{listen}resolve_commands = true\n{hosts}{server}")
+    assert explain_json("resolve_ptr", "8.8.8.8:0", config=path)["error"].startswith("8.8.8.8: ")
+    way = "[[rule]]\naction = 'allow'\nvia = 'out'\n[egress.out]\nurl = 'socks5://127.0.0.1:1'\n"
+    path.write_text(f"{listen}resolve_commands = true\n{hosts}{server}{way}")
+    text = explain("resolve", "nowhere.invalid:0", "--from", "203.0.113.9", config=path)
+    assert "not asked: the name is the proxy's to resolve, and what it finds is looked at then\n" in text
+    assert explain_json("resolve_ptr", "8.8.8.8:0", config=path)["error"] is None
+    assert explain_json("resolve_ptr", "10.0.0.9:0", "--from", "203.0.113.9", config=path)["reply"] == 2
+    path.write_text(path.read_text().replace("socks5://", "http://"))
+    for command, asked in (("resolve", "nowhere.invalid:0"), ("resolve_ptr", "8.8.8.8:0")):
+        found = explain_json(command, asked, config=path)
+        assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")

@@ -78,6 +78,7 @@ users = "required"
 url = "mixed://[::1]"
 users = "none"
 proxy_protocol = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"]
+resolve_commands = true
 
 [listen.tls]
 certificate = "/etc/tabi/certificate.pem"
@@ -226,6 +227,7 @@ def test_every_key() -> None:
                 Udp("192.0.2.1", "40000-40999", "drop", "any"),
                 Tls("/etc/tabi/certificate.pem", "/etc/tabi/key.pem", "/etc/tabi/clients.pem", "email"),
                 ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"],
+                resolve_commands=True,
             ),
         ],
         users={
@@ -585,11 +587,11 @@ def test_a_configuration_does_not_change() -> None:
         ("egress.direct = 1", "egress.direct: expected table, got integer"),
         (
             "[[listen]]\nbogus = 1",
-            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol",
+            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol, resolve_commands",
         ),
         (
             "[[listen]]\n[[listen]]\nmode = 1",
-            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol",
+            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol, resolve_commands",
         ),
         (
             "[[listen]]\ntls = {cert = 'x'}",

@@ -14,7 +14,7 @@ from tabi.config import Prefer
 from tabi.errors import DialError
 from tabi.net import cache
 from tabi.net.cache import FAILURE_TTL, NameCache
-from tabi.net.resolve import IP, Answer
+from tabi.net.resolve import IP, Answer, Named
 from tabi.wire.socks5 import ReplyCode
 
 FOUR, OTHER_FOUR, SIX, OTHER_SIX = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"))
@@ -36,6 +36,7 @@ class FakeSource:
     def __init__(self, answers: Mapping[str, Answer | Exception] | None = None) -> None:
         self.answers = dict(answers or {})
         self.asked: list[str] = []
+        self.names: dict[IP, Named | Exception] = {}
         self.closed = False
         self.answering = asyncio.Event()
         self.answering.set()
@@ -44,6 +45,14 @@ class FakeSource:
         self.asked.append(name)
         await self.answering.wait()
         found = self.answers.get(name, Answer([], None, "domain name not found"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def reverse(self, address: IP) -> Named:
+        self.asked.append(str(address))
+        await self.answering.wait()
+        found = self.names.get(address, Named(None, None, "domain name not found"))
         if isinstance(found, Exception):
             raise found
         return found
@@ -309,5 +318,76 @@ def test_an_error_that_nobody_waits_for_bothers_nobody(run_once: Run) -> None:
         questions.clear()
         gc.collect()
         assert complaints == []
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(("ttl", "seconds"), [(60, 60), (None, 2), (0, 2), (2**31, 100)])
+def test_the_name_of_an_address_is_kept_as_long_as_it_says(run_once: Run, ttl: float | None, seconds: float) -> None:
+    """Within the same bounds as addresses are; then it is asked for again."""
+
+    async def main() -> None:
+        parts = Parts()
+        parts.source.names[FOUR] = Named("one.test", ttl)
+        for _ in range(2):
+            assert await parts.cache.reverse(FOUR) == "one.test"
+            parts.clock.now += seconds - 0.01
+        assert parts.source.asked == [str(FOUR)]
+        parts.clock.now += 0.01
+        parts.source.names[FOUR] = Named("two.test", ttl)
+        assert await parts.cache.reverse(FOUR) == "two.test"
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(("ttl", "seconds"), [(None, 5), (600, 5), (3, 3)])
+def test_that_an_address_has_no_name_is_kept_for_a_short_time(run_once: Run, ttl: float | None, seconds: float) -> None:
+    """Reply 04, the same text each time; a failure is remembered for a second."""
+
+    async def main() -> None:
+        parts = Parts()
+        parts.source.names[FOUR] = Named(None, ttl, "domain name not found")
+        parts.source.names[SIX] = DialError(f"{SIX}: silent", ReplyCode.HOST_UNREACHABLE)
+        for address, text in ((FOUR, f"{FOUR}: domain name not found"), (SIX, f"{SIX}: silent")):
+            for _ in range(2):
+                with pytest.raises(DialError, match=f"^{text}$") as caught:
+                    await parts.cache.reverse(address)
+                assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+        assert parts.source.asked == [str(FOUR), str(SIX)]
+        parts.clock.now += seconds
+        parts.source.names[FOUR] = Named("one.test", 60)
+        assert await parts.cache.reverse(FOUR) == "one.test"
+
+    run_once(main)
+
+
+def test_hosts_answer_for_their_addresses_too(run_once: Run) -> None:
+    """The first name that has an address is its name, whatever kind is preferred; nobody is asked."""
+
+    async def main() -> None:
+        hosts = {"db.internal": [FOUR, SIX], "alias.internal": [FOUR, OTHER_SIX]}
+        parts = Parts(hosts=hosts, prefer="ipv4-only")
+        assert [await parts.cache.reverse(address) for address in (FOUR, SIX, OTHER_SIX)] == [
+            "db.internal",
+            "db.internal",
+            "alias.internal",
+        ]
+        assert parts.source.asked == []
+
+    run_once(main)
+
+
+def test_names_and_addresses_are_kept_together(run_once: Run) -> None:
+    """One bound for both; whoever was asked for last stays; equal questions under way are one."""
+
+    async def main() -> None:
+        parts = Parts({f"{number}.test": Answer([FOUR], 60) for number in range(20)})
+        parts.source.names[FOUR] = Named("one.test", 60)
+        assert await asyncio.gather(*(parts.cache.reverse(FOUR) for _ in range(3))) == ["one.test"] * 3
+        for number in range(20):
+            await parts.cache.resolve(f"{number}.test")
+            assert await parts.cache.reverse(FOUR) == "one.test"
+            assert len(parts.cache.entries) <= 10
+        assert parts.source.asked.count(str(FOUR)) == 1
 
     run_once(main)

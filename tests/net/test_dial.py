@@ -20,7 +20,7 @@ from tabi.errors import DialError, PolicyDenied
 from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer
 from tabi.net.reactor import BROKEN, OUT, get_reactor
-from tabi.net.resolve import Answer
+from tabi.net.resolve import Answer, Named
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -36,6 +36,10 @@ class FakeSource:
         """See `tabi.net.resolve.Source`."""
         self.asked.append(name)
         return Answer([LOCAL], 60) if name == "name.test" else Answer([], 60)
+
+    async def reverse(self, address: IP) -> Named:
+        """See `tabi.net.resolve.Source`."""
+        return Named("name.test", 60)
 
     async def close(self) -> None:
         """See `tabi.net.resolve.Source`."""
@@ -558,3 +562,54 @@ def test_close_closes_the_resolver(run: Run) -> None:
         assert resolver.closed
 
     run(main)
+
+
+class Names(FakeResolver):
+    """A resolver of a program that knows what addresses are called."""
+
+    def __init__(self, name: str | Exception) -> None:
+        super().__init__()
+        self.name = name
+
+    async def reverse(self, address: IP) -> str:
+        """See `tabi.net.dial.Reverse`."""
+        if isinstance(self.name, Exception):
+            raise self.name
+        return self.name
+
+
+@pytest.mark.parametrize(
+    ("resolver", "reply_code", "text"),
+    [
+        (FakeResolver(), ReplyCode.COMMAND_NOT_SUPPORTED, "the resolver finds no names of addresses"),
+        (Names("no host"), ReplyCode.HOST_UNREACHABLE, "'no host' is no name of a host"),
+        (Names(socket.herror(1, "Unknown host")), ReplyCode.HOST_UNREACHABLE, "unknown host"),
+        (Names(UnicodeError("what")), ReplyCode.HOST_UNREACHABLE, "no such name"),
+        (Names(OSError(errno.EMFILE, "Too many")), ReplyCode.GENERAL_FAILURE, "too many"),
+    ],
+)
+def test_an_address_whose_name_is_not_found(
+    run_once: Run, resolver: FakeResolver, reply_code: ReplyCode, text: str
+) -> None:
+    """What a resolver of an embedding program cannot do, what it says that is none, and its errors."""
+
+    async def main() -> None:
+        dialer = Dialer(get_reactor(), resolver, 10)
+        with pytest.raises(DialError) as caught:
+            await dialer.find_name(LOCAL)
+        assert (caught.value.reply_code, str(caught.value)) == (reply_code, f"{LOCAL}: {text}")
+        await dialer.close()
+
+    run_once(main)
+
+
+def test_the_name_of_an_address(run_once: Run) -> None:
+    """Of a resolver of a program, without the dot that it may have at its end; of a cache."""
+
+    async def main() -> None:
+        for resolver in (Names("Name.Test."), NameCache(FakeSource())):
+            dialer = Dialer(get_reactor(), resolver, 10)
+            assert (await dialer.find_name(LOCAL)).lower() == "name.test"
+            await dialer.close()
+
+    run_once(main)

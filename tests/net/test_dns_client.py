@@ -21,7 +21,7 @@ from support import closed_port
 from tabi.errors import DialError
 from tabi.net import dns_client
 from tabi.net.dns_client import Carrier, DnsServer, HttpsCarrier, StreamCarrier
-from tabi.net.resolve import Answer
+from tabi.net.resolve import Answer, Named
 from tabi.url import parse_server_url
 from tabi.wire.socks5 import ReplyCode
 
@@ -383,5 +383,47 @@ def test_close_leaves_nothing_and_nobody_waiting(run_once: Run, kind: str) -> No
             assert task.cancelled()
         gc.collect()
         assert complaints == []
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_address_is_called(run_once: Run, kind: str) -> None:
+    """One question for PTR, an answer with its time to live, by way of aliases; that there is none is one too."""
+
+    async def main() -> None:
+        zone = Zone(ttl=77, names={"192.0.2.1": ["one.test"], "2001:db8::1": ["six.test"], "192.0.2.7": ["a/b.test"]})
+        zone.table["9.2.0.192.in-addr.arpa"] = "9.0-15.2.0.192.in-addr.arpa"
+        zone.pointers["9.0-15.2.0.192.in-addr.arpa"] = ["nine.test"]
+        async with server(kind, zone) as (client, _):
+            for address, expected in (
+                ("192.0.2.1", Named("one.test", 77)),
+                ("2001:db8::1", Named("six.test", 77)),
+                ("192.0.2.9", Named("nine.test", 77)),
+                ("192.0.2.8", Named(None, 77, "domain name not found")),
+                ("192.0.2.7", Named(None, 77, "'a/b.test.' is no name of a host")),
+            ):
+                zone.asked.clear()
+                assert await client.reverse(ip_address(address)) == expected
+                assert [rdtype for _, rdtype in zone.asked] == [RdataType.PTR]
+
+    run_once(main)
+
+
+def test_a_server_that_cannot_say_what_an_address_is_called(run_once: Run) -> None:
+    """It failed, it lies, it is silent: a DialError, as for names."""
+
+    async def main() -> None:
+        zone = Zone(names={"192.0.2.1": ["one.test"]})
+        async with server("tcp", zone, 0.2) as (client, _):
+            zone.fails.add(RdataType.PTR)
+            with pytest.raises(DialError, match=r"^192\.0\.2\.1: tcp://.*: servfail$") as caught:
+                await client.reverse(ip_address("192.0.2.1"))
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+            zone.fails.clear()
+            zone.answering.clear()
+            with pytest.raises(DialError, match=r"no answer within 0\.2 s$"):
+                await client.reverse(ip_address("192.0.2.1"))
+            zone.answering.set()
 
     run_once(main)

@@ -10,7 +10,7 @@ from conftest import Run
 from doubles import FakeResolver
 from tabi.errors import DialError
 from tabi.net.failover import AVOID, Failover
-from tabi.net.resolve import Answer
+from tabi.net.resolve import IP, Answer, Named
 
 
 class Source:
@@ -28,6 +28,13 @@ class Source:
         if self.failing:
             raise DialError(f"{name}: {self.address} is silent", 4)
         return Answer([] if self.address is None else [ip_address(self.address)], 60)
+
+    async def reverse(self, address: IP) -> Named:
+        """See `tabi.net.resolve.Source`."""
+        self.asked.append(self)
+        if self.failing:
+            raise DialError(f"{address}: {self.address} is silent", 4)
+        return Named("name.test", 60)
 
     async def close(self) -> None:
         """See `tabi.net.resolve.Source`."""
@@ -136,5 +143,22 @@ def test_close_closes_all(run_once: Run) -> None:
         assert parts.second.closed
         assert parts.third.closed
         assert parts.bootstrap.closed
+
+    run_once(main)
+
+
+def test_the_names_of_addresses_fail_over_as_addresses_do(run_once: Run) -> None:
+    """A source that fails is asked last from then on, for both; nobody is asked who this machine is."""
+
+    async def main() -> None:
+        parts = Parts()
+        parts.first.failing = True
+        assert (await parts.failover.reverse(ip_address("192.0.2.1"))).name == "name.test"
+        assert parts.asked == [parts.first, parts.second]
+        assert await parts.ask() == [parts.second]
+        parts.asked.clear()
+        for address in ("127.0.0.1", "::1"):
+            assert await parts.failover.reverse(ip_address(address)) == Named("localhost", None)
+        assert parts.asked == []
 
     run_once(main)

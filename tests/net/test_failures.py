@@ -100,6 +100,7 @@ def test_a_name_without_an_address(number: int, reply_code: ReplyCode) -> None:
     [
         (socket.gaierror(socket.EAI_NONAME, "Name not known"), ReplyCode.HOST_UNREACHABLE, "name not known"),
         (socket.gaierror(socket.EAI_NODATA, "No address"), ReplyCode.HOST_UNREACHABLE, "no address"),
+        (socket.herror(1, "Unknown host"), ReplyCode.HOST_UNREACHABLE, "unknown host"),
         (UnicodeError("label too long"), ReplyCode.HOST_UNREACHABLE, "no such name"),
         (socket.gaierror(socket.EAI_AGAIN, "Try again"), ReplyCode.GENERAL_FAILURE, "try again"),
         (OSError(errno.EMFILE, "Too many open files"), ReplyCode.GENERAL_FAILURE, "too many open files"),

@@ -11,9 +11,12 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
 
+import pycares
 import pytest
+from dns.rdatatype import RdataType
 
 from conftest import Run
+from name_servers import Zone, udp_server
 from tabi.errors import DialError
 from tabi.net import resolve
 from tabi.net.resolve import Answer, SystemResolver
@@ -361,3 +364,109 @@ def test_what_ends_in_a_number_but_is_no_address_is_unknown(name: str) -> None:
     with pytest.raises(DialError) as caught:
         resolve.find_number(name)
     assert caught.value.reply_code == 4
+
+
+@asynccontextmanager
+async def reverse_server(zone: Zone, names_alone: bool = True) -> AsyncIterator[SystemResolver]:
+    """A name server that knows what addresses are called, and a resolver that asks it."""
+    async with udp_server(zone) as port:
+        loop = asyncio.get_running_loop()
+        resolver = SystemResolver(loop, [f"127.0.0.1:{port}"], 5, 1, names_alone=names_alone)
+        try:
+            yield resolver
+        finally:
+            await resolver.close()
+            await asyncio.sleep(0)
+
+
+def test_what_an_address_is_called(run: Run) -> None:
+    """Of both kinds; of several names one; an alias within the reverse zone is followed (RFC 2317)."""
+
+    async def main() -> None:
+        zone = Zone(names={"192.0.2.1": ["one.test"], "2001:db8::1": ["six.test"], "192.0.2.2": ["a.test", "b.test"]})
+        zone.table["9.2.0.192.in-addr.arpa"] = "9.0-15.2.0.192.in-addr.arpa"
+        zone.pointers["9.0-15.2.0.192.in-addr.arpa"] = ["nine.test"]
+        async with reverse_server(zone) as resolver:
+            for address, names in (
+                ("192.0.2.1", ["one.test"]),
+                ("2001:db8::1", ["six.test"]),
+                ("192.0.2.2", ["a.test", "b.test"]),
+                ("192.0.2.9", ["nine.test"]),
+            ):
+                found = await resolver.reverse(ip_address(address))
+                assert found.name in names
+                assert found.ttl == 60
+            assert not resolver.questions
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([], "domain name not found"),
+        (["a\\032b.test"], "is no name of a host"),
+        (["10.0.0.1"], "is no name of a host"),
+        ([r"\010\255.test"], "is no name of a host"),
+    ],
+)
+def test_an_address_without_a_name_that_is_one(run_once: Run, names: list[str], text: str) -> None:
+    """There is none, or what somebody says is none: not an error of the resolver."""
+
+    async def main() -> None:
+        async with reverse_server(Zone(names={"192.0.2.1": names})) as resolver:
+            found = await resolver.reverse(IPv4Address("192.0.2.1"))
+            assert found.name is None
+            assert text in found.text
+
+    run_once(main)
+
+
+def test_of_several_names_the_first_that_is_one() -> None:
+    """A name that nobody can use stands in the way of none that can be used."""
+    assert resolve.make_named(["a b.test", b"caf\xe9.test", b"good.test."], 7) == resolve.Named("good.test", 7)
+    assert resolve.make_named([], 7) == resolve.Named(None, 7, "no name")
+
+
+def test_name_servers_that_fail_to_find_a_name(run_once: Run) -> None:
+    """It is not known whether there is one: reply 04, and the error has the address."""
+
+    async def main() -> None:
+        zone = Zone()
+        zone.fails.add(RdataType.PTR)
+        async with reverse_server(zone) as resolver:
+            with pytest.raises(DialError, match=r"^192\.0\.2\.1: ") as caught:
+                await resolver.reverse(IPv4Address("192.0.2.1"))
+            assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
+
+    run_once(main)
+
+
+def test_the_hosts_file_says_what_an_address_is_called(run_once: Run) -> None:
+    """Of the system, not of name servers that are asked alone; a zone of this machine means nothing to them."""
+
+    async def main() -> None:
+        zone = Zone(names={"127.0.0.1": ["asked.test"], "fe80::1": ["link.test"]})
+        async with reverse_server(zone, names_alone=False) as resolver:
+            assert (await resolver.reverse(IPv4Address("127.0.0.1"))).name != "asked.test"
+            assert zone.asked == []
+        async with reverse_server(zone) as resolver:
+            assert (await resolver.reverse(IPv4Address("127.0.0.1"))).name == "asked.test"
+            assert (await resolver.reverse(IPv6Address("fe80::1%1"))).name == "link.test"
+
+    run_once(main)
+
+
+def test_records_of_the_reverse_zone_in_any_letters() -> None:
+    """DNS does not tell capitals apart (RFC 4343); a chain lasts as long as its shortest; a loop ends; strangers."""
+
+    def alias(name: str, to: str, ttl: int) -> pycares.DNSRecord:
+        return pycares.DNSRecord(name, pycares.QUERY_TYPE_CNAME, 1, ttl, pycares.CNAMERecordData(to))
+
+    def pointer(name: str, to: str, ttl: int) -> pycares.DNSRecord:
+        return pycares.DNSRecord(name, pycares.QUERY_TYPE_PTR, 1, ttl, pycares.PTRRecordData(to))
+
+    chain = [pointer("other.arpa", "other.test", 1), alias("A.ARPA", "B.arpa", 5), pointer("b.Arpa", "Host.test", 9)]
+    assert resolve.read_pointers("a.arpa", chain) == resolve.Named("Host.test", 5)
+    loop = [alias("a.arpa", "b.arpa", 5), alias("b.arpa", "a.arpa", 5)]
+    assert resolve.read_pointers("a.arpa", loop) == resolve.Named(None, 5)

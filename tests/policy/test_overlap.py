@@ -35,7 +35,7 @@ def hidden(*given_parts: dict[str, Any]) -> list[tuple[int, int | None]]:
         ({"hosts": ["1.2.0.0/16"]}, {"hosts": ["1.2.3.0/24"], "action": "allow"}),
         ({"ports": ["1-100", "101-200"]}, {"ports": ["50-150", "7"]}),
         ({"ports": ["0-65535"]}, {}),
-        ({"commands": ["connect", "bind", "associate"]}, {}),
+        ({"commands": ["connect", "bind", "associate", "resolve", "resolve_ptr"]}, {}),
         ({"commands": ["connect"]}, {"commands": ["forward"]}),
         ({"protocols": ["socks5", "http"]}, {"protocols": ["http"]}),
         ({"listeners": ["a", "b"]}, {"listeners": ["a"]}),

@@ -17,6 +17,7 @@ from tabi.wire.address import (
     Address,
     Host,
     IPv4,
+    check_found_name,
     decode_address,
     embedded_ipv4,
     encode_address,
@@ -446,3 +447,53 @@ def test_ipv4_inside_ipv6_is_found(address: str, inside: str | None) -> None:
     """In each of the forms in which something on the way may take it out again."""
     found = embedded_ipv4(ip_address(address))
     assert (found and str(found)) == inside
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("host.example", "host.example"),
+        ("Host-1.example.", "Host-1.example"),
+        ("_sip._tcp.example", "_sip._tcp.example"),
+        ("localhost", "localhost"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("1.2.0.192.in-addr.arpa", "1.2.0.192.in-addr.arpa"),
+        (".".join(["a" * 63] * 3 + ["b" * 61]), ".".join(["a" * 63] * 3 + ["b" * 61])),
+    ],
+)
+def test_names_that_somebody_in_the_net_gives(text: str, name: str) -> None:
+    """What hosts are called goes through, and fits into a reply."""
+    assert check_found_name(text) == name
+    assert decode_address(encode_address(Address(name, 0)), 0) == (Address(name, 0), len(name) + 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "..",
+        "a..example",
+        "a.example..",
+        "a b.example",
+        "a\\032b.example",
+        "a\nb.example",
+        "a.example\n",
+        "<b>.example",
+        "$(id).example",
+        "b\xfccher.example",
+        "\u0661.example",
+        "a" * 64 + ".example",
+        ".".join(["a" * 63] * 4),
+        "a." * 500,
+        "192.0.2.1",
+        "2130706433",
+        "1.2.3.4.5",
+        "2001:db8::1",
+    ],
+)
+def test_what_is_no_name_is_given_to_nobody(text: str) -> None:
+    """Hostile answers: what programs take for something else, what is too long, and addresses; the error is short."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        check_found_name(text)
+    assert len(str(caught.value)) < 300

@@ -25,7 +25,7 @@ from tabi.wire.address import Host, parse_address, parse_ip
 
 
 def explain_command(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help="connect, bind, associate or forward.")],
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")],
     destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="What is asked for.")],
     config: Annotated[Path, typer.Option("-c", "--config", help="The tabi.toml whose decisions are explained.")],
     client: Annotated[
@@ -92,6 +92,8 @@ def make_request(
             raise ConfigError(f"{given!r}, expected one of: {', '.join(known)}", name)
     if command == "forward" and not (protocol or usual).startswith("http"):
         raise ConfigError(f"{protocol or usual}, but only HTTP has requests that are forwarded", "--protocol")
+    if command.startswith("resolve") and not (protocol or usual).startswith("socks5"):
+        raise ConfigError(f"{protocol or usual}, but only SOCKS5 has questions for names", "--protocol")
     try:
         address = parse_address(destination)
     except ValueError as exc:

@@ -122,6 +122,9 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy_protocol: list[str] = []
     """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` is whoever comes
     through a unix socket. From others it is refused. Default: none."""
+    resolve_commands: bool = False
+    """Whether clients of SOCKS5 may ask for the address of a name and for the name of an address, by Tor's commands
+    RESOLVE and RESOLVE_PTR. Default: false."""
 
     @property
     def parsed(self) -> ListenURL:
@@ -230,7 +233,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: list[str] | None = None
     """Networks that the client comes from; ``"unix"`` for unix sockets."""
     commands: list[str] | None = None
-    """``connect`` (HTTP requests are one too), ``forward`` (HTTP requests only), ``bind``, ``associate``."""
+    """``connect`` (HTTP requests are one too), ``forward`` (HTTP requests only), ``bind``, ``associate``, ``resolve``,
+    ``resolve_ptr``."""
     listeners: list[str] | None = None
     """URLs of listeners, as they stand in ``[[listen]]``."""
     protocols: list[str] | None = None

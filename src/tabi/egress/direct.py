@@ -73,7 +73,7 @@ class Way:
         return DialError(f"egress {self.name}: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
 
-CONNECTIONS_ALONE = "it carries no datagrams, and no calls of BIND"
+CONNECTIONS_ALONE = "it carries no datagrams, no calls of BIND, and no questions for names"
 
 
 class Direct(Way):

@@ -108,11 +108,11 @@ REPLIES = frozenset(int(code) for code in ReplyCode)
 
 
 class Serve(Protocol):
-    """Carries out one command: on return the session is over, or a relay has it."""
+    """Carries out one command: on return the session is over, a relay has it, or the reply that is returned ends it."""
 
     name: str
 
-    async def __call__(self, conversation: Conversation) -> None: ...
+    async def __call__(self, conversation: Conversation) -> Reply | None: ...
 
 
 class Commands:
@@ -139,7 +139,7 @@ class Commands:
             return
         session.command = serve.name
         try:
-            await serve(conversation)
+            last = await serve(conversation)
         except TabiError as exc:
             session.error = str(exc)
             if isinstance(exc, PolicyDenied) and exc.action != "deny":
@@ -148,6 +148,10 @@ class Commands:
             known = exc.reply_code in REPLIES  # another proxy may have sent any number
             code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
             await self.refuse_request(conversation, code, "limit" if isinstance(exc, LimitExceeded) else None)
+            return
+        if last is not None:
+            session.close = "server"
+            await self.part(conversation.client, lambda: conversation.answer(last))
 
     async def refuse_request(self, conversation: Conversation, reply_code: int, close: Close | None = None) -> None:
         """Answer a request with a failure."""

@@ -36,13 +36,15 @@ is not asked again for each client."""
 
 
 class Entry(NamedTuple):
-    """What is known of a name."""
+    """What is known of a name, or of an address."""
 
     until: float
     addresses: tuple[IP, ...]
-    """Best first; empty where there are none, which is an error."""
+    """Of a name, best first; empty where there are none, which is an error."""
     text: str = ""
     """That error's text, the name in it."""
+    name: str | None = None
+    """Of an address; None where it has none, which is an error too."""
 
 
 class NameCache:
@@ -52,7 +54,7 @@ class NameCache:
         source: asked for what is not known; closed with the cache.
         hosts: names that are never asked for, lower case, and their addresses.
         prefer: which kind of addresses comes first, or is the only one.
-        size: names that are kept, those that were not asked for the longest time go first; 0 keeps none.
+        size: names and addresses that are kept, those that were not asked for the longest time go first; 0 keeps none.
         min_ttl: seconds that an answer is kept at least.
         max_ttl: and at most.
         negative_ttl: and at most where a name has no address.
@@ -76,8 +78,13 @@ class NameCache:
         self.min_ttl, self.max_ttl, self.negative_ttl = min_ttl, max_ttl, negative_ttl
         self.clock = clock
         self.hosts = {name: self.make_entry(name, addresses, float("inf")) for name, addresses in (hosts or {}).items()}
-        self.entries: OrderedDict[str, Entry] = OrderedDict()
-        self.questions: dict[str, asyncio.Task[Entry]] = {}
+        self.names: dict[IP, str] = {}
+        """What addresses of ``hosts`` are called: the first name that has it."""
+        for name, addresses in (hosts or {}).items():
+            for address in addresses:
+                self.names.setdefault(address, name)
+        self.entries: OrderedDict[str | IP, Entry] = OrderedDict()
+        self.questions: dict[str | IP, asyncio.Task[Entry]] = {}
 
     def lookup(self, name: str) -> Sequence[IP] | None:
         """The addresses of a name, best first, at least one; None where it has to be asked for.
@@ -106,41 +113,71 @@ class NameCache:
         known = self.lookup(name)
         if known is not None:
             return list(known)
-        question = self.questions.get(name.lower()) or self.ask(name.lower())
+        return list(found(await self.find(name.lower())))
+
+    async def reverse(self, address: IP) -> str:
+        """What an address is called, as `check_found_name` has it. Who waits sets the deadline.
+
+        Raises:
+            DialError: as `resolve`.
+        """
+        name = self.names.get(address)
+        if name is not None:
+            return name
+        entry = self.entries.get(address)
+        if entry is None or entry.until <= self.clock():
+            entry = await self.find(address)
+        else:
+            self.entries.move_to_end(address)
+        if entry.name is None:
+            raise DialError(entry.text, ReplyCode.HOST_UNREACHABLE)
+        return entry.name
+
+    async def find(self, key: str | IP) -> Entry:
+        """Have a name or an address asked for, and wait for the answer. Raises DialError."""
+        question = self.questions.get(key) or self.ask(key)
         await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
         if question.cancelled():
-            raise DialError(f"{name}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
-        return list(found(question.result()))
+            raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
+        return question.result()
 
-    def ask(self, name: str) -> asyncio.Task[Entry]:
+    def ask(self, key: str | IP) -> asyncio.Task[Entry]:
         """Put a question to the source, and keep it until it is answered."""
         if len(self.questions) >= LOOKUPS:
-            raise DialError(f"{name}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
+            raise DialError(f"{key}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
 
         def answered(question: asyncio.Task[Entry]) -> None:
-            del self.questions[name]
+            del self.questions[key]
             if not question.cancelled():
                 question.exception()  # perhaps nobody waits any more to whom it could be told
 
-        question = self.questions[name] = asyncio.get_running_loop().create_task(self.find_out(name))
+        question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key))
         question.add_done_callback(answered)
         return question
 
-    async def find_out(self, name: str) -> Entry:
+    async def find_out(self, key: str | IP) -> Entry:
         """Ask the source, and remember what it says."""
         try:
-            answer = await self.source.answer(name)
+            if isinstance(key, str):
+                answer = await self.source.answer(key)
+                until = self.end_of(answer.ttl, bool(answer.addresses))
+                entry = self.make_entry(key, answer.addresses, until, answer.text)
+            else:
+                named = await self.source.reverse(key)
+                until = self.end_of(named.ttl, named.name is not None)
+                entry = Entry(until, (), f"{key}: {named.text}", named.name)
         except DialError as exc:
-            if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure: nothing is known of the name
+            if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure: nothing is known of it
                 raise
             entry = Entry(self.clock() + FAILURE_TTL, (), str(exc))
-        else:
-            most = self.max_ttl if answer.addresses else self.negative_ttl
-            ttl = most if answer.ttl is None and not answer.addresses else answer.ttl or 0.0
-            until = self.clock() + min(max(ttl, self.min_ttl), most)
-            entry = self.make_entry(name, answer.addresses, until, answer.text)
-        self.keep(name, entry)
+        self.keep(key, entry)
         return entry
+
+    def end_of(self, ttl: float | None, found: bool) -> float:
+        """Until when an answer is kept; ``found`` says that there is something in it."""
+        most = self.max_ttl if found else self.negative_ttl
+        seconds = most if ttl is None and not found else ttl or 0.0
+        return self.clock() + min(max(seconds, self.min_ttl), most)
 
     def make_entry(self, name: str, addresses: Iterable[IP], until: float, text: str = "no address") -> Entry:
         """What becomes of an answer: the addresses in their order, or why there are none."""
@@ -150,11 +187,11 @@ class NameCache:
             text = f"no {'IPv4' if self.prefer == 'ipv4-only' else 'IPv6'} address"
         return Entry(until, ordered, "" if ordered else f"{name}: {text}")
 
-    def keep(self, name: str, entry: Entry) -> None:
+    def keep(self, key: str | IP, entry: Entry) -> None:
         """Remember, and forget whom nobody has asked for."""
         if self.size:
-            self.entries[name] = entry
-            self.entries.move_to_end(name)
+            self.entries[key] = entry
+            self.entries.move_to_end(key)
             if len(self.entries) > self.size:
                 self.entries.popitem(last=False)
 

@@ -20,13 +20,15 @@ from tabi.net.reactor import BROKEN, OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
 from tabi.net.stream import Stream
 from tabi.session import Session
-from tabi.wire.address import Address
+from tabi.wire.address import Address, check_found_name
+from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
 Permit = Callable[[IP], None]
 """Raises PolicyDenied for an address that must not be dialled."""
 
 Lookup = Callable[[str], Sequence[IP] | None]
+Reverse = Callable[[IP], Awaitable[str]]
 
 # Plain ints: socket's own are enums, whose operators are written in Python.
 AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
@@ -132,6 +134,23 @@ class Dialer:
         for address in addresses:
             permit(address)
         return addresses
+
+    async def find_name(self, address: IP) -> str:
+        """What an address is called, as `check_found_name` has it. Who waits sets the deadline.
+
+        Raises:
+            DialError: nothing, or the resolver is an embedding program's that does not know it of any (reply 07).
+        """
+        reverse: Reverse | None = getattr(self.resolver, "reverse", None)
+        if reverse is None:
+            text = f"{address}: the resolver finds no names of addresses"
+            raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
+        try:
+            return check_found_name(await reverse(address))
+        except (OSError, UnicodeError) as exc:
+            raise lookup_error(exc, str(address)) from exc
+        except ValueError as exc:
+            raise DialError(f"{address}: {exc}", ReplyCode.HOST_UNREACHABLE) from exc
 
     async def dial_from(self, origin: Origin, destination: Address, host: IP, session: Session | None) -> Stream:
         """Connect to one address from an origin: from the next of its addresses where one has no port left."""

@@ -3,7 +3,8 @@
 Imported only where such a server is in the configuration: dnspython, with what it needs for HTTPS, is tabi's extra
 ``dns``.
 
-    DnsServer      a name -> two questions, A and AAAA -> an Answer; the deadline; every failure becomes a DialError
+    DnsServer      a name -> two questions, A and AAAA -> an Answer; an address -> PTR -> a Named; the deadline; every
+                   failure becomes a DialError
     StreamCarrier  carries them over one connection, many under way at a time, told apart by their ids
     HttpsCarrier   carries them by HTTP/2
 """
@@ -23,12 +24,13 @@ import dns.message
 import dns.name
 import dns.rcode
 import dns.rdatatype
+import dns.reversename
 import httpx2
-from dns.message import QueryMessage
+from dns.message import ChainingResult, QueryMessage
 from dns.rdatatype import RdataType
 
 from tabi.errors import DialError
-from tabi.net.resolve import IP, Answer, Resolver
+from tabi.net.resolve import IP, Answer, Named, Resolver, make_named, without_zone
 from tabi.url import ServerURL
 from tabi.wire.socks5 import ReplyCode
 
@@ -100,11 +102,26 @@ class DnsServer:
         ttl = min(found.ttl for found in telling if found.ttl is not None)
         return Answer(addresses, ttl, telling[0].text)
 
+    async def reverse(self, address: IP) -> Named:
+        """See `Source`."""
+        question = dns.reversename.from_address(without_zone(address))
+        try:
+            async with asyncio.timeout(self.seconds):
+                return read_named(await self.exchange(question, RdataType.PTR))
+        except TimeoutError:
+            raise self.failure(str(address), f"no answer within {self.seconds:g} s") from None
+        except Exception as exc:
+            raise self.failure(str(address), str(exc).lower() or type(exc).__name__) from exc
+
     async def ask(self, name: dns.name.Name, kind: RdataType) -> Answer:
-        """One question. Raises as `Carrier.exchange`, and Refused."""
+        """One question for addresses. Raises as `Carrier.exchange`, and Refused."""
+        return read_answer(await self.exchange(name, kind))
+
+    async def exchange(self, name: dns.name.Name, kind: RdataType) -> dns.message.Message:
+        """One question. Raises as `Carrier.exchange`."""
         query = dns.message.make_query(name, kind, use_edns=0, pad=self.padding)
         assert isinstance(query, QueryMessage)
-        return read_answer(await self.carrier.exchange(query))
+        return await self.carrier.exchange(query)
 
     def failure(self, name: str, text: str) -> DialError:
         """The error for a question that this server does not answer."""
@@ -120,7 +137,24 @@ class Refused(Exception):
 
 
 def read_answer(message: dns.message.Message) -> Answer:
-    """The addresses of the name that was asked for, or of what it is an alias of; other records say nothing.
+    """The addresses of the name that was asked for, or of what it is an alias of. Raises as `read_chain`."""
+    chain, text = read_chain(message)
+    addresses: list[IP] = [ip_address(record.address) for record in chain.answer or ()]
+    return Answer(addresses, chain.minimum_ttl, text or "no address")
+
+
+def read_named(message: dns.message.Message) -> Named:
+    """The same of an address: what it is called."""
+    chain, text = read_chain(message)
+    named = make_named([record.target.to_text() for record in chain.answer or ()], chain.minimum_ttl)
+    return named._replace(text=text) if text else named
+
+
+def read_chain(message: dns.message.Message) -> tuple[ChainingResult, str]:
+    """The records of the name that was asked for, or of what it is an alias of; other records say nothing.
+
+    Returns:
+        Them, and why there are none, where that is known.
 
     Raises:
         Refused: the server failed.
@@ -131,10 +165,7 @@ def read_answer(message: dns.message.Message) -> Answer:
         raise Refused(dns.rcode.to_text(code))
     if not isinstance(message, QueryMessage) or message.flags & dns.flags.TC:
         raise Refused("half an answer")
-    chain = message.resolve_chaining()
-    addresses: list[IP] = [ip_address(record.address) for record in chain.answer or ()]
-    text = "domain name not found" if code == dns.rcode.NXDOMAIN else "no address"
-    return Answer(addresses, chain.minimum_ttl, text)
+    return message.resolve_chaining(), "domain name not found" if code == dns.rcode.NXDOMAIN else ""
 
 
 class Place:

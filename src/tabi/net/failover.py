@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
+from typing import TypeVar
 
 from tabi.errors import DialError
-from tabi.net.resolve import Answer, Resolver, Source
+from tabi.net.resolve import IP, Answer, Named, Resolver, Source
+
+T = TypeVar("T")
 
 AVOID = 30.0
 """Seconds in which a source that has failed is asked after all others."""
@@ -47,12 +50,22 @@ class Failover:
         """See `Source`. What the last one failed with is raised."""
         if name == "localhost" or name.endswith(".localhost"):
             return LOCALHOST
+        return await self.try_each(lambda source: source.answer(name))
+
+    async def reverse(self, address: IP) -> Named:
+        """See `Source`; as `answer`."""
+        if address in LOCALHOST.addresses:
+            return Named("localhost", None)
+        return await self.try_each(lambda source: source.reverse(address))
+
+    async def try_each(self, ask: Callable[[Source], Awaitable[T]]) -> T:
+        """The answer of the first source that has one. Raises what the last one failed with."""
         failure: DialError | None = None
         for _ in range(self.tries):
             now = self.clock()
             for source in sorted(self.sources, key=lambda source: self.avoided[source] > now):
                 try:
-                    answer = await source.answer(name)
+                    answer = await ask(source)
                 except DialError as exc:
                     failure = exc
                     self.avoided[source] = self.clock() + AVOID

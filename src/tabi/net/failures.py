@@ -71,8 +71,9 @@ def resolve_error(number: int, text: str, name: str) -> DialError:
 
 
 def lookup_error(exc: OSError | UnicodeError, name: str) -> DialError:
-    """The same for what a resolver of an embedding program raises, such as `socket.getaddrinfo` itself."""
-    unknown = isinstance(exc, UnicodeError) or (isinstance(exc, socket.gaierror) and exc.errno in NO_SUCH_NAME)
+    """The same for what a resolver of an embedding program raises, such as `socket.getaddrinfo` and `gethostbyaddr`."""
+    unknown = isinstance(exc, UnicodeError | socket.herror)
+    unknown = unknown or (isinstance(exc, socket.gaierror) and exc.errno in NO_SUCH_NAME)
     text = getattr(exc, "strerror", None) or ("no such name" if unknown else "not resolved")
     return resolve_error(dns.ARES_ENOTFOUND if unknown else dns.ARES_EFILE, text, name)
 

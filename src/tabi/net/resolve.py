@@ -1,9 +1,10 @@
-"""Names to addresses through c-ares: the system's resolver settings and hosts file, without blocking anyone."""
+"""Names to addresses and back through c-ares: the system's settings and hosts file, without blocking anyone."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import pycares
 
 from tabi.errors import DialError
 from tabi.net.failures import NO_SUCH_NAME, resolve_error
-from tabi.wire.address import read_number
+from tabi.wire.address import check_found_name, read_number
 from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
@@ -58,6 +59,28 @@ class Answer(NamedTuple):
     """Why there are none."""
 
 
+class Named(NamedTuple):
+    """What a name server says of an address."""
+
+    name: str | None
+    """As `check_found_name` has it; None where the address has none."""
+    ttl: float | None
+    """See `Answer`."""
+    text: str = "no name"
+    """Why there is none."""
+
+
+def make_named(texts: Iterable[str | bytes], ttl: float | None) -> Named:
+    """The first of some names that is one: what is said of an address may be anything."""
+    reason = "no name"
+    for text in texts:
+        try:
+            return Named(check_found_name(text if isinstance(text, str) else text.decode("ascii", "replace")), ttl)
+        except ValueError as exc:
+            reason = str(exc)
+    return Named(None, ttl, reason)
+
+
 class Source(Protocol):
     """Where answers come from, for a cache in front of it."""
 
@@ -67,6 +90,9 @@ class Source(Protocol):
         Raises:
             DialError: nobody answered, or only that they cannot.
         """
+
+    async def reverse(self, address: IP) -> Named:
+        """Ask what ``address`` is called. As `answer`."""
 
     async def close(self) -> None:
         """Give back what the source holds; questions under way have been cancelled."""
@@ -82,6 +108,28 @@ def find_number(name: str) -> IPv4Address | None:
         return read_number(name)
     except ValueError as exc:
         raise resolve_error(aiodns.error.ARES_EBADNAME, str(exc), name) from exc
+
+
+def without_zone(address: IP) -> str:
+    """An address as name servers know it: a zone means something on one machine only."""
+    return str(address).partition("%")[0]
+
+
+def pointer_of(address: IP) -> str:
+    """The name that an address has in the reverse zones."""
+    return ip_address(without_zone(address)).reverse_pointer
+
+
+def read_pointers(name: str, records: Sequence[Any]) -> Named:
+    """What records of c-ares say that a name points to, or what it is an alias of; others say nothing."""
+    aliases = {record.name.lower(): record for record in records if record.type == pycares.QUERY_TYPE_CNAME}
+    chain = []
+    while (alias := aliases.pop(name, None)) is not None:
+        chain.append(alias)
+        name = alias.data.cname.lower()
+    found = [one for one in records if one.type == pycares.QUERY_TYPE_PTR and one.name.lower() == name]
+    chain += found
+    return make_named([one.data.dname for one in found], min((one.ttl for one in chain), default=None))
 
 
 class ThreadResolver:
@@ -124,7 +172,8 @@ class SystemResolver:
     ) -> None:
         only: dict[str, Any] = {"lookups": "b", "flags": ALONE} if names_alone else {}
         self.resolver = aiodns.DNSResolver(nameservers, loop, timeout=timeout or TIMEOUT, tries=tries or TRIES, **only)
-        self.questions: dict[str, asyncio.Future[Any]] = {}
+        self.names_alone = names_alone
+        self.questions: dict[str | IP, asyncio.Future[Any]] = {}
 
     async def resolve(self, name: str) -> list[IP]:
         """See `Resolver`; a DialError too, at once, while LOOKUPS others are asked for. Who waits sets the deadline."""
@@ -135,30 +184,55 @@ class SystemResolver:
 
     async def answer(self, name: str) -> Answer:
         """See `Source`. What the hosts file says has no time to live: c-ares gives 0."""
-        question = self.questions.get(name) or self.ask(name)
-        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
-        try:
-            found = question.result()
-        except aiodns.error.DNSError as exc:
-            number, text = exc.args[0], str(exc.args[-1])
-            if number in NO_ADDRESS:
-                return Answer([], None, text.lower())
-            raise resolve_error(number, text, name) from exc
+        found = await self.find(name)
+        if isinstance(found, str):
+            return Answer([], None, found)
         addresses = [ip_address(bytes(node.addr[0]).decode()) for node in found.nodes]
         # An alias may change sooner than what it leads to.
         ttl = min((record.ttl for record in (*found.nodes, *found.cnames)), default=None)
         return Answer(addresses, ttl)
 
-    def ask(self, name: str) -> asyncio.Future[Any]:
+    async def reverse(self, address: IP) -> Named:
+        """See `Source`. Where the hosts file is asked too, c-ares gives no time to live; it keeps answers by itself.
+
+        Nor does it tell then whether an address has no name or that was not found out.
+        """
+        found = await self.find(address)
+        if isinstance(found, str):
+            return Named(None, None, found)
+        if self.names_alone:
+            return read_pointers(pointer_of(address), found.answer)
+        return make_named((found.name, *found.aliases), None)
+
+    async def find(self, key: str | IP) -> Any:
+        """What c-ares says of a name, or of an address; text is why there is nothing. Raises DialError."""
+        question = self.questions.get(key) or self.ask(key)
+        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
+        try:
+            return question.result()
+        except aiodns.error.DNSError as exc:
+            number, text = exc.args[0], str(exc.args[-1])
+            if number in NO_ADDRESS:
+                return text.lower()
+            raise resolve_error(number, text, str(key)) from exc
+
+    def ask(self, key: str | IP) -> asyncio.Future[Any]:
         """Put a question to c-ares, and keep it until it is answered."""
         if len(self.questions) >= LOOKUPS:
-            raise DialError(f"{name}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
+            raise DialError(f"{key}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
 
         def answered(question: asyncio.Future[Any]) -> None:
-            del self.questions[name]
+            del self.questions[key]
             question.exception()  # perhaps nobody waits any more to whom it could be told
 
-        question = self.questions[name] = self.resolver.getaddrinfo(name, type=socket.SOCK_STREAM)
+        question: asyncio.Future[Any]
+        if isinstance(key, str):
+            question = self.resolver.getaddrinfo(key, type=socket.SOCK_STREAM)
+        elif self.names_alone:
+            question = self.resolver.query_dns(pointer_of(key), "PTR")
+        else:
+            question = self.resolver.gethostbyaddr(without_zone(key))
+        self.questions[key] = question
         question.add_done_callback(answered)
         return question
 

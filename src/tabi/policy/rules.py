@@ -24,7 +24,7 @@ from tabi.policy.networks import IP, Network, NetworkSet, NetworkTable, parse_ne
 from tabi.session import UNIX, Action, Session
 from tabi.wire.address import Address, embedded_ipv4, parse_host, read_number
 
-COMMANDS = ("connect", "bind", "associate", "forward")
+COMMANDS = ("connect", "bind", "associate", "forward", "resolve", "resolve_ptr")
 PROTOCOLS = ("socks5", "socks4", "http", "https", "socks5+tls", "socks4+tls")
 PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 SHOWN = 3

@@ -18,8 +18,9 @@ from tabi.config.compile import BLOCK, DIRECT
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import as_resolved
 from tabi.ingress.http import problem_of
+from tabi.net.cache import NameCache
 from tabi.net.own import ask
-from tabi.net.resolve import Resolver, find_number
+from tabi.net.resolve import find_number
 from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import Account
@@ -66,7 +67,7 @@ class Explanation(msgspec.Struct):
     limits: list[str] = []
     egress: str | None = None
     there: bool = False
-    """Whether the name is resolved by a proxy, and so neither the resolver's answer nor the guard's counts."""
+    """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
     later: str | None = None
     """Of an association and of BIND for anybody: what becomes of datagrams, or callers."""
     action: str = "allow"
@@ -89,7 +90,7 @@ class Request(msgspec.Struct, frozen=True):
     """Seconds since 1970."""
 
 
-async def explain(config: Config, request: Request, resolver: Resolver, quotas: Path | None = None) -> Explanation:
+async def explain(config: Config, request: Request, resolver: NameCache, quotas: Path | None = None) -> Explanation:
     """What would become of a request. ``quotas`` is the file that says what was used.
 
     Raises:
@@ -115,6 +116,7 @@ async def explain(config: Config, request: Request, resolver: Resolver, quotas: 
     failure: TabiError | None = None
     if request.user is None and request.listen.wants_user(bool(config.users)):
         failure = AuthError("this listener wants a user")
+    failure = failure or refuse_question(request)
     anybody = is_anybody(request.destination)
     addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
     steps = [
@@ -133,6 +135,8 @@ async def explain(config: Config, request: Request, resolver: Resolver, quotas: 
         except TabiError as exc:
             failure = failure or exc
     failure = failure or (None if found.there else no_address)
+    if failure is None and request.command == "resolve_ptr" and not found.there:
+        failure = await reverse(found, resolver, request.destination)
     if failure is not None:
         found.error, found.reply, found.egress = str(failure), reply_to(request.protocol, failure), None
         if found.action in ("reset", "drop"):
@@ -142,6 +146,21 @@ async def explain(config: Config, request: Request, resolver: Resolver, quotas: 
     elif request.protocol in SUCCESS:
         found.reply = SUCCESS[request.protocol]
     return found
+
+
+QUESTIONS = ("resolve", "resolve_ptr")
+
+
+def refuse_question(request: Request) -> DialError | None:
+    """Why a question for an address or a name is none that a listener answers."""
+    if request.command not in QUESTIONS:
+        return None
+    if not request.listen.resolve_commands:
+        return DialError("resolve_commands of this listener is false", ReplyCode.COMMAND_NOT_SUPPORTED)
+    if request.command == "resolve_ptr" and is_name(request.destination):
+        text = f"{request.destination.host}: only an address can be asked for its name"
+        return DialError(text, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
+    return None
 
 
 SUCCESS = {"http": 200, "https": 200, "socks4": 90, "socks4+tls": 90}
@@ -221,7 +240,7 @@ def identity_of(config: Config, request: Request) -> str:
 
 
 async def resolve(
-    found: Explanation, resolver: Resolver, destination: Address
+    found: Explanation, resolver: NameCache, destination: Address
 ) -> tuple[Sequence[IP] | None, DialError | None]:
     """The addresses of the destination, or why there are none."""
     host = destination.host
@@ -237,6 +256,17 @@ async def resolve(
     else:
         found.resolver = f"{host} is an address" if number == host else f"{host} is the address {number}"
     return addresses, None
+
+
+async def reverse(found: Explanation, resolver: NameCache, destination: Address) -> DialError | None:
+    """Ask what an address is called; returns why it has no name."""
+    assert not isinstance(destination.host, str)
+    try:
+        found.resolver = f"{destination.host} is called {await resolver.reverse(destination.host)}"
+    except DialError as exc:
+        found.resolver = str(exc)
+        return exc
+    return None
 
 
 def decide(
@@ -270,8 +300,12 @@ def decide(
         if via not in (DIRECT, BLOCK, *config.egress):
             raise PolicyDenied(f"decide: there is no egress {via}")
         found.egress = describe(config, via)
-        found.there = session.addresses is None and is_name(destination) and resolves_there(config, via)
-        reason = unable(config, via, session.command) if session.command in ("bind", "associate") else None
+        asks = is_name(destination) or session.command == "resolve_ptr"
+        there = resolves_there(config, via)
+        found.there = session.addresses is None and asks and there
+        command = str(session.command)
+        goes = command in ("bind", "associate") or (command in QUESTIONS and there)
+        reason = unable(config, via, command) if goes else None
         if reason is not None:
             raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
         if via == BLOCK:
@@ -283,8 +317,9 @@ def judge(found: Explanation, policy: Policy, session: Session, addresses: Seque
     """Ask the guard. Raises PolicyDenied."""
     guard, client = policy.guard, session.client.host
     assert session.destination is not None
-    if found.there:
-        found.guard = "not asked: the name is the proxy's to resolve"
+    if found.there and is_name(session.destination):
+        later = ", and what it finds is looked at then" if session.command == "resolve" else ""
+        found.guard = f"not asked: the name is the proxy's to resolve{later}"
     elif not guard.denied:
         found.guard = "off: guard.deny is empty"
     elif not guard.is_for(client):

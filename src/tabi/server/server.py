@@ -27,6 +27,7 @@ from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.ingress.gate import Gate
+from tabi.ingress.resolve import Resolve, ResolvePtr
 from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
@@ -385,6 +386,9 @@ class Server:
             Command.BIND: Bind(self.gate, self.dialer, self.relays, listen.udp, self.config.timeouts.bind),
             Command.UDP_ASSOCIATE: Associate(self.gate, self.associations, listen.udp),
         }
+        if listen.resolve_commands:
+            serves[Command.RESOLVE] = Resolve(self.gate, self.config.resolver.prefer)
+            serves[Command.RESOLVE_PTR] = ResolvePtr(self.gate)
         authenticate: Authenticate | None = self.authenticate if self.custom_authenticate else self.authenticator
         if listen.users == "none":
             authenticate = None

@@ -172,7 +172,7 @@ def describe(config: Config, name: str) -> str:
 
 
 def unable(config: Config, name: str, command: str) -> str | None:
-    """Why a way out cannot carry ``associate`` or ``bind``, as far as that is known without asking; None: it may."""
+    """Why a way out cannot carry a command other than ``connect``, as far as is known without asking; None: it may."""
     settings = config.egress.get(name, NO_SETTINGS)
     if settings.members:
         reasons = [unable_hop(config, member.to, command) for member in members_of(settings)]

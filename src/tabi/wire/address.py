@@ -157,6 +157,26 @@ def read_number(name: str) -> IPv4Address | None:
     return ipv4(number.to_bytes(4, "big"))
 
 
+FOUND = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII | re.IGNORECASE)
+MAX_FOUND = 253
+"""Octets of a name in DNS without the dot at its end (RFC 1035 section 3.1)."""
+
+
+def check_found_name(text: str) -> str:
+    """Take what somebody in the net says that an address is called: it may be anything, and goes on to others.
+
+    Returns:
+        The name, without a dot at its end: letters, digits, - and _ in labels of 1 to 63.
+
+    Raises:
+        ValueError: it is none, or looks like an address.
+    """
+    name = text.removesuffix(".")
+    if len(name) > MAX_FOUND or not FOUND.fullmatch(name) or read_number(name) is not None:
+        raise ValueError(f"{text[:MAX_FOUND]!r} is no name of a host")
+    return name
+
+
 COMPATIBLE, MAPPED, TRANSLATED = bytes(12), bytes(10) + b"\xff\xff", bytes(8) + b"\xff\xff\0\0"
 NAT64, SIXTOFOUR = b"\0\x64\xff\x9b" + bytes(8), b"\x20\x02"
 ISATAP = (b"\0\0\x5e\xfe", b"\x02\0\x5e\xfe")

@@ -63,11 +63,17 @@ class Method(IntEnum):
 
 
 class Command(IntEnum):
-    """CMD, RFC 1928 section 4."""
+    """CMD, RFC 1928 section 4; the last two are of Tor's socks-extensions.txt, section 2.
+
+    RESOLVE has a name as DST, and the reply's BND is its address. RESOLVE_PTR has an address, and BND is its name, with
+    ATYP 3. DST.PORT says nothing, BND.PORT is 0, and the server closes behind its reply.
+    """
 
     CONNECT = 1
     BIND = 2
     UDP_ASSOCIATE = 3
+    RESOLVE = 0xF0
+    RESOLVE_PTR = 0xF1
 
 
 class ReplyCode(IntEnum):

@@ -1,0 +1,144 @@
+"""RESOLVE and RESOLVE_PTR (Tor's socks-extensions.txt, section 2): one answer from the resolver, and the end.
+
+The question goes where a connection would go: where names are resolved on this machine, it is asked here; else the
+proxy on the way is asked, by the same command, and nobody here learns the name. The guard sees what is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import ClassVar
+
+from tabi.config import Prefer
+from tabi.egress.direct import Egress
+from tabi.egress.ways import Block, ResolveHere
+from tabi.errors import DialError, PolicyDenied, RemoteProtocolError
+from tabi.ingress.conversation import Conversation
+from tabi.ingress.gate import Gate
+from tabi.net.dial import IP, Dialer, Permit
+from tabi.net.failures import timeout_error
+from tabi.session import Session
+from tabi.wire.address import Address, Host, check_found_name, unmap
+from tabi.wire.socks5 import Command, Reply, ReplyCode
+
+
+class Question:
+    """What both commands have in common: decide, find, answer.
+
+    Args:
+        gate: says whether, and which way.
+    """
+
+    name: str
+    command: ClassVar[Command]
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    async def __call__(self, conversation: Conversation) -> Reply:
+        """See `ingress.conversation.Serve`. Raises TabiError, as `find`: the reply."""
+        session = conversation.session
+        assert session.destination is not None
+        self.check(session.destination)
+        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
+        if is_blocked(egress):
+            raise PolicyDenied(f"egress {egress.name}: {session.destination}")
+        began = monotonic()
+        if egress.here:
+            found = await self.find_within(self.gate.dialer, session.destination, permit, session)
+        else:
+            found = await self.ask(egress, session.destination, permit, session)
+        session.connect_seconds = monotonic() - began
+        session.address = Address(found, 0)
+        return Reply(ReplyCode.SUCCEEDED, session.address)
+
+    async def find_within(self, dialer: Dialer, destination: Address, permit: Permit, session: Session) -> Host:
+        """`find` within the time that connecting has. Raises DialError too where that is over."""
+        try:
+            async with asyncio.timeout(dialer.seconds):
+                return await self.find(dialer, destination.host, permit, session)
+        except TimeoutError:
+            raise timeout_error(dialer.seconds, destination) from None
+
+    async def ask(self, egress: Egress, destination: Address, permit: Permit, session: Session) -> Host:
+        """Have the proxy on the way find it. Raises as `Egress.ask`; RemoteProtocolError for what is no answer."""
+        asked = await egress.ask(self.command, destination, permit, session)
+        asked.stream.close()
+        return self.take(asked.reply.bound.host, permit)
+
+    def check(self, destination: Address) -> None:
+        """Raise DialError for what this command cannot be asked about."""
+
+    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> Host:
+        """Find it on this machine. Raises DialError and PolicyDenied."""
+        raise NotImplementedError
+
+    def take(self, found: Host, permit: Permit) -> Host:
+        """Look at what a proxy has found. Raises RemoteProtocolError, DialError, and PolicyDenied."""
+        raise NotImplementedError
+
+
+class Resolve(Question):
+    """A name, and the client gets one of its addresses; of an address, which some ask about, itself.
+
+    Args:
+        gate: says whether, and which way.
+        prefer: the resolver's; where all are equal an address of IPv4 is taken, which every client can use.
+    """
+
+    name = "resolve"
+    command = Command.RESOLVE
+
+    def __init__(self, gate: Gate, prefer: Prefer = "any") -> None:
+        super().__init__(gate)
+        self.prefer = prefer
+
+    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> IP:
+        """See `Question`."""
+        if not isinstance(host, str):
+            permit(host)
+            return host
+        found = await dialer.find(host, permit, session.addresses)
+        if self.prefer != "any":  # then they come in that order
+            return found[0]
+        return next((address for address in found if address.version == 4), found[0])
+
+    def take(self, found: Host, permit: Permit) -> IP:
+        """See `Question`."""
+        if isinstance(found, str):
+            raise RemoteProtocolError(f"the proxy was asked for an address, and gave {found}")
+        permit(found)
+        return found
+
+
+class ResolvePtr(Question):
+    """An address, and the client gets its name, as whoever owns the address says."""
+
+    name = "resolve_ptr"
+    command = Command.RESOLVE_PTR
+
+    def check(self, destination: Address) -> None:
+        """See `Question`."""
+        if isinstance(destination.host, str):
+            text = f"{destination.host}: only an address can be asked for its name"
+            raise DialError(text, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
+
+    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> str:
+        """See `Question`."""
+        address = unmap(Address(host, 0)).host
+        assert not isinstance(address, str)
+        permit(address)  # names of inner networks are no business of clients from outside
+        return await dialer.find_name(address)
+
+    def take(self, found: Host, permit: Permit) -> str:
+        """See `Question`."""
+        try:
+            return check_found_name(str(found))
+        except ValueError as exc:
+            raise DialError(f"the proxy was asked for a name: {exc}", ReplyCode.HOST_UNREACHABLE) from exc
+
+
+def is_blocked(egress: Egress) -> bool:
+    """Whether a way leads nowhere: nothing is found out for who is sent there."""
+    return isinstance(egress.below if isinstance(egress, ResolveHere) else egress, Block)
