@@ -39,7 +39,8 @@ def explain_json(*arguments: str | Path, config: Path = POLICY) -> Any:
 
 def test_every_rule_the_guard_and_the_limits_are_told() -> None:
     """The whole answer for the metadata service, asked for by a user from outside."""
-    assert explain("--from", "203.0.113.9", "--user", "alice", "connect", "169.254.169.254:80") == (
+    monday = ("--at", "2026-11-23T10:00")
+    assert explain("--from", "203.0.113.9", "--user", "alice", *monday, "connect", "169.254.169.254:80") == (
         """connect 169.254.169.254:80, from 203.0.113.9 by socks5 to mixed://0.0.0.0:1080
 
 client    user alice, of @dev

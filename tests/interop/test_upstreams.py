@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
+from datagrams import Front, Place, association, destination, refusal, unwrap
+from doubles import caller, open_bind, read_bound
 from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
-from support import closed_port, target
+from support import client, closed_port, request, target
 from tabi import AuthError, Proxy, ProxyError, Server
 from tabi.egress.chain import make_chain
 from tabi.egress.direct import Direct
@@ -27,6 +29,7 @@ from tabi.net.tls import get_tls_shared
 from tabi.policy.guard import permit_any
 from tabi.url import parse_url
 from tabi.wire.address import Address, parse_address
+from tabi.wire.datagram import encode_header
 
 pytestmark = pytest.mark.interop
 
@@ -228,4 +231,65 @@ def test_users_of_tinyproxy(run_once: Run, tmp_path: Path) -> None:
                     await Proxy(url.replace("//", f"//{login}")).connect("localhost", port)
 
     with tinyproxy(tmp_path, "BasicAuth alice secret") as url:
+        run_once(main)
+
+
+# --- datagrams and BIND of a server that goes out through them ---
+
+
+def test_datagrams_of_a_server_through_dante(run: Run, tmp_path: Path) -> None:
+    """Alone, and with our own proxies before it and behind it: each datagram comes back whole, by name and address."""
+
+    async def main() -> None:
+        async with Place(names={"localhost": ["127.0.0.1"]}) as ours:
+            for chain in ([url], [ours.server.url, url], [url, ours.server.url]):
+                async with Front({"chain": chain}) as front, association(front.address) as mine:
+                    with destination() as echo:
+                        named = encode_header(Address("localhost", echo.address.port))
+                        for header in (echo.header, named):
+                            for size in (0, 1, 1200, 9000):
+                                assert unwrap(await mine.ask(header + bytes(size))) == (echo.address, bytes(size))
+                    session = await front.end(mine)
+                    assert (session.drops, session.datagrams_down) == ({}, 8)
+
+    with dante(tmp_path) as url:
+        run(main)
+
+
+def test_bind_of_a_server_through_dante(run: Run, tmp_path: Path) -> None:
+    """It listens, and what it says of the caller reaches the client."""
+
+    async def main() -> None:
+        async with Front({"url": url}) as front, client(front.address) as streams:
+            reader, writer = streams
+            bound = await open_bind(streams)
+            async with caller(bound) as (far_reader, far_writer):
+                peer = await read_bound(reader)
+                assert (str(peer.host), peer.port) == far_writer.get_extra_info("sockname")
+                writer.write(b"ping")
+                assert await far_reader.readexactly(4) == b"ping"
+                far_writer.write(b"pong")
+                assert await reader.readexactly(4) == b"pong"
+
+    with dante(tmp_path) as url:
+        run(main)
+
+
+def test_microsocks_carries_no_datagrams(run_once: Run, tmp_path: Path) -> None:
+    """It says so, and so does the server, to BIND too; a pool that has Dante as well goes there."""
+
+    async def main() -> None:
+        async with Front({"url": url}) as front:
+            assert (await refusal(front))[0] == 7
+            async with client(front.address) as (reader, writer):
+                writer.write(b"\x05\x01\x00" + request("127.0.0.1", 0, 2))
+                assert (await reader.readexactly(12))[3] == 7
+        async with Front({"members": [url, other]}) as front:
+            for _ in range(3):
+                async with association(front.address) as mine:
+                    with destination() as echo:
+                        assert unwrap(await mine.ask(echo.header + b"x")) == (echo.address, b"x")
+                    assert (await front.end(mine)).member == other
+
+    with microsocks(tmp_path) as url, dante(tmp_path) as other:
         run_once(main)

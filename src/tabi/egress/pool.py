@@ -88,8 +88,6 @@ class Pooled:
         check: has `start` check the members; None: only requests tell how they are.
     """
 
-    here = False
-
     def __init__(
         self,
         name: str,
@@ -105,6 +103,7 @@ class Pooled:
         self.name = name
         self.pool = pool
         self.egresses = {member: egresses[member.name] for member in pool.members}
+        self.here = all(egress.here for egress in egresses.values())
         self.seconds = seconds
         self.each = seconds / 3 if each is None else each
         self.by = by

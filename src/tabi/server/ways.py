@@ -192,4 +192,7 @@ def unable_hop(config: Config, hop: str, command: str) -> str | None:
 def resolves_there(config: Config, name: str) -> bool:
     """Whether names that take a way out are resolved by a proxy on it."""
     settings = config.egress.get(name, NO_SETTINGS)
-    return settings.resolve == "there" and bool(settings.hops or settings.members)
+    if settings.resolve == "here":
+        return False
+    parts = [*settings.hops, *(member.to for member in members_of(settings))]
+    return any("://" in part or resolves_there(config, part) for part in parts)
