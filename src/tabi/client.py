@@ -17,36 +17,30 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import ssl as tls
 from collections.abc import Callable, Coroutine, Generator
-from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds
-from tabi.egress.chain import make_chain, make_context
+from tabi.egress.chain import close_links, make_chain, make_context, retire_links
+from tabi.egress.detach import take_socket
 from tabi.egress.direct import Direct, Egress
 from tabi.egress.socks5 import Socks5
+from tabi.egress.ssh_keys import need_asyncssh
 from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
 from tabi.net.failures import timeout_error
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.net.tls import TlsSocket, get_tls_shared
+from tabi.net.tls import get_tls_shared
 from tabi.policy.guard import permit_any
-from tabi.relay.relays import Relays
-from tabi.session import Session
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, make_host, unmap
 from tabi.wire.socks5 import ClientMachine, Command, Reply
 
 TIMEOUT = 30.0
-
-FOREVER = 1e9
-HALF_CLOSED = 300.0
-"""Seconds that the bridge of `take_socket` stays quiet at most once one side has ended."""
 
 
 class Closable(Protocol):
@@ -87,36 +81,19 @@ def peer_of(stream: Stream) -> Address:
         raise ConnectionResetError(errno.ECONNRESET, "the proxy has reset the connection") from exc
 
 
-def take_socket(stream: Stream) -> socket.socket:
-    """Take the socket away from a stream, non-blocking.
-
-    From under TLS none can be taken: there it is one end of a pair, whose other end a relay joins with the stream as
-    long as the loop runs.
-    """
-    if not isinstance(stream.sock, TlsSocket):
-        return stream.detach()
-    try:
-        ours, theirs = socket.socketpair()
-    except OSError:
-        stream.close()
-        raise
-    theirs.setblocking(False)
-    ours.setblocking(False)
-    relays = Relays(stream.reactor, FOREVER, HALF_CLOSED, 0, lambda session: relays.close("client"))
-    relays.start(Stream(stream.reactor, ours), stream, Session(0, "", UNSPECIFIED, monotonic()), b"", b"")
-    return theirs
-
-
 class Proxy:
     """A proxy, or a chain of them: each is reached through the one before.
 
     Args:
-        urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https and socks5+tls, in any order.
+        urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https, socks5+tls and
+            ``ssh://user[:password]@host``, in any order. SSH servers need ``pip install 'tabi[ssh]'``; their host keys
+            are those of ``~/.ssh/known_hosts``, and the keys for them those of the agent and of ``~/.ssh``.
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
         ca: a file with the authorities that those inside TLS are verified by, in PEM. Default: the system's.
 
     Raises:
         ValueError: no URL, or one or the timeout is wrong, or ``ca`` cannot be used.
+        ConfigError: asyncssh is missing, and an SSH server among them.
     """
 
     def __init__(self, *urls: str, timeout: float = TIMEOUT, ca: str | os.PathLike[str] | None = None) -> None:
@@ -125,6 +102,9 @@ class Proxy:
         check_seconds("a timeout", timeout)
         self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
         self.contexts = tuple(make_context(url, None if ca is None else os.fspath(ca)) for url in self.urls)
+        for url in self.urls:
+            if url.protocol == "ssh":
+                need_asyncssh(url)
         self.timeout = timeout
 
     def __repr__(self) -> str:
@@ -151,10 +131,16 @@ class Proxy:
     async def open(self, destination: Address) -> Stream:
         """The same for an `Address`; the caller closes the stream."""
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+        chain = self.make_chain(dialer)
         try:
-            return await self.make_chain(dialer).open(destination, permit_any)
+            stream = await chain.open(destination, permit_any)
+        except BaseException:
+            await close_links(chain)
+            raise
         finally:
             await dialer.close()
+        retire_links(chain)
+        return stream
 
     def make_chain(self, dialer: Dialer, count: int | None = None) -> Egress:
         """The way through all proxies, or the first ``count`` of them, in the running loop."""
