@@ -85,10 +85,11 @@ class SshKeys(NamedTuple):
             asyncssh.read_private_key(self.key)
         except OSError as exc:
             raise ConfigError(f"{self.key}: {exc.strerror or exc}", "key") from exc
-        except asyncssh.KeyEncryptionError as exc:
-            raise ConfigError(f"{self.key}: encrypted, expected a plain one, or one that the agent has", "key") from exc
         except ValueError as exc:
-            raise ConfigError(f"{self.key}: no private key that can be used", "key") from exc
+            why = "no private key that can be used"
+            if "passphrase" in str(exc).lower():
+                why = "encrypted, expected a plain one; the agent can have such a key"
+            raise ConfigError(f"{self.key}: {why}", "key") from exc
 
 
 def need_asyncssh(server: object, path: str | None = None) -> None:
