@@ -322,17 +322,78 @@ def test_a_server_that_closes_a_channel_has_sent_all(run_once: Run, tmp_path: Pa
             self.chan = chan
 
         def session_started(self) -> None:
-            self.chan.write(bytes(300_000))
+            self.chan.write(bytes(16 << 20))
             self.chan.close()
 
     async def main() -> None:
         async with way(tmp_path, lambda server, host, port: Closes()) as (_, egress):
             async with await egress.open(Address("a.example", 80), permit_any) as stream:
+                await until(lambda: stalled(egress))
                 count = 0
                 while data := await stream.receive():
                     count += len(data)
-                assert count == 300_000
+                assert count == 16 << 20
             await until(lambda: not link_of(egress).channels)
+
+    run_once(main)
+
+
+def stalled(egress: Ssh) -> bool:
+    """Whether a channel waits for its client to read."""
+    return any(channel.rest for channel in link_of(egress).channels)
+
+
+@pytest.mark.parametrize("who", ["client", "server", "channel"])
+def test_a_channel_breaks_while_its_client_does_not_read(run: Run, tmp_path: Path, who: str) -> None:
+    """What is left is thrown away, and nobody waits for it; but what a server has sent and closed is all of it."""
+    sessions: list[Any] = []
+
+    class Pours(asyncssh.SSHTCPSession[bytes]):
+        def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
+            self.chan = chan
+            sessions.append(self)
+
+        def session_started(self) -> None:
+            self.chan.write(bytes(64 << 20))
+
+    async def main() -> None:
+        async with (
+            way(tmp_path, lambda server, host, port: Pours()) as (server, egress),
+            await egress.open(Address("a.example", 80), permit_any) as stream,
+        ):
+            await until(lambda: stalled(egress))
+            if who == "client":
+                stream.reset()
+                await until(lambda: not link_of(egress).channels)
+                return
+            if who == "server":
+                server.connections[0].abort()
+            else:
+                sessions[0].chan.abort()
+            count = 0
+            with contextlib.suppress(ConnectionResetError):
+                while data := await stream.receive():
+                    count += len(data)
+                assert who == "channel"
+            assert count < 64 << 20
+
+    run(main)
+
+
+def test_no_descriptor_is_left(run_once: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of the server then."""
+
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    async def main() -> None:
+        async with way(tmp_path) as (_, egress):
+            await egress.find_link()
+            monkeypatch.setattr("tabi.egress.ssh_link.open_pair", fail)
+            with pytest.raises(DialError, match=r"^a\.example:80: too many open files$") as caught:
+                await egress.open(Address("a.example", 80), permit_any)
+            assert caught.value.reply_code == 1
+            assert not link_of(egress).channels
 
     run_once(main)
 
@@ -533,6 +594,18 @@ def test_a_host_key_that_is_another_one(run_once: Run, tmp_path: Path, algorithm
             words = rf"the host key.* is none of those in {tmp_path}/known_hosts: somebody may be in between"
             await refused(make(server), RemoteProtocolError, words)
             assert server.connections[0].get_extra_info("username") is None
+
+    run_once(main)
+
+
+def test_a_host_key_that_is_revoked(run_once: Run, tmp_path: Path) -> None:
+    """Whatever else the file says."""
+
+    async def main() -> None:
+        async with ssh_server(tmp_path) as server:
+            path = tmp_path / "known_hosts"
+            path.write_text(f"{path.read_text()}@revoked {path.read_text()}")
+            await refused(make(server), RemoteProtocolError, f"the host key is revoked in {path}$")
 
     run_once(main)
 

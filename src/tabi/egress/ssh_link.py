@@ -189,6 +189,8 @@ class Link(asyncssh.SSHClient):
         (host, port), path = self.server, keys.known_hosts_path
         if isinstance(exc, asyncssh.KeyExchangeFailed) and not (self.known and "host key" in str(exc)):
             return RemoteProtocolError(f"{self.server}: no algorithm that both the SSH server and we have")
+        if "revoked" in str(exc):
+            return RemoteProtocolError(f"{self.server}: the host key is revoked in {path}")
         key = self.host_key and f" {self.host_key}"
         if self.known:
             return RemoteProtocolError(
