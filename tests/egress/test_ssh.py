@@ -568,6 +568,24 @@ def test_a_wrong_password(run_once: Run, tmp_path: Path, caplog: pytest.LogCaptu
     assert "hunter2" not in caplog.text
 
 
+def test_a_server_that_refuses_is_not_asked_again_at_once(run_once: Run, tmp_path: Path) -> None:
+    """It might shut us out for good; who comes meanwhile is told the same, and a while later it is tried again."""
+
+    async def main() -> None:
+        async with target() as port, way(tmp_path, password="hunter2!") as (server, egress):
+            there = Address("localhost", port)
+            for _ in range(3):
+                with pytest.raises(AuthError, match=r"does not accept the user by the password$"):
+                    await egress.open(there, permit_any)
+            assert len(server.connections) == 1
+            egress.password, egress.refused_until = "hunter2", 0
+            async with await egress.open(there, permit_any) as stream:
+                await exchange(stream)
+            assert len(server.connections) == 2
+
+    run_once(main)
+
+
 def test_a_host_key_that_is_not_known(run_once: Run, tmp_path: Path) -> None:
     """The message says which it is, and what to do if it is right."""
 

@@ -7,6 +7,7 @@ import getpass
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,8 +228,17 @@ def test_a_reload_leaves_running_channels_alone(tmp_path: Path, sshd: tuple[Sshd
             configure(tmp_path, server, port, "resolve = 'here'\n")
             running.signal(signal.SIGHUP)
             wait_for(lambda: "reloaded" in running.messages, "the reload")
-            with open_tunnel(running.address, there) as second, accept(listener) as two:
-                assert count() == 2
+
+            def reach_anew() -> tuple[socket.socket, socket.socket] | None:
+                found = open_tunnel(running.address, there), accept(listener)
+                if count() == 2:
+                    return found
+                for sock in found:  # the worker has not reloaded yet
+                    sock.close()
+                return None
+
+            second, two = wait_for(reach_anew, "a connection of the new configuration")
+            with second, two:
                 for here, other in ((first, one), (one, first), (second, two), (two, second)):
                     here.sendall(b"ping")
                     assert receive_exactly(other, 4) == b"ping"

@@ -10,11 +10,15 @@ from tabi.egress.direct import Egress
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.ssh_link import Link
 from tabi.egress.upstream import Upstream
-from tabi.errors import ProxyError
+from tabi.errors import AuthError, ProxyError, RemoteProtocolError, TabiError
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.wire.address import Address
+
+REFUSED = 5.0
+"""Seconds that a server which did not let us in, or is not who it must be, is not asked again: many shut out for longer
+whoever tries again and again (PerSourcePenalties of sshd_config(5))."""
 
 
 class Ssh(Upstream):
@@ -41,6 +45,8 @@ class Ssh(Upstream):
         self.link: Link | None = None
         self.attempt: asyncio.Task[Link] | None = None
         self.requests = 0  # under way
+        self.refusal: TabiError | None = None  # the last attempt's, if it was one
+        self.refused_until = 0.0
         self.retired = False
 
     async def connect(self, destination: Address) -> Stream:
@@ -61,7 +67,10 @@ class Ssh(Upstream):
         if self.link is not None and self.link.alive:
             return self.link
         if self.attempt is None:
-            self.attempt = asyncio.Task(self.open_link(), loop=asyncio.get_running_loop(), name="tabi-ssh")
+            loop = asyncio.get_running_loop()
+            if self.refusal is not None and loop.time() < self.refused_until:
+                raise type(self.refusal)(str(self.refusal))
+            self.attempt = asyncio.Task(self.open_link(), loop=loop, name="tabi-ssh")
             self.attempt.add_done_callback(self.settle)
         attempt = self.attempt
         try:
@@ -86,10 +95,14 @@ class Ssh(Upstream):
         return link
 
     def settle(self, attempt: asyncio.Task[Link]) -> None:
-        """An attempt is over; where it failed, the next request makes another one."""
-        self.attempt = None
-        if not attempt.cancelled() and attempt.exception() is None:
-            self.link = attempt.result()
+        """An attempt is over; where it failed, the next request makes another one, after a refusal a while later."""
+        self.attempt = self.refusal = None
+        if not attempt.cancelled():
+            exc = attempt.exception()
+            if exc is None:
+                self.link = attempt.result()
+            elif isinstance(exc, AuthError | RemoteProtocolError):
+                self.refusal, self.refused_until = exc, attempt.get_loop().time() + REFUSED
         self.end_if_idle()
 
     # --- the end ---
