@@ -50,6 +50,8 @@ from tabi.wire.socks5 import Credentials
         ("http://h", ProxyURL("http", Address("h", 3128))),
         ("http://a:@h:80", ProxyURL("http", Address("h", 80), "a", "")),
         ("HTTPS://a:b%3A%20@h/", ProxyURL("http", Address("h", 443), "a", "b: ", True)),
+        ("ssh://alice@h", ProxyURL("ssh", Address("h", 22), "alice")),
+        ("ssh://alice:b%3A@[::1]:2222", ProxyURL("ssh", Address(IPv6Address("::1"), 2222), "alice", "b:")),
         (f"http://a:{'p' * 1000}@h:1", ProxyURL("http", Address("h", 1), "a", "p" * 1000)),
         (f"socks5://{'u' * 255}:{'p' * 255}@h:1", ProxyURL("socks5", Address("h", 1), "u" * 255, "p" * 255)),
     ],
@@ -75,6 +77,11 @@ def test_what_a_url_is_shown_as(text: str, shown: str) -> None:
     url = parse_url(text)
     assert str(url) == repr(url) == shown
     assert str(parse_url(shown)) == shown
+
+
+def test_an_ssh_server_is_shown_without_its_user_too() -> None:
+    """Though it wants one, so that what is shown is no URL to go by."""
+    assert str(parse_url("ssh://a:b@h")) == repr(parse_url("ssh://a@h")) == "ssh://h:22"
 
 
 def test_what_is_expected_is_every_protocol() -> None:
@@ -106,6 +113,9 @@ def test_credentials_are_octets_for_every_protocol(text: str, credentials: Crede
         "alice:sekret@127.0.0.1:1080",
         "ftp://alice:sekret@127.0.0.1:1080",
         "mixed://alice:sekret@127.0.0.1:1080",
+        "ssh://h:22",
+        "ssh://:sekret@h:22",
+        f"ssh://alice:sekret{'x' * 1024}@h:22",
         "socks4://alice:sekret@h:1",
         "socks4://@h:1",
         "socks4://sekret%00@h:1",

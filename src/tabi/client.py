@@ -16,36 +16,30 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
-from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds, listen
-from tabi.egress.chain import make_chain, make_context
+from tabi.egress.chain import close_links, make_chain, make_context, retire_links
+from tabi.egress.detach import take_socket
 from tabi.egress.direct import Direct, Egress
+from tabi.egress.ssh_keys import need_asyncssh
 from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.net.tls import TlsSocket, get_tls_shared
+from tabi.net.tls import get_tls_shared
 from tabi.policy.guard import permit_any
-from tabi.relay.relays import Relays
-from tabi.session import Session
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import UNSPECIFIED, Address, Host, check_found_name, make_host, unmap
 from tabi.wire.socks5 import Command
 
 TIMEOUT = 30.0
-
-FOREVER = 1e9
-HALF_CLOSED = 300.0
-"""Seconds that the bridge of `take_socket` stays quiet at most once one side has ended."""
 
 
 class Closable(Protocol):
@@ -78,36 +72,19 @@ class Opening(Generic[Opened]):
             self.opened.close()
 
 
-def take_socket(stream: Stream) -> socket.socket:
-    """Take the socket away from a stream, non-blocking.
-
-    From under TLS none can be taken: there it is one end of a pair, whose other end a relay joins with the stream as
-    long as the loop runs.
-    """
-    if not isinstance(stream.sock, TlsSocket):
-        return stream.detach()
-    try:
-        ours, theirs = socket.socketpair()
-    except OSError:
-        stream.close()
-        raise
-    theirs.setblocking(False)
-    ours.setblocking(False)
-    relays = Relays(stream.reactor, FOREVER, HALF_CLOSED, 0, lambda session: relays.close("client"))
-    relays.start(Stream(stream.reactor, ours), stream, Session(0, "", UNSPECIFIED, monotonic()), b"", b"")
-    return theirs
-
-
 class Proxy:
     """A proxy, or a chain of them: each is reached through the one before.
 
     Args:
-        urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https and socks5+tls, in any order.
+        urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https, socks5+tls and
+            ``ssh://user[:password]@host``, in any order. SSH servers need ``pip install 'tabi[ssh]'``; their host keys
+            are those of ``~/.ssh/known_hosts``, and the keys for them those of the agent and of ``~/.ssh``.
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
         ca: a file with the authorities that those inside TLS are verified by, in PEM. Default: the system's.
 
     Raises:
         ValueError: no URL, or one or the timeout is wrong, or ``ca`` cannot be used.
+        ConfigError: asyncssh is missing, and an SSH server among them.
     """
 
     def __init__(self, *urls: str, timeout: float = TIMEOUT, ca: str | os.PathLike[str] | None = None) -> None:
@@ -116,6 +93,9 @@ class Proxy:
         check_seconds("a timeout", timeout)
         self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
         self.contexts = tuple(make_context(url, None if ca is None else os.fspath(ca)) for url in self.urls)
+        for url in self.urls:
+            if url.protocol == "ssh":
+                need_asyncssh(url)
         self.timeout = timeout
 
     def __repr__(self) -> str:
@@ -148,10 +128,15 @@ class Proxy:
     async def egress(self) -> AsyncIterator[Egress]:
         """The way through all proxies, in the running loop, for as long as something is being opened."""
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
+        chain = make_chain(self.urls, self.contexts, Direct(dialer), self.timeout, get_tls_shared())
         try:
-            yield make_chain(self.urls, self.contexts, Direct(dialer), self.timeout, get_tls_shared())
+            yield chain
+        except BaseException:
+            await close_links(chain)
+            raise
         finally:
             await dialer.close()
+        retire_links(chain)
 
     def check_socks5(self, what: str) -> None:
         """Raise ValueError unless every proxy can be asked for what only SOCKS5 has."""

@@ -2,14 +2,14 @@
 
     PROTOCOL://[user:password@]host[:port]        a proxy that a client or a chain goes through: socks5 (socks5h is the
                                                   same), socks5+tls, socks4 (socks4a is the same), socks4+tls, http,
-                                                  https
+                                                  https, ssh (a server that forwards connections)
     PROTOCOL://host[:port]                        a listener, of one of the protocols below
     unix:///path?protocol=mixed&mode=0660         a listener at a unix socket; owner= and group= are names or numbers
     fd://NAME?protocol=mixed                      a listener that systemd has opened (sd_listen_fds(3))
     tls://host[:port], https://host[:port]/path   a name server, or udp:// and tcp:// with an address
 
-The port is 1080 where none is given; of an HTTP proxy it is 3128, as squid's, and inside TLS 443; of name servers that
-of their protocol.
+The port is 1080 where none is given; of an HTTP proxy it is 3128, as squid's, and inside TLS 443; of an SSH server
+22; of name servers that of their protocol.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PROXY_PROTOCOLS = {
     "socks4+tls": ("socks4", True, DEFAULT_PORT),
     "http": ("http", False, 3128),
     "https": ("http", True, 443),
+    "ssh": ("ssh", False, 22),
 }
 """By scheme: what a proxy speaks, whether inside TLS, and its usual port. Names are always the proxy's to resolve, so
 that socks5h and socks4a, which say that elsewhere, say nothing more here."""
@@ -47,7 +48,7 @@ EXPECTED = "expected socks5://[user:password@]host:port, or as protocol " + ", "
 
 
 class ProxyURL(msgspec.Struct, frozen=True):
-    """A proxy: what it speaks (socks5, socks4 or http), where, as whom (never in the repr), and whether inside TLS."""
+    """A proxy: socks5, socks4, http or ssh, where, as whom (never in the repr), and whether inside TLS."""
 
     protocol: str
     address: Address
@@ -87,6 +88,8 @@ def parse_url(text: str) -> ProxyURL:
     address = network_place(parts, EXPECTED, port)
     username, password = credentials_of(parts, EXPECTED)
     url = ProxyURL(protocol, address, username, password, tls)
+    if url.protocol == "ssh" and not url.username:
+        raise ValueError("an SSH server wants a user, expected ssh://user[:password]@host:port")
     if url.credentials is not None:
         check_credentials(url, url.credentials)
     return url
@@ -99,6 +102,10 @@ def check_credentials(url: ProxyURL, credentials: Credentials) -> None:
             raise ValueError("a password, which SOCKS4 cannot say, expected socks4://user@host:port")
         if not 0 < len(credentials.username) <= 255 or 0 in credentials.username:
             raise ValueError("a user name of SOCKS4 has 1 to 255 octets and no NUL")
+        return
+    if url.protocol == "ssh":
+        if max(map(len, (credentials.username, credentials.password))) > 1024:
+            raise ValueError("a user name and a password of SSH have at most 1024 octets each")
         return
     if not url.username or url.password is None:
         raise ValueError(f"a user name without a password, {EXPECTED}")

@@ -27,6 +27,7 @@ from tabi.config import (
     Resolver,
     Rule,
     Seconds,
+    Ssh,
     Sticky,
     Timeouts,
     Tls,
@@ -55,7 +56,7 @@ TOP = (
 USER = "password, plain, groups, expires, limits"
 EGRESS = (
     "send_proxy_protocol, source, source_by, interface, mark, keepalive, user_timeout, fast_open, url, chain, ca, "
-    "resolve, isolate, members, balance, sticky, check"
+    "ssh, resolve, isolate, members, balance, sticky, check"
 )
 SOME = "client, user, host, session"
 LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over"
@@ -180,6 +181,10 @@ timeout = "2 s"
 members = ["chain"]
 check = {{ http = "http://example.com/health" }}
 
+[egress.jump]
+url = "ssh://alice@gate.example"
+ssh = {{ known_hosts = "/etc/tabi/known_hosts", key = "/etc/tabi/id_ed25519", agent = false }}
+
 [users_grammar]
 separator = "+"
 keys = {{ country = "label", session = "session", ttl = "ttl" }}
@@ -287,6 +292,9 @@ def test_every_key() -> None:
                 check=Check("example.com:443", None, Seconds(30), Seconds(2)),
             ),
             "web": Egress(members=["chain"], check=Check(http="http://example.com/health")),
+            "jump": Egress(
+                url="ssh://alice@gate.example", ssh=Ssh("/etc/tabi/known_hosts", "/etc/tabi/id_ed25519", False)
+            ),
         },
         users_grammar=UsersGrammar({"country": "label", "session": "session", "ttl": "ttl"}, "+"),
         resolver=Resolver(
@@ -549,6 +557,15 @@ def test_a_configuration_does_not_change() -> None:
         ),
         ("[egress.a]\nresolve = 'here'", "egress.a.resolve: there is no proxy"),
         ("[egress.a]\nca = 'x'", "egress.a.ca: there is no proxy"),
+        ("[egress.a]\nurl = 'http://b'\nssh.key = 'x'", "egress.a.ssh: there is no SSH server"),
+        (
+            "[egress.a]\nurl = 'ssh://a@b'\nssh.password = 'x'",
+            "egress.a.ssh.password: unknown key, expected one of: known_hosts, key, agent",
+        ),
+        (
+            "[egress.a]\nmembers = ['ssh://b']",
+            "egress.a.members[0]: an SSH server wants a user, expected ssh://user[:password]@host:port",
+        ),
         ("[egress.a]\nbalance = 'hash'", "egress.a.balance: there are no members"),
         ("[egress.a]\ncheck = { connect = 'a:1' }", "egress.a.check: there are no members"),
         ("[egress.a]\nmembers = ['block']\ncheck = {}", "egress.a.check: expected one of connect and http"),

@@ -10,18 +10,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from authorities import authority, write_server
 from conftest import Run
 from doubles import FakeResolver
 from processes import failure, listening, receive_exactly, run_tabi, serve
+from sshd import ssh_server
 from support import client, closed_port, request, target
 from tabi import Server, Session
 from tabi.client import Proxy
 from tabi.config import Config, Listen, Log, make_config
 from tabi.egress.direct import CONNECTIONS_ALONE
 from tabi.errors import AuthError, ProxyError
+from tabi.wire.address import Address
 
 
 class Recorded:
@@ -126,6 +129,57 @@ def test_a_pool_goes_on_without_a_member_that_is_dead(run: Run) -> None:
                     assert error.startswith("pool out: none of 2 members answers: ")
 
     run(main)
+
+
+def test_an_ssh_server_is_a_way_out_until_the_server_stops(run: Run, tmp_path: Path) -> None:
+    """One connection for all sessions; those that run at the end are cut as others are, and none of it stays, after a
+    reload neither."""
+
+    async def main() -> None:
+        async with target() as port, ssh_server(tmp_path) as ssh:
+            parts = {"url": f"ssh://alice:hunter2@127.0.0.1:{ssh.port}", "ssh": {"known_hosts": ssh.keys.known_hosts}}
+            async with running(front(egress={"out": parts})) as proxy:
+                for host in ("127.0.0.1", "localhost"):
+                    assert await echoed(proxy.url, port, host) == b"through"
+                    mine = await proxy.ended.get()
+                    assert (mine.via, mine.address, mine.close) == (
+                        "out",
+                        Address(mine.client.host, ssh.port),
+                        "client",
+                    )
+                old = await Proxy(proxy.url).connect("localhost", port)
+                proxy.server.reload(msgspec.structs.replace(proxy.server.config))
+                new = await Proxy(proxy.url).connect("localhost", port)
+                assert len(ssh.connections) == 2
+                assert len(proxy.server.all_ways) == 2
+                await proxy.server.close()
+                assert [(await proxy.ended.get()).close for _ in range(2)] == ["shutdown", "shutdown"]
+                for stream in (old, new):
+                    stream.close()
+                async with asyncio.timeout(10):
+                    for conn in ssh.connections:
+                        await conn.wait_closed()
+
+    run(main)
+
+
+def test_after_a_reload_an_unused_connection_ends(run_once: Run, tmp_path: Path) -> None:
+    """At once, and the ways that it belonged to are forgotten with the next reload."""
+
+    async def main() -> None:
+        async with target() as port, ssh_server(tmp_path) as ssh:
+            parts = {"url": f"ssh://alice:hunter2@127.0.0.1:{ssh.port}", "ssh": {"known_hosts": ssh.keys.known_hosts}}
+            async with running(front(egress={"out": parts})) as proxy:
+                assert await echoed(proxy.url, port) == b"through"
+                await proxy.ended.get()
+                for _ in range(2):
+                    proxy.server.reload(msgspec.structs.replace(proxy.server.config))
+                    async with asyncio.timeout(10):
+                        await ssh.connections[0].wait_closed()
+                assert len(proxy.server.all_ways) == 1
+                assert await echoed(proxy.url, port) == b"through"
+
+    run_once(main)
 
 
 def test_the_user_name_chooses_the_member(run: Run) -> None:

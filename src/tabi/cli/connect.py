@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from tabi.client import TIMEOUT, Proxy, take_socket
+from tabi.client import TIMEOUT, Proxy
+from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 from tabi.wire.address import Address, parse_address
@@ -26,7 +27,7 @@ def connect(
         typer.Option(
             "--via",
             metavar="URL",
-            help="socks5://[user:password@]host:port, or socks4, http, https, socks5+tls. Repeated: a chain, in order.",
+            help="socks5://[user:password@]host:port, or socks4, http, https, socks5+tls, ssh. Repeated: a chain.",
         ),
     ],
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
@@ -46,17 +47,20 @@ def connect(
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:
         sock = runner.run(open_socket(proxy, address))
-        join_beside(runner.get_loop(), sock)
+        join_beside(runner.get_loop(), sock, any(url.protocol == "ssh" for url in proxy.urls))
 
 
-def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Join standard input and output with a socket that `take_socket` gave, and close it."""
+def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket, carried: bool = False) -> None:
+    """Join standard input and output with a socket that `take_socket` gave, and close it.
+
+    ``carried`` says that what goes through it is carried by the loop, which is so for TLS anyway.
+    """
     with sock:
         sock.setblocking(True)
-        if sock.family != socket.AF_UNIX:
+        if not carried and sock.family != socket.AF_UNIX:
             join(sock)
             return
-        bridge = threading.Thread(target=loop.run_forever, name="tabi-bridge")  # the way to TLS lives in the loop
+        bridge = threading.Thread(target=loop.run_forever, name="tabi-bridge")  # which carries it
         bridge.start()
         try:
             join(sock)

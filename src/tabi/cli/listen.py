@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from tabi.cli.connect import join_beside
-from tabi.client import TIMEOUT, Opening, Proxy, take_socket
+from tabi.client import TIMEOUT, Opening, Proxy
 from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
+from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 

@@ -61,6 +61,7 @@ def serve(
     logging.basicConfig(
         level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
     supervisor = Supervisor(settings, open_proxy, None if config is None else read)
     sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
 

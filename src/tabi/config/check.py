@@ -15,8 +15,9 @@ from tabi.config.compile import (
     members_of,
     name_of,
     networks_of,
+    proxies_of,
 )
-from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Sticky, Udp
+from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Ssh, Sticky, Udp
 from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
 from tabi.policy.pool import By
@@ -129,6 +130,7 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
         raise ConfigError("leads to itself", path)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
+    by_ssh = any(url.protocol == "ssh" for _, url in proxies_of(egress))
     for key, wrong, why in (
         ("send_proxy_protocol", egress.send_proxy_protocol and through, "through a proxy, which would get it"),
         ("isolate", egress.isolate and not (urls and urls[-1].protocol == "socks5"), "the last proxy is not of SOCKS5"),
@@ -137,6 +139,7 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
         ("balance", egress.balance != "round-robin" and not members, "there are no members"),
         ("check", egress.check is not None and not members, "there are no members"),
         ("ca", egress.ca is not None and not through, "there is no proxy"),
+        ("ssh", egress.ssh != Ssh() and not by_ssh, "there is no SSH server"),
     ):
         if wrong:
             raise ConfigError(why, f"{path}.{key}")

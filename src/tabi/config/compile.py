@@ -14,7 +14,7 @@ from tabi.policy.limits import Networks
 from tabi.policy.networks import IP, Network, parse_network
 from tabi.policy.rules import Rule as Compiled
 from tabi.policy.rules import RuleSet, Texts, make_rule
-from tabi.url import parse_url
+from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read_number
 
 NOTHING = Limits()
@@ -146,6 +146,13 @@ DIRECT, BLOCK = "direct", "block"
 def members_of(egress: Egress) -> list[Member]:
     """The members of a pool, those that are only named too."""
     return [Member(member) if isinstance(member, str) else member for member in egress.members or ()]
+
+
+def proxies_of(egress: Egress) -> list[tuple[str, ProxyURL]]:
+    """The proxies that an egress names by their URLs, each with its key. Raises ValueError."""
+    found = [("url" if egress.url is not None else f"chain[{index}]", hop) for index, hop in enumerate(egress.hops)]
+    found += [(f"members[{index}]", member.to) for index, member in enumerate(members_of(egress))]
+    return [(key, parse_url(text)) for key, text in found if "://" in text]
 
 
 def name_of(text: str) -> str:

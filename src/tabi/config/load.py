@@ -29,6 +29,7 @@ from tabi.config.schema import (
     Resolver,
     Rule,
     Seconds,
+    Ssh,
     Sticky,
     Timeouts,
     Tls,
@@ -69,6 +70,10 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
 
     def trusting(egress: Egress) -> Egress:
+        ssh = egress.ssh
+        files = {key: str(folder / name) for key in ("known_hosts", "key") if (name := getattr(ssh, key)) is not None}
+        if files:
+            egress = msgspec.structs.replace(egress, ssh=msgspec.structs.replace(ssh, **files))
         return egress if egress.ca is None else msgspec.structs.replace(egress, ca=str(folder / egress.ca))
 
     quotas = config.quotas
@@ -177,6 +182,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "members": Member,
     "sticky": Sticky,
     "check": Check,
+    "ssh": Ssh,
     "users_grammar": UsersGrammar,
     "resolver": Resolver,
     "timeouts": Timeouts,
@@ -208,7 +214,7 @@ CHOICES = {
 def known_keys(path: str) -> tuple[str, ...]:
     """The keys of the part that a path leads to."""
     below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)|(?:clients\[\d+\]|(?:users|groups)\..+)\.(limits)", path)
-    within = re.fullmatch(r"egress\..+\.(sticky|check|members)(\[\d+\])?", path)
+    within = re.fullmatch(r"egress\..+\.(sticky|check|ssh|members)(\[\d+\])?", path)
     if within:
         return PARTS[within[1]].__struct_fields__
     return PARTS[below[1] or below[2] if below else re.split(r"[.\[]", path)[0]].__struct_fields__

@@ -309,6 +309,18 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds for one member. Default: 5."""
 
 
+class Ssh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``ssh`` of an egress: the keys of SSH servers, and ours."""
+
+    known_hosts: str | None = None
+    """A file with the host keys that servers must have. Default: ``~/.ssh/known_hosts``."""
+    key: str | None = None
+    """A file with our private key, not encrypted. Default: where the URL has no password, those of ``~/.ssh``."""
+    agent: bool = True
+    """Whether the agent at ``SSH_AUTH_SOCK`` is asked for keys, where there is neither a password nor ``key``. Default:
+    true."""
+
+
 class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[egress.NAME]``: a way out: from this machine, through a proxy or several, or by one of a pool.
 
@@ -340,6 +352,8 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Several of them, the nearest first; that one may be the name of an egress. Default: none."""
     ca: str | None = None
     """A file with the authorities of proxies inside TLS, in PEM. Default: the system's."""
+    ssh: Ssh = Ssh()
+    """Keys, for SSH servers among the proxies."""
     resolve: Literal["here", "there"] = "there"
     """Where names become addresses: ``there`` is the proxy's business. Default: there."""
     isolate: list[Literal["user", "session", "client"]] = []

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, cast
 
 from tabi.egress.direct import Egress
 from tabi.egress.http_connect import HttpConnect
 from tabi.egress.socks4 import Socks4
 from tabi.egress.socks5 import Socks5
+from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.upstream import Upstream, UpstreamTls
 from tabi.net.tls import TlsShared, make_client_context
 from tabi.url import ProxyURL
 
+if TYPE_CHECKING:
+    from tabi.egress.ssh import Ssh
+
 HTTP_PROTOCOLS = ("http/1.1",)
 """What an HTTP proxy inside TLS is asked for by ALPN: many speak HTTP/2 too."""
+
+USER_KEYS = SshKeys()
 
 trusting_system = lru_cache(8)(make_client_context)  # to read the system's authorities takes tens of milliseconds
 
@@ -37,7 +44,12 @@ def make_context(url: ProxyURL, ca: str | None = None) -> ssl.SSLContext | None:
 
 
 def make_upstream(
-    url: ProxyURL, below: Egress, seconds: float, tls: UpstreamTls | None = None, optimistic: bool = False
+    url: ProxyURL,
+    below: Egress,
+    seconds: float,
+    tls: UpstreamTls | None = None,
+    optimistic: bool = False,
+    keys: SshKeys = USER_KEYS,
 ) -> Upstream:
     """The way out through a proxy.
 
@@ -47,7 +59,13 @@ def make_upstream(
         seconds: the deadline for its part, from the open connection to its answer.
         tls: for one inside TLS.
         optimistic: as `Socks5`.
+        keys: for an SSH server.
     """
+    if url.protocol == "ssh":
+        from tabi.egress.ssh import Ssh
+
+        assert url.username is not None
+        return Ssh(below, url.address, url.username, url.password, keys, seconds)
     login = url.credentials
     if url.protocol == "socks4":
         return Socks4(below, url.address, b"" if login is None else login.username, seconds, tls)
@@ -72,3 +90,23 @@ def make_chain(
         tls = None if context is None else UpstreamTls(context, shared)
         below = make_upstream(url, below, seconds, tls, optimistic)
     return below
+
+
+def find_links(egress: Egress) -> Iterator[Ssh]:
+    """The ways of a chain that keep a connection, the last one first."""
+    while isinstance(egress, Upstream):
+        if egress.name == "ssh":
+            yield cast("Ssh", egress)
+        egress = egress.below
+
+
+def retire_links(chain: Egress) -> None:
+    """Let kept connections end with what goes through them now."""
+    for link in find_links(chain):
+        link.retire()
+
+
+async def close_links(chain: Egress) -> None:
+    """End kept connections at once."""
+    for link in find_links(chain):
+        await link.close()

@@ -53,7 +53,7 @@ from tabi.server.ledger import LocalLedger
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
 from tabi.server.reload import take_over
-from tabi.server.ways import Ways, make_origin
+from tabi.server.ways import Ways, check_ssh, make_origin
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -127,6 +127,7 @@ class Server:
         self.on_session = on_session
         self.resolver = resolver
         self.make_resolver = prepare_resolver(config)
+        check_ssh(config)
         secrets = secrets_of(config)
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None
@@ -146,6 +147,7 @@ class Server:
         self.empty: asyncio.Event | None = None
         self.access_log: AccessLog | None = None
         self.kept = KeptConnections()
+        self.all_ways: list[Ways] = []
         self.closed = asyncio.Event()
         self.closing = contextlib.AsyncExitStack()
         """Closes what was built so far, in the reverse order: sessions end before the log that has their lines."""
@@ -244,6 +246,7 @@ class Server:
             reactor, self.dialer, timeouts.udp_idle, self.finished, origin=self.origin_of_datagrams()
         )
         closing.push_async_callback(self.associations.close, "shutdown")
+        closing.push_async_callback(self.close_links)
         self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, self.finished)
         closing.callback(self.relays.close, "shutdown")
         idle = Quiet(loop, timeouts.idle)
@@ -252,6 +255,7 @@ class Server:
         self.tls_shared = TlsShared()
         self.ways = Ways(config, self.dialer, self.tls_shared)
         self.ways.start()
+        self.all_ways.append(self.ways)
         closing.push_async_callback(self.close_ways)
         self.gate = Gate(self.policy, self.dialer, self.ways.by_name, self.metrics, timeouts.handshake)
         closing.callback(self.gate.close)
@@ -307,10 +311,10 @@ class Server:
         self.policy.guard.own = self.own
         if not running:
             return later
-        old, self.ways = self.ways, ways
+        self.ways.retire()
+        self.all_ways = [*(old for old in self.all_ways if old.is_alive), ways]
+        self.ways = ways
         ways.start()
-        for pool in old.pools:
-            pool.stop()
         self.gate.replace(self.policy, ways.by_name)
         self.associations.origin = self.origin_of_datagrams()
         if self.authenticator is not None:
@@ -327,6 +331,11 @@ class Server:
     async def close_ways(self) -> None:
         """Stop checking those that there are now."""
         await self.ways.close()
+
+    async def close_links(self) -> None:
+        """End the connections that ways out keep, those of earlier configurations too."""
+        for ways in self.all_ways:
+            await ways.close_links()
 
     def origin_of_datagrams(self) -> Origin | None:
         """Where they come from: the direct way out is theirs."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from copy import copy
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from tabi.config import Config
 from tabi.config import Egress as Settings
-from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of
+from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
 from tabi.egress.chain import make_context, make_upstream
 from tabi.egress.direct import CONNECTIONS_ALONE, Direct, Egress
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.proxy_header import SendProxyHeader
+from tabi.egress.ssh_keys import SshKeys, need_asyncssh
 from tabi.egress.upstream import UpstreamTls
 from tabi.egress.ways import Block, Isolated, ResolveHere
 from tabi.errors import ConfigError
@@ -25,6 +27,9 @@ from tabi.policy.networks import parse_network
 from tabi.policy.pool import Member, Pool
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.socks5 import Credentials
+
+if TYPE_CHECKING:
+    from tabi.egress.ssh import Ssh
 
 NO_SETTINGS = Settings()
 
@@ -51,6 +56,7 @@ class Ways:
         self.seconds: float = config.timeouts.connect
         self.made: dict[str, Egress] = {}
         self.pools: list[Pooled] = []
+        self.links: list[Ssh] = []
         for name in (DIRECT, BLOCK, *config.egress):
             self.way(name)
 
@@ -68,6 +74,23 @@ class Ways:
         """Stop checking."""
         for pool in self.pools:
             await pool.close()
+
+    def retire(self) -> None:
+        """Others take their place: stop checking, and end connections that are kept as soon as nobody uses them."""
+        for pool in self.pools:
+            pool.stop()
+        for link in self.links:
+            link.retire()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there are connections that are kept."""
+        return any(link.is_alive for link in self.links)
+
+    async def close_links(self) -> None:
+        """End them at once: behind the relays, so that these end in their own way."""
+        for link in self.links:
+            await link.close()
 
     def way(self, name: str) -> Egress:
         """The egress of a name, made when it is first asked for: others may lead through it."""
@@ -146,7 +169,29 @@ class Ways:
         except ValueError as exc:
             raise ConfigError(str(exc), f"egress.{name}.ca") from None
         tls = None if context is None else UpstreamTls(context, self.shared)
-        return make_upstream(url, below, self.seconds, tls, optimistic=True)
+        made = make_upstream(url, below, self.seconds, tls, optimistic=True, keys=keys_of(settings))
+        if url.protocol == "ssh":
+            self.links.append(cast("Ssh", made))
+        return made
+
+
+def keys_of(settings: Settings) -> SshKeys:
+    """What ``ssh`` of an egress says."""
+    return SshKeys(settings.ssh.known_hosts, settings.ssh.key, settings.ssh.agent)
+
+
+def check_ssh(config: Config) -> None:
+    """Look at everything that ways through SSH servers need. Raises ConfigError."""
+    for name, settings in config.egress.items():
+        path = f"egress.{name}"
+        servers = [(key, url) for key, url in proxies_of(settings) if url.protocol == "ssh"]
+        if servers:
+            key, url = servers[0]
+            need_asyncssh(url, f"{path}.{key}")
+            try:
+                keys_of(settings).check()
+            except ConfigError as exc:
+                raise ConfigError(exc.message, f"{path}.ssh.{exc.path}") from exc
 
 
 def make_origin(settings: Settings) -> Origin | None:

@@ -1,0 +1,133 @@
+"""The egress through an SSH server: each destination is a channel (direct-tcpip, RFC 4254 section 7.2) of one
+connection, which the first request opens and all share."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tabi.egress.detach import take_socket
+from tabi.egress.direct import Egress
+from tabi.egress.ssh_keys import SshKeys
+from tabi.egress.ssh_link import Link
+from tabi.egress.upstream import Upstream
+from tabi.errors import AuthError, ProxyError, RemoteProtocolError, TabiError
+from tabi.net.reactor import get_reactor
+from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
+from tabi.wire.address import Address
+
+REFUSED = 5.0
+"""Seconds that a server which did not let us in, or is not who it must be, is not asked again: many shut out for longer
+whoever tries again and again (PerSourcePenalties of sshd_config(5))."""
+
+
+class Ssh(Upstream):
+    """Connects to destinations through one SSH server, in the running loop.
+
+    Args:
+        below: the egress that reaches the server itself.
+        server: where it listens.
+        username: whom it knows us as.
+        password: offered where given.
+        keys: our keys, and those that the server may have.
+        seconds: the deadline for logging in, from the open connection on, and for opening each channel.
+    """
+
+    name = "ssh"
+
+    def __init__(
+        self, below: Egress, server: Address, username: str, password: str | None, keys: SshKeys, seconds: float
+    ) -> None:
+        super().__init__(below, server, seconds)
+        self.username = username
+        self.password = password
+        self.keys = keys
+        self.link: Link | None = None
+        self.attempt: asyncio.Task[Link] | None = None
+        self.requests = 0  # under way
+        self.refusal: TabiError | None = None  # the last attempt's, if it was one
+        self.refused_until = 0.0
+        self.retired = False
+
+    async def connect(self, destination: Address) -> Stream:
+        """See `Upstream`."""
+        self.requests += 1
+        try:
+            link = await self.find_link()
+            return await link.open(destination, self.seconds)
+        except ValueError as exc:
+            raise self.cannot(exc) from exc
+        finally:
+            self.requests -= 1
+            self.end_if_idle()
+
+    async def find_link(self) -> Link:
+        """The connection, once it is there: who comes first opens it, and others wait for the same. Whoever is
+        cancelled leaves it to them. Errors as `Link.log_in` and as the egress below."""
+        if self.link is not None and self.link.alive:
+            return self.link
+        if self.attempt is None:
+            loop = asyncio.get_running_loop()
+            if self.refusal is not None and loop.time() < self.refused_until:
+                raise type(self.refusal)(str(self.refusal))
+            self.attempt = asyncio.Task(self.open_link(), loop=loop, name="tabi-ssh")
+            self.attempt.add_done_callback(self.settle)
+        attempt = self.attempt
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if attempt.cancelled() and task is not None and not task.cancelling():
+                raise ProxyError(f"{self.proxy}: the way out was closed") from None
+            raise
+
+    async def open_link(self) -> Link:
+        """Reach the server and log in."""
+        stream = await self.below.open(self.proxy, permit_any)
+        link = Link(self.proxy, get_reactor(), self.end_if_idle)
+        try:
+            link.names = stream.sock.getsockname(), stream.sock.getpeername()
+            sock = take_socket(stream)
+        except OSError as exc:
+            stream.close()
+            raise ProxyError(f"{self.proxy}: the connection to the SSH server broke") from exc
+        await link.log_in(sock, self.username, self.password, self.keys, self.seconds)
+        return link
+
+    def settle(self, attempt: asyncio.Task[Link]) -> None:
+        """An attempt is over; where it failed, the next request makes another one, after a refusal a while later."""
+        self.attempt = self.refusal = None
+        if not attempt.cancelled():
+            exc = attempt.exception()
+            if exc is None:
+                self.link = attempt.result()
+            elif isinstance(exc, AuthError | RemoteProtocolError):
+                self.refusal, self.refused_until = exc, attempt.get_loop().time() + REFUSED
+        self.end_if_idle()
+
+    # --- the end ---
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a connection, or will be."""
+        return self.attempt is not None or self.requests > 0 or (self.link is not None and self.link.alive)
+
+    def retire(self) -> None:
+        """No more requests are to come, but for those under way: the connection ends with its last channel."""
+        self.retired = True
+        self.end_if_idle()
+
+    def end_if_idle(self) -> None:
+        """The same, whenever a request or a channel is over."""
+        if self.retired and not self.requests and self.link is not None:
+            self.link.end_if_idle()
+
+    async def close(self) -> None:
+        """End it at once; channels are reset."""
+        self.retired = True
+        attempt = self.attempt
+        if attempt is not None:
+            attempt.cancel()
+            await asyncio.wait([attempt])
+        if self.link is not None:
+            await self.link.close()
