@@ -272,3 +272,46 @@ def test_questions_for_names_and_addresses(tmp_path: Path) -> None:
     for command, asked in (("resolve", "nowhere.invalid:0"), ("resolve_ptr", "8.8.8.8:0")):
         found = explain_json(command, asked, config=path)
         assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")
+
+
+def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
+    """Which way they would go, for every destination or for one; and which ways cannot carry them."""
+    path = tmp_path / "tabi.toml"
+
+    def with_way(egress: str, rule: str = "") -> Path:
+        rules = f"[[rule]]\naction = 'allow'\nvia = 'out'\n{rule}\n[egress.out]\n{egress}\n"
+        path.write_text(f"[[listen]]\nurl = 'socks5://127.0.0.1:1'\n{rules}")
+        return path
+
+    chain = "chain = ['http://127.0.0.1:1', 'socks5://127.0.0.1:2']"
+    through = "out: through http://127.0.0.1:1, then socks5://127.0.0.1:2"
+    for command, asked in (
+        ("associate", "0.0.0.0:0"),
+        ("associate", "8.8.8.8:53"),
+        ("bind", "0.0.0.0:0"),
+        ("bind", "8.8.8.8:0"),
+    ):
+        found = explain_json(command, asked, config=with_way("url = 'socks5://127.0.0.1:2'"))
+        assert (found["reply"], found["egress"]) == (0, "out: through socks5://127.0.0.1:2")
+        found = explain_json(command, asked, config=with_way(chain))
+        if command == "bind":  # the last one listens, whatever leads there
+            assert (found["reply"], found["egress"]) == (0, through)
+        else:
+            assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")
+        found = explain_json(
+            command, asked, config=with_way("members = ['http://127.0.0.1:1', 'socks5://127.0.0.1:2']")
+        )
+        assert found["reply"] == 0
+        found = explain_json(
+            command, asked, config=with_way("members = ['http://127.0.0.1:1', 'socks4://127.0.0.1:2']")
+        )
+        text = f"pool out: no member can do that: 127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
+        assert (found["reply"], found["error"]) == (7, text)
+        found = explain_json(command, asked, config=with_way("chain = ['block']"))
+        assert found["reply"] == 2
+    config = with_way("url = 'socks5://127.0.0.1:2'", "ports = [53]")
+    found = explain_json("associate", "nowhere.invalid:53", config=config)
+    assert (found["later"], found["egress"]) == ("to nowhere.invalid:53: sent", "direct")
+    config = with_way("url = 'http://127.0.0.1:2'", "ports = [53]")
+    found = explain_json("associate", "8.8.8.8:53", config=config)
+    assert found["later"].startswith("to 8.8.8.8:53: dropped, 127.0.0.1:2 is no SOCKS5 proxy")

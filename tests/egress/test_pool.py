@@ -15,7 +15,7 @@ from doubles import FakeResolver, config, until
 from support import closed_port, target, tunnel
 from tabi import Server, Session
 from tabi.config import Listen
-from tabi.egress.direct import Direct
+from tabi.egress.direct import Direct, Way
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.socks5 import Socks5
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, ProxyError, RemoteProtocolError
@@ -31,7 +31,7 @@ DESTINATION = parse_address("example.com:443")
 REFUSED = DialError("127.0.0.1:1: connection refused", 5, 111)
 
 
-class Fake:
+class Fake(Way):
     """An egress that does what a test says: an error, a wait without end (None), or a stream (True)."""
 
     def __init__(self, name: str, does: Exception | bool | None = True) -> None:
@@ -518,5 +518,51 @@ def test_checks_through_real_upstreams(run_once: Run) -> None:
                 async with Server(url):
                     await until(lambda: m1.due is None)
                 await egress.close()
+
+    run_once(main)
+
+
+def test_what_a_member_cannot_do_is_no_fault_of_it(run_once: Run) -> None:
+    """Members that carry connections alone are passed over; where all are such, the reply is 07, and nobody is out."""
+
+    async def main() -> None:
+        with fakes(True, True) as made:
+            egress = pooled(made, failures=1)
+            for _ in range(3):
+                with pytest.raises(DialError, match=r"can do that: egress m\d: it carries") as caught:
+                    await egress.ask(2, DESTINATION, permit_any)
+                assert caught.value.reply_code == 7
+                with pytest.raises(DialError, match="no member that answers can do that"):
+                    await egress.associate()
+            assert [(member.due, member.running) for member in egress.pool.members] == [(None, 0), (None, 0)]
+
+        async def refuse(*asked: object) -> Any:
+            raise REFUSED
+
+        with fakes(True, True) as made:  # one that does not answer at all says nothing of what it can
+            made[1].ask = refuse  # type: ignore[assignment,method-assign]
+            egress = pooled(made, failures=1)
+            with pytest.raises(DialError, match="no member that answers can do that"):
+                await egress.ask(2, DESTINATION, permit_any)
+            assert [member.due is None for member in egress.pool.members] == [True, False]
+
+    run_once(main)
+
+
+def test_a_pool_of_straight_ways_resolves_here(run_once: Run) -> None:
+    """As each of them does; a proxy among them, and names may be its own."""
+
+    async def main() -> None:
+        dialer = Dialer(get_reactor(), FakeResolver(), 10)
+        straight = {name: Direct(dialer, name=name) for name in ("a", "b")}
+        members = [Member(name) for name in straight]
+        assert Pooled("p", Pool(members, "random"), straight, 10).here
+        pool = Pool(members, "least-connections")
+        hops = await Pooled("p", pool, straight, 10).associate()
+        assert (hops.here, sum(member.running for member in pool.members)) == (True, 1)
+        hops.close()
+        hops.close()
+        assert sum(member.running for member in pool.members) == 0
+        await dialer.close()
 
     run_once(main)

@@ -29,7 +29,7 @@ from tabi.policy.policy import Policy, enforce
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
-from tabi.server.ways import describe, resolves_there, unable
+from tabi.server.ways import describe, leads_nowhere, resolves_there, unable
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -210,7 +210,7 @@ def explain_open(
     reason = None if way is None else unable(config, way, str(session.command))
     if reason is not None:
         return DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-    if way == BLOCK:
+    if way is not None and leads_nowhere(config, way):
         return PolicyDenied(f"egress {way}: {'datagrams' if session.command == 'associate' else session.destination}")
     failure: TabiError | None = None
     for step in steps:
@@ -308,7 +308,7 @@ def decide(
         reason = unable(config, via, command) if goes else None
         if reason is not None:
             raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-        if via == BLOCK:
+        if leads_nowhere(config, via):
             raise PolicyDenied(f"egress {via}: {session.destination}")
     enforce(decision, session.destination)
 

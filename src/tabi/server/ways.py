@@ -234,6 +234,12 @@ def unable_hop(config: Config, hop: str, command: str) -> str | None:
     return None if url.protocol == "socks5" else f"{url.address} is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
 
 
+def leads_nowhere(config: Config, name: str) -> bool:
+    """Whether a way out is `block`, or begins there."""
+    hops = config.egress.get(name, NO_SETTINGS).hops
+    return name == BLOCK or any(leads_nowhere(config, hop) for hop in hops if "://" not in hop)
+
+
 def resolves_there(config: Config, name: str) -> bool:
     """Whether names that take a way out are resolved by a proxy on it."""
     settings = config.egress.get(name, NO_SETTINGS)
