@@ -47,7 +47,7 @@ async def open_through(
     """Open through the proxy on a port."""
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
-        egress = HttpConnect(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, seconds)
+        egress = HttpConnect(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, dialer.deadlines)
         return await egress.open(destination, permit_any)
     finally:
         await dialer.close()

@@ -399,7 +399,7 @@ class Upstream(Socks5):
     def __init__(self, name: str, proxy: Address, login: Credentials | None = None) -> None:
         self.name = name
         self.dialer = Dialer(get_reactor(), FakeResolver(), 10)
-        super().__init__(Direct(self.dialer), proxy, login, 10)
+        super().__init__(Direct(self.dialer), proxy, login, self.dialer.deadlines)
 
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
         return await super().open(destination, permit)

@@ -46,7 +46,7 @@ async def open_through(port: int, destination: Address = NAME, userid: bytes = b
     """Open through the proxy on a port."""
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
-        egress = Socks4(Direct(dialer), parse_address(f"127.0.0.1:{port}"), userid, seconds)
+        egress = Socks4(Direct(dialer), parse_address(f"127.0.0.1:{port}"), userid, dialer.deadlines)
         return await egress.open(destination, permit_any)
     finally:
         await dialer.close()

@@ -46,7 +46,7 @@ async def open_through(port: int, login: Credentials | None = None, seconds: flo
     """Open DESTINATION through the proxy on a port."""
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
-        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, seconds)
+        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, dialer.deadlines)
         return await egress.open(DESTINATION, permit_any)
     finally:
         await dialer.close()
@@ -75,7 +75,7 @@ async def ask_through(port: int, command: int, seconds: float = 10) -> tuple[Str
     """Ask the proxy on a port for a command."""
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
-        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), None, seconds)
+        egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), None, dialer.deadlines)
         return await egress.ask(command, DESTINATION, permit_any)
     finally:
         await dialer.close()
@@ -359,9 +359,9 @@ class Proxy:
     async def egress(self, login: Credentials | None = None) -> AsyncIterator[Socks5]:
         """The way out through it."""
         async with target(self.handle) as port:
-            dialer = Dialer(get_reactor(), ThreadResolver(), 10)
+            dialer = Dialer(get_reactor(), ThreadResolver(), self.seconds)
             place = parse_address(f"127.0.0.1:{port}")
-            yield Socks5(Direct(dialer), place, login, self.seconds, optimistic=True)
+            yield Socks5(Direct(dialer), place, login, dialer.deadlines, optimistic=True)
             await dialer.close()
 
 

@@ -35,7 +35,8 @@ from tabi.wire.address import Address, parse_address
 def make(server: SshServer, password: str | None = "hunter2", seconds: float = 10, port: int | None = None) -> Ssh:
     """The way through a server of the test's own."""
     below = Direct(Dialer(get_reactor(), ThreadResolver(), seconds))
-    return Ssh(below, Address("127.0.0.1", port or server.port), "alice", password, server.keys, seconds)
+    deadlines = below.dialer.deadlines
+    return Ssh(below, Address("127.0.0.1", port or server.port), "alice", password, server.keys, deadlines)
 
 
 @contextlib.asynccontextmanager
@@ -835,10 +836,11 @@ def test_in_a_chain(run: Run, tmp_path: Path, scheme: str) -> None:
     async def main() -> None:
         async with target(echo) as port, Server(f"{scheme}://127.0.0.1:0") as proxy, way(tmp_path) as (_, egress):
             there, at = Address("localhost", port), proxy.addresses[0]
-            behind = kind(egress, at, None, 10)
+            behind = kind(egress, at, None, egress.deadlines)
             async with await behind.open(there, permit_any) as stream:
                 await exchange(stream, bytes(300_000))
-            through = Ssh(kind(egress.below, at, None, 10), egress.proxy, "alice", "hunter2", egress.keys, 10)
+            first = kind(egress.below, at, None, egress.deadlines)
+            through = Ssh(first, egress.proxy, "alice", "hunter2", egress.keys, egress.deadlines)
             async with await through.open(there, permit_any) as stream:
                 await exchange(stream, bytes(300_000))
             await through.close()
@@ -852,7 +854,7 @@ def test_one_server_through_another(run_once: Run, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with target() as port, way(tmp_path) as (outer, first), ssh_server(tmp_path / "other") as server:
-            second = Ssh(first, Address("127.0.0.1", server.port), "alice", "hunter2", server.keys, 10)
+            second = Ssh(first, Address("127.0.0.1", server.port), "alice", "hunter2", server.keys, first.deadlines)
             async with await second.open(Address("localhost", port), permit_any) as stream:
                 await exchange(stream, bytes(300_000))
             async with await second.open(Address("localhost", port), permit_any) as stream:

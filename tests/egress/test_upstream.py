@@ -17,6 +17,7 @@ from tabi.config import Config, Listen
 from tabi.egress.chain import make_chain, make_context
 from tabi.egress.direct import Direct
 from tabi.errors import DialError, PolicyDenied, ProxyError, RemoteProtocolError
+from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer, Permit
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
@@ -43,7 +44,7 @@ async def open_through(
     proxies = [parse_url(url) for url in urls]
     contexts = [make_context(url, ca) for url in proxies]
     try:
-        egress = make_chain(proxies, contexts, Direct(dialer), seconds, get_tls_shared(), optimistic=True)
+        egress = make_chain(proxies, contexts, Direct(dialer), dialer.deadlines, get_tls_shared(), optimistic=True)
         return await egress.open(destination, permit, session)
     finally:
         await dialer.close()
@@ -203,7 +204,14 @@ def test_a_server_goes_out_through_a_proxy(run: Run, tmp_path: Path, index: int)
         ):
             url = parse_url(outer.urls[index])
             contexts = [make_context(url, str(ca))]
-            egress = make_chain([url], contexts, Direct(server.gate.dialer), 10, get_tls_shared(), optimistic=True)
+            egress = make_chain(
+                [url],
+                contexts,
+                Direct(server.gate.dialer),
+                server.gate.dialer.deadlines,
+                get_tls_shared(),
+                optimistic=True,
+            )
             server.gate.replace(server.gate.policy, {"direct": egress})
             for host in ("127.0.0.1", "localhost"):
                 async with Proxy(server.url).connect(host, port) as stream, asyncio.TaskGroup() as group:
@@ -232,7 +240,8 @@ def test_a_proxy_that_is_silent_or_breaks_is_a_reply(run_once: Run) -> None:
         for handler in (silent, breaks):
             async with target(handler) as port, Server("socks5://127.0.0.1:0") as server:
                 url = parse_url(f"http://127.0.0.1:{port}")
-                egress = make_chain([url], [None], Direct(server.gate.dialer), 0.05, get_tls_shared())
+                short = Deadlines(asyncio.get_running_loop(), 0.05)
+                egress = make_chain([url], [None], Direct(server.gate.dialer), short, get_tls_shared())
                 server.gate.replace(server.gate.policy, {"direct": egress})
                 with pytest.raises(ProxyError, match=r"reply 01"):
                     await Proxy(server.url).connect("127.0.0.1", 1)

@@ -190,7 +190,7 @@ def test_greeting_and_request_at_once(
     async def main() -> None:
         dialer = Dialer(get_reactor(), ThreadResolver(), 10)
         proxy = parse_url(url)
-        egress = make_chain([proxy], [None], Direct(dialer), 10, get_tls_shared(), optimistic=True)
+        egress = make_chain([proxy], [None], Direct(dialer), dialer.deadlines, get_tls_shared(), optimistic=True)
         assert isinstance(egress, Socks5)
         async with target() as port:
             for _ in range(5):

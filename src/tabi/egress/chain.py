@@ -13,6 +13,7 @@ from tabi.egress.socks4 import Socks4
 from tabi.egress.socks5 import Socks5
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.upstream import Upstream, UpstreamTls
+from tabi.net.deadline import Deadlines
 from tabi.net.tls import TlsShared, make_client_context
 from tabi.url import ProxyURL
 
@@ -46,7 +47,7 @@ def make_context(url: ProxyURL, ca: str | None = None) -> ssl.SSLContext | None:
 def make_upstream(
     url: ProxyURL,
     below: Egress,
-    seconds: float,
+    deadlines: Deadlines,
     tls: UpstreamTls | None = None,
     optimistic: bool = False,
     keys: SshKeys = USER_KEYS,
@@ -56,7 +57,7 @@ def make_upstream(
     Args:
         url: the proxy.
         below: reaches it.
-        seconds: the deadline for its part, from the open connection to its answer.
+        deadlines: for its part, from the open connection to its answer.
         tls: for one inside TLS.
         optimistic: as `Socks5`.
         keys: for an SSH server.
@@ -65,20 +66,20 @@ def make_upstream(
         from tabi.egress.ssh import Ssh
 
         assert url.username is not None
-        return Ssh(below, url.address, url.username, url.password, keys, seconds)
+        return Ssh(below, url.address, url.username, url.password, keys, deadlines)
     login = url.credentials
     if url.protocol == "socks4":
-        return Socks4(below, url.address, b"" if login is None else login.username, seconds, tls)
+        return Socks4(below, url.address, b"" if login is None else login.username, deadlines, tls)
     if url.protocol == "http":
-        return HttpConnect(below, url.address, login, seconds, tls)
-    return Socks5(below, url.address, login, seconds, tls, optimistic)
+        return HttpConnect(below, url.address, login, deadlines, tls)
+    return Socks5(below, url.address, login, deadlines, tls, optimistic)
 
 
 def make_chain(
     urls: Sequence[ProxyURL],
     contexts: Sequence[ssl.SSLContext | None],
     below: Egress,
-    seconds: float,
+    deadlines: Deadlines,
     shared: TlsShared,
     optimistic: bool = False,
 ) -> Egress:
@@ -88,7 +89,7 @@ def make_chain(
     """
     for url, context in zip(urls, contexts, strict=True):
         tls = None if context is None else UpstreamTls(context, shared)
-        below = make_upstream(url, below, seconds, tls, optimistic)
+        below = make_upstream(url, below, deadlines, tls, optimistic)
     return below
 
 

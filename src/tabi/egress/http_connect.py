@@ -7,6 +7,7 @@ from http import HTTPStatus
 from tabi.egress.direct import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
 from tabi.errors import AuthError, ProxyError
+from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
@@ -51,7 +52,7 @@ class HttpConnect(Upstream):
         below: the egress that reaches the proxy itself.
         proxy: where it listens.
         credentials: sent with the request, as Basic.
-        seconds: the deadline for its part, from the open connection to the answer.
+        deadlines: for its part, from the open connection to the answer.
         tls: speaks TLS with it first.
     """
 
@@ -62,10 +63,10 @@ class HttpConnect(Upstream):
         below: Egress,
         proxy: Address,
         credentials: Credentials | None,
-        seconds: float,
+        deadlines: Deadlines,
         tls: UpstreamTls | None = None,
     ) -> None:
-        super().__init__(below, proxy, seconds, tls)
+        super().__init__(below, proxy, deadlines, tls)
         self.credentials = credentials
 
     async def connect(self, destination: Address) -> Stream:

@@ -7,6 +7,7 @@ from ipaddress import IPv6Address
 from tabi.egress.direct import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, DialError, ProxyError
+from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.socks4 import ClientMachine4, ReplyCode4, Request4
@@ -26,16 +27,16 @@ class Socks4(Upstream):
         below: the egress that reaches the proxy itself.
         proxy: where it listens.
         userid: who we claim to be; SOCKS4 has no passwords.
-        seconds: the deadline for its part, from the open connection to the reply.
+        deadlines: for its part, from the open connection to the reply.
         tls: speaks TLS with it first.
     """
 
     name = "socks4"
 
     def __init__(
-        self, below: Egress, proxy: Address, userid: bytes, seconds: float, tls: UpstreamTls | None = None
+        self, below: Egress, proxy: Address, userid: bytes, deadlines: Deadlines, tls: UpstreamTls | None = None
     ) -> None:
-        super().__init__(below, proxy, seconds, tls)
+        super().__init__(below, proxy, deadlines, tls)
         self.userid = userid
 
     async def connect(self, destination: Address) -> Stream:

@@ -10,10 +10,12 @@ Nothing but the greeting and the request has been sent by then, so nothing is do
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from tabi.egress.direct import Asked, Direct, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
+from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
 from tabi.net.hops import Hops
 from tabi.net.stream import Stream
@@ -62,11 +64,11 @@ async def request(
         (Method.NO_AUTHENTICATION,) if credentials is None else (Method.NO_AUTHENTICATION, Method.USERNAME_PASSWORD)
     )
     await stream.send_all(machine.send(Greeting(offered)))
-    chosen = (await read_exactly(stream, machine)).method
+    chosen = (await read_exactly(stream, machine, spare=1)).method
     check_method(chosen, credentials)
     if chosen == Method.USERNAME_PASSWORD and credentials is not None:
         await stream.send_all(machine.send(credentials))
-        if (await read_exactly(stream, machine)).status:
+        if (await read_exactly(stream, machine, spare=1)).status:
             raise AuthError("the proxy did not accept the user name and password")
     await stream.send_all(machine.send(Request(command, destination)))
     return machine, await read_reply(stream, machine, destination)
@@ -105,7 +107,7 @@ class Socks5(Upstream):
         below: the egress that reaches the proxy itself.
         proxy: where it listens.
         credentials: offered where given; the proxy chooses.
-        seconds: the deadline for its part, from the open connection to the reply.
+        deadlines: for its part, from the open connection to the reply.
         tls: speaks TLS with it first.
         optimistic: send greeting and request together where no credentials are offered.
     """
@@ -117,23 +119,29 @@ class Socks5(Upstream):
         below: Egress,
         proxy: Address,
         credentials: Credentials | None,
-        seconds: float,
+        deadlines: Deadlines,
         tls: UpstreamTls | None = None,
         optimistic: bool = False,
     ) -> None:
-        super().__init__(below, proxy, seconds, tls)
+        super().__init__(below, proxy, deadlines, tls)
         self.credentials = credentials
         self.optimistic = optimistic and credentials is None
         self.proven = False  # it has replied to both at once
 
     async def connect(self, destination: Address) -> Stream:
         """See `Upstream`."""
-        if self.optimistic:
-            stream = await self.connect_at_once(destination)
-            if stream is not None:
-                return stream
-            self.optimistic = False
-        return (await self.ask_over(self.below, Command.CONNECT, destination)).stream
+        if not self.optimistic:
+            return (await self.ask_over(self.below, Command.CONNECT, destination)).stream
+        began = monotonic()
+        stream = await self.connect_at_once(destination)
+        if stream is not None:
+            return stream
+        self.optimistic = False
+        left = Deadlines(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
+        try:
+            return (await self.ask_over(self.below, Command.CONNECT, destination, left)).stream
+        finally:
+            left.close()
 
     async def connect_at_once(self, destination: Address) -> Stream | None:
         """The same optimistically; None where the proxy is to be asked in the RFC's order. Errors as `open`."""
@@ -168,19 +176,26 @@ class Socks5(Upstream):
         Raises:
             AuthError, RemoteProtocolError: the method is another one, or none.
         """
-        patience = None if self.proven else min(PATIENCE, self.seconds * FRACTION)
         try:
-            async with asyncio.timeout(patience):
-                await stream.send_all(octets)
-                check_method((await read_exactly(stream, machine)).method, None)
-                machine.send(request)  # which is on its way already
-                return await stream.peek(1) != b""
+            await stream.send_all(octets)
+            if self.proven:
+                return await self.begins(stream, machine, request)
+            async with asyncio.timeout(min(PATIENCE, self.seconds * FRACTION)):
+                return await self.begins(stream, machine, request)
         except RemoteProtocolError:
             if machine.eof and not machine.buffer:
                 return False
             raise
         except OSError:  # TimeoutError is one; or it has closed with the request unread, which is a reset
+            if stream.expired:
+                raise
             return False
+
+    async def begins(self, stream: Stream, machine: ClientMachine, request: Request) -> bool:
+        """Whether a reply begins to come. Errors as `replies` and `Stream.receive`."""
+        check_method((await read_exactly(stream, machine)).method, None)
+        machine.send(request)  # which is on its way already
+        return await stream.peek(1) != b""
 
     async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
         """See `Egress`. In a reply to BIND an unspecified address means the proxy's own, and becomes that."""
@@ -195,14 +210,19 @@ class Socks5(Upstream):
             return asked._replace(reply=Reply(asked.reply.reply_code, bound))
         return asked
 
-    async def ask_over(self, below: Egress, command: int, destination: Address) -> Asked:
-        """Reach the proxy through ``below`` and ask it for a command, in the RFC's order. Errors as `Upstream.open`."""
+    async def ask_over(
+        self, below: Egress, command: int, destination: Address, deadlines: Deadlines | None = None
+    ) -> Asked:
+        """Reach the proxy through ``below`` and ask it for a command, in the RFC's order. Errors as `Upstream.open`.
+
+        ``deadlines`` as `converse` has them.
+        """
 
         async def talk(stream: Stream) -> tuple[ClientMachine, Reply]:
             return await request(stream, command, destination, self.credentials)
 
         try:
-            stream, (machine, reply) = await self.converse(talk, below)
+            stream, (machine, reply) = await self.converse(talk, below, deadlines)
         except ValueError as exc:
             raise self.cannot(exc) from exc
         return Asked(stream, machine, reply)

@@ -11,6 +11,7 @@ from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.ssh_link import Link
 from tabi.egress.upstream import Upstream
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError, TabiError
+from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
@@ -30,15 +31,15 @@ class Ssh(Upstream):
         username: whom it knows us as.
         password: offered where given.
         keys: our keys, and those that the server may have.
-        seconds: the deadline for logging in, from the open connection on, and for opening each channel.
+        deadlines: says how long logging in may take, from the open connection on, and for opening each channel.
     """
 
     name = "ssh"
 
     def __init__(
-        self, below: Egress, server: Address, username: str, password: str | None, keys: SshKeys, seconds: float
+        self, below: Egress, server: Address, username: str, password: str | None, keys: SshKeys, deadlines: Deadlines
     ) -> None:
-        super().__init__(below, server, seconds)
+        super().__init__(below, server, deadlines)
         self.username = username
         self.password = password
         self.keys = keys

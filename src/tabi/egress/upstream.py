@@ -6,7 +6,6 @@ Vocabulary: to *ask* is to send the request and to read the proxy's answer; what
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tabi.egress.direct import CONNECTIONS_ALONE, Egress, Way
 from tabi.errors import DialError, ProxyError
+from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
@@ -43,14 +43,15 @@ class Upstream(Way):
     Args:
         below: the egress that reaches the proxy: `Direct`, or the proxy before it in a chain.
         proxy: where it listens.
-        seconds: the deadline for its part, from the open connection to its answer, TLS included.
+        deadlines: for its part, from the open connection to its answer, TLS included.
         tls: speaks TLS with it first.
     """
 
-    def __init__(self, below: Egress, proxy: Address, seconds: float, tls: UpstreamTls | None = None) -> None:
+    def __init__(self, below: Egress, proxy: Address, deadlines: Deadlines, tls: UpstreamTls | None = None) -> None:
         self.below = below
         self.proxy = proxy
-        self.seconds = seconds
+        self.deadlines = deadlines
+        self.seconds = deadlines.seconds
         self.tls = tls
 
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
@@ -87,12 +88,15 @@ class Upstream(Way):
         """Ask the proxy for a connection. Errors as `open`."""
         raise NotImplementedError
 
-    async def converse(self, talk: Callable[[Stream], Awaitable[T]], below: Egress | None = None) -> tuple[Stream, T]:
+    async def converse(
+        self, talk: Callable[[Stream], Awaitable[T]], below: Egress | None = None, deadlines: Deadlines | None = None
+    ) -> tuple[Stream, T]:
         """Reach the proxy and talk to it, with one deadline over everything from the open connection on.
 
         Args:
             talk: asks.
             below: reaches the proxy in place of the usual egress.
+            deadlines: in place of the usual ones.
 
         Returns:
             The stream, which the caller closes, and what ``talk`` gave.
@@ -100,12 +104,15 @@ class Upstream(Way):
         Raises:
             As ``talk`` and the egress below, but for OSError: that is a ProxyError.
         """
+        deadlines = deadlines or self.deadlines
         stream = await (below or self.below).open(self.proxy, permit_any)
+        deadlines.start(stream)
         try:
-            async with asyncio.timeout(self.seconds):
-                if self.tls is not None:
-                    await connect_tls(stream, self.tls.context, self.proxy.host, self.tls.shared)
-                return stream, await talk(stream)
+            if self.tls is not None:
+                await connect_tls(stream, self.tls.context, self.proxy.host, self.tls.shared)
+            found = await talk(stream)
+            stream.check()  # it may have expired in the very turn in which the answer came
+            return stream, found
         except BaseException as exc:
             stream.close()
             if isinstance(exc, TimeoutError) and exc.errno is None:
@@ -114,6 +121,8 @@ class Upstream(Way):
                 text = (exc.strerror or str(exc)).lower()
                 raise ProxyError(f"{self.proxy}: the connection to the proxy broke: {text}") from exc
             raise
+        finally:
+            deadlines.stop(stream)
 
     def no_way(self) -> DialError:
         """See `Way`."""
@@ -124,10 +133,14 @@ class Upstream(Way):
         return DialError(f"{self.proxy}: {exc}", ReplyCode.HOST_UNREACHABLE)
 
 
-async def read_exactly(stream: Stream, machine: Any) -> Any:
-    """Read the proxy's next message, and no octet more; ``missing`` of the machine says how many there are at least."""
+async def read_exactly(stream: Stream, machine: Any, spare: int = 0) -> Any:
+    """Read the proxy's next message, and no octet more; ``missing`` of the machine says how many there are at least.
+
+    ``spare`` octets more may be asked for where nothing can stand behind the message: then the read comes back short,
+    which says that the queue is empty, and the next one need not find out (10 us for a connection).
+    """
     while (message := machine.next_event()) is NEED_DATA:
-        machine.receive_data(await stream.receive(machine.missing))
+        machine.receive_data(await stream.receive(machine.missing + spare))
     return message
 
 

@@ -169,7 +169,7 @@ class Ways:
         except ValueError as exc:
             raise ConfigError(str(exc), f"egress.{name}.ca") from None
         tls = None if context is None else UpstreamTls(context, self.shared)
-        made = make_upstream(url, below, self.seconds, tls, optimistic=True, keys=keys_of(settings))
+        made = make_upstream(url, below, self.dialer.deadlines, tls, optimistic=True, keys=keys_of(settings))
         if url.protocol == "ssh":
             self.links.append(cast("Ssh", made))
         return made
