@@ -880,6 +880,8 @@ SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or htt
         ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is no name"),
         ("hosts = {'1.2.3.4.5' = ['::1']}", "hosts.1.2.3.4.5: neither an address nor a name"),
         ("hosts = {a = ['::1'], A = ['::1']}", "hosts.A: the same name twice"),
+        ("hosts = {'a.' = ['::1'], a = ['::1']}", "hosts.a: the same name twice"),
+        ("hosts = {'.' = ['::1']}", "hosts..: '.' is no name"),
     ],
 )
 def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
@@ -890,9 +892,9 @@ def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
 
 
 def test_hosts_are_looked_for_in_lower_case_and_idna() -> None:
-    """As clients' names are."""
+    """As clients' names are; without a dot at the end."""
     hosts = make_hosts(
-        parse_config('[resolver]\nhosts = { "DB.Internal" = ["10.0.0.9", "::1"], "bücher.test" = ["::2"] }')
+        parse_config('[resolver]\nhosts = { "DB.Internal." = ["10.0.0.9", "::1"], "bücher.test" = ["::2"] }')
     )
     assert hosts == {
         "db.internal": [parse_host("10.0.0.9"), parse_host("::1")],
