@@ -540,7 +540,16 @@ def test_a_configuration_does_not_change() -> None:
             "[egress.a]\nmembers = [{ too = 'b' }]",
             "egress.a.members[0].too: unknown key, expected one of: to, weight, labels",
         ),
-        ("[egress.a]\nisolate = ['user']", "egress.a.isolate: the last proxy is not of SOCKS5"),
+        ("[egress.a]\nisolate = ['user']", "egress.a.isolate: there is no proxy"),
+        ("[egress.a]\nurl = 'http://b'\nisolate = ['user']", "egress.a.isolate: the last proxy is not of SOCKS5"),
+        (
+            "[egress.a]\nmembers = ['socks5://b', 'socks5://c']\nisolate = ['user']",
+            "egress.a.isolate: this is a pool: say it in an egress for each member",
+        ),
+        (
+            "[egress.a]\nchain = ['b']\nisolate = ['user']\n[egress.b]\nurl = 'socks5://c'",
+            "egress.a.isolate: the chain ends with an egress: say it there",
+        ),
         (
             "[egress.a]\nurl = 'socks5://a:b@c'\nisolate = ['user']",
             "egress.a.isolate: the last proxy has a user already",
