@@ -42,7 +42,7 @@ from tabi.config.compile import make_hosts
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret
-from tabi.url import LISTENER_PROTOCOLS, parse_url
+from tabi.url import EXPECTED, LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
 
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
@@ -523,6 +523,7 @@ def test_a_configuration_does_not_change() -> None:
         ("[egress.a]\nurl = 'socks5://a'\nchain = ['http://b']", "egress.a: expected one of url, chain and members"),
         ("[egress.a]\nmembers = []", "egress.a.members: empty, expected one or more"),
         ("[egress.a]\nchain = []", "egress.a.chain: empty, expected one or more"),
+        ("[egress.a]\nurl = 'socks5://b:0'", f"egress.a.url: port 0, {EXPECTED}"),
         ("[egress.a]\nchain = ['u:hunter2@b']", "egress.a.chain[0]: there is no [egress.…@b]"),
         ("[egress.a]\nurl = 'socks5//u:hunter2@b'", "egress.a.url: '…@b', expected the URL of a proxy"),
         ("[[rule]]\naction = 'allow'\nvia = 'socks5://u:hunter2@b'", "rule[0].via: there is no [egress.…@b]"),
