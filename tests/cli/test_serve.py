@@ -217,6 +217,14 @@ def test_an_unknown_key_is_named_with_the_file(tmp_path: Path) -> None:
     assert failure(run_tabi("serve", "-c", path), 2).startswith(f"tabi: {path}: timeouts.conect: unknown key")
 
 
+def test_an_egress_of_the_file_is_not_replaced(tmp_path: Path) -> None:
+    """--via makes one of the same name, so that one of the file has to have another."""
+    path = tmp_path / "tabi.toml"
+    path.write_text("[egress.via]\nurl = 'socks5://127.0.0.1:1'")
+    line = failure(run_tabi("serve", "-c", path, "--via", "socks5://alice:hunter2@127.0.0.1:2"), 2)
+    assert line == "tabi: --via: the file has an [egress.via] already, expected another name there\n"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
 def test_an_open_proxy_is_refused(host: str) -> None:
     """Beyond loopback without users it does not start, and says what would make it right."""

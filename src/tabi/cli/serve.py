@@ -91,6 +91,8 @@ def merge(
     if access_log is not None:
         config = msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, access=access_log))
     if via:
+        if "via" in config.egress:
+            raise ConfigError("the file has an [egress.via] already, expected another name there", "--via")
         egress = config.egress | {"via": Egress(chain=via)}
         config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
     try:
