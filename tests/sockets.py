@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from typing import Self
 
@@ -105,6 +106,47 @@ async def turns(count: int = 5) -> None:
     """Let the loop turn a few times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Of an address as text."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@contextlib.contextmanager
+def same_port(*hosts: str) -> Iterator[list[socket.socket]]:
+    """Sockets bound to one port number at several addresses: tries until it is free at all of them."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket(family_of(host))) for host in hosts]
+            port = 0
+            try:
+                for sock, host in zip(socks, hosts, strict=True):
+                    sock.bind((host, port))
+                    port = sock.getsockname()[1]
+            except OSError:
+                continue
+            yield socks
+            return
+
+
+@contextlib.contextmanager
+def silence(listener: socket.socket) -> Iterator[int]:
+    """Let a bound socket answer nobody: its backlog is full, so that further SYNs are dropped. Gives its port."""
+    with contextlib.ExitStack() as stack:
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket(listener.family))
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that answers nobody."""
+    with same_port("127.0.0.1") as (listener,), silence(listener) as port:
+        yield port
 
 
 def open_listener(address: Address) -> socket.socket:

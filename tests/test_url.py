@@ -32,7 +32,7 @@ from tabi.wire.socks5 import Credentials
     [
         ("socks5://127.0.0.1:1081", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1081))),
         ("socks5://127.0.0.1", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1080))),
-        ("socks5://127.0.0.1:0/", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 0))),
+        ("socks5://127.0.0.1:1/", ProxyURL("socks5", Address(IPv4Address("127.0.0.1"), 1))),
         ("SOCKS5://Proxy.Example:1", ProxyURL("socks5", Address("proxy.example", 1))),
         ("socks5://[::1]:1", ProxyURL("socks5", Address(IPv6Address("::1"), 1))),
         ("socks5://[::1]", ProxyURL("socks5", Address(IPv6Address("::1"), 1080))),
@@ -82,6 +82,14 @@ def test_what_a_url_is_shown_as(text: str, shown: str) -> None:
 def test_an_ssh_server_is_shown_without_its_user_too() -> None:
     """Though it wants one, so that what is shown is no URL to go by."""
     assert str(parse_url("ssh://a:b@h")) == repr(parse_url("ssh://a@h")) == "ssh://h:22"
+
+
+@pytest.mark.parametrize("text", ["socks5://127.0.0.1:0", "socks4://a@h:0", "https://a:sekret@[::1]:0/"])
+def test_a_proxy_is_at_no_port_0(text: str) -> None:
+    """Which a listener may have: nothing can be connected to there."""
+    with pytest.raises(ValueError, match=r"^port 0, expected socks5://\[user:password@\]host:port, ") as caught:
+        parse_url(text)
+    assert "sekret" not in str(caught.value)
 
 
 def test_what_is_expected_is_every_protocol() -> None:
@@ -170,7 +178,7 @@ def test_what_is_no_url_of_ours(text: str) -> None:
 octets = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 
 
-@given(octets, octets, st.integers(0, 65535))
+@given(octets, octets, st.integers(1, 65535))
 def test_any_credentials_can_be_written_in_a_url(username: str, password: str, port: int) -> None:
     """What was quoted comes out as it went in, and shows up nowhere."""
     url = parse_url(f"socks5://{quote(username, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}")

@@ -86,6 +86,8 @@ def parse_url(text: str) -> ProxyURL:
         raise ValueError(f"{scheme_of(text)}, {EXPECTED}")
     protocol, tls, port = PROXY_PROTOCOLS[parts.scheme]
     address = network_place(parts, EXPECTED, port)
+    if not address.port:
+        raise ValueError(f"port 0, {EXPECTED}")
     username, password = credentials_of(parts, EXPECTED)
     url = ProxyURL(protocol, address, username, password, tls)
     if url.protocol == "ssh" and not url.username:

@@ -217,6 +217,43 @@ def test_an_unknown_key_is_named_with_the_file(tmp_path: Path) -> None:
     assert failure(run_tabi("serve", "-c", path), 2).startswith(f"tabi: {path}: timeouts.conect: unknown key")
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            '[[rule]]\naction = "deny"\nlisteners = ["socks5://127.0.0.1:1"]',
+            ["-l", "socks5://127.0.0.1:0"],
+            "{path}: rule[0].listeners[0]: 'socks5://127.0.0.1:1', expected one of: socks5://127.0.0.1:0",
+        ),
+        (
+            'udp = { ports = "shared" }',
+            ["--workers", "2"],
+            '{path}: listen[0].udp.ports: "shared" with workers = 2, expected workers = 1 or a range of ports',
+        ),
+        ("", ["-l", "http://h:1", "-l", "http://h:1"], "listen[1].url: the same address as listen[0].url"),
+        ("", ["--workers", "-1"], "workers: -1, expected 0 to 1024"),
+        ("", ["--access-log", ""], "log.access: expected stdout, stderr, syslog, none or a path"),
+        ("", ["-u", f"{'a' * 256}:hunter2"], f"users.{'a' * 256}: a user name has 1 to 255 octets (RFC 1929)"),
+        ("", ["--via", "nowhere"], "--via: there is no [egress.nowhere]"),
+        ("", ["--via", "via"], "--via: leads to itself"),
+    ],
+)
+def test_what_is_wrong_is_said_of_where_it_stands(tmp_path: Path, text: str, options: list[str], message: str) -> None:
+    """What of the file does not go with an option is the file's, as all its errors; what the option says is not."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(f'[[listen]]\nurl = "socks5://127.0.0.1:1"\n{text}')
+    line = failure(run_tabi("serve", "-c", path, *options), 2)
+    assert line == f"tabi: {message.format(path=path)}\n"
+
+
+def test_an_egress_of_the_file_is_not_replaced(tmp_path: Path) -> None:
+    """--via makes one of the same name, so that one of the file has to have another."""
+    path = tmp_path / "tabi.toml"
+    path.write_text("[egress.via]\nurl = 'socks5://127.0.0.1:1'")
+    line = failure(run_tabi("serve", "-c", path, "--via", "socks5://alice:hunter2@127.0.0.1:2"), 2)
+    assert line == "tabi: --via: the file has an [egress.via] already, expected another name there\n"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
 def test_an_open_proxy_is_refused(host: str) -> None:
     """Beyond loopback without users it does not start, and says what would make it right."""

@@ -43,7 +43,7 @@ from tabi.config.compile import make_hosts
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret
-from tabi.url import LISTENER_PROTOCOLS, parse_url
+from tabi.url import EXPECTED, LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
 
 NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
@@ -533,6 +533,7 @@ def test_a_configuration_does_not_change() -> None:
         ("[egress.a]\nurl = 'socks5://a'\nchain = ['http://b']", "egress.a: expected one of url, chain and members"),
         ("[egress.a]\nmembers = []", "egress.a.members: empty, expected one or more"),
         ("[egress.a]\nchain = []", "egress.a.chain: empty, expected one or more"),
+        ("[egress.a]\nurl = 'socks5://b:0'", f"egress.a.url: port 0, {EXPECTED}"),
         ("[egress.a]\nchain = ['u:hunter2@b']", "egress.a.chain[0]: there is no [egress.…@b]"),
         ("[egress.a]\nurl = 'socks5//u:hunter2@b'", "egress.a.url: '…@b', expected the URL of a proxy"),
         ("[[rule]]\naction = 'allow'\nvia = 'socks5://u:hunter2@b'", "rule[0].via: there is no [egress.…@b]"),
@@ -550,7 +551,16 @@ def test_a_configuration_does_not_change() -> None:
             "[egress.a]\nmembers = [{ too = 'b' }]",
             "egress.a.members[0].too: unknown key, expected one of: to, weight, labels",
         ),
-        ("[egress.a]\nisolate = ['user']", "egress.a.isolate: the last proxy is not of SOCKS5"),
+        ("[egress.a]\nisolate = ['user']", "egress.a.isolate: there is no proxy"),
+        ("[egress.a]\nurl = 'http://b'\nisolate = ['user']", "egress.a.isolate: the last proxy is not of SOCKS5"),
+        (
+            "[egress.a]\nmembers = ['socks5://b', 'socks5://c']\nisolate = ['user']",
+            "egress.a.isolate: this is a pool: say it in an egress for each member",
+        ),
+        (
+            "[egress.a]\nchain = ['b']\nisolate = ['user']\n[egress.b]\nurl = 'socks5://c'",
+            "egress.a.isolate: the chain ends with an egress: say it there",
+        ),
         (
             "[egress.a]\nurl = 'socks5://a:b@c'\nisolate = ['user']",
             "egress.a.isolate: the last proxy has a user already",
@@ -899,6 +909,8 @@ SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or htt
         ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is no name"),
         ("hosts = {'1.2.3.4.5' = ['::1']}", "hosts.1.2.3.4.5: neither an address nor a name"),
         ("hosts = {a = ['::1'], A = ['::1']}", "hosts.A: the same name twice"),
+        ("hosts = {'a.' = ['::1'], a = ['::1']}", "hosts.a: the same name twice"),
+        ("hosts = {'.' = ['::1']}", "hosts..: '.' is no name"),
     ],
 )
 def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
@@ -909,9 +921,9 @@ def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
 
 
 def test_hosts_are_looked_for_in_lower_case_and_idna() -> None:
-    """As clients' names are."""
+    """As clients' names are; without a dot at the end."""
     hosts = make_hosts(
-        parse_config('[resolver]\nhosts = { "DB.Internal" = ["10.0.0.9", "::1"], "bücher.test" = ["::2"] }')
+        parse_config('[resolver]\nhosts = { "DB.Internal." = ["10.0.0.9", "::1"], "bücher.test" = ["::2"] }')
     )
     assert hosts == {
         "db.internal": [parse_host("10.0.0.9"), parse_host("::1")],

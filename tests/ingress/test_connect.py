@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import aiohappyeyeballs
 import pytest
 
 from conftest import Run
@@ -25,6 +24,8 @@ from doubles import (
 )
 from support import client, request, reset_on_close, target
 from tabi import Server, Session
+from tabi.net.dial import Dialer
+from tabi.net.stream import Stream
 from tabi.wire.address import Address
 
 OUTSIDE = "203.0.113.9"
@@ -187,15 +188,15 @@ def test_what_was_dialled_is_noted(run: Run, host: str) -> None:
 
 def test_a_destination_that_vanishes_at_once_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reset between the connection and its reply gives a failure reply, not an end without one."""
-    connect = aiohappyeyeballs.start_connection
+    dial = Dialer.dial_many
     vanished = asyncio.Event()
 
-    async def connect_late(*arguments: Any, **options: Any) -> Any:
-        sock = await connect(*arguments, **options)
+    async def dial_late(*arguments: Any) -> Stream:
+        stream = await dial(*arguments)
         await vanished.wait()
-        return sock
+        return stream
 
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", connect_late)
+    monkeypatch.setattr(Dialer, "dial_many", dial_late)
 
     async def main() -> None:
         vanished.clear()

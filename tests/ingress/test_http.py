@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohappyeyeballs
 import pytest
 from aiodns import error as dns
 from websockets.asyncio.server import ServerConnection
@@ -28,7 +27,9 @@ from doubles import FakeResolver, Streams, client_from, config, end_of, queued, 
 from support import client, closed_port, echo, target
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log
+from tabi.net.dial import Dialer
 from tabi.net.failures import resolve_error
+from tabi.net.stream import Stream
 from tabi.wire.address import Address
 
 HTTP = "http://127.0.0.1:0"
@@ -744,15 +745,15 @@ def test_a_client_that_sends_no_more_of_its_content(run: Run, framing: str) -> N
 
 def test_a_destination_that_vanishes_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reset between the connection and the request is 502, not an end without an answer."""
-    connect = aiohappyeyeballs.start_connection
+    dial = Dialer.dial_many
     vanished = asyncio.Event()
 
-    async def connect_late(*arguments: Any, **options: Any) -> Any:
-        sock = await connect(*arguments, **options)
+    async def dial_late(*arguments: Any) -> Stream:
+        stream = await dial(*arguments)
         await vanished.wait()
-        return sock
+        return stream
 
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", connect_late)
+    monkeypatch.setattr(Dialer, "dial_many", dial_late)
 
     async def main() -> None:
         vanished.clear()
@@ -875,14 +876,14 @@ def test_what_comes_unasked_is_no_answer(run: Run, unasked: bytes) -> None:
 
 def test_a_connection_whose_content_was_not_taken_is_not_kept(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An early answer to a POST whose last octets wait for room: what follows must not be read as its content."""
-    connect = aiohappyeyeballs.start_connection
+    dial = Dialer.dial_many
 
-    async def connect_narrow(*arguments: Any, **options: Any) -> Any:
-        sock = await connect(*arguments, **options)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-        return sock
+    async def dial_narrow(*arguments: Any) -> Stream:
+        stream = await dial(*arguments)
+        stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        return stream
 
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", connect_narrow)
+    monkeypatch.setattr(Dialer, "dial_many", dial_narrow)
 
     async def main() -> None:
         posts: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()

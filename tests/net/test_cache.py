@@ -70,10 +70,11 @@ class Parts:
         hosts: Mapping[str, list[IP]] | None = None,
         prefer: Prefer = "any",
         size: int = 10,
+        names_alone: bool = False,
     ) -> None:
         self.clock = Clock()
         self.source = FakeSource(answers)
-        self.cache = NameCache(self.source, hosts, prefer, size, 2, 100, 5, self.clock)
+        self.cache = NameCache(self.source, hosts, prefer, size, 2, 100, 5, self.clock, names_alone)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,46 @@ def test_hosts_are_never_asked_for(run_once: Run) -> None:
         assert parts.cache.lookup("db.internal") == (FOUR,)
         assert await parts.cache.resolve("db.internal") == [FOUR]
         assert parts.source.asked == []
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("name", ["db.internal", "DB.Internal", "db.internal.", "DB.INTERNAL."])
+def test_a_host_is_known_however_it_is_written(run_once: Run, name: str) -> None:
+    """In capitals, and with the dot that says that a name is whole."""
+
+    async def main() -> None:
+        parts = Parts(hosts={"db.internal": [FOUR]})
+        assert parts.cache.lookup(name) == (FOUR,)
+        assert await parts.cache.resolve(name) == [FOUR]
+        assert parts.source.asked == []
+
+    run_once(main)
+
+
+def test_a_dot_at_the_end_changes_nothing_where_names_are_asked_for_alone(run_once: Run) -> None:
+    """Both are one name, in the cache and while it is asked for; a dot by itself stays one."""
+
+    async def main() -> None:
+        parts = Parts({"a.test": Answer([FOUR], 60)}, names_alone=True)
+        assert await asyncio.gather(*map(parts.cache.resolve, ("a.test.", "A.test", "a.test"))) == [[FOUR]] * 3
+        assert parts.cache.lookup("A.TEST.") == parts.cache.lookup("a.test") == (FOUR,)
+        with pytest.raises(DialError):
+            await parts.cache.resolve(".")
+        assert parts.source.asked == ["a.test", "."]
+
+    run_once(main)
+
+
+def test_a_dot_at_the_end_keeps_search_domains_away(run_once: Run) -> None:
+    """Of the system the name without it may be another: who asks for one must not be answered with the other."""
+
+    async def main() -> None:
+        parts = Parts({"db": Answer([FOUR], 60)})
+        with pytest.raises(DialError):
+            await parts.cache.resolve("db.")
+        assert await parts.cache.resolve("db") == [FOUR]
+        assert parts.source.asked == ["db.", "db"]
 
     run_once(main)
 

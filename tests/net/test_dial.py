@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import pytest
 
 from conftest import Run
-from sockets import turns
+from sockets import same_port, silence, silent_port, turns
 from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.cache import NameCache
@@ -80,42 +80,6 @@ async def dialer(*addresses: str, seconds: float = 20) -> AsyncIterator[Dialer]:
 
 def permit_all(address: IP) -> None:
     """Forbid nothing."""
-
-
-@contextlib.contextmanager
-def same_port(*hosts: str) -> Iterator[list[socket.socket]]:
-    """Sockets bound to one port number at several addresses: tries until it is free at all of them."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            socks = [stack.enter_context(socket.socket()) for _ in hosts]
-            port = 0
-            try:
-                for sock, host in zip(socks, hosts, strict=True):
-                    sock.bind((host, port))
-                    port = sock.getsockname()[1]
-            except OSError:
-                continue
-            yield socks
-            return
-
-
-@contextlib.contextmanager
-def silence(listener: socket.socket) -> Iterator[int]:
-    """Let a bound socket answer nobody: its backlog is full, so that further SYNs are dropped. Gives its port."""
-    with contextlib.ExitStack() as stack:
-        listener.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def silent_port() -> Iterator[int]:
-    """A port that answers nobody."""
-    with same_port("127.0.0.1") as (listener,), silence(listener) as port:
-        yield port
 
 
 @contextlib.contextmanager
@@ -446,6 +410,21 @@ def test_a_socket_that_cannot_be_used_is_closed(
                 patch.setattr(dial.reactor, "register", refuse)
                 with pytest.raises(OSError, match="No space"):
                     await dial.dial(Address("name.test", port), permit_all)
+
+    run(main)
+
+
+def test_a_refusal_that_comes_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a destination that is not on this machine: an event tells it."""
+
+    async def main() -> None:
+        with closed_port() as port, monkeypatch.context() as patch:
+            patch.setattr("tabi.net.dial.EINPROGRESS", -1)
+            patch.setattr("tabi.net.dial.CONNECTING", (errno.EINPROGRESS,))
+            async with dialer() as dial:
+                error = await fails(dial, Address(LOCAL, port))
+                assert (error.reply_code, error.errno) == (ReplyCode.CONNECTION_REFUSED, errno.ECONNREFUSED)
+                assert not dial.deadlines.pending
 
     run(main)
 

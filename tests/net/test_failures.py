@@ -8,11 +8,12 @@ import socket
 import pytest
 from aiodns import error as dns
 
+from tabi.errors import DialError
 from tabi.net.failures import (
     connect_error,
-    connect_error_of_many,
     local_error,
     lookup_error,
+    most_telling,
     resolve_error,
     timeout_error,
 )
@@ -51,28 +52,28 @@ def test_the_text_is_the_systems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exc", "number"),
+    ("numbers", "told"),
     [
-        (OSError(errno.ECONNREFUSED, "Connect call failed ('192.0.2.1', 80)"), errno.ECONNREFUSED),
-        (
-            OSError(
-                "Multiple exceptions: [Errno 101] Connect call failed ('2001:db8::1', 80, 0, 0), "
-                "[Errno 111] Connect call failed ('192.0.2.1', 80)"
-            ),
-            errno.ECONNREFUSED,
-        ),
-        (OSError("Multiple exceptions: [Errno 101] a, [Errno 113] b"), errno.EHOSTUNREACH),
-        (OSError("Multiple exceptions: [Errno 113] a, [Errno 110] b"), errno.ETIMEDOUT),
-        (OSError("Multiple exceptions: [Errno 101] a, [Errno 24] b"), errno.ENETUNREACH),
-        (OSError("Multiple exceptions: [Errno 24] a, [Errno 13] b"), errno.EACCES),
-        (OSError("nothing known"), errno.EIO),
+        ([errno.ECONNREFUSED], errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.ECONNREFUSED], errno.ECONNREFUSED),
+        ([errno.ENETUNREACH, errno.EHOSTUNREACH], errno.EHOSTUNREACH),
+        ([errno.EHOSTUNREACH, errno.ETIMEDOUT], errno.ETIMEDOUT),
+        ([errno.EMFILE, errno.ENETUNREACH], errno.ENETUNREACH),
+        ([errno.EMFILE, errno.EACCES], errno.EACCES),
+        ([errno.EIO], errno.EIO),
     ],
 )
-def test_a_failed_connect_to_several_addresses(exc: OSError, number: int) -> None:
+def test_a_failed_connect_to_several_addresses(numbers: list[int], told: int) -> None:
     """What says most about the destination is the answer: somebody there who refuses, rather than our missing IPv6."""
-    error = connect_error_of_many(exc, "example.com:80")
-    assert error.errno == number
-    assert error.reply_code == connect_error(number, "").reply_code
+    failures = [connect_error(number, "example.com:80") for number in numbers]
+    assert most_telling(failures) is failures[numbers.index(told)]
+
+
+def test_of_equal_failures_the_first_is_told() -> None:
+    """Which has what is known of it alone, such as the key of an egress; one without a number is the last to count."""
+    failures = [DialError("one", 5, errno.ECONNREFUSED), DialError("two", 5, errno.ECONNREFUSED), DialError("three", 4)]
+    assert most_telling(failures) is failures[0]
+    assert most_telling(failures[2:]) is failures[2]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,26 @@ def test_a_server_that_is_silent_gives_way_and_delays_nobody_else(run_once: Run)
     run_once(main)
 
 
+def test_a_dot_at_the_end_makes_another_name_of_the_system_only(run_once: Run) -> None:
+    """Which has search domains for names without it; hosts of the configuration are the same in any case."""
+
+    async def main() -> None:
+        zone = Zone(TABLE)
+        async with udp_server(zone) as port:
+            resolver = make(servers=[f"127.0.0.1:{port}"], hosts={"db.internal.": ["127.0.0.2"]})
+            for name in ("name.test.", "Name.Test", "name.test"):
+                assert await resolver.resolve(name) == [ip_address("127.0.0.1")]
+            assert len(zone.asked) == 2
+            assert resolver.lookup("DB.internal") == resolver.lookup("db.internal.") == (ip_address("127.0.0.2"),)
+            await resolver.close()
+        for servers in (["system"], ["127.0.0.1:1", "system"]):
+            resolver = make(servers=servers)
+            assert not resolver.names_alone
+            await resolver.close()
+
+    run_once(main)
+
+
 def test_without_dnspython_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and only where a server needs it."""
     monkeypatch.delitem(sys.modules, "tabi.net.dns_client", raising=False)

@@ -55,7 +55,8 @@ def serve(
     """
 
     def read() -> Config:
-        return merge(Config() if config is None else load_config(config), listen, user, workers, access_log, via)
+        file = Config() if config is None else load_config(config)
+        return merge(file, listen, user, workers, access_log, via, config)
 
     settings = read()
     logging.basicConfig(
@@ -73,9 +74,16 @@ def merge(
     workers: int | None,
     access_log: str | None,
     via: list[str] | None = None,
+    path: Path | None = None,
 ) -> Config:
-    """The configuration with what the command line says. Raises ConfigError, which names the option."""
+    """The configuration, of the file at ``path``, with what the command line says.
+
+    Raises:
+        ConfigError: it names the option or its key, or the file and the key.
+    """
+    said: list[str] = []
     if listen:
+        said.append("listen")
         config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
     if users:
         given: dict[str, User] = {}
@@ -86,21 +94,33 @@ def merge(
             if name in given:
                 raise ConfigError(f"the user {name} twice", "-u")
             given[name] = User(password, plain=True)
+            said.append(f"users.{name}")
         config = msgspec.structs.replace(config, users=config.users | given)
     if workers is not None:
+        said.append("workers")
         config = msgspec.structs.replace(config, workers=workers)
     if access_log is not None:
+        said.append("log.access")
         config = msgspec.structs.replace(config, log=msgspec.structs.replace(config.log, access=access_log))
     if via:
+        if "via" in config.egress:
+            raise ConfigError("the file has an [egress.via] already, expected another name there", "--via")
         egress = config.egress | {"via": Egress(chain=via)}
         config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
     try:
         check_values(config)
     except ConfigError as exc:
-        if via and exc.path is not None and exc.path.startswith("egress.via."):
+        if via and is_of(exc.path, "egress.via"):
             raise ConfigError(exc.message, "--via") from None
+        if path is not None and not any(is_of(exc.path, key) for key in said):
+            raise ConfigError(str(exc), str(path)) from None
         raise
     return remember(config)
+
+
+def is_of(path: str | None, key: str) -> bool:
+    """Whether the place of an error is a key, or below it."""
+    return path is not None and (path == key or path.startswith((f"{key}.", f"{key}[")))
 
 
 CURL = {

@@ -133,7 +133,10 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
     by_ssh = any(url.protocol == "ssh" for _, url in proxies_of(egress))
     for key, wrong, why in (
         ("send_proxy_protocol", egress.send_proxy_protocol and through, "through a proxy, which would get it"),
-        ("isolate", egress.isolate and not (urls and urls[-1].protocol == "socks5"), "the last proxy is not of SOCKS5"),
+        ("isolate", egress.isolate and members, "this is a pool: say it in an egress for each member"),
+        ("isolate", egress.isolate and not through, "there is no proxy"),
+        ("isolate", egress.isolate and not urls, "the chain ends with an egress: say it there"),
+        ("isolate", egress.isolate and urls and urls[-1].protocol != "socks5", "the last proxy is not of SOCKS5"),
         ("isolate", egress.isolate and urls and urls[-1].username is not None, "the last proxy has a user already"),
         ("resolve", egress.resolve == "here" and not through, "there is no proxy"),
         ("balance", egress.balance != "round-robin" and not members, "there are no members"),

@@ -95,15 +95,15 @@ def networks_of(words: Sequence[str], path: str) -> list[Network]:
 
 
 def make_hosts(config: Config) -> dict[str, list[IP]]:
-    """Names of the configuration, in lower case as they are looked for, and their addresses. Raises ConfigError."""
+    """Names of the configuration, as they are looked for, and their addresses. Raises ConfigError."""
     hosts: dict[str, list[IP]] = {}
     for name, texts in config.resolver.hosts.items():
         path = f"resolver.hosts.{name}"
         try:
             host = parse_host(name)
-            if not isinstance(host, str) or read_number(host) is not None or "*" in host:
+            if not isinstance(host, str) or read_number(host) is not None or "*" in host or host == ".":
                 raise ValueError(f"{name!r} is no name")
-            host = host.lower()
+            host = host.lower().removesuffix(".")
             if host in hosts:
                 raise ValueError("the same name twice")
         except ValueError as exc:

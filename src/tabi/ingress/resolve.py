@@ -99,7 +99,11 @@ class Resolve(Question):
         if not isinstance(host, str):
             permit(host)
             return host
-        found = await dialer.find(host, permit, session.addresses)
+        found = session.addresses
+        if found is None:
+            found = await dialer.find(host, permit)
+        for address in found:
+            permit(address)
         if self.prefer != "any":  # then they come in that order
             return found[0]
         return next((address for address in found if address.version == 4), found[0])

@@ -52,13 +52,14 @@ class NameCache:
 
     Args:
         source: asked for what is not known; closed with the cache.
-        hosts: names that are never asked for, lower case, and their addresses.
+        hosts: names that are never asked for, lower case and without a dot at the end, and their addresses.
         prefer: which kind of addresses comes first, or is the only one.
         size: names and addresses that are kept, those that were not asked for the longest time go first; 0 keeps none.
         min_ttl: seconds that an answer is kept at least.
         max_ttl: and at most.
         negative_ttl: and at most where a name has no address.
         clock: seconds that never go back.
+        names_alone: the source has no search domains, so that a dot at the end of a name changes nothing.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class NameCache:
         max_ttl: float = MAX_TTL,
         negative_ttl: float = NEGATIVE_TTL,
         clock: Callable[[], float] = monotonic,
+        names_alone: bool = False,
     ) -> None:
         self.source = source
         self.prefer = prefer
         self.size = size
         self.min_ttl, self.max_ttl, self.negative_ttl = min_ttl, max_ttl, negative_ttl
         self.clock = clock
+        self.names_alone = names_alone
         self.hosts = {name: self.make_entry(name, addresses, float("inf")) for name, addresses in (hosts or {}).items()}
         self.names: dict[IP, str] = {}
         """What addresses of ``hosts`` are called: the first name that has it."""
@@ -92,10 +95,10 @@ class NameCache:
         Raises:
             DialError: it is known to have none.
         """
-        key = name.lower()
+        key = self.key_of(name)
         entry = self.entries.get(key)
         if entry is None:
-            entry = self.hosts.get(key)
+            entry = self.hosts.get(key.removesuffix("."))
             if entry is None:
                 return None
         elif entry.until <= self.clock():
@@ -113,7 +116,7 @@ class NameCache:
         known = self.lookup(name)
         if known is not None:
             return list(known)
-        return list(found(await self.find(name.lower())))
+        return list(found(await self.find(self.key_of(name))))
 
     async def reverse(self, address: IP) -> str:
         """What an address is called, as `check_found_name` has it. Who waits sets the deadline.
@@ -140,6 +143,11 @@ class NameCache:
         if question.cancelled():
             raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
         return question.result()
+
+    def key_of(self, name: str) -> str:
+        """What a name is asked for and known as."""
+        key = name.lower()
+        return key.removesuffix(".") or key if self.names_alone else key
 
     def ask(self, key: str | IP) -> asyncio.Task[Entry]:
         """Put a question to the source, and keep it until it is answered."""

@@ -6,19 +6,18 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
-
-import aiohappyeyeballs
 
 from tabi.errors import DialError
 from tabi.net.cache import NameCache
 from tabi.net.deadline import Deadlines
-from tabi.net.failures import connect_error, connect_error_of_many, lookup_error, timeout_error
+from tabi.net.failures import connect_error, lookup_error, timeout_error
 from tabi.net.origin import Origin
-from tabi.net.reactor import BROKEN, OUT, Reactor
+from tabi.net.race import Race, find_failure, interleave
+from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
-from tabi.net.stream import Stream
+from tabi.net.stream import WRITABLE, Stream
 from tabi.session import Session
 from tabi.wire.address import Address, check_found_name
 from tabi.wire.socks5 import ReplyCode
@@ -38,8 +37,6 @@ NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 EINPROGRESS = errno.EINPROGRESS
 CONNECTING = (0, errno.EALREADY)
 SocketType = socket.SocketType
-
-HAPPY_EYEBALLS_DELAY = 0.25  # seconds, RFC 8305 section 5
 
 
 def unknown(name: str) -> None:
@@ -73,7 +70,8 @@ class Dialer:
     ) -> Awaitable[Stream]:
         """Connect, after ``permit`` has seen the very addresses that are dialled.
 
-        ``known`` are those of a name that was resolved already; ``origin`` says where from, for which ``session``.
+        ``known`` are those of a name that was resolved already: a decision was made on them, and another answer may
+        differ. ``origin`` says where from, for which ``session``.
 
         Raises:
             DialError: it could not be resolved or reached in time; ``reply_code`` says how.
@@ -82,46 +80,37 @@ class Dialer:
         host = destination.host
         if isinstance(host, str):
             known = self.lookup(host) if known is None else known
-            if known is None or len(known) != 1:
-                return self.dial_name(destination, host, permit, known, origin, session)
+            if known is None:
+                return self.dial_name(destination, host, permit, origin, session)
+            if len(known) > 1:
+                for address in known:
+                    permit(address)
+                return self.dial_many(destination, known, origin, session)
             (host,) = known
         permit(host)
-        if origin is not None:
-            return self.dial_from(origin, destination, host, session)
-        return self.dial_one(destination, host)
+        return self.dial_one(destination, host, origin, session)
 
     async def dial_name(
-        self,
-        destination: Address,
-        name: str,
-        permit: Permit,
-        known: Sequence[IP] | None,
-        origin: Origin | None,
-        session: Session | None,
+        self, destination: Address, name: str, permit: Permit, origin: Origin | None, session: Session | None
     ) -> Stream:
-        """Connect to whatever a name stands for."""
+        """Connect to whatever a name stands for that is not known yet."""
         try:
             async with asyncio.timeout(self.seconds):
-                addresses = await self.find(name, permit, known)
+                addresses = await self.find(name, permit)
                 if len(addresses) > 1:
-                    return await self.dial_many(addresses, destination, origin, session)
-                if origin is not None:
-                    return await self.dial_from(origin, destination, addresses[0], session)
-                return await self.dial_one(destination, addresses[0])
+                    return await self.dial_many(destination, addresses, origin, session)
+                return await self.dial_one(destination, addresses[0], origin, session)
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
-    async def find(self, name: str, permit: Permit, known: Sequence[IP] | None = None) -> list[IP]:
+    async def find(self, name: str, permit: Permit) -> list[IP]:
         """The addresses of a name, best first, every one of them permitted. Who waits sets the deadline.
-
-        ``known`` are those that were found already: a decision was made on them, and another answer may differ.
 
         Raises:
             DialError: it has none.
             PolicyDenied: as ``permit`` raises it.
         """
-        if known is None:
-            known = self.lookup(name)
+        known = self.lookup(name)
         if known is not None:
             addresses = list(known)
         elif (number := find_number(name)) is not None:
@@ -152,13 +141,69 @@ class Dialer:
         except ValueError as exc:
             raise DialError(f"{address}: {exc}", ReplyCode.HOST_UNREACHABLE) from exc
 
-    async def dial_from(self, origin: Origin, destination: Address, host: IP, session: Session | None) -> Stream:
-        """Connect to one address from an origin: from the next of its addresses where one has no port left."""
+    async def dial_one(
+        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+    ) -> Stream:
+        """Connect to one address: a session's usual way, kept to four system calls."""
+        stream = self.start(destination, host, origin, session)
+        if stream.events:
+            return stream
+        self.deadlines.start(stream)
+        try:
+            while not stream.events & WRITABLE:
+                await stream.writable()
+            number = find_failure(stream)
+            if number:
+                raise connect_error(number, destination)
+        except BaseException as exc:
+            stream.close()
+            if isinstance(exc, TimeoutError):
+                raise timeout_error(self.seconds, destination) from None
+            raise
+        finally:
+            self.deadlines.stop(stream)
+        return stream
+
+    async def dial_many(
+        self, destination: Address, addresses: Sequence[IP], origin: Origin | None, session: Session | None
+    ) -> Stream:
+        """Connect to whichever address answers first. The first one's answer, where it comes at once, costs no more
+        than that of an only one."""
+        first: Stream | DialError
+        try:
+            first = self.start(destination, addresses[0], origin, session)
+            if first.events:
+                return first
+        except DialError as exc:
+            first = exc
+        race = Race(self.reactor, partial(self.start, destination, origin=origin, session=session), destination)
+        self.deadlines.start(race)
+        try:
+            return await race.run(first, interleave(addresses)[1:])
+        except TimeoutError:
+            raise timeout_error(self.seconds, destination) from None
+        finally:
+            del first  # an error's traceback has this frame: a circle
+            self.deadlines.stop(race)
+
+    def start(
+        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+    ) -> Stream:
+        """Begin to connect to one address: ``events`` are OUT where that is done already. Raises DialError."""
+        if origin is not None:
+            return self.start_from(origin, destination, host, session)
+        return self.start_at(destination, host)
+
+    def start_from(self, origin: Origin, destination: Address, host: IP, session: Session | None) -> Stream:
+        """The same from an origin: from the next of its addresses where one has no port left.
+
+        The system says that at once, when a socket is bound or begins to connect.
+        """
         failure: DialError | None = None
         try:
             for source in origin.sources_for(host.version, session):
                 try:
-                    return await self.dial_one(destination, host, origin, source)
+                    return self.start_at(destination, host, origin, source)
                 except DialError as exc:
                     if exc.errno != errno.EADDRNOTAVAIL:
                         raise
@@ -168,10 +213,10 @@ class Dialer:
         assert failure is not None
         raise failure
 
-    async def dial_one(
+    def start_at(
         self, destination: Address, host: IP, origin: Origin | None = None, source: IP | None = None
     ) -> Stream:
-        """Connect to one address: a session's usual way, kept to four system calls."""
+        """The same from one address, or from whichever the system chooses."""
         family = AF_INET if isinstance(host, IPv4Address) else AF_INET6
         try:
             sock = SocketType(family, NONBLOCK, 0)
@@ -194,63 +239,7 @@ class Dialer:
             raise
         if not number:
             stream.events = OUT
-            return stream
-        self.deadlines.start(stream)
-        try:
-            while not stream.events & (OUT | BROKEN):
-                await stream.writable()
-            if stream.events & BROKEN or not self.reactor.edge_triggered:  # levels do not tell BROKEN from OUT
-                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number:
-                    raise connect_error(number, destination)
-        except BaseException as exc:
-            stream.close()
-            if isinstance(exc, TimeoutError):
-                raise timeout_error(self.seconds, destination) from None
-            raise
-        finally:
-            self.deadlines.stop(stream)
         return stream
-
-    async def dial_many(
-        self, addresses: list[IP], destination: Address, origin: Origin | None, session: Session | None
-    ) -> Stream:
-        """Connect to whichever address answers first, each getting a head start on the next."""
-
-        def make(info: Any) -> socket.socket:
-            sock = socket.socket(*info[:3])
-            try:
-                if origin is not None:
-                    origin.prepare(sock, next(origin.sources_for(4 if info[0] == AF_INET else 6, session)))
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-
-        infos = [
-            (
-                socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                socket.SOCK_STREAM,
-                socket.IPPROTO_TCP,
-                "",
-                (str(address), destination.port),
-            )
-            for address in addresses
-        ]
-        try:
-            sock = await aiohappyeyeballs.start_connection(
-                infos, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY, socket_factory=make
-            )
-        except OSError as exc:
-            if isinstance(exc, TimeoutError) and exc.errno is None:
-                raise
-            raise connect_error_of_many(exc, destination) from exc
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return Stream(self.reactor, sock)
-        except BaseException:
-            sock.close()
-            raise
 
     async def close(self) -> None:
         """Stop the timer and the resolver."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
+from collections.abc import Sequence
 
 from aiodns import error as dns
 
@@ -56,13 +56,10 @@ def connect_error(number: int, what: object) -> DialError:
     return DialError(f"{what}: {os.strerror(number).lower()}", reply_code, number)
 
 
-def connect_error_of_many(exc: OSError, what: object) -> DialError:
-    """The same for several addresses: their errors come as one OSError with all texts in it (aiohappyeyeballs)."""
-    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(exc))}
-    if exc.errno is not None:
-        numbers.add(exc.errno)
-    number = next((number for number in TELLING if number in numbers), min(numbers, default=errno.EIO))
-    return connect_error(number, what)
+def most_telling(failures: Sequence[DialError]) -> DialError:
+    """Of the failures of several addresses, at least one, the one that is the answer."""
+    found = {failure.errno or errno.EIO: failure for failure in reversed(failures)}
+    return found[next((number for number in TELLING if number in found), min(found))]
 
 
 def resolve_error(number: int, text: str, name: str) -> DialError:

@@ -42,6 +42,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
             settings.min_ttl,
             settings.max_ttl,
             settings.negative_ttl,
+            names_alone=None not in urls,
         )
 
     def make_source(loop: asyncio.AbstractEventLoop) -> Source:
