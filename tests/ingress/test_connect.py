@@ -207,9 +207,9 @@ def test_a_destination_that_vanishes_at_once_is_a_failure(run: Run, monkeypatch:
             vanished.set()
 
         async with Scene() as scene, target(vanish) as port:
-            assert await ask_for(scene.server, "both.test", port) == 1
+            assert await ask_for(scene.server, "both.test", port) == 5
             session = await scene.ended.get()
-            assert (session.close, session.reply_code) == ("error", 1)
+            assert (session.close, session.reply_code) == ("error", 5)
 
     run(main)
 

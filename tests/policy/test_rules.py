@@ -376,3 +376,16 @@ def test_a_refusal_without_a_destination_is_right_for_every_destination(
             found = compiled.find(asked, Address(parse_host(host), port), [IPv4Address("9.9.9.9")], MONDAY_NOON)
             assert isinstance(found, Rule)
             assert found.refuses
+
+
+@pytest.mark.parametrize(
+    "matcher", [{}, {"commands": ["bind"]}, {"ports": ["1"]}, {"hosts": ["a.b"]}, {"users": ["bob"]}]
+)
+def test_a_first_rule_without_matchers_decides_at_once(matcher: dict[str, Any]) -> None:
+    """Whatever stands behind it."""
+    compiled = rules({"action": "allow", "via": "out", **matcher}, {})
+    first, second = compiled
+    assert (compiled.always is first) is (not matcher)
+    found = compiled.find(session(), Address("x.example", 80), None, MONDAY_NOON)
+    assert found is (second if matcher else first)
+    assert RuleSet([]).always is None

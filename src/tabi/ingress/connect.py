@@ -8,6 +8,7 @@ from time import monotonic
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import connect_error
+from tabi.net.race import find_failure
 from tabi.relay.relays import Relays
 from tabi.wire.address import from_sockaddr
 from tabi.wire.socks5 import Reply, ReplyCode
@@ -38,8 +39,9 @@ class Connect:
         server = await egress.open(session.destination, permit, session)
         try:
             session.connect_seconds = monotonic() - began
-            dialled = not isinstance(session.destination.host, str) and egress is self.gate.direct
-            session.address = session.destination if dialled else from_sockaddr(server.sock.getpeername())
+            if number := find_failure(server):  # reset since it was opened
+                raise connect_error(number, session.destination)
+            session.address = server.peer or from_sockaddr(server.sock.getpeername())
 
             answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
         except BaseException as exc:

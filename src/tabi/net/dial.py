@@ -237,6 +237,7 @@ class Dialer:
         except BaseException:
             sock.close()
             raise
+        stream.peer = destination if host is destination.host else Address(host, destination.port)
         if not number:
             stream.events = OUT
         return stream

@@ -15,6 +15,7 @@ from contextvars import Context
 from typing import Any, Protocol, Self
 
 from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor
+from tabi.wire.address import Address
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7)): close sends RST
 WRITABLE = OUT | BROKEN
@@ -116,10 +117,11 @@ class Stream:
     """A connected, non-blocking TCP or unix socket. One task may receive while another sends.
 
     The stream owns the socket: close it with `close`, `reset` or ``async with``, or take the socket away with `detach`.
-    ``events`` is what is known of the socket's readiness; it is true until a call finds otherwise.
+    ``events`` is what is known of the socket's readiness; it is true until a call finds otherwise. ``peer`` is what was
+    dialled, if that is known.
     """
 
-    __slots__ = ("burst", "events", "expired", "fd", "reactor", "reader", "sock", "unsent", "writer")
+    __slots__ = ("burst", "events", "expired", "fd", "peer", "reactor", "reader", "sock", "unsent", "writer")
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
         self.reactor = reactor
@@ -128,6 +130,7 @@ class Stream:
         self.events = 0
         self.expired = False
         self.burst = 0
+        self.peer: Address | None = None
         self.unsent = b""  # of `send_later`, what has found no room
         self.reader: Readiness | None = None
         self.writer: Readiness | None = None

@@ -255,6 +255,11 @@ def ask(destination: Address, addresses: Sequence[IP] | None) -> Asked:
     return Asked(text, port, known, known + inside)
 
 
+def matches_all(rule: Rule) -> bool:
+    """Whether a rule has no matcher."""
+    return rule.hosts is None and all(condition is None for condition in rule.conditions)
+
+
 class RuleSet:
     """All rules of a configuration.
 
@@ -280,6 +285,8 @@ class RuleSet:
             self.file(position, rule, networks, clients)
         self.networks = NetworkTable(networks)
         self.clients = NetworkTable(clients)
+        self.always = next(filter(matches_all, self.rules[:1]), None)
+        """The first rule, where it matches whatever there is: then nothing has to be looked up (`tabi serve --via`)."""
 
     def file(
         self, position: int, rule: Rule, networks: list[tuple[Network, int]], clients: list[tuple[Network, int]]
@@ -327,8 +334,8 @@ class RuleSet:
             UNRESOLVED where that depends on the addresses of a name which are not there: a rule with networks, all of
             whose other matchers match, comes before the first match.
         """
-        if not self.rules:
-            return None
+        if self.always is not None or not self.rules:
+            return self.always
         asked = ask(destination, addresses)
         rules = self.rules
         for position in self.candidates(session, asked):
