@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from copy import copy
 
 import msgspec
 
@@ -103,7 +104,7 @@ class Ways:
             else:
                 below = self.way(hop)
         if not urls:
-            return below
+            return copy(below)  # for a name of its own; what is behind it, such as a pool, is one
         for url in urls[:-1]:
             below = self.upstream(url, below, name, settings)
         last, nearest = urls[-1], below
