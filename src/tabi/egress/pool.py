@@ -190,7 +190,7 @@ class Pooled:
         """Why nobody was left: what each of the members that a request may go to said last."""
         members = [m for m in self.pool.members if (label is None or label in m.labels) and m not in lacking]
         if not members:
-            return f"pool {self.name}: no member has what the user name asks for"
+            return no_member(self.name)
         told = [
             f"{m.name}: {self.reasons[m]}" for m in members if m in self.reasons and (m in tried or m.due is not None)
         ]
@@ -279,6 +279,11 @@ class Pooled:
                 self.note_failure(member, f"check: {reason_of(exc, check.seconds)}")
             else:
                 self.note_success(member)
+
+
+def no_member(name: str) -> str:
+    """What is said where a user name has labels that no member of a pool has."""
+    return f"pool {name}: no member has what the user name asks for"
 
 
 def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:
