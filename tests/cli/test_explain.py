@@ -6,6 +6,7 @@ import json
 import socket
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def explain_json(*arguments: str | Path, config: Path = POLICY) -> Any:
 
 
 def test_every_rule_the_guard_and_the_limits_are_told() -> None:
-    """The whole answer for the metadata service, asked for by a user from outside."""
-    monday = ("--at", "2026-11-23T10:00")
-    assert explain("--from", "203.0.113.9", "--user", "alice", *monday, "connect", "169.254.169.254:80") == (
+    """The whole answer for the metadata service, asked for by a user from outside, within office hours."""
+    options = ("--from", "203.0.113.9", "--user", "alice", "--at", "2026-11-23T09:00+01:00")
+    assert explain(*options, "connect", "169.254.169.254:80") == (
         """connect 169.254.169.254:80, from 203.0.113.9 by socks5 to mixed://0.0.0.0:1080
 
 client    user alice, of @dev
@@ -315,3 +316,144 @@ def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
     config = with_way("url = 'http://127.0.0.1:2'", "ports = [53]")
     found = explain_json("associate", "8.8.8.8:53", config=config)
     assert found["later"].startswith("to 8.8.8.8:53: dropped, 127.0.0.1:2 is no SOCKS5 proxy")
+
+
+# --- parameters in the user name ---
+
+GRAMMAR = """
+[[listen]]
+url = "socks5://127.0.0.1:0"
+[[listen]]
+url = "socks4://127.0.0.1:0"
+users = "none"
+[users.alice]
+password = "x"
+plain = true
+groups = ["dev"]
+[users_grammar]
+keys = { country = "label", city = "label", session = "session", ttl = "ttl" }
+[egress.pool]
+members = [
+    { to = "socks5://u:hunter2@127.0.0.1:1", labels = ["de", "berlin"] },
+    { to = "socks5://127.0.0.1:2", labels = ["de"] },
+    { to = "hash", labels = ["fr"] },
+]
+balance = "sticky"
+sticky = { by = "user+session" }
+[egress.hash]
+members = ["socks5://127.0.0.1:3"]
+balance = "hash"
+sticky = { by = "user+session" }
+[egress.turns]
+members = ["socks5://127.0.0.1:4"]
+[egress.alias]
+chain = ["pool"]
+[egress.far]
+chain = ["pool", "http://127.0.0.1:5"]
+[egress.tor]
+url = "socks5://127.0.0.1:6"
+isolate = ["session"]
+"""
+
+SOMEWHERE = ("connect", "192.0.2.7:80")
+
+
+@pytest.fixture
+def grammar(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a file with a grammar, whose rule sends everything by an egress."""
+
+    def write(via: str) -> Path:
+        path = tmp_path / "tabi.toml"
+        path.write_text(f"{GRAMMAR}[[rule]]\naction = 'allow'\nvia = '{via}'\n")
+        return path
+
+    return write
+
+
+def test_a_user_name_is_taken_apart_as_a_login_is(grammar: Callable[[str], Path]) -> None:
+    """The user is who the rules see; the parameters and what they select have lines of their own."""
+    text = explain("--user", "alice-country-de-session-7f3a-ttl-10m", *SOMEWHERE, config=grammar("pool"))
+    assert "client    user alice, of @dev\n" in text
+    assert "user name alice-country-de-session-7f3a-ttl-10m: label de, session 7f3a, ttl 600 s\n" in text
+    assert (
+        "selects   label de: socks5://127.0.0.1:1, socks5://127.0.0.1:2\n"
+        "          session 7f3a: the same member as long as it is used\n"
+        "          ttl 600 s: how long that is remembered without a request\n"
+    ) in text
+    assert "hunter2" not in text
+    assert "answer    allowed by rule[0]\n" in text
+
+
+def test_parameters_as_json(grammar: Callable[[str], Path]) -> None:
+    """The user as the log has it, the name as it was given, and what is in it."""
+    path = grammar("pool")
+    found = explain_json("--user", "alice-country-de-city-berlin", *SOMEWHERE, config=path)
+    assert (found["user"], found["login"]) == ("alice", "alice-country-de-city-berlin")
+    assert found["parameters"] == {"labels": ["de", "berlin"], "session": None, "ttl": None}
+    assert found["selects"] == ["label de and berlin: socks5://127.0.0.1:1"]
+    found = explain_json("--user", "alice", *SOMEWHERE, config=path)
+    assert (found["user"], found["login"], found["parameters"], found["selects"]) == ("alice", "alice", None, [])
+    found = explain_json("--listener", "socks4://127.0.0.1:0", *SOMEWHERE, config=path)
+    assert (found["user"], found["login"], found["parameters"], found["selects"]) == (None, None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("via", "name", "selects"),
+    [
+        ("alias", "alice-country-fr", ["label fr: hash"]),
+        ("alias", "alice-session-a", ["session a: the same member as long as it is used"]),
+        (
+            "hash",
+            "alice-session-a-ttl-1h",
+            ["session a: always the same member", "ttl 3600 s: nothing, hash remembers nobody"],
+        ),
+        ("turns", "alice-session-a", ["session a: nothing, turns does not go by it"]),
+        ("turns", "alice-ttl-5", ["ttl 5 s: nothing, turns remembers nobody"]),
+        ("pool", "alice-ttl-5", ["ttl 5 s: how long that is remembered without a request"]),
+        ("direct", "alice-country-de", ["nothing: direct is no pool"]),
+        ("far", "alice-country-de", ["nothing: far is no pool"]),
+        ("tor", "alice-session-a", ["session a: a user name of its own at the last proxy"]),
+        ("tor", "alice-country-de-session-a", ["session a: a user name of its own at the last proxy"]),
+    ],
+)
+def test_what_parameters_select(grammar: Callable[[str], Path], via: str, name: str, selects: list[str]) -> None:
+    """It depends on the way out: one that is no pool, or goes by something else, has nothing of them."""
+    found = explain_json("--user", name, *SOMEWHERE, config=grammar(via))
+    assert found["selects"] == selects
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "user"),
+    [
+        ("alice-country-de-color-red", "user name: unknown key 'color', expected one of: country, ", None),
+        ("alice-country-de-country-fr", "user name: country twice", None),
+        ("alice-session", "user name: session: expected a value of 1 to 64 characters", None),
+        ("alice-ttl-soon", "user name: 'soon' is no time to live, ", None),
+        ("alice-country-xx", "pool pool: no member has what the user name asks for", "alice"),
+        ("alice-country-de-city-paris", "pool pool: no member has what the user name asks for", "alice"),
+    ],
+)
+def test_the_server_says_the_same_of_a_user_name(
+    tmp_path: Path, grammar: Callable[[str], Path], name: str, error: str, user: str | None
+) -> None:
+    """A slip of the pen is a refused login, a label that no member has a refused request."""
+    path = grammar("pool")
+    found = explain_json("--user", name, *SOMEWHERE, config=path)
+    assert (found["user"], found["egress"], found["selects"]) == (user, None, [])
+    with serve(tmp_path, "-c", path) as proxy:
+        with socket.create_connection((str(proxy.address.host), proxy.address.port)) as sock:
+            sock.sendall(b"\x05\x01\x02" + credentials(name.encode(), b"x") + request("192.0.2.7", 80))
+            while sock.recv(100):
+                pass
+        (line,) = proxy.sessions(1)
+    assert line["error"].startswith(error)
+    for key in ("user", "error", "reply"):
+        assert line[key] == found[key]
+
+
+def test_who_does_not_log_in_has_no_parameters(grammar: Callable[[str], Path]) -> None:
+    """The name in a certificate is a name and nothing else: SOCKS4, and listeners without users, know no other."""
+    found = explain_json(
+        "--listener", "socks4://127.0.0.1:0", "--user", "a-country-de", *SOMEWHERE, config=grammar("pool")
+    )
+    assert (found["user"], found["parameters"]) == ("a-country-de", None)

@@ -277,6 +277,34 @@ def test_block_leads_nowhere(run_once: Run) -> None:
     run_once(main)
 
 
+def test_a_chain_that_is_only_another_name_takes_none_away(run_once: Run) -> None:
+    """Each keeps its own, in the log and in errors; the pool that both stand for is one."""
+    egress = {
+        "out": {"chain": ["direct"]},
+        "again": {"chain": ["pool"]},
+        "pool": {"members": ["socks5://127.0.0.1:1"]},
+    }
+
+    async def main() -> None:
+        async with target() as port, target() as other, target() as third:
+            ways = [("out", [port]), ("again", [other])]
+            rule = [{"action": "allow", "via": via, "ports": ports} for via, ports in ways]
+            async with running(front(rule=rule, egress=egress)) as proxy:
+                for number, via in ((port, "out"), (third, "direct")):
+                    await echoed(proxy.url, number)
+                    assert (await proxy.ended.get()).via == via
+                with pytest.raises(ProxyError):
+                    await echoed(proxy.url, other)
+                session = await proxy.ended.get()
+                assert session.via == "again"
+                assert str(session.error).startswith("pool again: none of 1 members answers")
+                ways_out = proxy.server.ways.by_name
+                assert ways_out["pool"].name == "pool"
+                assert ways_out["pool"].pool is ways_out["again"].pool  # type: ignore[attr-defined]
+
+    run_once(main)
+
+
 def test_serve_via(tmp_path: Path) -> None:
     """`tabi serve --via A --via B` is a chain, in that order."""
     (tmp_path / "a").mkdir()

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -31,7 +31,9 @@ def explain_command(
     client: Annotated[
         str, typer.Option("--from", metavar="IP", help="The client's address, or unix. Default: 127.0.0.1.")
     ] = "127.0.0.1",
-    user: Annotated[str | None, typer.Option("--user", metavar="NAME", help="Who it is. Default: nobody.")] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="NAME", help="Who it is, with parameters if any. Default: nobody.")
+    ] = None,
     listener: Annotated[
         str | None, typer.Option("--listener", metavar="URL", help="As the file has it. Default: its first.")
     ] = None,
@@ -137,6 +139,8 @@ def lines(found: Explanation) -> Iterator[str]:
     yield f"{found.command} {found.destination}, from {found.client} by {found.protocol} to {found.listener}"
     yield ""
     rows = [("client", found.identity)]
+    if found.parameters is not None:
+        rows.append(("user name", f"{found.login}: {', '.join(parameters_of(found.parameters))}"))
     width = max((len(step.rule) for step in found.rules), default=0)
     rules = [
         f"{step.rule:{width}}  {f'yes, {step.action}' if step.matched else 'no':10}  {step.why}" for step in found.rules
@@ -152,12 +156,22 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("limits" if not index else "", text) for index, text in enumerate(found.limits or ["none"])]
     if found.egress is not None:
         rows.append(("egress", found.egress))
+    rows += [("selects" if not index else "", text) for index, text in enumerate(found.selects)]
     if found.later is not None:
         rows.append(("datagrams" if found.command == "associate" else "callers", found.later))
     for title, text in rows:
         yield f"{title:10}{text}"
     yield ""
     yield f"{'answer':10}{answer(found)}"
+
+
+def parameters_of(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """What a user name says beside the user's, for people."""
+    yield from (f"label {label}" for label in parameters["labels"])
+    if parameters["session"] is not None:
+        yield f"session {parameters['session']}"
+    if parameters["ttl"] is not None:
+        yield f"ttl {parameters['ttl']:g} s"
 
 
 def answer(found: Explanation) -> str:

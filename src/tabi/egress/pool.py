@@ -228,7 +228,7 @@ class Pooled:
         """Why nobody was left: what each of the members that a request may go to said last."""
         members = [m for m in self.pool.members if (label is None or label in m.labels) and m not in lacking]
         if not members:
-            return f"pool {self.name}: no member has what the user name asks for"
+            return no_member(self.name)
         told = [
             f"{m.name}: {self.reasons[m]}" for m in members if m in self.reasons and (m in tried or m.due is not None)
         ]
@@ -329,6 +329,11 @@ async def if_able(used: Awaitable[T]) -> T:
         if exc.reply_code == ReplyCode.COMMAND_NOT_SUPPORTED:
             raise Unable(str(exc)) from exc
         raise
+
+
+def no_member(name: str) -> str:
+    """What is said where a user name has labels that no member of a pool has."""
+    return f"pool {name}: no member has what the user name asks for"
 
 
 def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:

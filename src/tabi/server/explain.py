@@ -21,6 +21,7 @@ from tabi.ingress.http import problem_of
 from tabi.net.cache import NameCache
 from tabi.net.own import ask
 from tabi.net.resolve import find_number
+from tabi.policy.grammar import NONE, Grammar, Parameters
 from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import Account
@@ -29,7 +30,7 @@ from tabi.policy.policy import Policy, enforce
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
-from tabi.server.ways import describe, leads_nowhere, resolves_there, unable
+from tabi.server.ways import choice_of, describe, leads_nowhere, resolves_there, unable
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -58,6 +59,10 @@ class Explanation(msgspec.Struct):
     time: str
     identity: str
     """Who the client is to the listener, and whether that is enough."""
+    login: str | None = None
+    """The user name as it was given, with its parameters."""
+    parameters: dict[str, Any] | None = None
+    """These: labels, session and ttl; null where there are none."""
     rules: list[RuleStep] = []
     decide: str | None = None
     """What the program of ``decide`` said; null where there is none."""
@@ -66,6 +71,8 @@ class Explanation(msgspec.Struct):
     guard: str = "not asked"
     limits: list[str] = []
     egress: str | None = None
+    selects: list[str] = []
+    """What the parameters select there."""
     there: bool = False
     """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
     later: str | None = None
@@ -84,6 +91,7 @@ class Request(msgspec.Struct, frozen=True):
     destination: Address
     client: Any
     user: str | None
+    """The user name as the client gives it."""
     listen: Listen
     protocol: str
     now: float
@@ -100,20 +108,28 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
     policy = make_policy(config, Ledger(), own, None)
+    failure: TabiError | None = None
+    user, parameters = request.user, NONE
+    try:
+        user, parameters = read_login(config, request)
+    except AuthError as exc:
+        user, failure = None, exc
     session = Session(0, request.listen.url, Address(request.client, 0), 0)
-    session.protocol, session.command, session.user = request.protocol, request.command, request.user
+    session.protocol, session.command, session.user = request.protocol, request.command, user
     session.destination = request.destination
+    session.parameters = None if parameters == NONE else parameters
     found = Explanation(
         listener=request.listen.url,
         protocol=request.protocol,
         client=str(request.client),
-        user=request.user,
+        user=user,
         command=request.command,
         destination=str(request.destination),
         time=datetime.fromtimestamp(request.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        identity=identity_of(config, request),
+        identity="nobody, since the login fails" if failure is not None else identity_of(config, request, user),
+        login=request.user,
+        parameters=None if session.parameters is None else parameters._asdict(),
     )
-    failure: TabiError | None = None
     if request.user is None and request.listen.wants_user(bool(config.users)):
         failure = AuthError("this listener wants a user")
     failure = failure or refuse_question(request)
@@ -138,7 +154,8 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     if failure is None and request.command == "resolve_ptr" and not found.there:
         failure = await reverse(found, resolver, request.destination)
     if failure is not None:
-        found.error, found.reply, found.egress = str(failure), reply_to(request.protocol, failure), None
+        found.error, found.reply = str(failure), reply_to(request.protocol, failure)
+        found.egress, found.selects = None, []
         if found.action in ("reset", "drop"):
             found.reply = None
         elif found.action == "allow" and isinstance(failure, PolicyDenied | LimitExceeded | AuthError):
@@ -227,16 +244,31 @@ def explain_open(
     return None
 
 
-def identity_of(config: Config, request: Request) -> str:
+def read_login(config: Config, request: Request) -> tuple[str | None, Parameters]:
+    """The user's own name and the parameters, where a client logs in: a certificate's name is taken as it is.
+
+    Raises:
+        AuthError: the parameters cannot be read.
+    """
+    grammar = Grammar(config.users_grammar.keys, config.users_grammar.separator)
+    if request.user is None or request.listen.users == "none" or request.protocol.startswith("socks4"):
+        return request.user, NONE
+    try:
+        return grammar.read(request.user)
+    except ValueError as exc:
+        raise AuthError(str(exc)) from None
+
+
+def identity_of(config: Config, request: Request, user: str | None) -> str:
     """Who the client is."""
-    if request.user is None:
+    if user is None:
         wanted = request.listen.wants_user(bool(config.users))
         return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
-    known = config.users.get(request.user)
+    known = config.users.get(user)
     if known is None:
-        return f"user {request.user}, who is not in [users]: of a certificate, or of a program"
+        return f"user {user}, who is not in [users]: of a certificate, or of a program"
     groups = f", of {', '.join('@' + group for group in known.groups)}" if known.groups else ""
-    return f"user {request.user}{groups}"
+    return f"user {user}{groups}"
 
 
 async def resolve(
@@ -310,6 +342,8 @@ def decide(
             raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
         if leads_nowhere(config, via):
             raise PolicyDenied(f"egress {via}: {session.destination}")
+        if session.parameters is not None:
+            found.selects = choice_of(config, via, session.parameters)
     enforce(decision, session.destination)
 
 

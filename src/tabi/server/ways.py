@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, cast
 
@@ -11,22 +11,24 @@ import msgspec
 
 from tabi.config import Config
 from tabi.config import Egress as Settings
+from tabi.config import Member as Listed
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
 from tabi.egress.chain import make_context, make_upstream
 from tabi.egress.direct import CONNECTIONS_ALONE, Direct, Egress
-from tabi.egress.pool import Check, Pooled
+from tabi.egress.pool import Check, Pooled, no_member
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.egress.ssh_keys import SshKeys, need_asyncssh
 from tabi.egress.upstream import UpstreamTls
 from tabi.egress.ways import Block, Isolated, ResolveHere
-from tabi.errors import ConfigError
+from tabi.errors import ConfigError, DialError
 from tabi.net.dial import Dialer
 from tabi.net.origin import Origin
 from tabi.net.tls import TlsShared
+from tabi.policy.grammar import Parameters
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import Member, Pool
 from tabi.url import ProxyURL, parse_url
-from tabi.wire.socks5 import Credentials
+from tabi.wire.socks5 import Credentials, ReplyCode
 
 if TYPE_CHECKING:
     from tabi.egress.ssh import Ssh
@@ -206,9 +208,7 @@ def describe(config: Config, name: str) -> str:
     """A way out for people, without secrets."""
     settings = config.egress.get(name, NO_SETTINGS)
     if settings.members:
-        members = [name_of(member.to) for member in members_of(settings)]
-        shown = ", ".join(members[:5]) + (f", … ({len(members):,})" if len(members) > 5 else "")
-        return f"{name}: {settings.balance} of {shown}"
+        return f"{name}: {settings.balance} of {shown(members_of(settings))}"
     if settings.hops:
         return f"{name}: through {', then '.join(map(name_of, settings.hops))}"
     if settings.source:
@@ -238,6 +238,41 @@ def leads_nowhere(config: Config, name: str) -> bool:
     """Whether a way out is `block`, or begins there."""
     hops = config.egress.get(name, NO_SETTINGS).hops
     return name == BLOCK or any(leads_nowhere(config, hop) for hop in hops if "://" not in hop)
+
+
+def shown(members: Sequence[Listed]) -> str:
+    """Members for people, not more than a few."""
+    return ", ".join(name_of(member.to) for member in members[:5]) + (
+        f", … ({len(members):,})" if len(members) > 5 else ""
+    )
+
+
+def choice_of(config: Config, name: str, parameters: Parameters) -> list[str]:
+    """What the parameters of a user name select on a way out, for people. Raises DialError where that is no member."""
+    labels, token, ttl = parameters
+    settings = config.egress.get(name, NO_SETTINGS)
+    if token is not None and "session" in settings.isolate:
+        return [f"session {token}: a user name of its own at the last proxy"]
+    while len(settings.hops) == 1 and "://" not in settings.hops[0]:  # another name for that one
+        settings = config.egress.get(settings.hops[0], NO_SETTINGS)
+    if not settings.members:
+        return [f"nothing: {name} is no pool"]
+    found = []
+    members = [member for member in members_of(settings) if set(labels) <= set(member.labels)]
+    if not members:
+        raise DialError(no_member(name), ReplyCode.GENERAL_FAILURE)
+    if labels:
+        found.append(f"label {' and '.join(labels)}: {shown(members)}")
+    if token is not None:
+        kept = {"sticky": "the same member as long as it is used", "hash": "always the same member"}
+        by_session = "session" in settings.sticky.words and settings.balance in kept
+        what = kept[settings.balance] if by_session else f"nothing, {name} does not go by it"
+        found.append(f"session {token}: {what}")
+    if ttl is not None:
+        sticky = settings.balance == "sticky"
+        what = "how long that is remembered without a request" if sticky else f"nothing, {name} remembers nobody"
+        found.append(f"ttl {ttl:g} s: {what}")
+    return found
 
 
 def resolves_there(config: Config, name: str) -> bool:
