@@ -337,11 +337,11 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[IP]:
     """What would be dialled after the guard has let it pass: in place of the network, which nothing here may reach."""
     hosts: list[IP] = []
 
-    async def dial_one(self: Dialer, destination: Address, host: IP) -> None:
+    async def dial_one(self: Dialer, destination: Address, host: IP, *origin: object) -> None:
         hosts.append(host)
         raise DialError(f"{destination}: not in a test", 5, errno.ECONNREFUSED)
 
-    async def dial_many(self: Dialer, addresses: list[IP], destination: Address, *origin: object) -> None:
+    async def dial_many(self: Dialer, destination: Address, addresses: list[IP], *origin: object) -> None:
         hosts.extend(addresses)
         raise DialError(f"{destination}: not in a test", 5, errno.ECONNREFUSED)
 
