@@ -124,6 +124,10 @@ class Session:
         self.connect_seconds: float | None = None
         self.close: Close = "error"
 
+    def known(self, destination: Address) -> Sequence[IPv4Address | IPv6Address] | None:
+        """The addresses that its own destination was decided on; None for any other: that of a proxy on the way."""
+        return self.addresses if destination == self.destination else None
+
     def when_over(self, callback: Callable[[], object]) -> None:
         """Have something called once, when the request is over and before its line. It must not raise."""
         if self.ended is None:

@@ -102,7 +102,7 @@ def test_a_name_that_was_decided_on_is_asked_for_as_its_address(run_once: Run, p
         request = Session(1, "socks5://127.0.0.1:1", UNSPECIFIED, 0.0)
         request.addresses = [ip_address("::1"), ip_address("127.0.0.1")]
         async with target() as port, Server(f"{protocol}://127.0.0.1:0", on_session=sessions.append) as server:
-            destination = Address("example.com", port)
+            request.destination = destination = Address("example.com", port)
             await talk(await open_through(server.url, destination=destination, session=request))
             with pytest.raises(PolicyDenied):
                 await open_through(server.url, destination=destination, session=request, permit=permit_outer)

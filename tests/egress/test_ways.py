@@ -75,7 +75,8 @@ def test_names_become_addresses_that_are_permitted(run_once: Run) -> None:
                 await way.open(Address(parse_host(name), 80), seen.append)
             known = session()
             known.addresses = [parse_host("192.0.2.5")]  # type: ignore[list-item]
-            await way.open(Address("known.test", 80), seen.append, known)
+            known.destination = Address("known.test", 80)
+            await way.open(known.destination, seen.append, known)
         assert below.asked == ["192.0.2.7:80", "[2001:db8::1]:80", "192.0.2.9:80", "known.test:80"]
         assert list(map(str, seen)) == ["2001:db8::1", "192.0.2.7", "2001:db8::1"]
 

@@ -383,3 +383,31 @@ def test_a_kept_connection_is_for_those_who_opened_it(run_once: Run) -> None:
                 assert [line.member for line in lines[:3]] == [found[0].url, found[0].url, found[1].url]
 
     run_once(main)
+
+
+def test_what_leads_to_a_proxy_is_chosen_for_the_session(run_once: Run) -> None:
+    """A pool in front of a proxy knows whose session it is, and what the user name asks for. The log has the member."""
+
+    async def main() -> None:
+        users = {"alice": {"password": "x", "plain": True}}
+        keys = {"keys": {"country": "label"}}
+        async with (
+            target() as port,
+            running(Server("socks5://127.0.0.1:0")) as de,
+            running(Server("socks5://127.0.0.1:0")) as fr,
+            running(Server("socks5://127.0.0.1:0", resolver=FakeResolver({"there.test": ["127.0.0.1"]}))) as last,
+        ):
+            members = [{"to": de.url, "labels": ["de"]}, {"to": fr.url, "labels": ["fr"]}]
+            egress = {"pool": {"members": members}, "out": {"chain": ["pool", last.url]}}
+            rules = [{"hosts": ["192.0.2.0/24"], "action": "deny"}, {"action": "allow", "via": "out"}]
+            names = FakeResolver({"there.test": ["127.0.0.1"]})
+            async with running(front(names, users=users, users_grammar=keys, egress=egress, rule=rules)) as proxy:
+                for country, member in (("de", de), ("fr", fr), ("de", de)):
+                    url = proxy.url.replace("://", f"://alice-country-{country}:x@")
+                    assert await echoed(url, port, "there.test") == b"through"
+                    assert (await proxy.ended.get()).member == member.url
+                    # The rule had the name resolved: the last proxy is asked for the address, the pool for that proxy.
+                    assert str((await last.ended.get()).destination) == f"127.0.0.1:{port}"
+                    assert (await member.ended.get()).destination == last.server.addresses[0]
+
+    run_once(main)

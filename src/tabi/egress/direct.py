@@ -88,7 +88,7 @@ class Direct(Way):
 
     def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
         """See `Egress`."""
-        known = None if session is None else session.addresses
+        known = None if session is None else session.known(destination)
         return self.dialer.dial(destination, permit, known, self.origin, session)
 
     async def associate(self, session: Session | None = None) -> Hops:

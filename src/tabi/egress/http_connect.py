@@ -9,6 +9,7 @@ from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
 from tabi.errors import AuthError, ProxyError
 from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
+from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
 from tabi.wire.socks5 import Credentials, ReplyCode
@@ -69,7 +70,7 @@ class HttpConnect(Upstream):
         super().__init__(below, proxy, deadlines, tls)
         self.credentials = credentials
 
-    async def connect(self, destination: Address) -> Stream:
+    async def connect(self, destination: Address, session: Session | None) -> Stream:
         """See `Upstream`."""
         machine = ConnectMachine()
         try:
@@ -81,7 +82,7 @@ class HttpConnect(Upstream):
             await stream.send_all(octets)
             check_answer(await read_by_looking(stream, machine), destination, self.credentials is not None)
 
-        stream, _ = await self.converse(ask)
+        stream, _ = await self.converse(ask, session)
         return stream
 
 

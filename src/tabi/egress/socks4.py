@@ -9,6 +9,7 @@ from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, DialError, ProxyError
 from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
+from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks4 import ClientMachine4, ReplyCode4, Request4
 from tabi.wire.socks5 import Command, ReplyCode
@@ -39,7 +40,7 @@ class Socks4(Upstream):
         super().__init__(below, proxy, deadlines, tls)
         self.userid = userid
 
-    async def connect(self, destination: Address) -> Stream:
+    async def connect(self, destination: Address, session: Session | None) -> Stream:
         """See `Upstream`. Raises DialError (reply 08) for an IPv6 address, which SOCKS4 has no room for."""
         if isinstance(destination.host, IPv6Address):
             text = f"{destination}: SOCKS4 carries no IPv6 address, and {self.proxy} speaks nothing else"
@@ -54,7 +55,7 @@ class Socks4(Upstream):
             await stream.send_all(octets)
             check_reply4((await read_exactly(stream, machine)).code, destination)
 
-        stream, _ = await self.converse(ask)
+        stream, _ = await self.converse(ask, session)
         return stream
 
 

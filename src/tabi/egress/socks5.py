@@ -128,22 +128,22 @@ class Socks5(Upstream):
         self.optimistic = optimistic and credentials is None
         self.proven = False  # it has replied to both at once
 
-    async def connect(self, destination: Address) -> Stream:
+    async def connect(self, destination: Address, session: Session | None) -> Stream:
         """See `Upstream`."""
         if not self.optimistic:
-            return (await self.ask_over(self.below, Command.CONNECT, destination)).stream
+            return (await self.ask_over(self.below, Command.CONNECT, destination, session)).stream
         began = monotonic()
-        stream = await self.connect_at_once(destination)
+        stream = await self.connect_at_once(destination, session)
         if stream is not None:
             return stream
         self.optimistic = False
         left = Deadlines(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
         try:
-            return (await self.ask_over(self.below, Command.CONNECT, destination, left)).stream
+            return (await self.ask_over(self.below, Command.CONNECT, destination, session, left)).stream
         finally:
             left.close()
 
-    async def connect_at_once(self, destination: Address) -> Stream | None:
+    async def connect_at_once(self, destination: Address, session: Session | None) -> Stream | None:
         """The same optimistically; None where the proxy is to be asked in the RFC's order. Errors as `open`."""
         machine = ClientMachine()
         request = Request(Command.CONNECT, destination)
@@ -160,7 +160,7 @@ class Socks5(Upstream):
             return True
 
         try:
-            stream, replied = await self.converse(ask)
+            stream, replied = await self.converse(ask, session)
         except ProxyError as exc:
             if exc.reply_code is None:
                 self.proven = False  # what it was silent to may be another program by now
@@ -199,7 +199,7 @@ class Socks5(Upstream):
 
     async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
         """See `Egress`. In a reply to BIND an unspecified address means the proxy's own, and becomes that."""
-        asked = await self.ask_over(self.below, command, self.choose(destination, permit, session))
+        asked = await self.ask_over(self.below, command, self.choose(destination, permit, session), session)
         host, port = unmap(asked.reply.bound)
         if command == Command.BIND and not isinstance(host, str) and host.is_unspecified:
             try:
@@ -211,7 +211,12 @@ class Socks5(Upstream):
         return asked
 
     async def ask_over(
-        self, below: Egress, command: int, destination: Address, deadlines: Deadlines | None = None
+        self,
+        below: Egress,
+        command: int,
+        destination: Address,
+        session: Session | None,
+        deadlines: Deadlines | None = None,
     ) -> Asked:
         """Reach the proxy through ``below`` and ask it for a command, in the RFC's order. Errors as `Upstream.open`.
 
@@ -222,7 +227,7 @@ class Socks5(Upstream):
             return await request(stream, command, destination, self.credentials)
 
         try:
-            stream, (machine, reply) = await self.converse(talk, below, deadlines)
+            stream, (machine, reply) = await self.converse(talk, session, below, deadlines)
         except ValueError as exc:
             raise self.cannot(exc) from exc
         return Asked(stream, machine, reply)
@@ -235,7 +240,7 @@ class Socks5(Upstream):
         hops = await self.below.associate(session)
         try:
             # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
-            control, _, reply = await self.ask_over(hops.way, Command.UDP_ASSOCIATE, UNSPECIFIED)
+            control, _, reply = await self.ask_over(hops.way, Command.UDP_ASSOCIATE, UNSPECIFIED, session)
             try:
                 relay = await self.find_relay(reply.bound, self.own_host(control, hops.way), hops)
                 hops.add(self, control, relay)

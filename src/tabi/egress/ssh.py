@@ -15,6 +15,7 @@ from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
+from tabi.session import Session
 from tabi.wire.address import Address
 
 REFUSED = 5.0
@@ -50,8 +51,8 @@ class Ssh(Upstream):
         self.refused_until = 0.0
         self.retired = False
 
-    async def connect(self, destination: Address) -> Stream:
-        """See `Upstream`."""
+    async def connect(self, destination: Address, session: Session | None) -> Stream:
+        """See `Upstream`. What leads to the server serves all, and is chosen for nobody."""
         self.requests += 1
         try:
             link = await self.find_link()

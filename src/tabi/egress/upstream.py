@@ -65,7 +65,7 @@ class Upstream(Way):
             RemoteProtocolError: what is there is no such proxy.
         """
         destination = self.choose(destination, permit, session)
-        return await self.connect(destination)
+        return await self.connect(destination, session)
 
     def choose(self, destination: Address, permit: Permit, session: Session | None) -> Address:
         """What to ask the proxy for: the destination itself, whose name the proxy resolves.
@@ -74,7 +74,7 @@ class Upstream(Way):
         could find another one. Raises PolicyDenied; DialError for a name that is a number, but no address.
         """
         host, port = destination
-        known = None if session is None else session.addresses
+        known = None if session is None else session.known(destination)
         if known:
             for address in known:
                 permit(address)
@@ -84,17 +84,22 @@ class Upstream(Way):
             permit(number)
         return destination
 
-    async def connect(self, destination: Address) -> Stream:
-        """Ask the proxy for a connection. Errors as `open`."""
+    async def connect(self, destination: Address, session: Session | None) -> Stream:
+        """Ask the proxy for a connection. Arguments and errors as `open` has them."""
         raise NotImplementedError
 
     async def converse(
-        self, talk: Callable[[Stream], Awaitable[T]], below: Egress | None = None, deadlines: Deadlines | None = None
+        self,
+        talk: Callable[[Stream], Awaitable[T]],
+        session: Session | None,
+        below: Egress | None = None,
+        deadlines: Deadlines | None = None,
     ) -> tuple[Stream, T]:
         """Reach the proxy and talk to it, with one deadline over everything from the open connection on.
 
         Args:
             talk: asks.
+            session: on whose behalf: what leads to the proxy may choose by it.
             below: reaches the proxy in place of the usual egress.
             deadlines: in place of the usual ones.
 
@@ -105,7 +110,7 @@ class Upstream(Way):
             As ``talk`` and the egress below, but for OSError: that is a ProxyError.
         """
         deadlines = deadlines or self.deadlines
-        stream = await (below or self.below).open(self.proxy, permit_any)
+        stream = await (below or self.below).open(self.proxy, permit_any, session)
         deadlines.start(stream)
         try:
             if self.tls is not None:

@@ -76,7 +76,7 @@ class ResolveHere:
 
     async def resolve(self, destination: Address, permit: Permit, session: Session | None) -> Address:
         """The destination by address. Raises DialError and PolicyDenied."""
-        known = None if session is None else session.addresses
+        known = None if session is None else session.known(destination)
         if isinstance(destination.host, str) and known is None:
             try:
                 async with asyncio.timeout(self.dialer.seconds):

@@ -253,7 +253,7 @@ def choice_of(config: Config, name: str, parameters: Parameters) -> list[str]:
     settings = config.egress.get(name, NO_SETTINGS)
     if token is not None and "session" in settings.isolate:
         return [f"session {token}: a user name of its own at the last proxy"]
-    while len(settings.hops) == 1 and "://" not in settings.hops[0]:  # another name for that one
+    while settings.hops and "://" not in settings.hops[0]:  # it leads through that one
         settings = config.egress.get(settings.hops[0], NO_SETTINGS)
     if not settings.members:
         return [f"nothing: {name} is no pool"]
