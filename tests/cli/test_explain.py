@@ -411,7 +411,7 @@ def test_parameters_as_json(grammar: Callable[[str], Path]) -> None:
         ("turns", "alice-ttl-5", ["ttl 5 s: nothing, turns remembers nobody"]),
         ("pool", "alice-ttl-5", ["ttl 5 s: how long that is remembered without a request"]),
         ("direct", "alice-country-de", ["nothing: direct is no pool"]),
-        ("far", "alice-country-de", ["nothing: far is no pool"]),
+        ("far", "alice-country-de", ["label de: socks5://127.0.0.1:1, socks5://127.0.0.1:2"]),
         ("tor", "alice-session-a", ["session a: a user name of its own at the last proxy"]),
         ("tor", "alice-country-de-session-a", ["session a: a user name of its own at the last proxy"]),
     ],
