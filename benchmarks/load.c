@@ -22,6 +22,7 @@
  * of the next answer; `connections` has how many it opened.
  *
  * `user` behind the arguments of any but tls and http: the tunnels are those of the user alice, whose password is secret.
+ * `name` there: they are asked for by a name, known.bench, not by an address.
  *
  * Datagrams carry the time at which they were sent, and their echoes must have the length and the header (RFC 1928,
  * section 7) of what was sent. `lost` are those that never came back: in udp, once nothing has come for 0.1 s, another
@@ -295,6 +296,7 @@ static const char *const names[] = {[CONNECT] = "CONNECT", [ASSOCIATE] = "UDP AS
 static bool opening;     /* open_tunnels() waits for the server's answers */
 static bool straight;    /* no SOCKS5 */
 static bool user;        /* the method is user name and password, those of alice */
+static bool name;        /* the destination is asked for by one */
 static SSL_CTX *context; /* of every tunnel's TLS; NULL: without */
 static long connections; /* that the client has opened */
 
@@ -414,7 +416,10 @@ static void begin_tls(struct tunnel *tunnel)
 static void ask(struct tunnel *tunnel)
 {
     unsigned char high = (unsigned char)(destination_port >> 8), low = (unsigned char)destination_port;
-    if (command == CONNECT)
+    if (command == CONNECT && name)
+        send_octets(tunnel, (unsigned char[]){5, CONNECT, 0, 3, 11, 'k', 'n', 'o', 'w', 'n', '.', 'b', 'e', 'n', 'c', 'h',
+                                              high, low}, 18);
+    else if (command == CONNECT)
         send_octets(tunnel, (unsigned char[]){5, CONNECT, 0, 1, 127, 0, 0, 1, high, low}, 10);
     else /* from an address that is not known yet */
         send_octets(tunnel, (unsigned char[]){5, ASSOCIATE, 0, 1, 0, 0, 0, 0, 0, 0}, 10);
@@ -851,6 +856,8 @@ int main(int argc, char **argv)
     straight = !server_port;
     user = argc > 4 && !strcmp(argv[argc - 1], "user");
     argc -= user;
+    name = argc > 4 && !strcmp(argv[argc - 1], "name");
+    argc -= name;
     signal(SIGPIPE, SIG_IGN); /* TLS sends without MSG_NOSIGNAL */
     start_destination();
     poller = epoll_create1(0);

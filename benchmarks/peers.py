@@ -5,6 +5,8 @@ in `PEERS`.
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -13,11 +15,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from process import Failure
+from process import Failure, free_port, running
 from scenarios import LISTENERS, Listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +50,8 @@ class Peer:
     """Makes it ready to run and returns its version. Raises Failure with the reason where that cannot be."""
     commands: Mapping[Listener, Command]
     """By the listener that a scenario wants; it takes part in those alone that it has a command for."""
+    by_address: bool = False
+    """It is asked for addresses where a scenario asks for names."""
     straight: bool = False
     """It leads to the destination by itself, without SOCKS5: to the port that the name in the SNI gives."""
 
@@ -151,6 +156,41 @@ def policy_command(alice: str, rules: int, port: int, folder: Path) -> list[str]
     return [f"{Path(sys.executable).parent}/tabi", "serve", "-c", str(config), "-l", f"socks5://127.0.0.1:{port}"]
 
 
+@functools.cache
+def upstream(name: str) -> str:
+    """A proxy for others to go through, as a URL: one of each kind for the whole run, and nothing of it is counted."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="tabi-bench-upstream-"))
+    if name == "microsocks":
+        debian("microsocks", "microsocks")
+        command = microsocks_command(port, folder)
+    else:
+        command = tabi_command("socks5", port, folder)
+    stack = contextlib.ExitStack()
+    stack.enter_context(running(command, port, folder / "output"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(stack.close)
+    return f"socks5://127.0.0.1:{port}"
+
+
+def via_command(name: str, port: int, folder: Path) -> list[str]:
+    """tabi through another proxy."""
+    return [*tabi_command("socks5", port, folder), "--via", upstream(name)]
+
+
+def names_command(addresses: str, port: int, folder: Path) -> list[str]:
+    """tabi that knows the name which `load` asks for."""
+    command = tabi_command("socks5", port, folder)
+    with (folder / "tabi.toml").open("a") as config:
+        config.write(f'[resolver]\nhosts = {{ "known.bench" = {addresses} }}\n')
+    return command
+
+
+def microsocks_command(port: int, _: Path) -> list[str]:
+    """As people run it."""
+    return ["microsocks", "-i", "127.0.0.1", "-p", str(port)]
+
+
 def dante_command(port: int, folder: Path) -> list[str]:
     """One accepting process for each CPU; as many processes for the tunnels as it likes."""
     user = pwd.getpwuid(os.geteuid()).pw_name
@@ -232,6 +272,12 @@ PEERS = [
             "10 rules": functools.partial(policy_command, ALL_LIMITS, 10),
             "20,000 rules": functools.partial(policy_command, ALL_LIMITS, 20_000),
             "10 MB/s": functools.partial(policy_command, 'limits = { bandwidth = "10 MB/s" }\n', 0),
+            "through microsocks": functools.partial(via_command, "microsocks"),
+            "through tabi": functools.partial(via_command, "tabi"),
+            "bulk through microsocks": functools.partial(via_command, "microsocks"),
+            "a name": functools.partial(names_command, '["127.0.0.1"]'),
+            "two addresses": functools.partial(names_command, '["127.0.0.1", "127.0.0.2"]'),
+            "a pool": functools.partial(tabi_command, "socks5"),
         },
     ),
     Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
@@ -239,11 +285,26 @@ PEERS = [
     Peer("tabi-10-rules", tabi_version, {"20,000 rules": functools.partial(policy_command, ALL_LIMITS, 10)}),
     Peer("tabi-unlimited", tabi_version, {"10 MB/s": functools.partial(policy_command, "", 0)}),
     Peer(
+        "tabi-direct",
+        tabi_version,
+        dict.fromkeys(("through microsocks", "through tabi"), functools.partial(tabi_command, "socks5")),
+    ),
+    Peer(
+        "tabi-address",
+        tabi_version,
+        dict.fromkeys(("a name", "two addresses"), functools.partial(names_command, '["127.0.0.1"]')),
+        by_address=True,
+    ),
+    Peer(
         "microsocks",
         lambda: debian("microsocks", "microsocks"),
-        {"socks5": lambda port, _: ["microsocks", "-i", "127.0.0.1", "-p", str(port)]},
+        dict.fromkeys(("socks5", "bulk through microsocks"), microsocks_command),
     ),
-    Peer("dante", lambda: debian("danted", "dante-server"), {"socks5": dante_command}),
+    Peer(
+        "dante",
+        lambda: debian("danted", "dante-server"),
+        dict.fromkeys(("socks5", "bulk through microsocks"), dante_command),
+    ),
     Peer(
         "asyncio-socks-server",
         lambda: pypi("asyncio-socks-server", "0.3.0"),

@@ -57,6 +57,12 @@ BARS = [
     *(Bar(name, "rate", True, 0.98 * 0.08) for name in ("bandwidth-1", "bandwidth-50")),
     *(Bar(name, "rate", False, 1.02 * 0.08) for name in ("bandwidth-1", "bandwidth-50")),
     *(Bar(name, "cost", False, 1.5, ("tabi-unlimited",)) for name in ("bandwidth-1", "bandwidth-50")),
+    Bar("upstream", "cost", False, 1.35, ("tabi-direct",)),
+    Bar("upstream-tabi", "cost", False, 1.35, ("tabi-direct",)),
+    Bar("upstream-bulk", "rate", True, 1.3, BETTER),
+    Bar("upstream-bulk", "cost", False, 0.5, BETTER),
+    *(Bar(name, "cost", False, 1.05, ("tabi-address",)) for name in ("name", "name-2")),
+    Bar("pool", "cost", False, 10.0),
     Bar("http", "merit", True, 3.0, ("tinyproxy",)),
 ]
 
@@ -219,7 +225,8 @@ def write_summary(facts: dict[str, str], versions: dict[str, str], results: Resu
         names = [f"{name} {versions[name].split()[0]}" for name in results[chosen[0].name]]
         if pair:
             for row, scenario in zip(rows, chosen, strict=True):
-                row[-1] += f" {list(results[scenario.name])[-1]}"
+                others = list(results[scenario.name])[1:]
+                row[2:] = [f"{row[-1]} {others[-1]}" if others else ""]
             names[1:] = ["beside it"]
         lines += table(["", *names], rows)
     date = facts["date"].split()[0]

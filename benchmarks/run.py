@@ -40,7 +40,7 @@ examples:
   make bench ARGS="--scenario conn --peer microsocks --peer tabi"
   make bench ARGS="--scenario idle --server 'mine=./my-server --port {port}'"
 
-A whole run takes about twelve minutes and wants the machine to itself: whatever else runs is measured with it.
+A whole run takes about twenty-five minutes and wants the machine to itself: whatever else runs is measured with it.
 A run that leaves something out prints its results; it writes them only where --output says.
 exit code: 0 measured; 1 tabi failed a scenario; 2 the command line is wrong, or there is no compiler or OpenSSL
 """
@@ -127,7 +127,7 @@ def measure_once(scenario: Scenario, peer: Peer, load: Path, quick: bool) -> Fig
         try:
             command = peer.commands[scenario.listener](port, folder)
             with running(command, port, folder / "output") as server:
-                return measure(scenario, server, load, quick, peer.straight)
+                return measure(scenario, server, load, quick, peer.straight, peer.by_address)
         except Failure as exc:
             return str(exc)
 

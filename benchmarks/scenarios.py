@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,25 @@ Figures = dict[Figure, float]
 ``p50`` and ``p99``: microseconds. ``connections``: that the client opened.
 """
 
-Listener = Literal["socks5", "mixed", "socks5+tls", "http", "10 rules", "20,000 rules", "10 MB/s"]
+Listener = Literal[
+    "socks5",
+    "mixed",
+    "socks5+tls",
+    "http",
+    "10 rules",
+    "20,000 rules",
+    "10 MB/s",
+    "through microsocks",
+    "through tabi",
+    "bulk through microsocks",
+    "a name",
+    "two addresses",
+    "a pool",
+]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
-"""What a scenario wants of a server's port, as the scheme of tabi's listener says it; the last three are SOCKS5 for the
-user alice, with so many rules and all limits, or with a bandwidth."""
+"""What a scenario wants of a server's port, as the scheme of tabi's listener says it. All others are SOCKS5: for the
+user alice, with so many rules and all limits, or with a bandwidth; through another proxy; with a name that is known and
+has one address, or two; with a pool of a thousand members."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
@@ -67,8 +83,9 @@ REQUESTS = Group(
 )
 MEMORY = Group("Memory", {"cost": "kB each"})
 START = Group("Start", {"cost": "seconds"})
+CHOICES = Group("Choices", {"cost": "us each"})
 
-GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, MEMORY, START]
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, MEMORY, START, CHOICES]
 """In the order of the report."""
 
 
@@ -89,6 +106,11 @@ class Scenario:
     warm_up: tuple[str, ...] = ("conn", "400", "64")
     """Another load, before a measurement: what a server does once in its life."""
 
+
+NAMES: list[tuple[str, str, Listener]] = [
+    ("name", "one address", "a name"),
+    ("name-2", "two addresses", "two addresses"),
+]
 
 SCENARIOS = [
     Scenario(
@@ -189,6 +211,53 @@ SCENARIOS = [
         for streams in (1, 50)
     ),
     Scenario(
+        "upstream",
+        CONNECTIONS,
+        "connect through microsocks, echo 64 octets, close",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+        rounds=5,
+        listener="through microsocks",
+    ),
+    Scenario(
+        "upstream-tabi",
+        CONNECTIONS,
+        "the same through a tabi, which takes greeting and request together",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+        rounds=5,
+        listener="through tabi",
+    ),
+    Scenario(
+        "upstream-bulk",
+        THROUGHPUT,
+        "8 streams to clients through microsocks",
+        ["bulk", "down", "8", "3"],
+        ["bulk", "down", "8", "1"],
+        listener="bulk through microsocks",
+    ),
+    *(
+        Scenario(
+            name,
+            CONNECTIONS,
+            f"connect to a name that is known to have {addresses}, echo 64 octets, close",
+            ["conn", "10000", "64", "name"],
+            ["conn", "2000", "64", "name"],
+            rounds=7,  # its bar is 5 %
+            listener=listener,
+            warm_up=("conn", "400", "64", "name"),
+        )
+        for name, addresses, listener in NAMES
+    ),
+    Scenario(
+        "pool",
+        CHOICES,
+        "choose one of 1,000 members by least-connections, begin and end a request",
+        ["choose"],
+        ["choose"],
+        listener="a pool",
+    ),
+    Scenario(
         "http",
         REQUESTS,
         "GET of 1 KiB through an HTTP proxy, again and again by each of 32 clients",
@@ -200,11 +269,12 @@ SCENARIOS = [
 ]
 
 
-def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straight: bool) -> Figures:
+def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straight: bool, by_address: bool) -> Figures:
     """Take one measurement of a freshly started server.
 
     Args:
         straight: in TLS, no SOCKS5 is spoken with it.
+        by_address: it is asked for addresses where the others are for names.
 
     Raises:
         Failure: the server does not do what the scenario asks.
@@ -212,12 +282,16 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straigh
     kind, *arguments = (scenario.quick if quick else scenario.load) or ["start"]
     if kind == "start":
         return {"cost": server.start_seconds}
+    if kind == "choose":
+        return {"cost": choice_us()}
+    if by_address:
+        arguments = [word for word in arguments if word != "name"]
     ending = ["straight"] if straight else []
     command = [str(load), kind, str(server.port), *arguments, *ending]
     if scenario.group is MEMORY:
         return measure_memory(command, server)
-    warm_up, *arguments = scenario.warm_up
-    run_load([str(load), warm_up, str(server.port), *arguments, *ending])
+    warm_up, *words = scenario.warm_up
+    run_load([str(load), warm_up, str(server.port), *words, *ending])
     before = server.cpu_seconds()
     got = run_load(command)
     cpu = server.cpu_seconds() - before
@@ -229,6 +303,15 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straigh
     figures |= {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
     figures |= {"merit": count / cpu, "connections": got["connections"]}
     return figures | {"lost": got["lost"]} if kind in ("udp", "voices") else figures
+
+
+def choice_us() -> float:
+    """Microseconds of one choice in a pool, in a process of its own: no server is asked."""
+    script = Path(__file__).parent / "choose.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=GIVE_UP)
+    if done.returncode:
+        raise Failure(done.stderr.strip().splitlines()[-1])
+    return float(done.stdout)
 
 
 def run_load(command: list[str]) -> dict[str, float]:
