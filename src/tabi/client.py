@@ -128,7 +128,9 @@ class Proxy:
     async def egress(self) -> AsyncIterator[Egress]:
         """The way through all proxies, in the running loop, for as long as something is being opened."""
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
-        chain = make_chain(self.urls, self.contexts, Direct(dialer), dialer.deadlines, get_tls_shared())
+        chain = make_chain(
+            self.urls, self.contexts, Direct(dialer.speaking_first()), dialer.deadlines, get_tls_shared()
+        )
         try:
             yield chain
         except BaseException:

@@ -592,3 +592,21 @@ def test_the_name_of_an_address(run_once: Run) -> None:
             await dialer.close()
 
     run_once(main)
+
+
+def test_who_speaks_first_saves_a_packet(run: Run) -> None:
+    """Connections to proxies open as all others do; the option is theirs alone, and deadlines are shared."""
+
+    async def main() -> None:
+        made = Dialer(get_reactor(), FakeResolver(), 10)
+        first = made.speaking_first()
+        assert (made.speaks_first, first.speaks_first) == (False, hasattr(socket, "TCP_QUICKACK"))
+        assert first.deadlines is made.deadlines
+        async with target() as port:
+            for dialer in (made, first):
+                async with await dialer.dial(Address(ip_address("127.0.0.1"), port), permit_all) as stream:
+                    await stream.send_all(b"first")
+                    assert await stream.receive() == b"first"
+        await made.close()
+
+    run(main)

@@ -597,7 +597,7 @@ def test_outer_addresses_are_dialled(run_once: Run, dialled: list[IP], host: str
 def test_outer_addresses_may_get_datagrams_and_call(run_once: Run, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     """A datagram comes as far as its socket, which is none here, and a BIND as far as a route."""
 
-    def no_socket(self: Association, host: IP) -> None:
+    def no_socket(self: Association, host: IP, *way: object) -> None:
         raise OSError(errno.ENETUNREACH, "not in a test")
 
     async def main() -> None:

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from tabi.errors import DialError
 from tabi.net.cache import NameCache
@@ -33,6 +35,7 @@ Reverse = Callable[[IP], Awaitable[str]]
 AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
     int(option) for option in (socket.AF_INET, socket.AF_INET6, socket.IPPROTO_TCP, socket.TCP_NODELAY)
 )
+TCP_QUICKACK: Any = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 EINPROGRESS = errno.EINPROGRESS
 CONNECTING = (0, errno.EALREADY)
@@ -59,6 +62,17 @@ class Dialer:
         """The addresses of a name that are known already, or None. Raises DialError where it is known to have none."""
         self.seconds = seconds
         self.deadlines = Deadlines(reactor.loop, seconds)
+        self.speaks_first = False
+
+    def speaking_first(self) -> Dialer:
+        """The same for connections on which we speak at once, as with any proxy; closed with this one.
+
+        The last packet of TCP's handshake then waits for the first octets and goes with them (tcp(7), TCP_QUICKACK):
+        one packet less, of which both kernels have the work, and the proxy is woken once, not twice.
+        """
+        other = copy(self)
+        other.speaks_first = TCP_QUICKACK is not None
+        return other
 
     def dial(
         self,
@@ -224,6 +238,8 @@ class Dialer:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
         try:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            if self.speaks_first:
+                sock.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
             if origin is not None:
                 prepare(origin, sock, source, destination)
             sockaddr = (str(host), destination.port)

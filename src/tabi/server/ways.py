@@ -54,6 +54,7 @@ class Ways:
     def __init__(self, config: Config, dialer: Dialer, shared: TlsShared) -> None:
         self.config = config
         self.dialer = dialer
+        self.to_proxies = dialer.speaking_first()
         self.shared = shared
         self.seconds: float = config.timeouts.connect
         self.made: dict[str, Egress] = {}
@@ -105,7 +106,8 @@ class Ways:
         """Make one."""
         if name == BLOCK:
             return Block(name)
-        direct = Direct(self.dialer, make_origin(settings), name)
+        through = bool(settings.members or settings.hops)
+        direct = Direct(self.to_proxies if through else self.dialer, make_origin(settings), name)
         egress: Egress
         if settings.members:
             egress = self.make_pool(name, settings, direct)
