@@ -48,6 +48,14 @@ EXPECTED = {
         "received octets: 100000\n",
         "refused with reply 2\n",
     ),
+    "ways_out.py": (
+        "THROUGH LOCALHOST\n",
+        "connect by chain, member -\n",
+        "THROUGH 127.0.0.1\n",
+        "connect by pool, member of the pool\n",
+        "A DATAGRAM THROUGH TWO PROXIES\n",
+        "associate by chain, member -\n",
+    ),
     "tls.py": (
         "listening on socks5+tls://127.0.0.1:",
         "without a certificate: TLSV13_ALERT_CERTIFICATE_REQUIRED\n",
