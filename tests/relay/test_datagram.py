@@ -11,10 +11,9 @@ import pytest
 from conftest import Run
 from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap, use_features
 from doubles import no_descriptors_left
-from sockets import turns, until
+from sockets import until
 from support import client, reset_on_close
-from tabi.config import Udp, make_config
-from tabi.errors import LimitExceeded
+from tabi.config import Udp
 from tabi.net.hops import Hops
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
@@ -131,20 +130,6 @@ def test_waiting_for_a_name_holds_up_nobody(run: Run) -> None:
                 assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
             session = await place.end(client)
             assert session.drops == {"waiting": 1}
-
-    run(main)
-
-
-def test_names_end_with_the_server(run: Run) -> None:
-    """A server that stops leaves no question behind."""
-
-    async def main() -> None:
-        async with Place() as place, association(place.address) as client:
-            place.resolver.answering.clear()
-            client.send(encode_header(Address("slow.test", 9)) + b"x")
-            await until(lambda: place.resolver.asked)
-            await place.server.close()
-            assert (await place.ended.get()).close == "shutdown"
 
     run(main)
 
@@ -588,13 +573,15 @@ def test_an_association_that_nobody_uses_ends(run: Run) -> None:
     run(main)
 
 
-def test_the_sweep_runs_by_itself(run: Run) -> None:
-    """Nobody has to call it, and it rests while there is nothing to sweep."""
+def test_a_limit_ends_an_association(run: Run) -> None:
+    """With its reason, and the control connection ends."""
 
     async def main() -> None:
-        async with Place(udp_idle=0.05) as place, association(place.address):
-            assert (await place.ended.get()).close == "idle"
-            await until(lambda: place.server.associations.timer is None)
+        async with Place() as place, association(place.address) as client:
+            place.one.cut("limit: too long")
+            assert await client.reader.read() == b""
+            session = await place.ended.get()
+            assert (session.close, session.error) == ("limit", "limit: too long")
 
     run(main)
 
@@ -633,67 +620,6 @@ def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.
                 assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
             session = await place.end(client)
             assert (session.drops, session.error) == ({}, None)
-
-    run(main)
-
-
-def test_a_shared_port_lives_while_somebody_uses_it(run: Run) -> None:
-    """The second association finds it; a server that stops closes it."""
-
-    async def main() -> None:
-        shared = Udp(ports="shared")
-        async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
-            assert one.relay == two.relay == place.address
-            await place.end(one)
-            with destination() as echo:
-                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
-            await place.server.close()
-            with udp_socket(port=two.relay.port):
-                pass
-
-    run(main)
-
-
-# --- many ---
-
-
-def test_two_thousand_associations_leave_nothing(run_once: Run) -> None:
-    """Opened, used and closed: no descriptor, task or object of theirs stays."""
-
-    async def main() -> None:
-        async with Place() as place:
-            with destination() as echo:
-
-                async def one(number: int) -> None:
-                    async with association(place.address) as client:
-                        payload = b"%d" % number
-                        assert unwrap(await client.ask(echo.header + payload)) == (echo.address, payload)
-
-                for first in range(0, 2000, 50):
-                    await asyncio.gather(*(one(first + number) for number in range(50)))
-            await until(lambda: place.ended.qsize() == 2000)
-            associations = place.server.associations
-            assert not associations.active
-            assert not associations.lookups
-            assert not place.server.sessions
-            await turns()
-            assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses
-
-    run_once(main)
-
-
-def test_what_a_limit_of_time_ends_ends_in_order(run: Run) -> None:
-    """An association too: its control connection ends, and the line has the reason; it counts no octets for that."""
-
-    async def main() -> None:
-        limits = make_config({"limits": {"max_session": 86400}}).limits
-        async with Place(limits=limits) as place, association(place.address) as client:
-            (lease,) = place.server.gate.leases
-            assert type(place.one) is datagram.Association
-            lease.end(LimitExceeded("limit: too long", "max_session"))
-            assert await client.reader.read(1) == b""
-            session = await place.ended.get()
-            assert (session.close, session.error) == ("limit", "limit: too long")
 
     run(main)
 

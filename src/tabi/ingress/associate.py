@@ -7,7 +7,7 @@ from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import local_error
 from tabi.net.listen import client_ip, own_address
-from tabi.relay.datagram import Associations
+from tabi.relay.associations import Associations
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Reply, ReplyCode

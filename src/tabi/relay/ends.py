@@ -22,7 +22,8 @@ from tabi.net.sockaddr import decode_sockaddr, ip_octets
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 if TYPE_CHECKING:
-    from tabi.relay.datagram import Association, Associations
+    from tabi.relay.associations import Associations
+    from tabi.relay.datagram import Association
 
 log = logging.getLogger("tabi")
 

@@ -46,7 +46,7 @@ from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
 from tabi.policy.policy import LastWord
 from tabi.policy.users import Secret, Users
-from tabi.relay.datagram import Associations
+from tabi.relay.associations import Associations
 from tabi.relay.relays import Relays
 from tabi.server.compose import check_last_word, make_ingress, make_policy
 from tabi.server.ledger import LocalLedger
