@@ -247,3 +247,20 @@ def test_a_proxy_that_is_silent_or_breaks_is_a_reply(run_once: Run) -> None:
                     await Proxy(server.url).connect("127.0.0.1", 1)
 
     run_once(main)
+
+
+def test_what_a_proxy_breaks_is_no_breach_of_its_client(run_once: Run) -> None:
+    """A name of no length is reply 04 to a client that sends it; as a proxy's BND it is 01, and the error names who."""
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\x05\x00\x05\x00\x00\x03\x00\x00\x00")
+        await reader.read()
+
+    async def main() -> None:
+        async with target(breaks) as port:
+            with pytest.raises(RemoteProtocolError, match=rf"^127\.0\.0\.1:{port}: ") as caught:
+                await open_through(f"socks5://127.0.0.1:{port}", destination=Address("example.com", 443))
+            assert caught.value.reply_code is None
+
+    run_once(main)

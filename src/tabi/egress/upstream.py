@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from typing import Any, NamedTuple, TypeVar
 
 from tabi.egress.direct import CONNECTIONS_ALONE, Egress, Way
-from tabi.errors import DialError, ProxyError
+from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
 from tabi.net.resolve import find_number
@@ -122,6 +122,10 @@ class Upstream(Way):
             stream.close()
             if isinstance(exc, TimeoutError) and exc.errno is None:
                 raise ProxyError(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
+            if isinstance(exc, AuthError):  # in a chain it matters whose it is
+                raise AuthError(f"{self.proxy}: {exc}") from exc
+            if isinstance(exc, RemoteProtocolError):  # and its reply code is for clients that break the RFC
+                raise RemoteProtocolError(f"{self.proxy}: {exc}") from exc
             if isinstance(exc, OSError):
                 text = (exc.strerror or str(exc)).lower()
                 raise ProxyError(f"{self.proxy}: the connection to the proxy broke: {text}") from exc
