@@ -152,6 +152,7 @@ def test_an_ssh_server_is_a_way_out_until_the_server_stops(run: Run, tmp_path: P
                 new = await Proxy(proxy.url).connect("localhost", port)
                 assert len(ssh.connections) == 2
                 assert len(proxy.server.all_ways) == 2
+                assert proxy.server.room() == proxy.server.capacity - 4  # two sessions, and a descriptor more for each
                 await proxy.server.close()
                 assert [(await proxy.ended.get()).close for _ in range(2)] == ["shutdown", "shutdown"]
                 for stream in (old, new):

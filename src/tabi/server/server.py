@@ -501,7 +501,11 @@ class Server:
     def room(self) -> int:
         """How many more sessions the descriptors carry."""
         associations = self.associations  # which take twice as many, and the connections to proxies
-        return self.capacity - len(self.sessions) - len(associations.active) - associations.controls
+        room = self.capacity - len(self.sessions) - len(associations.active) - associations.controls
+        for ways in self.all_ways:
+            if ways.links:
+                room -= ways.channels  # a session through an SSH server takes one more: counted as two
+        return room
 
     def accepting(self, ingress: Ingress, listen: Listen) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""

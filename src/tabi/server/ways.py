@@ -90,6 +90,11 @@ class Ways:
         """Whether there are connections that are kept."""
         return any(link.is_alive for link in self.links)
 
+    @property
+    def channels(self) -> int:
+        """How many sessions go through connections that are kept."""
+        return sum(len(link.link.channels) for link in self.links if link.link is not None)
+
     async def close_links(self) -> None:
         """End them at once: behind the relays, so that these end in their own way."""
         for link in self.links:
