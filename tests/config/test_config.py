@@ -596,8 +596,16 @@ def test_a_configuration_does_not_change() -> None:
             "egress.a.check.evry: unknown key, expected one of: connect, http, every, timeout",
         ),
         (
-            "[egress.a]\nurl = 'http://a'\nsend_proxy_protocol = 1",
-            "egress.a.send_proxy_protocol: through a proxy, which would get it",
+            "[egress.a]\nchain = ['b', 'http://a']\nsend_proxy_protocol = 1\n[egress.b]\nurl = 'http://b'",
+            "egress.a.send_proxy_protocol: it begins with another egress: say it there",
+        ),
+        (
+            "[egress.a]\nmembers = ['direct']\nsend_proxy_protocol = 1",
+            "egress.a.send_proxy_protocol: it begins with another egress: say it there",
+        ),
+        (
+            "[egress.a]\nmembers = ['direct', 'ssh://u@b']\nsend_proxy_protocol = 1",
+            "egress.a.send_proxy_protocol: an SSH server has one connection for all clients",
         ),
         (
             "[users_grammar]\nseparator = 'ab'",

@@ -15,6 +15,7 @@ import pytest
 
 from authorities import authority, write_server
 from conftest import Run
+from datagrams import association, destination, unwrap
 from doubles import FakeResolver
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
@@ -412,3 +413,32 @@ def test_what_leads_to_a_proxy_is_chosen_for_the_session(run_once: Run) -> None:
                     assert (await member.ended.get()).destination == last.server.addresses[0]
 
     run_once(main)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_first_proxy_learns_who_the_client_is(run: Run, version: int, tmp_path: Path) -> None:
+    """By a PROXY header in front of everything, TLS too. Datagrams come from this machine: the control connection of an
+    association says no more."""
+    tls, ca = write_server(tmp_path), tmp_path / "ca.pem"
+    authority().cert_pem.write_to_path(ca)
+    listen = Listen("socks5+tls://127.0.0.1:0", proxy_protocol=["127.0.0.1"], tls=tls)
+
+    async def main() -> None:
+        first = Server(config=Config(listen=[listen], log=Log("none")), open=True)
+        async with target() as port, running(first) as one, running(Server("socks5://127.0.0.1:0")) as two:
+            chain = [one.server.urls[0].replace("127.0.0.1", "localhost"), two.server.urls[0]]
+            parts = {"chain": chain, "ca": str(ca), "send_proxy_protocol": version}
+            resolver = FakeResolver({"localhost": ["127.0.0.1"]})
+            async with running(front(resolver, egress={"out": parts})) as proxy:
+                assert await echoed(proxy.url, port) == b"through"
+                mine, theirs = await proxy.ended.get(), await one.ended.get()
+                assert theirs.client == mine.client
+                async with association(proxy.server.addresses[0]) as client:
+                    with destination() as echo:
+                        assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                mine = await proxy.ended.get()
+                ended = [await one.ended.get() for _ in range(2)]
+                named = {theirs.command: theirs.client == mine.client for theirs in ended}
+                assert named == {"associate": False, "connect": True}  # the latter is the way to the second proxy
+
+    run(main)

@@ -130,9 +130,12 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
         raise ConfigError("leads to itself", path)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
+    sends = egress.send_proxy_protocol
+    first = {url.protocol for key, url in proxies_of(egress) if key in ("url", "chain[0]") or members}
     by_ssh = any(url.protocol == "ssh" for _, url in proxies_of(egress))
     for key, wrong, why in (
-        ("send_proxy_protocol", egress.send_proxy_protocol and through, "through a proxy, which would get it"),
+        ("send_proxy_protocol", sends and through and not first, "it begins with another egress: say it there"),
+        ("send_proxy_protocol", sends and "ssh" in first, "an SSH server has one connection for all clients"),
         ("isolate", egress.isolate and members, "this is a pool: say it in an egress for each member"),
         ("isolate", egress.isolate and not through, "there is no proxy"),
         ("isolate", egress.isolate and not urls, "the chain ends with an egress: say it there"),

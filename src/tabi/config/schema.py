@@ -329,7 +329,7 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     send_proxy_protocol: Literal[0, 1, 2] = 0
     """The version of the PROXY header that every destination of a CONNECT or of a forwarded request
-    is sent first; 0 is none. Default: 0."""
+    is sent first, or the first proxy; 0 is none. Default: 0."""
     source: list[str] = []
     """Addresses of this machine, and prefixes that are routed to it, to come from. Default: as the system chooses."""
     source_by: Literal["session", "user", "client"] = "session"

@@ -37,6 +37,9 @@ class Egress(Protocol):
     here: bool
     """Whether names that go this way are resolved on this machine."""
 
+    straight: bool
+    """Whether no proxy is on it, so that what is at the other end of a stream is the destination."""
+
     def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
         """Return a connected stream that the caller closes; ``session`` is on whose behalf. Errors as `Dialer.dial`."""
 
@@ -59,6 +62,7 @@ class Way:
 
     name: str
     here = False
+    straight = False
 
     async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
         """See `Egress`. Raises DialError."""
@@ -80,6 +84,7 @@ class Direct(Way):
     """Connects to destinations from this machine: from an origin, where it has one."""
 
     here = True
+    straight = True
 
     def __init__(self, dialer: Dialer, origin: Origin | None = None, name: str = "direct") -> None:
         self.dialer = dialer

@@ -103,6 +103,7 @@ class Pooled:
         self.name = name
         self.pool = pool
         self.egresses = {member: egresses[member.name] for member in pool.members}
+        self.straight = False
         self.here = all(egress.here for egress in egresses.values())
         self.seconds = seconds
         self.each = seconds / 3 if each is None else each

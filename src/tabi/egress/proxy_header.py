@@ -1,4 +1,4 @@
-"""The PROXY header toward destinations: they learn who the client is (wire/proxy_protocol.py)."""
+"""The PROXY header toward destinations, or the first proxy: they learn who the client is (wire/proxy_protocol.py)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ class SendProxyHeader(Way):
     Args:
         below: opens the destination.
         version: of the header, 1 or 2.
+        named: say who the client is; else the header says that nobody is meant but this machine.
     """
 
     here = True
+    straight = True
 
-    def __init__(self, below: Egress, version: int) -> None:
+    def __init__(self, below: Egress, version: int, named: bool = True) -> None:
+        self.named = named
         self.name = below.name
         self.below = below
         self.version = version
@@ -34,7 +37,8 @@ class SendProxyHeader(Way):
         stream = await self.below.open(destination, permit, session)
         try:
             # The address that was dialled: a name in the header would cost the client's address too.
-            header = encode_header(self.version, session, from_sockaddr(stream.sock.getpeername()))
+            who = session if self.named else None
+            header = encode_header(self.version, who, from_sockaddr(stream.sock.getpeername()))
             await stream.send_all(header)  # an empty send buffer takes it at once
         except BaseException as exc:
             stream.close()
@@ -44,8 +48,11 @@ class SendProxyHeader(Way):
         return stream
 
     async def associate(self, session: Session | None = None) -> Hops:
-        """See `Egress`. Datagrams bear no header of that kind."""
-        return await self.below.associate(session)
+        """See `Egress`. A proxy takes the datagrams of a control connection from the address that this comes from: they
+        come from this machine, whoever the client is."""
+        hops = await self.below.associate(session)
+        hops.way = SendProxyHeader(self.below, self.version, named=False)
+        return hops
 
 
 def encode_header(version: int, session: Session | None, destination: Address) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from tabi.egress.direct import Asked, Direct, Egress
+from tabi.egress.direct import Asked, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
@@ -270,7 +270,7 @@ class Socks5(Upstream):
 
     def own_host(self, stream: Stream, below: Egress) -> Host:
         """The proxy's own host, reached by a stream through ``below``. Raises ProxyError as `peer_of`."""
-        return peer_of(stream).host if isinstance(below, Direct) else self.proxy.host
+        return peer_of(stream).host if below.straight else self.proxy.host
 
 
 def peer_of(stream: Stream) -> Address:

@@ -54,6 +54,7 @@ class ResolveHere:
     """
 
     here = True
+    straight = False
 
     def __init__(self, below: Egress, dialer: Dialer) -> None:
         self.name = below.name
@@ -98,7 +99,7 @@ class Isolated:
     """
 
     name = "isolated"
-    here = False
+    here = straight = False
 
     def __init__(self, make: Callable[[Credentials], Egress], apart: Sequence[Apart]) -> None:
         self.make = make

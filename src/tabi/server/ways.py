@@ -112,16 +112,13 @@ class Ways:
         if name == BLOCK:
             return Block(name)
         through = bool(settings.members or settings.hops)
-        direct = Direct(self.to_proxies if through else self.dialer, make_origin(settings), name)
-        egress: Egress
+        egress: Egress = Direct(self.to_proxies if through else self.dialer, make_origin(settings), name)
+        if settings.send_proxy_protocol:
+            egress = SendProxyHeader(egress, settings.send_proxy_protocol)
         if settings.members:
-            egress = self.make_pool(name, settings, direct)
+            egress = self.make_pool(name, settings, egress)
         elif settings.hops:
-            egress = self.make_chain(name, settings, direct)
-        elif settings.send_proxy_protocol:
-            egress = SendProxyHeader(direct, settings.send_proxy_protocol)
-        else:
-            egress = direct
+            egress = self.make_chain(name, settings, egress)
         if settings.resolve == "here" and not egress.here:
             egress = ResolveHere(egress, self.dialer)
         egress.name = name
