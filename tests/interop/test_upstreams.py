@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
+import itertools
 import os
 import pwd
 import subprocess
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from authorities import write_server
 from conftest import Run
 from datagrams import Front, Place, association, destination, refusal, unwrap
-from doubles import caller, open_bind, read_bound
+from doubles import FakeResolver, caller, open_bind, read_bound
+from interop.test_haproxy import haproxy
 from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
 from support import client, closed_port, request, target
-from tabi import AuthError, Proxy, ProxyError, Server
+from tabi import AuthError, Proxy, ProxyError, Server, Session
+from tabi.config import Config, make_config
 from tabi.egress.chain import make_chain
 from tabi.egress.direct import Direct
 from tabi.egress.socks5 import Socks5
@@ -293,3 +298,153 @@ def test_microsocks_carries_no_datagrams(run_once: Run, tmp_path: Path) -> None:
 
     with microsocks(tmp_path) as url, dante(tmp_path) as other:
         run_once(main)
+
+
+# --- inside TLS, and pools whose members come and go ---
+
+
+def test_tinyproxy_inside_the_tls_of_haproxy(run: Run, tmp_path: Path) -> None:
+    """An HTTPS proxy of other people's programs, alone and in a chain with ours; not under a name that it has not."""
+    tls = write_server(tmp_path)
+    assert tls.certificate is not None
+    pem, ca = tmp_path / "haproxy.pem", tmp_path / "server-ca.pem"
+    pem.write_text(Path(tls.certificate).read_text() + Path(str(tls.key)).read_text())
+
+    async def main() -> None:
+        names = FakeResolver({"localhost": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
+
+        async def through(*chain: str) -> None:
+            async with (
+                Server(config=way_out({"chain": [*chain], "ca": str(ca)}), resolver=names) as front,
+                Proxy(front.url).connect("127.0.0.1", port) as stream,
+            ):
+                await exchange(stream)
+
+        async with target() as port, Server("socks5://127.0.0.1:0") as ours:
+            for url in (f"https://localhost:{address.port}", f"https://127.0.0.1:{address.port}"):
+                await through(url)
+                await through(url, ours.url)
+                await through(ours.url, url.replace("localhost", "127.0.0.1"))
+            with pytest.raises(ProxyError, match="reply 01"):
+                await through(f"https://other.test:{address.port}")
+
+    with tinyproxy(tmp_path) as url:
+        rest = f"mode tcp\n    server tinyproxy {url.removeprefix('http://')}"
+        with haproxy(tmp_path, rest, f"ssl crt {pem}") as address:
+            run(main)
+
+
+def way_out(egress: dict[str, object]) -> Config:
+    """A server that sends everything one way."""
+    rule = {"action": "allow", "via": "out"}
+    listen = {"url": "socks5://127.0.0.1:0"}
+    return make_config({"log": {"access": "none"}, "listen": [listen], "rule": [rule], "egress": {"out": egress}})
+
+
+class Counter:
+    """A destination that answers each request and counts how often it came."""
+
+    def __init__(self) -> None:
+        self.seen: collections.Counter[bytes] = collections.Counter()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readline()
+        self.seen[request] += 1
+        writer.write(b"answer to " + request)
+        writer.close()
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-connections", "sticky"])
+def test_members_that_are_killed_and_come_back_under_load(run_once: Run, tmp_path: Path, balance: str) -> None:
+    """Whoever asks is answered, once, whichever member has died between two requests; one that is back gets work."""
+    program, ports = need("microsocks"), [free_port() for _ in range(3)]
+    members = [f"socks5://127.0.0.1:{port}" for port in ports]
+    loaders, counter = 6, Counter()
+
+    async def main() -> None:
+        took: collections.Counter[str] = collections.Counter()
+        turns = asyncio.Semaphore(loaders)
+        numbers = itertools.count()
+
+        async def load(proxy: Proxy, port: int) -> None:
+            while not done.is_set():
+                async with turns:
+                    line = b"request %d\n" % next(numbers)
+                    async with proxy.connect("127.0.0.1", port) as stream:
+                        await stream.send_all(line)
+                        received = b""
+                        while data := await stream.receive():
+                            received += data
+                    assert received == b"answer to " + line
+
+        async def between_requests(act: Callable[[], object]) -> None:
+            for _ in range(loaders):
+                await turns.acquire()
+            act()
+            for _ in range(loaders):
+                turns.release()
+
+        async def until_used(member: str) -> None:
+            before = took[member]
+            while took[member] <= before:
+                await asyncio.sleep(0.01)
+
+        def told(session: Session) -> None:
+            took[str(session.member)] += 1
+
+        done = asyncio.Event()
+        config = way_out({"members": members, "balance": balance, "sticky": {"by": "host"} if by_host else {}})
+        async with (
+            target(counter.serve) as port,
+            Server(config=config, on_session=told) as front,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(loaders):
+                group.create_task(load(Proxy(front.url), port))
+            for index, member in enumerate(members):
+                if not by_host:  # all of one key stay with one member, as long as it lives
+                    await until_used(member)
+                await between_requests(processes[index].stop)
+                await asyncio.sleep(0)
+                sent = next(numbers)
+                while len(counter.seen) < sent + 20:
+                    await asyncio.sleep(0.01)
+                await between_requests(processes[index].start)
+                if not by_host:
+                    await until_used(member)
+            done.set()
+        assert set(counter.seen.values()) == {1}
+        assert sum(took.values()) == len(counter.seen)
+
+    by_host = balance == "sticky"
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Restarted(program, port)) for port in ports]
+        run_once(main)
+
+
+class Restarted:
+    """A microsocks on one port that is killed and started again."""
+
+    def __init__(self, program: str, port: int) -> None:
+        self.command = [program, "-i", "127.0.0.1", "-p", str(port)]
+        self.address = parse_address(f"127.0.0.1:{port}")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(self.command, env=environment(), stdout=quiet, stderr=quiet)
+        wait_for(lambda: not refuses(self.address), "microsocks to listen")
+
+    def stop(self) -> None:
+        """Kill it."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Restarted:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
