@@ -496,8 +496,8 @@ async def reply_with(octets: bytes, reader: asyncio.StreamReader, writer: asynci
         (RESOLVE, b"\x05\0\0\x01\x0a\0\0\x05\0\0", 2),
         (RESOLVE_PTR, b"\x05\0\0\x01\x5d\xb8\xd8\x01\0\0", 4),
         (RESOLVE_PTR, b"\x05\0\0\x03\x07<a>.com\0\0", 4),
-        (RESOLVE_PTR, b"\x05\0\0\x03\x07a b.com\0\0", 4),
-        (RESOLVE_PTR, b"\x05\0\0\x03\0\0\0", 4),
+        (RESOLVE_PTR, b"\x05\0\0\x03\x07a b.com\0\0", 1),
+        (RESOLVE_PTR, b"\x05\0\0\x03\0\0\0", 1),
         (RESOLVE_PTR, b"\x05\x09\0\x01\0\0\0\0\0\0", 1),
     ],
 )

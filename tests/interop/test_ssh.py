@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,4 +59,5 @@ def test_a_proxy_that_refuses_is_what_ssh_shows(sshd: tuple[Sshd, int], proxy: S
     server, port = sshd
     done = run_program(server.command(port, proxy_command(proxy, "alice:wrong"), "true"))
     assert done.returncode == 255
-    assert b"tabi: the proxy did not accept the user name and password\n" in done.stderr
+    said = rf"^tabi: {re.escape(str(proxy.address))}: the proxy did not accept the user name and password$"
+    assert re.search(said, done.stderr.decode(), re.MULTILINE)
