@@ -312,7 +312,7 @@ def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
         assert found["reply"] == 2
     config = with_way("url = 'socks5://127.0.0.1:2'", "ports = [53]")
     found = explain_json("associate", "nowhere.invalid:53", config=config)
-    assert (found["later"], found["egress"]) == ("to nowhere.invalid:53: sent", "direct")
+    assert (found["later"], found["egress"]) == ("to nowhere.invalid:53: sent", "out: through socks5://127.0.0.1:2")
     config = with_way("url = 'http://127.0.0.1:2'", "ports = [53]")
     found = explain_json("associate", "8.8.8.8:53", config=config)
     assert found["later"].startswith("to 8.8.8.8:53: dropped, 127.0.0.1:2 is no SOCKS5 proxy")

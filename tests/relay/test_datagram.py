@@ -18,7 +18,7 @@ from tabi.net.hops import Hops
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
-from tabi.wire.datagram import encode_header
+from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 SIZES = (0, 1, 1472, 9000, 60000)
 ANY = Address(parse_address("0.0.0.0:0").host, 0)
@@ -741,5 +741,29 @@ def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytes
             await until(lambda: front.drops == {"unsent": 1})
             session = await front.end(mine)
             assert session.error == "the way out has ended behind its opening"
+
+    run(main)
+
+
+def test_what_is_too_long_with_the_headers_for_proxies(run: Run, kernel: str) -> None:
+    """Is dropped as that, here: each proxy behind the first has a header more. What just fits passes."""
+
+    async def main() -> None:
+        async with (
+            Place() as one,
+            Place() as two,
+            Front({"chain": [one.server.url, two.server.url]}) as front,
+            association(front.address) as mine,
+        ):
+            with destination() as echo:
+                fits = MAX_DATAGRAM - 2 * len(echo.header)
+                mine.send(echo.header + bytes(fits + 1))
+                await until(lambda: front.drops == {"too_large": 1})
+                mine.send(echo.header + b"x")
+                assert unwrap(await mine.receive()) == (echo.address, b"x")
+                assert unwrap(await mine.ask(echo.header + bytes(fits))) == (echo.address, bytes(fits))
+                mine.send(echo.header + bytes(fits + 1))
+                await until(lambda: front.drops == {"too_large": 2})
+            await front.end(mine)
 
     run(main)

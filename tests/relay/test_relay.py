@@ -444,3 +444,19 @@ def test_what_is_unread_when_it_is_cut_is_thrown_away(
             assert ends.session.close == "limit"
 
     run_once(main)
+
+
+def test_an_answer_that_finds_the_client_gone(run: Run) -> None:
+    """It is a reset for a destination that has spoken first, and nothing of the relay is called any more."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            await send(ends.server, b"220 ready")
+            await ends.near_server.peek(1)
+            ends.near_client.sock.shutdown(socket.SHUT_WR)
+            ends.start(answer=b"reply")
+            await until(lambda: not bench.relays.active)
+            assert (ends.session.close, ends.session.down) == ("reset", 0)
+
+    run(main)

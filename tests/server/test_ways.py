@@ -23,8 +23,8 @@ from support import client, closed_port, request, target
 from tabi import Server, Session
 from tabi.client import Proxy
 from tabi.config import Config, Listen, Log, make_config
-from tabi.egress.direct import CONNECTIONS_ALONE
-from tabi.errors import AuthError, ProxyError
+from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT
+from tabi.errors import AuthError, ConfigError, ProxyError
 from tabi.wire.address import Address
 
 
@@ -442,3 +442,43 @@ def test_the_first_proxy_learns_who_the_client_is(run: Run, version: int, tmp_pa
                 assert named == {"associate": False, "connect": True}  # the latter is the way to the second proxy
 
     run(main)
+
+
+def test_authorities_that_cannot_be_read_are_found_before_anything_starts(tmp_path: Path) -> None:
+    """For a chain and for a pool, by whoever makes a server: check, start and reload."""
+    path = tmp_path / "none.pem"
+    for parts in ({"url": "https://127.0.0.1:1"}, {"members": ["socks5+tls://127.0.0.1:1", "direct"]}):
+        with pytest.raises(ConfigError, match=rf"^egress\.out\.ca: {path}: No such file"):
+            front(egress={"out": {**parts, "ca": str(path)}})
+    good = front(egress={"out": {"url": "https://127.0.0.1:1"}})
+    with pytest.raises(ConfigError, match=r"^egress\.out\.ca: "):
+        good.reload(make_config({"egress": {"out": {"url": "https://127.0.0.1:1", "ca": str(path)}}}))
+
+
+def test_the_log_has_the_rule_of_an_association(run_once: Run) -> None:
+    """Where it decides whatever the destination; else each datagram has its own."""
+
+    async def main() -> None:
+        for matcher, rule in (({}, "out-of-here"), ({"ports": [1]}, None)):
+            rules = [{"name": "out-of-here", "action": "allow", "via": "out", **matcher}]
+            async with running(front(egress={"out": {"source": ["127.0.0.5"]}}, rule=rules)) as proxy:
+                async with association(proxy.server.addresses[0]):
+                    pass
+                assert (await proxy.ended.get()).rule == rule
+
+    run_once(main)
+
+
+def test_bind_does_not_go_by_a_pool_that_leads_straight(run_once: Run) -> None:
+    """It is refused with the reason; by such a way itself it listens there."""
+
+    async def main() -> None:
+        egress = {"here": {"source": ["127.0.0.5"]}, "out": {"members": ["here", "direct"]}}
+        async with running(front(egress=egress)) as proxy:
+            async with client(proxy.server.addresses[0]) as (reader, writer):
+                writer.write(b"\x05\x01\x00" + request("127.0.0.1", 9, 2))
+                assert (await reader.readexactly(12))[3] == 7
+            error = (await proxy.ended.get()).error
+            assert error == f"pool out: no member that answers can do that: egress direct: {STRAIGHT}"
+
+    run_once(main)

@@ -78,6 +78,7 @@ class Way:
 
 
 CONNECTIONS_ALONE = "it carries no datagrams, no calls of BIND, and no questions for names"
+STRAIGHT = "it leads straight, and a pool has nobody there who could listen"
 
 
 class Direct(Way):
@@ -99,6 +100,10 @@ class Direct(Way):
     async def associate(self, session: Session | None = None) -> Hops:
         """See `Egress`."""
         return Hops(self, self.find, self.origin)
+
+    def no_way(self) -> DialError:
+        """See `Way`."""
+        return DialError(f"egress {self.name}: {STRAIGHT}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
     async def find(self, name: str) -> list[IP]:
         """The addresses of a name, within the dialer's deadline. Raises DialError."""

@@ -201,8 +201,10 @@ class Socks5(Upstream):
         """See `Egress`. In a reply to BIND an unspecified address means the proxy's own, and becomes that."""
         asked = await self.ask_over(self.below, command, self.choose(destination, permit, session), session)
         host, port = unmap(asked.reply.bound)
-        if command == Command.BIND and not isinstance(host, str) and host.is_unspecified:
+        if command == Command.BIND and (not port or (not isinstance(host, str) and host.is_unspecified)):
             try:
+                if not port:
+                    raise RemoteProtocolError(f"{self.proxy}: the proxy listens at {asked.reply.bound}")
                 bound = Address(self.own_host(asked.stream, self.below), port)
             except BaseException:
                 asked.stream.close()

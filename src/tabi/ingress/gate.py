@@ -184,7 +184,9 @@ class Gate:
                 rule = policy.refusal(session, time())
                 if rule is not None:
                     self.follow(session, policy.decisions[rule.number])
-                way = policy.way(session, time())
+                settled = policy.settled(session, time())
+                session.rule = None if settled is None else settled.label
+                way = None if settled is None else settled.via
             if policy.limits and session.lease is None and not self.admit(policy, session):
                 await self.admit_slowly(session, client)
             if policy is self.policy:

@@ -90,11 +90,13 @@ class Policy:
             raise TypeError(f"decide returned {said!r}, expected None or tabi.Decision of one of {', '.join(ACTIONS)}")
         return said
 
+    def settled(self, session: Session, now: float) -> Rule | None:
+        """The rule that decides whatever the destination will be, if there is one and no program may differ."""
+        return None if self.last_word is not None else self.rules.find_without_destination(session, now)
+
     def way(self, session: Session, now: float) -> str | None:
         """The way out of a session whatever its destination will be, if a rule names one and no program may differ."""
-        if self.last_word is not None:
-            return None
-        rule = self.rules.find_without_destination(session, now)
+        rule = self.settled(session, now)
         return None if rule is None or rule.refuses else rule.via
 
     def refusal(self, session: Session, now: float) -> Rule | None:

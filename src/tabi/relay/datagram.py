@@ -215,7 +215,7 @@ class Association:
     def up(self, run: Run) -> int:
         """Carry a run from the client; `flush` sends it. Returns what it cost beside the usual, see COST_APART."""
         way = self.ways.get(run[1])
-        if way is None or way.sock is None or self.fragments is not None:
+        if way is None or way.sock is None or self.fragments is not None or run[5] + len(way.head) > MAX_DATAGRAM:
             return self.up_apart(run, way)
         outbox = self.associations.mail.outbox
         if outbox.sock is not way.sock:
@@ -300,6 +300,9 @@ class Association:
     def send_up(self, way: Way, payload: bytes) -> None:
         """Send one datagram."""
         assert way.sock is not None
+        if len(payload) + len(way.head) > MAX_DATAGRAM:
+            self.drop("too_large")
+            return
         try:
             way.sock.sendmsg((way.head, payload), (), 0, python_sockaddr(way.address))
         except OSError:
@@ -333,7 +336,7 @@ class Association:
         host, port = address
         if not port:
             way.refuse("malformed")
-        elif isinstance(host, str) or not self.lead(way, address, [host]):
+        elif isinstance(host, str) or self.lead(way, address, [host]) is not None:
             if self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
                 way.refuse("waiting")
                 return way  # not remembered: there is room again soon
@@ -357,9 +360,8 @@ class Association:
                 reason = "unresolved"
                 addresses = await self.resolve(destination.host)
                 reason = "unsent"
-            if not self.lead(way, destination, addresses):
-                via = self.judge(destination, addresses or None)
-                assert isinstance(via, str)
+            via = self.lead(way, destination, addresses)
+            if via is not None:
                 await self.exit(via)
                 self.lead(way, destination, addresses)
         except TabiError as exc:
@@ -394,29 +396,33 @@ class Association:
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
         return addresses
 
-    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> bool:
-        """Have a way lead to one of the addresses, if all of them are permitted; False where it cannot yet.
+    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> str | None:
+        """Have a way lead to one of the addresses, if all of them are permitted.
 
         Without addresses the destination is a name that the proxy resolves.
+
+        Returns:
+            The way out that has to be opened first, by name; None where there is none.
         """
         try:
             via = self.judge(destination, addresses or None)
         except PolicyDenied as exc:
             self.refuse(way, "denied", str(exc))
-            return True
+            return None
         if via is None:
             self.lead_straight(way, destination.port, addresses, "direct", self.associations.origin)
-            return True
-        hops = None if self.exits is None else self.exits.open.get(str(via))
+            return None
+        name = str(via)
+        hops = None if self.exits is None else self.exits.open.get(name)
         if hops is None:
-            return False
+            return name
         if not hops.relays:
-            self.lead_straight(way, destination.port, addresses, str(via), hops.origin)
-            return True
-        through = next(outside for outside in self.outside if outside.via == via)
+            self.lead_straight(way, destination.port, addresses, name, hops.origin)
+            return None
+        through = next(outside for outside in self.outside if outside.via == name)
         assert isinstance(through, Through)
         through.lead(way, destination, addresses)
-        return True
+        return None
 
     def lead_straight(self, way: Way, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
         """Have a way lead to the first address that there is a socket for."""

@@ -81,8 +81,9 @@ class Relay:
         elif client.events & READABLE:
             up.on_ready(client.events)
         if server.events & READABLE and not self.closed:
-            self.reactor.flush()  # the reply comes first
-            down.on_ready(server.events)
+            self.reactor.flush()  # the reply comes first, and may find that the client has gone
+            if not self.closed:
+                down.on_ready(server.events)
 
     def send_answer(self, answer: bytes) -> None:
         """Send the reply; a client that was reset meanwhile says so here, and only once."""

@@ -224,7 +224,10 @@ def explain_open(
         except PolicyDenied as exc:
             return exc
     way = policy.way(session, now)
+    settled = policy.settled(session, now)
     reason = None if way is None else unable(config, way, str(session.command))
+    if settled is not None and (reason is not None or not steps):
+        found.rules.append(RuleStep(settled.label, True, "whatever its destination", settled.action))
     if reason is not None:
         return DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
     if way is not None and leads_nowhere(config, way):
@@ -236,7 +239,8 @@ def explain_open(
         except TabiError as exc:
             failure = failure or exc
     failure = failure or (None if found.there else no_address)
-    found.egress, found.action, found.rule = describe(config, way or DIRECT), "allow", None
+    found.egress = found.egress or describe(config, way or DIRECT)
+    found.action, found.rule = "allow", None if settled is None else settled.label
     if not steps:
         found.later = "each is judged when it comes"
     else:

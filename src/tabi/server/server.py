@@ -53,7 +53,7 @@ from tabi.server.ledger import LocalLedger
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
 from tabi.server.reload import take_over
-from tabi.server.ways import Ways, check_ssh, make_origin
+from tabi.server.ways import Ways, check_files, make_origin
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -127,7 +127,7 @@ class Server:
         self.on_session = on_session
         self.resolver = resolver
         self.make_resolver = prepare_resolver(config)
-        check_ssh(config)
+        check_files(config)
         secrets = secrets_of(config)
         self.plain_users = dict(users or {})
         self.users = Users(secrets) if secrets else None

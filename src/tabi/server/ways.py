@@ -14,7 +14,7 @@ from tabi.config import Egress as Settings
 from tabi.config import Member as Listed
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
 from tabi.egress.chain import make_context, make_upstream
-from tabi.egress.direct import CONNECTIONS_ALONE, Direct, Egress
+from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT, Direct, Egress
 from tabi.egress.pool import Check, Pooled, no_member
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.egress.ssh_keys import SshKeys, need_asyncssh
@@ -169,11 +169,7 @@ class Ways:
 
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
         """The way through one proxy."""
-        context: ssl.SSLContext | None
-        try:
-            context = make_context(url, settings.ca)
-        except ValueError as exc:
-            raise ConfigError(str(exc), f"egress.{name}.ca") from None
+        context = context_for(url, name, settings)
         tls = None if context is None else UpstreamTls(context, self.shared)
         made = make_upstream(url, below, self.dialer.deadlines, tls, optimistic=True, keys=keys_of(settings))
         if url.protocol == "ssh":
@@ -181,15 +177,26 @@ class Ways:
         return made
 
 
+def context_for(url: ProxyURL, name: str, settings: Settings) -> ssl.SSLContext | None:
+    """What trusts a proxy inside TLS. Raises ConfigError."""
+    try:
+        return make_context(url, settings.ca)
+    except ValueError as exc:
+        raise ConfigError(str(exc), f"egress.{name}.ca") from None
+
+
 def keys_of(settings: Settings) -> SshKeys:
     """What ``ssh`` of an egress says."""
     return SshKeys(settings.ssh.known_hosts, settings.ssh.key, settings.ssh.agent)
 
 
-def check_ssh(config: Config) -> None:
-    """Look at everything that ways through SSH servers need. Raises ConfigError."""
+def check_files(config: Config) -> None:
+    """Look at everything that ways through TLS and SSH servers need. Raises ConfigError."""
     for name, settings in config.egress.items():
         path = f"egress.{name}"
+        if settings.ca is not None:
+            for _, url in proxies_of(settings):
+                context_for(url, name, settings)
         servers = [(key, url) for key, url in proxies_of(settings) if url.protocol == "ssh"]
         if servers:
             key, url = servers[0]
@@ -224,10 +231,18 @@ def unable(config: Config, name: str, command: str) -> str | None:
     """Why a way out cannot carry a command other than ``connect``, as far as is known without asking; None: it may."""
     settings = config.egress.get(name, NO_SETTINGS)
     if settings.members:
-        reasons = [unable_hop(config, member.to, command) for member in members_of(settings)]
+        reasons = [unable_member(config, member.to, command) for member in members_of(settings)]
         return None if None in reasons else f"pool {name}: no member can do that: {reasons[0]}"
     hops = settings.hops if command == "associate" else settings.hops[-1:]
     return next((reason for hop in hops if (reason := unable_hop(config, hop, command)) is not None), None)
+
+
+def unable_member(config: Config, member: str, command: str) -> str | None:
+    """The same for a member of a pool: BIND listens on this machine only where a rule says so."""
+    settings = config.egress.get(member, NO_SETTINGS)
+    if command == "bind" and "://" not in member and not settings.hops and not settings.members:
+        return f"egress {member}: {STRAIGHT}"
+    return unable_hop(config, member, command)
 
 
 def unable_hop(config: Config, hop: str, command: str) -> str | None:
