@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from processes import (
     serve,
 )
 from support import closed_port, reset_on_close, target
+from tabi.cli import connect
 
 
 @pytest.fixture
@@ -239,3 +241,23 @@ def test_a_proxy_that_does_not_answer_is_given_up(run_once: Run) -> None:
 def test_wrong_arguments_are_one_line(via: str, destination: str) -> None:
     """Exit code 2, and no password in the message."""
     assert "hunter2" not in failure(run_tabi("connect", "--via", via, destination), 2)
+
+
+def test_a_break_that_only_the_upload_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells of a reset once: where sending has heard of it, receiving sees what looks like an end."""
+    reset = threading.Event()
+
+    class Broken:
+        """A connection that was reset while something was sent."""
+
+        def sendall(self, data: bytes) -> None:
+            reset.set()
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+        def recv(self, size: int) -> bytes:
+            reset.wait(20)
+            return b""
+
+    monkeypatch.setattr(connect, "read", lambda fd: b"x")
+    with pytest.raises(ConnectionResetError):
+        connect.join(Broken())  # type: ignore[arg-type]

@@ -69,25 +69,40 @@ def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket, carried: b
             bridge.join()
 
 
+UPLOAD_PATIENCE = 0.5
+"""Seconds in which an upload under way may find that the connection broke, behind what looks like its end."""
+
+
 async def open_socket(proxy: Proxy, address: Address) -> socket.socket:
     """The socket of a connection through the proxy."""
     return take_socket(await proxy.open(address))
 
 
 def join(sock: socket.socket) -> None:
-    """Copy until the other side ends; the end of standard input is passed on."""
+    """Copy until the other side ends; the end of standard input is passed on. Raises OSError where it broke."""
+    sending = threading.Event()
+    broken: list[OSError] = []
 
     def upload() -> None:
         try:
             while data := read(0):
+                sending.set()
                 sock.sendall(data)
+                sending.clear()
             sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the other side is gone, which the main thread finds out too
-            pass
+        except OSError as exc:
+            if isinstance(exc, ConnectionResetError):  # the system tells it once: the other thread sees an orderly end
+                broken.append(exc)
+            # else the other side is gone, which the main thread finds out too
 
-    threading.Thread(target=upload, daemon=True).start()
+    uploading = threading.Thread(target=upload, daemon=True)
+    uploading.start()
     while data := sock.recv(CHUNK):
         write(1, data)
+    if sending.is_set():
+        uploading.join(UPLOAD_PATIENCE)
+    if broken:
+        raise broken[0]
 
 
 def read(fd: int) -> bytes:
