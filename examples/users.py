@@ -14,15 +14,15 @@ TOKENS = {"alice": "blue-7", "bob": "green-9"}
 """Where a real program has a database or another service."""
 
 
-async def authenticate(username: str, password: str, client: str) -> str | None:
+async def authenticate(login: tabi.Login) -> str | None:
     """Return the user's name, which goes into the log, or None to refuse. It may await; the handshake's deadline holds.
 
-    The client's IP address comes as text. Octets that are not UTF-8 come as surrogates.
+    A login also tells the client's address, the protocol, the listener, and the user of a TLS certificate.
     """
     await asyncio.sleep(0)  # the question to the database
-    token = TOKENS.get(username, "")
-    same = hmac.compare_digest(token.encode(), password.encode("utf-8", "surrogateescape"))
-    return username if token and same else None
+    token = TOKENS.get(login.username, "")
+    same = hmac.compare_digest(token.encode(), login.password.encode("utf-8", "surrogateescape"))
+    return login.username if token and same else None
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

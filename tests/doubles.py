@@ -15,7 +15,7 @@ from typing import Self
 from aiodns import error as dns
 
 from support import client, closed_port, credentials, request, reset_on_close, target
-from tabi import Config, Server, Session
+from tabi import Config, Login, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
 from tabi.net.failures import resolve_error
 from tabi.wire.address import Address, decode_address
@@ -67,13 +67,14 @@ class Doorman:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str]] = []
+        """User name, password and the client's host of each login."""
         self.answering = asyncio.Event()
         self.answering.set()
 
-    async def __call__(self, username: str, password: str, client: str) -> str | None:
-        self.asked.append((username, password, client))
+    async def __call__(self, login: Login) -> str | None:
+        self.asked.append((login.username, login.password, str(login.client.host)))
         await self.answering.wait()
-        return username if username == password else None
+        return login.username if login.username == login.password else None
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -24,6 +24,7 @@ from tabi.errors import (
     RemoteProtocolError,
     TabiError,
 )
+from tabi.ingress.login import Login, User
 from tabi.net.stream import Stream
 from tabi.server.server import Server
 from tabi.session import Decision, Session
@@ -39,6 +40,7 @@ __all__ = [
     "LimitExceeded",
     "Listener",
     "LocalProtocolError",
+    "Login",
     "PolicyDenied",
     "ProtocolError",
     "Proxy",
@@ -48,6 +50,7 @@ __all__ = [
     "Session",
     "Stream",
     "TabiError",
+    "User",
     "errors",
     "wire",
 ]

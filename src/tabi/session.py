@@ -32,6 +32,8 @@ Drop = Literal[
 ]
 """Why a datagram went nowhere; docs/access-log.md says more of each."""
 
+NO_GROUPS: frozenset[str] = frozenset()
+
 Action = Literal["allow", "deny", "reset", "drop"]
 
 
@@ -57,8 +59,9 @@ class Session:
     reason; ``drops`` is None for any other command. One that is ``silent`` gets no line: nothing was asked for in it.
     ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
     ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
-    ``parameters`` are those of the user name. ``member`` is the upstream that a pool chose. ``ended`` is what others
-    want to be told of the end (`when_over`).
+    ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program said of
+    the user, besides the configuration. ``member`` is the upstream that a pool chose. ``ended`` is what others want to
+    be told of the end (`when_over`).
     """
 
     __slots__ = (
@@ -76,7 +79,9 @@ class Session:
         "drops",
         "ended",
         "error",
+        "groups",
         "lease",
+        "limits",
         "listener",
         "member",
         "number",
@@ -97,6 +102,8 @@ class Session:
         self.protocol: str | None = None
         self.user: str | None = None
         self.parameters: Any = None  # of policy.grammar, which stands above
+        self.groups: frozenset[str] = NO_GROUPS
+        self.limits: Any = None  # of config, which stands above
         self.begin(number, started)
 
     def begin(self, number: int, started: float) -> None:

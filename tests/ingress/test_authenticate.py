@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from ipaddress import ip_address
+from typing import Any
 
 import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
 from conftest import Run
-from doubles import LOOPBACK, Scene, ask_for, config, end_of, greet
-from support import client, credentials, target
-from tabi import Server, Session
-from tabi.config import Listen, User
+from doubles import LOOPBACK, Scene, ask_for, config, end_of, greet, read_reply
+from support import client, credentials, request, target
+from tabi import ConfigError, Login, Server, Session, User
+from tabi.config import Listen, Rule
+from tabi.config import User as config_user
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.policy.users import Users, make_hash, parse_hash, plain_secret
+from tabi.wire.address import Address
 
 HASH = make_hash(b"secret")
+
+
+def login(username: str, password: str) -> Login:
+    """A login from this machine."""
+    return Login(username, password, Address(ip_address("127.0.0.1"), 40000))
 
 
 class Counted(Users):
@@ -42,9 +52,9 @@ def test_a_hash_is_computed_in_a_thread_of_its_own_pool(run: Run) -> None:
     async def main() -> None:
         users = Counted()
         check = PasswordAuthenticator(users)
-        assert await check(b"alice", b"secret", "127.0.0.1") == "alice"
-        assert await check(b"bob", b"plain", "127.0.0.1") == "bob"
-        assert await check(b"bob", b"wrong", "127.0.0.1") is None
+        assert await check(login("alice", "secret")) == "alice"
+        assert await check(login("bob", "plain")) == "bob"
+        assert await check(login("bob", "wrong")) is None
         await check.close()
         assert [name.startswith("tabi-hash") for name in users.checks] == [True, False, False]
 
@@ -58,10 +68,10 @@ def test_a_proven_pair_is_not_hashed_again(run: Run) -> None:
         users = Counted()
         check = PasswordAuthenticator(users)
         for _ in range(3):
-            assert await check(b"alice", b"secret", "127.0.0.1") == "alice"
+            assert await check(login("alice", "secret")) == "alice"
         assert len(users.checks) == 1
         for _ in range(2):
-            assert await check(b"alice", b"Secret", "127.0.0.1") is None
+            assert await check(login("alice", "Secret")) is None
         assert len(users.checks) == 3
         await check.close()
 
@@ -74,13 +84,13 @@ def test_a_hash_under_way_holds_nobody_up(run: Run) -> None:
     async def main() -> None:
         users = Counted()
         check = PasswordAuthenticator(users)
-        assert await check(b"alice", b"secret", "127.0.0.1") == "alice"
+        assert await check(login("alice", "secret")) == "alice"
         users.going_on.clear()
         async with asyncio.TaskGroup() as tasks:
-            slow = [tasks.create_task(check(b"alice", b"%d" % number, "127.0.0.1")) for number in range(100)]
+            slow = [tasks.create_task(check(login("alice", str(number)))) for number in range(100)]
             await asyncio.sleep(0)
-            assert await check(b"bob", b"plain", "127.0.0.1") == "bob"
-            assert await check(b"alice", b"secret", "127.0.0.1") == "alice"
+            assert await check(login("bob", "plain")) == "bob"
+            assert await check(login("alice", "secret")) == "alice"
             assert not any(task.done() for task in slow)
             for task in slow[2:]:
                 task.cancel()
@@ -99,7 +109,7 @@ def test_a_hash_that_nobody_waits_for_is_not_begun(run: Run) -> None:
         check = PasswordAuthenticator(users)
         users.going_on.clear()
         async with asyncio.TaskGroup() as tasks:
-            waiting = [tasks.create_task(check(b"alice", b"%d" % number, "127.0.0.1")) for number in range(20)]
+            waiting = [tasks.create_task(check(login("alice", str(number)))) for number in range(20)]
             await asyncio.sleep(0)
             for task in waiting:
                 task.cancel()
@@ -115,7 +125,7 @@ def test_a_server_with_hashed_users_serves_others_meanwhile(run: Run) -> None:
 
     async def main() -> None:
         listen = Listen(LOOPBACK, users="optional")
-        users = {"alice": User(HASH)}
+        users = {"alice": config_user(HASH)}
         async with Server(config=msgspec.structs.replace(config(listen), users=users)) as server, target() as port:
             async with asyncio.TaskGroup() as tasks:
 
@@ -152,9 +162,9 @@ def test_a_slow_authenticate_holds_up_only_its_own_session(run: Run) -> None:
 def test_an_authenticate_that_raises_lets_nobody_in(
     run: Run, caplog: pytest.LogCaptureFixture, fault: type[Exception]
 ) -> None:
-    """A fault of the embedding program refuses the client as a wrong password does, and is in the log as a fault."""
+    """A failure of the embedding program is not a wrong password: status 02, and the traceback is in the log."""
 
-    async def fail(username: str, password: str, client: str) -> str | None:
+    async def fail(login: Login) -> str | None:
         raise fault
 
     async def main() -> None:
@@ -163,10 +173,10 @@ def test_an_authenticate_that_raises_lets_nobody_in(
             async with client(server.addresses[0]) as (reader, writer):
                 assert await greet((reader, writer), b"\x02") == 2
                 writer.write(credentials(b"alice", b"hunter2"))
-                assert await reader.read() == b"\x01\x01"
+                assert await reader.read() == b"\x01\x02"
             session = await ended.get()
-            assert (session.close, session.user) == ("denied", None)
-            assert session.error == f"authenticate failed: {fault.__name__}"
+            assert (session.close, session.user) == ("error", None)
+            assert session.error == f"authentication failed: {fault.__name__}"
 
     run(main)
     assert [(record.levelno, bool(record.exc_info)) for record in caplog.records] == [(logging.ERROR, True)]
@@ -179,12 +189,12 @@ def test_an_authenticate_that_is_too_slow_is_cancelled(run: Run) -> None:
     async def main() -> None:
         withdrawn = asyncio.Event()
 
-        async def think(username: str, password: str, client: str) -> str | None:
+        async def think(login: Login) -> str | None:
             try:
                 await asyncio.Event().wait()
             finally:
                 withdrawn.set()
-            return username
+            return login.username
 
         async with (
             Server(config=config(handshake=0.2), authenticate=think) as server,
@@ -201,8 +211,8 @@ def test_an_authenticate_that_is_too_slow_is_cancelled(run: Run) -> None:
 def test_authenticate_names_the_user(run: Run) -> None:
     """The name that it returns is the session's user, also where it is another one than the client gave."""
 
-    async def rename(username: str, password: str, client: str) -> str | None:
-        return f"{username}@{client}"
+    async def rename(login: Login) -> str | None:
+        return f"{login.username}@{login.client.host}"
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
@@ -214,3 +224,99 @@ def test_authenticate_names_the_user(run: Run) -> None:
             assert (await ended.get()).user == "alice@127.0.0.1"
 
     run(main)
+
+
+def test_a_user_with_groups(run: Run) -> None:
+    """A `tabi.User` may belong to groups: rules for a group hold for this session, besides the groups of the file."""
+    rules = [Rule(action="allow", users=["@dev", "@ops"]), Rule(action="deny")]
+
+    async def answer(login: Login) -> User | str:
+        return User(login.username, groups=["ops"]) if login.username != "carol" else "carol"
+
+    async def main() -> None:
+        users = {"bob": config_user(groups=["dev"]), "carol": config_user()}
+        settings = msgspec.structs.replace(config(Listen(LOOPBACK)), rule=rules, users=users)
+        async with Server(config=settings, authenticate=answer) as server, target() as port:
+            replies = []
+            for name in ("alice", "bob", "carol"):
+                async with client(server.addresses[0]) as (reader, writer):
+                    assert await greet((reader, writer), b"\x02") == 2
+                    writer.write(credentials(name.encode(), b"x"))
+                    assert await reader.readexactly(2) == b"\x01\x00"
+                    writer.write(request("127.0.0.1", port))
+                    replies.append((await read_reply(reader))[0])
+            assert replies == [0, 0, 2]
+
+    run(main)
+
+
+def test_a_login_tells_how_it_came(run: Run) -> None:
+    """The function gets the client, the protocol and the listener; the repr hides the password. It need not await."""
+    seen: list[Login] = []
+
+    def answer(login: Login) -> None:
+        seen.append(login)
+
+    async def main() -> None:
+        async with Server("mixed://127.0.0.1:0", authenticate=answer) as server:
+            async with client(server.addresses[0]) as (reader, writer):
+                assert await greet((reader, writer), b"\x02") == 2
+                writer.write(credentials(b"\xff", b"hunter2"))
+                assert await reader.readexactly(2) == b"\x01\x01"
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(
+                    b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nProxy-Authorization: Basic YWxpY2U6aHVudGVyMg==\r\n\r\n"
+                )
+                assert (await reader.readline()).startswith(b"HTTP/1.1 407 ")
+            first, second = seen
+            assert (first.username, first.password, first.protocol) == ("\udcff", "hunter2", "socks5")
+            assert (second.username, second.password, second.protocol) == ("alice", "hunter2", "http")
+            assert (str(first.client.host), first.tls_identity) == ("127.0.0.1", None)
+            assert first.listener == "mixed://127.0.0.1:0"
+            assert "hunter2" not in repr(first) + pretty_repr(first)
+
+    run(main)
+
+
+def test_a_failure_of_authenticate_in_http(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets 503, not 407: its password may be right. The answer does not tell what failed."""
+
+    def fail(login: Login) -> str:
+        raise ValueError("the table of users is broken")
+
+    async def main() -> None:
+        server = Server("http://127.0.0.1:0", authenticate=fail)
+        async with server, client(server.addresses[0]) as (reader, writer):
+            writer.write(b"GET http://a/ HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic YTpi\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"Proxy-Authenticate" not in head
+            writer.write_eof()
+            assert b"table of users" not in await reader.read()
+
+    run(main)
+    assert "the table of users is broken" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [7, b"alice", ("alice",)])
+def test_an_answer_of_the_wrong_type(run: Run, caplog: pytest.LogCaptureFixture, answer: object) -> None:
+    """What is not a name, a user or None is a failure of the program: nobody is let in, and the log says which type."""
+
+    def wrong(login: Login) -> Any:
+        return answer
+
+    async def main() -> None:
+        async with Server(LOOPBACK, authenticate=wrong) as server, client(server.addresses[0]) as (reader, writer):
+            assert await greet((reader, writer), b"\x02") == 2
+            writer.write(credentials(b"alice", b"x"))
+            assert await reader.read() == b"\x01\x02"
+
+    run(main)
+    assert f"authenticate returned {type(answer).__name__}, expected str, tabi.User or None" in caplog.text
+
+
+@pytest.mark.parametrize("function", [7, "alice", lambda: "alice", lambda username, password, client: username])
+def test_an_authenticate_that_cannot_be_asked(function: Any) -> None:
+    """What is not a function of one argument is refused when the server is made, also the form of earlier versions."""
+    with pytest.raises(ConfigError, match=r"^authenticate: .*expected a function of one argument, a tabi.Login"):
+        Server(LOOPBACK, authenticate=function)

@@ -20,7 +20,7 @@ from doubles import FakeResolver
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
 from support import client, closed_port, request, target
-from tabi import Server, Session
+from tabi import Login, Server, Session
 from tabi.client import Proxy
 from tabi.config import Config, Listen, Log, make_config
 from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT
@@ -233,9 +233,9 @@ def test_users_are_kept_apart_by_credentials_of_their_own(run_once: Run) -> None
     async def main() -> None:
         seen: list[str] = []
 
-        async def authenticate(username: str, password: str, address: str) -> str | None:
-            seen.append(username)
-            return username
+        async def authenticate(login: Login) -> str | None:
+            seen.append(login.username)
+            return login.username
 
         users = {name: {"password": "x", "plain": True} for name in ("alice", "bob")}
         up = Server("socks5://127.0.0.1:0", authenticate=authenticate)

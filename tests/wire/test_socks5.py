@@ -21,6 +21,7 @@ from tabi.wire.socks5 import (
     CredentialsReply,
     Greeting,
     Method,
+    MethodMessage,
     MethodSelection,
     Reply,
     ReplyCode,
@@ -477,11 +478,97 @@ def test_a_refused_password_is_the_end(status: int) -> None:
     assert (ours.state, theirs.state) == (State.CLOSED, State.CLOSED)
 
 
-@pytest.mark.parametrize("method", [0x01, 0x80, 0xFF])
-def test_a_method_that_nobody_speaks_is_the_end(method: int) -> None:
-    """FF refuses all methods, whether it was offered or not; what the machine does not speak cannot go on."""
-    ours, theirs = join(Greeting(b"\x00\x01\x80"), method)
+def test_no_acceptable_method_is_the_end() -> None:
+    """FF refuses all methods, whether it was offered or not."""
+    ours, theirs = join(Greeting(b"\x00\x01\x80"), 0xFF)
     assert (ours.state, theirs.state) == (State.CLOSED, State.CLOSED)
+
+
+def token_length(octets: bytearray) -> int:
+    """Messages of a method as in RFC 1961 section 3: VER 1, MTYP 1, LEN 2, TOKEN; at most 1,000 octets here."""
+    if octets[0] != 1:
+        raise RemoteProtocolError(f"token: version {octets[0]:#04x}, expected 0x01")
+    if len(octets) < 4:
+        return 4
+    length = 4 + int.from_bytes(octets[2:4], "big")
+    if length > 1000:
+        raise RemoteProtocolError(f"token: {length} octets, expected 1000 at most")
+    return length
+
+
+def token(text: bytes) -> MethodMessage:
+    """A message that `token_length` can read."""
+    return MethodMessage(b"\x01\x01" + len(text).to_bytes(2, "big") + text)
+
+
+def negotiating() -> tuple[ClientMachine, ServerMachine]:
+    """A client and a server that have chosen a method with messages of its own."""
+    ours, theirs = join(Greeting(b"\x00\x01"), 1)
+    assert (ours.state, theirs.state) == (State.NEGOTIATION, State.NEGOTIATION)
+    ours.negotiate(token_length)
+    theirs.negotiate(token_length)
+    return ours, theirs
+
+
+def test_a_method_negotiates_by_messages_of_its_own() -> None:
+    """Any number of messages go both ways between the choice of the method and the request, which follows as ever."""
+    ours, theirs = negotiating()
+    for text in (b"", b"hello", b"x" * 500):
+        deliver(ours.send(token(text)), theirs, token(text))
+        deliver(theirs.send(token(text[::-1])), ours, token(text[::-1]))
+    ours.negotiated()
+    theirs.negotiated()
+    deliver(ours.send(Request(Command.CONNECT, IPV4)), theirs, Request(Command.CONNECT, IPV4))
+    deliver(theirs.send(Reply(0, IPV4)), ours, Reply(0, IPV4))
+    assert (ours.state, theirs.state) == (State.OPEN, State.OPEN)
+
+
+def test_a_negotiation_takes_no_octet_of_what_follows() -> None:
+    """Each message is there when its last octet is, however it was split; ``missing`` asks for no more than it has."""
+    first, second = token(b"one"), token(b"two")
+    octets = first.octets + second.octets + encode_request(Request(Command.CONNECT, NAME))
+    for pieces in cuts(octets):
+        _, theirs = negotiating()
+        assert read(theirs, pieces) == first
+        assert theirs.next_event() == second
+        theirs.negotiated()
+        assert theirs.next_event() == Request(Command.CONNECT, NAME)
+    ours, _ = negotiating()
+    assert ours.missing == 1
+    for place in range(len(first.octets)):
+        ours.receive_data(first.octets[place : place + 1])
+        assert ours.missing <= len(first.octets) - place - 1
+    assert ours.next_event() == first
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [(b"\x02", "version 0x02"), (b"\x01\x01\xff\xff", "65539 octets"), (b"\x01\x01", "ended in the middle")],
+)
+def test_a_broken_negotiation_is_the_end(octets: bytes, text: str) -> None:
+    """What is not a message of the method, is too long, or ends too early, ends the conversation for good."""
+    for machine in negotiating():
+        machine.receive_data(octets)
+        machine.receive_data(b"")
+        for why in (text, "the conversation is over"):
+            with pytest.raises(RemoteProtocolError, match=why):
+                machine.next_event()
+
+
+def test_a_negotiation_belongs_behind_its_choice() -> None:
+    """Nothing is negotiated where another method was chosen, and no request is sent before the method says so."""
+    ours, theirs = join(NONE, 0)
+    for machine in (ours, theirs):
+        with pytest.raises(LocalProtocolError, match="cannot negotiate in state REQUEST"):
+            machine.negotiate(token_length)
+        with pytest.raises(LocalProtocolError, match="nothing was negotiated in state REQUEST"):
+            machine.negotiated()
+    ours, theirs = negotiating()
+    with pytest.raises(LocalProtocolError, match="cannot send Request in state NEGOTIATION"):
+        ours.send(Request(Command.CONNECT, IPV4))
+    with pytest.raises(LocalProtocolError, match="cannot send Reply in state NEGOTIATION"):
+        theirs.send(Reply(0))
+    assert "secret" not in repr(token(b"secret"))
 
 
 def test_a_client_that_does_not_wait() -> None:

@@ -10,8 +10,10 @@ Nothing but the greeting and the request has been sent by then, so nothing is do
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 
+from tabi.egress.client_methods import ClientMethod, client_methods
 from tabi.egress.direct import Asked, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
@@ -46,9 +48,12 @@ REPLY_TEXTS = {
 
 
 async def request(
-    stream: Stream, command: int, destination: Address, credentials: Credentials | None
+    stream: Stream, command: int, destination: Address, methods: Sequence[ClientMethod]
 ) -> tuple[ClientMachine, Reply]:
-    """Speak SOCKS5 as a client on a fresh stream, up to the first reply. Who waits sets the deadline.
+    """Speak SOCKS5 as a client on a fresh stream, up to the first reply. The caller sets the deadline.
+
+    Args:
+        methods: offered to the proxy, which chooses one of them.
 
     Returns:
         The machine, for BIND's second reply (`read_reply`), and the reply, which is a success.
@@ -60,24 +65,20 @@ async def request(
         OSError: as `Stream.receive`.
     """
     machine = ClientMachine()
-    offered = bytes(
-        (Method.NO_AUTHENTICATION,) if credentials is None else (Method.NO_AUTHENTICATION, Method.USERNAME_PASSWORD)
-    )
-    await stream.send_all(machine.send(Greeting(offered)))
+    await stream.send_all(machine.send(Greeting(bytes([method.method for method in methods]))))
     chosen = (await read_exactly(stream, machine, spare=1)).method
-    check_method(chosen, credentials)
-    if chosen == Method.USERNAME_PASSWORD and credentials is not None:
-        await stream.send_all(machine.send(credentials))
-        if (await read_exactly(stream, machine, spare=1)).status:
-            raise AuthError("the proxy did not accept the user name and password")
+    check_method(chosen, methods)
+    for method in methods:
+        if method.method == chosen:
+            await method.authenticate(stream, machine)
     await stream.send_all(machine.send(Request(command, destination)))
     return machine, await read_reply(stream, machine, destination)
 
 
-def check_method(chosen: int, credentials: Credentials | None) -> None:
+def check_method(chosen: int, methods: Sequence[ClientMethod]) -> None:
     """Raise AuthError where the proxy takes none of the methods that were offered."""
     if chosen == Method.NO_ACCEPTABLE_METHODS:
-        wanted = "it wants a user name and a password" if credentials is None else "none of the offered methods"
+        wanted = "it wants a user name and a password" if len(methods) == 1 else "none of the offered methods"
         raise AuthError(f"the proxy refused: {wanted}")
 
 
@@ -124,7 +125,7 @@ class Socks5(Upstream):
         optimistic: bool = False,
     ) -> None:
         super().__init__(below, proxy, deadlines, tls)
-        self.credentials = credentials
+        self.methods = client_methods(credentials)
         self.optimistic = optimistic and credentials is None
         self.proven = False  # it has replied to both at once
 
@@ -193,7 +194,7 @@ class Socks5(Upstream):
 
     async def begins(self, stream: Stream, machine: ClientMachine, request: Request) -> bool:
         """Whether a reply begins to come. Errors as `replies` and `Stream.receive`."""
-        check_method((await read_exactly(stream, machine)).method, None)
+        check_method((await read_exactly(stream, machine)).method, self.methods)
         machine.send(request)  # which is on its way already
         return await stream.peek(1) != b""
 
@@ -226,7 +227,7 @@ class Socks5(Upstream):
         """
 
         async def talk(stream: Stream) -> tuple[ClientMachine, Reply]:
-            return await request(stream, command, destination, self.credentials)
+            return await request(stream, command, destination, self.methods)
 
         try:
             stream, (machine, reply) = await self.converse(talk, session, below, deadlines)

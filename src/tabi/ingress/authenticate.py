@@ -6,16 +6,18 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
 
 from tabi.errors import AuthError
+from tabi.ingress.login import Login, User
 from tabi.policy.grammar import Grammar, Parameters
 from tabi.policy.users import Users
-from tabi.session import Session
+from tabi.session import NO_GROUPS, Session
 
 log = logging.getLogger("tabi")
-
-Authenticate = Callable[[bytes, bytes, str], Awaitable[str | None]]
-"""(user name, password, the client's address) -> the user's name, or None to refuse."""
 
 HASHERS = 2
 """Threads that compute hashes: each takes a core and 16 MiB for the time of one."""
@@ -24,56 +26,87 @@ PENDING = 64
 """Hashes that may wait for a thread; the rest waits in its own task, within the handshake's deadline."""
 
 
-class Identity(str):
-    """A user's name, and the parameters that came with it."""
+class Outcome(Enum):
+    """What came of asking who a client is."""
 
-    __slots__ = ("name", "parameters")
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    """It is nobody that is known."""
+    FAILED = "failed"
+    """That could not be found out: a failure of ours, which says nothing about the client."""
 
-    name: str
+
+class Parted(NamedTuple):
+    """A user, and the parameters that came with the user name."""
+
+    user: str | User
     parameters: Parameters
 
 
-def with_grammar(authenticate: Authenticate, grammar: Grammar) -> Authenticate:
+Answer = str | User | Parted | None
+
+
+Ask = Callable[[Login], "Answer | Awaitable[Answer]"]
+"""`Authenticate`, or the same behind a grammar of user names."""
+
+
+def with_grammar(authenticate: Ask, grammar: Grammar) -> Ask:
     """Ask for the user's own name, where it comes with parameters."""
 
-    async def ask(username: bytes, password: bytes, client: str) -> str | None:
+    async def ask(login: Login) -> Answer:
         try:
-            name, parameters = grammar.read(username.decode("utf-8", "surrogateescape"))
+            name, parameters = grammar.read(login.username)
         except ValueError as exc:
             raise AuthError(str(exc)) from None
-        user = await authenticate(name.encode("utf-8", "surrogateescape"), password, client)
-        if user is None:
-            return None
-        found = Identity(user)
-        found.name, found.parameters = user, parameters
-        return found
+        user = authenticate(msgspec.structs.replace(login, username=name))
+        if isinstance(user, Awaitable):
+            user = await user
+        return user if user is None or isinstance(user, Parted) else Parted(user, parameters)
 
     return ask
 
 
-async def identify(
-    authenticate: Authenticate, session: Session, username: bytes, password: bytes, seconds: float
-) -> bool:
-    """Ask who a client is, within ``seconds``, and set the session's user or its error. False when it is nobody.
+async def identify(ask: Ask, session: Session, username: bytes, password: bytes, seconds: float) -> Outcome:
+    """Ask who a client is, within ``seconds``, and set the session's user or its error.
 
     Raises:
         TimeoutError: the answer took too long.
     """
-    session.user = session.parameters = None
+    login = Login(
+        username.decode("utf-8", "surrogateescape"),
+        password.decode("utf-8", "surrogateescape"),
+        session.client,
+        session.protocol,
+        session.listener,
+        session.user,
+    )
+    session.user = session.parameters = session.limits = None
+    session.groups = NO_GROUPS
     async with asyncio.timeout(seconds):
         try:
-            user = await authenticate(username, password, str(session.client.host))
-            if isinstance(user, Identity):
-                session.parameters, user = user.parameters, user.name
-            session.user = user
+            found = ask(login)
+            if isinstance(found, Awaitable):
+                found = await found
+            if isinstance(found, Parted):
+                session.parameters, found = found.parameters, found.user
+            if isinstance(found, User):
+                session.groups, session.limits, found = frozenset(found.groups), found.limits, found.name
+            if found is not None and not isinstance(found, str):
+                raise TypeError(f"authenticate returned {type(found).__name__}, expected str, tabi.User or None")
         except AuthError as exc:
             session.error = str(exc)
-        except Exception as exc:  # the deadline comes as a cancellation: this is a fault of who was asked
-            log.exception("authenticate failed")
-            session.error = f"authenticate failed: {type(exc).__name__}"
-    if session.user is None:
-        session.error = session.error or "wrong user name or password"
-    return session.user is not None
+            return Outcome.REJECTED
+        except (
+            Exception
+        ) as exc:  # the deadline comes as a cancellation: this is a failure of the program that was asked
+            log.exception("authentication failed")
+            session.error = f"authentication failed: {type(exc).__name__}"
+            return Outcome.FAILED
+    if not found:
+        session.error = "wrong user name or password"
+        return Outcome.REJECTED
+    session.user = found
+    return Outcome.ACCEPTED
 
 
 class PasswordAuthenticator:
@@ -84,8 +117,10 @@ class PasswordAuthenticator:
         self.hashers: ThreadPoolExecutor | None = None
         self.turns = asyncio.Semaphore(PENDING)
 
-    async def __call__(self, username: bytes, password: bytes, client: str) -> str | None:
+    async def __call__(self, login: Login) -> str | None:
         users, loop = self.users, asyncio.get_running_loop()
+        username = login.username.encode("utf-8", "surrogateescape")
+        password = login.password.encode("utf-8", "surrogateescape")
         if not users.is_slow(username):
             return users.verify(username, password)
         known = users.recall(username, password, loop.time())

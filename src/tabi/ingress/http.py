@@ -27,7 +27,7 @@ from tabi.errors import (
     RemoteProtocolError,
     TabiError,
 )
-from tabi.ingress.authenticate import Authenticate, identify
+from tabi.ingress.authenticate import Ask, Outcome, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
 from tabi.ingress.gate import Way
@@ -75,7 +75,7 @@ class HttpIngress:
         self,
         commands: Commands,
         forwarding: Forwarding,
-        authenticate: Authenticate | None,
+        authenticate: Ask | None,
         required: bool,
         protocol: str = "http",
     ) -> None:
@@ -253,8 +253,12 @@ class Connection:
         session = self.session
         session.destination = request.destination
         session.command = "connect" if request.method == "CONNECT" else "forward"
-        if self.ingress.asks_who and not await self.is_authorized(request):
-            return await self.fail(request, 407, None, session.error or "", CHALLENGE)
+        if self.ingress.asks_who:
+            outcome = await self.authenticate(request)
+            if outcome is Outcome.FAILED:
+                return await self.fail(request, 503, None, session.error or "")
+            if outcome is Outcome.REJECTED:
+                return await self.fail(request, 407, None, session.error or "", CHALLENGE)
         if request.method == "CONNECT":
             return await self.open_tunnel(request)
         if request.final_recipient:
@@ -274,18 +278,18 @@ class Connection:
             return False
         return await self.fail(request, *problem_of(exc), str(exc))
 
-    async def is_authorized(self, request: Request) -> bool:
-        """Whether the client may ask at all. Raises TimeoutError where that is not found out in time."""
+    async def authenticate(self, request: Request) -> Outcome:
+        """Find out who asks. Raises TimeoutError where that is not found out in time."""
         ingress, session = self.ingress, self.session
         if session.user is not None:
-            return True
+            return Outcome.ACCEPTED
         credentials = decode_basic(request.authorization) if request.authorization else None
         if ingress.authenticate is None or (not ingress.required and request.authorization is None):
             session.error = "this listener wants a user" if ingress.required else None
-            return not ingress.required
+            return Outcome.REJECTED if ingress.required else Outcome.ACCEPTED
         if credentials is None:
             session.error = "no user name and password (Proxy-Authorization: Basic)"
-            return False
+            return Outcome.REJECTED
         return await identify(ingress.authenticate, session, *credentials, ingress.handshake.seconds)
 
     # --- answers of our own ---

@@ -1,26 +1,16 @@
-"""The SOCKS5 ingress: method negotiation, user and password, and the request; then the command takes over."""
+"""The SOCKS5 ingress: method negotiation, the method itself, and the request; then the command takes over."""
 
 from __future__ import annotations
 
 from tabi.errors import RemoteProtocolError
-from tabi.ingress.authenticate import Authenticate, identify
+from tabi.ingress.auth_methods import AuthMethod, MethodChoice, Refused
 from tabi.ingress.conversation import Commands, MachineConversation
 from tabi.net.stream import Stream
 from tabi.session import Session
-from tabi.wire.socks5 import (
-    Credentials,
-    CredentialsReply,
-    Greeting,
-    Method,
-    MethodSelection,
-    Request,
-    ServerMachine,
-)
+from tabi.wire.socks5 import Greeting, Method, MethodSelection, Request, ServerMachine
 
-NO_AUTHENTICATION = MethodSelection(Method.NO_AUTHENTICATION)
-USERNAME_PASSWORD = MethodSelection(Method.USERNAME_PASSWORD)
-NO_ACCEPTABLE_METHODS = MethodSelection(Method.NO_ACCEPTABLE_METHODS)
-ACCEPTED, REJECTED = CredentialsReply(0), CredentialsReply(1)
+SELECTIONS = tuple(MethodSelection(method) for method in range(256))
+NONE_ACCEPTABLE = Refused(SELECTIONS[Method.NO_ACCEPTABLE_METHODS])
 
 
 class Socks5Ingress:
@@ -28,19 +18,18 @@ class Socks5Ingress:
 
     Args:
         commands: carry out what is asked for.
-        authenticate: asked for every user name and password; None where there are no users.
+        methods: how a client may say who it is, beside saying nothing; in the order of preference.
         required: whether a client without a user is refused. One whose certificate has said who it is has a user.
         protocol: its name in the access log.
     """
 
     def __init__(
-        self, commands: Commands, authenticate: Authenticate | None, required: bool, protocol: str = "socks5"
+        self, commands: Commands, methods: tuple[AuthMethod, ...], required: bool, protocol: str = "socks5"
     ) -> None:
         self.protocol = protocol
         self.commands = commands
         self.handshake = commands.handshake
-        self.authenticate = authenticate
-        self.required = required
+        self.methods = MethodChoice(methods, required)
 
     async def serve(self, client: Stream, session: Session) -> None:
         """See `Ingress`."""
@@ -63,33 +52,19 @@ class Socks5Ingress:
         await self.commands.carry_out(request.command, conversation)
 
     async def greet(self, conversation: MachineConversation) -> bool:
-        """Choose a method, and ask who it is where that is the method. False when the client was refused."""
+        """Choose a method, and have it find out who the client is. False when the client was refused."""
         greeting = await conversation.next_message()
         assert isinstance(greeting, Greeting)
         session = conversation.session
-        without = Method.NO_AUTHENTICATION in greeting.methods
-        known = session.user is not None
-        if self.authenticate is not None and Method.USERNAME_PASSWORD in greeting.methods and not (known and without):
-            conversation.send(USERNAME_PASSWORD)
-            return await self.check_user(conversation, self.authenticate)
-        if without and (known or not self.required):
-            conversation.send(NO_AUTHENTICATION)
-            return True
-        wanted = Method.NO_AUTHENTICATION if known or not self.required else Method.USERNAME_PASSWORD
-        session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
-        await self.commands.refuse(
-            conversation.client, session, "denied", lambda: conversation.send(NO_ACCEPTABLE_METHODS)
-        )
-        return False
+        method = self.methods.choose(session, greeting.methods)
+        if method is None:
+            return await self.refuse(conversation, NONE_ACCEPTABLE)
+        conversation.send(SELECTIONS[method.method])
+        refusal = await method.authenticate(conversation)
+        return refusal is None or await self.refuse(conversation, refusal)
 
-    async def check_user(self, conversation: MachineConversation, authenticate: Authenticate) -> bool:
-        """RFC 1929. False when the client was refused."""
-        credentials = await conversation.next_message()
-        assert isinstance(credentials, Credentials)
+    async def refuse(self, conversation: MachineConversation, refused: Refused) -> bool:
+        """Send a refusal and let the client read it. Returns False."""
         client, session = conversation.client, conversation.session
-        left = self.handshake.left(client)
-        if not await identify(authenticate, session, credentials.username, credentials.password, left):
-            await self.commands.refuse(client, session, "denied", lambda: conversation.send(REJECTED))
-            return False
-        conversation.send(ACCEPTED)
-        return True
+        await self.commands.refuse(client, session, refused.close, lambda: conversation.send(refused.answer))
+        return False

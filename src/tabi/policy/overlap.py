@@ -96,7 +96,7 @@ def has_users(rules: RuleSet, one: Conditions, other: Conditions) -> bool:
     if other.users is None:
         return False
     return (other.groups or frozenset()) <= (one.groups or frozenset()) and all(
-        rules.is_one_of(user, one.users, one.groups) for user in other.users
+        rules.is_one_of(user, rules.groups.get(user, frozenset()), one.users, one.groups) for user in other.users
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 from tabi.errors import ConfigError
 from tabi.policy.hours import Hours, parse_hours
 from tabi.policy.networks import IP, Network, NetworkSet, NetworkTable, parse_network, unmapped
-from tabi.session import UNIX, Action, Session
+from tabi.session import NO_GROUPS, UNIX, Action, Session
 from tabi.wire.address import Address, embedded_ipv4, parse_host, read_number
 
 COMMANDS = ("connect", "bind", "associate", "forward", "resolve", "resolve_ptr")
@@ -367,7 +367,7 @@ class RuleSet:
         if session.user is not None:
             found += self.users.get(session.user, ())
             if self.by_group:
-                for group in self.groups.get(session.user, ()):
+                for group in self.groups_of(session):
                     found += self.by_group.get(group, ())
         found.sort()
         return found
@@ -388,7 +388,7 @@ class RuleSet:
             return False
         if listeners is not None and session.listener not in listeners:
             return False
-        if users is not None and not self.is_one_of(session.user, users, groups):
+        if users is not None and not self.is_one_of(session.user, self.groups_of(session), users, groups):
             return False
         if ports is not None and port is not None and not any(first <= port <= last for first, last in ports):
             return False
@@ -396,11 +396,19 @@ class RuleSet:
             return False
         return hours is None or hours.includes(now)
 
-    def is_one_of(self, user: str | None, users: frozenset[str], groups: frozenset[str] | None) -> bool:
+    def groups_of(self, session: Session) -> frozenset[str]:
+        """The groups of a session's user: those of the configuration, and those that a program said."""
+        groups = self.groups.get(session.user or "", NO_GROUPS)
+        return groups | session.groups if session.groups else groups
+
+    @staticmethod
+    def is_one_of(
+        user: str | None, its_groups: frozenset[str], users: frozenset[str], groups: frozenset[str] | None
+    ) -> bool:
         """Whether a user is named, alone or by a group."""
         if user is None:
             return False
-        return user in users or (bool(groups) and not self.groups.get(user, frozenset()).isdisjoint(groups or ()))
+        return user in users or (bool(groups) and not its_groups.isdisjoint(groups or ()))
 
     @staticmethod
     def leads(rule: Rule, hosts: Hosts, asked: Asked) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 from tabi.config import Config, Listen
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.errors import ConfigError
-from tabi.ingress.authenticate import Authenticate
+from tabi.ingress.auth_methods import AuthMethod, UsernamePassword
+from tabi.ingress.authenticate import Ask
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.ingress.forward import Forwarding
 from tabi.ingress.http import HttpIngress
@@ -32,7 +33,7 @@ def make_ingress(
     listen: Listen,
     commands: Commands,
     forwarding: Forwarding,
-    authenticate: Authenticate | None,
+    authenticate: Ask | None,
     required: bool,
     certificates: Certificates | None,
     shared: TlsShared,
@@ -49,13 +50,16 @@ def make_ingress(
         shared: see `TlsShared`.
     """
     url = listen.parsed
+    methods: tuple[AuthMethod, ...] = ()
+    if authenticate is not None:
+        methods = (UsernamePassword(authenticate, commands.handshake),)
 
     def make_protocols(inside_tls: bool) -> dict[Protocol, Ingress]:
         """What speaks each protocol."""
         suffix = "+tls" if inside_tls else ""
         http = HttpIngress(commands, forwarding, authenticate, required, "https" if inside_tls else "http")
         return {
-            Protocol.SOCKS5: Socks5Ingress(commands, authenticate, required, "socks5" + suffix),
+            Protocol.SOCKS5: Socks5Ingress(commands, methods, required, "socks5" + suffix),
             Protocol.SOCKS4: Socks4Ingress(commands, required, "socks4" + suffix),
             Protocol.HTTP: http,
             Protocol.HTTP2: http,  # which says that it does not speak that version

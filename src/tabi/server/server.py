@@ -10,7 +10,7 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from time import monotonic, time
@@ -21,12 +21,13 @@ import msgspec
 from tabi.config import Config, Listen, Log, User, check_types, check_values
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
-from tabi.ingress.authenticate import Authenticate, PasswordAuthenticator, with_grammar
+from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
 from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.ingress.gate import Gate
+from tabi.ingress.login import Authenticate, check_authenticate
 from tabi.ingress.resolve import Resolve, ResolvePtr
 from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
@@ -79,8 +80,8 @@ class Server:
         users: passwords by user name. Whoever is given here or in ``config`` is then required.
         decide: ``def(session) -> tabi.Decision | None``, asked for each session after the rules of ``config``, whose
             decision is in ``session.decision``: it has the last word, but for the guard. None: the rules are right.
-        authenticate: ``async def(username, password, client) -> str | None`` in place of users: gets both as text
-            (octets that are no UTF-8 as surrogates) and the client's IP address, returns the user's name or None.
+        authenticate: ``async def(login: tabi.Login) -> str | tabi.User | None`` in place of users: says who a client
+            is, None for nobody. What it raises is a failure on our side, not a wrong password.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
         open: allow listening beyond loopback without users.
         on_session: called with each `Session` when it has ended.
@@ -97,7 +98,7 @@ class Server:
         self,
         *listen: str,
         users: Mapping[str, str] | None = None,
-        authenticate: Callable[[str, str, str], Awaitable[str | None]] | None = None,
+        authenticate: Authenticate | None = None,
         decide: LastWord | None = None,
         config: Config | None = None,
         open: bool = False,
@@ -115,6 +116,8 @@ class Server:
             config = msgspec.structs.replace(config, users=config.users | given)
         config = check_types(config)
         check_values(config, authenticate is not None)
+        if authenticate is not None:
+            check_authenticate(authenticate)
         if decide is not None:
             check_last_word(decide, "decide")
         self.config = config
@@ -398,7 +401,7 @@ class Server:
         if listen.resolve_commands:
             serves[Command.RESOLVE] = Resolve(self.gate, self.config.resolver.prefer)
             serves[Command.RESOLVE_PTR] = ResolvePtr(self.gate)
-        authenticate: Authenticate | None = self.authenticate if self.custom_authenticate else self.authenticator
+        authenticate: Ask | None = self.custom_authenticate or self.authenticator
         if listen.users == "none":
             authenticate = None
         grammar = Grammar(self.config.users_grammar.keys, self.config.users_grammar.separator)
@@ -406,13 +409,6 @@ class Server:
             authenticate = with_grammar(authenticate, grammar)
         commands, required = Commands(serves, self.handshake), self.required(listen)
         return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, self.tls_shared)
-
-    async def authenticate(self, username: bytes, password: bytes, client: str) -> str | None:
-        """Ask the embedding program."""
-        assert self.custom_authenticate is not None
-        name, secret = (octets.decode("utf-8", "surrogateescape") for octets in (username, password))
-        user = await self.custom_authenticate(name, secret, client)
-        return user if isinstance(user, str) and user else None
 
     async def __aenter__(self) -> Self:
         await self.start()

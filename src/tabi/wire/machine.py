@@ -32,6 +32,7 @@ class State(IntEnum):
     CREDENTIALS = auto()
     CREDENTIALS_SEEN = auto()
     CREDENTIALS_SENT = auto()
+    NEGOTIATION = auto()
     REQUEST = auto()
     REQUEST_SEEN = auto()
     REQUEST_SENT = auto()
@@ -44,7 +45,7 @@ class State(IntEnum):
 GREETING, GREETING_SEEN, GREETING_SENT = State.GREETING, State.GREETING_SEEN, State.GREETING_SENT
 CREDENTIALS, CREDENTIALS_SEEN, CREDENTIALS_SENT = State.CREDENTIALS, State.CREDENTIALS_SEEN, State.CREDENTIALS_SENT
 REQUEST, REQUEST_SEEN, REQUEST_SENT = State.REQUEST, State.REQUEST_SEEN, State.REQUEST_SENT
-SECOND_REPLY, OPEN, CLOSED = State.SECOND_REPLY, State.OPEN, State.CLOSED
+NEGOTIATION, SECOND_REPLY, OPEN, CLOSED = State.NEGOTIATION, State.SECOND_REPLY, State.OPEN, State.CLOSED
 BIND = 2  # the one command with two replies, and the same number in both versions
 
 Decoder = Callable[[bytearray], "tuple[Any, int] | None"]
@@ -88,9 +89,7 @@ class Machine:
             return NEED_DATA
         decode = self.decoders.get(self.state)
         if decode is None:
-            if self.state is CLOSED:
-                raise RemoteProtocolError("the conversation is over")
-            return NEED_DATA
+            return self.next_other()
         try:
             found = decode(self.buffer) if self.buffer else None
         except RemoteProtocolError:
@@ -108,6 +107,12 @@ class Machine:
         del self.buffer[:end]
         self.receive(message)
         return message
+
+    def next_other(self) -> Any:
+        """The next event in a state in which no decoder reads. Errors as `next_event`."""
+        if self.state is CLOSED:
+            raise RemoteProtocolError("the conversation is over")
+        return NEED_DATA
 
     def receive(self, message: Any) -> None:
         """Move the state on behind a message of the peer."""

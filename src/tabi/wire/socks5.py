@@ -4,32 +4,35 @@ Theory of operation. Each message has one class, one ``encode_*`` and one ``deco
 What a machine is, is in `wire/machine.py`; this is the way of these two through its states:
 
     ServerMachine      reads                 then send()s             and goes on
-    GREETING           Greeting              MethodSelection          CREDENTIALS, REQUEST or CLOSED
+    GREETING           Greeting              MethodSelection          CREDENTIALS, NEGOTIATION, REQUEST or CLOSED
     CREDENTIALS        Credentials           CredentialsReply         REQUEST or CLOSED
     REQUEST            Request               Reply (BIND: twice)      OPEN or CLOSED
 
     ClientMachine      send()s               reads                    and goes on
-    GREETING           Greeting              MethodSelection          CREDENTIALS, REQUEST or CLOSED
+    GREETING           Greeting              MethodSelection          CREDENTIALS, NEGOTIATION, REQUEST or CLOSED
     CREDENTIALS        Credentials           CredentialsReply         REQUEST or CLOSED
     REQUEST            Request               Reply (BIND: twice)      OPEN or CLOSED
+
+A method with messages of its own, such as GSSAPI, has the state NEGOTIATION: `negotiate` says how long its messages
+are, both sides read and send any number of `MethodMessage`s, and `negotiated` goes on with the request.
 
 Between a message that was read and the answer to it, a machine is in *_SEEN, and the other way round *_SENT: whoever
 calls in the wrong order gets LocalProtocolError. From any octets of a peer come messages or RemoteProtocolError,
 nothing else. What follows the last message is ``trailing_data``; it belongs to the destination.
 
-The buffer needs no limit of its own: no message is longer than 513 octets, and whoever feeds the machine stops at the
-first message, so that it holds less than that and one read.
+The buffer needs no limit of its own: no message is longer than 513 octets, or than the method in NEGOTIATION allows,
+and the caller stops to feed the machine at the first message. So it holds less than that and one read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
 import msgspec
 
-from tabi.errors import RemoteProtocolError
+from tabi.errors import LocalProtocolError, RemoteProtocolError
 from tabi.wire.address import UNSPECIFIED, Address, decode_address, encode_address, missing_octets
 from tabi.wire.machine import (
     CLOSED,
@@ -39,6 +42,8 @@ from tabi.wire.machine import (
     GREETING,
     GREETING_SEEN,
     GREETING_SENT,
+    NEED_DATA,
+    NEGOTIATION,
     REQUEST,
     REQUEST_SEEN,
     REQUEST_SENT,
@@ -119,6 +124,20 @@ class CredentialsReply(msgspec.Struct, frozen=True):
     """VER, STATUS of RFC 1929: 0 is success, anything else ends the connection."""
 
     status: int
+
+
+class MethodMessage(msgspec.Struct, frozen=True):
+    """One message of a method's own negotiation, whole as it stands on the wire. It may be secret: not in the repr."""
+
+    octets: bytes
+
+    def __repr__(self) -> str:
+        return f"MethodMessage({len(self.octets)} octets)"
+
+
+MessageLength = Callable[[bytearray], int]
+"""Says how many octets a method's message has that begins with these (one or more): at least that many, while too few
+are there to know. Raises RemoteProtocolError where they cannot be one, or are too many."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -226,7 +245,45 @@ def decode_reply(data: bytearray) -> tuple[Reply, int] | None:
 SUCCEEDED = int(ReplyCode.SUCCEEDED)
 
 
-class ServerMachine(Machine):
+class Socks5Machine(Machine):
+    """What both sides have in common: a method that negotiates by messages of its own."""
+
+    __slots__ = ("message_length",)
+
+    message_length: MessageLength
+
+    def negotiate(self, message_length: MessageLength) -> None:
+        """Begin the negotiation of the method that was chosen. Raises LocalProtocolError where none was."""
+        if self.state is not NEGOTIATION:
+            raise LocalProtocolError(f"cannot negotiate in state {self.state.name}")
+        self.message_length = message_length
+
+    def next_other(self) -> Any:
+        """See `Machine`: the next message of a negotiation."""
+        if self.state is not NEGOTIATION:
+            return super().next_other()
+        buffer = self.buffer
+        try:
+            length = self.message_length(buffer) if buffer else 1
+            if len(buffer) < length and self.eof:
+                raise RemoteProtocolError("the peer ended in the middle of the negotiation")
+        except RemoteProtocolError:
+            self.state = CLOSED
+            raise
+        if len(buffer) < length:
+            return NEED_DATA
+        octets = bytes(buffer[:length])
+        del buffer[:length]
+        return MethodMessage(octets)
+
+    def negotiated(self) -> None:
+        """The method has let the client in: the request comes next."""
+        if self.state is not NEGOTIATION:
+            raise LocalProtocolError(f"nothing was negotiated in state {self.state.name}")
+        self.state = REQUEST
+
+
+class ServerMachine(Socks5Machine):
     """The server's side of one SOCKS5 connection, up to the point where its octets are payload."""
 
     __slots__ = ()
@@ -249,11 +306,11 @@ class ServerMachine(Machine):
             self.command = message.command
         self.state = self.after[self.state]
 
-    def send(self, message: MethodSelection | CredentialsReply | Reply) -> bytes:
+    def send(self, message: MethodSelection | CredentialsReply | MethodMessage | Reply) -> bytes:
         """Return the octets of an answer and move on; raises LocalProtocolError where it does not fit."""
         state = self.state
         if state is GREETING_SEEN and isinstance(message, MethodSelection):
-            self.state = AFTER_SELECTION.get(message.method, CLOSED)
+            self.state = AFTER_SELECTION.get(message.method, NEGOTIATION)
             return encode_method_selection(message)
         if (state is REQUEST_SEEN or state is SECOND_REPLY) and isinstance(message, Reply):
             self.state = self.after_reply(message.reply_code == SUCCEEDED)
@@ -261,10 +318,12 @@ class ServerMachine(Machine):
         if state is CREDENTIALS_SEEN and isinstance(message, CredentialsReply):
             self.state = CLOSED if message.status else REQUEST
             return encode_credentials_reply(message)
+        if state is NEGOTIATION and isinstance(message, MethodMessage):
+            return message.octets
         raise self.wrong(message)
 
 
-class ClientMachine(Machine):
+class ClientMachine(Socks5Machine):
     """The client's side of one SOCKS5 connection, up to the point where its octets are payload."""
 
     __slots__ = ("offered",)
@@ -288,12 +347,12 @@ class ClientMachine(Machine):
         elif isinstance(message, CredentialsReply):
             self.state = CLOSED if message.status else REQUEST
         elif message.method in self.offered or message.method == Method.NO_ACCEPTABLE_METHODS:
-            self.state = AFTER_SELECTION.get(message.method, CLOSED)
+            self.state = AFTER_SELECTION.get(message.method, NEGOTIATION)
         else:
             self.state = CLOSED
             raise RemoteProtocolError(f"the server chose method {message.method:#04x}, which was not offered")
 
-    def send(self, message: Greeting | Credentials | Request) -> bytes:
+    def send(self, message: Greeting | Credentials | MethodMessage | Request) -> bytes:
         """Return the octets of a message and move on.
 
         Raises:
@@ -313,6 +372,8 @@ class ClientMachine(Machine):
             octets = encode_request(message)
             self.state, self.command = REQUEST_SENT, message.command
             return octets
+        if state is NEGOTIATION and isinstance(message, MethodMessage):
+            return message.octets
         raise self.wrong(message)
 
     @property
@@ -321,6 +382,8 @@ class ClientMachine(Machine):
 
         Who reads no more than this never takes an octet of the payload behind the reply.
         """
+        if self.state is NEGOTIATION:
+            return self.message_length(self.buffer) - len(self.buffer) if self.buffer else 1
         if self.state not in self.decoders:
             return 0
         if self.state is REQUEST_SENT or self.state is SECOND_REPLY:
@@ -328,4 +391,9 @@ class ClientMachine(Machine):
         return 2 - len(self.buffer)
 
 
-AFTER_SELECTION = {int(Method.NO_AUTHENTICATION): REQUEST, int(Method.USERNAME_PASSWORD): CREDENTIALS}
+AFTER_SELECTION = {
+    int(Method.NO_AUTHENTICATION): REQUEST,
+    int(Method.USERNAME_PASSWORD): CREDENTIALS,
+    int(Method.NO_ACCEPTABLE_METHODS): CLOSED,
+}
+"""The state behind a method; all others negotiate by messages of their own."""
