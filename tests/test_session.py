@@ -18,6 +18,7 @@ def test_what_nobody_filled_in_is_unknown() -> None:
         "number",
         "listener",
         "client",
+        "groups",
         "silent",
         "started",
         "up",
@@ -52,13 +53,13 @@ def test_why_a_datagram_can_go_nowhere() -> None:
 
 
 def test_the_next_request_of_a_connection_knows_its_client_only() -> None:
-    """What was found out about one request does not stay for the next; listener, client, protocol and user do."""
+    """What was found out about one request does not stay for the next; listener, client, protocol and the user do."""
     session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
     fresh = {name: getattr(session, name) for name in Session.__slots__}
     for name in Session.__slots__:
         setattr(session, name, "changed")
     session.begin(2, 11.0)
-    stays = {"listener", "client", "protocol", "user", "parameters"}
+    stays = {"listener", "client", "protocol", "user", "groups", "limits", "parameters"}
     assert {name for name in Session.__slots__ if getattr(session, name) == "changed"} == stays
     facts = {name: getattr(session, name) for name in Session.__slots__ if name not in stays}
     assert facts == {name: fresh[name] for name in facts} | {"number": 2, "started": 11.0}

@@ -101,10 +101,17 @@ class Session:
         self.client = client
         self.protocol: str | None = None
         self.user: str | None = None
-        self.parameters: Any = None  # of policy.grammar, which stands above
         self.groups: frozenset[str] = NO_GROUPS
         self.limits: Any = None  # of config, which stands above
+        self.parameters: Any = None  # of policy.grammar, which stands above
         self.begin(number, started)
+
+    def identify(self, user: str | None, groups: frozenset[str] = NO_GROUPS, limits: Any = None) -> None:
+        """Note who the client is; the other user, if there was one, is forgotten."""
+        self.user = user
+        self.groups = groups
+        self.limits = limits
+        self.parameters = None
 
     def begin(self, number: int, started: float) -> None:
         """Forget the request, keep the client: another comes on the same connection."""

@@ -15,7 +15,7 @@ from tabi.errors import AuthError
 from tabi.ingress.login import Login, User
 from tabi.policy.grammar import Grammar, Parameters
 from tabi.policy.users import Users
-from tabi.session import NO_GROUPS, Session
+from tabi.session import Session
 
 log = logging.getLogger("tabi")
 
@@ -80,32 +80,30 @@ async def identify(ask: Ask, session: Session, username: bytes, password: bytes,
         session.listener,
         session.user,
     )
-    session.user = session.parameters = session.limits = None
-    session.groups = NO_GROUPS
+    session.identify(None)
+    parameters: Parameters | None = None
     async with asyncio.timeout(seconds):
         try:
             found = ask(login)
             if isinstance(found, Awaitable):
                 found = await found
             if isinstance(found, Parted):
-                session.parameters, found = found.parameters, found.user
-            if isinstance(found, User):
-                session.groups, session.limits, found = frozenset(found.groups), found.limits, found.name
-            if found is not None and not isinstance(found, str):
+                parameters, found = found.parameters, found.user
+            if not isinstance(found, str | User | None):
                 raise TypeError(f"authenticate returned {type(found).__name__}, expected str, tabi.User or None")
         except AuthError as exc:
             session.error = str(exc)
             return Outcome.REJECTED
-        except (
-            Exception
-        ) as exc:  # the deadline comes as a cancellation: this is a failure of the program that was asked
+        except Exception as exc:  # the deadline comes as a cancellation: what was asked has failed
             log.exception("authentication failed")
             session.error = f"authentication failed: {type(exc).__name__}"
             return Outcome.FAILED
-    if not found:
+    user = found if isinstance(found, User) else User(found or "")
+    if not user.name:
         session.error = "wrong user name or password"
         return Outcome.REJECTED
-    session.user = found
+    session.identify(user.name, frozenset(user.groups), user.limits)
+    session.parameters = parameters
     return Outcome.ACCEPTED
 
 

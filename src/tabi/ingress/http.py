@@ -187,7 +187,7 @@ class Connection:
             if not keep:
                 return
             ingress.over(session)
-            session.user = self.certified
+            session.identify(self.certified)
             following = await self.next_request()
             if following is None:
                 return
