@@ -8,7 +8,7 @@
 """
 
 from tabi import errors, wire
-from tabi.client import Proxy
+from tabi.client import Proxy, create_connection
 from tabi.config import Config
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener
@@ -51,6 +51,7 @@ __all__ = [
     "Stream",
     "TabiError",
     "User",
+    "create_connection",
     "errors",
     "wire",
 ]

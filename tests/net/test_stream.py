@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 
+from authorities import client_context, server_context
 from conftest import Run, run_in_loop
 from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
+from tabi.errors import RemoteProtocolError
 from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Sock, Stream
@@ -776,5 +779,114 @@ def test_a_task_may_close_its_stream_and_open_another_in_one_go(run: Run) -> Non
                 assert fresh.receive_nowait(10) is None
                 fresh_peer.send(b"y")
                 assert await fresh.receive() == b"y"
+
+    run(main)
+
+
+# --- what asyncio's streams have, too ---
+
+
+def test_exactly_as_many_octets(run: Run) -> None:
+    """`receive_exactly` waits for all of them; an early end is an error that has what came."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            task = await waiting(stream, lambda: stream.receive_exactly(6))
+            peer.send(b"abc")
+            await turns()
+            peer.send(b"defgh")
+            assert await task == b"abcdef"
+            assert await stream.receive_exactly(0) == b""
+            peer.shutdown(socket.SHUT_WR)
+            with pytest.raises(asyncio.IncompleteReadError) as caught:
+                await stream.receive_exactly(3)
+            assert (caught.value.partial, caught.value.expected) == (b"gh", 3)
+
+    run(main)
+
+
+def test_a_stream_can_be_iterated(run: Run) -> None:
+    """`async for` gives what comes until the peer ends; a break leaves the rest to be read."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            peer.send(b"first")
+            async for data in stream:
+                assert data == b"first"
+                break
+            peer.send(b"second")
+            peer.shutdown(socket.SHUT_WR)
+            assert b"".join([data async for data in stream]) == b"second"
+
+    run(main)
+
+
+def test_aclose_closes(run: Run) -> None:
+    """Once or twice; `contextlib.aclosing` takes a stream."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            async with aclosing(stream):
+                await stream.send_all(b"last words")
+            await stream.aclose()
+            peer.setblocking(True)
+            assert peer.recv(100, socket.MSG_WAITALL) == b"last words"
+
+    run(main)
+
+
+def test_tls_begins_in_the_middle(run: Run) -> None:
+    """STARTTLS: after a word in the clear both sides speak TLS on the same connection; the certificate is checked."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"go\n")
+            try:
+                await writer.start_tls(server_context())
+                writer.write(await reader.readexactly(5))
+                await writer.drain()
+            except (ssl.SSLError, ConnectionError):
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            address = server.sockets[0].getsockname()
+            for name, right in (("localhost", True), ("elsewhere.example", False)):
+                sock = socket.create_connection(address)
+                sock.setblocking(False)
+                async with Stream(get_reactor(), sock) as stream:
+                    assert await stream.receive_exactly(3) == b"go\n"
+                    assert stream.get_extra_info("ssl_object") is None
+                    if not right:
+                        with pytest.raises(RemoteProtocolError, match="certificate"):
+                            await stream.start_tls(client_context(), name)
+                        continue
+                    await stream.start_tls(client_context(), name)
+                    await stream.send_all(b"hello")
+                    assert await stream.receive_exactly(5) == b"hello"
+                    assert stream.get_extra_info("cipher")[1] == "TLSv1.3"
+                    assert stream.get_extra_info("peercert")["subjectAltName"]
+                    assert stream.get_extra_info("sslcontext").verify_mode == ssl.CERT_REQUIRED
+                    assert stream.get_extra_info("compression", "none") == "none"
+            while len(asyncio.all_tasks()) > 1:  # asyncio's server is not at the end of the refused one yet
+                await asyncio.sleep(0)
+
+    run(main)
+
+
+def test_what_is_known_of_a_connection(run: Run) -> None:
+    """The names are those of asyncio's transports; what is not known is the default."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, peer):
+            assert stream.get_extra_info("sockname") == peer.getpeername()
+            assert stream.get_extra_info("peername") == peer.getsockname()
+            assert stream.get_extra_info("socket") is stream.sock
+            assert stream.get_extra_info("peercert", "no TLS") == "no TLS"
+            assert stream.get_extra_info("weather") is None
+            stream.close()
+            assert stream.get_extra_info("peername", "gone") == "gone"
 
     run(main)

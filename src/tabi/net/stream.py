@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextvars import Context
 from typing import Any, Protocol, Self
 
 from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor
-from tabi.wire.address import Address
+from tabi.wire.address import Address, make_host
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7)): close sends RST
 WRITABLE = OUT | BROKEN
@@ -211,6 +212,28 @@ class Stream:
             await self.readable()
         return data
 
+    async def receive_exactly(self, count: int) -> bytes:
+        """Return exactly ``count`` octets.
+
+        Raises:
+            asyncio.IncompleteReadError: the peer has ended before that; ``partial`` has what came.
+            As `receive`.
+        """
+        parts: list[bytes] = []
+        missing = count
+        while missing > 0:
+            data = await self.receive(min(missing, 1 << 18))
+            if not data:
+                raise asyncio.IncompleteReadError(b"".join(parts), count)
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """What comes, in pieces, until the peer ends. Errors as `receive`."""
+        while data := await self.receive():
+            yield data
+
     async def peek(self, size: int, known: int = 0) -> bytes:
         """Return up to ``size`` octets as soon as there are more than ``known``, or the end is in sight; take none.
 
@@ -329,6 +352,56 @@ class Stream:
             self.fd = -1
             self.wake_waiting(ConnectionAbortedError("the stream is closed"))
             self.reactor.close(self.sock)
+
+    async def aclose(self) -> None:
+        """Close the stream. What was sent is delivered by the kernel. Harmless when done twice."""
+        self.close()
+
+    async def start_tls(self, context: ssl.SSLContext, server_hostname: str) -> None:
+        """Speak TLS from now on, as its client (STARTTLS). Nothing may be unread, and no other task may wait.
+
+        The caller sets the deadline (`asyncio.timeout`). After a failure the stream can only be closed.
+
+        Args:
+            context: as of `ssl.create_default_context`.
+            server_hostname: the name or address that the peer's certificate must have.
+
+        Raises:
+            RemoteProtocolError: the handshake failed, or the certificate is not accepted.
+            As `receive`.
+        """
+        from tabi.net.tls import connect_tls, get_tls_shared  # which stands on streams
+
+        await connect_tls(self, context, make_host(server_hostname), get_tls_shared())
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """What asyncio's transports tell by the same names.
+
+        ``peername``, ``sockname`` (as of `socket.socket`), ``socket`` (to look at, not to read or write), and inside
+        TLS ``ssl_object``, ``sslcontext``, ``peercert``, ``cipher``, ``compression``.
+
+        Returns:
+            ``default`` where there is no such thing, or not any more.
+        """
+        tls = getattr(self.sock, "tls", None)
+        asked: dict[str, Callable[[], Any]] = {
+            "peername": self.sock.getpeername,
+            "sockname": self.sock.getsockname,
+            "socket": lambda: self.sock,
+        }
+        if tls is not None:
+            asked |= {
+                "ssl_object": lambda: tls,
+                "sslcontext": lambda: tls.context,
+                "peercert": tls.getpeercert,
+                "cipher": tls.cipher,
+                "compression": tls.compression,
+            }
+        try:
+            found = asked[name]() if name in asked and self.fd >= 0 else None
+        except (OSError, ValueError):  # it is not connected any more; no certificate was asked for
+            found = None
+        return default if found is None else found
 
     def reset(self) -> None:
         """Close it with a reset, so that the peer does not take this for an orderly end."""

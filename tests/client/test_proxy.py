@@ -8,17 +8,20 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trustme
 
 import tabi
+from authorities import authority, write_server
 from conftest import Run
-from doubles import caller, config, expect_reset, reset
+from doubles import caller, config, expect_reset, reset, unanswering, until
 from name_servers import Zone, udp_server
 from support import GREETING, closed_port, datagram_target, echo, request, target
-from tabi.config import make_config
+from tabi.config import Listen, make_config
 from tabi.egress.socks5 import Socks5
 from tabi.wire.address import Address, encode_address, parse_address, parse_host
 from tabi.wire.datagram import encode_header
@@ -61,12 +64,52 @@ def test_await_leaves_closing_to_the_caller(run: Run) -> None:
 
 
 def test_a_connect_that_nobody_awaits_does_nothing(run: Run) -> None:
-    """No connection, and no warning about one."""
+    """No connection is opened. Python warns, as it does for every coroutine that is forgotten."""
 
     async def main() -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
-            tabi.Proxy(server.url).connect("127.0.0.1", 1)
+            with pytest.warns(RuntimeWarning, match=r"coroutine 'Proxy.open' was never awaited"):
+                tabi.Proxy(server.url).connect("127.0.0.1", 1)
             assert not server.sessions
+
+    run(main)
+
+
+def test_what_opens_is_a_coroutine(run: Run) -> None:
+    """`create_task` and `TaskGroup` take it, and cancel it as they do with others."""
+
+    async def main() -> None:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0") as server, asyncio.TaskGroup() as group:
+            proxy = tabi.Proxy(server.url)
+            task = group.create_task(proxy.connect("127.0.0.1", port))
+            async with await task as stream:
+                await exchange(stream)
+            with unanswering() as silent:
+                waiting = group.create_task(proxy.connect("127.0.0.1", silent))
+                await until(lambda: server.sessions)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+
+    run(main)
+
+
+def test_the_socket_of_a_connection(run: Run) -> None:
+    """`open_socket` gives a connected socket, for libraries that want one; it is the caller's to close."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0") as server:
+            proxy = tabi.Proxy(server.url)
+            with await proxy.open_socket("127.0.0.1", port) as sock:
+                await loop.sock_sendall(sock, b"hello")
+                assert await loop.sock_recv(sock, 5) == b"hello"
+            async with proxy.open_socket("127.0.0.1", port) as sock:
+                assert sock.gettimeout() == 0
+                await loop.sock_sendall(sock, b"hello")
+                assert await loop.sock_recv(sock, 5) == b"hello"
+            assert sock.fileno() < 0
+            await server.drain()
 
     run(main)
 
@@ -360,7 +403,7 @@ def test_a_host_that_is_none_is_a_value_error(host: str) -> None:
 @pytest.mark.parametrize("port", [-1, 65536, 70000, True])
 def test_a_port_that_is_none_is_a_value_error(port: int) -> None:
     """It is found before anything is opened."""
-    with pytest.raises(ValueError, match="is no port"):
+    with pytest.raises(ValueError, match="is not a port"):
         tabi.Proxy("socks5://127.0.0.1:1").connect("x", port)
 
 
@@ -473,11 +516,12 @@ def test_leaving_the_listener_ends_the_wait_of_the_proxy(run: Run) -> None:
 
 
 def test_a_bind_that_nobody_awaits_does_nothing(run: Run) -> None:
-    """No connection, and no warning about one."""
+    """No connection is opened. Python warns, as it does for every coroutine that is forgotten."""
 
     async def main() -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
-            tabi.Proxy(server.url).bind("127.0.0.1")
+            with pytest.warns(RuntimeWarning, match=r"coroutine 'Proxy.listen' was never awaited"):
+                tabi.Proxy(server.url).bind("127.0.0.1")
             assert not server.sessions
 
     run(main)
@@ -1077,3 +1121,67 @@ def test_an_answer_that_is_none(run_once: Run, octets: bytes, reverse: bool) -> 
                 await (proxy.resolve_ptr("192.0.2.1") if reverse else proxy.resolve("name.test"))
 
     run_once(main)
+
+
+def test_the_proxy_of_the_environment(run: Run) -> None:
+    """ALL_PROXY names the proxy; what NO_PROXY has, and everything where there is none, is connected to directly."""
+
+    async def main() -> None:
+        sessions: asyncio.Queue[tabi.Session] = asyncio.Queue()
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_session=sessions.put_nowait) as server:
+            for environ, through in (
+                ({"ALL_PROXY": server.url}, True),
+                ({"all_proxy": server.url.replace("socks5", "socks5h")}, True),
+                ({"ALL_PROXY": server.url, "NO_PROXY": "localhost,10.0.0.0/8"}, True),
+                ({"ALL_PROXY": server.url, "NO_PROXY": "127.0.0.0/8"}, False),
+                ({}, False),
+            ):
+                async with tabi.Proxy.from_environment(environ).connect("127.0.0.1", port) as stream:
+                    await exchange(stream)
+                assert not through or (await sessions.get()).up == 5
+                assert sessions.empty()
+
+    run(main)
+
+
+def test_a_malformed_variable_is_a_value_error_without_its_password() -> None:
+    """The message names the variable and what is wrong, and not the value, which may have a password."""
+    for value in ("socks5://alice:hunter2@", "gopher://alice:hunter2@a:1", "socks5://alice:hunter2@a:99999"):
+        with pytest.raises(ValueError, match=r"^ALL_PROXY: ") as caught:
+            tabi.Proxy.from_environment({"ALL_PROXY": value})
+        assert "hunter2" not in str(caught.value)
+
+
+def test_without_a_proxy_there_is_nobody_to_ask() -> None:
+    """Listening, datagrams and questions about names need a proxy: that is said at once."""
+    proxy = tabi.Proxy.from_environment({})
+    assert proxy.urls == ()
+    for ask in (proxy.bind, proxy.associate):
+        with pytest.raises(ValueError, match="needs a proxy, and ALL_PROXY names none"):
+            ask()
+
+
+def test_a_context_for_proxies_inside_tls(run: Run, tmp_path: Path) -> None:
+    """`ssl` trusts what the context trusts, and shows its client certificate; the user is the one that it names."""
+
+    async def main() -> None:
+        files = write_server(tmp_path)
+        (tmp_path / "ca.pem").write_bytes(authority().cert_pem.bytes())
+        client_ca = str(tmp_path / "ca.pem")
+        listen = Listen(
+            "https://127.0.0.1:0", tls=msgspec.structs.replace(files, client_ca=client_ca), users="required"
+        )
+        context = ssl.create_default_context(cafile=client_ca)
+        authority().issue_cert("alice.example", common_name="alice").configure_cert(context)
+        ended: asyncio.Queue[tabi.Session] = asyncio.Queue()
+        server = tabi.Server(config=config(listen), on_session=ended.put_nowait)
+        async with target() as port, server:
+            async with tabi.Proxy(server.url, ssl=context).connect("127.0.0.1", port) as stream:
+                await exchange(stream)
+            assert (await ended.get()).user == "alice"
+
+    run(main)
+    with pytest.raises(ValueError, match="ca and ssl: expected one of them"):
+        tabi.Proxy("https://127.0.0.1", ca="/nowhere", ssl=ssl.create_default_context())
+    with pytest.raises(ValueError, match=r"ssl is bool, expected an ssl.SSLContext"):
+        tabi.Proxy("https://127.0.0.1", ssl=True)  # type: ignore[arg-type]

@@ -1,27 +1,18 @@
-"""The client: TCP connections and datagrams through a proxy, or through several in a row.
-
-proxy = tabi.Proxy("socks5://alice:secret@127.0.0.1:1080")
-async with proxy.connect("example.com", 80) as stream:
-    await stream.send_all(b"GET / HTTP/1.0\\r\\nHost: example.com\\r\\n\\r\\n")
-    print(await stream.receive())
-async with proxy.bind(peer="192.0.2.9") as listener:
-    print(listener.address)
-    stream = await listener.accept()
-async with proxy.associate() as association:
-    await association.send(b"question", ("192.0.2.1", 53))
-    data, address = await association.receive()
-"""
+"""Proxy: TCP connections, listening and datagrams through a proxy, or through several in a row."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl as tls
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Self
 
+from tabi.client.environment import all_proxy, no_proxy
+from tabi.client.opening import Opening
 from tabi.egress.associate import Association
 from tabi.egress.bind import Listener, check_seconds, listen
 from tabi.egress.chain import close_links, make_chain, make_context, retire_links
@@ -42,36 +33,6 @@ from tabi.wire.socks5 import Command
 TIMEOUT = 30.0
 
 
-class Closable(Protocol):
-    """What is opened through a proxy."""
-
-    def close(self) -> None: ...
-
-
-Opened = TypeVar("Opened", bound=Closable)
-
-
-class Opening(Generic[Opened]):
-    """What is being opened: ``await`` it, and close it yourself, or use it in ``async with``, which closes it."""
-
-    __slots__ = ("open", "opened")
-
-    def __init__(self, open: Callable[[], Coroutine[Any, Any, Opened]]) -> None:
-        self.open = open
-        self.opened: Opened | None = None
-
-    def __await__(self) -> Generator[Any, Any, Opened]:
-        return self.open().__await__()
-
-    async def __aenter__(self) -> Opened:
-        self.opened = await self.open()
-        return self.opened
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self.opened is not None:
-            self.opened.close()
-
-
 class Proxy:
     """A proxy, or a chain of them: each is reached through the one before.
 
@@ -81,30 +42,87 @@ class Proxy:
             are those of ``~/.ssh/known_hosts``, and the keys for them those of the agent and of ``~/.ssh``.
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
         ca: a file with the authorities that those inside TLS are verified by, in PEM. Default: the system's.
+        ssl: a context for those inside TLS, in place of ``ca``; it may have a client certificate.
 
     Raises:
         ValueError: no URL, or one or the timeout is wrong, or ``ca`` cannot be used.
         ConfigError: asyncssh is missing, and an SSH server among them.
     """
 
-    def __init__(self, *urls: str, timeout: float = TIMEOUT, ca: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        *urls: str,
+        timeout: float = TIMEOUT,
+        ca: str | os.PathLike[str] | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> None:
         if not urls:
             raise ValueError("a proxy needs a URL, expected socks5://[user:password@]host:port")
+        self.set_up(tuple(parse_url(url) for url in urls), timeout, ca, ssl)
+
+    def set_up(
+        self,
+        urls: tuple[ProxyURL, ...],
+        timeout: float,
+        ca: str | os.PathLike[str] | None,
+        ssl: tls.SSLContext | None,
+    ) -> None:
+        """Take what the constructors have read. Raises as they do."""
         check_seconds("a timeout", timeout)
-        self.urls: tuple[ProxyURL, ...] = tuple(parse_url(url) for url in urls)
-        self.contexts = tuple(make_context(url, None if ca is None else os.fspath(ca)) for url in self.urls)
+        if ssl is not None and not isinstance(ssl, tls.SSLContext):
+            raise ValueError(f"ssl is {type(ssl).__name__}, expected an ssl.SSLContext")
+        if ssl is not None and ca is not None:
+            raise ValueError("ca and ssl: expected one of them, since the context has authorities of its own")
+        authorities = None if ca is None else os.fspath(ca)
+        self.urls = urls
+        self.contexts = tuple(
+            ssl if ssl is not None and url.tls else make_context(url, authorities) for url in self.urls
+        )
         for url in self.urls:
             if url.protocol == "ssh":
                 need_asyncssh(url)
         self.timeout = timeout
+        self.is_direct: Callable[[Address], bool] = nothing_is_direct
+
+    @classmethod
+    def from_environment(
+        cls,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        timeout: float = TIMEOUT,
+        ca: str | os.PathLike[str] | None = None,
+        ssl: tls.SSLContext | None = None,
+    ) -> Self:
+        """The proxy that ALL_PROXY names, as curl reads it. What NO_PROXY has is connected to directly.
+
+        Without ALL_PROXY everything is connected to directly; ``urls`` is empty then.
+
+        Args:
+            environ: the variables. Default: those of this process, as they are now.
+            timeout: see `Proxy`; so for the others.
+
+        Raises:
+            ValueError: ALL_PROXY is not the URL of a proxy. The message does not have its password.
+        """
+        url = all_proxy(environ)
+        proxy = cls.__new__(cls)
+        proxy.set_up(() if url is None else (url,), timeout, ca, ssl)
+        proxy.is_direct = no_proxy(environ)
+        return proxy
 
     def __repr__(self) -> str:
         return f"Proxy({', '.join(str(url) for url in self.urls)})"
 
+    @property
+    def needs_loop(self) -> bool:
+        """Whether sockets of `open_socket` live only as long as the loop runs: those through TLS or SSH."""
+        return any(url.tls or url.protocol == "ssh" for url in self.urls)
+
     def connect(self, host: Host, port: int) -> Opening[Stream]:
         """Open a TCP connection to ``host``, which the last proxy resolves if it is a name.
 
-        ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it.
+        ``stream = await proxy.connect(…)`` leaves closing to the caller, ``async with`` does it. What is returned is a
+        coroutine, so that `asyncio.create_task` and `asyncio.TaskGroup` take it.
 
         Raises:
             TypeError: ``host`` is neither text nor an address.
@@ -114,23 +132,38 @@ class Proxy:
             ProxyError: a proxy refused, or did not answer; ``reply_code`` says what it sent.
             RemoteProtocolError: what is there is no such proxy, or its certificate is not accepted.
         """
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
-            raise ValueError(f"{port!r} is no port, expected 0 to 65535")
-        destination = Address(make_host(host), port)
-        return Opening(lambda: self.open(destination))
+        return Opening(self.open(check_destination(host, port)))
+
+    def open_socket(self, host: Host, port: int) -> Opening[socket.socket]:
+        """Open a connection and return its socket, non-blocking, for every library that takes one (``sock=``).
+
+        Through TLS or SSH the socket is one end of a local pair, which the running loop serves.
+
+        Raises:
+            As `connect`.
+        """
+        return Opening(self.take(check_destination(host, port)))
+
+    async def take(self, destination: Address) -> socket.socket:
+        """Open a connection to an `Address`, and take the socket out of its stream."""
+        return take_socket(await self.open(destination))
 
     async def open(self, destination: Address) -> Stream:
-        """The same for an `Address`; the caller closes the stream."""
-        async with self.egress() as egress:
+        """Open a connection to an `Address`; the caller closes the stream."""
+        direct = not self.urls or self.is_direct(destination)
+        async with self.egress(direct) as egress:
             return await egress.open(destination, permit_any)
 
     @asynccontextmanager
-    async def egress(self) -> AsyncIterator[Egress]:
-        """The way through all proxies, in the running loop, for as long as something is being opened."""
+    async def egress(self, direct: bool = False) -> AsyncIterator[Egress]:
+        """What leads through all proxies, in the running loop, for as long as something is being opened.
+
+        ``direct`` says that it leads through none of them.
+        """
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
-        chain = make_chain(
-            self.urls, self.contexts, Direct(dialer.speaking_first()), dialer.deadlines, get_tls_shared()
-        )
+        chain: Egress = Direct(dialer if direct else dialer.speaking_first())
+        if not direct:
+            chain = make_chain(self.urls, self.contexts, chain, dialer.deadlines, get_tls_shared())
         try:
             yield chain
         except BaseException:
@@ -140,8 +173,14 @@ class Proxy:
             await dialer.close()
         retire_links(chain)
 
+    def need_proxy(self, what: str) -> None:
+        """Raise ValueError where the environment named no proxy."""
+        if not self.urls:
+            raise ValueError(f"{what} needs a proxy, and ALL_PROXY names none")
+
     def check_socks5(self, what: str) -> None:
         """Raise ValueError unless every proxy can be asked for what only SOCKS5 has."""
+        self.need_proxy(what)
         other = next((url for url in self.urls if url.protocol != "socks5"), None)
         if other is not None:
             raise ValueError(f"{what} needs SOCKS5 all the way, and {other} speaks something else")
@@ -157,7 +196,7 @@ class Proxy:
         """
         self.check_socks5("BIND")
         expected = UNSPECIFIED if peer is None else Address(make_host(peer), 0)
-        return Opening(lambda: self.listen(expected))
+        return Opening(self.listen(expected))
 
     async def listen(self, destination: Address) -> Listener:
         """The same for an `Address`."""
@@ -175,7 +214,7 @@ class Proxy:
             proxy's relay.
         """
         self.check_socks5("UDP")
-        return Opening(self.open_association)
+        return Opening(self.open_association())
 
     async def open_association(self) -> Association:
         """The same; the caller closes it."""
@@ -211,6 +250,7 @@ class Proxy:
 
     async def ask(self, command: int, host: Host) -> Host:
         """What the last proxy says of a name or an address. Raises as `resolve`."""
+        self.need_proxy("a question about names")
         last = self.urls[-1]
         if last.protocol != "socks5":
             raise ValueError(f"names and addresses are asked of SOCKS5, and {last} speaks something else")
@@ -233,8 +273,7 @@ class Proxy:
         Raises:
             As `connect`; ssl.SSLError as `asyncio.open_connection`.
         """
-        stream = await self.connect(host, port)
-        sock = take_socket(stream)
+        sock = await self.open_socket(host, port)
         try:
             if ssl is None or ssl is False:
                 return await asyncio.open_connection(sock=sock)
@@ -242,3 +281,15 @@ class Proxy:
         except BaseException:
             sock.close()
             raise
+
+
+def nothing_is_direct(destination: Address) -> bool:
+    """What a proxy that was given by its URL says of every destination."""
+    return False
+
+
+def check_destination(host: Host, port: int) -> Address:
+    """The destination that a caller means. Raises as `Proxy.connect`."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ValueError(f"{port!r} is not a port, expected 0 to 65535")
+    return Address(make_host(host), port)
