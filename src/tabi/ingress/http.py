@@ -17,25 +17,17 @@ from time import monotonic
 
 from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
-from tabi.errors import (
-    AuthError,
-    DialError,
-    HttpError,
-    LimitExceeded,
-    PolicyDenied,
-    ProxyError,
-    RemoteProtocolError,
-    TabiError,
-)
+from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
 from tabi.ingress.gate import Way
+from tabi.ingress.refusal import Refusal, login_refused, refusal_of
 from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
 from tabi.policy.networks import unmapped
-from tabi.session import Close, Session
+from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
     CONNECT_ESTABLISHED,
@@ -47,14 +39,6 @@ from tabi.wire.http import (
     encode_error,
 )
 from tabi.wire.socks5 import Command, Reply, ReplyCode
-
-UNROUTABLE = frozenset(
-    (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-)
-
-CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", charset="UTF-8"'),)
-
-CLOSE: dict[int, Close] = {403: "denied", 407: "denied", 429: "limit"}
 
 # RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
@@ -238,8 +222,7 @@ class Connection:
                     raise RemoteProtocolError("the client ended in the middle of a request's head")
                 buffer += data
         except HttpError as exc:
-            self.note(exc.status, str(exc))
-            await self.refuse(encode_error(exc.status, "http_request_error", str(exc)))
+            await self.refuse(None, refusal_of(exc))
             raise
         finally:
             if timed:
@@ -254,25 +237,20 @@ class Connection:
         session.destination = request.destination
         session.command = "connect" if request.method == "CONNECT" else "forward"
         if self.ingress.asks_who and not await self.is_authorized(request):
-            return await self.fail(request, 407, None, session.error or "", CHALLENGE)
+            return await self.refuse(request, login_refused(session.error or ""))
         if request.method == "CONNECT":
             return await self.open_tunnel(request)
         if request.final_recipient:
             # RFC 9110 section 7.6.2: the answer is ours, and there is nothing to say beyond that we are here.
-            details = "Max-Forwards is 0: this proxy is the last on the way"
-            return await self.fail(request, 501 if request.method == "TRACE" else 200, None, details)
+            text = "Max-Forwards is 0: this proxy is the last on the way"
+            if request.method == "TRACE":
+                return await self.refuse(request, Refusal(text, ReplyCode.GENERAL_FAILURE, 501))
+            session.close = "server"
+            return await self.answer(request, 200, None, text)
         try:
             return await self.forward(request)
         except TabiError as exc:
-            return await self.decline(request, exc)
-
-    async def decline(self, request: Request, exc: TabiError) -> bool:
-        """Answer a request that cannot or may not be carried out; whether the connection goes on."""
-        if isinstance(exc, PolicyDenied) and exc.action != "deny":
-            self.session.error = str(exc)
-            await self.ingress.commands.turn_away(self.client, self.session, exc.action)
-            return False
-        return await self.fail(request, *problem_of(exc), str(exc))
+            return await self.refuse(request, refusal_of(exc))
 
     async def is_authorized(self, request: Request) -> bool:
         """Whether the client may ask at all. Raises TimeoutError where that is not found out in time."""
@@ -290,20 +268,34 @@ class Connection:
 
     # --- answers of our own ---
 
-    async def fail(
-        self, request: Request, status: int, error: str | None, details: str, fields: Sequence[Field] = ()
+    async def refuse(self, request: Request | None, refusal: Refusal) -> bool:
+        """Refuse a request, None where it is not one, in the way that the refusal says; see `answer`."""
+        self.session.error, self.session.close = refusal.text, refusal.close
+        if refusal.action != "deny":
+            await self.ingress.commands.turn_away(self.client, refusal.action)
+            return False
+        return await self.answer(request, refusal.status, refusal.error, refusal.text, refusal.fields)
+
+    async def answer(
+        self, request: Request | None, status: int, error: str | None, text: str, fields: Sequence[Field] = ()
     ) -> bool:
         """Answer for the destination; whether the connection goes on, which it does where no content is under way."""
-        keep = request.keep_alive and not request.body and not self.ingress.kept.draining
+        self.session.reply_code = status
         # What a client sends behind a CONNECT without waiting is meant for the destination: never read it as requests.
-        keep = keep and request.method != "CONNECT"
-        head = request.method == "HEAD"
-        octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
-        self.note(status, details)
-        if keep:
-            await self.send(octets)
+        if request is None or request.body or request.method == "CONNECT" or self.ingress.kept.draining:
+            keep = False
         else:
-            await self.refuse(octets)
+            keep = request.keep_alive
+        minor, head = (1, False) if request is None else (request.minor, request.method == "HEAD")
+        octets = encode_error(status, error, text, minor=minor, keep_alive=keep, fields=fields, head=head)
+        try:
+            await self.send(octets)
+        except OSError:
+            if keep:
+                raise
+            return False
+        if not keep:
+            await self.ingress.commands.part(self.client)
         return keep
 
     async def send(self, octets: bytes) -> None:
@@ -318,24 +310,6 @@ class Connection:
         finally:
             self.waits = False
 
-    async def refuse(self, octets: bytes) -> None:
-        """Answer, behind what the client has not taken yet, and end."""
-        try:
-            await self.send(octets)
-        except OSError:
-            return
-        await self.ingress.commands.part(self.client)
-
-    def note(self, status: int, details: str) -> None:
-        """Fill in what the access log says of an answer of our own."""
-        session = self.session
-        session.reply_code = status
-        if status < 400:
-            session.close = "server"
-            return
-        session.error = details
-        session.close = CLOSE.get(status, "error")
-
     # --- CONNECT ---
 
     async def open_tunnel(self, request: Request) -> bool:
@@ -347,7 +321,7 @@ class Connection:
         try:
             await self.ingress.connect(tunnel)
         except TabiError as exc:
-            return await self.decline(request, exc)
+            return await self.refuse(request, refusal_of(exc))
         return False
 
     # --- forwarding ---
@@ -376,7 +350,8 @@ class Connection:
                 self.close_server()
                 if self.gone or (exc.unanswered and server.used):
                     continue  # it was closed while we asked: as if it had never been kept
-                return await self.fail(request, exc.status, exc.error, exc.details)
+                refusal = Refusal(str(exc), ReplyCode.GENERAL_FAILURE, exc.status, exc.error)
+                return await self.refuse(request, refusal)
             finally:
                 self.exchange = None
             if not keep_server:
@@ -431,25 +406,3 @@ class Connection:
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
         self.server = Server(stream, address, session, way.egress)
         return self.server
-
-
-def problem_of(exc: TabiError) -> tuple[int, str]:
-    """Status and error type of RFC 9209 section 2.3 for a destination that could not be opened."""
-    if isinstance(exc, LimitExceeded):
-        return 429, "connection_limit_reached"
-    if isinstance(exc, PolicyDenied) or exc.reply_code == ReplyCode.NOT_ALLOWED:
-        return 403, "destination_ip_prohibited"
-    number = exc.errno if isinstance(exc, DialError) else None
-    if number == errno.ETIMEDOUT:
-        return 504, "connection_timeout"
-    if number in (errno.ECONNRESET, errno.ENOTCONN):
-        return 502, "connection_terminated"
-    if exc.reply_code == ReplyCode.CONNECTION_REFUSED:
-        return 502, "connection_refused"
-    if number in UNROUTABLE:
-        return 502, "destination_ip_unroutable"
-    if isinstance(exc, ProxyError | AuthError | RemoteProtocolError):
-        return 502, "destination_unavailable"
-    if isinstance(exc, DialError) and number is None:
-        return 502, "dns_error"
-    return 500, "proxy_internal_error"

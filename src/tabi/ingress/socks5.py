@@ -5,6 +5,7 @@ from __future__ import annotations
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands, MachineConversation
+from tabi.ingress.refusal import login_refused, refusal_of
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.socks5 import (
@@ -20,7 +21,7 @@ from tabi.wire.socks5 import (
 NO_AUTHENTICATION = MethodSelection(Method.NO_AUTHENTICATION)
 USERNAME_PASSWORD = MethodSelection(Method.USERNAME_PASSWORD)
 NO_ACCEPTABLE_METHODS = MethodSelection(Method.NO_ACCEPTABLE_METHODS)
-ACCEPTED, REJECTED = CredentialsReply(0), CredentialsReply(1)
+ACCEPTED = CredentialsReply(0)
 
 
 class Socks5Ingress:
@@ -54,8 +55,7 @@ class Socks5Ingress:
         except RemoteProtocolError as exc:
             if exc.reply_code is None:
                 raise
-            session.error = str(exc)
-            await self.commands.refuse_request(conversation, exc.reply_code)
+            await self.commands.refuse_request(conversation, refusal_of(exc))
             return
         finally:
             self.handshake.stop(client)
@@ -76,9 +76,10 @@ class Socks5Ingress:
             conversation.send(NO_AUTHENTICATION)
             return True
         wanted = Method.NO_AUTHENTICATION if known or not self.required else Method.USERNAME_PASSWORD
-        session.error = f"no acceptable method: offered {greeting.methods.hex(' ') or 'none'}, expected {wanted:#04x}"
+        offered = greeting.methods.hex(" ") or "none"
+        refusal = login_refused(f"no acceptable method: offered {offered}, expected {wanted:#04x}")
         await self.commands.refuse(
-            conversation.client, session, "denied", lambda: conversation.send(NO_ACCEPTABLE_METHODS)
+            conversation.client, session, refusal, lambda: conversation.send(NO_ACCEPTABLE_METHODS)
         )
         return False
 
@@ -89,7 +90,9 @@ class Socks5Ingress:
         client, session = conversation.client, conversation.session
         left = self.handshake.left(client)
         if not await identify(authenticate, session, credentials.username, credentials.password, left):
-            await self.commands.refuse(client, session, "denied", lambda: conversation.send(REJECTED))
+            refusal = login_refused(session.error or "")
+            rejected = CredentialsReply(refusal.login_status)
+            await self.commands.refuse(client, session, refusal, lambda: conversation.send(rejected))
             return False
         conversation.send(ACCEPTED)
         return True
