@@ -19,6 +19,7 @@ from tabi.errors import (
 )
 from tabi.ingress.refusal import CHALLENGE, Refusal, login_refused, refusal_of
 from tabi.net.failures import connect_error, local_error, resolve_error, timeout_error
+from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
 from tabi.wire.socks4 import reply4_code
 
@@ -55,6 +56,8 @@ DNS_NOT_FOUND, DNS_REFUSED = 4, 11
         (local_error(OSError(errno.EMFILE, "x"), "x"), 1, 500, "proxy_internal_error", "error"),
         (ConfigError("x"), 1, 500, "proxy_internal_error", "error"),
         (HttpError("x"), 1, 400, "http_request_error", "error"),
+        (ExchangeFailed(504, "http_response_timeout", "x"), 1, 504, "http_response_timeout", "error"),
+        (ExchangeFailed(429, "connection_limit_reached", "x"), 1, 429, "connection_limit_reached", "limit"),
         (HttpError("x", 431), 1, 431, "http_request_error", "error"),
     ],
 )

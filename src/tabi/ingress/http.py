@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import NamedTuple
 
 from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Authenticate, identify
 from tabi.ingress.conversation import Commands
-from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
-from tabi.ingress.gate import Way
+from tabi.ingress.gate import Gate, Way
 from tabi.ingress.refusal import Refusal, login_refused, refusal_of
+from tabi.net.deadline import Quiet
 from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
 from tabi.policy.networks import unmapped
+from tabi.relay.exchange import READ_SIZE, Exchange, ExchangeFailed, ServerConnection
+from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
@@ -42,6 +45,38 @@ from tabi.wire.socks5 import Command, Reply, ReplyCode
 
 # RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+
+
+class KeptConnections:
+    """The clients' connections that wait for another request: a server that drains ends them."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.clients: set[Stream] = set()
+
+    def drain(self) -> None:
+        """Keep none from now on."""
+        self.draining = True
+        for client in self.clients:
+            client.expire()
+
+
+class Forwarding(NamedTuple):
+    """What forwarding needs of a server.
+
+    Attributes:
+        gate: says whether a request may be carried, and which way.
+        relays: carry what has changed to another protocol (101).
+        idle: ends the connections on which nothing moves.
+        over: hands in a session whose request is over, and begins it anew for the next.
+        kept: gets the connections that wait for another request.
+    """
+
+    gate: Gate
+    relays: Relays
+    idle: Quiet
+    over: Callable[[Session], object]
+    kept: KeptConnections
 
 
 class HttpIngress:
@@ -66,8 +101,7 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.forwarding = forwarding
-        self.gate, _, self.idle, self.over, self.kept = forwarding
+        self.gate, self.relays, self.idle, self.over, self.kept = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -116,7 +150,7 @@ class Connection:
         self.session = session
         self.certified = session.user
         self.buffer = bytearray()
-        self.server: Server | None = None
+        self.server: ServerConnection | None = None
         self.moved = 0
         self.exchange: Exchange | None = None
         self.waits = False  # for the client alone: to send another request, or to take what it was sent
@@ -145,6 +179,11 @@ class Connection:
         for stream in (self.client, self.server.stream if self.server is not None else None):
             if stream is not None:
                 stream.wake_waiting(error)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it may wait for another request: a server that drains keeps none."""
+        return not self.ingress.kept.draining
 
     def break_off(self) -> None:
         """Have the client's connection end with a reset. It stays the server's to close, which hands the session in."""
@@ -335,6 +374,7 @@ class Connection:
         """
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
+        relays, idle = self.ingress.relays, self.ingress.idle.seconds
         way = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
@@ -343,15 +383,14 @@ class Connection:
             if self.gone:
                 break
             session.address = server.address
-            self.exchange = exchange = Exchange(self, server, request, self.ingress.forwarding)
+            self.exchange = exchange = Exchange(self, server, request, relays, idle)
             try:
                 keep, keep_server = await exchange.run()
-            except Failed as exc:
+            except ExchangeFailed as exc:
                 self.close_server()
                 if self.gone or (exc.unanswered and server.used):
                     continue  # it was closed while we asked: as if it had never been kept
-                refusal = Refusal(str(exc), ReplyCode.GENERAL_FAILURE, exc.status, exc.error)
-                return await self.refuse(request, refusal)
+                return await self.refuse(request, refusal_of(exc))
             finally:
                 self.exchange = None
             if not keep_server:
@@ -361,7 +400,7 @@ class Connection:
             return keep
         raise ConnectionResetError("the client has gone")
 
-    def kept_server(self, request: Request, repeatable: bool, way: Way) -> Server | None:
+    def kept_server(self, request: Request, repeatable: bool, way: Way) -> ServerConnection | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
         if server is None:
@@ -394,7 +433,7 @@ class Connection:
             return False
         return True
 
-    async def open_server(self, request: Request, way: Way) -> Server:
+    async def open_server(self, request: Request, way: Way) -> ServerConnection:
         """A new connection. Errors as `Egress.open`."""
         began, session = monotonic(), self.session
         stream = await way.egress.open(request.destination, way.permit, session)
@@ -404,5 +443,5 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
-        self.server = Server(stream, address, session, way.egress)
+        self.server = ServerConnection(stream, address, session, way.egress)
         return self.server

@@ -20,6 +20,7 @@ from tabi.errors import (
     RemoteProtocolError,
     TabiError,
 )
+from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
 from tabi.wire.http import Field
 from tabi.wire.socks5 import ReplyCode
@@ -101,7 +102,7 @@ def refusal_of(exc: TabiError) -> Refusal:
     known = exc.reply_code is not None and exc.reply_code in REPLIES
     reply_code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
     action = exc.action if isinstance(exc, PolicyDenied) else "deny"
-    if isinstance(exc, HttpError):
+    if isinstance(exc, HttpError | ExchangeFailed):  # which have found their status
         return Refusal(str(exc), reply_code, exc.status, exc.error, action)
     row = next(row for row in TABLE if row.has(exc))
     return Refusal(str(exc), reply_code, row.status, row.error, action)

@@ -14,8 +14,7 @@ from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.errors import ConfigError
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
-from tabi.ingress.forward import Forwarding
-from tabi.ingress.http import HttpIngress
+from tabi.ingress.http import Forwarding, HttpIngress
 from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress

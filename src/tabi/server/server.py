@@ -25,8 +25,8 @@ from tabi.ingress.authenticate import Authenticate, PasswordAuthenticator, with_
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
-from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.ingress.gate import Gate
+from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.resolve import Resolve, ResolvePtr
 from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
