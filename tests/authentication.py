@@ -8,6 +8,7 @@ from tabi.egress.upstream import read_exactly
 from tabi.errors import AuthError, RemoteProtocolError
 from tabi.ingress.auth_methods import Refused
 from tabi.ingress.conversation import MachineConversation
+from tabi.ingress.refusal import login_refused
 from tabi.net.stream import Sock, Stream
 from tabi.wire.socks5 import ClientMachine, MethodMessage
 
@@ -65,8 +66,7 @@ class Questions:
             question = b"question %d" % number
             conversation.send(message(question))
             if (await conversation.next_message()) != message(question[::-1]):
-                conversation.session.error = "a wrong answer"
-                return Refused(message(b"no"))
+                return Refused(message(b"no"), login_refused("a wrong answer"))
         conversation.send(message(b"yes"))
         machine.negotiated()
         conversation.session.user = "riddler"

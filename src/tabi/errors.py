@@ -40,6 +40,9 @@ class RemoteProtocolError(ProtocolError):
 class HttpError(RemoteProtocolError):
     """A client sent a request that HTTP does not allow or that tabi does not know; ``status`` is the answer to it."""
 
+    error = "http_request_error"
+    """The error type of RFC 9209 section 2.3."""
+
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status

@@ -13,7 +13,7 @@ from conftest import Run
 from tabi.egress.client_methods import ClientMethod, NoAuthentication
 from tabi.egress.socks5 import request
 from tabi.errors import AuthError
-from tabi.ingress.auth_methods import AuthMethod, MethodChoice
+from tabi.ingress.auth_methods import AuthMethod, MethodChoice, Refused
 from tabi.ingress.conversation import Commands, Conversation
 from tabi.ingress.socks5 import Socks5Ingress
 from tabi.net.deadline import Deadlines
@@ -58,17 +58,21 @@ def test_the_method_that_the_server_prefers(known: bool, required: bool, offered
     session = Session(1, "", CLIENT, 0.0)
     session.user = "alice" if known else None
     found = choice.choose(session, offered)
-    assert (found.method if found is not None else None) == expected
-    assert (session.error is None) == (expected is not None)
+    assert (None if isinstance(found, Refused) else found.method) == expected
 
 
 def test_why_no_method_is_acceptable() -> None:
     """The log says what the client offered and what would have been accepted."""
     session = Session(1, "", CLIENT, 0.0)
-    assert MethodChoice((Named(0x80), Named(2)), required=True).choose(session, b"\x00\x01") is None
-    assert session.error == "no acceptable method: offered 00 01, expected 0x80 or 0x02"
-    assert MethodChoice((), required=False).choose(session, b"") is None
-    assert session.error == "no acceptable method: offered none, expected 0x00"
+    for choice, offered, text in (
+        (MethodChoice((Named(0x80), Named(2)), required=True), b"\x00\x01", "offered 00 01, expected 0x80 or 0x02"),
+        (MethodChoice((), required=False), b"", "offered none, expected 0x00"),
+        (MethodChoice((), required=True), b"\x00", "offered 00, expected 0x02"),
+    ):
+        refused = choice.choose(session, offered)
+        assert isinstance(refused, Refused)
+        assert refused.answer.method == 0xFF
+        assert refused.refusal.text == f"no acceptable method: {text}"
 
 
 class Scene:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from tabi.ingress.authenticate import Ask, Outcome, identify
+from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import MachineConversation
+from tabi.ingress.refusal import Refusal, login_refused
 from tabi.net.deadline import Deadlines
-from tabi.session import Close, Session
-from tabi.wire.socks5 import Credentials, CredentialsReply, Method
+from tabi.session import Session
+from tabi.wire.socks5 import Credentials, CredentialsReply, Method, MethodSelection
+
+ACCEPTED = CredentialsReply(0)
+NO_ACCEPTABLE_METHODS = MethodSelection(Method.NO_ACCEPTABLE_METHODS)
 
 
 class Refused(NamedTuple):
@@ -16,7 +20,7 @@ class Refused(NamedTuple):
 
     answer: Any
     """The message that says so."""
-    close: Close = "denied"
+    refusal: Refusal
 
 
 class AuthMethod(Protocol):
@@ -33,7 +37,7 @@ class AuthMethod(Protocol):
         all that follows, then comes through that layer. The handshake's deadline runs.
 
         Returns:
-            None where the client may go on; else how it is refused, with the reason in the session's error.
+            None where the client may go on, else how it is refused.
 
         Raises:
             TimeoutError, RemoteProtocolError, OSError: as `Ingress.serve`.
@@ -64,19 +68,15 @@ class UsernamePassword:
         self.handshake = handshake
 
     async def authenticate(self, conversation: MachineConversation) -> Refused | None:
-        """See `AuthMethod`. Status 01 is a wrong user name or password, 02 a failure on our side."""
+        """See `AuthMethod`."""
         credentials = await conversation.next_message()
         assert isinstance(credentials, Credentials)
         session, left = conversation.session, self.handshake.left(conversation.client)
-        outcome = await identify(self.ask, session, credentials.username, credentials.password, left)
-        if outcome is Outcome.ACCEPTED:
-            conversation.send(ACCEPTED)
-            return None
-        return REJECTED if outcome is Outcome.REJECTED else FAILED
-
-
-ACCEPTED, REJECTED, FAILED = CredentialsReply(0), Refused(CredentialsReply(1)), Refused(CredentialsReply(2), "error")
-"""RFC 1929 section 2: 0 is success; any other status ends the connection, and its meaning is the server's."""
+        refusal = await identify(self.ask, session, credentials.username, credentials.password, left)
+        if refusal is not None:
+            return Refused(CredentialsReply(refusal.login_status), refusal)
+        conversation.send(ACCEPTED)
+        return None
 
 
 class MethodChoice:
@@ -93,12 +93,12 @@ class MethodChoice:
         """For a client whose certificate has said who it is."""
         self.unknown = methods if required else (*methods, none)
 
-    def choose(self, session: Session, offered: bytes) -> AuthMethod | None:
-        """The method for a client that offers these; None where it cannot go on, with the reason in the session."""
+    def choose(self, session: Session, offered: bytes) -> AuthMethod | Refused:
+        """The method for a client that offers these, or how it is refused."""
         methods = self.unknown if session.user is None else self.known
         for method in methods:
             if method.method in offered:
                 return method
         wanted = " or ".join(f"{method.method:#04x}" for method in methods) or f"{Method.USERNAME_PASSWORD:#04x}"
-        session.error = f"no acceptable method: offered {offered.hex(' ') or 'none'}, expected {wanted}"
-        return None
+        text = f"no acceptable method: offered {offered.hex(' ') or 'none'}, expected {wanted}"
+        return Refused(NO_ACCEPTABLE_METHODS, login_refused(text))

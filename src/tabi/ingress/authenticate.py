@@ -6,13 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
 from typing import NamedTuple
 
 import msgspec
 
 from tabi.errors import AuthError
 from tabi.ingress.login import Login, User
+from tabi.ingress.refusal import Refusal, login_failed, login_refused
 from tabi.policy.grammar import Grammar, Parameters
 from tabi.policy.users import Users
 from tabi.session import Session
@@ -24,16 +24,6 @@ HASHERS = 2
 
 PENDING = 64
 """Hashes that may wait for a thread; the rest waits in its own task, within the handshake's deadline."""
-
-
-class Outcome(Enum):
-    """What came of asking who a client is."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    """It is nobody that is known."""
-    FAILED = "failed"
-    """That could not be found out: a failure of ours, which says nothing about the client."""
 
 
 class Parted(NamedTuple):
@@ -66,8 +56,11 @@ def with_grammar(authenticate: Ask, grammar: Grammar) -> Ask:
     return ask
 
 
-async def identify(ask: Ask, session: Session, username: bytes, password: bytes, seconds: float) -> Outcome:
-    """Ask who a client is, within ``seconds``, and set the session's user or its error.
+async def identify(ask: Ask, session: Session, username: bytes, password: bytes, seconds: float) -> Refusal | None:
+    """Ask who a client is, within ``seconds``, and set the session's user.
+
+    Returns:
+        None where it is a user, else how it is refused.
 
     Raises:
         TimeoutError: the answer took too long.
@@ -92,19 +85,16 @@ async def identify(ask: Ask, session: Session, username: bytes, password: bytes,
             if not isinstance(found, str | User | None):
                 raise TypeError(f"authenticate returned {type(found).__name__}, expected str, tabi.User or None")
         except AuthError as exc:
-            session.error = str(exc)
-            return Outcome.REJECTED
+            return login_refused(str(exc))
         except Exception as exc:  # the deadline comes as a cancellation: what was asked has failed
             log.exception("authentication failed")
-            session.error = f"authentication failed: {type(exc).__name__}"
-            return Outcome.FAILED
+            return login_failed(f"authentication failed: {type(exc).__name__}")
     user = found if isinstance(found, User) else User(found or "")
     if not user.name:
-        session.error = "wrong user name or password"
-        return Outcome.REJECTED
+        return login_refused("wrong user name or password")
     session.identify(user.name, frozenset(user.groups), user.limits)
     session.parameters = parameters
-    return Outcome.ACCEPTED
+    return None
 
 
 class PasswordAuthenticator:

@@ -7,10 +7,11 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tabi.errors import LimitExceeded, PolicyDenied, TabiError
+from tabi.errors import RemoteProtocolError, TabiError
+from tabi.ingress.refusal import Refusal, refusal_of
 from tabi.net.deadline import Deadlines
 from tabi.net.stream import RESET, Stream
-from tabi.session import Close, Session
+from tabi.session import Session
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks4 import ServerMachine4
 from tabi.wire.socks5 import Reply, ReplyCode, ServerMachine
@@ -104,9 +105,6 @@ class MachineConversation:
         return bytes(self.machine.send(reply))
 
 
-REPLIES = frozenset(int(code) for code in ReplyCode)
-
-
 class Serve(Protocol):
     """Carries out one command: on return the session is over, a relay has it, or the reply that is returned ends it."""
 
@@ -130,48 +128,34 @@ class Commands:
 
     async def carry_out(self, command: int, conversation: Conversation) -> None:
         """Carry out a request, whose destination is the session's, or refuse it."""
-        session = conversation.session
-        serve = self.serves.get(command)
-        if serve is None:
-            session.command = str(command)
-            session.error = f"command {command:#04x} is not supported"
-            await self.refuse_request(conversation, ReplyCode.COMMAND_NOT_SUPPORTED)
-            return
-        session.command = serve.name
+        session, serve = conversation.session, self.serves.get(command)
+        session.command = str(command) if serve is None else serve.name
         try:
+            if serve is None:
+                raise RemoteProtocolError(f"command {command:#04x} is not supported", ReplyCode.COMMAND_NOT_SUPPORTED)
             last = await serve(conversation)
         except TabiError as exc:
-            session.error = str(exc)
-            if isinstance(exc, PolicyDenied) and exc.action != "deny":
-                await self.turn_away(conversation.client, session, exc.action)
-                return
-            known = exc.reply_code in REPLIES  # another proxy may have sent any number
-            code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
-            await self.refuse_request(conversation, code, "limit" if isinstance(exc, LimitExceeded) else None)
+            await self.refuse_request(conversation, refusal_of(exc))
             return
         if last is not None:
             session.close = "server"
             await self.part(conversation.client, lambda: conversation.answer(last))
 
-    async def refuse_request(self, conversation: Conversation, reply_code: int, close: Close | None = None) -> None:
-        """Answer a request with a failure."""
-        denied = reply_code == ReplyCode.NOT_ALLOWED
-        reply = Reply(reply_code)
-        await self.refuse(
-            conversation.client,
-            conversation.session,
-            close or ("denied" if denied else "error"),
-            lambda: conversation.answer(reply),
-        )
+    async def refuse_request(self, conversation: Conversation, refusal: Refusal) -> None:
+        """Refuse a request, in the way that the refusal says."""
+        reply = Reply(refusal.reply_code)
+        await self.refuse(conversation.client, conversation.session, refusal, lambda: conversation.answer(reply))
 
-    async def refuse(self, client: Stream, session: Session, close: Close, answer: Callable[[], None]) -> None:
-        """Answer no, and let the client read it."""
-        session.close = close
-        await self.part(client, answer)
+    async def refuse(self, client: Stream, session: Session, refusal: Refusal, answer: Callable[[], None]) -> None:
+        """Refuse a client, in the way that the refusal says; ``answer`` sends its words in the client's protocol."""
+        session.error, session.close = refusal.text, refusal.close
+        if refusal.action == "deny":
+            await self.part(client, answer)
+        else:
+            await self.turn_away(client, refusal.action)
 
-    async def turn_away(self, client: Stream, session: Session, action: str) -> None:
+    async def turn_away(self, client: Stream, action: str) -> None:
         """Refuse without an answer: with a reset, or by keeping the client waiting as long as a handshake may take."""
-        session.close = "denied"
         self.handshake.stop(client)
         if action == "reset":
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -12,30 +12,25 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import NamedTuple
 
 from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
-from tabi.errors import (
-    AuthError,
-    DialError,
-    HttpError,
-    LimitExceeded,
-    PolicyDenied,
-    ProxyError,
-    RemoteProtocolError,
-    TabiError,
-)
-from tabi.ingress.authenticate import Ask, Outcome, identify
+from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
+from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import Commands
-from tabi.ingress.forward import READ_SIZE, Exchange, Failed, Forwarding, Server
-from tabi.ingress.gate import Way
+from tabi.ingress.gate import Gate, Way
+from tabi.ingress.refusal import Refusal, login_refused, refusal_of
+from tabi.net.deadline import Quiet
 from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
 from tabi.policy.networks import unmapped
-from tabi.session import Close, Session
+from tabi.relay.exchange import READ_SIZE, Exchange, ExchangeFailed, ServerConnection
+from tabi.relay.relays import Relays
+from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
     CONNECT_ESTABLISHED,
@@ -48,16 +43,40 @@ from tabi.wire.http import (
 )
 from tabi.wire.socks5 import Command, Reply, ReplyCode
 
-UNROUTABLE = frozenset(
-    (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-)
-
-CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", charset="UTF-8"'),)
-
-CLOSE: dict[int, Close] = {403: "denied", 407: "denied", 429: "limit"}
-
 # RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+
+
+class KeptConnections:
+    """The clients' connections that wait for another request: a server that drains ends them."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.clients: set[Stream] = set()
+
+    def drain(self) -> None:
+        """Keep none from now on."""
+        self.draining = True
+        for client in self.clients:
+            client.expire()
+
+
+class Forwarding(NamedTuple):
+    """What forwarding needs of a server.
+
+    Attributes:
+        gate: says whether a request may be carried, and which way.
+        relays: carry what has changed to another protocol (101).
+        idle: ends the connections on which nothing moves.
+        over: hands in a session whose request is over, and begins it anew for the next.
+        kept: gets the connections that wait for another request.
+    """
+
+    gate: Gate
+    relays: Relays
+    idle: Quiet
+    over: Callable[[Session], object]
+    kept: KeptConnections
 
 
 class HttpIngress:
@@ -82,8 +101,7 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.forwarding = forwarding
-        self.gate, _, self.idle, self.over, self.kept = forwarding
+        self.gate, self.relays, self.idle, self.over, self.kept = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -132,7 +150,7 @@ class Connection:
         self.session = session
         self.certified = session.user
         self.buffer = bytearray()
-        self.server: Server | None = None
+        self.server: ServerConnection | None = None
         self.moved = 0
         self.exchange: Exchange | None = None
         self.waits = False  # for the client alone: to send another request, or to take what it was sent
@@ -161,6 +179,11 @@ class Connection:
         for stream in (self.client, self.server.stream if self.server is not None else None):
             if stream is not None:
                 stream.wake_waiting(error)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it may wait for another request: a server that drains keeps none."""
+        return not self.ingress.kept.draining
 
     def break_off(self) -> None:
         """Have the client's connection end with a reset. It stays the server's to close, which hands the session in."""
@@ -238,8 +261,7 @@ class Connection:
                     raise RemoteProtocolError("the client ended in the middle of a request's head")
                 buffer += data
         except HttpError as exc:
-            self.note(exc.status, str(exc))
-            await self.refuse(encode_error(exc.status, "http_request_error", str(exc)))
+            await self.refuse(None, refusal_of(exc))
             raise
         finally:
             if timed:
@@ -253,61 +275,64 @@ class Connection:
         session = self.session
         session.destination = request.destination
         session.command = "connect" if request.method == "CONNECT" else "forward"
-        if self.ingress.asks_who:
-            outcome = await self.authenticate(request)
-            if outcome is Outcome.FAILED:
-                return await self.fail(request, 503, None, session.error or "")
-            if outcome is Outcome.REJECTED:
-                return await self.fail(request, 407, None, session.error or "", CHALLENGE)
+        if self.ingress.asks_who and (refusal := await self.authenticate(request)) is not None:
+            return await self.refuse(request, refusal)
         if request.method == "CONNECT":
             return await self.open_tunnel(request)
         if request.final_recipient:
             # RFC 9110 section 7.6.2: the answer is ours, and there is nothing to say beyond that we are here.
-            details = "Max-Forwards is 0: this proxy is the last on the way"
-            return await self.fail(request, 501 if request.method == "TRACE" else 200, None, details)
+            text = "Max-Forwards is 0: this proxy is the last on the way"
+            if request.method == "TRACE":
+                return await self.refuse(request, Refusal(text, ReplyCode.GENERAL_FAILURE, 501))
+            session.close = "server"
+            return await self.answer(request, 200, None, text)
         try:
             return await self.forward(request)
         except TabiError as exc:
-            return await self.decline(request, exc)
+            return await self.refuse(request, refusal_of(exc))
 
-    async def decline(self, request: Request, exc: TabiError) -> bool:
-        """Answer a request that cannot or may not be carried out; whether the connection goes on."""
-        if isinstance(exc, PolicyDenied) and exc.action != "deny":
-            self.session.error = str(exc)
-            await self.ingress.commands.turn_away(self.client, self.session, exc.action)
-            return False
-        return await self.fail(request, *problem_of(exc), str(exc))
-
-    async def authenticate(self, request: Request) -> Outcome:
-        """Find out who asks. Raises TimeoutError where that is not found out in time."""
+    async def authenticate(self, request: Request) -> Refusal | None:
+        """Find out who asks; how it is refused where it is nobody. Raises TimeoutError where that takes too long."""
         ingress, session = self.ingress, self.session
         if session.user is not None:
-            return Outcome.ACCEPTED
+            return None
         credentials = decode_basic(request.authorization) if request.authorization else None
         if ingress.authenticate is None or (not ingress.required and request.authorization is None):
-            session.error = "this listener wants a user" if ingress.required else None
-            return Outcome.REJECTED if ingress.required else Outcome.ACCEPTED
+            return login_refused("this listener wants a user") if ingress.required else None
         if credentials is None:
-            session.error = "no user name and password (Proxy-Authorization: Basic)"
-            return Outcome.REJECTED
+            return login_refused("no user name and password (Proxy-Authorization: Basic)")
         return await identify(ingress.authenticate, session, *credentials, ingress.handshake.seconds)
 
     # --- answers of our own ---
 
-    async def fail(
-        self, request: Request, status: int, error: str | None, details: str, fields: Sequence[Field] = ()
+    async def refuse(self, request: Request | None, refusal: Refusal) -> bool:
+        """Refuse a request, None where it is not one, in the way that the refusal says; see `answer`."""
+        self.session.error, self.session.close = refusal.text, refusal.close
+        if refusal.action != "deny":
+            await self.ingress.commands.turn_away(self.client, refusal.action)
+            return False
+        return await self.answer(request, refusal.status, refusal.error, refusal.text, refusal.fields)
+
+    async def answer(
+        self, request: Request | None, status: int, error: str | None, text: str, fields: Sequence[Field] = ()
     ) -> bool:
         """Answer for the destination; whether the connection goes on, which it does where no content is under way."""
-        keep = request.keep_alive and not request.body and not self.ingress.kept.draining
+        self.session.reply_code = status
         # What a client sends behind a CONNECT without waiting is meant for the destination: never read it as requests.
-        keep = keep and request.method != "CONNECT"
-        head = request.method == "HEAD"
-        octets = encode_error(status, error, details, minor=request.minor, keep_alive=keep, fields=fields, head=head)
-        self.note(status, details)
-        if keep:
-            await self.send(octets)
+        if request is None or request.body or request.method == "CONNECT" or self.ingress.kept.draining:
+            keep = False
         else:
-            await self.refuse(octets)
+            keep = request.keep_alive
+        minor, head = (1, False) if request is None else (request.minor, request.method == "HEAD")
+        octets = encode_error(status, error, text, minor=minor, keep_alive=keep, fields=fields, head=head)
+        try:
+            await self.send(octets)
+        except OSError:
+            if keep:
+                raise
+            return False
+        if not keep:
+            await self.ingress.commands.part(self.client)
         return keep
 
     async def send(self, octets: bytes) -> None:
@@ -322,24 +347,6 @@ class Connection:
         finally:
             self.waits = False
 
-    async def refuse(self, octets: bytes) -> None:
-        """Answer, behind what the client has not taken yet, and end."""
-        try:
-            await self.send(octets)
-        except OSError:
-            return
-        await self.ingress.commands.part(self.client)
-
-    def note(self, status: int, details: str) -> None:
-        """Fill in what the access log says of an answer of our own."""
-        session = self.session
-        session.reply_code = status
-        if status < 400:
-            session.close = "server"
-            return
-        session.error = details
-        session.close = CLOSE.get(status, "error")
-
     # --- CONNECT ---
 
     async def open_tunnel(self, request: Request) -> bool:
@@ -351,7 +358,7 @@ class Connection:
         try:
             await self.ingress.connect(tunnel)
         except TabiError as exc:
-            return await self.decline(request, exc)
+            return await self.refuse(request, refusal_of(exc))
         return False
 
     # --- forwarding ---
@@ -365,6 +372,7 @@ class Connection:
         """
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
+        relays, idle = self.ingress.relays, self.ingress.idle.seconds
         way = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
@@ -373,14 +381,14 @@ class Connection:
             if self.gone:
                 break
             session.address = server.address
-            self.exchange = exchange = Exchange(self, server, request, self.ingress.forwarding)
+            self.exchange = exchange = Exchange(self, server, request, relays, idle)
             try:
                 keep, keep_server = await exchange.run()
-            except Failed as exc:
+            except ExchangeFailed as exc:
                 self.close_server()
                 if self.gone or (exc.unanswered and server.used):
                     continue  # it was closed while we asked: as if it had never been kept
-                return await self.fail(request, exc.status, exc.error, exc.details)
+                return await self.refuse(request, refusal_of(exc))
             finally:
                 self.exchange = None
             if not keep_server:
@@ -390,7 +398,7 @@ class Connection:
             return keep
         raise ConnectionResetError("the client has gone")
 
-    def kept_server(self, request: Request, repeatable: bool, way: Way) -> Server | None:
+    def kept_server(self, request: Request, repeatable: bool, way: Way) -> ServerConnection | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
         if server is None:
@@ -423,7 +431,7 @@ class Connection:
             return False
         return True
 
-    async def open_server(self, request: Request, way: Way) -> Server:
+    async def open_server(self, request: Request, way: Way) -> ServerConnection:
         """A new connection. Errors as `Egress.open`."""
         began, session = monotonic(), self.session
         stream = await way.egress.open(request.destination, way.permit, session)
@@ -433,27 +441,5 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
-        self.server = Server(stream, address, session, way.egress)
+        self.server = ServerConnection(stream, address, session, way.egress)
         return self.server
-
-
-def problem_of(exc: TabiError) -> tuple[int, str]:
-    """Status and error type of RFC 9209 section 2.3 for a destination that could not be opened."""
-    if isinstance(exc, LimitExceeded):
-        return 429, "connection_limit_reached"
-    if isinstance(exc, PolicyDenied) or exc.reply_code == ReplyCode.NOT_ALLOWED:
-        return 403, "destination_ip_prohibited"
-    number = exc.errno if isinstance(exc, DialError) else None
-    if number == errno.ETIMEDOUT:
-        return 504, "connection_timeout"
-    if number in (errno.ECONNRESET, errno.ENOTCONN):
-        return 502, "connection_terminated"
-    if exc.reply_code == ReplyCode.CONNECTION_REFUSED:
-        return 502, "connection_refused"
-    if number in UNROUTABLE:
-        return 502, "destination_ip_unroutable"
-    if isinstance(exc, ProxyError | AuthError | RemoteProtocolError):
-        return 502, "destination_unavailable"
-    if isinstance(exc, DialError) and number is None:
-        return 502, "dns_error"
-    return 500, "proxy_internal_error"

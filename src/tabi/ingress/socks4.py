@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Commands, MachineConversation
+from tabi.ingress.refusal import login_refused, refusal_of
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.socks4 import Reply4, Request4, ServerMachine4, reply4_code
-from tabi.wire.socks5 import Command, Reply, ReplyCode
+from tabi.wire.socks5 import Command, Reply
 
 COMMANDS = (Command.CONNECT, Command.BIND)
 
@@ -54,14 +55,13 @@ class Socks4Ingress:
         except RemoteProtocolError as exc:
             if exc.reply_code is None:
                 raise
-            session.error = str(exc)
-            await self.commands.refuse_request(conversation, exc.reply_code)
+            await self.commands.refuse_request(conversation, refusal_of(exc))
             return
         finally:
             self.handshake.stop(client)
         session.destination = request.destination
         if self.required and session.user is None:
-            session.error = "this listener wants a user, and SOCKS4 has no way to prove one"
-            await self.commands.refuse_request(conversation, ReplyCode.NOT_ALLOWED)
+            refusal = login_refused("this listener wants a user, and SOCKS4 has no way to prove one")
+            await self.commands.refuse_request(conversation, refusal)
             return
         await self.commands.carry_out(request.command, conversation)

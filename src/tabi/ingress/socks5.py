@@ -5,12 +5,12 @@ from __future__ import annotations
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.auth_methods import AuthMethod, MethodChoice, Refused
 from tabi.ingress.conversation import Commands, MachineConversation
+from tabi.ingress.refusal import refusal_of
 from tabi.net.stream import Stream
 from tabi.session import Session
-from tabi.wire.socks5 import Greeting, Method, MethodSelection, Request, ServerMachine
+from tabi.wire.socks5 import Greeting, MethodSelection, Request, ServerMachine
 
 SELECTIONS = tuple(MethodSelection(method) for method in range(256))
-NONE_ACCEPTABLE = Refused(SELECTIONS[Method.NO_ACCEPTABLE_METHODS])
 
 
 class Socks5Ingress:
@@ -43,8 +43,7 @@ class Socks5Ingress:
         except RemoteProtocolError as exc:
             if exc.reply_code is None:
                 raise
-            session.error = str(exc)
-            await self.commands.refuse_request(conversation, exc.reply_code)
+            await self.commands.refuse_request(conversation, refusal_of(exc))
             return
         finally:
             self.handshake.stop(client)
@@ -56,15 +55,13 @@ class Socks5Ingress:
         greeting = await conversation.next_message()
         assert isinstance(greeting, Greeting)
         session = conversation.session
-        method = self.methods.choose(session, greeting.methods)
-        if method is None:
-            return await self.refuse(conversation, NONE_ACCEPTABLE)
-        conversation.send(SELECTIONS[method.method])
-        refusal = await method.authenticate(conversation)
-        return refusal is None or await self.refuse(conversation, refusal)
-
-    async def refuse(self, conversation: MachineConversation, refused: Refused) -> bool:
-        """Send a refusal and let the client read it. Returns False."""
-        client, session = conversation.client, conversation.session
-        await self.commands.refuse(client, session, refused.close, lambda: conversation.send(refused.answer))
+        found = self.methods.choose(session, greeting.methods)
+        if not isinstance(found, Refused):
+            conversation.send(SELECTIONS[found.method])
+            refused = await found.authenticate(conversation)
+            if refused is None:
+                return True
+            found = refused
+        answer = found.answer
+        await self.commands.refuse(conversation.client, session, found.refusal, lambda: conversation.send(answer))
         return False

@@ -15,8 +15,7 @@ from tabi.errors import ConfigError
 from tabi.ingress.auth_methods import AuthMethod, UsernamePassword
 from tabi.ingress.authenticate import Ask
 from tabi.ingress.conversation import Commands, Ingress
-from tabi.ingress.forward import Forwarding
-from tabi.ingress.http import HttpIngress
+from tabi.ingress.http import Forwarding, HttpIngress
 from tabi.ingress.mixed import MixedIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress

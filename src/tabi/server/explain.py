@@ -17,7 +17,7 @@ from tabi.config import Config, Listen
 from tabi.config.compile import BLOCK, DIRECT
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import as_resolved
-from tabi.ingress.http import problem_of
+from tabi.ingress.refusal import refusal_of
 from tabi.net.cache import NameCache
 from tabi.net.own import ask
 from tabi.net.resolve import find_number
@@ -187,7 +187,7 @@ SUCCESS = {"http": 200, "https": 200, "socks4": 90, "socks4+tls": 90}
 def reply_to(protocol: str, failure: TabiError) -> int | None:
     """The code that a client of a protocol gets."""
     if protocol.startswith("http"):
-        return 407 if isinstance(failure, AuthError) else problem_of(failure)[0]
+        return 407 if isinstance(failure, AuthError) else refusal_of(failure).status
     if protocol.startswith("socks4"):
         return 91
     return failure.reply_code

@@ -25,8 +25,8 @@ from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
 from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Commands, Ingress, Serve
-from tabi.ingress.forward import Forwarding, KeptConnections
 from tabi.ingress.gate import Gate
+from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate, check_authenticate
 from tabi.ingress.resolve import Resolve, ResolvePtr
 from tabi.ingress.tls import Certificates

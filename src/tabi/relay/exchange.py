@@ -1,18 +1,19 @@
-"""Forwarding over HTTP/1.1: one request and its answer between a client's connection and a destination's."""
+"""One HTTP/1.1 request and its answer, carried between a client's connection and a destination's.
+
+The head is sent on as `wire/http.py` rewrites it, content as it comes, in both directions at once where the request has
+some. What decides, dials and speaks with the client is not here: it hands in both connections (`ingress/http.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from tabi.egress.direct import Egress
-from tabi.errors import LimitExceeded, RemoteProtocolError
-from tabi.ingress.gate import Gate
-from tabi.net.deadline import Quiet
+from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
+from tabi.relay.http_content import NOTHING, Endless, make_body, take, take_from
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -20,7 +21,6 @@ from tabi.wire.http import (
     CHUNKED,
     HEAD_LIMIT,
     UNTIL_CLOSE,
-    Chunked,
     Request,
     Response,
     decode_response,
@@ -41,47 +41,26 @@ INTERIM_LIMIT = 32
 """Interim responses to one request: each is progress, so that no deadline would end them."""
 
 
-class KeptConnections:
-    """The clients' connections that wait for another request: a server that drains ends them."""
-
-    def __init__(self) -> None:
-        self.draining = False
-        self.clients: set[Stream] = set()
-
-    def drain(self) -> None:
-        """Keep none from now on."""
-        self.draining = True
-        for client in self.clients:
-            client.expire()
-
-
-class Forwarding(NamedTuple):
-    """What forwarding needs of a server.
+class ClientConnection(Protocol):
+    """A client's connection, as an exchange needs it.
 
     Attributes:
-        gate: says whether a request may be carried, and which way.
-        relays: carry what has changed to another protocol (101).
-        idle: ends the connections on which nothing moves.
-        over: hands in a session whose request is over, and begins it anew for the next.
-        kept: gets the connections that wait for another request.
+        client: its stream.
+        buffer: what was read from it behind the request's head.
+        session: of the request.
+        moved: counts all that moves, so that idle connections are seen.
+        gone: the client has reset it.
+        keeps: it may wait for another request.
     """
-
-    gate: Gate
-    relays: Relays
-    idle: Quiet
-    over: Callable[[Session], object]
-    kept: KeptConnections
-
-
-class Asking(Protocol):
-    """A client's connection: its stream, what was read from it, its session, a count of all that moves, whether it was
-    reset."""
 
     client: Stream
     buffer: bytearray
     session: Session
     moved: int
     gone: bool
+
+    @property
+    def keeps(self) -> bool: ...
 
     async def send(self, octets: bytes) -> None:
         """Send to the client, within the idle deadline. Raises OSError."""
@@ -90,81 +69,43 @@ class Asking(Protocol):
         """Have the client's connection end with a reset."""
 
 
-class Counted:
-    """Follows content of a known length; see `Chunked`."""
+class ExchangeFailed(TabiError):
+    """The destination gave no whole answer, and the client has nothing of one.
 
-    __slots__ = ("left",)
-
-    def __init__(self, octets: int) -> None:
-        self.left = octets
-
-    @property
-    def done(self) -> bool:
-        """Whether all of it was seen."""
-        return not self.left
-
-    def scan(self, data: bytes, payload: list[memoryview] | None = None) -> int:
-        """How many octets of ``data`` belong to it."""
-        count = min(len(data), self.left)
-        self.left -= count
-        return count
-
-
-class Endless:
-    """Follows content that ends with the connection."""
-
-    __slots__ = ()
-
-    done = False
-
-    def scan(self, data: bytes, payload: list[memoryview] | None = None) -> int:
-        """All of it belongs to it."""
-        return len(data)
-
-
-Body = Counted | Chunked | Endless
-
-
-NOTHING = Counted(0)
-
-
-def make_body(octets: int) -> Body:
-    """What follows content as ``Request.body`` and ``Response.body`` announce it."""
-    if not octets:
-        return NOTHING
-    if octets == CHUNKED:
-        return Chunked()
-    return Endless() if octets == UNTIL_CLOSE else Counted(octets)
-
-
-class Failed(Exception):
-    """The destination gave no whole answer: what to say to the client in its place.
-
-    ``unanswered`` says that not an octet of an answer has come, so that it may not have seen the request at all.
+    Attributes:
+        status: of HTTP, to answer in its place.
+        error: the error type of RFC 9209 section 2.3.
+        unanswered: not an octet of an answer has come, so that the destination may not have seen the request at all.
     """
 
-    def __init__(self, status: int, error: str, details: str, unanswered: bool = False) -> None:
-        super().__init__(details)
+    def __init__(self, status: int, error: str, message: str, unanswered: bool = False) -> None:
+        super().__init__(message)
         self.status = status
         self.error = error
-        self.details = details
         self.unanswered = unanswered
 
 
-class Server:
-    """The connection to a destination that a client's connection keeps."""
+class ServerConnection:
+    """The connection to a destination that a client's connection keeps.
+
+    Attributes:
+        address: where it leads, that of a proxy on the way where there is one.
+        user, parameters: for whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate).
+        egress, member: the way that it goes.
+        buffer: what was read from it and is not used up.
+        used: it has answered a request.
+    """
 
     __slots__ = ("address", "buffer", "destination", "egress", "member", "parameters", "stream", "used", "user")
 
-    def __init__(self, stream: Stream, address: Address, session: Session, egress: Egress) -> None:
+    def __init__(self, stream: Stream, address: Address, session: Session, egress: object) -> None:
         destination = session.destination
         assert destination is not None
         self.stream = stream
         self.destination = destination
         self.address = address
-        # For whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate).
         self.user, self.parameters = session.user, session.parameters
-        self.egress, self.member = egress, session.member  # the way out that it goes
+        self.egress, self.member = egress, session.member
         self.buffer = bytearray()
         self.used = False
 
@@ -184,36 +125,46 @@ class Server:
 
 
 class Exchange:
-    """One request and its answer, in both directions at once where the request has content."""
+    """One request and its answer, in both directions at once where the request has content.
+
+    Args:
+        connection: of the client.
+        server: of the destination.
+        request: what was asked for.
+        relays: carry what has changed to another protocol (101).
+        idle: seconds after which `expire` is called where nothing moves; for the error.
+    """
 
     __slots__ = (
         "answered",
-        "asking",
         "body",
         "client",
+        "connection",
         "fault",
-        "forwarding",
+        "idle",
         "lease",
         "reading",
+        "relays",
         "request",
         "server",
         "session",
         "stream",
         "uploaded",
-        "uploading",
     )
 
-    def __init__(self, asking: Asking, server: Server, request: Request, forwarding: Forwarding) -> None:
-        self.asking = asking
-        self.client = asking.client
-        self.session = asking.session
+    def __init__(
+        self, connection: ClientConnection, server: ServerConnection, request: Request, relays: Relays, idle: float
+    ) -> None:
+        self.connection = connection
+        self.client = connection.client
+        self.session = connection.session
         self.server = server
         self.stream = server.stream
         self.request = request
-        self.forwarding = forwarding
+        self.relays = relays
+        self.idle = idle
         self.body = make_body(request.body)
         self.answered = False  # whether the client has any of the final answer
-        self.uploading: asyncio.Task[None] | None = None
         self.reading = False  # whether the client is waited for, that it sends more
         self.uploaded = False  # whether the destination's socket has taken the whole request
         # Of the client, found while its content was read.
@@ -231,17 +182,17 @@ class Exchange:
         """Carry it out; whether the client's connection goes on, and the destination's.
 
         Raises:
-            Failed: nothing has been answered yet, and the destination will not.
+            ExchangeFailed: nothing has been answered yet, and the destination will not.
             OSError: the client's connection broke.
         """
-        asking = self.asking
-        asking.moved += 1
+        connection = self.connection
+        connection.moved += 1
         octets, content = encode_request(self.request), b""
         if not self.body.done:
             try:
-                content = take(asking.buffer, self.body)
+                content = take(connection.buffer, self.body)
             except RemoteProtocolError as exc:
-                raise Failed(400, "http_request_error", str(exc)) from exc
+                raise ExchangeFailed(400, "http_request_error", str(exc)) from exc
             if self.lease is None:
                 octets += content
                 self.session.up += len(content)
@@ -260,27 +211,21 @@ class Exchange:
         if self.body.done:
             self.uploaded = True
             return await self.answer()
-        self.uploading = self.stream.reactor.loop.create_task(self.upload())
+        uploading = self.stream.reactor.loop.create_task(self.upload())
         try:
             return await self.answer()
-        except Failed:
+        except ExchangeFailed:
             if isinstance(self.fault, RemoteProtocolError):
-                raise Failed(400, "http_request_error", str(self.fault)) from self.fault
+                raise ExchangeFailed(400, "http_request_error", str(self.fault)) from self.fault
             if isinstance(self.fault, LimitExceeded):
                 raise self.too_much(self.fault) from self.fault
             if self.fault is not None:
                 raise self.fault from None
             raise
         finally:
-            await self.end_upload()
-
-    async def end_upload(self) -> None:
-        """Read no more of the client's content; a destination that has part of it must not take that for the whole."""
-        if self.uploading is not None:
-            uploading, self.uploading = self.uploading, None
             uploading.cancel()
             await asyncio.gather(uploading, return_exceptions=True)
-            if not self.uploaded:
+            if not self.uploaded:  # a destination that has part of it must not take that for the whole
                 self.stream.reset()
 
     async def pour(self, sink: Stream, head: bytes, content: bytes, direction: int) -> None:
@@ -290,7 +235,7 @@ class Exchange:
             LimitExceeded: no more of it may be sent.
             OSError: as `Stream.send_all`.
         """
-        lease, session, pacer, at = self.lease, self.session, self.forwarding.relays.pacer, 0
+        lease, session, pacer, at = self.lease, self.session, self.relays.pacer, 0
         assert lease is not None
         if head:
             await sink.send_all(head)
@@ -298,30 +243,34 @@ class Exchange:
             count = await pacer.take(lease, direction, len(content) - at)
             await sink.send_all(content[at : at + count])
             at += count
-            self.asking.moved += 1
+            self.connection.moved += 1
             if direction == UP:
                 session.up += count
             else:
                 session.down += count
 
-    def too_much(self, exc: LimitExceeded) -> Failed:
+    def too_much(self, exc: LimitExceeded) -> ExchangeFailed:
         """What a limit means before an answer."""
-        return Failed(429, "connection_limit_reached", str(exc))
+        return ExchangeFailed(429, "connection_limit_reached", str(exc))
 
-    def lost(self, exc: OSError) -> Failed:
+    def wrong_answer(self, what: str) -> ExchangeFailed:
+        """What an answer that breaks the protocol means."""
+        return ExchangeFailed(502, "http_protocol_error", f"{self.request.destination}: {what}")
+
+    def lost(self, exc: OSError) -> ExchangeFailed:
         """What a broken connection to the destination means before an answer."""
         destination = self.request.destination
         if isinstance(exc, TimeoutError):
-            seconds = self.forwarding.idle.seconds
+            seconds = self.idle
             if self.reading:
-                return Failed(408, "http_request_error", f"no more of the content within {seconds:g} s")
-            return Failed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
+                return ExchangeFailed(408, "http_request_error", f"no more of the content within {seconds:g} s")
+            return ExchangeFailed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
         reason = (exc.strerror or str(exc)).lower()
-        return Failed(502, "connection_terminated", f"{destination}: {reason}", not self.server.buffer)
+        return ExchangeFailed(502, "connection_terminated", f"{destination}: {reason}", not self.server.buffer)
 
     async def upload(self) -> None:
         """Send the client's content as it comes. A destination that takes no more may still answer."""
-        asking, body, stream = self.asking, self.body, self.stream
+        connection, body, stream = self.connection, self.body, self.stream
         try:
             while not body.done:
                 self.reading = True
@@ -329,7 +278,7 @@ class Exchange:
                 self.reading = False
                 if not data:
                     raise RemoteProtocolError("the client ended in the middle of the content")
-                content = take_from(data, asking.buffer, body)
+                content = take_from(data, connection.buffer, body)
                 try:
                     if self.lease is not None:
                         await self.pour(stream, b"", content, UP)
@@ -338,7 +287,7 @@ class Exchange:
                 except OSError:
                     return
                 self.session.up += len(content)
-                asking.moved += 1
+                connection.moved += 1
             self.uploaded = True
         except (OSError, RemoteProtocolError, LimitExceeded) as exc:
             self.fault = exc
@@ -369,24 +318,24 @@ class Exchange:
             except OSError as exc:
                 raise self.lost(exc) from exc
             except RemoteProtocolError as exc:
-                raise Failed(502, "http_protocol_error", f"{request.destination}: {exc}") from exc
+                raise self.wrong_answer(str(exc)) from exc
             response, end = found
             del buffer[:end]
-            self.asking.moved += 1
+            self.connection.moved += 1
             if not response.interim:
                 return response
             self.server.used = False  # it has seen the request: to ask again would be to ask twice
             if request.minor:
-                await self.asking.send(encode_response(response, True))
-        raise Failed(502, "http_protocol_error", f"{request.destination}: more than {INTERIM_LIMIT} interim responses")
+                await self.connection.send(encode_response(response, True))
+        raise self.wrong_answer(f"more than {INTERIM_LIMIT} interim responses")
 
     async def switch(self, response: Response) -> None:
         """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
         if self.request.upgrade is None:
-            raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
-        await self.asking.send(encode_response(response, True) + self.server.buffer)
+            raise self.wrong_answer("101, and nobody asked for it")
+        await self.connection.send(encode_response(response, True) + self.server.buffer)
         self.session.down += len(self.server.buffer)
-        self.forwarding.relays.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
+        self.relays.start(self.client, self.stream, self.session, b"", bytes(self.connection.buffer))
 
     async def download(self, response: Response) -> tuple[bool, bool]:
         """Send an answer on; whether the client's connection goes on, and the destination's."""
@@ -394,7 +343,7 @@ class Exchange:
         body = make_body(response.body)
         chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know them: they are taken apart
         keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
-        keep = keep and not self.forwarding.kept.draining
+        keep = keep and self.connection.keeps
         head = encode_response(response, keep, request.minor)
         lease = self.lease
         if lease is not None and body is not NOTHING and lease.left <= 0:
@@ -426,20 +375,20 @@ class Exchange:
                     continue
                 await client.send_all(content)
                 session.down += len(content)
-                self.asking.moved += 1
+                self.connection.moved += 1
         except LimitExceeded as exc:
             session.error, session.close = str(exc), "limit"
             if isinstance(body, Endless):  # a plain end would look like the end of the content
-                self.asking.break_off()
+                self.connection.break_off()
             return False, False
         except (OSError, RemoteProtocolError) as exc:
             # The client has part of an answer: a reset says that it is not the whole.
             session.error = self.blame(exc, sending)
             session.close = "idle" if isinstance(exc, TimeoutError) else "reset"
-            self.asking.break_off()
+            self.connection.break_off()
             return False, False
         except asyncio.CancelledError:  # the server closes
-            self.asking.break_off()
+            self.connection.break_off()
             raise
         session.close = "server"
         server.used = True
@@ -449,9 +398,9 @@ class Exchange:
         """Who has broken an answer off, and how; ``sending`` says that the client was being sent to."""
         whose = "the client" if sending else str(self.request.destination)
         if isinstance(exc, TimeoutError) and exc.errno is None:
-            seconds = self.forwarding.idle.seconds
+            seconds = self.idle
             return f"{whose} took nothing for {seconds:g} s" if sending else f"{whose}: nothing came for {seconds:g} s"
-        if not sending and self.asking.gone:
+        if not sending and self.connection.gone:
             return "the client has gone"
         if not sending and self.fault is not None:  # for which the destination was reset
             exc, whose = self.fault, "the client"
@@ -459,25 +408,3 @@ class Exchange:
                 return str(exc)
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
         return f"{whose}: {reason}"
-
-
-def take(buffer: bytearray, body: Body, content_only: bool = False) -> bytes:
-    """Take out of a buffer what belongs to a body. Raises RemoteProtocolError."""
-    if not buffer:
-        return b""
-    data = bytes(buffer)
-    buffer.clear()
-    return take_from(data, buffer, body, content_only)
-
-
-def take_from(data: bytes, rest: bytearray, body: Body, content_only: bool = False) -> bytes:
-    """What of ``data`` belongs to a body; what does not goes to ``rest``, which is empty. Raises RemoteProtocolError.
-
-    ``content_only`` takes chunks apart.
-    """
-    pieces: list[memoryview] | None = [] if content_only else None
-    end = body.scan(data, pieces)
-    if end < len(data):
-        rest += data[end:]
-        data = data[:end]
-    return data if pieces is None else b"".join(pieces)

@@ -1,0 +1,118 @@
+"""What a refused client is told: made once of an error, encoded by each protocol.
+
+SOCKS5 sends the reply code of RFC 1928 section 6 that the error has (`net/failures.py` chose it), SOCKS4 the one that
+comes nearest (`wire.socks4.reply4_code`), HTTP the status and the error type of RFC 9209 section 2.3 that `TABLE` says.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tabi.errors import (
+    AuthError,
+    DialError,
+    HttpError,
+    LimitExceeded,
+    PolicyDenied,
+    ProxyError,
+    RemoteProtocolError,
+    TabiError,
+)
+from tabi.relay.exchange import ExchangeFailed
+from tabi.session import Close
+from tabi.wire.http import Field
+from tabi.wire.socks5 import ReplyCode
+
+REPLIES = frozenset(int(code) for code in ReplyCode)
+
+CLOSE: dict[int, Close] = {403: "denied", 407: "denied", 429: "limit"}
+"""How a session has ended that was refused with a status; ``error`` for any other."""
+
+CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", charset="UTF-8"'),)
+
+
+class Refusal(NamedTuple):
+    """Why a client does not get what it asked for, in the words of every protocol.
+
+    Attributes:
+        text: for the access log, and for people who read the answer of HTTP.
+        reply_code: of RFC 1928 section 6.
+        status: of HTTP.
+        error: the error type of Proxy-Status, None where none fits.
+        action: ``deny`` answers, ``reset`` resets the client's connection, ``drop`` says nothing.
+        fields: more fields of HTTP's answer.
+        login_status: the STATUS of RFC 1929 where the user name and the password are what is refused.
+    """
+
+    text: str
+    reply_code: int
+    status: int
+    error: str | None = None
+    action: str = "deny"
+    fields: Sequence[Field] = ()
+    login_status: int = 1
+
+    @property
+    def close(self) -> Close:
+        """How the session has ended, for the access log."""
+        return CLOSE.get(self.status, "error")
+
+
+class Row(NamedTuple):
+    """A row of the table: what HTTP says of errors of these kinds, all of them or those of one code or number."""
+
+    status: int
+    error: str
+    kinds: tuple[type[TabiError], ...] = (TabiError,)
+    reply_code: int | None = None
+    errnos: tuple[int | None, ...] = ()
+
+    def has(self, exc: TabiError) -> bool:
+        """Whether an error belongs here."""
+        if not isinstance(exc, self.kinds) or self.reply_code not in (None, exc.reply_code):
+            return False
+        return not self.errnos or (isinstance(exc, DialError) and exc.errno in self.errnos)
+
+
+UNROUTABLE = (
+    *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN),
+    *(errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT),
+)
+
+TABLE = (
+    Row(429, "connection_limit_reached", (LimitExceeded,)),
+    Row(403, "destination_ip_prohibited", (PolicyDenied,)),
+    Row(403, "destination_ip_prohibited", reply_code=ReplyCode.NOT_ALLOWED),
+    Row(504, "connection_timeout", errnos=(errno.ETIMEDOUT,)),
+    Row(502, "connection_terminated", errnos=(errno.ECONNRESET, errno.ENOTCONN)),
+    Row(502, "connection_refused", reply_code=ReplyCode.CONNECTION_REFUSED),
+    Row(502, "destination_ip_unroutable", errnos=UNROUTABLE),
+    Row(502, "destination_unavailable", (ProxyError, AuthError, RemoteProtocolError)),  # of a proxy on the way
+    Row(502, "dns_error", errnos=(None,)),
+    Row(500, "proxy_internal_error"),
+)
+"""The first row that has an error is the one."""
+
+
+def refusal_of(exc: TabiError) -> Refusal:
+    """Make the refusal of a request that cannot or may not be carried out."""
+    # Another proxy may have sent any number.
+    known = exc.reply_code is not None and exc.reply_code in REPLIES
+    reply_code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
+    action = exc.action if isinstance(exc, PolicyDenied) else "deny"
+    if isinstance(exc, HttpError | ExchangeFailed):  # which have found their status
+        return Refusal(str(exc), reply_code, exc.status, exc.error, action)
+    row = next(row for row in TABLE if row.has(exc))
+    return Refusal(str(exc), reply_code, row.status, row.error, action)
+
+
+def login_refused(text: str) -> Refusal:
+    """Make the refusal of a client that has to be a user and has not proven to be one."""
+    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE)
+
+
+def login_failed(text: str) -> Refusal:
+    """Make the refusal of a client of whom we could not find out who it is: that says nothing about the client."""
+    return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, login_status=2)

@@ -1,0 +1,69 @@
+"""What an HTTP proxy itself says and asks: its errors (RFC 9209), its word to a CONNECT, Basic credentials. No I/O."""
+
+from __future__ import annotations
+
+import re
+from binascii import a2b_base64
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from tabi.wire.http_fields import Field
+
+CONNECT_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+BASIC = re.compile(rb"basic +((?:[a-z0-9+/]{4})*(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)", re.IGNORECASE)
+CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+NOT_IN_STRING = re.compile(r"[^ -~]")
+
+
+def decode_basic(value: bytes) -> tuple[bytes, bytes] | None:
+    """User name and password of a value such as ``Basic YWxpY2U6cHc=`` (RFC 7617); None if it is no such value."""
+    found = BASIC.fullmatch(value)
+    if found is None:
+        return None
+    credentials = a2b_base64(found[1])
+    name, colon, password = credentials.partition(b":")
+    return (name, password) if colon and not CONTROL.search(credentials) else None
+
+
+def encode_connection(keep_alive: bool, minor: int) -> bytes:
+    """The Connection field for a client of HTTP/1.<minor>, CRLF in front, empty where none is needed."""
+    if not keep_alive:
+        return b"\r\nConnection: close"
+    return b"" if minor else b"\r\nConnection: keep-alive"
+
+
+def encode_error(
+    status: int,
+    error: str | None,
+    details: str,
+    *,
+    minor: int = 1,
+    keep_alive: bool = False,
+    fields: Iterable[Field] = (),
+    head: bool = False,
+) -> bytes:
+    """A whole response that the proxy itself gives, with the reason in Proxy-Status (RFC 9209) and in its text.
+
+    Args:
+        status: a registered one.
+        error: a proxy error type of RFC 9209 section 2.3, or None where none fits.
+        details: for people; what is not ASCII or cannot be seen becomes a question mark.
+        minor: of the client's HTTP/1.<minor>.
+        keep_alive: the connection stays open.
+        fields: more of them, such as Proxy-Authenticate.
+        head: it answers a HEAD: the text is counted, but not sent.
+    """
+    details = NOT_IN_STRING.sub("?", details)
+    quoted = details.replace("\\", "\\\\").replace('"', '\\"')
+    reason = HTTPStatus(status).phrase
+    text = f"{status} {reason}: {details}\n"
+    lines = [
+        f"HTTP/1.1 {status} {reason}\r\n"
+        f'Proxy-Status: tabi{f"; error={error}" if error else ""}; details="{quoted}"\r\n'
+        f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(text)}".encode("ascii"),
+        *(b"\r\n%b: %b" % field for field in fields),
+        encode_connection(keep_alive, minor),
+        b"\r\n\r\n",
+    ]
+    return b"".join(lines) + (b"" if head else text.encode("ascii"))
