@@ -18,7 +18,7 @@ from support import client, request
 from tabi import Server, Session
 from tabi.config import Limits, Listen, Udp, make_config
 from tabi.net import datagram as datagrams
-from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
 from tabi.relay.datagram import Association
 from tabi.session import Drop
 from tabi.wire.address import Address, decode_address, from_sockaddr, parse_host
@@ -33,7 +33,7 @@ Answer = Callable[[bytes, Any], Sequence[tuple[bytes, Any]]]
 
 def use_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the code under test have some of what the kernel offers."""
-    monkeypatch.setattr(datagrams.threads, "mail", Mail(FEATURES[name]), raising=False)
+    monkeypatch.setattr(datagrams.threads, "io", DatagramIo(FEATURES[name]), raising=False)
 
 
 def family_of(host: str) -> int:

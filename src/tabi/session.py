@@ -18,13 +18,13 @@ UNIX = "unix"
 
 Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
 Drop = Literal[
-    "foreign",
+    "wrong_source",
     "malformed",
     "fragment",
     "denied",
     "unresolved",
     "waiting",
-    "stranger",
+    "unsolicited",
     "too_large",
     "unsent",
     "overflow",

@@ -20,10 +20,10 @@ from tabi.egress.associate import Association
 from tabi.errors import DialError
 from tabi.net import datagram as datagrams
 from tabi.net.batch import BATCH, Sock
-from tabi.net.datagram import PLAIN, SINGLE, Mail
-from tabi.net.hops import Hops
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.wire.address import Address, from_sockaddr, parse_address
 from tabi.wire.datagram import LAST, MAX_DATAGRAM, encode_header
 
@@ -31,10 +31,10 @@ SOMEWHERE = parse_address("192.0.2.1:53")
 
 
 @pytest.fixture(params=[None, SINGLE, PLAIN], ids=["best", "single", "plain"])
-def mail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way of taking datagrams from the kernel."""
     if request.param is not None:
-        monkeypatch.setattr(datagrams.threads, "mail", Mail(request.param), raising=False)
+        monkeypatch.setattr(datagrams.threads, "io", DatagramIo(request.param), raising=False)
 
 
 async def find_nothing(name: str) -> list[Any]:
@@ -42,12 +42,12 @@ async def find_nothing(name: str) -> list[Any]:
     raise NotImplementedError
 
 
-def hops_of(controls: list[Stream], relays: list[Address]) -> Hops:
+def path_of(controls: list[Stream], relays: list[Address]) -> UdpPath:
     """What a way out through proxies opens."""
-    hops = Hops(None, find_nothing)
+    path = UdpPath(None, find_nothing)
     for control, relay in zip(controls, relays, strict=True):
-        hops.add(None, control, relay)
-    return hops
+        path.add(None, control, relay)
+    return path
 
 
 class Bed:
@@ -63,7 +63,7 @@ class Bed:
             controls.append(Stream(get_reactor(), near))
             self.far.append(far)
         relays = [from_sockaddr(self.relay.getsockname()), *map(parse_address, hops)]
-        self.association = Association(hops_of(controls, relays))
+        self.association = Association(path_of(controls, relays))
 
     @property
     def client(self) -> Any:
@@ -129,7 +129,7 @@ def test_what_is_sent_bears_the_header(run: Run, destination: Any, header: bytes
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 def test_what_is_received_comes_with_its_source(run: Run) -> None:
     """In order, empty ones too, from IPv4, IPv6 and names; both what waits already and what comes later."""
     sources = [SOMEWHERE, Address(IPv6Address("2001:db8::1"), 1), Address("example.com", 65535)]
@@ -149,7 +149,7 @@ def test_what_is_received_comes_with_its_source(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 @pytest.mark.parametrize("size", [0, 1, 1472, 9000, 60000, MAX_DATAGRAM - 10])
 def test_datagrams_are_whole_up_to_the_longest(run: Run, size: int) -> None:
     """Both ways, at every size that UDP has."""
@@ -274,7 +274,7 @@ def test_the_relay_sees_the_address_of_the_control_connection(run: Run) -> None:
             near.bind(("127.0.0.3", 0))
             near.connect(listener.getsockname())
             near.setblocking(False)
-            async with Association(hops_of([Stream(get_reactor(), near)], [bed.association.relay])) as association:
+            async with Association(path_of([Stream(get_reactor(), near)], [bed.association.relay])) as association:
                 await association.send(b"x", SOMEWHERE)
                 _, client = await asyncio.get_running_loop().sock_recvfrom(bed.relay, 100)
                 assert client[0] == "127.0.0.3"
@@ -302,7 +302,7 @@ def test_no_way_to_the_relay_is_a_dial_error(run_once: Run) -> None:
         near, far = tcp_pair()
         control = Stream(get_reactor(), near)
         with far, pytest.raises(DialError, match=r"255\.255\.255\.255:9: permission denied") as caught:
-            Association(hops_of([control], [parse_address("255.255.255.255:9")]))
+            Association(path_of([control], [parse_address("255.255.255.255:9")]))
         assert caught.value.errno == errno.EACCES
         control.close()
 
@@ -426,7 +426,7 @@ def test_an_end_that_came_before_the_association_was_made(run: Run) -> None:
         far.close()
         assert await control.receive() == b""
         with Bed() as bed:
-            async with Association(hops_of([control], [bed.association.relay])) as association:
+            async with Association(path_of([control], [bed.association.relay])) as association:
                 await fails(association.receive(), ConnectionResetError, "ended")
 
     run(main)
@@ -484,7 +484,7 @@ def test_a_timeout_or_a_cancellation_loses_nothing(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 def test_a_relay_whose_port_is_gone_is_an_error_once(run: Run) -> None:
     """The next call says so, in place of silence; the association goes on where the port comes back."""
 

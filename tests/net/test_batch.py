@@ -709,7 +709,7 @@ def test_a_connected_socket_needs_no_address() -> None:
 def test_an_outbox_serves_both_families(families: list[socket.AddressFamily]) -> None:
     """Nothing of a longer address is left behind a shorter one."""
     with Post(ALL, families[0]) as first, Post(ALL, families[1]) as second:
-        second.mail, second.inbox, second.outbox = first.mail, first.mail.inboxes[families[1]], first.outbox
+        second.io, second.inbox, second.outbox = first.io, first.io.inboxes[families[1]], first.outbox
         for post in (first, second, first):
             sender, receiver = post.plain(), post.plain()
             sender.sendto(b"data", post.address)

@@ -14,7 +14,7 @@ from doubles import no_descriptors_left
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
-from tabi.net.hops import Hops
+from tabi.net.udp_path import UdpPath
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
@@ -109,7 +109,7 @@ def test_a_name_is_resolved_once(run: Run, kernel: str) -> None:
                 place.resolver.answering.clear()
                 for payload in (b"one", b"two"):
                     client.send(header + payload)
-                await until(lambda: place.resolver.asked and len(place.one.ways[header].waiting) == 2)
+                await until(lambda: place.resolver.asked and len(place.one.routes[header].waiting) == 2)
                 place.resolver.answering.set()
                 assert unwrap(await client.receive()) == (echo.address, b"one")
                 assert unwrap(await client.receive()) == (echo.address, b"two")
@@ -188,7 +188,7 @@ def test_a_resolver_that_does_not_answer_has_a_deadline(run: Run) -> None:
 
 def test_a_name_that_changed_its_mind_is_resolved_in_vain(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer for a destination that was forgotten meanwhile harms nobody."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 1)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 1)
 
     async def main() -> None:
         async with Place(names={"here.test": ["127.0.0.1"]}) as place, association(place.address) as client:
@@ -250,7 +250,7 @@ def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.Mo
 
 def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every datagram is relayed or dropped for a reason, also one whose name other destinations have pushed out."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 1)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 1)
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
@@ -270,7 +270,7 @@ def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: 
 
 def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An association remembers so many destinations, senders and hosts; a forgotten one is simply new again."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 2)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 2)
     monkeypatch.setattr(datagram, "MAX_CONTACTED", 2)
 
     async def main() -> None:
@@ -280,10 +280,10 @@ def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monke
                     for echo in (one, two, three):
                         assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                         found = place.one
-                        assert max(len(found.ways), len(found.contacted)) <= 2
+                        assert max(len(found.routes), len(found.contacted)) <= 2
                 with udp_socket() as other:  # at the first one's address
                     other.sendto(b"forgotten", ("127.0.0.1", two.received[0][1][1]))
-                    await until(lambda: place.drops == {"stranger": 1})
+                    await until(lambda: place.drops == {"unsolicited": 1})
 
     run(main)
 
@@ -607,14 +607,14 @@ def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.
     async def main() -> None:
         names = {"both.test": ["127.0.0.1", "::1"]}
         async with Place(names=names) as place, association(place.address) as client:
-            opened = place.server.associations.mail.open_socket
+            opened = place.server.associations.io.open_socket
 
             def no_ipv4(family: int) -> socket.SocketType:
                 if family == socket.AF_INET:
                     raise OSError(97, "Address family not supported by protocol")
                 return opened(family)
 
-            monkeypatch.setattr(place.server.associations.mail, "open_socket", no_ipv4)
+            monkeypatch.setattr(place.server.associations.io, "open_socket", no_ipv4)
             with destination("::1") as echo:
                 header = encode_header(Address("both.test", echo.address.port))
                 assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
@@ -729,10 +729,10 @@ def test_block_drops_datagrams(run: Run) -> None:
 def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has waited for it is dropped and counted, and the line says why."""
 
-    async def exit_and_lose(association: datagram.Association, via: str) -> Hops:
-        return Hops(None, association.associations.dialer.resolver.resolve)
+    async def open_and_lose(association: datagram.Association, via: str) -> UdpPath:
+        return UdpPath(None, association.associations.dialer.resolver.resolve)
 
-    monkeypatch.setattr(datagram.Association, "exit", exit_and_lose)
+    monkeypatch.setattr(datagram.Association, "open_egress", open_and_lose)
 
     async def main() -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
@@ -740,7 +740,7 @@ def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytes
             mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
             await until(lambda: front.drops == {"unsent": 1})
             session = await front.end(mine)
-            assert session.error == "the way out has ended behind its opening"
+            assert session.error == "the egress has ended behind its opening"
 
     run(main)
 

@@ -395,7 +395,7 @@ def test_layers_come_off_as_they_were_put_on(hops: tuple[Address, ...], address:
     assert layers.read(head) == address
     assert layers.read(head + b"x") is None
     assert layers.read(head[:-1]) is None
-    assert (layers.strangers, layers.fragments, layers.octets) == (0, 0, 0)
+    assert (layers.rejected, layers.fragments, layers.octets) == (0, 0, 0)
 
 
 def test_what_comes_by_another_relay_is_a_strangers() -> None:
@@ -407,7 +407,7 @@ def test_what_comes_by_another_relay_is_a_strangers() -> None:
     for datagram in (b"", outer, outer + middle, other + middle + inner, outer + other + inner, middle + outer + inner):
         assert layers.unwrap(datagram, 0.0) is None
         assert layers.read(datagram[: len(layers.head) + 10]) is None
-    assert layers.strangers == 6
+    assert layers.rejected == 6
     mapped = b"\0\0\0\x04" + bytes(10) + b"\xff\xff\xc0\0\x02\x01\x04\x38"
     assert layers.unwrap(mapped + middle + inner, 0.0) == (b"x", good)
     assert layers.read(mapped + middle + inner[:-1]) == good

@@ -1,8 +1,8 @@
 """Datagrams: what the kernel offers for them, sockets, and receiving and sending many at a time.
 
-`Mail` has an inbox for each family and an outbox: those of `net.batch` where the kernel has recvmmsg(2), else those
-here, which make a call for each datagram and otherwise do the same. `TABI_DATAGRAMS=plain` forces these; ``single``
-keeps recvmmsg, without GSO and GRO.
+`DatagramIo` has an inbox for each family and an outbox: those of `net.batch` where the kernel has recvmmsg(2), else
+those here, which make a call for each datagram and otherwise do the same. `TABI_DATAGRAMS=plain` forces these;
+``single`` keeps recvmmsg, without GSO and GRO.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ class PlainOutbox:
         """See `Outbox`."""
 
 
-class Mail:
-    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_mail`)."""
+class DatagramIo:
+    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_datagram_io`)."""
 
     def __init__(self, features: Features) -> None:
         self.features = features
@@ -245,9 +245,9 @@ class Mail:
 threads = threading.local()
 
 
-def get_mail() -> Mail:
+def get_datagram_io() -> DatagramIo:
     """This thread's: what is in it is used up before anything else of the thread runs."""
-    mail: Mail | None = getattr(threads, "mail", None)
-    if mail is None:
-        mail = threads.mail = Mail(probe(os.environ.get("TABI_DATAGRAMS")))
-    return mail
+    io: DatagramIo | None = getattr(threads, "io", None)
+    if io is None:
+        io = threads.io = DatagramIo(probe(os.environ.get("TABI_DATAGRAMS")))
+    return io

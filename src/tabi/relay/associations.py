@@ -9,17 +9,17 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from tabi.config import Udp
-from tabi.net.datagram import get_mail
+from tabi.net.datagram import get_datagram_io
 from tabi.net.dial import Dialer
-from tabi.net.hops import Hops
 from tabi.net.origin import Origin
 from tabi.net.reactor import Reactor
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
-from tabi.relay.ends import Port
-from tabi.relay.exits import OpenWay
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.relay.udp_egresses import OpenPath
+from tabi.relay.udp_sockets import Port
 from tabi.session import Close, Session
 from tabi.wire.address import Address
 
@@ -57,7 +57,7 @@ class Associations:
         self.done = done
         self.time = time
         self.origin = origin
-        self.mail = get_mail()
+        self.io = get_datagram_io()
         self.buffer = bytearray(4096)
         self.controls = 0  # connections that keep associations at proxies open
         self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver
@@ -94,8 +94,8 @@ class Associations:
         judge: Judge,
         declared: int,
         udp: Udp,
-        open_way: OpenWay | None = None,
-        opened: tuple[str, Hops] | None = None,
+        open_path: OpenPath | None = None,
+        opened: tuple[str, UdpPath] | None = None,
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -107,13 +107,13 @@ class Associations:
             judge: asked for every destination.
             declared: the port that the client will send from, or 0 where it did not say.
             udp: what the listener says about fragments and senders.
-            open_way: opens whatever way out the judge names.
+            open_path: opens whatever egress the judge names.
             opened: one that is connected, by its name.
         """
         session.drops = {}
         lease = session.lease
         kind = Association if lease is None or not lease.meters else LimitedAssociation
-        association = kind(self, client, port, session, judge, declared, udp, self.time(), open_way)
+        association = kind(self, client, port, session, judge, declared, udp, self.time(), open_path)
         if opened is not None:
             association.use(*opened)
         if lease is not None:

@@ -127,14 +127,14 @@ class Layers:
         relays: the addresses of those behind the first; none where there is but one.
     """
 
-    __slots__ = ("head", "layers", "strangers")
+    __slots__ = ("head", "layers", "rejected")
 
     def __init__(self, relays: Sequence[Address]) -> None:
         self.head = b"".join(map(encode_header, relays))
         """What stands in front of the destination's header."""
         # What a datagram's headers must say, outermost first: the next relay, and in the end anyone.
         self.layers: list[tuple[Address | None, Reassembler]] = [(relay, Reassembler()) for relay in (*relays, None)]
-        self.strangers = 0
+        self.rejected = 0
         """Datagrams that came by no relay of these, or were none of RFC 1928."""
 
     @property
@@ -148,7 +148,9 @@ class Layers:
         return sum(reassembler.octets for _, reassembler in self.layers)
 
     def unwrap(self, datagram: bytes, now: float) -> tuple[bytes, Address] | None:
-        """Take the headers off a datagram; None for a stranger's, rubbish, or a fragment. ``now`` as `Reassembler.add`.
+        """Take the headers off a datagram; None for one of another relay, rubbish, a fragment.
+
+        ``now`` is that of `Reassembler.add`.
 
         Returns:
             The payload, and where it comes from.
@@ -157,10 +159,10 @@ class Layers:
             try:
                 frag, source, at = decode_header(datagram)
             except RemoteProtocolError:
-                self.strangers += 1
+                self.rejected += 1
                 return None
             if relay is not None and unmap(source) != relay:
-                self.strangers += 1
+                self.rejected += 1
                 return None
             whole = reassembler.add(frag, source, datagram[at:], now)
             if whole is None:

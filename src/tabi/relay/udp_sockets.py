@@ -64,27 +64,27 @@ class Port:
         "clients",
         "closed",
         "expected",
-        "foreign",
         "inbox",
         "number",
         "queued",
         "shared",
         "sock",
         "split",
+        "wrong_source",
     )
 
     def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
         family = family_of(host)
         self.associations = associations
-        self.inbox = associations.mail.headed[family]
+        self.inbox = associations.io.headed[family]
         self.shared = shared
         self.split = IPV4_HEADER
-        self.foreign = 0
+        self.wrong_source = 0
         self.queued = self.closed = False
         self.clients: dict[bytes, Association] = {}  # by sockaddr
         # That have not sent yet: by IP address and declared port, the oldest first.
         self.expected: dict[tuple[bytes, int], dict[Association, None]] = {}
-        self.sock = associations.mail.open_socket(family, headed=True)
+        self.sock = associations.io.open_socket(family, headed=True)
         try:
             bind_port(self.sock, str(host), ports)
             self.number: int = self.sock.getsockname()[1]
@@ -97,7 +97,7 @@ class Port:
         """The reactor's handler: carry what clients have sent, or as much as the share allows."""
         if self.queued or self.closed:
             return
-        sock, inbox, outbox, left = self.sock, self.inbox, self.associations.mail.outbox, SHARE
+        sock, inbox, outbox, left = self.sock, self.inbox, self.associations.io.outbox, SHARE
         while left > 0:
             outbox.sock = None
             before = None
@@ -128,7 +128,7 @@ class Port:
         host, number = ip_octets(name), int.from_bytes(name[2:4], "big")
         same = self.expected.get((host, number)) or self.expected.get((host, 0))
         if same is None:
-            self.foreign += run[4]
+            self.wrong_source += run[4]
             return None
         association = next(iter(same))
         self.unexpect(association)
@@ -160,7 +160,7 @@ class Port:
         if self.shared:
             reactor.later(self.close_if_unused)  # the next association may begin in this turn
         else:
-            association.drop("foreign", self.foreign)
+            association.drop("wrong_source", self.wrong_source)
             association.drop("overflow", overflow(self.sock))
             self.closed = True
             reactor.close(self.sock)
@@ -171,15 +171,15 @@ class Port:
             return
         self.closed = True
         lost = overflow(self.sock)
-        if self.foreign or lost:
+        if self.wrong_source or lost:
             text = "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d"
-            log.info(text, self.number, self.foreign, lost)
+            log.info(text, self.number, self.wrong_source, lost)
         self.associations.forget(self)
         self.associations.reactor.close(self.sock)
 
 
-class Outside:
-    """An association's socket toward the destinations of one family that it reaches by one way out.
+class DestinationSocket:
+    """An association's socket toward the destinations of one family that it reaches by one egress.
 
     Who sends is told by a run's name or head, whose place in it is ``key``: here the name, the sender's sockaddr. The
     head has ``split`` octets.
@@ -190,8 +190,8 @@ class Outside:
     key: Literal[0, 1] = 0
 
     def __init__(self, association: Association, via: str, family: int, origin: Origin | None) -> None:
-        mail = association.associations.mail
-        self.take(association, via, family, mail.inboxes[family], mail.open_socket(family))
+        io = association.associations.io
+        self.take(association, via, family, io.inboxes[family], io.open_socket(family))
         self.senders = association.senders
         try:
             source = None
@@ -199,7 +199,7 @@ class Outside:
                 source = next(origin.sources_for(4 if family == AF_INET else 6, association.session))
                 origin.prepare(self.sock, source)
             if source is None:
-                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
+                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the route leaves from
             association.associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()
@@ -221,7 +221,7 @@ class Outside:
         if self.queued or association.closed:
             return
         session, senders, client, key = association.session, self.senders, association.client, self.key
-        sock, inbox, outbox, left = self.sock, self.inbox, association.associations.mail.outbox, SHARE
+        sock, inbox, outbox, left = self.sock, self.inbox, association.associations.io.outbox, SHARE
         fit = association.fit_down
         while left > 0:
             outbox.begin(association.port.sock, association.limit)
@@ -258,14 +258,14 @@ class Outside:
         association.drop("too_large", count - fits)
         if fits:
             last_one = name, head, at + stride * (count - 1), stride, 1, last, last
-            association.associations.mail.outbox.add(last_one, association.client, header)
+            association.associations.io.outbox.add(last_one, association.client, header)
 
     def meet(self, run: Run) -> bytes | None:
         """The header for datagrams of a sender that was not heard of yet; None, and they are dropped, where the client
         must not hear it."""
         name, association = run[0], self.association
         if association.udp.senders == "contacted" and ip_octets(name) not in association.contacted:
-            association.drop("stranger", run[4])
+            association.drop("unsolicited", run[4])
             return None
         header = encode_header(decode_sockaddr(name))
         self.remember(name, header)

@@ -1,9 +1,9 @@
-"""The ways out of an association that are not straight: each is opened once, with the first datagram that takes it.
+"""The egresses of an association by name: each is opened once, with the first datagram that takes it.
 
 Through proxies all datagrams leave by one socket to the first relay, with the headers of the others in front of the
 destination's (`wire.datagram.Layers`), and what comes back bears them too.
 
-Hot path: what is called for each run is `Outside.on_ready`; here is what a head costs that was not seen before.
+Hot path: `DestinationSocket.on_ready` is called with each batch; here is what a head costs that was not seen before.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from typing import TYPE_CHECKING
 
 from tabi.errors import DialError
 from tabi.net.batch import Run
-from tabi.net.hops import Hops
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
-from tabi.relay.ends import IPV4_HEADER, MEMORY, Outside
+from tabi.net.udp_path import UdpPath
+from tabi.relay.udp_sockets import IPV4_HEADER, MEMORY, DestinationSocket
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
-    from tabi.relay.datagram import Association, Way
+    from tabi.relay.datagram import Association, UdpRoute
 
 IP = IPv4Address | IPv6Address
 
-OpenWay = Callable[[Session, str], Awaitable[Hops]]
-"""Opens the way out of a name for a session's datagrams. Raises TabiError."""
+OpenPath = Callable[[Session, str], Awaitable[UdpPath]]
+"""Opens the egress of a name for a session's datagrams. Raises TabiError."""
 
 RETRY = 1.0
-"""Seconds until a way out is opened again that a proxy has ended."""
+"""Seconds until an egress is opened again that a proxy has ended."""
 
 
-class Through(Outside):
-    """An association's socket toward the first of the relays on a way out.
+class UpstreamSocket(DestinationSocket):
+    """An association's socket toward the first of the relays of an egress.
 
     Who sends is told by the head of a run, which is all of its headers where it has the length of ``split``. ``anyone``
     says that a name was sent to: which address that has only the last proxy knows.
     """
 
-    __slots__ = ("address", "anyone", "hops", "layers")
+    __slots__ = ("address", "anyone", "layers", "path")
 
     key = 1
 
-    def __init__(self, association: Association, via: str, hops: Hops) -> None:
-        sock = hops.take_socket()
+    def __init__(self, association: Association, via: str, path: UdpPath) -> None:
+        sock = path.take_socket()
         family = int(sock.family)
-        self.take(association, via, 0, association.associations.mail.headed[family], sock)
+        self.take(association, via, 0, association.associations.io.headed[family], sock)
         self.senders: dict[bytes, bytes] = {}
-        self.hops = hops
-        self.layers = hops.layers()
+        self.path = path
+        self.layers = path.layers()
         self.anyone = False
-        self.address = encode_sockaddr(hops.relays[0])
+        self.address = encode_sockaddr(path.relays[0])
         self.split = len(self.layers.head) + IPV4_HEADER
-        association.associations.controls += len(hops.controls)
+        association.associations.controls += len(path.controls)
         association.associations.reactor.register_reader(sock.fileno(), self.on_ready)
 
-    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> None:
-        """Have a way lead to the relay, and from there to one of the addresses, or to the name where there are none."""
+    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> None:
+        """Have a route lead to the relay, and from there to one of the addresses, or to the name if there are none."""
         if addresses:
             # A name whose addresses were decided on: IPv4 first, for whether the proxy has IPv6 nobody knows.
             host = next((address for address in addresses if address.version == 4), addresses[0])
@@ -70,17 +70,17 @@ class Through(Outside):
             self.association.contact(host)
         else:
             self.anyone = True
-        way.sock, way.address = self.sock, self.address
-        way.head = self.layers.head + encode_header(destination)
+        route.sock, route.address = self.sock, self.address
+        route.head = self.layers.head + encode_header(destination)
 
     def meet(self, run: Run) -> bytes | None:
-        """See `Outside`. Datagrams that are not all header and payload, cut where they should be, are taken apart."""
+        """See `DestinationSocket.meet`. Datagrams that are not cut just behind their headers are taken apart."""
         source = self.layers.read(run[1])
         if source is None:
             self.take_apart(run)
             return None
         if not self.lets_in(source):
-            self.association.drop("stranger", run[4])
+            self.association.drop("unsolicited", run[4])
             return None
         header = encode_header(source)
         self.remember(run[1], header)
@@ -96,7 +96,7 @@ class Through(Outside):
     def take_apart(self, run: Run) -> None:
         """Carry datagrams one by one: of other senders than before, fragments, rubbish."""
         association = self.association
-        association.associations.mail.outbox.send()  # what came before goes before
+        association.associations.io.outbox.send()  # what came before goes before
         fitting = run if association.fit_down is None else association.fit_down(run)
         if fitting is None:
             return
@@ -106,17 +106,17 @@ class Through(Outside):
     def carry(self, datagram: bytes) -> None:
         """Carry one datagram, headers and all."""
         association, layers = self.association, self.layers
-        strangers = layers.strangers
+        rejected = layers.rejected
         with self.counting():
             found = layers.unwrap(datagram, association.associations.time())
             if association.associations.held + layers.octets > MEMORY:
                 layers.abandon()
-        association.drop("malformed", layers.strangers - strangers)
+        association.drop("malformed", layers.rejected - rejected)
         if found is None:
             return
         payload, source = found
         if not self.lets_in(source):
-            association.drop("stranger")
+            association.drop("unsolicited")
             return
         header = encode_header(source)
         self.split = len(layers.head) + len(header)  # as the next ones will have it
@@ -150,85 +150,85 @@ class Through(Outside):
             self.layers.expire(now)
 
     def close(self) -> None:
-        """See `Outside`; with the connections to the proxies."""
+        """See `DestinationSocket`; with the connections to the proxies."""
         with self.counting():
             self.layers.abandon()
         super().close()
-        self.association.associations.controls -= len(self.hops.controls)
+        self.association.associations.controls -= len(self.path.controls)
 
 
-class Exits:
-    """The ways out of one association, by name.
+class UdpEgresses:
+    """The egresses of one association, by name.
 
     Args:
         association: uses them.
-        open_way: opens one.
+        open_path: opens one.
     """
 
-    def __init__(self, association: Association, open_way: OpenWay) -> None:
+    def __init__(self, association: Association, open_path: OpenPath) -> None:
         self.association = association
-        self.open_way = open_way
-        self.open: dict[str, Hops] = {}
-        self.opening: dict[str, asyncio.Task[Hops]] = {}
+        self.open_path = open_path
+        self.open: dict[str, UdpPath] = {}
+        self.opening: dict[str, asyncio.Task[UdpPath]] = {}
 
-    async def get(self, via: str) -> Hops:
-        """A way out, which is opened if it is not open. Raises TabiError."""
-        hops = self.open.get(via)
-        if hops is not None:
-            return hops
+    async def get(self, via: str) -> UdpPath:
+        """The path of an egress, which is opened if it is not open. Raises TabiError."""
+        path = self.open.get(via)
+        if path is not None:
+            return path
         task = self.opening.get(via)
         if task is None:
             task = self.opening[via] = self.association.associations.look_up(self.open_one(via))
             task.add_done_callback(partial(self.opened, via))
         return await asyncio.shield(task)  # each of those who wait may be cancelled by itself
 
-    async def open_one(self, via: str) -> Hops:
-        """Open a way out. Raises TabiError."""
-        hops = await self.open_way(self.association.session, via)
-        hops.connect(headed=True)
-        self.use(via, hops)
-        if hops.ended:
+    async def open_one(self, via: str) -> UdpPath:
+        """Open an egress. Raises TabiError."""
+        path = await self.open_path(self.association.session, via)
+        path.connect(headed=True)
+        self.use(via, path)
+        if path.ended:
             text = f"egress {via}: a proxy has ended the association behind its reply"
             raise DialError(text, ReplyCode.GENERAL_FAILURE)
-        return hops
+        return path
 
-    def opened(self, via: str, task: asyncio.Task[Hops]) -> None:
-        """A way out is open, or will not be."""
+    def opened(self, via: str, task: asyncio.Task[UdpPath]) -> None:
+        """An egress is open, or will not be."""
         del self.opening[via]
         if not task.cancelled():
             task.exception()  # told to whoever waits
 
-    def use(self, via: str, hops: Hops) -> None:
-        """Have datagrams leave by a way out that is connected. It is closed with the association."""
+    def use(self, via: str, path: UdpPath) -> None:
+        """Have datagrams leave by a path that is connected. It is closed with the association."""
         association = self.association
-        self.open[via] = hops
+        self.open[via] = path
         association.session.via = via
-        if hops.relays:
-            through = Through(association, via, hops)
-            association.outside = (*association.outside, through)
-            hops.watch(partial(self.lose, through))
+        if path.relays:
+            upstream = UpstreamSocket(association, via, path)
+            association.sockets = (*association.sockets, upstream)
+            path.watch(partial(self.lose, upstream))
 
-    def lose(self, through: Through) -> None:
-        """A proxy has ended its association: forget the way out; a datagram that comes later opens it again."""
+    def lose(self, upstream: UpstreamSocket) -> None:
+        """A proxy has ended its association: forget the path; a datagram that comes later opens it again."""
         association = self.association
-        del self.open[through.via]
-        association.outside = tuple(outside for outside in association.outside if outside is not through)
-        for way in association.ways.values():
-            if way.sock is through.sock:
-                text = f"egress {through.via}: a proxy has ended the association"
-                association.refuse(way, "unsent", text, RETRY)
-        through.close()
-        through.hops.close()
+        del self.open[upstream.via]
+        association.sockets = tuple(sock for sock in association.sockets if sock is not upstream)
+        for route in association.routes.values():
+            if route.sock is upstream.sock:
+                text = f"egress {upstream.via}: a proxy has ended the association"
+                association.refuse(route, "unsent", text, RETRY)
+        upstream.close()
+        upstream.path.close()
 
     def sweep(self, now: float) -> None:
         """Abandon fragments whose time is over."""
-        for outside in self.association.outside:
-            if isinstance(outside, Through):
-                outside.sweep(now)
+        for upstream in self.association.sockets:
+            if isinstance(upstream, UpstreamSocket):
+                upstream.sweep(now)
 
     def close(self) -> None:
         """Close all of them but the sockets, and open no more."""
         for task in self.opening.values():
             task.cancel()
-        for hops in self.open.values():
-            hops.close()
+        for path in self.open.values():
+            path.close()
