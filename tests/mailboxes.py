@@ -30,10 +30,9 @@ def unroll(inbox: Inbox, runs: list[Run]) -> list[Received]:
     """The datagrams of runs, one by one."""
     found = []
     for run in runs:
-        name, head, _, _, count, size, last = run
-        assert count == 1 or 0 < last <= size
-        assert count > 1 or last == size
-        found += [(name, head, inbox.payload(run, index)) for index in range(count)]
+        assert run.count == 1 or 0 < run.last <= run.size
+        assert run.count > 1 or run.last == run.size
+        found += [(run.name, run.head, inbox.payload(run, index)) for index in range(run.count)]
     return found
 
 

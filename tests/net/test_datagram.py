@@ -203,9 +203,9 @@ def test_runs_for_several_addresses_go_out_in_order(features: Features, coalesce
         total = 0
         while runs := post.inbox.receive(post.sock, split):
             for run in runs:
-                post.outbox.add(run, name_of(receivers[run[0]]), heads[run[0]])
+                post.outbox.add(run, name_of(receivers[run.name]), heads[run.name])
             post.outbox.send()
-            total += sum(run[4] for run in runs)
+            total += sum(run.count for run in runs)
         assert {name: post.drain(receiver) for name, receiver in receivers.items()} == expected
         assert (post.outbox.sent, post.outbox.unsent) == (total, 0) == (99, 0)
         assert post.outbox.octets == sum(
@@ -231,7 +231,7 @@ def test_what_the_system_refuses_is_counted_and_stops_nothing(features: Features
         post.plain().sendto(b"last", post.address)
         post.outbox.begin(post.sock, MAX_DATAGRAM)
         for run in post.take():
-            if run[5] == size:
+            if run.size == size:
                 post.outbox.add(run, bad, long)
             else:
                 post.outbox.add(run, name_of(receiver), b"")
@@ -264,7 +264,7 @@ def test_without_batches_a_full_buffer_is_counted() -> None:
         post.plain().sendto(b"data", post.address)
         (run,) = post.take()
         post.outbox.begin(DeafSocket(BlockingIOError(errno.EAGAIN, "")), MAX_DATAGRAM)  # type: ignore[arg-type]
-        post.outbox.add(run, run[0], b"")
+        post.outbox.add(run, run.name, b"")
         assert (post.outbox.sent, post.outbox.octets, post.outbox.unsent) == (0, 0, 1)
 
 

@@ -60,7 +60,7 @@ def test_two_thousand_associations_leave_nothing(run_once: Run) -> None:
             await until(lambda: place.ended.qsize() == 2000)
             associations = place.server.associations
             assert not associations.active
-            assert not associations.lookups
+            assert not associations.context.lookups
             assert not place.server.sessions
             await turns()
             assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses

@@ -15,7 +15,7 @@ from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
 from tabi.net.udp_path import UdpPath
-from tabi.relay import datagram
+from tabi.relay import datagram, udp_context
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
@@ -152,7 +152,7 @@ def test_a_name_that_is_not_found_is_asked_for_again_later(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.time = lambda: now
+            place.server.associations.context.time = lambda: now
             header = encode_header(Address("no.test", 9))
             client.send(header + b"x")
             await until(lambda: place.drops == {"unresolved": 1})
@@ -215,7 +215,7 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
                 client.send(encode_header(Address(f"name{number}.test", 9)) + b"x")
             await until(lambda: place.drops.get("waiting", 0) == 3 + 1 + 2 and len(place.resolver.asked) == MAX_LOOKUPS)
             place.resolver.answering.set()
-            await until(lambda: not place.server.associations.lookups)
+            await until(lambda: not place.server.associations.context.lookups)
             assert place.drops == {"waiting": 6, "unresolved": MAX_WAITING + MAX_LOOKUPS - 1}
 
     run(main)
@@ -224,7 +224,7 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
 def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one association and in all of them: the rest is dropped and counted, and what waited gives its room back."""
     monkeypatch.setattr(datagram, "MAX_HELD", 1000)
-    monkeypatch.setattr(datagram, "MEMORY", 1500)
+    monkeypatch.setattr(udp_context, "MEMORY", 1500)
 
     async def main() -> None:
         names = {"here.test": ["127.0.0.1"]}
@@ -235,13 +235,13 @@ def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.Mo
                 header = encode_header(Address("here.test", echo.address.port))
                 for size in (600, 400, 1):
                     one.send(header + bytes(size))
-                await until(lambda: associations.held == 1000 and len(place.resolver.asked) == 1)
+                await until(lambda: associations.context.memory.held == 1000 and len(place.resolver.asked) == 1)
                 for size in (501, 500):
                     two.send(header + bytes(size))
-                await until(lambda: associations.held == 1500)
+                await until(lambda: associations.context.memory.held == 1500)
                 place.resolver.answering.set()
                 assert [len(unwrap(await client.receive())[1]) for client in (one, one, two)] == [600, 400, 500]
-                assert associations.held == 0
+                assert associations.context.memory.held == 0
                 for client in (one, two):
                     assert (await place.end(client)).drops == {"waiting": 1}
 
@@ -260,7 +260,7 @@ def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: 
                 await client.ask(echo.header + b"y")
             session = await place.end(client)
             assert (session.datagrams_up, session.drops) == (1, {"waiting": 1})
-            assert place.server.associations.held == 0
+            assert place.server.associations.context.memory.held == 0
 
     run(main)
 
@@ -386,7 +386,7 @@ def test_no_socket_toward_a_destination(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.time = lambda: now
+            place.server.associations.context.time = lambda: now
             with destination() as echo:
                 with no_descriptors_left():
                     client.send(echo.header + b"x")
@@ -445,25 +445,25 @@ def test_fragments_are_dropped_where_the_listener_says_so(run: Run) -> None:
 
 def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sweep gives them up when their time is over, so does the end; all associations share a bound."""
-    monkeypatch.setattr(datagram, "MEMORY", 10)
+    monkeypatch.setattr(udp_context, "MEMORY", 10)
 
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
             associations = place.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             with destination() as echo:
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.held == 8)
+                await until(lambda: associations.context.memory.held == 8)
                 associations.sweep(9.9)
                 client.send(fragment(2, echo.header, b"123"))
                 await until(lambda: place.drops == {"fragment": 1})
                 associations.sweep(10.0)
-                assert (place.drops, associations.held) == ({"fragment": 2}, 0)
+                assert (place.drops, associations.context.memory.held) == ({"fragment": 2}, 0)
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.held == 8)
+                await until(lambda: associations.context.memory.held == 8)
             session = await place.end(client)
-            assert (session.drops, associations.held) == ({"fragment": 3}, 0)
+            assert (session.drops, associations.context.memory.held) == ({"fragment": 3}, 0)
 
     run(main)
 
@@ -555,7 +555,7 @@ def test_an_association_that_nobody_uses_ends(run: Run) -> None:
         now = 0.0
         async with Place(udp_idle=100) as place, association(place.address) as client:
             associations = place.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             place.one.quiet_since = now
             with destination() as echo:
                 for now in (90.0, 180.0, 270.0):
@@ -607,14 +607,14 @@ def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.
     async def main() -> None:
         names = {"both.test": ["127.0.0.1", "::1"]}
         async with Place(names=names) as place, association(place.address) as client:
-            opened = place.server.associations.io.open_socket
+            opened = place.server.associations.context.io.open_socket
 
             def no_ipv4(family: int) -> socket.SocketType:
                 if family == socket.AF_INET:
                     raise OSError(97, "Address family not supported by protocol")
                 return opened(family)
 
-            monkeypatch.setattr(place.server.associations.io, "open_socket", no_ipv4)
+            monkeypatch.setattr(place.server.associations.context.io, "open_socket", no_ipv4)
             with destination("::1") as echo:
                 header = encode_header(Address("both.test", echo.address.port))
                 assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
@@ -730,7 +730,7 @@ def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytes
     """What has waited for it is dropped and counted, and the line says why."""
 
     async def open_and_lose(association: datagram.Association, via: str) -> UdpPath:
-        return UdpPath(None, association.associations.dialer.resolver.resolve)
+        return UdpPath(None, association.context.dialer.resolver.resolve)
 
     monkeypatch.setattr(datagram.Association, "open_egress", open_and_lose)
 

@@ -13,7 +13,7 @@ from conftest import Run
 from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap
 from sockets import until
 from tabi.net.udp_path import UdpPath
-from tabi.relay import udp_egresses, udp_sockets
+from tabi.relay import udp_context, udp_egresses, udp_sockets
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import LAST, MAX_DATAGRAM, encode_header
@@ -25,7 +25,7 @@ class Full:
     def __init__(self, sock: Any) -> None:
         self.sock = sock
 
-    def sendto(self, *arguments: object) -> int:
+    def sendmsg(self, *arguments: object) -> int:
         raise BlockingIOError
 
     def __getattr__(self, name: str) -> Any:
@@ -132,7 +132,7 @@ def test_a_way_that_does_not_open_is_tried_again_later(run: Run) -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
         async with fake_proxy() as proxy, Front({"url": proxy.url}, rule=rules) as front:
             proxy.reply_code = 5
-            front.server.associations.time = lambda: now
+            front.server.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"lost")
@@ -156,7 +156,7 @@ def test_an_end_at_the_proxy_is_no_end_of_the_client(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
-            front.server.associations.time = lambda: now
+            front.server.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"1")
@@ -215,7 +215,7 @@ def test_a_client_that_leaves_while_its_way_is_opened(run: Run) -> None:
                 await until(lambda: proxy.asked and len(front.one.lookups or ()) == 2)
                 session = await front.end(mine)
                 assert session.drops == {"waiting": 2}
-            await until(lambda: not front.server.associations.lookups)
+            await until(lambda: not front.server.associations.context.lookups)
 
     run(main)
 
@@ -275,7 +275,7 @@ def test_fragments_from_the_relay_wait_for_a_time_and_within_a_bound(run: Run, m
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as mine:
             associations = front.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             header, first = (
                 encode_header(parse_address("192.0.2.1:53")),
                 b"\0\0\x01" + encode_header(parse_address("192.0.2.1:53"))[3:],
@@ -283,19 +283,19 @@ def test_fragments_from_the_relay_wait_for_a_time_and_within_a_bound(run: Run, m
             mine.send(header + b"x")
             _, sender = await proxy.arrived()
             proxy.relay.sendto(first + b"four", sender)
-            await until(lambda: associations.held == 4)
+            await until(lambda: associations.context.memory.held == 4)
             associations.sweep(9.0)
-            assert associations.held == 4
+            assert associations.context.memory.held == 4
             associations.sweep(11.0)
-            assert (associations.held, front.drops) == (0, {"fragment": 1})
-            monkeypatch.setattr(udp_egresses, "MEMORY", 8)
+            assert (associations.context.memory.held, front.drops) == (0, {"fragment": 1})
+            monkeypatch.setattr(udp_context, "MEMORY", 8)
             proxy.relay.sendto(first + bytes(9), sender)
             await until(lambda: front.drops == {"fragment": 2})
-            assert associations.held == 0
+            assert associations.context.memory.held == 0
             proxy.relay.sendto(first + b"four", sender)
-            await until(lambda: associations.held == 4)
+            await until(lambda: associations.context.memory.held == 4)
             session = await front.end(mine)
-            assert (associations.held, session.drops) == (0, {"fragment": 3})
+            assert (associations.context.memory.held, session.drops) == (0, {"fragment": 3})
 
     run(main)
 
@@ -400,6 +400,6 @@ def test_nothing_is_left_of_many(run_once: Run) -> None:
                         assert unwrap(await mine.ask(echo.header + b"x")) == (echo.address, b"x")
                         await front.end(mine)
             await until(lambda: not up.server.associations.active)
-            assert (front.server.associations.controls, front.server.associations.held) == (0, 0)
+            assert (front.server.associations.controls, front.server.associations.context.memory.held) == (0, 0)
 
     run_once(main)

@@ -161,12 +161,12 @@ class PlainInbox:
             host, port, *rest = sockaddr  # of IPv6 also the flow and the interface
             scope = f"%{rest[1]}" if rest and rest[1] else ""
             name = encode_sockaddr(Address(ip_address(host + scope), port))
-            runs.append((name, data[:split], len(payloads) - 1, 1, 1, size, size))
+            runs.append(Run(name, data[:split], len(payloads) - 1, 1, 1, size, size))
         return runs
 
     def payload(self, run: Run, index: int) -> bytes:
         """See `Inbox`."""
-        return self.payloads[run[2] + index]
+        return self.payloads[run.at + index]
 
 
 class PlainOutbox:
@@ -187,7 +187,7 @@ class PlainOutbox:
     def add(self, run: Run, address: bytes, head: bytes) -> None:
         """See `Outbox`."""
         assert self.sock is not None
-        payload = self.payloads[run[2]]
+        payload = self.payloads[run.at]
         try:
             self.sock.sendmsg((head, payload), (), SENDING, python_sockaddr(address))
         except OSError:
@@ -239,7 +239,7 @@ class DatagramIo:
     def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
         """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""
         inbox = self.inboxes[family]
-        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run[4])]
+        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run.count)]
 
 
 threads = threading.local()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any, TypeVar
 
 from tabi.config import Udp
 from tabi.net.datagram import get_datagram_io
@@ -18,13 +17,13 @@ from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.relay.udp_context import UdpContext
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_sockets import Port
 from tabi.session import Close, Session
 from tabi.wire.address import Address
 
 Done = Callable[[Session], object]
-T = TypeVar("T")
 IP = IPv4Address | IPv6Address
 
 SWEEPS = 10
@@ -52,20 +51,27 @@ class Associations:
         origin: Origin | None = None,
     ) -> None:
         self.reactor = reactor
-        self.dialer = dialer
         self.idle = idle
         self.done = done
-        self.time = time
-        self.origin = origin
-        self.io = get_datagram_io()
-        self.buffer = bytearray(4096)
-        self.controls = 0  # connections that keep associations at proxies open
-        self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver
+        self.context = UdpContext(reactor, get_datagram_io(), dialer, origin, time)
         self.active: set[Association] = set()
-        self.lookups: set[asyncio.Task[Any]] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
         self.interval = max(0.01, idle / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def controls(self) -> int:
+        """Connections that keep associations at proxies open: descriptors beside those of the associations."""
+        return self.context.controls
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where datagrams that go directly come from; a new one is for the sockets to come."""
+        return self.context.origin
+
+    @origin.setter
+    def origin(self, origin: Origin | None) -> None:
+        self.context.origin = origin
 
     def open_port(self, local: Address, udp: Udp) -> Port:
         """A port on the address that a client has connected to: a new one, or the one that all share there.
@@ -75,10 +81,10 @@ class Associations:
         host, number = local
         assert not isinstance(host, str)
         if not udp.shared:
-            return Port(self, host, udp.port_range, shared=False)
+            return Port(self.context, host, udp.port_range)
         port = self.shared.get((host, number))
         if port is None:
-            port = self.shared[host, number] = Port(self, host, range(number, number + 1), shared=True)
+            port = self.shared[host, number] = Port(self.context, host, range(number, number + 1), self.forget)
         return port
 
     def forget(self, port: Port) -> None:
@@ -113,7 +119,7 @@ class Associations:
         session.drops = {}
         lease = session.lease
         kind = Association if lease is None or not lease.meters else LimitedAssociation
-        association = kind(self, client, port, session, judge, declared, udp, self.time(), open_path)
+        association = kind(self.context, self.finished, client, port, session, judge, declared, udp, open_path)
         if opened is not None:
             association.use(*opened)
         if lease is not None:
@@ -124,13 +130,6 @@ class Associations:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         association.start(client, answer)
 
-    def look_up(self, lookup: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a question, to the resolver or a proxy, in a task that `close` waits for."""
-        task = asyncio.Task(lookup, loop=self.reactor.loop)
-        self.lookups.add(task)
-        task.add_done_callback(self.lookups.discard)
-        return task
-
     def finished(self, association: Association) -> None:
         """Called by each association when it has closed."""
         self.active.discard(association)
@@ -139,7 +138,7 @@ class Associations:
     def tick(self) -> None:
         """Sweep, and again after the interval while there is something to sweep."""
         self.timer = None
-        self.sweep(self.time())
+        self.sweep(self.context.time())
         if self.active:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
 
@@ -157,4 +156,4 @@ class Associations:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        await asyncio.gather(*self.lookups, return_exceptions=True)
+        await asyncio.gather(*self.context.lookups, return_exceptions=True)

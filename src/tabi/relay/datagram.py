@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,14 +34,14 @@ from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
 from tabi.policy.policy import Judge
 from tabi.relay.udp_egresses import OpenPath, UdpEgresses, UpstreamSocket
-from tabi.relay.udp_sockets import COST_APART, MEMORY, DestinationSocket, Port, family_of
+from tabi.relay.udp_sockets import COST_APART, DestinationSocket, Port, family_of
 from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address, Host
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
-    from tabi.relay.associations import Associations
+    from tabi.relay.udp_context import UdpContext
 
 IP = IPv4Address | IPv6Address
 Sock = socket.SocketType
@@ -96,13 +97,13 @@ class Association:
     """
 
     __slots__ = (
-        "associations",
         "client",
         "closed",
         "contacted",
+        "context",
         "control",
-        "control_fd",
         "declared",
+        "done",
         "egresses",
         "fragments",
         "held",
@@ -111,6 +112,7 @@ class Association:
         "limit",
         "lookups",
         "open_path",
+        "outbox",
         "port",
         "queued",
         "quiet_since",
@@ -127,19 +129,20 @@ class Association:
 
     def __init__(
         self,
-        associations: Associations,
+        context: UdpContext,
+        done: Callable[[Association], object],
         control: Stream,
         port: Port,
         session: Session,
         judge: Judge,
         declared: int,
         udp: Udp,
-        now: float,
         open_path: OpenPath | None,
     ) -> None:
-        self.associations = associations
+        self.context = context
+        self.outbox = context.io.outbox
+        self.done = done
         self.control = control.sock
-        self.control_fd = control.fd
         self.port = port
         self.session = session
         self.judge = judge
@@ -160,15 +163,15 @@ class Association:
         self.limit = MAX_DATAGRAM
         self.closed = False
         self.seen = 0
-        self.quiet_since = now
+        self.quiet_since = context.time()
 
     # --- the control connection ---
 
     def start(self, control: Stream, answer: bytes) -> None:
         """Take over the control connection and answer."""
-        reactor = self.associations.reactor
-        reactor.replace(self.control_fd, self.on_control)
-        reactor.watch(self.control_fd, IN)
+        reactor = self.context.reactor
+        reactor.replace(control.fd, self.on_control)
+        reactor.watch(control.fd, IN)
         control.fd = -1  # the stream does not own the socket any more
         reactor.send_at_end(self.send_answer, answer)
         if control.events & READABLE and not self.closed:
@@ -188,7 +191,7 @@ class Association:
         """
         if self.closed or self.queued or not events & READABLE:
             return
-        buffer = self.associations.buffer
+        buffer = self.context.buffer
         try:
             for _ in range(READS):
                 count = self.control.recv_into(buffer)
@@ -203,7 +206,7 @@ class Association:
             self.close("reset")
             return
         self.queued = True
-        self.associations.reactor.later(self.go_on)
+        self.context.reactor.later(self.go_on)
 
     def go_on(self) -> None:
         """The next share of what a client says without end."""
@@ -214,10 +217,10 @@ class Association:
 
     def up(self, run: Run) -> int:
         """Carry a run from the client; `flush` sends it. Returns what it cost beside the usual, see COST_APART."""
-        route = self.routes.get(run[1])
-        if route is None or route.sock is None or self.fragments is not None or run[5] + len(route.head) > MAX_DATAGRAM:
+        route = self.routes.get(run.head)
+        if route is None or route.sock is None or self.fragments or run.size + len(route.head) > MAX_DATAGRAM:
             return self.up_apart(run, route)
-        outbox = self.associations.io.outbox
+        outbox = self.outbox
         if outbox.sock is not route.sock:
             self.flush()
             outbox.begin(route.sock, self.limit)
@@ -226,7 +229,7 @@ class Association:
 
     def flush(self) -> None:
         """Send what `up` has collected and count it."""
-        outbox = self.associations.io.outbox
+        outbox = self.outbox
         if outbox.sock is None:
             return
         outbox.send()
@@ -245,8 +248,8 @@ class Association:
 
     def up_apart(self, run: Run, route: UdpRoute | None) -> int:
         """Carry a run one by one: it is new, refused, fragmented or no datagram of RFC 1928."""
-        _, head, _, _, count, _, _ = run
-        refusal = route.refusal if route is not None and route.until > self.associations.time() else None
+        head, count = run.head, run.count
+        refusal = route.refusal if route is not None and route.until > self.context.time() else None
         if refusal is not None and self.fragments is None:
             self.drop(refusal, count)
             return 0
@@ -272,7 +275,7 @@ class Association:
         self.port.split = start  # as the next ones will have it
         header = encode_header(address)
         route = self.routes.get(header)
-        if route is None or (route.refusal is not None and route.until <= self.associations.time()):
+        if route is None or (route.refusal is not None and route.until <= self.context.time()):
             route = self.make_route(header, address)
         if route.sock is not None:
             self.send_up(route, payload)
@@ -285,17 +288,18 @@ class Association:
 
     def hold(self, octets: int) -> bool:
         """Whether there is room for so many octets of payload to wait; then they count until `release`."""
-        if self.held + octets > MAX_HELD or self.associations.held + octets > MEMORY:
+        memory = self.context.memory
+        if self.held + octets > MAX_HELD or not memory.has_room(octets):
             return False
         self.held += octets
-        self.associations.held += octets
+        memory.held += octets
         return True
 
     def release(self, waiting: list[bytes]) -> None:
         """They wait no more."""
         octets = sum(map(len, waiting))
         self.held -= octets
-        self.associations.held -= octets
+        self.context.memory.held -= octets
 
     def send_up(self, route: UdpRoute, payload: bytes) -> None:
         """Send one datagram."""
@@ -311,18 +315,31 @@ class Association:
         self.session.datagrams_up += 1
         self.session.up += len(payload)
 
+    def send_down(self, header: bytes, payload: bytes) -> None:
+        """Send one datagram to the client, behind the header of its sender."""
+        if len(header) + len(payload) > MAX_DATAGRAM:
+            self.drop("too_large")
+            return
+        try:
+            self.port.sock.sendmsg((header, payload), (), 0, python_sockaddr(self.client))
+        except OSError:
+            self.drop("unsent")
+            return
+        self.session.datagrams_down += 1
+        self.session.down += len(payload)
+
     def reassemble(self, frag: int, address: Address, payload: bytes) -> bytes | None:
         """Section 7: put fragments together, or drop them all. Returns a whole payload or None."""
-        associations = self.associations
+        memory = self.context.memory
         queue = self.fragments
-        if frag and (self.udp.fragments == "drop" or associations.held + len(payload) > MEMORY):
+        if frag and (self.udp.fragments == "drop" or not memory.has_room(len(payload))):
             self.drop("fragment")
             return None
         if queue is None:
             queue = self.fragments = Reassembler()
         before, dropped = queue.octets, queue.dropped
-        whole = queue.add(frag, address, payload, associations.time())
-        associations.held += queue.octets - before
+        whole = queue.add(frag, address, payload, self.context.time())
+        memory.held += queue.octets - before
         self.drop("fragment", queue.dropped - dropped)
         if not queue.parts:
             self.fragments = None
@@ -342,7 +359,7 @@ class Association:
                 return route  # not remembered: there is room again soon
             if self.lookups is None:
                 self.lookups = {}
-            task = self.associations.look_up(self.find_route(route, address))
+            task = self.context.look_up(self.find_route(route, address))
             self.lookups[task] = route
             task.add_done_callback(self.lookups.pop)
         self.routes.pop(header, None)
@@ -386,7 +403,7 @@ class Association:
         """The addresses of a destination, best first. Raises TabiError."""
         if not isinstance(host, str):
             return [host]
-        dialer = self.associations.dialer
+        dialer = self.context.dialer
         try:
             async with asyncio.timeout(dialer.seconds):
                 addresses = await dialer.find(host, permit_any)
@@ -410,7 +427,7 @@ class Association:
             self.refuse(route, "denied", str(exc))
             return None
         if via is None:
-            self.lead_directly(route, destination.port, addresses, "direct", self.associations.origin)
+            self.lead_directly(route, destination.port, addresses, "direct", self.context.origin)
             return None
         name = str(via)
         path = None if self.egresses is None else self.egresses.open.get(name)
@@ -439,6 +456,10 @@ class Association:
             return
         self.refuse(route, "unsent", failure, FORGET_REFUSAL)
 
+    def lets_in(self, host: bytes) -> bool:
+        """Whether the client may hear a host, by the octets of its address; none stand for a name."""
+        return self.udp.senders != "contacted" or host in self.contacted
+
     def contact(self, host: IP) -> None:
         """Let in what a host sends."""
         self.contacted.pop(host.packed, None)
@@ -452,7 +473,7 @@ class Association:
         for destinations in self.sockets:
             if destinations.family == family and destinations.via == via:
                 return destinations.sock
-        destinations = DestinationSocket(self, via, family, origin)
+        destinations = DestinationSocket(self, self.context, via, family, origin)
         self.sockets = (*self.sockets, destinations)
         return destinations.sock
 
@@ -460,20 +481,20 @@ class Association:
         """The path of an egress, opened with the first datagram that takes it. Raises TabiError."""
         if self.egresses is None:
             assert self.open_path is not None
-            self.egresses = UdpEgresses(self, self.open_path)
+            self.egresses = UdpEgresses(self, self.context, self.open_path)
         return await self.egresses.get(via)
 
     def use(self, via: str, path: UdpPath) -> None:
         """Have datagrams leave by a path that is connected."""
         assert self.open_path is not None
-        self.egresses = UdpEgresses(self, self.open_path)
+        self.egresses = UdpEgresses(self, self.context, self.open_path)
         self.egresses.use(via, path)
 
     def refuse(self, route: UdpRoute, reason: Drop, text: str, seconds: float = float("inf")) -> None:
         """Drop what waits for a route, and what comes in ``seconds``. The first text is the log line's ``error``."""
         self.drop(reason, len(route.waiting))
         self.release(route.waiting)
-        route.refuse(reason, self.associations.time() + seconds)
+        route.refuse(reason, self.context.time() + seconds)
         if self.session.error is None:
             self.session.error = text
 
@@ -502,7 +523,7 @@ class Association:
     def give_up_fragments(self) -> None:
         """Drop what waits for the rest of a datagram."""
         if self.fragments is not None:
-            self.associations.held -= self.fragments.octets
+            self.context.memory.held -= self.fragments.octets
             self.drop("fragment", len(self.fragments.parts))
             self.fragments = None
 
@@ -528,5 +549,5 @@ class Association:
         for destinations in self.sockets:
             destinations.close()
         self.port.leave(self)
-        self.associations.reactor.close(self.control)
-        self.associations.finished(self)
+        self.context.reactor.close(self.control)
+        self.done(self)

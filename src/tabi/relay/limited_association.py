@@ -36,21 +36,22 @@ class LimitedAssociation(Association):
 
     def fit(self, direction: int, run: Run) -> Run | None:
         """As many datagrams of a run as may flow, the first ones; the others are dropped. None for none."""
-        name, head, at, stride, count, size, last = run
+        count, size = run.count, run.size
         lease, now = self.lease, monotonic_ns()
-        octets = size * (count - 1) + last
+        octets = size * (count - 1) + run.last
         room = lease.spend(direction, 0, now)
         if room < octets:
             if room < 0 or lease.left < size:
                 # Not here: the batch under way still has runs of ours.
-                self.associations.reactor.later(partial(self.cut, lease.exhausted()))
+                self.context.reactor.later(partial(self.cut, lease.exhausted()))
             fitting = min(count, room // size) if room > 0 else 0  # a size of 0 is short of room where that is OVER
             if not fitting and room >= 0 and lease.left >= size and lease.is_full(direction, now):
                 fitting = 1  # larger than the bucket: it would never pass, and is paid back by those behind it
             self.drop("limited", count - fitting)
             if not fitting:
                 return None
-            run, octets = (name, head, at, stride, fitting, size, size), size * fitting
+            run.keep_first(fitting)
+            octets = size * fitting
         self.charged[direction] += octets
         lease.spend(direction, octets, now)
         return run

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING
 
 from tabi.errors import DialError
 from tabi.net.batch import Run
-from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
+from tabi.net.sockaddr import encode_sockaddr
 from tabi.net.udp_path import UdpPath
-from tabi.relay.udp_sockets import IPV4_HEADER, MEMORY, DestinationSocket
+from tabi.relay.udp_sockets import IPV4_HEADER, DestinationSocket
 from tabi.session import Session
 from tabi.wire.address import Address
-from tabi.wire.datagram import MAX_DATAGRAM, encode_header
+from tabi.wire.datagram import encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
     from tabi.relay.datagram import Association, UdpRoute
+    from tabi.relay.udp_context import UdpContext
 
 IP = IPv4Address | IPv6Address
 
@@ -44,22 +45,23 @@ class UpstreamSocket(DestinationSocket):
     says that a name was sent to: which address that has only the last proxy knows.
     """
 
-    __slots__ = ("address", "anyone", "layers", "path")
+    __slots__ = ("address", "anyone", "context", "layers", "path")
 
-    key = 1
+    by_head = True
 
-    def __init__(self, association: Association, via: str, path: UdpPath) -> None:
+    def __init__(self, association: Association, context: UdpContext, via: str, path: UdpPath) -> None:
         sock = path.take_socket()
         family = int(sock.family)
-        self.take(association, via, 0, association.associations.io.headed[family], sock)
+        self.take(association, context, via, 0, context.io.headed[family], sock)
+        self.context = context
         self.senders: dict[bytes, bytes] = {}
         self.path = path
         self.layers = path.layers()
         self.anyone = False
         self.address = encode_sockaddr(path.relays[0])
         self.split = len(self.layers.head) + IPV4_HEADER
-        association.associations.controls += len(path.controls)
-        association.associations.reactor.register_reader(sock.fileno(), self.on_ready)
+        context.controls += len(path.controls)
+        self.reactor.register_reader(sock.fileno(), self.on_ready)
 
     def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> None:
         """Have a route lead to the relay, and from there to one of the addresses, or to the name if there are none."""
@@ -75,41 +77,39 @@ class UpstreamSocket(DestinationSocket):
 
     def meet(self, run: Run) -> bytes | None:
         """See `DestinationSocket.meet`. Datagrams that are not cut just behind their headers are taken apart."""
-        source = self.layers.read(run[1])
+        source = self.layers.read(run.head)
         if source is None:
             self.take_apart(run)
             return None
         if not self.lets_in(source):
-            self.association.drop("unsolicited", run[4])
+            self.association.drop("unsolicited", run.count)
             return None
         header = encode_header(source)
-        self.remember(run[1], header)
+        self.remember(run.head, header)
         return header
 
     def lets_in(self, source: Address) -> bool:
         """Whether the client may hear a sender."""
-        association, host = self.association, source.host
-        if self.anyone or association.udp.senders != "contacted":
-            return True
-        return not isinstance(host, str) and host.packed in association.contacted
+        host = source.host
+        return self.anyone or self.association.lets_in(b"" if isinstance(host, str) else host.packed)
 
     def take_apart(self, run: Run) -> None:
         """Carry datagrams one by one: of other senders than before, fragments, rubbish."""
         association = self.association
-        association.associations.io.outbox.send()  # what came before goes before
+        self.outbox.send()  # what came before goes before
         fitting = run if association.fit_down is None else association.fit_down(run)
         if fitting is None:
             return
-        for index in range(fitting[4]):
-            self.carry(run[1] + self.inbox.payload(run, index))
+        for index in range(fitting.count):
+            self.carry(run.head + self.inbox.payload(run, index))
 
     def carry(self, datagram: bytes) -> None:
         """Carry one datagram, headers and all."""
         association, layers = self.association, self.layers
         rejected = layers.rejected
         with self.counting():
-            found = layers.unwrap(datagram, association.associations.time())
-            if association.associations.held + layers.octets > MEMORY:
+            found = layers.unwrap(datagram, self.context.time())
+            if not self.context.memory.has_room(layers.octets):
                 layers.abandon()
         association.drop("malformed", layers.rejected - rejected)
         if found is None:
@@ -120,29 +120,19 @@ class UpstreamSocket(DestinationSocket):
             return
         header = encode_header(source)
         self.split = len(layers.head) + len(header)  # as the next ones will have it
-        data = header + payload
-        if len(data) > MAX_DATAGRAM:
-            association.drop("too_large")
-            return
-        try:
-            association.port.sock.sendto(data, python_sockaddr(association.client))
-        except OSError:
-            association.drop("unsent")
-            return
-        association.session.datagrams_down += 1
-        association.session.down += len(payload)
+        association.send_down(header, payload)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Around what changes which fragments wait: they count among those of all associations, or as dropped."""
-        association, layers = self.association, self.layers
+        memory, layers = self.context.memory, self.layers
         dropped = layers.fragments
-        association.associations.held -= layers.octets
+        memory.held -= layers.octets
         try:
             yield
         finally:
-            association.associations.held += layers.octets
-            association.drop("fragment", layers.fragments - dropped)
+            memory.held += layers.octets
+            self.association.drop("fragment", layers.fragments - dropped)
 
     def sweep(self, now: float) -> None:
         """Abandon fragments whose time is over."""
@@ -154,7 +144,7 @@ class UpstreamSocket(DestinationSocket):
         with self.counting():
             self.layers.abandon()
         super().close()
-        self.association.associations.controls -= len(self.path.controls)
+        self.context.controls -= len(self.path.controls)
 
 
 class UdpEgresses:
@@ -162,11 +152,13 @@ class UdpEgresses:
 
     Args:
         association: uses them.
+        context: what it was given itself.
         open_path: opens one.
     """
 
-    def __init__(self, association: Association, open_path: OpenPath) -> None:
+    def __init__(self, association: Association, context: UdpContext, open_path: OpenPath) -> None:
         self.association = association
+        self.context = context
         self.open_path = open_path
         self.open: dict[str, UdpPath] = {}
         self.opening: dict[str, asyncio.Task[UdpPath]] = {}
@@ -178,7 +170,7 @@ class UdpEgresses:
             return path
         task = self.opening.get(via)
         if task is None:
-            task = self.opening[via] = self.association.associations.look_up(self.open_one(via))
+            task = self.opening[via] = self.context.look_up(self.open_one(via))
             task.add_done_callback(partial(self.opened, via))
         return await asyncio.shield(task)  # each of those who wait may be cancelled by itself
 
@@ -204,7 +196,7 @@ class UdpEgresses:
         self.open[via] = path
         association.session.via = via
         if path.relays:
-            upstream = UpstreamSocket(association, via, path)
+            upstream = UpstreamSocket(association, self.context, via, path)
             association.sockets = (*association.sockets, upstream)
             path.watch(partial(self.lose, upstream))
 
