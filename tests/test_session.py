@@ -47,7 +47,7 @@ def test_why_a_datagram_can_go_nowhere() -> None:
     """The stable words of the access log."""
     assert get_args(Drop) == (
         *("wrong_source", "malformed", "fragment", "denied", "unresolved"),
-        *("waiting", "unsolicited", "too_large", "unsent", "overflow", "limited"),
+        *("waiting", "unsolicited", "too_large", "unsent", "overflow", "limited", "inspector"),
     )
 
 

@@ -29,6 +29,7 @@ Drop = Literal[
     "unsent",
     "overflow",
     "limited",
+    "inspector",
 ]
 """Why a datagram went nowhere; docs/access-log.md says more of each."""
 

@@ -14,6 +14,7 @@ from doubles import no_descriptors_left
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
+from tabi.net.sockaddr import encode_sockaddr
 from tabi.net.udp_path import UdpPath
 from tabi.relay import datagram, udp_context
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
@@ -765,5 +766,28 @@ def test_what_is_too_long_with_the_headers_for_proxies(run: Run, kernel: str) ->
                 mine.send(echo.header + bytes(fits + 1))
                 await until(lambda: front.drops == {"too_large": 2})
             await front.end(mine)
+
+    run(main)
+
+
+def test_one_for_the_client_by_itself(run: Run) -> None:
+    """It goes behind the header of its sender; one that is too long with it, or that nobody takes, is counted."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+                found = place.one
+                address = parse_address("192.0.2.1:53")
+                header = encode_header(address)
+                found.carry_down(address, header, b"y")
+                assert unwrap(await client.receive()) == (address, b"y")
+                found.carry_down(address, header, bytes(MAX_DATAGRAM - len(header) + 1))
+                relay, found.client = found.client, encode_sockaddr(parse_address("255.255.255.255:9"))
+                found.carry_down(address, header, b"z")
+                found.client = relay
+                assert place.drops == {"too_large": 1, "unsent": 1}
+            session = await place.end(client)
+            assert (session.datagrams_down, session.down) == (2, 2)
 
     run(main)

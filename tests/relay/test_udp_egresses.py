@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap
+from datagrams import (
+    Front,
+    Inspector,
+    Place,
+    association,
+    destination,
+    fake_proxy,
+    pass_on,
+    refusal,
+    udp_socket,
+    unwrap,
+)
 from sockets import until
 from tabi.net.udp_path import UdpPath
 from tabi.relay import udp_context, udp_egresses, udp_sockets
@@ -403,3 +414,23 @@ def test_nothing_is_left_of_many(run_once: Run) -> None:
             assert (front.server.associations.controls, front.server.associations.context.memory.held) == (0, 0)
 
     run_once(main)
+
+
+def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
+    """What comes back through proxies is shown without its headers to whoever looks."""
+
+    async def main() -> None:
+        async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
+            inspector = front.server.associations.inspector = Inspector(pass_on)
+            async with association(front.address) as mine:
+                addresses = [parse_address("192.0.2.1:53"), parse_address("[2001:db8::1]:53")]
+                for address in addresses:
+                    mine.send(encode_header(address) + b"x")
+                (_, sender), _ = [await proxy.arrived() for _ in addresses]
+                for address in addresses * 2:
+                    proxy.relay.sendto(encode_header(address) + b"y", sender)
+                    assert unwrap(await mine.receive()) == (address, b"y")
+                down = [found.address for found in inspector.seen if found.direction == "down"]
+                assert down == addresses * 2
+
+    run(main)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from datagrams import Place, association, destination, udp_socket, unwrap
+from datagrams import Inspector, Place, association, destination, pass_on, udp_socket, unwrap
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
@@ -388,5 +388,26 @@ def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: s
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert echo.received[0][1][0] == expected
+
+    run(main)
+
+
+def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
+    """What destinations send is shown whole, sender by sender, to whoever looks; a stranger's is dropped before."""
+
+    async def main() -> None:
+        async with Place() as place:
+            inspector = place.server.associations.inspector = Inspector(pass_on)
+            async with association(place.address) as client:
+                answers = [b"one", b"two", b"", b"three"]
+                with destination(answer=lambda data, sender: [(answer, sender) for answer in answers]) as echo:
+                    client.send(echo.header + b"x")
+                    got = [unwrap(await client.receive()) for _ in answers]
+                    assert got == [(echo.address, answer) for answer in answers]
+                    assert inspector.payloads == [("up", b"x"), *(("down", answer) for answer in answers)]
+                    with udp_socket("127.0.0.2") as stranger:
+                        stranger.sendto(b"boo", ("127.0.0.1", echo.received[0][1][1]))
+                        await until(lambda: place.drops == {"unsolicited": 1})
+                assert not place.one.senders
 
     run(main)

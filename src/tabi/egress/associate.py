@@ -15,17 +15,10 @@ from tabi.net.datagram import get_datagram_io
 from tabi.net.reactor import BROKEN, IN, OUT, READABLE
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
-from tabi.wire.address import Address, Host, make_host
-from tabi.wire.datagram import MAX_DATAGRAM, encode_header
+from tabi.wire.address import Address, Host
+from tabi.wire.datagram import MAX_DATAGRAM, encode_header, make_address
 
 Destination = tuple[Host, int]
-
-
-def make_address(host: object, port: object) -> Address:
-    """Check where a datagram is to go. Raises TypeError and ValueError."""
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ValueError(f"{port!r} is no port that datagrams go to, expected 1 to 65535")
-    return Address(make_host(host), port)
 
 
 @lru_cache(4096, typed=True)  # 53.0 and 53 are equal

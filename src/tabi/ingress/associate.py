@@ -34,13 +34,15 @@ class Associate:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
         egress, judge = await self.gate.enter_open(session, client)
+        associations = self.associations
+        inspect = None if associations.inspector is None else associations.inspect(session)
         # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
         path = None if egress is None else await egress.associate(session)
         if path is not None:
             path.connect(headed=True)
         try:
             local = own_address(client.sock, session.client)
-            port = self.associations.open_port(local, self.udp)
+            port = associations.open_port(local, self.udp)
         except OSError as exc:
             if path is not None:
                 path.close()
@@ -50,7 +52,7 @@ class Associate:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
         opened = None if path is None else (str(session.via), path)
         declared = declared_port(session)
-        self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened)
+        associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened, inspect)
 
 
 def declared_port(session: Session) -> int:

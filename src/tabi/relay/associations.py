@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
 
 from tabi.config import Udp
+from tabi.errors import DialError, TabiError
 from tabi.net.datagram import get_datagram_io
 from tabi.net.dial import Dialer
 from tabi.net.origin import Origin
@@ -16,12 +18,17 @@ from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
+from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector
+from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
 from tabi.relay.udp_context import UdpContext
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_sockets import Port
 from tabi.session import Close, Session
 from tabi.wire.address import Address
+from tabi.wire.socks5 import ReplyCode
+
+log = logging.getLogger("tabi")
 
 Done = Callable[[Session], object]
 IP = IPv4Address | IPv6Address
@@ -39,6 +46,7 @@ class Associations:
         done: called with the session of each association that has ended.
         time: a clock in seconds.
         origin: where datagrams toward destinations come from; None: whatever the system chooses.
+        inspector: looks at all datagrams, see `DatagramInspector`. TypeError is raised where it cannot be one.
     """
 
     def __init__(
@@ -49,10 +57,12 @@ class Associations:
         done: Done,
         time: Callable[[], float] = monotonic,
         origin: Origin | None = None,
+        inspector: DatagramInspector | None = None,
     ) -> None:
         self.reactor = reactor
         self.idle = idle
         self.done = done
+        self.inspector = None if inspector is None else check_inspector(inspector)
         self.context = UdpContext(reactor, get_datagram_io(), dialer, origin, time)
         self.active: set[Association] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
@@ -91,6 +101,28 @@ class Associations:
         """A port is about to be closed."""
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
+    def inspect(self, session: Session) -> Inspect | None:
+        """Ask the inspector, if there is one, what is to look at the datagrams of an association; None for nothing.
+
+        Raises TabiError where there is to be none: what the inspector raised, or for its failure DialError.
+        """
+        assert self.inspector is not None
+        try:
+            return self.inspector.begin(session)
+        except TabiError:
+            raise
+        except Exception as exc:
+            log.exception("session %d: the inspector of datagrams raised, the association is refused", session.number)
+            raise DialError("the inspector of datagrams failed", ReplyCode.GENERAL_FAILURE) from exc
+
+    def end(self, session: Session, reason: Close, error: str | None = None) -> bool:
+        """End the association of a session; False where there is none. ``error`` is for the log's line."""
+        for association in self.active:
+            if association.session is session:
+                association.end(reason, error)
+                return True
+        return False
+
     def start(
         self,
         client: Stream,
@@ -102,6 +134,7 @@ class Associations:
         udp: Udp,
         open_path: OpenPath | None = None,
         opened: tuple[str, UdpPath] | None = None,
+        inspect: Inspect | None = None,
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -115,11 +148,16 @@ class Associations:
             udp: what the listener says about fragments and senders.
             open_path: opens whatever egress the judge names.
             opened: one that is connected, by its name.
+            inspect: called with each datagram; what `inspect` gave.
         """
         session.drops = {}
         lease = session.lease
-        kind = Association if lease is None or not lease.meters else LimitedAssociation
-        association = kind(self.context, self.finished, client, port, session, judge, declared, udp, open_path)
+        parts = self.context, self.finished, client, port, session, judge, declared, udp, open_path
+        if inspect is not None:
+            association: Association = InspectedAssociation(*parts, inspect=inspect)
+        else:
+            kind = Association if lease is None or not lease.meters else LimitedAssociation
+            association = kind(*parts)
         if opened is not None:
             association.use(*opened)
         if lease is not None:

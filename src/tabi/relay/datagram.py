@@ -127,6 +127,9 @@ class Association:
     fit_down: ClassVar[Any] = None
     """Asked for each run on its way to the client, where there is somebody to ask (`limited_association.py`)."""
 
+    inspected: ClassVar[bool] = False
+    """Whether somebody looks at each datagram, so that those toward the client go to `carry_down` one by one."""
+
     def __init__(
         self,
         context: UdpContext,
@@ -273,6 +276,10 @@ class Association:
                 return
             payload = whole
         self.port.split = start  # as the next ones will have it
+        self.carry_up(address, payload)
+
+    def carry_up(self, address: Address, payload: bytes) -> None:
+        """Carry one datagram to its destination, or have it wait until it is known where that is."""
         header = encode_header(address)
         route = self.routes.get(header)
         if route is None or (route.refusal is not None and route.until <= self.context.time()):
@@ -314,6 +321,10 @@ class Association:
             return
         self.session.datagrams_up += 1
         self.session.up += len(payload)
+
+    def carry_down(self, source: Address, header: bytes, payload: bytes) -> None:
+        """Carry one datagram, whose sender ``header`` names, to the client."""
+        self.send_down(header, payload)
 
     def send_down(self, header: bytes, payload: bytes) -> None:
         """Send one datagram to the client, behind the header of its sender."""
@@ -529,9 +540,13 @@ class Association:
 
     def cut(self, why: str) -> None:
         """A limit ends it, unless it has ended before the turn came to that."""
+        self.end("limit", why)
+
+    def end(self, reason: Close, error: str | None = None) -> None:
+        """End it from outside, unless it has ended already. ``error`` is for the log's line."""
         if not self.closed:
-            self.session.error = why
-            self.close("limit")
+            self.session.error = error or self.session.error
+            self.close(reason)
 
     def close(self, reason: Close) -> None:
         """Close all sockets and hand the session in. Harmless when done twice."""

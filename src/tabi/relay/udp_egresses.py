@@ -79,12 +79,15 @@ class UpstreamSocket(DestinationSocket):
         """See `DestinationSocket.meet`. Datagrams that are not cut just behind their headers are taken apart."""
         source = self.layers.read(run.head)
         if source is None:
-            self.take_apart(run)
+            self.unwrap_apart(run)
             return None
         if not self.lets_in(source):
             self.association.drop("unsolicited", run.count)
             return None
         header = encode_header(source)
+        if self.association.inspected:
+            self.take_apart(run, source, header)
+            return None
         self.remember(run.head, header)
         return header
 
@@ -93,8 +96,8 @@ class UpstreamSocket(DestinationSocket):
         host = source.host
         return self.anyone or self.association.lets_in(b"" if isinstance(host, str) else host.packed)
 
-    def take_apart(self, run: Run) -> None:
-        """Carry datagrams one by one: of other senders than before, fragments, rubbish."""
+    def unwrap_apart(self, run: Run) -> None:
+        """Take the headers off one by one: of datagrams of other senders than before, fragments, rubbish."""
         association = self.association
         self.outbox.send()  # what came before goes before
         fitting = run if association.fit_down is None else association.fit_down(run)
@@ -120,7 +123,7 @@ class UpstreamSocket(DestinationSocket):
             return
         header = encode_header(source)
         self.split = len(layers.head) + len(header)  # as the next ones will have it
-        association.send_down(header, payload)
+        association.carry_down(source, header, payload)
 
     @contextmanager
     def counting(self) -> Iterator[None]:

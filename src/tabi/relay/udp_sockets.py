@@ -20,6 +20,7 @@ from tabi.net.listen import bind_port
 from tabi.net.origin import Origin
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
+from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 if TYPE_CHECKING:
@@ -281,15 +282,24 @@ class DestinationSocket:
             self.outbox.add(run, self.association.client, header)
 
     def meet(self, run: Run) -> bytes | None:
-        """The header for datagrams of a sender that was not heard of yet; None, and they are dropped, where the client
-        must not hear it."""
+        """The header for datagrams of a sender that was not heard of yet. None where they are dropped, since the client
+        must not hear it, or taken apart."""
         name, association = run.name, self.association
         if not association.lets_in(ip_octets(name)):
             association.drop("unsolicited", run.count)
             return None
-        header = encode_header(decode_sockaddr(name))
+        source = decode_sockaddr(name)
+        header = encode_header(source)
+        if association.inspected:
+            self.take_apart(run, source, header)
+            return None
         self.remember(name, header)
         return header
+
+    def take_apart(self, run: Run, source: Address, header: bytes) -> None:
+        """Have the association carry the datagrams of one sender one by one."""
+        for index in range(run.count):
+            self.association.carry_down(source, header, self.inbox.payload(run, index))
 
     def remember(self, sender: bytes, header: bytes) -> None:
         """Know the header of a sender from now on."""

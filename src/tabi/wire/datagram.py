@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tabi.errors import RemoteProtocolError
-from tabi.wire.address import Address, decode_address, encode_address, unmap
+from tabi.wire.address import Address, decode_address, encode_address, make_host, unmap
 
 MAX_DATAGRAM = 65507
 """Octets that one datagram over IPv4 carries: 65,535 less the headers of IP and UDP."""
@@ -26,6 +26,13 @@ LAST = 0x80
 
 REASSEMBLY_SECONDS = 10.0
 """From the first fragment to the last. Section 7 wants 5 or more."""
+
+
+def make_address(host: object, port: object) -> Address:
+    """Check where a program wants a datagram to go. Raises TypeError and ValueError."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"{port!r} is not a port that datagrams go to, expected 1 to 65535")
+    return Address(make_host(host), port)
 
 
 def encode_header(address: Address, frag: int = 0) -> bytes:
