@@ -170,12 +170,12 @@ def test_datagrams_are_whole_up_to_the_longest(run: Run, size: int) -> None:
     [
         (bytes(MAX_DATAGRAM - 9), ("192.0.2.1", 53), "a datagram of 65498 octets, expected at most 65497"),
         (bytes(MAX_DATAGRAM - 17), ("example.com", 53), "a datagram of 65490 octets, expected at most 65489"),
-        (b"", ("192.0.2.1", 0), "0 is no port"),
-        (b"", ("192.0.2.1", 65536), "65536 is no port"),
-        (b"", ("192.0.2.1", "53"), "'53' is no port"),
+        (b"", ("192.0.2.1", 0), "0 is not a port"),
+        (b"", ("192.0.2.1", 65536), "65536 is not a port"),
+        (b"", ("192.0.2.1", "53"), "'53' is not a port"),
         (b"", ("", 53), "host name"),
         (b"", ("white space", 53), "white space"),
-        (b"", Address("192.0.2.1", 0), "0 is no port"),
+        (b"", Address("192.0.2.1", 0), "0 is not a port"),
     ],
 )
 def test_what_cannot_be_sent_is_a_value_error(run_once: Run, data: bytes, destination: Any, match: str) -> None:
@@ -195,8 +195,8 @@ def test_what_cannot_be_sent_is_a_value_error(run_once: Run, data: bytes, destin
     [
         ((None, 53), TypeError, "None is no host"),
         ((b"127.0.0.1", 53), TypeError, r"b'127\.0\.0\.1' is no host"),
-        (("192.0.2.1", 53.0), ValueError, r"53\.0 is no port"),
-        (("192.0.2.1", True), ValueError, "True is no port"),
+        (("192.0.2.1", 53.0), ValueError, r"53\.0 is not a port"),
+        (("192.0.2.1", True), ValueError, "True is not a port"),
         (("192.0.2.1:53", 53), ValueError, "without a port"),
         (None, TypeError, r"None is no destination, expected \(host, port\)"),
         (("192.0.2.1",), TypeError, "is no destination"),
@@ -462,6 +462,41 @@ def test_closing_ends_everything(run: Run) -> None:
             await fails(bed.association.send(b"x", SOMEWHERE), ConnectionAbortedError, "the association is closed")
             for far in bed.far:
                 assert await asyncio.get_running_loop().sock_recv(far, 1) == b""
+
+    run(main)
+
+
+@pytest.mark.usefixtures("io")
+def test_iterating_ends_when_it_is_closed(run: Run) -> None:
+    """Each datagram comes once, with its source; closing ends the loop, while it waits or before it begins."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            bed.deliver(wrap(b"one"), b"rubbish", wrap(b"two", SOMEWHERE))
+            received = []
+            async for datagram in bed.association:
+                received.append(datagram)
+                if len(received) == 2:
+                    asyncio.get_running_loop().call_soon(bed.association.close)
+            assert received == [(b"one", SOMEWHERE), (b"two", SOMEWHERE)]
+            assert [datagram async for datagram in bed.association] == []
+
+    run(main)
+
+
+def test_iterating_raises_what_receiving_does(run: Run) -> None:
+    """The end at the proxy, behind what has come before it, and what only looks like closing, is told."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            bed.deliver(wrap(b"last"))
+            bed.far[0].close()
+            assert await anext(bed.association) == (b"last", SOMEWHERE)
+            await fails(anext(bed.association), ConnectionResetError, "the proxy has ended the association")
+        with Bed() as bed:
+            waits = await waiting(anext(bed.association))
+            bed.association.udp.wake_waiting(ConnectionAbortedError("of the system"))
+            await fails(waits, ConnectionAbortedError, "of the system")  # type: ignore[arg-type]
 
     run(main)
 

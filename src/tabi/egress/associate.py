@@ -149,6 +149,21 @@ class Association:
                 self.read()
         return self.received.popleft()
 
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Address]:
+        """Return the next datagram, as `receive` does; the iteration ends when the association is closed.
+
+        The end of the association at the proxy is no end of the iteration: it raises as `receive` does.
+        """
+        try:
+            return await self.receive()
+        except ConnectionAbortedError:
+            if self.udp.fd >= 0:  # then it is the system that says so
+                raise
+            raise StopAsyncIteration from None
+
     def read(self) -> None:
         """Take a batch from the kernel and keep what is ours; raise the error instead if there is one."""
         udp = self.udp
