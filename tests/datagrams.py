@@ -18,8 +18,9 @@ from support import client, request
 from tabi import Server, Session
 from tabi.config import Limits, Listen, Udp, make_config
 from tabi.net import datagram as datagrams
-from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, probe
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
 from tabi.relay.datagram import Association
+from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
 from tabi.session import Drop
 from tabi.wire.address import Address, decode_address, from_sockaddr, parse_host
 from tabi.wire.datagram import decode_header, encode_header
@@ -33,7 +34,7 @@ Answer = Callable[[bytes, Any], Sequence[tuple[bytes, Any]]]
 
 def use_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the code under test have some of what the kernel offers."""
-    monkeypatch.setattr(datagrams.threads, "mail", Mail(FEATURES[name]), raising=False)
+    monkeypatch.setattr(datagrams.threads, "io", DatagramIo(FEATURES[name]), raising=False)
 
 
 def family_of(host: str) -> int:
@@ -192,6 +193,31 @@ class Place(Serving):
         """End an association and return its session."""
         client.leave()
         return await self.ended.get()
+
+
+Look = Callable[[Datagram, Emit], object]
+
+
+class Inspector(DatagramInspector):
+    """Looks with a function, and remembers what it was shown."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.seen: list[Datagram] = []
+
+    def inspect(self, datagram: Datagram, emit: Emit) -> None:
+        self.seen.append(datagram)
+        self.look(datagram, emit)
+
+    @property
+    def payloads(self) -> list[tuple[str, bytes]]:
+        """What it has seen."""
+        return [(datagram.direction, datagram.payload) for datagram in self.seen]
+
+
+def pass_on(datagram: Datagram, emit: Emit) -> None:
+    """Change nothing."""
+    emit(datagram.payload)
 
 
 OUT = {"rule": [{"action": "allow", "via": "out"}]}

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from conftest import PATIENCE
 from tabi.net.batch import UDP_SEGMENT, Run, Sock
-from tabi.net.datagram import PLAIN, SINGLE, Features, Inbox, Mail
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, Inbox
 from tabi.net.sockaddr import encode_sockaddr
 from tabi.wire.address import Address, parse_host
 
@@ -30,10 +30,9 @@ def unroll(inbox: Inbox, runs: list[Run]) -> list[Received]:
     """The datagrams of runs, one by one."""
     found = []
     for run in runs:
-        name, head, _, _, count, size, last = run
-        assert count == 1 or 0 < last <= size
-        assert count > 1 or last == size
-        found += [(name, head, inbox.payload(run, index)) for index in range(count)]
+        assert run.count == 1 or 0 < run.last <= run.size
+        assert run.count > 1 or run.last == run.size
+        found += [(run.name, run.head, inbox.payload(run, index)) for index in range(run.count)]
     return found
 
 
@@ -51,7 +50,7 @@ def wait_for(sock: Sock, events: int = select.POLLIN) -> None:
 
 
 class Post:
-    """A mail, a socket to receive from, and others that send to it; all of one family, on loopback.
+    """The I/O of datagrams, a socket to receive from, and others that send to it; all of one family, on loopback.
 
     With ``with``: everything is closed at the end.
     """
@@ -59,11 +58,11 @@ class Post:
     def __init__(self, features: Features, family: int = socket.AF_INET) -> None:
         self.family = socket.AddressFamily(family)
         self.host = HOSTS[self.family]
-        self.mail = Mail(features)
-        self.inbox = self.mail.inboxes[family]
-        self.outbox = self.mail.outbox
+        self.io = DatagramIo(features)
+        self.inbox = self.io.inboxes[family]
+        self.outbox = self.io.outbox
         self.opened: list[Sock] = []
-        self.sock = self.bind(self.mail.open_socket(family))
+        self.sock = self.bind(self.io.open_socket(family))
         self.address = self.sock.getsockname()
         self.last = self.plain()
 

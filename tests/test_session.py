@@ -47,8 +47,8 @@ def test_how_a_session_can_end() -> None:
 def test_why_a_datagram_can_go_nowhere() -> None:
     """The stable words of the access log."""
     assert get_args(Drop) == (
-        *("foreign", "malformed", "fragment", "denied", "unresolved"),
-        *("waiting", "stranger", "too_large", "unsent", "overflow", "limited"),
+        *("wrong_source", "malformed", "fragment", "denied", "unresolved"),
+        *("waiting", "unsolicited", "too_large", "unsent", "overflow", "limited", "inspector"),
     )
 
 

@@ -18,17 +18,18 @@ UNIX = "unix"
 
 Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
 Drop = Literal[
-    "foreign",
+    "wrong_source",
     "malformed",
     "fragment",
     "denied",
     "unresolved",
     "waiting",
-    "stranger",
+    "unsolicited",
     "too_large",
     "unsent",
     "overflow",
     "limited",
+    "inspector",
 ]
 """Why a datagram went nowhere; docs/access-log.md says more of each."""
 

@@ -20,10 +20,10 @@ from tabi.egress.associate import Association
 from tabi.errors import DialError
 from tabi.net import datagram as datagrams
 from tabi.net.batch import BATCH, Sock
-from tabi.net.datagram import PLAIN, SINGLE, Mail
-from tabi.net.hops import Hops
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.wire.address import Address, from_sockaddr, parse_address
 from tabi.wire.datagram import LAST, MAX_DATAGRAM, encode_header
 
@@ -31,10 +31,10 @@ SOMEWHERE = parse_address("192.0.2.1:53")
 
 
 @pytest.fixture(params=[None, SINGLE, PLAIN], ids=["best", "single", "plain"])
-def mail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def io(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way of taking datagrams from the kernel."""
     if request.param is not None:
-        monkeypatch.setattr(datagrams.threads, "mail", Mail(request.param), raising=False)
+        monkeypatch.setattr(datagrams.threads, "io", DatagramIo(request.param), raising=False)
 
 
 async def find_nothing(name: str) -> list[Any]:
@@ -42,12 +42,12 @@ async def find_nothing(name: str) -> list[Any]:
     raise NotImplementedError
 
 
-def hops_of(controls: list[Stream], relays: list[Address]) -> Hops:
+def path_of(controls: list[Stream], relays: list[Address]) -> UdpPath:
     """What a way out through proxies opens."""
-    hops = Hops(None, find_nothing)
+    path = UdpPath(None, find_nothing)
     for control, relay in zip(controls, relays, strict=True):
-        hops.add(None, control, relay)
-    return hops
+        path.add(None, control, relay)
+    return path
 
 
 class Bed:
@@ -63,7 +63,7 @@ class Bed:
             controls.append(Stream(get_reactor(), near))
             self.far.append(far)
         relays = [from_sockaddr(self.relay.getsockname()), *map(parse_address, hops)]
-        self.association = Association(hops_of(controls, relays))
+        self.association = Association(path_of(controls, relays))
 
     @property
     def client(self) -> Any:
@@ -129,7 +129,7 @@ def test_what_is_sent_bears_the_header(run: Run, destination: Any, header: bytes
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 def test_what_is_received_comes_with_its_source(run: Run) -> None:
     """In order, empty ones too, from IPv4, IPv6 and names; both what waits already and what comes later."""
     sources = [SOMEWHERE, Address(IPv6Address("2001:db8::1"), 1), Address("example.com", 65535)]
@@ -149,7 +149,7 @@ def test_what_is_received_comes_with_its_source(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 @pytest.mark.parametrize("size", [0, 1, 1472, 9000, 60000, MAX_DATAGRAM - 10])
 def test_datagrams_are_whole_up_to_the_longest(run: Run, size: int) -> None:
     """Both ways, at every size that UDP has."""
@@ -170,12 +170,12 @@ def test_datagrams_are_whole_up_to_the_longest(run: Run, size: int) -> None:
     [
         (bytes(MAX_DATAGRAM - 9), ("192.0.2.1", 53), "a datagram of 65498 octets, expected at most 65497"),
         (bytes(MAX_DATAGRAM - 17), ("example.com", 53), "a datagram of 65490 octets, expected at most 65489"),
-        (b"", ("192.0.2.1", 0), "0 is no port"),
-        (b"", ("192.0.2.1", 65536), "65536 is no port"),
-        (b"", ("192.0.2.1", "53"), "'53' is no port"),
+        (b"", ("192.0.2.1", 0), "0 is not a port"),
+        (b"", ("192.0.2.1", 65536), "65536 is not a port"),
+        (b"", ("192.0.2.1", "53"), "'53' is not a port"),
         (b"", ("", 53), "host name"),
         (b"", ("white space", 53), "white space"),
-        (b"", Address("192.0.2.1", 0), "0 is no port"),
+        (b"", Address("192.0.2.1", 0), "0 is not a port"),
     ],
 )
 def test_what_cannot_be_sent_is_a_value_error(run_once: Run, data: bytes, destination: Any, match: str) -> None:
@@ -195,8 +195,8 @@ def test_what_cannot_be_sent_is_a_value_error(run_once: Run, data: bytes, destin
     [
         ((None, 53), TypeError, "None is no host"),
         ((b"127.0.0.1", 53), TypeError, r"b'127\.0\.0\.1' is no host"),
-        (("192.0.2.1", 53.0), ValueError, r"53\.0 is no port"),
-        (("192.0.2.1", True), ValueError, "True is no port"),
+        (("192.0.2.1", 53.0), ValueError, r"53\.0 is not a port"),
+        (("192.0.2.1", True), ValueError, "True is not a port"),
         (("192.0.2.1:53", 53), ValueError, "without a port"),
         (None, TypeError, r"None is no destination, expected \(host, port\)"),
         (("192.0.2.1",), TypeError, "is no destination"),
@@ -274,7 +274,7 @@ def test_the_relay_sees_the_address_of_the_control_connection(run: Run) -> None:
             near.bind(("127.0.0.3", 0))
             near.connect(listener.getsockname())
             near.setblocking(False)
-            async with Association(hops_of([Stream(get_reactor(), near)], [bed.association.relay])) as association:
+            async with Association(path_of([Stream(get_reactor(), near)], [bed.association.relay])) as association:
                 await association.send(b"x", SOMEWHERE)
                 _, client = await asyncio.get_running_loop().sock_recvfrom(bed.relay, 100)
                 assert client[0] == "127.0.0.3"
@@ -302,7 +302,7 @@ def test_no_way_to_the_relay_is_a_dial_error(run_once: Run) -> None:
         near, far = tcp_pair()
         control = Stream(get_reactor(), near)
         with far, pytest.raises(DialError, match=r"255\.255\.255\.255:9: permission denied") as caught:
-            Association(hops_of([control], [parse_address("255.255.255.255:9")]))
+            Association(path_of([control], [parse_address("255.255.255.255:9")]))
         assert caught.value.errno == errno.EACCES
         control.close()
 
@@ -426,7 +426,7 @@ def test_an_end_that_came_before_the_association_was_made(run: Run) -> None:
         far.close()
         assert await control.receive() == b""
         with Bed() as bed:
-            async with Association(hops_of([control], [bed.association.relay])) as association:
+            async with Association(path_of([control], [bed.association.relay])) as association:
                 await fails(association.receive(), ConnectionResetError, "ended")
 
     run(main)
@@ -466,6 +466,41 @@ def test_closing_ends_everything(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("io")
+def test_iterating_ends_when_it_is_closed(run: Run) -> None:
+    """Each datagram comes once, with its source; closing ends the loop, while it waits or before it begins."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            bed.deliver(wrap(b"one"), b"rubbish", wrap(b"two", SOMEWHERE))
+            received = []
+            async for datagram in bed.association:
+                received.append(datagram)
+                if len(received) == 2:
+                    asyncio.get_running_loop().call_soon(bed.association.close)
+            assert received == [(b"one", SOMEWHERE), (b"two", SOMEWHERE)]
+            assert [datagram async for datagram in bed.association] == []
+
+    run(main)
+
+
+def test_iterating_raises_what_receiving_does(run: Run) -> None:
+    """The end at the proxy, behind what has come before it, and what only looks like closing, is told."""
+
+    async def main() -> None:
+        with Bed() as bed:
+            bed.deliver(wrap(b"last"))
+            bed.far[0].close()
+            assert await anext(bed.association) == (b"last", SOMEWHERE)
+            await fails(anext(bed.association), ConnectionResetError, "the proxy has ended the association")
+        with Bed() as bed:
+            waits = await waiting(anext(bed.association))
+            bed.association.udp.wake_waiting(ConnectionAbortedError("of the system"))
+            await fails(waits, ConnectionAbortedError, "of the system")  # type: ignore[arg-type]
+
+    run(main)
+
+
 def test_a_timeout_or_a_cancellation_loses_nothing(run: Run) -> None:
     """Neither a datagram nor the association."""
 
@@ -484,7 +519,7 @@ def test_a_timeout_or_a_cancellation_loses_nothing(run: Run) -> None:
     run(main)
 
 
-@pytest.mark.usefixtures("mail")
+@pytest.mark.usefixtures("io")
 def test_a_relay_whose_port_is_gone_is_an_error_once(run: Run) -> None:
     """The next call says so, in place of silence; the association goes on where the port comes back."""
 

@@ -561,10 +561,10 @@ def test_a_pool_of_straight_ways_resolves_here(run_once: Run) -> None:
         members = [Member(name) for name in straight]
         assert Pooled("p", Pool(members, "random"), straight, 10).here
         pool = Pool(members, "least-connections")
-        hops = await Pooled("p", pool, straight, 10).associate()
-        assert (hops.here, sum(member.running for member in pool.members)) == (True, 1)
-        hops.close()
-        hops.close()
+        path = await Pooled("p", pool, straight, 10).associate()
+        assert (path.resolves_locally, sum(member.running for member in pool.members)) == (True, 1)
+        path.close()
+        path.close()
         assert sum(member.running for member in pool.members) == 0
         await dialer.close()
 

@@ -424,7 +424,7 @@ def test_datagrams_are_the_headers_clients(run: Run) -> None:
                 assert [data for data, _ in echo.received] == [b"from the client"]
             streams[1].close()
             session = await place.ended.get()
-            assert (session.datagrams_up, session.drops) == (1, {"foreign": 1})
+            assert (session.datagrams_up, session.drops) == (1, {"wrong_source": 1})
 
     run(main)
 

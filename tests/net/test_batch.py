@@ -86,8 +86,8 @@ def passed_on(post: Post, runs: list[Run], receiver: Any, head: bytes = b"", lim
 def in_pieces(post: Post, sender: socket.socket, number: int) -> Run:
     """A run of as many datagrams of one octet as newer kernels coalesce: of a datagram that has so many octets."""
     sender.sendto(b"x" * number, post.address)
-    ((name, head, at, _, _, _, _),) = post.take()
-    return name, head, at, 1, number, 1, 1
+    (run,) = post.take()
+    return Run(run.name, run.head, run.at, 1, number, 1, 1)
 
 
 def counts(post: Post) -> tuple[int, int, int]:
@@ -97,7 +97,7 @@ def counts(post: Post) -> tuple[int, int, int]:
 
 def shape(runs: list[Run]) -> list[tuple[int, int, int]]:
     """Datagrams, octets, octets of the last, of each run."""
-    return [(count, size, last) for _, _, _, _, count, size, last in runs]
+    return [(run.count, run.size, run.last) for run in runs]
 
 
 # --- anything at all ---
@@ -174,8 +174,8 @@ def test_equal_datagrams_are_one_run(features: Any, family: int) -> None:
             for size in (30, 30, 30, last):
                 sender.sendto(bytes(10) + os.urandom(size - 10), post.address)
             (run,) = post.take(10)
-            assert run[:2] == (name_of(sender), bytes(10))
-            assert run[3:] == (SLOT, 4, 20, last - 10)
+            assert (run.name, run.head) == (name_of(sender), bytes(10))
+            assert (run.stride, run.count, run.size, run.last) == (SLOT, 4, 20, last - 10)
 
 
 @in_batches
@@ -209,7 +209,7 @@ def test_another_sender_or_head_begins_another_run(features: Any) -> None:
         one, two = post.plain(), post.plain()
         for sender, data in ((one, b"a1"), (one, b"a2"), (two, b"a3"), (two, b"b4"), (one, b"b5")):
             sender.sendto(data, post.address)
-        assert [(run[0], run[1], run[4]) for run in post.take(1)] == [
+        assert [(run.name, run.head, run.count) for run in post.take(1)] == [
             (name_of(one), b"a", 2),
             (name_of(two), b"a", 1),
             (name_of(two), b"b", 1),
@@ -217,7 +217,7 @@ def test_another_sender_or_head_begins_another_run(features: Any) -> None:
         ]
         for data in (b"a1", b"a2", b"b3"):
             one.sendto(data, post.address)
-        assert [(run[1], run[4]) for run in post.take(1)] == [(b"a", 2), (b"b", 1)]
+        assert [(run.head, run.count) for run in post.take(1)] == [(b"a", 2), (b"b", 1)]
 
 
 @in_batches
@@ -228,7 +228,7 @@ def test_what_ends_within_its_head_is_alone(features: Any) -> None:
         for _ in range(3):
             for size in (10, 9, 9, 3, 0):
                 sender.sendto(bytes(size), post.address)
-            assert [run[1] for run in post.take(10)] == [bytes(size) for size in (10, 9, 9, 3, 0)]
+            assert [run.head for run in post.take(10)] == [bytes(size) for size in (10, 9, 9, 3, 0)]
 
 
 # --- what the kernel has coalesced ---
@@ -247,7 +247,7 @@ def test_coalesced_datagrams_are_one_run(split: int, last: int) -> None:
         runs = post.take(split)
         assert post.inbox.count == 1
         assert shape(runs) == [(5, 20 - split, len(datagrams[-1]) - split)]
-        assert runs[0][3] == 20
+        assert runs[0].stride == 20
         assert unroll(post.inbox, runs) == [(name_of(sender), data[:split], data[split:]) for data in datagrams]
 
 
@@ -320,7 +320,7 @@ def test_no_slot_is_left() -> None:
             memory.view[:] = b"." * len(memory.view)
             send_burst(sender, post.address, data, segment)
             (run,) = post.take()
-            assert memory.copy(run[2], len(data)) == data
+            assert memory.copy(run.at, len(data)) == data
             assert memory.view[len(data) :].tobytes() == b"." * (len(memory.view) - len(data))
 
 
@@ -709,7 +709,7 @@ def test_a_connected_socket_needs_no_address() -> None:
 def test_an_outbox_serves_both_families(families: list[socket.AddressFamily]) -> None:
     """Nothing of a longer address is left behind a shorter one."""
     with Post(ALL, families[0]) as first, Post(ALL, families[1]) as second:
-        second.mail, second.inbox, second.outbox = first.mail, first.mail.inboxes[families[1]], first.outbox
+        second.io, second.inbox, second.outbox = first.io, first.io.inboxes[families[1]], first.outbox
         for post in (first, second, first):
             sender, receiver = post.plain(), post.plain()
             sender.sendto(b"data", post.address)

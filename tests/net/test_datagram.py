@@ -17,7 +17,7 @@ import pytest
 from mailboxes import FEATURES, HOSTS, Post, name_of, send_burst, unroll, wait_for
 from tabi.net import datagram
 from tabi.net.batch import BATCH
-from tabi.net.datagram import PLAIN, SINGLE, Features, Mail, get_mail, open_socket, overflow, probe
+from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, get_datagram_io, open_socket, overflow, probe
 from tabi.net.sockaddr import encode_sockaddr
 from tabi.wire.address import Address, parse_host
 from tabi.wire.datagram import MAX_DATAGRAM
@@ -132,7 +132,7 @@ def test_a_refused_datagram_hides_nothing(features: Features, family: int) -> No
         post.sock.send(b"anyone?")
         wait_for(post.sock, select.POLLERR)
         assert post.take() == []
-        assert post.mail.receive_whole(post.sock, family) == []
+        assert post.io.receive_whole(post.sock, family) == []
 
 
 @every_kind
@@ -143,14 +143,14 @@ def test_receive_whole_gives_payloads(features: Features) -> None:
         sender.sendto(b"first", post.address)
         send_burst(sender, post.address, b"abcabcab", 3)
         post.settle()
-        assert post.mail.receive_whole(post.sock, post.family) == [b"first", b"abc", b"abc", b"ab"]
+        assert post.io.receive_whole(post.sock, post.family) == [b"first", b"abc", b"abc", b"ab"]
 
 
 def test_without_batches_any_error_is_passed_over() -> None:
     """And the interface of a link-local sender is kept: an answer needs it."""
     name = encode_sockaddr(Address(parse_host("fe80::1%7"), 53))
     sock = DeafSocket(OSError(errno.EHOSTUNREACH, ""), (b"data", ("fe80::1", 53, 0, 7)))
-    inbox = Mail(PLAIN).inboxes[socket.AF_INET6]
+    inbox = DatagramIo(PLAIN).inboxes[socket.AF_INET6]
     assert unroll(inbox, inbox.receive(sock, 1)) == [(name, b"d", b"ata")]  # type: ignore[arg-type]
     assert inbox.count == 1
 
@@ -203,9 +203,9 @@ def test_runs_for_several_addresses_go_out_in_order(features: Features, coalesce
         total = 0
         while runs := post.inbox.receive(post.sock, split):
             for run in runs:
-                post.outbox.add(run, name_of(receivers[run[0]]), heads[run[0]])
+                post.outbox.add(run, name_of(receivers[run.name]), heads[run.name])
             post.outbox.send()
-            total += sum(run[4] for run in runs)
+            total += sum(run.count for run in runs)
         assert {name: post.drain(receiver) for name, receiver in receivers.items()} == expected
         assert (post.outbox.sent, post.outbox.unsent) == (total, 0) == (99, 0)
         assert post.outbox.octets == sum(
@@ -231,7 +231,7 @@ def test_what_the_system_refuses_is_counted_and_stops_nothing(features: Features
         post.plain().sendto(b"last", post.address)
         post.outbox.begin(post.sock, MAX_DATAGRAM)
         for run in post.take():
-            if run[5] == size:
+            if run.size == size:
                 post.outbox.add(run, bad, long)
             else:
                 post.outbox.add(run, name_of(receiver), b"")
@@ -264,7 +264,7 @@ def test_without_batches_a_full_buffer_is_counted() -> None:
         post.plain().sendto(b"data", post.address)
         (run,) = post.take()
         post.outbox.begin(DeafSocket(BlockingIOError(errno.EAGAIN, "")), MAX_DATAGRAM)  # type: ignore[arg-type]
-        post.outbox.add(run, run[0], b"")
+        post.outbox.add(run, run.name, b"")
         assert (post.outbox.sent, post.outbox.octets, post.outbox.unsent) == (0, 0, 1)
 
 
@@ -375,10 +375,10 @@ def test_batches_need_a_known_layout(lack: str, forced: str | None, monkeypatch:
 
 def test_each_thread_has_its_own_mail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made with the first call, for what the environment says then, and used again."""
-    found: list[Mail] = []
+    found: list[DatagramIo] = []
 
     def get() -> None:
-        found.extend((get_mail(), get_mail()))
+        found.extend((get_datagram_io(), get_datagram_io()))
 
     for forced, features in (("plain", PLAIN), ("single", SINGLE)):
         monkeypatch.setenv("TABI_DATAGRAMS", forced)
@@ -392,18 +392,18 @@ def test_each_thread_has_its_own_mail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_people_are_told_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line at the start names what the kernel has, the buffers, and where they are smaller than was asked for."""
-    assert Mail(Features(True, True, True)).describe().startswith("batches of 64, GSO, GRO; receive buffers of ")
-    assert Mail(SINGLE).describe().startswith("batches of 64; receive buffers of ")
+    assert DatagramIo(Features(True, True, True)).describe().startswith("batches of 64, GSO, GRO; receive buffers of ")
+    assert DatagramIo(SINGLE).describe().startswith("batches of 64; receive buffers of ")
     monkeypatch.setattr(datagram, "RECEIVE_BUFFER", 1 << 16)
-    assert Mail(PLAIN).describe() == "a call for each datagram; receive buffers of 64 KiB"
+    assert DatagramIo(PLAIN).describe() == "a call for each datagram; receive buffers of 64 KiB"
     monkeypatch.setattr(datagram, "FORCED", {socket.SO_RCVBUF: 9999, socket.SO_SNDBUF: 9999})  # as for other users
     monkeypatch.setattr(datagram, "RECEIVE_BUFFER", 1 << 30)
-    assert Mail(PLAIN).describe().endswith(" KiB of 1048576 asked for, see net.core.rmem_max")
+    assert DatagramIo(PLAIN).describe().endswith(" KiB of 1048576 asked for, see net.core.rmem_max")
 
 
 def test_what_bears_a_head_is_not_coalesced() -> None:
     """A client could have thousands of datagrams of its own making come as one message, to be taken apart here."""
-    mail = Mail(Features(True, True, True))
+    io = DatagramIo(Features(True, True, True))
     for headed in (False, True):
-        with contextlib.closing(mail.open_socket(socket.AF_INET, headed)) as sock:
+        with contextlib.closing(io.open_socket(socket.AF_INET, headed)) as sock:
             assert sock.getsockopt(socket.IPPROTO_UDP, datagram.UDP_GRO) != headed

@@ -137,7 +137,7 @@ def make_association() -> Session:
     session = make_session()
     session.command = "associate"
     session.datagrams_up, session.datagrams_down = 3, 1 << 40
-    session.drops = {"stranger": 41, "fragment": 2}
+    session.drops = {"unsolicited": 41, "fragment": 2}
     return session
 
 
@@ -148,7 +148,7 @@ def test_a_line_of_an_association_says_what_was_dropped() -> None:
     found = json.loads(line)
     assert list(found) == [*KEYS, "datagrams_up", "datagrams_down", "drops"]
     assert (found["datagrams_up"], found["datagrams_down"]) == (3, 1 << 40)
-    assert found["drops"] == {"stranger": 41, "fragment": 2}
+    assert found["drops"] == {"unsolicited": 41, "fragment": 2}
     session.drops = None
     assert line.startswith(format_line(session, "", "", 0.0).removesuffix(b"}\n") + b',"datagrams_up":')
 

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from conftest import Run
-from datagrams import Front, Place, association, destination, fake_proxy, udp_socket, unwrap
+from datagrams import (
+    Front,
+    Inspector,
+    Place,
+    association,
+    destination,
+    fake_proxy,
+    pass_on,
+    refusal,
+    udp_socket,
+    unwrap,
+)
 from sockets import turns, until
 from tabi.config import Udp, make_config
-from tabi.errors import LimitExceeded
+from tabi.errors import LimitExceeded, PolicyDenied
+from tabi.net.origin import Origin
+from tabi.policy.networks import parse_network
 from tabi.relay import datagram
+from tabi.relay.associations import Associations
+from tabi.relay.datagram_inspector import Inspect
+from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import encode_header
 
@@ -60,7 +79,7 @@ def test_two_thousand_associations_leave_nothing(run_once: Run) -> None:
             await until(lambda: place.ended.qsize() == 2000)
             associations = place.server.associations
             assert not associations.active
-            assert not associations.lookups
+            assert not associations.context.lookups
             assert not place.server.sessions
             await turns()
             assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses
@@ -122,3 +141,132 @@ def test_a_way_out_that_is_open_is_used_from_the_first_datagram_on(run: Run) -> 
             assert (proxy.asked, front.server.associations.controls) == (1, 0)
 
     run(main)
+
+
+# --- inspectors ---
+
+
+class Chooser(Inspector):
+    """Looks at the first association, leaves the second alone, and fails with the others as it is told."""
+
+    def __init__(self, *failures: Exception) -> None:
+        super().__init__(pass_on)
+        self.failures = list(failures)
+        self.begun: list[Session] = []
+
+    def begin(self, session: Session) -> Inspect | None:
+        self.begun.append(session)
+        if len(self.begun) == 1:
+            return self.inspect
+        if len(self.begun) == 2:
+            return None
+        raise self.failures.pop(0)
+
+
+def test_an_inspector_chooses_its_associations(run: Run) -> None:
+    """One that it leaves alone is as any other is, so are those of a server without an inspector."""
+
+    async def main() -> None:
+        async with Place() as place:
+            chooser = place.server.associations.inspector = Chooser()
+            with destination() as echo:
+                for kind in (InspectedAssociation, datagram.Association):
+                    async with association(place.address) as client:
+                        assert type(place.one) is kind
+                        assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                        session = await place.end(client)
+                        assert (session.datagrams_up, session.datagrams_down) == (1, 1)
+            assert [found.number for found in chooser.begun] == [1, 2]
+            assert chooser.payloads == [("up", b"x"), ("down", b"x")]
+
+    run(main)
+
+
+def test_an_inspector_may_refuse_an_association(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """With PolicyDenied; an error of its own refuses too, for nobody would look, and is logged. Nothing is opened."""
+
+    async def main() -> None:
+        async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
+            chooser = Chooser(PolicyDenied("not today"), KeyError("what went wrong"))
+            front.server.associations.inspector = chooser
+            for _ in range(2):
+                async with association(front.address) as client:
+                    await front.end(client)
+            assert await refusal(front) == (2, "not today")
+            assert await refusal(front) == (1, "the inspector of datagrams failed")
+            assert (proxy.asked, front.server.associations.active) == (2, set())
+            (record,) = [record for record in caplog.records if "inspector" in record.message]
+            assert record.message.endswith("the inspector of datagrams raised, the association is refused")
+            assert record.exc_info is not None
+
+    run(main)
+
+
+def test_what_cannot_be_an_inspector_is_told_at_the_start(run_once: Run) -> None:
+    """Before there is a client."""
+
+    async def main() -> None:
+        async with Place() as place:
+            reactor, dialer = place.server.associations.reactor, place.server.dialer
+            with pytest.raises(TypeError, match="Inspector is a class"):
+                Associations(reactor, dialer, 1.0, print, inspector=Inspector)  # type: ignore[arg-type]
+            inspector = Inspector(pass_on)
+            assert Associations(reactor, dialer, 1.0, print, inspector=inspector).inspector is inspector
+
+    run_once(main)
+
+
+# --- from outside ---
+
+
+def test_counts_are_live(run: Run, kernel: str) -> None:
+    """Octets and datagrams can be read from the session while its association goes on."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            session = place.one.session
+            with destination() as echo:
+                for count in (1, 2, 3):
+                    await client.ask(echo.header + bytes(100))
+                    await until(lambda count=count: session.datagrams_down == count)  # type: ignore[misc]
+                    assert (session.datagrams_up, session.up, session.down) == (count, 100 * count, 100 * count)
+
+    run(main)
+
+
+def test_an_association_can_be_ended_by_its_session(run: Run) -> None:
+    """With a reason and a text for the line; a second time, or for another session, there is nothing to end."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client, association(place.address) as other:
+            associations = place.server.associations
+            one, two = sorted(associations.active, key=lambda found: found.session.number)
+            assert associations.end(one.session, "shutdown", "the operator said so")
+            assert await client.reader.read(1) == b""
+            session = await place.ended.get()
+            assert (session.number, session.close, session.error) == (1, "shutdown", "the operator said so")
+            assert not associations.end(one.session, "limit", "again")
+            one.end("limit", "again")
+            assert (one.session.close, associations.active) == ("shutdown", {two})
+            two.session.error = "what was before"
+            assert associations.end(two.session, "limit")
+            assert await other.reader.read(1) == b""
+            session = await place.ended.get()
+            assert (session.close, session.error) == ("limit", "what was before")
+
+    run(main)
+
+
+def test_a_source_that_changes_is_for_sockets_to_come(run_once: Run) -> None:
+    """A reload gives a new one, which is what is told then."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            associations = place.server.associations
+            assert associations.origin is None
+            associations.origin = Origin([parse_network("127.0.0.9")])
+            with destination() as echo:
+                assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
+                assert [sender[0] for _, sender in echo.received] == ["127.0.0.9"]
+
+    run_once(main)

@@ -14,8 +14,9 @@ from doubles import no_descriptors_left
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
-from tabi.net.hops import Hops
-from tabi.relay import datagram
+from tabi.net.sockaddr import encode_sockaddr
+from tabi.net.udp_path import UdpPath
+from tabi.relay import datagram, udp_context
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
@@ -109,7 +110,7 @@ def test_a_name_is_resolved_once(run: Run, kernel: str) -> None:
                 place.resolver.answering.clear()
                 for payload in (b"one", b"two"):
                     client.send(header + payload)
-                await until(lambda: place.resolver.asked and len(place.one.ways[header].waiting) == 2)
+                await until(lambda: place.resolver.asked and len(place.one.routes[header].waiting) == 2)
                 place.resolver.answering.set()
                 assert unwrap(await client.receive()) == (echo.address, b"one")
                 assert unwrap(await client.receive()) == (echo.address, b"two")
@@ -152,7 +153,7 @@ def test_a_name_that_is_not_found_is_asked_for_again_later(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.time = lambda: now
+            place.server.associations.context.time = lambda: now
             header = encode_header(Address("no.test", 9))
             client.send(header + b"x")
             await until(lambda: place.drops == {"unresolved": 1})
@@ -188,7 +189,7 @@ def test_a_resolver_that_does_not_answer_has_a_deadline(run: Run) -> None:
 
 def test_a_name_that_changed_its_mind_is_resolved_in_vain(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer for a destination that was forgotten meanwhile harms nobody."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 1)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 1)
 
     async def main() -> None:
         async with Place(names={"here.test": ["127.0.0.1"]}) as place, association(place.address) as client:
@@ -215,7 +216,7 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
                 client.send(encode_header(Address(f"name{number}.test", 9)) + b"x")
             await until(lambda: place.drops.get("waiting", 0) == 3 + 1 + 2 and len(place.resolver.asked) == MAX_LOOKUPS)
             place.resolver.answering.set()
-            await until(lambda: not place.server.associations.lookups)
+            await until(lambda: not place.server.associations.context.lookups)
             assert place.drops == {"waiting": 6, "unresolved": MAX_WAITING + MAX_LOOKUPS - 1}
 
     run(main)
@@ -224,7 +225,7 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
 def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one association and in all of them: the rest is dropped and counted, and what waited gives its room back."""
     monkeypatch.setattr(datagram, "MAX_HELD", 1000)
-    monkeypatch.setattr(datagram, "MEMORY", 1500)
+    monkeypatch.setattr(udp_context, "MEMORY", 1500)
 
     async def main() -> None:
         names = {"here.test": ["127.0.0.1"]}
@@ -235,13 +236,13 @@ def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.Mo
                 header = encode_header(Address("here.test", echo.address.port))
                 for size in (600, 400, 1):
                     one.send(header + bytes(size))
-                await until(lambda: associations.held == 1000 and len(place.resolver.asked) == 1)
+                await until(lambda: associations.context.memory.held == 1000 and len(place.resolver.asked) == 1)
                 for size in (501, 500):
                     two.send(header + bytes(size))
-                await until(lambda: associations.held == 1500)
+                await until(lambda: associations.context.memory.held == 1500)
                 place.resolver.answering.set()
                 assert [len(unwrap(await client.receive())[1]) for client in (one, one, two)] == [600, 400, 500]
-                assert associations.held == 0
+                assert associations.context.memory.held == 0
                 for client in (one, two):
                     assert (await place.end(client)).drops == {"waiting": 1}
 
@@ -250,7 +251,7 @@ def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.Mo
 
 def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every datagram is relayed or dropped for a reason, also one whose name other destinations have pushed out."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 1)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 1)
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
@@ -260,7 +261,7 @@ def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: 
                 await client.ask(echo.header + b"y")
             session = await place.end(client)
             assert (session.datagrams_up, session.drops) == (1, {"waiting": 1})
-            assert place.server.associations.held == 0
+            assert place.server.associations.context.memory.held == 0
 
     run(main)
 
@@ -270,7 +271,7 @@ def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: 
 
 def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An association remembers so many destinations, senders and hosts; a forgotten one is simply new again."""
-    monkeypatch.setattr(datagram, "MAX_WAYS", 2)
+    monkeypatch.setattr(datagram, "MAX_ROUTES", 2)
     monkeypatch.setattr(datagram, "MAX_CONTACTED", 2)
 
     async def main() -> None:
@@ -280,10 +281,10 @@ def test_hosts_are_forgotten_in_the_order_of_their_first_contact(run: Run, monke
                     for echo in (one, two, three):
                         assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                         found = place.one
-                        assert max(len(found.ways), len(found.contacted)) <= 2
+                        assert max(len(found.routes), len(found.contacted)) <= 2
                 with udp_socket() as other:  # at the first one's address
                     other.sendto(b"forgotten", ("127.0.0.1", two.received[0][1][1]))
-                    await until(lambda: place.drops == {"stranger": 1})
+                    await until(lambda: place.drops == {"unsolicited": 1})
 
     run(main)
 
@@ -386,7 +387,7 @@ def test_no_socket_toward_a_destination(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.time = lambda: now
+            place.server.associations.context.time = lambda: now
             with destination() as echo:
                 with no_descriptors_left():
                     client.send(echo.header + b"x")
@@ -445,25 +446,25 @@ def test_fragments_are_dropped_where_the_listener_says_so(run: Run) -> None:
 
 def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sweep gives them up when their time is over, so does the end; all associations share a bound."""
-    monkeypatch.setattr(datagram, "MEMORY", 10)
+    monkeypatch.setattr(udp_context, "MEMORY", 10)
 
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
             associations = place.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             with destination() as echo:
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.held == 8)
+                await until(lambda: associations.context.memory.held == 8)
                 associations.sweep(9.9)
                 client.send(fragment(2, echo.header, b"123"))
                 await until(lambda: place.drops == {"fragment": 1})
                 associations.sweep(10.0)
-                assert (place.drops, associations.held) == ({"fragment": 2}, 0)
+                assert (place.drops, associations.context.memory.held) == ({"fragment": 2}, 0)
                 client.send(fragment(1, echo.header, b"12345678"))
-                await until(lambda: associations.held == 8)
+                await until(lambda: associations.context.memory.held == 8)
             session = await place.end(client)
-            assert (session.drops, associations.held) == ({"fragment": 3}, 0)
+            assert (session.drops, associations.context.memory.held) == ({"fragment": 3}, 0)
 
     run(main)
 
@@ -555,7 +556,7 @@ def test_an_association_that_nobody_uses_ends(run: Run) -> None:
         now = 0.0
         async with Place(udp_idle=100) as place, association(place.address) as client:
             associations = place.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             place.one.quiet_since = now
             with destination() as echo:
                 for now in (90.0, 180.0, 270.0):
@@ -607,14 +608,14 @@ def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.
     async def main() -> None:
         names = {"both.test": ["127.0.0.1", "::1"]}
         async with Place(names=names) as place, association(place.address) as client:
-            opened = place.server.associations.mail.open_socket
+            opened = place.server.associations.context.io.open_socket
 
             def no_ipv4(family: int) -> socket.SocketType:
                 if family == socket.AF_INET:
                     raise OSError(97, "Address family not supported by protocol")
                 return opened(family)
 
-            monkeypatch.setattr(place.server.associations.mail, "open_socket", no_ipv4)
+            monkeypatch.setattr(place.server.associations.context.io, "open_socket", no_ipv4)
             with destination("::1") as echo:
                 header = encode_header(Address("both.test", echo.address.port))
                 assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
@@ -729,10 +730,10 @@ def test_block_drops_datagrams(run: Run) -> None:
 def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has waited for it is dropped and counted, and the line says why."""
 
-    async def exit_and_lose(association: datagram.Association, via: str) -> Hops:
-        return Hops(None, association.associations.dialer.resolver.resolve)
+    async def open_and_lose(association: datagram.Association, via: str) -> UdpPath:
+        return UdpPath(None, association.context.dialer.resolver.resolve)
 
-    monkeypatch.setattr(datagram.Association, "exit", exit_and_lose)
+    monkeypatch.setattr(datagram.Association, "open_egress", open_and_lose)
 
     async def main() -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
@@ -740,7 +741,7 @@ def test_a_way_out_that_has_ended_before_it_is_used(run: Run, monkeypatch: pytes
             mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
             await until(lambda: front.drops == {"unsent": 1})
             session = await front.end(mine)
-            assert session.error == "the way out has ended behind its opening"
+            assert session.error == "the egress has ended behind its opening"
 
     run(main)
 
@@ -765,5 +766,28 @@ def test_what_is_too_long_with_the_headers_for_proxies(run: Run, kernel: str) ->
                 mine.send(echo.header + bytes(fits + 1))
                 await until(lambda: front.drops == {"too_large": 2})
             await front.end(mine)
+
+    run(main)
+
+
+def test_one_for_the_client_by_itself(run: Run) -> None:
+    """It goes behind the header of its sender; one that is too long with it, or that nobody takes, is counted."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                await client.ask(echo.header + b"x")
+                found = place.one
+                address = parse_address("192.0.2.1:53")
+                header = encode_header(address)
+                found.carry_down(address, header, b"y")
+                assert unwrap(await client.receive()) == (address, b"y")
+                found.carry_down(address, header, bytes(MAX_DATAGRAM - len(header) + 1))
+                relay, found.client = found.client, encode_sockaddr(parse_address("255.255.255.255:9"))
+                found.carry_down(address, header, b"z")
+                found.client = relay
+                assert place.drops == {"too_large": 1, "unsent": 1}
+            session = await place.end(client)
+            assert (session.datagrams_down, session.down) == (2, 2)
 
     run(main)

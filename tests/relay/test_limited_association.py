@@ -114,7 +114,7 @@ def test_one_without_payload_ends_it_where_nothing_is_left(run: Run, kernel: str
                 await until(lambda: len(sink.received) == 2)
                 found = here.one
                 assert isinstance(found, LimitedAssociation)
-                found.lease.spend(UP, 2500, 0)
+                found.meter.lease.spend(UP, 2500, 0)
                 client.send(sink.header)
                 assert await client.reader.read(1) == b""
                 session = await here.ended.get()

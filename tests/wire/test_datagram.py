@@ -21,6 +21,7 @@ from tabi.wire.datagram import (
     Reassembler,
     decode_header,
     encode_header,
+    make_address,
 )
 
 HERE, THERE = Address(IPv4Address("192.0.2.1"), 53), Address("example.com", 53)
@@ -29,6 +30,40 @@ names = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=255)
 hosts = st.one_of(names, st.ip_addresses(v=4), st.ip_addresses(v=6))
 addresses = st.builds(Address, hosts, st.integers(0, 65535))
 beginnings = st.sampled_from([b"\0\0\0\1", b"\0\0\0\3", b"\0\0\0\4"])
+
+
+# --- where datagrams go ---
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "found"),
+    [
+        ("192.0.2.1", 53, HERE),
+        (IPv4Address("192.0.2.1"), 53, HERE),
+        ("example.com", 53, THERE),
+        ("::1", 65535, Address(IPv6Address("::1"), 65535)),
+    ],
+)
+def test_a_program_says_where_a_datagram_goes(host: object, port: object, found: Address) -> None:
+    """By a name, or by an address as text or as an object."""
+    assert make_address(host, port) == found
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "error", "text"),
+    [
+        ("192.0.2.1", 0, ValueError, "^0 is not a port that datagrams go to, expected 1 to 65535$"),
+        ("192.0.2.1", 65536, ValueError, "^65536 is not a port"),
+        ("192.0.2.1", True, ValueError, "^True is not a port"),
+        ("192.0.2.1", "53", ValueError, "^'53' is not a port"),
+        (b"192.0.2.1", 53, TypeError, "is no host"),
+        ("", 53, ValueError, "^a host name has 1 to 255 octets, this one has 0$"),
+    ],
+)
+def test_where_no_datagram_goes(host: object, port: object, error: type[Exception], text: str) -> None:
+    """What is no host or no port is told."""
+    with pytest.raises(error, match=text):
+        make_address(host, port)
 
 
 # --- the header ---
@@ -395,7 +430,7 @@ def test_layers_come_off_as_they_were_put_on(hops: tuple[Address, ...], address:
     assert layers.read(head) == address
     assert layers.read(head + b"x") is None
     assert layers.read(head[:-1]) is None
-    assert (layers.strangers, layers.fragments, layers.octets) == (0, 0, 0)
+    assert (layers.rejected, layers.fragments, layers.octets) == (0, 0, 0)
 
 
 def test_what_comes_by_another_relay_is_a_strangers() -> None:
@@ -407,7 +442,7 @@ def test_what_comes_by_another_relay_is_a_strangers() -> None:
     for datagram in (b"", outer, outer + middle, other + middle + inner, outer + other + inner, middle + outer + inner):
         assert layers.unwrap(datagram, 0.0) is None
         assert layers.read(datagram[: len(layers.head) + 10]) is None
-    assert layers.strangers == 6
+    assert layers.rejected == 6
     mapped = b"\0\0\0\x04" + bytes(10) + b"\xff\xff\xc0\0\x02\x01\x04\x38"
     assert layers.unwrap(mapped + middle + inner, 0.0) == (b"x", good)
     assert layers.read(mapped + middle + inner[:-1]) == good

@@ -11,21 +11,14 @@ from functools import lru_cache
 from typing import Self
 
 from tabi.net.batch import BATCH
-from tabi.net.datagram import get_mail
-from tabi.net.hops import Hops
+from tabi.net.datagram import get_datagram_io
 from tabi.net.reactor import BROKEN, IN, OUT, READABLE
 from tabi.net.stream import Stream
-from tabi.wire.address import Address, Host, make_host
-from tabi.wire.datagram import MAX_DATAGRAM, encode_header
+from tabi.net.udp_path import UdpPath
+from tabi.wire.address import Address, Host
+from tabi.wire.datagram import MAX_DATAGRAM, encode_header, make_address
 
 Destination = tuple[Host, int]
-
-
-def make_address(host: object, port: object) -> Address:
-    """Check where a datagram is to go. Raises TypeError and ValueError."""
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ValueError(f"{port!r} is no port that datagrams go to, expected 1 to 65535")
-    return Address(make_host(host), port)
 
 
 @lru_cache(4096, typed=True)  # 53.0 and 53 are equal
@@ -40,29 +33,29 @@ class Association:
     It lasts as long as its control connections: close it with `close` or ``async with``.
 
     Args:
-        hops: the relays, one or more, with their control connections; closed with this one.
+        path: the relays, one or more, with their control connections; closed with this one.
 
     Raises:
         DialError: there is no way to the relay. All is closed then.
     """
 
-    __slots__ = ("burst", "crowded", "hops", "layers", "received", "relay", "sock", "turn", "udp")
+    __slots__ = ("burst", "crowded", "layers", "path", "received", "relay", "sock", "turn", "udp")
 
-    def __init__(self, hops: Hops) -> None:
-        self.hops = hops
-        self.relay = hops.relays[0]
-        self.layers = hops.layers()
+    def __init__(self, path: UdpPath) -> None:
+        self.path = path
+        self.relay = path.relays[0]
+        self.layers = path.layers()
         self.received: deque[tuple[bytes, Address]] = deque()
         self.crowded = False
         self.burst = 0  # sent since the last wait
         self.turn = Lock()  # of those who wait for room
-        reactor = hops.controls[0].reactor
-        hops.connect()
-        self.sock = hops.take_socket()
+        reactor = path.controls[0].reactor
+        path.connect()
+        self.sock = path.take_socket()
         self.udp = Stream(reactor, self.sock)  # for its waits
         reactor.forget(self.udp.fd)
         reactor.register_reader(self.udp.fd, self.udp.on_ready)
-        hops.watch(self.on_end)
+        path.watch(self.on_end)
 
     def __repr__(self) -> str:
         return f"<Association relay={self.relay}>"
@@ -70,7 +63,7 @@ class Association:
     @property
     def dropped(self) -> int:
         """Datagrams that came and were none of ours, or were fragments of what never became whole."""
-        return self.layers.strangers + self.layers.fragments
+        return self.layers.rejected + self.layers.fragments
 
     def on_end(self) -> None:
         """A proxy has ended it: whoever waits finds out, after what the kernel still has."""
@@ -110,7 +103,7 @@ class Association:
         self.burst += 1
         while True:
             self.check()
-            if self.hops.ended:
+            if self.path.ended:
                 raise self.end()
             try:
                 self.sock.sendmsg((head, header, data))
@@ -125,7 +118,7 @@ class Association:
     async def room(self) -> None:
         """Wait for room, or the end. Only meanwhile does the reactor tell of room: it always would."""
         udp, reactor = self.udp, self.udp.reactor
-        if udp.fd < 0 or self.hops.ended:
+        if udp.fd < 0 or self.path.ended:
             return
         reactor.forget(udp.fd)
         reactor.register(udp.fd, udp.on_ready)
@@ -146,7 +139,7 @@ class Association:
         while not self.received:
             self.check()
             if not self.udp.events & READABLE:
-                if self.hops.ended:
+                if self.path.ended:
                     raise self.end()
                 await self.udp.readable()
             elif self.crowded:
@@ -156,15 +149,30 @@ class Association:
                 self.read()
         return self.received.popleft()
 
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Address]:
+        """Return the next datagram, as `receive` does; the iteration ends when the association is closed.
+
+        The end of the association at the proxy is no end of the iteration: it raises as `receive` does.
+        """
+        try:
+            return await self.receive()
+        except ConnectionAbortedError:
+            if self.udp.fd >= 0:  # then it is the system that says so
+                raise
+            raise StopAsyncIteration from None
+
     def read(self) -> None:
         """Take a batch from the kernel and keep what is ours; raise the error instead if there is one."""
         udp = self.udp
         if udp.events & BROKEN or not udp.reactor.edge_triggered:  # levels do not tell BROKEN
             number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             udp.events &= ~BROKEN
-            if number and not self.hops.ended:
+            if number and not self.path.ended:
                 raise self.failure(OSError(number, os.strerror(number)))
-        datagrams = get_mail().receive_whole(self.sock, self.sock.family)
+        datagrams = get_datagram_io().receive_whole(self.sock, self.sock.family)
         self.crowded = len(datagrams) >= BATCH
         if not self.crowded:
             udp.events &= ~READABLE
@@ -189,7 +197,7 @@ class Association:
         self.udp.wake_waiting(ConnectionAbortedError("the association is closed"))
         self.udp.close()
         self.received.clear()
-        self.hops.close()
+        self.path.close()
 
     async def __aenter__(self) -> Self:
         return self

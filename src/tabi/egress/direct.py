@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 from tabi.errors import DialError
 from tabi.net.dial import IP, Dialer, Permit
 from tabi.net.failures import timeout_error
-from tabi.net.hops import Hops
 from tabi.net.origin import Origin
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -53,7 +53,7 @@ class Egress(Protocol):
             PolicyDenied, AuthError, ProxyError, RemoteProtocolError: as `open` of such a way.
         """
 
-    def associate(self, session: Session | None = None) -> Awaitable[Hops]:
+    def associate(self, session: Session | None = None) -> Awaitable[UdpPath]:
         """Open this way for datagrams; the caller closes it. Errors as `ask`."""
 
 
@@ -68,7 +68,7 @@ class Way:
         """See `Egress`. Raises DialError."""
         raise self.no_way()
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`. Raises DialError."""
         raise self.no_way()
 
@@ -97,9 +97,9 @@ class Direct(Way):
         known = None if session is None else session.known(destination)
         return self.dialer.dial(destination, permit, known, self.origin, session)
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""
-        return Hops(self, self.find, self.origin)
+        return UdpPath(self, self.find, self.origin)
 
     def no_way(self) -> DialError:
         """See `Way`."""

@@ -21,8 +21,8 @@ from typing import NamedTuple, TypeVar
 from tabi.egress.direct import Asked, Direct, Egress
 from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import Permit
-from tabi.net.hops import Hops
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
 from tabi.policy.pool import By, Member, Pool, make_key
 from tabi.session import Session
@@ -135,12 +135,12 @@ class Pooled:
         self.end_with(session, member)
         return asked
 
-    async def associate(self, session: Session | None = None) -> Hops:
-        """See `Egress`; as `ask`, and the member's request lasts until the hops are closed."""
+    async def associate(self, session: Session | None = None) -> UdpPath:
+        """See `Egress`; as `ask`, and the member's request lasts until the path is closed."""
         key = self.key(UNSPECIFIED, session)
-        hops, member = await self.attempt(lambda egress: if_able(egress.associate(session)), key, session)
-        hops.on_close.append(partial(self.pool.end, member))
-        return hops
+        path, member = await self.attempt(lambda egress: if_able(egress.associate(session)), key, session)
+        path.on_close.append(partial(self.pool.end, member))
+        return path
 
     def end_with(self, session: Session | None, member: Member) -> None:
         """Have a member's request be over when the session is."""

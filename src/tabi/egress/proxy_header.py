@@ -7,8 +7,8 @@ import errno
 from tabi.egress.direct import Egress, Way
 from tabi.net.dial import Permit
 from tabi.net.failures import connect_error
-from tabi.net.hops import Hops
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.proxy_protocol import encode_v1, encode_v2
@@ -47,12 +47,12 @@ class SendProxyHeader(Way):
             raise
         return stream
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`. A proxy takes the datagrams of a control connection from the address that this comes from: they
         come from this machine, whoever the client is."""
-        hops = await self.below.associate(session)
-        hops.way = SendProxyHeader(self.below, self.version, named=False)
-        return hops
+        path = await self.below.associate(session)
+        path.egress = SendProxyHeader(self.below, self.version, named=False)
+        return path
 
 
 def encode_header(version: int, session: Session | None, destination: Address) -> bytes:

@@ -19,8 +19,8 @@ from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
-from tabi.net.hops import Hops
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.session import Session
 from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, unmap
 from tabi.wire.socks5 import (
@@ -235,27 +235,27 @@ class Socks5(Upstream):
             raise self.cannot(exc) from exc
         return Asked(stream, machine, reply)
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`: where it leads through several proxies, each of them gets an association.
 
         What leads to this proxy must carry datagrams too, and they go the way that its control connection goes.
         """
-        hops = await self.below.associate(session)
+        path = await self.below.associate(session)
         try:
             # RFC 1928 section 6: all zeros, for behind NAT we do not know the address that the proxy will see.
-            control, _, reply = await self.ask_over(hops.way, Command.UDP_ASSOCIATE, UNSPECIFIED, session)
+            control, _, reply = await self.ask_over(path.egress, Command.UDP_ASSOCIATE, UNSPECIFIED, session)
             try:
-                relay = await self.find_relay(reply.bound, self.own_host(control, hops.way), hops)
-                hops.add(self, control, relay)
+                relay = await self.find_relay(reply.bound, self.own_host(control, path.egress), path)
+                path.add(self, control, relay)
             except BaseException:
                 control.close()
                 raise
         except BaseException:
-            hops.close()
+            path.close()
             raise
-        return hops
+        return path
 
-    async def find_relay(self, bound: Address, own: Host, hops: Hops) -> Address:
+    async def find_relay(self, bound: Address, own: Host, path: UdpPath) -> Address:
         """Where the proxy's relay is, by address: an unspecified one means the proxy's own.
 
         Of a name's addresses one of the proxy's family is preferred: it knows us by the address that we have there.
@@ -266,7 +266,7 @@ class Socks5(Upstream):
         if not isinstance(host, str) and host.is_unspecified:
             host = own
         if isinstance(host, str):
-            found = await hops.find(host)
+            found = await path.find(host)
             same = [] if isinstance(own, str) else [ip for ip in found if ip.version == own.version]
             host = (same or found)[0]
         return unmap(Address(host, port))

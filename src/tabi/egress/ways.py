@@ -12,8 +12,8 @@ from tabi.egress.direct import Asked, Egress, Way
 from tabi.errors import PolicyDenied
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
-from tabi.net.hops import Hops
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Credentials
@@ -40,7 +40,7 @@ class Block(Way):
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: {destination}")
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: datagrams")
 
@@ -69,11 +69,11 @@ class ResolveHere:
         """See `Egress`."""
         return await self.below.ask(command, await self.resolve(destination, permit, session), permit, session)
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`: whoever sends the datagrams resolves the names."""
-        hops = await self.below.associate(session)
-        hops.here = True
-        return hops
+        path = await self.below.associate(session)
+        path.resolves_locally = True
+        return path
 
     async def resolve(self, destination: Address, permit: Permit, session: Session | None) -> Address:
         """The destination by address. Raises DialError and PolicyDenied."""
@@ -114,7 +114,7 @@ class Isolated:
         """See `Egress`."""
         return await self.way_of(session).ask(command, destination, permit, session)
 
-    async def associate(self, session: Session | None = None) -> Hops:
+    async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""
         return await self.way_of(session).associate(session)
 

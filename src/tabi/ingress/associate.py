@@ -26,7 +26,7 @@ class Associate:
 
     def __init__(self, gate: Gate, associations: Associations, udp: Udp) -> None:
         self.gate = gate
-        self.open_way = gate.associate  # bound once for all associations
+        self.open_path = gate.associate  # bound once for all associations
         self.associations = associations
         self.udp = udp
 
@@ -34,23 +34,25 @@ class Associate:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
         egress, judge = await self.gate.enter_open(session, client)
+        associations = self.associations
+        inspect = None if associations.inspector is None else associations.inspect(session)
         # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
-        hops = None if egress is None else await egress.associate(session)
-        if hops is not None:
-            hops.connect(headed=True)
+        path = None if egress is None else await egress.associate(session)
+        if path is not None:
+            path.connect(headed=True)
         try:
             local = own_address(client.sock, session.client)
-            port = self.associations.open_port(local, self.udp)
+            port = associations.open_port(local, self.udp)
         except OSError as exc:
-            if hops is not None:
-                hops.close()
+            if path is not None:
+                path.close()
             raise local_error(exc, "no UDP port") from exc
         # Section 6: BND is where the client sends to, so it is an address that the client can reach.
         bound = Address(self.udp.public(local.host), port.number)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
-        opened = None if hops is None else (str(session.via), hops)
+        opened = None if path is None else (str(session.via), path)
         declared = declared_port(session)
-        self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_way, opened)
+        associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened, inspect)
 
 
 def declared_port(session: Session) -> int:

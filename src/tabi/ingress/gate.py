@@ -13,9 +13,9 @@ from tabi.egress.direct import Egress
 from tabi.errors import LimitExceeded, PolicyDenied, TabiError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
-from tabi.net.hops import Hops
 from tabi.net.reactor import ENDED
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
 from tabi.policy.limits import Account, Lease
@@ -204,7 +204,7 @@ class Gate:
             raise PolicyDenied(f"decide: there is no egress {name}")
         return egress
 
-    async def associate(self, session: Session, name: str) -> Hops:
+    async def associate(self, session: Session, name: str) -> UdpPath:
         """Open a way out for datagrams; the caller closes it. Errors as `Egress.associate`, and PolicyDenied."""
         return await self.egress(name).associate(session)
 

@@ -52,17 +52,52 @@ SENDING = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 NO_GSO = (errno.EIO, errno.EOPNOTSUPP)  # the device cannot do it
 GSO_REFUSED = (*NO_GSO, errno.EINVAL, errno.EMSGSIZE)  # or not with datagrams of that size
 
-Run = tuple[bytes, bytes, int, int, int, int, int]
-"""Datagrams of one sender that begin with the same octets:
 
-    name       the sender's sockaddr
-    head       those octets; fewer where the datagram is shorter
-    at         where the first payload is: valid until an inbox with the same memory receives again
-    stride     octets from one payload to the next; SLOT only where ``at`` is the beginning of a slot
-    count      of datagrams
-    size       octets of each payload
-    last       octets of the last one, which may be shorter
-"""
+class Run:
+    """Datagrams of one sender that begin with the same octets; what an inbox gives until it receives again.
+
+    Its names cost nothing: an inbox fills the same objects again and again, so that none is made for a batch, and a
+    name is read as fast as a place in a tuple. Whoever passes on fewer datagrams of it says so in it.
+
+        name       the sender's sockaddr
+        head       the octets that all of them begin with; fewer where the datagram is shorter
+        at         where the first payload is: valid until an inbox with the same memory receives again
+        stride     octets from one payload to the next; SLOT only where ``at`` is the beginning of a slot
+        count      of datagrams
+        size       octets of each payload
+        last       octets of the last one, which may be shorter
+    """
+
+    __slots__ = ("at", "count", "head", "last", "name", "size", "stride")
+
+    def __init__(
+        self,
+        name: bytes = b"",
+        head: bytes = b"",
+        at: int = 0,
+        stride: int = SLOT,
+        count: int = 1,
+        size: int = 0,
+        last: int = 0,
+    ) -> None:
+        self.name = name
+        self.head = head
+        self.at = at
+        self.stride = stride
+        self.count = count
+        self.size = size
+        self.last = last
+
+    def keep_first(self, count: int) -> None:
+        """Forget all datagrams but the first ones, fewer than there are."""
+        self.count = count
+        self.last = self.size
+
+    def keep_last(self) -> None:
+        """Forget all datagrams but the last one."""
+        self.at += self.stride * (self.count - 1)
+        self.count = 1
+        self.size = self.last
 
 
 class Memory:
@@ -112,6 +147,8 @@ class BatchInbox:
         self.name_size = 16 if family == socket.AF_INET else 28
         self.coalesced = coalesced
         self.count = 0
+        self.runs = [Run() for _ in range(BATCH)]
+        self.one = self.runs[:1]  # a batch that is one run: the usual one
         self.names = Words(BATCH * self.name_size)
         self.heads = Words(BATCH * MAX_HEAD)
         self.controls = Words(BATCH * CONTROL)
@@ -168,24 +205,39 @@ class BatchInbox:
         heads = self.heads.octets[: count * split].tobytes()
         name, head = names[:step], heads[:split]
         if size > split and lengths.count(size) == count and names == name * count and heads == head * count:
-            return [(name, head, self.memory.base, SLOT, count, size - split, size - split)]
+            run = self.runs[0]
+            run.name, run.head = name, head
+            run.at, run.stride = self.memory.base, SLOT
+            run.count = count
+            run.size = run.last = size - split
+            return self.one
         return self.group(lengths, names, heads)
 
     def group(self, lengths: list[int], names: bytes, heads: bytes) -> list[Run]:
         """Make runs of messages that differ."""
-        runs: list[Run] = []
+        runs, used = self.runs, 0
         split, step, base = self.split, self.name_size, self.memory.base
         before = None
         for index, length in enumerate(lengths):
             name = names[index * step : index * step + step]
             head = heads[index * split : index * split + min(split, length)]
             size = max(0, length - split)
-            if before is not None and name == before[0] and head == before[1] and 0 < size <= before[5] == before[6]:
-                before = runs[-1] = (name, head, before[2], SLOT, before[4] + 1, before[5], size)
+            if (
+                before is not None
+                and name == before.name
+                and head == before.head
+                and 0 < size <= before.size == before.last
+            ):
+                before.count += 1
+                before.last = size
             else:
-                before = (name, head, base + index * SLOT, SLOT, 1, size, size)
-                runs.append(before)
-        return runs
+                before = runs[used]
+                used += 1
+                before.name, before.head = name, head
+                before.at, before.stride = base + index * SLOT, SLOT
+                before.count = 1
+                before.size = before.last = size
+        return runs[:used]
 
     def expand(self, lengths: list[int], controls: list[int]) -> list[Run]:
         """Make runs where the kernel has coalesced datagrams."""
@@ -196,20 +248,26 @@ class BatchInbox:
             head = self.heads.octets[index * split : index * split + min(split, length)].tobytes()
             at = self.memory.base + index * SLOT
             segment = self.coalesced_sizes[index] if control else length
+            run = self.runs[index]
+            run.name, run.head, run.at = name, head, at
             if segment >= length:
-                size = max(0, length - split)
-                runs.append((name, head, at, SLOT, 1, size, size))
+                run.stride, run.count = SLOT, 1
+                run.size = run.last = max(0, length - split)
+                runs.append(run)
             else:
-                runs += self.segments(name, head, at, segment, length)
+                runs += self.segments(run, segment, length)
         return runs
 
-    def segments(self, name: bytes, head: bytes, at: int, segment: int, length: int) -> list[Run]:
-        """Make runs of one coalesced message: all but the last of its datagrams have ``segment`` octets.
+    def segments(self, run: Run, segment: int, length: int) -> list[Run]:
+        """Make runs of one coalesced message, whose first head and place ``run`` has.
+
+        All but the last of its datagrams have ``segment`` octets.
 
         The slot lacks the ``split`` octets of the first head, so that payload n is found at n segments, and the head of
         each but the first just before its payload; if segments are shorter than that, some of it in the first head.
         """
         split, copy = self.split, self.memory.copy
+        name, head, at = run.name, run.head, run.at
         count = -(-length // segment)
         last = length - (count - 1) * segment
         heads = [head]
@@ -219,18 +277,19 @@ class BatchInbox:
         elif split:
             heads += [copy(at + index * segment - split, split) for index in range(1, count)]
         if last > split and heads.count(head) == len(heads):
-            return [(name, head, at, segment, count, segment - split, last - split)]
+            run.stride, run.count = segment, count
+            run.size, run.last = segment - split, last - split
+            return [run]
         runs: list[Run] = []
         for index in range(count):
             octets = segment if index < count - 1 else last
             size = max(0, octets - split)
-            runs.append((name, heads[index][:octets], at + index * segment, segment, 1, size, size))
+            runs.append(Run(name, heads[index][:octets], at + index * segment, segment, 1, size, size))
         return runs
 
     def payload(self, run: Run, index: int) -> bytes:
         """See `Inbox`."""
-        _, _, at, stride, count, size, last = run
-        return self.memory.copy(at + index * stride, size if index < count - 1 else last)
+        return self.memory.copy(run.at + index * run.stride, run.size if index < run.count - 1 else run.last)
 
 
 class BatchOutbox:
@@ -270,7 +329,7 @@ class BatchOutbox:
 
     def add(self, run: Run, address: bytes, head: bytes) -> None:
         """See `Outbox`."""
-        _, _, at, stride, count, size, last = run
+        at, stride, count, size = run.at, run.stride, run.count, run.size
         whole = size + len(head)
         most = 1
         if count > 1 and self.segments and whole <= self.limit:
@@ -279,7 +338,7 @@ class BatchOutbox:
             self.add_message(at, stride, most, size, size, address, head)
             at += stride * most
             count -= most
-        self.add_message(at, stride, count, size, last, address, head)
+        self.add_message(at, stride, count, size, run.last, address, head)
 
     def add_message(self, at: int, stride: int, count: int, size: int, last: int, address: bytes, head: bytes) -> None:
         """Fill in one message of ``count`` datagrams."""

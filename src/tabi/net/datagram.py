@@ -1,8 +1,8 @@
 """Datagrams: what the kernel offers for them, sockets, and receiving and sending many at a time.
 
-`Mail` has an inbox for each family and an outbox: those of `net.batch` where the kernel has recvmmsg(2), else those
-here, which make a call for each datagram and otherwise do the same. `TABI_DATAGRAMS=plain` forces these; ``single``
-keeps recvmmsg, without GSO and GRO.
+`DatagramIo` has an inbox for each family and an outbox: those of `net.batch` where the kernel has recvmmsg(2), else
+those here, which make a call for each datagram and otherwise do the same. `TABI_DATAGRAMS=plain` forces these;
+``single`` keeps recvmmsg, without GSO and GRO.
 """
 
 from __future__ import annotations
@@ -161,12 +161,12 @@ class PlainInbox:
             host, port, *rest = sockaddr  # of IPv6 also the flow and the interface
             scope = f"%{rest[1]}" if rest and rest[1] else ""
             name = encode_sockaddr(Address(ip_address(host + scope), port))
-            runs.append((name, data[:split], len(payloads) - 1, 1, 1, size, size))
+            runs.append(Run(name, data[:split], len(payloads) - 1, 1, 1, size, size))
         return runs
 
     def payload(self, run: Run, index: int) -> bytes:
         """See `Inbox`."""
-        return self.payloads[run[2] + index]
+        return self.payloads[run.at + index]
 
 
 class PlainOutbox:
@@ -187,7 +187,7 @@ class PlainOutbox:
     def add(self, run: Run, address: bytes, head: bytes) -> None:
         """See `Outbox`."""
         assert self.sock is not None
-        payload = self.payloads[run[2]]
+        payload = self.payloads[run.at]
         try:
             self.sock.sendmsg((head, payload), (), SENDING, python_sockaddr(address))
         except OSError:
@@ -200,8 +200,8 @@ class PlainOutbox:
         """See `Outbox`."""
 
 
-class Mail:
-    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_mail`)."""
+class DatagramIo:
+    """An inbox for each family and an outbox, with the memory they share: one for each thread (`get_datagram_io`)."""
 
     def __init__(self, features: Features) -> None:
         self.features = features
@@ -239,15 +239,15 @@ class Mail:
     def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
         """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""
         inbox = self.inboxes[family]
-        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run[4])]
+        return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run.count)]
 
 
 threads = threading.local()
 
 
-def get_mail() -> Mail:
+def get_datagram_io() -> DatagramIo:
     """This thread's: what is in it is used up before anything else of the thread runs."""
-    mail: Mail | None = getattr(threads, "mail", None)
-    if mail is None:
-        mail = threads.mail = Mail(probe(os.environ.get("TABI_DATAGRAMS")))
-    return mail
+    io: DatagramIo | None = getattr(threads, "io", None)
+    if io is None:
+        io = threads.io = DatagramIo(probe(os.environ.get("TABI_DATAGRAMS")))
+    return io

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import logging
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any, TypeVar
 
 from tabi.config import Udp
-from tabi.net.datagram import get_mail
+from tabi.errors import DialError, TabiError
+from tabi.net.datagram import get_datagram_io
 from tabi.net.dial import Dialer
-from tabi.net.hops import Hops
 from tabi.net.origin import Origin
 from tabi.net.reactor import Reactor
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
-from tabi.relay.ends import Port
-from tabi.relay.exits import OpenWay
+from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector
+from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.relay.udp_context import UdpContext
+from tabi.relay.udp_egresses import OpenPath
+from tabi.relay.udp_sockets import Port
 from tabi.session import Close, Session
 from tabi.wire.address import Address
+from tabi.wire.socks5 import ReplyCode
+
+log = logging.getLogger("tabi")
 
 Done = Callable[[Session], object]
-T = TypeVar("T")
 IP = IPv4Address | IPv6Address
 
 SWEEPS = 10
@@ -40,6 +46,7 @@ class Associations:
         done: called with the session of each association that has ended.
         time: a clock in seconds.
         origin: where datagrams toward destinations come from; None: whatever the system chooses.
+        inspector: looks at all datagrams, see `DatagramInspector`. TypeError is raised where it cannot be one.
     """
 
     def __init__(
@@ -50,22 +57,31 @@ class Associations:
         done: Done,
         time: Callable[[], float] = monotonic,
         origin: Origin | None = None,
+        inspector: DatagramInspector | None = None,
     ) -> None:
         self.reactor = reactor
-        self.dialer = dialer
         self.idle = idle
         self.done = done
-        self.time = time
-        self.origin = origin
-        self.mail = get_mail()
-        self.buffer = bytearray(4096)
-        self.controls = 0  # connections that keep associations at proxies open
-        self.held = 0  # octets of payload that wait for the rest of a datagram, or for the resolver
+        self.inspector = None if inspector is None else check_inspector(inspector)
+        self.context = UdpContext(reactor, get_datagram_io(), dialer, origin, time)
         self.active: set[Association] = set()
-        self.lookups: set[asyncio.Task[Any]] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
         self.interval = max(0.01, idle / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def controls(self) -> int:
+        """Connections that keep associations at proxies open: descriptors beside those of the associations."""
+        return self.context.controls
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where datagrams that go directly come from; a new one is for the sockets to come."""
+        return self.context.origin
+
+    @origin.setter
+    def origin(self, origin: Origin | None) -> None:
+        self.context.origin = origin
 
     def open_port(self, local: Address, udp: Udp) -> Port:
         """A port on the address that a client has connected to: a new one, or the one that all share there.
@@ -75,15 +91,37 @@ class Associations:
         host, number = local
         assert not isinstance(host, str)
         if not udp.shared:
-            return Port(self, host, udp.port_range, shared=False)
+            return Port(self.context, host, udp.port_range)
         port = self.shared.get((host, number))
         if port is None:
-            port = self.shared[host, number] = Port(self, host, range(number, number + 1), shared=True)
+            port = self.shared[host, number] = Port(self.context, host, range(number, number + 1), self.forget)
         return port
 
     def forget(self, port: Port) -> None:
         """A port is about to be closed."""
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
+
+    def inspect(self, session: Session) -> Inspect | None:
+        """Ask the inspector, if there is one, what is to look at the datagrams of an association; None for nothing.
+
+        Raises TabiError where there is to be none: what the inspector raised, or for its failure DialError.
+        """
+        assert self.inspector is not None
+        try:
+            return self.inspector.begin(session)
+        except TabiError:
+            raise
+        except Exception as exc:
+            log.exception("session %d: the inspector of datagrams raised, the association is refused", session.number)
+            raise DialError("the inspector of datagrams failed", ReplyCode.GENERAL_FAILURE) from exc
+
+    def end(self, session: Session, reason: Close, error: str | None = None) -> bool:
+        """End the association of a session; False where there is none. ``error`` is for the log's line."""
+        for association in self.active:
+            if association.session is session:
+                association.end(reason, error)
+                return True
+        return False
 
     def start(
         self,
@@ -94,8 +132,9 @@ class Associations:
         judge: Judge,
         declared: int,
         udp: Udp,
-        open_way: OpenWay | None = None,
-        opened: tuple[str, Hops] | None = None,
+        open_path: OpenPath | None = None,
+        opened: tuple[str, UdpPath] | None = None,
+        inspect: Inspect | None = None,
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -107,13 +146,18 @@ class Associations:
             judge: asked for every destination.
             declared: the port that the client will send from, or 0 where it did not say.
             udp: what the listener says about fragments and senders.
-            open_way: opens whatever way out the judge names.
+            open_path: opens whatever egress the judge names.
             opened: one that is connected, by its name.
+            inspect: called with each datagram; what `inspect` gave.
         """
         session.drops = {}
         lease = session.lease
-        kind = Association if lease is None or not lease.meters else LimitedAssociation
-        association = kind(self, client, port, session, judge, declared, udp, self.time(), open_way)
+        parts = self.context, self.finished, client, port, session, judge, declared, udp, open_path
+        if inspect is not None:
+            association: Association = InspectedAssociation(*parts, inspect=inspect)
+        else:
+            kind = Association if lease is None or not lease.meters else LimitedAssociation
+            association = kind(*parts)
         if opened is not None:
             association.use(*opened)
         if lease is not None:
@@ -124,13 +168,6 @@ class Associations:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         association.start(client, answer)
 
-    def look_up(self, lookup: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a question, to the resolver or a proxy, in a task that `close` waits for."""
-        task = asyncio.Task(lookup, loop=self.reactor.loop)
-        self.lookups.add(task)
-        task.add_done_callback(self.lookups.discard)
-        return task
-
     def finished(self, association: Association) -> None:
         """Called by each association when it has closed."""
         self.active.discard(association)
@@ -139,7 +176,7 @@ class Associations:
     def tick(self) -> None:
         """Sweep, and again after the interval while there is something to sweep."""
         self.timer = None
-        self.sweep(self.time())
+        self.sweep(self.context.time())
         if self.active:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
 
@@ -157,4 +194,4 @@ class Associations:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        await asyncio.gather(*self.lookups, return_exceptions=True)
+        await asyncio.gather(*self.context.lookups, return_exceptions=True)

@@ -4,10 +4,10 @@ An association is the client's control connection, its port (a UDP socket of its
 and a UDP socket for each family of destinations, opened with the first datagram that needs it. It has no task: the
 reactor calls it. It ends with its control connection, or when nothing was relayed for ``udp_idle`` seconds.
 
-Datagrams travel in runs (`net.batch`). A run whose head is known goes where its way says without becoming Python
+Datagrams travel in runs (`net.batch`). A run whose head is known goes where its route says without becoming Python
 objects. Whatever else there is (a new destination, a name, a fragment, rubbish) is taken apart, one by one.
 
-    up      client -> port: whose is it? -> way of the head: an address, or refused, or waiting for the resolver
+    up      client -> port: whose is it? -> route of the head: an address, or refused, or waiting for the resolver
     down    destination -> has the client sent to that host? -> header of the sender -> port -> client
 
 Hot path: benchmarks/compare pays for what is called with each run (udp) and for each association (voices).
@@ -17,30 +17,31 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tabi.config import Udp
 from tabi.errors import DialError, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
-from tabi.net.hops import Hops
 from tabi.net.listen import client_ip
 from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN, READABLE
 from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
 from tabi.policy.policy import Judge
-from tabi.relay.ends import COST_APART, MEMORY, Outside, Port, family_of
-from tabi.relay.exits import Exits, OpenWay, Through
+from tabi.relay.udp_egresses import OpenPath, UdpEgresses, UpstreamSocket
+from tabi.relay.udp_sockets import COST_APART, DestinationSocket, Port, family_of
 from tabi.session import Close, Drop, Session
 from tabi.wire.address import Address, Host
 from tabi.wire.datagram import MAX_DATAGRAM, Reassembler, decode_header, encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
-    from tabi.relay.associations import Associations
+    from tabi.relay.udp_context import UdpContext
 
 IP = IPv4Address | IPv6Address
 Sock = socket.SocketType
@@ -48,7 +49,7 @@ Sock = socket.SocketType
 READS = 8
 """Reads from a control connection in one turn of the reactor: nothing that a client says there is worth more."""
 
-MAX_WAYS = 1024
+MAX_ROUTES = 1024
 """Destinations that an association remembers; beyond that it forgets the oldest."""
 
 MAX_CONTACTED = 4096
@@ -58,14 +59,14 @@ MAX_LOOKUPS, MAX_WAITING = 16, 16
 """Names of one association that are resolved at a time, and datagrams that wait for each."""
 
 FORGET_REFUSAL = 10.0
-"""Seconds after which a way that did not open is tried again: a name that was not found or is forbidden, no socket."""
+"""Seconds after which a route that failed is tried again: a name that was not found or is forbidden, no socket."""
 
 MAX_HELD = 1 << 17
 """Octets of payload of one association that wait for the resolver. Fragments have the reassembler's limit."""
 
 
-class Way:
-    """Where the datagrams with one header go: to an address, nowhere, or to wait for the resolver or a way out.
+class UdpRoute:
+    """Where the datagrams with one header go: to an address, nowhere, or to wait for the resolver or an egress.
 
     ``address`` is the sockaddr that ``sock`` sends to, ``head`` what goes in front of the payload: the headers for
     proxies. ``refusal`` is the reason to drop them, until ``until``.
@@ -96,50 +97,55 @@ class Association:
     """
 
     __slots__ = (
-        "associations",
         "client",
         "closed",
         "contacted",
+        "context",
         "control",
-        "control_fd",
         "declared",
-        "exits",
+        "done",
+        "egresses",
         "fragments",
         "held",
         "host",
         "judge",
         "limit",
         "lookups",
-        "open_way",
-        "outside",
+        "open_path",
+        "outbox",
         "port",
         "queued",
         "quiet_since",
+        "routes",
         "seen",
         "senders",
         "session",
+        "sockets",
         "udp",
-        "ways",
     )
 
     fit_down: ClassVar[Any] = None
     """Asked for each run on its way to the client, where there is somebody to ask (`limited_association.py`)."""
 
+    inspected: ClassVar[bool] = False
+    """Whether somebody looks at each datagram, so that those toward the client go to `carry_down` one by one."""
+
     def __init__(
         self,
-        associations: Associations,
+        context: UdpContext,
+        done: Callable[[Association], object],
         control: Stream,
         port: Port,
         session: Session,
         judge: Judge,
         declared: int,
         udp: Udp,
-        now: float,
-        open_way: OpenWay | None,
+        open_path: OpenPath | None,
     ) -> None:
-        self.associations = associations
+        self.context = context
+        self.outbox = context.io.outbox
+        self.done = done
         self.control = control.sock
-        self.control_fd = control.fd
         self.port = port
         self.session = session
         self.judge = judge
@@ -147,28 +153,28 @@ class Association:
         self.udp = udp
         self.host = client_ip(session.client.host).packed
         self.client = b""
-        self.outside: tuple[Outside, ...] = ()  # one for each family, and for each way out through proxies
-        self.open_way = open_way
-        self.exits: Exits | None = None  # the ways out other than straight
-        self.ways: dict[bytes, Way] = {}  # by header
+        self.sockets: tuple[DestinationSocket, ...] = ()  # one for each family, and for each egress through proxies
+        self.open_path = open_path
+        self.egresses: UdpEgresses | None = None  # the egresses that were opened
+        self.routes: dict[bytes, UdpRoute] = {}  # by header
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.contacted: dict[bytes, None] = {}  # octets of IP addresses, the oldest first
-        self.lookups: dict[asyncio.Task[None], Way] | None = None
+        self.lookups: dict[asyncio.Task[None], UdpRoute] | None = None
         self.held = 0
         self.queued = False
         self.fragments: Reassembler | None = None
         self.limit = MAX_DATAGRAM
         self.closed = False
         self.seen = 0
-        self.quiet_since = now
+        self.quiet_since = context.time()
 
     # --- the control connection ---
 
     def start(self, control: Stream, answer: bytes) -> None:
         """Take over the control connection and answer."""
-        reactor = self.associations.reactor
-        reactor.replace(self.control_fd, self.on_control)
-        reactor.watch(self.control_fd, IN)
+        reactor = self.context.reactor
+        reactor.replace(control.fd, self.on_control)
+        reactor.watch(control.fd, IN)
         control.fd = -1  # the stream does not own the socket any more
         reactor.send_at_end(self.send_answer, answer)
         if control.events & READABLE and not self.closed:
@@ -188,7 +194,7 @@ class Association:
         """
         if self.closed or self.queued or not events & READABLE:
             return
-        buffer = self.associations.buffer
+        buffer = self.context.buffer
         try:
             for _ in range(READS):
                 count = self.control.recv_into(buffer)
@@ -203,7 +209,7 @@ class Association:
             self.close("reset")
             return
         self.queued = True
-        self.associations.reactor.later(self.go_on)
+        self.context.reactor.later(self.go_on)
 
     def go_on(self) -> None:
         """The next share of what a client says without end."""
@@ -214,19 +220,19 @@ class Association:
 
     def up(self, run: Run) -> int:
         """Carry a run from the client; `flush` sends it. Returns what it cost beside the usual, see COST_APART."""
-        way = self.ways.get(run[1])
-        if way is None or way.sock is None or self.fragments is not None or run[5] + len(way.head) > MAX_DATAGRAM:
-            return self.up_apart(run, way)
-        outbox = self.associations.mail.outbox
-        if outbox.sock is not way.sock:
+        route = self.routes.get(run.head)
+        if route is None or route.sock is None or self.fragments or run.size + len(route.head) > MAX_DATAGRAM:
+            return self.up_apart(run, route)
+        outbox = self.outbox
+        if outbox.sock is not route.sock:
             self.flush()
-            outbox.begin(way.sock, self.limit)
-        outbox.add(run, way.address, way.head)
+            outbox.begin(route.sock, self.limit)
+        outbox.add(run, route.address, route.head)
         return 0
 
     def flush(self) -> None:
         """Send what `up` has collected and count it."""
-        outbox = self.associations.mail.outbox
+        outbox = self.outbox
         if outbox.sock is None:
             return
         outbox.send()
@@ -243,10 +249,10 @@ class Association:
         if limit < self.limit:
             self.limit = limit
 
-    def up_apart(self, run: Run, way: Way | None) -> int:
+    def up_apart(self, run: Run, route: UdpRoute | None) -> int:
         """Carry a run one by one: it is new, refused, fragmented or no datagram of RFC 1928."""
-        _, head, _, _, count, _, _ = run
-        refusal = way.refusal if way is not None and way.until > self.associations.time() else None
+        head, count = run.head, run.count
+        refusal = route.refusal if route is not None and route.until > self.context.time() else None
         if refusal is not None and self.fragments is None:
             self.drop(refusal, count)
             return 0
@@ -270,89 +276,111 @@ class Association:
                 return
             payload = whole
         self.port.split = start  # as the next ones will have it
+        self.carry_up(address, payload)
+
+    def carry_up(self, address: Address, payload: bytes) -> None:
+        """Carry one datagram to its destination, or have it wait until it is known where that is."""
         header = encode_header(address)
-        way = self.ways.get(header)
-        if way is None or (way.refusal is not None and way.until <= self.associations.time()):
-            way = self.make_way(header, address)
-        if way.sock is not None:
-            self.send_up(way, payload)
-        elif way.refusal is not None:
-            self.drop(way.refusal)
-        elif len(way.waiting) < MAX_WAITING and self.hold(len(payload)):
-            way.waiting.append(payload)
+        route = self.routes.get(header)
+        if route is None or (route.refusal is not None and route.until <= self.context.time()):
+            route = self.make_route(header, address)
+        if route.sock is not None:
+            self.send_up(route, payload)
+        elif route.refusal is not None:
+            self.drop(route.refusal)
+        elif len(route.waiting) < MAX_WAITING and self.hold(len(payload)):
+            route.waiting.append(payload)
         else:
             self.drop("waiting")
 
     def hold(self, octets: int) -> bool:
         """Whether there is room for so many octets of payload to wait; then they count until `release`."""
-        if self.held + octets > MAX_HELD or self.associations.held + octets > MEMORY:
+        memory = self.context.memory
+        if self.held + octets > MAX_HELD or not memory.has_room(octets):
             return False
         self.held += octets
-        self.associations.held += octets
+        memory.held += octets
         return True
 
     def release(self, waiting: list[bytes]) -> None:
         """They wait no more."""
         octets = sum(map(len, waiting))
         self.held -= octets
-        self.associations.held -= octets
+        self.context.memory.held -= octets
 
-    def send_up(self, way: Way, payload: bytes) -> None:
+    def send_up(self, route: UdpRoute, payload: bytes) -> None:
         """Send one datagram."""
-        assert way.sock is not None
-        if len(payload) + len(way.head) > MAX_DATAGRAM:
+        assert route.sock is not None
+        if len(payload) + len(route.head) > MAX_DATAGRAM:
             self.drop("too_large")
             return
         try:
-            way.sock.sendmsg((way.head, payload), (), 0, python_sockaddr(way.address))
+            route.sock.sendmsg((route.head, payload), (), 0, python_sockaddr(route.address))
         except OSError:
             self.drop("unsent")
             return
         self.session.datagrams_up += 1
         self.session.up += len(payload)
 
+    def carry_down(self, source: Address, header: bytes, payload: bytes) -> None:
+        """Carry one datagram, whose sender ``header`` names, to the client."""
+        self.send_down(header, payload)
+
+    def send_down(self, header: bytes, payload: bytes) -> None:
+        """Send one datagram to the client, behind the header of its sender."""
+        if len(header) + len(payload) > MAX_DATAGRAM:
+            self.drop("too_large")
+            return
+        try:
+            self.port.sock.sendmsg((header, payload), (), 0, python_sockaddr(self.client))
+        except OSError:
+            self.drop("unsent")
+            return
+        self.session.datagrams_down += 1
+        self.session.down += len(payload)
+
     def reassemble(self, frag: int, address: Address, payload: bytes) -> bytes | None:
         """Section 7: put fragments together, or drop them all. Returns a whole payload or None."""
-        associations = self.associations
+        memory = self.context.memory
         queue = self.fragments
-        if frag and (self.udp.fragments == "drop" or associations.held + len(payload) > MEMORY):
+        if frag and (self.udp.fragments == "drop" or not memory.has_room(len(payload))):
             self.drop("fragment")
             return None
         if queue is None:
             queue = self.fragments = Reassembler()
         before, dropped = queue.octets, queue.dropped
-        whole = queue.add(frag, address, payload, associations.time())
-        associations.held += queue.octets - before
+        whole = queue.add(frag, address, payload, self.context.time())
+        memory.held += queue.octets - before
         self.drop("fragment", queue.dropped - dropped)
         if not queue.parts:
             self.fragments = None
         return whole
 
-    # --- ways ---
+    # --- routes ---
 
-    def make_way(self, header: bytes, address: Address) -> Way:
+    def make_route(self, header: bytes, address: Address) -> UdpRoute:
         """Find out where a header leads: at once, or with the help of the resolver, or of a proxy."""
-        way = Way()
+        route = UdpRoute()
         host, port = address
         if not port:
-            way.refuse("malformed")
-        elif isinstance(host, str) or self.lead(way, address, [host]) is not None:
+            route.refuse("malformed")
+        elif isinstance(host, str) or self.lead(route, address, [host]) is not None:
             if self.lookups is not None and len(self.lookups) >= MAX_LOOKUPS:
-                way.refuse("waiting")
-                return way  # not remembered: there is room again soon
+                route.refuse("waiting")
+                return route  # not remembered: there is room again soon
             if self.lookups is None:
                 self.lookups = {}
-            task = self.associations.look_up(self.find_way(way, address))
-            self.lookups[task] = way
+            task = self.context.look_up(self.find_route(route, address))
+            self.lookups[task] = route
             task.add_done_callback(self.lookups.pop)
-        self.ways.pop(header, None)
-        if len(self.ways) >= MAX_WAYS:
-            del self.ways[next(iter(self.ways))]
-        self.ways[header] = way
-        return way
+        self.routes.pop(header, None)
+        if len(self.routes) >= MAX_ROUTES:
+            del self.routes[next(iter(self.routes))]
+        self.routes[header] = route
+        return route
 
-    async def find_way(self, way: Way, destination: Address) -> None:
-        """Find the addresses of a name or open a way out, then send what has waited for them."""
+    async def find_route(self, route: UdpRoute, destination: Address) -> None:
+        """Find the addresses of a name or open an egress, then send what has waited for them."""
         addresses: list[IP] = []
         reason: Drop = "unsent"
         try:
@@ -360,19 +388,19 @@ class Association:
                 reason = "unresolved"
                 addresses = await self.resolve(destination.host)
                 reason = "unsent"
-            via = self.lead(way, destination, addresses)
+            via = self.lead(route, destination, addresses)
             if via is not None:
-                await self.exit(via)
-                self.lead(way, destination, addresses)
+                await self.open_egress(via)
+                self.lead(route, destination, addresses)
         except TabiError as exc:
-            self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else reason, str(exc), FORGET_REFUSAL)
+            self.refuse(route, "denied" if isinstance(exc, PolicyDenied) else reason, str(exc), FORGET_REFUSAL)
             return
-        if way.sock is None and way.refusal is None:
-            self.refuse(way, "unsent", "the way out has ended behind its opening", FORGET_REFUSAL)
-        waiting, way.waiting = way.waiting, []
+        if route.sock is None and route.refusal is None:
+            self.refuse(route, "unsent", "the egress has ended behind its opening", FORGET_REFUSAL)
+        waiting, route.waiting = route.waiting, []
         self.release(waiting)
         for payload in waiting:
-            self.send_up(way, payload)
+            self.send_up(route, payload)
 
     async def is_resolved_there(self, destination: Address) -> bool:
         """Whether a destination is a name that a proxy on its way resolves. Raises TabiError."""
@@ -380,13 +408,13 @@ class Association:
         if not isinstance(host, str) or find_number(host) is not None:
             return False
         via = self.judge(destination, None)
-        return isinstance(via, str) and not (await self.exit(via)).here
+        return isinstance(via, str) and not (await self.open_egress(via)).resolves_locally
 
     async def resolve(self, host: Host) -> list[IP]:
         """The addresses of a destination, best first. Raises TabiError."""
         if not isinstance(host, str):
             return [host]
-        dialer = self.associations.dialer
+        dialer = self.context.dialer
         try:
             async with asyncio.timeout(dialer.seconds):
                 addresses = await dialer.find(host, permit_any)
@@ -396,48 +424,52 @@ class Association:
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
         return addresses
 
-    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> str | None:
-        """Have a way lead to one of the addresses, if all of them are permitted.
+    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> str | None:
+        """Have a route lead to one of the addresses, if all of them are permitted.
 
         Without addresses the destination is a name that the proxy resolves.
 
         Returns:
-            The way out that has to be opened first, by name; None where there is none.
+            The egress that has to be opened first, by name; None where there is none.
         """
         try:
             via = self.judge(destination, addresses or None)
         except PolicyDenied as exc:
-            self.refuse(way, "denied", str(exc))
+            self.refuse(route, "denied", str(exc))
             return None
         if via is None:
-            self.lead_straight(way, destination.port, addresses, "direct", self.associations.origin)
+            self.lead_directly(route, destination.port, addresses, "direct", self.context.origin)
             return None
         name = str(via)
-        hops = None if self.exits is None else self.exits.open.get(name)
-        if hops is None:
+        path = None if self.egresses is None else self.egresses.open.get(name)
+        if path is None:
             return name
-        if not hops.relays:
-            self.lead_straight(way, destination.port, addresses, name, hops.origin)
+        if not path.relays:
+            self.lead_directly(route, destination.port, addresses, name, path.origin)
             return None
-        through = next(outside for outside in self.outside if outside.via == name)
-        assert isinstance(through, Through)
-        through.lead(way, destination, addresses)
+        upstream = next(sock for sock in self.sockets if sock.via == name)
+        assert isinstance(upstream, UpstreamSocket)
+        upstream.lead(route, destination, addresses)
         return None
 
-    def lead_straight(self, way: Way, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
-        """Have a way lead to the first address that there is a socket for."""
+    def lead_directly(self, route: UdpRoute, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
+        """Have a route lead to the first address that there is a socket for."""
         failure = ""
         for address in addresses:
             host = getattr(address, "ipv4_mapped", None) or address
             try:
-                way.address = encode_sockaddr(Address(host, port))
-                way.sock = self.socket_toward(host, via, origin)
+                route.address = encode_sockaddr(Address(host, port))
+                route.sock = self.socket_toward(host, via, origin)
             except OSError as exc:
                 failure = f"{host}: {exc.strerror or exc}"
                 continue
             self.contact(host)
             return
-        self.refuse(way, "unsent", failure, FORGET_REFUSAL)
+        self.refuse(route, "unsent", failure, FORGET_REFUSAL)
+
+    def lets_in(self, host: bytes) -> bool:
+        """Whether the client may hear a host, by the octets of its address; none stand for a name."""
+        return self.udp.senders != "contacted" or host in self.contacted
 
     def contact(self, host: IP) -> None:
         """Let in what a host sends."""
@@ -449,31 +481,31 @@ class Association:
     def socket_toward(self, host: IP, via: str, origin: Origin | None) -> Sock:
         """The socket for destinations of a family, opened with the first of them. Raises OSError."""
         family = family_of(host)
-        for outside in self.outside:
-            if outside.family == family and outside.via == via:
-                return outside.sock
-        outside = Outside(self, via, family, origin)
-        self.outside = (*self.outside, outside)
-        return outside.sock
+        for destinations in self.sockets:
+            if destinations.family == family and destinations.via == via:
+                return destinations.sock
+        destinations = DestinationSocket(self, self.context, via, family, origin)
+        self.sockets = (*self.sockets, destinations)
+        return destinations.sock
 
-    async def exit(self, via: str) -> Hops:
-        """A way out, opened with the first datagram that takes it. Raises TabiError."""
-        if self.exits is None:
-            assert self.open_way is not None
-            self.exits = Exits(self, self.open_way)
-        return await self.exits.get(via)
+    async def open_egress(self, via: str) -> UdpPath:
+        """The path of an egress, opened with the first datagram that takes it. Raises TabiError."""
+        if self.egresses is None:
+            assert self.open_path is not None
+            self.egresses = UdpEgresses(self, self.context, self.open_path)
+        return await self.egresses.get(via)
 
-    def use(self, via: str, hops: Hops) -> None:
-        """Have datagrams leave by a way out that is connected."""
-        assert self.open_way is not None
-        self.exits = Exits(self, self.open_way)
-        self.exits.use(via, hops)
+    def use(self, via: str, path: UdpPath) -> None:
+        """Have datagrams leave by a path that is connected."""
+        assert self.open_path is not None
+        self.egresses = UdpEgresses(self, self.context, self.open_path)
+        self.egresses.use(via, path)
 
-    def refuse(self, way: Way, reason: Drop, text: str, seconds: float = float("inf")) -> None:
-        """Drop what waits for a way, and what comes in the next seconds. The first text is the log line's ``error``."""
-        self.drop(reason, len(way.waiting))
-        self.release(way.waiting)
-        way.refuse(reason, self.associations.time() + seconds)
+    def refuse(self, route: UdpRoute, reason: Drop, text: str, seconds: float = float("inf")) -> None:
+        """Drop what waits for a route, and what comes in ``seconds``. The first text is the log line's ``error``."""
+        self.drop(reason, len(route.waiting))
+        self.release(route.waiting)
+        route.refuse(reason, self.context.time() + seconds)
         if self.session.error is None:
             self.session.error = text
 
@@ -490,8 +522,8 @@ class Association:
         """End it if nothing was relayed for ``idle`` seconds; give up fragments whose time is over."""
         if self.fragments is not None and now >= self.fragments.deadline:
             self.give_up_fragments()
-        if self.exits is not None:
-            self.exits.sweep(now)
+        if self.egresses is not None:
+            self.egresses.sweep(now)
         total = self.session.datagrams_up + self.session.datagrams_down
         if total != self.seen:
             self.seen = total
@@ -502,15 +534,19 @@ class Association:
     def give_up_fragments(self) -> None:
         """Drop what waits for the rest of a datagram."""
         if self.fragments is not None:
-            self.associations.held -= self.fragments.octets
+            self.context.memory.held -= self.fragments.octets
             self.drop("fragment", len(self.fragments.parts))
             self.fragments = None
 
     def cut(self, why: str) -> None:
         """A limit ends it, unless it has ended before the turn came to that."""
+        self.end("limit", why)
+
+    def end(self, reason: Close, error: str | None = None) -> None:
+        """End it from outside, unless it has ended already. ``error`` is for the log's line."""
         if not self.closed:
-            self.session.error = why
-            self.close("limit")
+            self.session.error = error or self.session.error
+            self.close(reason)
 
     def close(self, reason: Close) -> None:
         """Close all sockets and hand the session in. Harmless when done twice."""
@@ -519,14 +555,14 @@ class Association:
         self.closed = True
         self.session.close = reason
         self.give_up_fragments()
-        for task, way in tuple((self.lookups or {}).items()):
+        for task, route in tuple((self.lookups or {}).items()):
             task.cancel()
-            self.drop("waiting", len(way.waiting))
-            self.release(way.waiting)
-        if self.exits is not None:
-            self.exits.close()
-        for outside in self.outside:
-            outside.close()
+            self.drop("waiting", len(route.waiting))
+            self.release(route.waiting)
+        if self.egresses is not None:
+            self.egresses.close()
+        for destinations in self.sockets:
+            destinations.close()
         self.port.leave(self)
-        self.associations.reactor.close(self.control)
-        self.associations.finished(self)
+        self.context.reactor.close(self.control)
+        self.done(self)

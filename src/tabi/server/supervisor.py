@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tabi.config import Config
 from tabi.errors import ConfigError
-from tabi.net.datagram import get_mail
+from tabi.net.datagram import get_datagram_io
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
@@ -138,7 +138,7 @@ class Supervisor:
             raise
         ready()
         notify("READY=1")
-        log.info("datagrams: %s", get_mail().describe())
+        log.info("datagrams: %s", get_datagram_io().describe())
         killing = False
         while True:
             self.reap()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tabi.errors import RemoteProtocolError
-from tabi.wire.address import Address, decode_address, encode_address, unmap
+from tabi.wire.address import Address, decode_address, encode_address, make_host, unmap
 
 MAX_DATAGRAM = 65507
 """Octets that one datagram over IPv4 carries: 65,535 less the headers of IP and UDP."""
@@ -26,6 +26,13 @@ LAST = 0x80
 
 REASSEMBLY_SECONDS = 10.0
 """From the first fragment to the last. Section 7 wants 5 or more."""
+
+
+def make_address(host: object, port: object) -> Address:
+    """Check where a program wants a datagram to go. Raises TypeError and ValueError."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"{port!r} is not a port that datagrams go to, expected 1 to 65535")
+    return Address(make_host(host), port)
 
 
 def encode_header(address: Address, frag: int = 0) -> bytes:
@@ -127,14 +134,14 @@ class Layers:
         relays: the addresses of those behind the first; none where there is but one.
     """
 
-    __slots__ = ("head", "layers", "strangers")
+    __slots__ = ("head", "layers", "rejected")
 
     def __init__(self, relays: Sequence[Address]) -> None:
         self.head = b"".join(map(encode_header, relays))
         """What stands in front of the destination's header."""
         # What a datagram's headers must say, outermost first: the next relay, and in the end anyone.
         self.layers: list[tuple[Address | None, Reassembler]] = [(relay, Reassembler()) for relay in (*relays, None)]
-        self.strangers = 0
+        self.rejected = 0
         """Datagrams that came by no relay of these, or were none of RFC 1928."""
 
     @property
@@ -148,7 +155,9 @@ class Layers:
         return sum(reassembler.octets for _, reassembler in self.layers)
 
     def unwrap(self, datagram: bytes, now: float) -> tuple[bytes, Address] | None:
-        """Take the headers off a datagram; None for a stranger's, rubbish, or a fragment. ``now`` as `Reassembler.add`.
+        """Take the headers off a datagram; None for one of another relay, rubbish, a fragment.
+
+        ``now`` is that of `Reassembler.add`.
 
         Returns:
             The payload, and where it comes from.
@@ -157,10 +166,10 @@ class Layers:
             try:
                 frag, source, at = decode_header(datagram)
             except RemoteProtocolError:
-                self.strangers += 1
+                self.rejected += 1
                 return None
             if relay is not None and unmap(source) != relay:
-                self.strangers += 1
+                self.rejected += 1
                 return None
             whole = reassembler.add(frag, source, datagram[at:], now)
             if whole is None:

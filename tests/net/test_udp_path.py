@@ -10,11 +10,11 @@ import pytest
 from conftest import Run
 from sockets import tcp_pair, until
 from tabi.errors import DialError
-from tabi.net import hops as module
+from tabi.net import udp_path as module
 from tabi.net.batch import MAX_HEAD, MAX_HOPS
-from tabi.net.hops import Hops
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import encode_header
 
@@ -36,16 +36,16 @@ def test_the_headers_of_as_many_proxies_as_there_may_be_fit(run_once: Run) -> No
     """Whatever the destination is called; one more is refused, and its connection left to whoever opened it."""
 
     async def main() -> None:
-        hops = Hops(None, find_nothing)
+        path = UdpPath(None, find_nothing)
         control, far = pair()
         for _ in range(MAX_HOPS):
-            hops.add(None, control, RELAY)
-        assert len(hops.layers().head + encode_header(Address("x" * 255, 1))) <= MAX_HEAD
+            path.add(None, control, RELAY)
+        assert len(path.layers().head + encode_header(Address("x" * 255, 1))) <= MAX_HEAD
         with pytest.raises(DialError, match="at most 12 proxies") as caught:
-            hops.add(None, control, RELAY)
+            path.add(None, control, RELAY)
         assert caught.value.reply_code == 7
         assert control.fd >= 0
-        hops.close()
+        path.close()
         assert control.fd < 0
         far.close()
 
@@ -58,20 +58,20 @@ def test_the_end_of_a_control_connection_is_told_once(run: Run, monkeypatch: pyt
 
     async def main() -> None:
         told: list[int] = []
-        hops = Hops(None, find_nothing)
+        path = UdpPath(None, find_nothing)
         fars = []
         for number in range(2):
             control, far = pair()
-            hops.add(None, control, parse_address(f"127.0.0.1:{number + 1}"))
+            path.add(None, control, parse_address(f"127.0.0.1:{number + 1}"))
             fars.append(far)
-        hops.watch(lambda: told.append(1))
+        path.watch(lambda: told.append(1))
         fars[0].sendall(bytes(100_000))
         fars[0].close()
         await until(lambda: told)
-        assert hops.ended
+        assert path.ended
         fars[1].close()
-        await until(lambda: hops.controls[1].sock.fileno() >= 0)
-        hops.close()
+        await until(lambda: path.controls[1].sock.fileno() >= 0)
+        path.close()
         assert told == [1]
 
     run(main)
@@ -82,17 +82,17 @@ def test_a_socket_that_nobody_took_is_closed(run_once: Run) -> None:
 
     async def main() -> None:
         closed: list[int] = []
-        hops = Hops(None, find_nothing)
-        hops.connect()
-        assert hops.sock is None  # nothing leads through a relay
+        path = UdpPath(None, find_nothing)
+        path.connect()
+        assert path.sock is None  # nothing leads through a relay
         control, far = pair()
-        hops.add(None, control, parse_address("[::1]:9"))
-        hops.on_close.append(lambda: closed.append(1))
-        hops.connect()
-        assert hops.sock is not None
-        sock = hops.sock
-        hops.close()
-        hops.close()
+        path.add(None, control, parse_address("[::1]:9"))
+        path.on_close.append(lambda: closed.append(1))
+        path.connect()
+        assert path.sock is not None
+        sock = path.sock
+        path.close()
+        path.close()
         assert (sock.fileno(), control.fd, closed) == (-1, -1, [1])
         far.close()
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from datagrams import Place, association, destination, udp_socket, unwrap
+from datagrams import Inspector, Place, association, destination, pass_on, udp_socket, unwrap
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
 from tabi.net.origin import Origin
 from tabi.policy.networks import parse_network
-from tabi.relay import ends
+from tabi.relay import udp_sockets
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM
 
@@ -87,14 +87,14 @@ def test_only_the_client_is_heard(run: Run, kernel: str) -> None:
             relay = (str(client.relay.host), client.relay.port)
             with udp_socket("127.0.0.2") as elsewhere, udp_socket() as later, destination() as echo:
                 elsewhere.sendto(echo.header + b"too early", relay)
-                await until(lambda: place.one.port.foreign == 1)
+                await until(lambda: place.one.port.wrong_source == 1)
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 elsewhere.sendto(echo.header + b"another address", relay)
                 later.sendto(echo.header + b"another port", relay)
                 assert unwrap(await client.ask(echo.header + b"y")) == (echo.address, b"y")
                 assert [data for data, _ in echo.received] == [b"x", b"y"]
             session = await place.end(client)
-            assert session.drops == {"foreign": 3}
+            assert session.drops == {"wrong_source": 3}
 
     run(main)
 
@@ -108,7 +108,7 @@ def test_a_declared_port_is_the_only_one(run: Run) -> None:
                 quicker.sendto(echo.header + b"quicker", (str(client.relay.host), client.relay.port))
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert [data for data, _ in echo.received] == [b"x"]
-            assert (await place.end(client)).drops == {"foreign": 1}
+            assert (await place.end(client)).drops == {"wrong_source": 1}
 
     run(main)
 
@@ -124,7 +124,7 @@ def test_strangers_are_not_heard(run: Run, kernel: str) -> None:
                 stranger.sendto(b"boo", outside)
                 friend.sendto(b"hello", outside)
                 assert unwrap(await client.receive()) == (Address(echo.address.host, friend.getsockname()[1]), b"hello")
-            assert (await place.end(client)).drops == {"stranger": 1}
+            assert (await place.end(client)).drops == {"unsolicited": 1}
 
     run(main)
 
@@ -183,7 +183,7 @@ def test_what_the_kernel_dropped_is_counted(run: Run, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("share", [1, 1 << 20])
 def test_a_flood_is_carried_in_shares(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
     """What is more than a socket's share of a turn comes in the next, both ways; nothing is lost."""
-    monkeypatch.setattr(ends, "SHARE", share)
+    monkeypatch.setattr(udp_sockets, "SHARE", share)
     count = 180
 
     async def main() -> None:
@@ -211,7 +211,7 @@ def test_a_share_that_comes_after_the_end(run: Run) -> None:
             found = place.one
             session = await place.end(client)
             found.port.go_on()
-            found.outside[0].go_on()
+            found.sockets[0].go_on()
             assert session.close == "client"
 
     run(main)
@@ -224,7 +224,7 @@ def test_a_share_is_put_off_once(run: Run) -> None:
         async with Place() as place, association(place.address) as client:
             with destination() as echo:
                 await client.ask(echo.header + b"x")
-                for end in (place.one.port, place.one.outside[0]):
+                for end in (place.one.port, place.one.sockets[0]):
                     end.queued = True
                     end.on_ready()
                 client.send(echo.header + b"y")
@@ -233,7 +233,7 @@ def test_a_share_is_put_off_once(run: Run) -> None:
                 place.one.port.go_on()
                 await until(lambda: len(echo.received) == 2)
                 await turns()
-                place.one.outside[0].go_on()
+                place.one.sockets[0].go_on()
                 assert unwrap(await client.receive()) == (echo.address, b"y")
 
     run(main)
@@ -342,7 +342,7 @@ def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pyt
         async with Place(Udp(ports="shared")) as place, association(place.address) as client:
             with udp_socket("127.0.0.2") as nobody:
                 nobody.sendto(b"x", (str(client.relay.host), client.relay.port))
-                await until(lambda: place.one.port.foreign)
+                await until(lambda: place.one.port.wrong_source)
             await place.end(client)
 
     run(main)
@@ -351,7 +351,7 @@ def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pyt
 
 def test_senders_are_forgotten_in_the_order_of_their_first_datagram(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """An association remembers the headers of so many senders; a forgotten one is simply new again."""
-    monkeypatch.setattr(ends, "MAX_SENDERS", 1)
+    monkeypatch.setattr(udp_sockets, "MAX_SENDERS", 1)
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
@@ -388,5 +388,26 @@ def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: s
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert echo.received[0][1][0] == expected
+
+    run(main)
+
+
+def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
+    """What destinations send is shown whole, sender by sender, to whoever looks; a stranger's is dropped before."""
+
+    async def main() -> None:
+        async with Place() as place:
+            inspector = place.server.associations.inspector = Inspector(pass_on)
+            async with association(place.address) as client:
+                answers = [b"one", b"two", b"", b"three"]
+                with destination(answer=lambda data, sender: [(answer, sender) for answer in answers]) as echo:
+                    client.send(echo.header + b"x")
+                    got = [unwrap(await client.receive()) for _ in answers]
+                    assert got == [(echo.address, answer) for answer in answers]
+                    assert inspector.payloads == [("up", b"x"), *(("down", answer) for answer in answers)]
+                    with udp_socket("127.0.0.2") as stranger:
+                        stranger.sendto(b"boo", ("127.0.0.1", echo.received[0][1][1]))
+                        await until(lambda: place.drops == {"unsolicited": 1})
+                assert not place.one.senders
 
     run(main)

@@ -1,4 +1,4 @@
-"""How the datagrams of one association leave this machine: straight, or by the relays of proxies in a row.
+"""How the datagrams of one association leave this machine: directly, or by the relays of proxies in a row.
 
 Each proxy has an association of its own, which lasts as long as the connection that asked for it. There is one socket
 however long the row is: it sends to the first relay, and the headers say the rest (`wire.datagram.Layers`).
@@ -14,7 +14,7 @@ from typing import Any
 
 from tabi.errors import DialError
 from tabi.net.batch import MAX_HOPS, Sock
-from tabi.net.datagram import get_mail
+from tabi.net.datagram import get_datagram_io
 from tabi.net.failures import local_error
 from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN
@@ -30,26 +30,37 @@ READS = 16
 """Times that a control connection is read in one turn."""
 
 
-class Hops:
-    """What a way out opens for an association; whoever asked for it closes it.
+class UdpPath:
+    """What an egress opens for an association; whoever asked for it closes it.
 
     Args:
-        way: the egress: what is to go the same way goes through it.
+        egress: what is to go the same way goes through it.
         find: the addresses of a name, on this machine.
-        origin: where datagrams that go straight come from; None: wherever the system chooses.
+        origin: where datagrams that go directly come from; None: wherever the system chooses.
     """
 
-    __slots__ = ("controls", "ended", "find", "here", "on_close", "on_end", "origin", "relays", "sock", "way")
+    __slots__ = (
+        "controls",
+        "egress",
+        "ended",
+        "find",
+        "on_close",
+        "on_end",
+        "origin",
+        "relays",
+        "resolves_locally",
+        "sock",
+    )
 
-    def __init__(self, way: Any, find: Find, origin: Origin | None = None) -> None:
-        self.way = way
+    def __init__(self, egress: Any, find: Find, origin: Origin | None = None) -> None:
+        self.egress = egress
         self.find = find
         self.origin = origin
         self.controls: list[Stream] = []
         """The connections that asked for the associations, the first proxy's first."""
         self.relays: list[Address] = []
-        """What each proxy gave as BND, no names; the first is where the datagrams go. None: they go straight."""
-        self.here = True
+        """What each proxy gave as BND, no names; the first is where the datagrams go. None: they go directly."""
+        self.resolves_locally = True
         """Whether names are resolved on this machine."""
         self.ended = False
         """Whether a proxy has ended its association."""
@@ -58,15 +69,15 @@ class Hops:
         self.on_close: list[Callable[[], object]] = []
         """Called once, by `close`."""
 
-    def add(self, way: Any, control: Stream, relay: Address) -> None:
-        """Go on through the relay of another proxy, which is asked for by ``way``.
+    def add(self, egress: Any, control: Stream, relay: Address) -> None:
+        """Go on through the relay of another proxy, which is asked for by ``egress``.
 
         Raises DialError where there are too many; the connection is the caller's then.
         """
         if len(self.relays) == MAX_HOPS:
             text = f"{relay}: datagrams go through at most {MAX_HOPS} proxies"
             raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
-        self.way, self.here = way, False
+        self.egress, self.resolves_locally = egress, False
         self.controls.append(control)
         self.relays.append(relay)
 
@@ -77,7 +88,7 @@ class Hops:
     def connect(self, headed: bool = False) -> None:
         """Connect ``sock`` to the first relay, if there is one, from the address that its proxy knows us by.
 
-        ``headed`` as `Mail.open_socket` has it. Raises DialError; all is closed then.
+        ``headed`` as `DatagramIo.open_socket` has it. Raises DialError; all is closed then.
         """
         if not self.relays:
             return
@@ -85,7 +96,7 @@ class Hops:
         assert not isinstance(relay.host, str)
         try:
             family = socket.AF_INET if isinstance(relay.host, IPv4Address) else socket.AF_INET6
-            self.sock = get_mail().open_socket(family, headed)
+            self.sock = get_datagram_io().open_socket(family, headed)
             local, _, *scope = self.controls[0].sock.getsockname()
             if ip_address(local).version == relay.host.version:
                 # The relay takes datagrams from the control connection's address only.

@@ -1,4 +1,4 @@
-"""Datagrams by ways out that are not straight: through proxies and pools, and what comes back from there."""
+"""Datagrams by egresses that were opened for them: through proxies and pools, and what comes back from there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap
+from datagrams import (
+    Front,
+    Inspector,
+    Place,
+    association,
+    destination,
+    fake_proxy,
+    pass_on,
+    refusal,
+    udp_socket,
+    unwrap,
+)
 from sockets import until
-from tabi.net.hops import Hops
-from tabi.relay import ends, exits
+from tabi.net.udp_path import UdpPath
+from tabi.relay import udp_context, udp_egresses, udp_sockets
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import LAST, MAX_DATAGRAM, encode_header
@@ -25,7 +36,7 @@ class Full:
     def __init__(self, sock: Any) -> None:
         self.sock = sock
 
-    def sendto(self, *arguments: object) -> int:
+    def sendmsg(self, *arguments: object) -> int:
         raise BlockingIOError
 
     def __getattr__(self, name: str) -> Any:
@@ -73,8 +84,8 @@ def test_datagrams_go_through_a_chain(run: Run, kernel: str) -> None:
                     for payload in (b"x", b"", bytes(50000)):
                         assert unwrap(await mine.ask(echo.header + payload)) == (echo.address, payload)
                     ((_, sender), *_) = echo.received
-                    assert len(three.one.outside) == 1
-                    assert sender[1] == three.one.outside[0].sock.getsockname()[1]
+                    assert len(three.one.sockets) == 1
+                    assert sender[1] == three.one.sockets[0].sock.getsockname()[1]
                     assert front.server.associations.controls == 3
                 await front.end(mine)
                 assert front.server.associations.controls == 0
@@ -132,7 +143,7 @@ def test_a_way_that_does_not_open_is_tried_again_later(run: Run) -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
         async with fake_proxy() as proxy, Front({"url": proxy.url}, rule=rules) as front:
             proxy.reply_code = 5
-            front.server.associations.time = lambda: now
+            front.server.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"lost")
@@ -156,17 +167,17 @@ def test_an_end_at_the_proxy_is_no_end_of_the_client(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
-            front.server.associations.time = lambda: now
+            front.server.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"1")
                 assert (await proxy.arrived())[0] == header + b"1"
                 proxy.end()
-                await until(lambda: not front.one.outside)
+                await until(lambda: not front.one.sockets)
                 assert front.server.associations.controls == 0
                 mine.send(header + b"lost")
                 await until(lambda: front.drops == {"unsent": 1})
-                now = exits.RETRY
+                now = udp_egresses.RETRY
                 mine.send(header + b"2")
                 assert (await proxy.arrived())[0] == header + b"2"
                 assert proxy.asked == 2
@@ -184,15 +195,15 @@ def test_an_end_right_behind_the_reply(run: Run) -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}, rule=rules) as front:
             real = front.server.gate.associate
 
-            async def open_and_lose(session: Session, via: str) -> Hops:
-                hops = await real(session, via)
+            async def open_and_lose(session: Session, via: str) -> UdpPath:
+                path = await real(session, via)
                 proxy.end()
                 with contextlib.suppress(ConnectionResetError):
-                    assert await hops.controls[0].peek(1) == b""
-                return hops
+                    assert await path.controls[0].peek(1) == b""
+                return path
 
             async with association(front.address) as mine:
-                front.one.open_way = open_and_lose
+                front.one.open_path = open_and_lose
                 mine.send(encode_header(parse_address("192.0.2.1:53")) + b"lost")
                 await until(lambda: front.drops == {"unsent": 1})
                 session = await front.end(mine)
@@ -215,7 +226,7 @@ def test_a_client_that_leaves_while_its_way_is_opened(run: Run) -> None:
                 await until(lambda: proxy.asked and len(front.one.lookups or ()) == 2)
                 session = await front.end(mine)
                 assert session.drops == {"waiting": 2}
-            await until(lambda: not front.server.associations.lookups)
+            await until(lambda: not front.server.associations.context.lookups)
 
     run(main)
 
@@ -223,7 +234,7 @@ def test_a_client_that_leaves_while_its_way_is_opened(run: Run) -> None:
 def test_what_comes_from_the_relay(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Senders that the client has sent to, with headers of any length, in any order; strangers and rubbish are dropped
     and counted, fragments put together."""
-    monkeypatch.setattr(ends, "MAX_SENDERS", 2)
+    monkeypatch.setattr(udp_sockets, "MAX_SENDERS", 2)
 
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as mine:
@@ -253,7 +264,7 @@ def test_what_comes_from_the_relay(run: Run, kernel: str, monkeypatch: pytest.Mo
             deliver(encode_header(known[0], 1) + b"frag")
             deliver(encode_header(known[0], 2 | LAST) + b"ment")
             assert unwrap(await mine.receive()) == (known[0], b"fragment")
-            assert front.drops == {"malformed": 4, "stranger": 3}
+            assert front.drops == {"malformed": 4, "unsolicited": 3}
             deliver(encode_header(known[0], 1) + b"never whole")
             deliver(encode_header(known[0]) + b"!")
             assert unwrap(await mine.receive()) == (known[0], b"!")
@@ -263,7 +274,7 @@ def test_what_comes_from_the_relay(run: Run, kernel: str, monkeypatch: pytest.Mo
                 deliver(encode_header(address) + b"z")
                 assert unwrap(await mine.receive()) == (address, b"z")
             session = await front.end(mine)
-            assert session.drops == {"malformed": 4, "stranger": 3, "fragment": 1}
+            assert session.drops == {"malformed": 4, "unsolicited": 3, "fragment": 1}
 
     run(main)
 
@@ -275,7 +286,7 @@ def test_fragments_from_the_relay_wait_for_a_time_and_within_a_bound(run: Run, m
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as mine:
             associations = front.server.associations
-            associations.time = lambda: now
+            associations.context.time = lambda: now
             header, first = (
                 encode_header(parse_address("192.0.2.1:53")),
                 b"\0\0\x01" + encode_header(parse_address("192.0.2.1:53"))[3:],
@@ -283,19 +294,19 @@ def test_fragments_from_the_relay_wait_for_a_time_and_within_a_bound(run: Run, m
             mine.send(header + b"x")
             _, sender = await proxy.arrived()
             proxy.relay.sendto(first + b"four", sender)
-            await until(lambda: associations.held == 4)
+            await until(lambda: associations.context.memory.held == 4)
             associations.sweep(9.0)
-            assert associations.held == 4
+            assert associations.context.memory.held == 4
             associations.sweep(11.0)
-            assert (associations.held, front.drops) == (0, {"fragment": 1})
-            monkeypatch.setattr(exits, "MEMORY", 8)
+            assert (associations.context.memory.held, front.drops) == (0, {"fragment": 1})
+            monkeypatch.setattr(udp_context, "MEMORY", 8)
             proxy.relay.sendto(first + bytes(9), sender)
             await until(lambda: front.drops == {"fragment": 2})
-            assert associations.held == 0
+            assert associations.context.memory.held == 0
             proxy.relay.sendto(first + b"four", sender)
-            await until(lambda: associations.held == 4)
+            await until(lambda: associations.context.memory.held == 4)
             session = await front.end(mine)
-            assert (associations.held, session.drops) == (0, {"fragment": 3})
+            assert (associations.context.memory.held, session.drops) == (0, {"fragment": 3})
 
     run(main)
 
@@ -373,7 +384,7 @@ def test_a_pool_gives_datagrams_to_a_member_that_can_carry_them(run: Run) -> Non
 
 
 def test_a_way_out_without_proxies_is_opened_too(run: Run) -> None:
-    """One from another address has sockets of its own, beside those of the straight way."""
+    """One from another address has sockets of its own, beside those of the direct egress."""
 
     async def main() -> None:
         with destination() as echo, destination() as other:
@@ -383,7 +394,7 @@ def test_a_way_out_without_proxies_is_opened_too(run: Run) -> None:
                     assert unwrap(await mine.ask(one.header + b"x")) == (one.address, b"x")
                 front.server.associations.sweep(0.0)
                 assert [sender[0] for one in (echo, other) for _, sender in one.received] == ["127.0.0.1", "127.0.0.5"]
-                assert len(front.one.outside) == 2
+                assert len(front.one.sockets) == 2
                 await front.end(mine)
 
     run(main)
@@ -400,6 +411,26 @@ def test_nothing_is_left_of_many(run_once: Run) -> None:
                         assert unwrap(await mine.ask(echo.header + b"x")) == (echo.address, b"x")
                         await front.end(mine)
             await until(lambda: not up.server.associations.active)
-            assert (front.server.associations.controls, front.server.associations.held) == (0, 0)
+            assert (front.server.associations.controls, front.server.associations.context.memory.held) == (0, 0)
 
     run_once(main)
+
+
+def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
+    """What comes back through proxies is shown without its headers to whoever looks."""
+
+    async def main() -> None:
+        async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
+            inspector = front.server.associations.inspector = Inspector(pass_on)
+            async with association(front.address) as mine:
+                addresses = [parse_address("192.0.2.1:53"), parse_address("[2001:db8::1]:53")]
+                for address in addresses:
+                    mine.send(encode_header(address) + b"x")
+                (_, sender), _ = [await proxy.arrived() for _ in addresses]
+                for address in addresses * 2:
+                    proxy.relay.sendto(encode_header(address) + b"y", sender)
+                    assert unwrap(await mine.receive()) == (address, b"y")
+                down = [found.address for found in inspector.seen if found.direction == "down"]
+                assert down == addresses * 2
+
+    run(main)

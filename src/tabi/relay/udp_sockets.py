@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from tabi.net.batch import BATCH, Run, Sock
 from tabi.net.datagram import Inbox, overflow
@@ -19,11 +20,12 @@ from tabi.net.listen import bind_port
 from tabi.net.origin import Origin
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
+from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 if TYPE_CHECKING:
-    from tabi.relay.associations import Associations
     from tabi.relay.datagram import Association
+    from tabi.relay.udp_context import UdpContext
 
 log = logging.getLogger("tabi")
 
@@ -37,9 +39,6 @@ COST, COST_APART = 512, 8192
 
 MAX_SENDERS = 1024
 """Senders whose header an association remembers; beyond that it forgets the oldest."""
-
-MEMORY = 16 << 20
-"""Octets of payload that wait in all associations together, for the resolver or for the rest of a datagram."""
 
 IPV4_HEADER = 10
 """Octets of the header that most datagrams have."""
@@ -55,40 +54,45 @@ def family_of(host: IP) -> int:
 class Port:
     """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
 
+    Many share it where there is ``on_close``, which is called when the last of them has left.
+
     A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
     or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
     """
 
     __slots__ = (
-        "associations",
         "clients",
         "closed",
         "expected",
-        "foreign",
         "inbox",
         "number",
+        "on_close",
+        "outbox",
         "queued",
-        "shared",
+        "reactor",
         "sock",
         "split",
+        "wrong_source",
     )
 
-    def __init__(self, associations: Associations, host: IP, ports: range | None, shared: bool) -> None:
-        family = family_of(host)
-        self.associations = associations
-        self.inbox = associations.mail.headed[family]
-        self.shared = shared
+    def __init__(
+        self, context: UdpContext, host: IP, ports: range | None, on_close: Callable[[Port], object] | None = None
+    ) -> None:
+        family, io = family_of(host), context.io
+        self.reactor = context.reactor
+        self.inbox, self.outbox = io.headed[family], io.outbox
+        self.on_close = on_close
         self.split = IPV4_HEADER
-        self.foreign = 0
+        self.wrong_source = 0
         self.queued = self.closed = False
         self.clients: dict[bytes, Association] = {}  # by sockaddr
         # That have not sent yet: by IP address and declared port, the oldest first.
         self.expected: dict[tuple[bytes, int], dict[Association, None]] = {}
-        self.sock = associations.mail.open_socket(family, headed=True)
+        self.sock = io.open_socket(family, headed=True)
         try:
             bind_port(self.sock, str(host), ports)
             self.number: int = self.sock.getsockname()[1]
-            associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+            self.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()
             raise
@@ -97,13 +101,13 @@ class Port:
         """The reactor's handler: carry what clients have sent, or as much as the share allows."""
         if self.queued or self.closed:
             return
-        sock, inbox, outbox, left = self.sock, self.inbox, self.associations.mail.outbox, SHARE
+        sock, inbox, outbox, left = self.sock, self.inbox, self.outbox, SHARE
         while left > 0:
             outbox.sock = None
             before = None
             for run in inbox.receive(sock, self.split):
-                left -= run[4] * (COST + run[5])
-                association = self.clients.get(run[0]) or self.pin(run)
+                left -= run.count * (COST + run.size)
+                association = self.clients.get(run.name) or self.pin(run)
                 if association is None:
                     continue
                 if before is not None and before is not association:
@@ -115,7 +119,7 @@ class Port:
             if inbox.count < BATCH:
                 return
         self.queued = True
-        self.associations.reactor.later(self.go_on)
+        self.reactor.later(self.go_on)
 
     def go_on(self) -> None:
         """The next share."""
@@ -124,11 +128,11 @@ class Port:
 
     def pin(self, run: Run) -> Association | None:
         """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
-        name = run[0]
+        name = run.name
         host, number = ip_octets(name), int.from_bytes(name[2:4], "big")
         same = self.expected.get((host, number)) or self.expected.get((host, 0))
         if same is None:
-            self.foreign += run[4]
+            self.wrong_source += run.count
             return None
         association = next(iter(same))
         self.unexpect(association)
@@ -156,14 +160,13 @@ class Port:
             del self.clients[association.client]
         else:
             self.unexpect(association)
-        reactor = self.associations.reactor
-        if self.shared:
-            reactor.later(self.close_if_unused)  # the next association may begin in this turn
+        if self.on_close is not None:  # many share it
+            self.reactor.later(self.close_if_unused)  # the next association may begin in this turn
         else:
-            association.drop("foreign", self.foreign)
+            association.drop("wrong_source", self.wrong_source)
             association.drop("overflow", overflow(self.sock))
             self.closed = True
-            reactor.close(self.sock)
+            self.reactor.close(self.sock)
 
     def close_if_unused(self) -> None:
         """Close a port that nobody shares any more. Harmless when done twice."""
@@ -171,27 +174,42 @@ class Port:
             return
         self.closed = True
         lost = overflow(self.sock)
-        if self.foreign or lost:
+        if self.wrong_source or lost:
             text = "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d"
-            log.info(text, self.number, self.foreign, lost)
-        self.associations.forget(self)
-        self.associations.reactor.close(self.sock)
+            log.info(text, self.number, self.wrong_source, lost)
+        assert self.on_close is not None
+        self.on_close(self)
+        self.reactor.close(self.sock)
 
 
-class Outside:
-    """An association's socket toward the destinations of one family that it reaches by one way out.
+class DestinationSocket:
+    """An association's socket toward the destinations of one family that it reaches by one egress.
 
-    Who sends is told by a run's name or head, whose place in it is ``key``: here the name, the sender's sockaddr. The
-    head has ``split`` octets.
+    Who sends is told by a run's name, the sender's sockaddr, or ``by_head``: by what its datagrams begin with. The head
+    has ``split`` octets.
     """
 
-    __slots__ = ("association", "family", "inbox", "queued", "senders", "sock", "split", "via")
+    __slots__ = (
+        "association",
+        "client_sock",
+        "family",
+        "inbox",
+        "outbox",
+        "queued",
+        "reactor",
+        "senders",
+        "sock",
+        "split",
+        "via",
+    )
 
-    key: Literal[0, 1] = 0
+    by_head: ClassVar[bool] = False
 
-    def __init__(self, association: Association, via: str, family: int, origin: Origin | None) -> None:
-        mail = association.associations.mail
-        self.take(association, via, family, mail.inboxes[family], mail.open_socket(family))
+    def __init__(
+        self, association: Association, context: UdpContext, via: str, family: int, origin: Origin | None
+    ) -> None:
+        io = context.io
+        self.take(association, context, via, family, io.inboxes[family], io.open_socket(family))
         self.senders = association.senders
         try:
             source = None
@@ -199,15 +217,20 @@ class Outside:
                 source = next(origin.sources_for(4 if family == AF_INET else 6, association.session))
                 origin.prepare(self.sock, source)
             if source is None:
-                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the way leaves from
-            association.associations.reactor.register_reader(self.sock.fileno(), self.on_ready)
+                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the route leaves from
+            self.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()
             raise
 
-    def take(self, association: Association, via: str, family: int, inbox: Inbox, sock: Sock) -> None:
+    def take(
+        self, association: Association, context: UdpContext, via: str, family: int, inbox: Inbox, sock: Sock
+    ) -> None:
         """Begin with what all kinds have."""
         self.association = association
+        self.client_sock = association.port.sock
+        self.reactor = context.reactor
+        self.outbox = context.io.outbox
         self.via = via
         self.family = family
         self.queued = False
@@ -220,19 +243,19 @@ class Outside:
         association = self.association
         if self.queued or association.closed:
             return
-        session, senders, client, key = association.session, self.senders, association.client, self.key
-        sock, inbox, outbox, left = self.sock, self.inbox, association.associations.mail.outbox, SHARE
-        fit = association.fit_down
+        session, senders, client, by_head = association.session, self.senders, association.client, self.by_head
+        sock, inbox, outbox, left = self.sock, self.inbox, self.outbox, SHARE
+        client_sock, fit = self.client_sock, association.fit_down
         while left > 0:
-            outbox.begin(association.port.sock, association.limit)
+            outbox.begin(client_sock, association.limit)
             for run in inbox.receive(sock, self.split):
-                left -= run[4] * (COST + run[5])
-                header = senders.get(run[key]) or self.meet(run)
+                left -= run.count * (COST + run.size)
+                header = senders.get(run.head if by_head else run.name) or self.meet(run)
                 if header is None:
-                    left -= run[4] * COST_APART
+                    left -= run.count * COST_APART
                 elif fit is not None and (run := fit(run)) is None:
                     continue
-                elif run[5] + len(header) <= MAX_DATAGRAM:
+                elif run.size + len(header) <= MAX_DATAGRAM:
                     outbox.add(run, client, header)
                 else:
                     self.add_what_fits(run, header)
@@ -243,7 +266,7 @@ class Outside:
             if inbox.count < BATCH:
                 return
         self.queued = True
-        association.associations.reactor.later(self.go_on)
+        self.reactor.later(self.go_on)
 
     def go_on(self) -> None:
         """The next share."""
@@ -252,24 +275,31 @@ class Outside:
 
     def add_what_fits(self, run: Run, header: bytes) -> None:
         """Carry a run that is too long with its header: only the last datagram may be shorter."""
-        association = self.association
-        name, head, at, stride, count, _, last = run
-        fits = last + len(header) <= MAX_DATAGRAM
-        association.drop("too_large", count - fits)
+        fits = run.last + len(header) <= MAX_DATAGRAM
+        self.association.drop("too_large", run.count - fits)
         if fits:
-            last_one = name, head, at + stride * (count - 1), stride, 1, last, last
-            association.associations.mail.outbox.add(last_one, association.client, header)
+            run.keep_last()
+            self.outbox.add(run, self.association.client, header)
 
     def meet(self, run: Run) -> bytes | None:
-        """The header for datagrams of a sender that was not heard of yet; None, and they are dropped, where the client
-        must not hear it."""
-        name, association = run[0], self.association
-        if association.udp.senders == "contacted" and ip_octets(name) not in association.contacted:
-            association.drop("stranger", run[4])
+        """The header for datagrams of a sender that was not heard of yet. None where they are dropped, since the client
+        must not hear it, or taken apart."""
+        name, association = run.name, self.association
+        if not association.lets_in(ip_octets(name)):
+            association.drop("unsolicited", run.count)
             return None
-        header = encode_header(decode_sockaddr(name))
+        source = decode_sockaddr(name)
+        header = encode_header(source)
+        if association.inspected:
+            self.take_apart(run, source, header)
+            return None
         self.remember(name, header)
         return header
+
+    def take_apart(self, run: Run, source: Address, header: bytes) -> None:
+        """Have the association carry the datagrams of one sender one by one."""
+        for index in range(run.count):
+            self.association.carry_down(source, header, self.inbox.payload(run, index))
 
     def remember(self, sender: bytes, header: bytes) -> None:
         """Know the header of a sender from now on."""
@@ -280,4 +310,4 @@ class Outside:
     def close(self) -> None:
         """Close the socket, and count what the kernel dropped."""
         self.association.drop("overflow", overflow(self.sock))
-        self.association.associations.reactor.close(self.sock)
+        self.reactor.close(self.sock)
