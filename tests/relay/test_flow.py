@@ -83,7 +83,7 @@ def test_small_traffic_is_copied_both_ways(run: Run, spliced: list[int]) -> None
                 assert await read(ends.server, len(b"ping %d" % number)) == b"ping %d" % number
                 await send(ends.server, b"pong %d" % number)
                 assert await read(ends.client, len(b"pong %d" % number)) == b"pong %d" % number
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
             assert spliced == []
 
     run(main)
@@ -108,7 +108,7 @@ def test_bulk_is_exact_both_ways_at_once(run: Run, spliced: list[int], pair: Cal
             assert at_server.result() == up
             assert at_client.result() == down
             assert (ends.session.up, ends.session.down) == (BULK, BULK)
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
             assert bool(spliced) == (pipes > 0)
 
     run(main)
@@ -219,7 +219,7 @@ def test_a_reader_that_stops_stalls_the_sender(run: Run, pipes: int) -> None:
                     await asyncio.sleep(0)
             assert sent < 3 * MIB
             assert len(up.rest or b"") <= BUFFER_SIZE
-            assert bench.relays.carriers.lent == (1 if pipes else 0)
+            assert bench.relays.pipes.lent == (1 if pipes else 0)
             before = up.octets
             await turns(20)
             assert (up.octets, up.state) == (before, BLOCKED)
@@ -383,7 +383,7 @@ def test_a_reset_of_the_source_is_passed_on(run: Run, bulk: int) -> None:
             assert await fails_with_reset(ends.server) == b""
             await ends.ended.wait()
             assert ends.session.close == "reset"
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 
@@ -421,7 +421,7 @@ def test_a_blocked_sink_that_is_reset_resets_the_source(run: Run, pipes: int) ->
             await fails_with_reset(ends.client)
             await ends.ended.wait()
             assert ends.session.close == "reset"
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 

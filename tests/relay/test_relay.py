@@ -347,7 +347,7 @@ def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
     async def main() -> None:
         data = bytes(range(256)) * 4096
         with Bench(pipes=1) as bench:
-            ends, carriers = bench.ends(), bench.relays.carriers
+            ends, pool = bench.ends(), bench.relays.pipes
             ends.start()
             for _ in range(2):
                 async with asyncio.TaskGroup() as group:
@@ -356,10 +356,10 @@ def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
                 assert arrived.result() == data
                 now = monotonic()
                 bench.relays.sweep(now)
-                assert carriers.lent == 1
+                assert pool.lent == 1
                 bench.relays.sweep(now + 1)
-                assert carriers.lent == 0
-                assert len(carriers.idle) == 1
+                assert pool.lent == 0
+                assert len(pool.idle) == 1
             await exchange(ends)
 
     run(main)
@@ -379,7 +379,7 @@ def test_a_pipe_with_octets_in_it_stays_with_its_flow(run: Run) -> None:
             now = monotonic()
             bench.relays.sweep(now)
             bench.relays.sweep(now + 1)
-            assert bench.relays.carriers.lent == 1
+            assert bench.relays.pipes.lent == 1
             ends.client.shutdown(socket.SHUT_WR)
             assert len(await read_all(ends.server)) == sent
 

@@ -75,7 +75,7 @@ def test_shutdown_closes_every_relay_and_the_pool(run: Run) -> None:
             assert (busy.session.up, busy.session.down) == (MIB, 0)
             assert not bench.relays.active
             assert bench.relays.timer is None
-            assert bench.relays.carriers.idle == []
+            assert bench.relays.pipes.idle == []
             assert await read_all(quiet.client) == b""
             bench.relays.close("shutdown")
 
@@ -124,7 +124,7 @@ def test_relays_do_not_disturb_each_other(run: Run) -> None:
             async with asyncio.TaskGroup() as group:
                 for number in range(20):
                     group.create_task(one(number))
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 

@@ -84,7 +84,7 @@ class Flow:
     def copy(self, to_the_end: int) -> None:
         """Copy what the source has. After a short read its queue is empty (epoll(7)), unless its end is in sight."""
         relay = self.relay
-        buffer, view, left = relay.carriers.buffer, relay.carriers.view, SHARE
+        buffer, view, left = relay.pipes.buffer, relay.pipes.view, SHARE
         while True:
             try:
                 count = self.source.recv_into(buffer)
@@ -109,7 +109,7 @@ class Flow:
                 self.wait(BLOCKED)
                 return
             if count == BUFFER_SIZE:
-                self.pipe = pipe = relay.carriers.take()
+                self.pipe = pipe = relay.pipes.take()
                 if pipe is not None:
                     self.carry(pipe)
                     return
@@ -169,7 +169,7 @@ class Flow:
             return
         self.relay.watch()
         if self.pipe is None and self.octets >= BUFFER_SIZE:
-            self.pipe = self.relay.carriers.take()
+            self.pipe = self.relay.pipes.take()
         if self.pipe is None:
             self.copy(ENDED)
         else:
@@ -201,5 +201,5 @@ class Flow:
     def give_pipe_back(self) -> None:
         """Return the pipe to the pool, if there is one."""
         if self.pipe is not None:
-            self.relay.carriers.give(self.pipe)
+            self.relay.pipes.give(self.pipe)
             self.pipe = None

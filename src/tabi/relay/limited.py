@@ -84,7 +84,7 @@ class LimitedFlow(Flow):
     def copy(self, to_the_end: int) -> None:
         """See `Flow.copy`. A read that is short of what it asked for has emptied the queue."""
         relay, left = self.relay, SHARE
-        view = relay.carriers.view
+        view = relay.pipes.view
         while left > 0:
             most = self.may_take(BUFFER_SIZE)
             if not most:
@@ -104,7 +104,7 @@ class LimitedFlow(Flow):
             if not self.send_rest(rest):
                 return
             if count == BUFFER_SIZE:
-                self.pipe = pipe = relay.carriers.take()
+                self.pipe = pipe = relay.pipes.take()
                 if pipe is not None:
                     self.carry(pipe)
                     return

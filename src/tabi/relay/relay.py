@@ -35,11 +35,11 @@ class Relay:
     """
 
     __slots__ = (
-        "carriers",
         "closed",
         "down",
         "first",
         "levels",
+        "pipes",
         "quiet_since",
         "reactor",
         "relays",
@@ -53,7 +53,7 @@ class Relay:
     def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
         self.relays = relays
         self.reactor = relays.reactor
-        self.carriers = relays.carriers
+        self.pipes = relays.pipes
         self.levels = not relays.reactor.edge_triggered
         self.session = session
         self.closed = False
@@ -133,7 +133,7 @@ class Relay:
         for flow in (self.up, self.down):
             try:
                 for _ in range(UNREAD):
-                    if not flow.source.recv_into(self.carriers.view):
+                    if not flow.source.recv_into(self.pipes.view):
                         break
             except OSError:  # there is nothing, or nobody any more
                 pass

@@ -11,7 +11,7 @@ from tabi.net.stream import Stream
 from tabi.net.tls import TlsSocket
 from tabi.relay.limited import LimitedRelay, LimitedTlsRelay
 from tabi.relay.pacer import Pacer
-from tabi.relay.pipes import Carriers
+from tabi.relay.pipes import PipePool
 from tabi.relay.relay import Relay
 from tabi.relay.tls import TlsRelay
 from tabi.session import Close, Session
@@ -46,8 +46,8 @@ class Relays:
         self.half_closed = half_closed
         self.done = done
         self.pacer = Pacer(reactor.loop)
-        self.carriers = Carriers(pipes)
-        self.copiers = Carriers(0)  # for TLS
+        self.pipes = PipePool(pipes)
+        self.no_pipes = PipePool(0)  # for TLS
         self.active: set[Relay] = set()
         self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
@@ -95,4 +95,4 @@ class Relays:
             self.timer.cancel()
             self.timer = None
         self.pacer.close()
-        self.carriers.close()
+        self.pipes.close()

@@ -37,7 +37,7 @@ class TlsRelay(Relay):
 
     def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
         super().__init__(relays, client, server, session, now)
-        self.carriers = relays.copiers
+        self.pipes = relays.no_pipes
         self.up_to_end = -1  # octets of the uplink when the downlink's end was told
 
     def break_off(self, whole: Sock | None = None) -> None:
