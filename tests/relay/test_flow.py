@@ -464,3 +464,25 @@ def test_an_end_that_is_followed_by_a_reset_is_a_reset(run: Run) -> None:
                 ends.server.send(b"more")
 
     run(main)
+
+
+def test_what_a_flow_holds_is_known(run: Run) -> None:
+    """Octets that were read and that the sink has not taken, in the pipe or beside it. None of that is on purpose."""
+
+    async def main() -> None:
+        for pipes in (8, 0):
+            with Bench(pipes) as bench:
+                ends = bench.ends(tcp_pair(65536), tcp_pair(65536))
+                ends.start()
+                up, sent = ends.relay.up, 0
+                assert up.held == 0
+                while not up.held:
+                    sent += fill(ends.client)
+                    await asyncio.sleep(0)
+                assert up.held == (up.pipe.held if up.pipe is not None else len(up.rest or b""))
+                assert not up.holds(0.0)
+                ends.client.shutdown(socket.SHUT_WR)
+                assert len(await read_all(ends.server)) == sent
+                assert up.held == 0
+
+    run(main)
