@@ -182,7 +182,7 @@ class Ends:
     @property
     def relay(self) -> Relay:
         """The relay under way."""
-        return next(relay for relay in self.bench.relays.active if relay.session is self.session)
+        return self.bench.relays.active[self.session]
 
     def close(self) -> None:
         """Close what is not the relay's."""

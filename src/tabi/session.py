@@ -16,7 +16,7 @@ from tabi.wire.address import Address
 UNIX = "unix"
 """The host of a client that came through a unix socket; its port is the number of the user that its process runs as."""
 
-Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
+Close = Literal["client", "server", "idle", "reset", "denied", "limit", "kicked", "shutdown", "error"]
 Drop = Literal[
     "wrong_source",
     "malformed",

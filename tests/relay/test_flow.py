@@ -83,7 +83,7 @@ def test_small_traffic_is_copied_both_ways(run: Run, spliced: list[int]) -> None
                 assert await read(ends.server, len(b"ping %d" % number)) == b"ping %d" % number
                 await send(ends.server, b"pong %d" % number)
                 assert await read(ends.client, len(b"pong %d" % number)) == b"pong %d" % number
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
             assert spliced == []
 
     run(main)
@@ -108,7 +108,7 @@ def test_bulk_is_exact_both_ways_at_once(run: Run, spliced: list[int], pair: Cal
             assert at_server.result() == up
             assert at_client.result() == down
             assert (ends.session.up, ends.session.down) == (BULK, BULK)
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
             assert bool(spliced) == (pipes > 0)
 
     run(main)
@@ -219,7 +219,7 @@ def test_a_reader_that_stops_stalls_the_sender(run: Run, pipes: int) -> None:
                     await asyncio.sleep(0)
             assert sent < 3 * MIB
             assert len(up.rest or b"") <= BUFFER_SIZE
-            assert bench.relays.carriers.lent == (1 if pipes else 0)
+            assert bench.relays.pipes.lent == (1 if pipes else 0)
             before = up.octets
             await turns(20)
             assert (up.octets, up.state) == (before, BLOCKED)
@@ -383,7 +383,7 @@ def test_a_reset_of_the_source_is_passed_on(run: Run, bulk: int) -> None:
             assert await fails_with_reset(ends.server) == b""
             await ends.ended.wait()
             assert ends.session.close == "reset"
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 
@@ -421,7 +421,7 @@ def test_a_blocked_sink_that_is_reset_resets_the_source(run: Run, pipes: int) ->
             await fails_with_reset(ends.client)
             await ends.ended.wait()
             assert ends.session.close == "reset"
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 
@@ -462,5 +462,27 @@ def test_an_end_that_is_followed_by_a_reset_is_a_reset(run: Run) -> None:
             assert ends.session.close == "reset"
             with pytest.raises(BrokenPipeError):  # tcp(7): what a reset is to a socket that has seen the end
                 ends.server.send(b"more")
+
+    run(main)
+
+
+def test_what_a_flow_holds_is_known(run: Run) -> None:
+    """Octets that were read and that the sink has not taken, in the pipe or beside it. None of that is on purpose."""
+
+    async def main() -> None:
+        for pipes in (8, 0):
+            with Bench(pipes) as bench:
+                ends = bench.ends(tcp_pair(65536), tcp_pair(65536))
+                ends.start()
+                up, sent = ends.relay.up, 0
+                assert up.held == 0
+                while not up.held:
+                    sent += fill(ends.client)
+                    await asyncio.sleep(0)
+                assert up.held == (up.pipe.held if up.pipe is not None else len(up.rest or b""))
+                assert not up.holds(0.0)
+                ends.client.shutdown(socket.SHUT_WR)
+                assert len(await read_all(ends.server)) == sent
+                assert up.held == 0
 
     run(main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 import pytest
@@ -26,7 +27,10 @@ from sockets import (
     until,
     waiting,
 )
+from stages import Failing, Holding, Passing
+from tabi.net.reactor import IN, OUT
 from tabi.net.stream import Stream
+from tabi.policy.limits import DOWN, UP
 from tabi.relay import relay
 from tabi.relay.flow import BLOCKED
 
@@ -347,7 +351,7 @@ def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
     async def main() -> None:
         data = bytes(range(256)) * 4096
         with Bench(pipes=1) as bench:
-            ends, carriers = bench.ends(), bench.relays.carriers
+            ends, pool = bench.ends(), bench.relays.pipes
             ends.start()
             for _ in range(2):
                 async with asyncio.TaskGroup() as group:
@@ -356,10 +360,10 @@ def test_a_quiet_flow_gives_its_pipe_back(run: Run) -> None:
                 assert arrived.result() == data
                 now = monotonic()
                 bench.relays.sweep(now)
-                assert carriers.lent == 1
+                assert pool.lent == 1
                 bench.relays.sweep(now + 1)
-                assert carriers.lent == 0
-                assert len(carriers.idle) == 1
+                assert pool.lent == 0
+                assert len(pool.idle) == 1
             await exchange(ends)
 
     run(main)
@@ -379,7 +383,7 @@ def test_a_pipe_with_octets_in_it_stays_with_its_flow(run: Run) -> None:
             now = monotonic()
             bench.relays.sweep(now)
             bench.relays.sweep(now + 1)
-            assert bench.relays.carriers.lent == 1
+            assert bench.relays.pipes.lent == 1
             ends.client.shutdown(socket.SHUT_WR)
             assert len(await read_all(ends.server)) == sent
 
@@ -458,5 +462,170 @@ def test_an_answer_that_finds_the_client_gone(run: Run) -> None:
             ends.start(answer=b"reply")
             await until(lambda: not bench.relays.active)
             assert (ends.session.close, ends.session.down) == ("reset", 0)
+
+    run(main)
+
+
+# --- from outside ---
+
+
+def test_counts_are_known_while_it_runs(run: Run) -> None:
+    """With what came before the relay, and at the end the same as the session's."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.session.up = 10
+            ends.start(b"head")
+            relay = ends.relay
+            assert bench.relays.get(ends.session) is relay
+            assert await read(ends.server, 4) == b"head"
+            await exchange(ends, b"up", b"down!")
+            assert relay.counts == (16, 5)
+            relay.close("shutdown")
+            assert relay.counts == (ends.session.up, ends.session.down) == (16, 5)
+
+    run(main)
+
+
+def test_it_can_be_ended_from_outside(run: Run) -> None:
+    """In order, with its own reason; once it has ended nothing changes that."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            relay = ends.relay
+            relay.cut("ended by an operator", "kicked")
+            assert (await read_all(ends.server), await read_all(ends.client)) == (b"", b"")
+            relay.cut("limit: too late")
+            relay.fail("internal error: too late")
+            assert (ends.session.close, ends.session.error) == ("kicked", "ended by an operator")
+
+    run(main)
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN])
+def test_stages_are_put_on_and_taken_off_while_it_runs(run: Run, direction: int) -> None:
+    """In one direction; the other one stays what it was."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            relay = ends.relay
+            before = relay.up, relay.down
+            stage, other = Passing(), Passing()
+            relay.add_stage(direction, stage)
+            await exchange(ends)
+            assert bytes(stage.seen) == (b"up" if direction == UP else b"down")
+            assert (relay.up is before[0], relay.down is before[1]) == (direction != UP, direction == UP)
+            with pytest.raises(ValueError, match="on a relay already"):
+                relay.add_stage(direction, stage)
+            relay.remove_stage(other)  # it is not on
+            relay.remove_stage(stage)
+            await exchange(ends)
+            assert bytes(stage.seen) == (b"up" if direction == UP else b"down")
+            relay.close("shutdown")
+            relay.remove_stage(stage)
+            with pytest.raises(RuntimeError, match="has closed"):
+                relay.add_stage(direction, stage)
+
+    run(main)
+
+
+def test_a_flow_that_is_replaced_in_the_middle_of_its_turn(run: Run) -> None:
+    """The stage of one direction puts one on the other, in whose handler it was called: nothing is lost."""
+
+    class Calling(Passing):
+        """Puts a stage on the uplink when it gets something."""
+
+        def receive(self, data: bytes) -> None:
+            super().receive(data)
+            if self.flow is not None and other.flow is None:
+                self.flow.relay.add_stage(UP, other)
+
+    other = Passing()
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            relay = ends.relay
+            relay.add_stage(DOWN, Calling())
+            await turns()
+            await send(ends.server, b"down")
+            await send(ends.client, b"up")
+            near = relay.down.source
+            await until(lambda: waiting(near) == 4 and waiting(relay.up.source) == 2)  # type: ignore[arg-type]
+            relay.down.state = BLOCKED
+            relay.up.on_ready(OUT | IN)
+            assert await read(ends.client, 4) == b"down"
+            assert await read(ends.server, 2) == b"up"
+            assert other.seen == b"up"
+
+    run(main)
+
+
+def test_stages_are_put_on_all_or_none(run: Run) -> None:
+    """Where one cannot be put on before the start, nothing starts, and both streams stay their owner's."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            first, second = Passing(), Failing("attached")
+            with pytest.raises(ZeroDivisionError):
+                bench.relays.start(
+                    ends.near_client, ends.near_server, ends.session, b"", b"", [(UP, first), (UP, second)]
+                )
+            assert (first.flow, second.flow) == (None, None)
+            assert not bench.relays.active
+            assert ends.near_client.fd >= 0
+            second.where = ""
+            bench.relays.start(ends.near_client, ends.near_server, ends.session, b"", b"", [(UP, first), (UP, second)])
+            await exchange(ends)
+            assert first.seen == b"up"
+
+    run(main)
+
+
+def test_a_failure_of_ours_resets_both_sides(run: Run) -> None:
+    """Neither may take what it has for the whole."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            ends.relay.fail("internal error: ValueError")
+            for sock in (ends.client, ends.server):
+                with pytest.raises(ConnectionResetError):
+                    await read(sock, 1)
+            assert (ends.session.close, ends.session.error) == ("error", "internal error: ValueError")
+
+    run(main)
+
+
+def test_a_relay_that_holds_something_on_purpose_is_not_idle(run: Run) -> None:
+    """A stage of either direction says so."""
+
+    async def main() -> None:
+        for direction in (UP, DOWN):
+            with Bench(idle=300) as bench:
+                ends = bench.ends()
+                ends.start()
+                stage = Holding()
+                ends.relay.add_stage(direction, stage)
+                stage.call_at(asyncio.get_running_loop().time() + 1000, stage.let_go)
+                await send(ends.client if direction == UP else ends.server, b"held")
+                await until(partial(stage.holds, ends.relay.quiet_since))
+                began = ends.relay.quiet_since
+                bench.relays.sweep(began + 301)
+                assert not ends.ended.is_set()
+                stage.release()
+                bench.relays.sweep(began + 302)
+                bench.relays.sweep(began + 602)
+                assert ends.session.close == "idle"
 
     run(main)

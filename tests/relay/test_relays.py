@@ -23,9 +23,10 @@ from tabi.errors import LimitExceeded
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.quantities import Quota
-from tabi.relay.limited import LimitedRelay
+from tabi.relay.flow import Flow
 from tabi.relay.pipes import BUFFER_SIZE
 from tabi.relay.relay import Relay
+from tabi.relay.staged import StagedFlow
 from tabi.relay.tls import TlsRelay
 
 MIB = 1 << 20
@@ -75,7 +76,7 @@ def test_shutdown_closes_every_relay_and_the_pool(run: Run) -> None:
             assert (busy.session.up, busy.session.down) == (MIB, 0)
             assert not bench.relays.active
             assert bench.relays.timer is None
-            assert bench.relays.carriers.idle == []
+            assert bench.relays.pipes.idle == []
             assert await read_all(quiet.client) == b""
             bench.relays.close("shutdown")
 
@@ -92,7 +93,7 @@ def test_one_relays_end_may_end_others(run: Run) -> None:
                 ends.start()
 
             def close_the_rest(session: object) -> None:
-                for relay in tuple(bench.relays.active):
+                for relay in tuple(bench.relays.active.values()):
                     relay.close("shutdown")
 
             bench.relays.done = close_the_rest
@@ -124,7 +125,7 @@ def test_relays_do_not_disturb_each_other(run: Run) -> None:
             async with asyncio.TaskGroup() as group:
                 for number in range(20):
                     group.create_task(one(number))
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
 
     run(main)
 
@@ -150,15 +151,32 @@ def test_a_session_with_a_lease_can_be_ended(run_once: Run) -> None:
 
     async def main() -> None:
         day = Limits(max_session=Seconds(86400))
-        for terms, kind in ((day, Relay), (Limits(quota=Quota.parse("1 GB/day")), LimitedRelay)):
+        for terms, kind in ((day, Flow), (Limits(quota=Quota.parse("1 GB/day")), StagedFlow)):
             with Bench() as bench:
                 ends = bench.ends()
                 lease = Accounts(Ledger(), server=terms).admit(None, ends.session.client.host, 0, 0)
                 assert lease is not None
                 ends.session.lease = lease
                 ends.start()
-                assert type(ends.relay) is kind
+                assert type(ends.relay.up) is type(ends.relay.down) is kind
                 lease.end(LimitExceeded("limit: too long", "max_session"))
                 assert (ends.session.close, ends.session.error) == ("limit", "limit: too long")
+
+    run_once(main)
+
+
+def test_the_relay_of_a_session_can_be_asked_for(run_once: Run) -> None:
+    """While it runs."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            assert bench.relays.get(ends.session) is None
+            ends.start()
+            relay = bench.relays.get(ends.session)
+            assert relay is not None
+            assert relay.session is ends.session
+            relay.close("kicked")
+            assert bench.relays.get(ends.session) is None
 
     run_once(main)

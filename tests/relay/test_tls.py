@@ -243,7 +243,7 @@ def test_a_flow_has_its_share_of_a_turn(run: Run) -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(peer.send(data))
                 assert await read(ends.server, len(data)) == data
-            assert bench.relays.carriers.lent == 0
+            assert bench.relays.pipes.lent == 0
             assert ends.relay.up.pipe is None
 
     run(main)

@@ -6,6 +6,7 @@ octets until the source is empty, the sink is full, or it has had its share of t
     source empty       nothing to do: the next arrival is a new edge
     sink full          BLOCKED: nothing is read, so that TCP slows the sender down; goes on when the sink has room
     share used up      QUEUED: goes on in the next turn, so that no flow starves the others
+    a stage says so    PAUSED: nothing is read until it lets the flow go on (`relay.staged`)
 
 As soon as a read fills the buffer or a send is short, the flow goes on through a pipe, if one is to be had. The
 relay's sweep takes the pipe away again when the flow has been quiet.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SHARE = 4 << 20
 """Octets that one flow moves in one turn of the reactor."""
 
-READY, BLOCKED, QUEUED = 0, 1, 2
+READY, BLOCKED, QUEUED, PAUSED = 0, 1, 2, 3
 
 splice = getattr(os, "splice", None)
 SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
@@ -65,6 +66,11 @@ class Flow:
         self.pipe: Pipe | None = None
         self.rest: bytes | None = None  # read, but not yet taken by the sink; less than a buffer
 
+    def begin(self, head: bytes) -> None:
+        """Send octets that were read before the relay began, then go on."""
+        self.rest = head
+        self.resume()
+
     def on_ready(self, events: int) -> None:
         """The reactor's handler for the source's descriptor."""
         other = self.other
@@ -84,7 +90,7 @@ class Flow:
     def copy(self, to_the_end: int) -> None:
         """Copy what the source has. After a short read its queue is empty (epoll(7)), unless its end is in sight."""
         relay = self.relay
-        buffer, view, left = relay.carriers.buffer, relay.carriers.view, SHARE
+        buffer, view, left = relay.pipes.buffer, relay.pipes.view, SHARE
         while True:
             try:
                 count = self.source.recv_into(buffer)
@@ -109,7 +115,7 @@ class Flow:
                 self.wait(BLOCKED)
                 return
             if count == BUFFER_SIZE:
-                self.pipe = pipe = relay.carriers.take()
+                self.pipe = pipe = relay.pipes.take()
                 if pipe is not None:
                     self.carry(pipe)
                     return
@@ -169,7 +175,7 @@ class Flow:
             return
         self.relay.watch()
         if self.pipe is None and self.octets >= BUFFER_SIZE:
-            self.pipe = self.relay.carriers.take()
+            self.pipe = self.relay.pipes.take()
         if self.pipe is None:
             self.copy(ENDED)
         else:
@@ -201,5 +207,17 @@ class Flow:
     def give_pipe_back(self) -> None:
         """Return the pipe to the pool, if there is one."""
         if self.pipe is not None:
-            self.relay.carriers.give(self.pipe)
+            self.relay.pipes.give(self.pipe)
             self.pipe = None
+
+    close = give_pipe_back
+    """The relay has closed."""
+
+    @property
+    def held(self) -> int:
+        """Octets that were read and not taken by the sink."""
+        return (0 if self.pipe is None else self.pipe.held) + len(self.rest or b"")
+
+    def holds(self, now: float) -> bool:
+        """Whether it keeps octets back on purpose, so that the relay is not idle."""
+        return False

@@ -24,10 +24,31 @@ LONG_TICK = 0.2
 as to carry 1 MB, and a transfer that is under way for long does not mind."""
 
 
+class Allowance(Protocol):
+    """What may move, in both directions: `policy.limits.Lease`, or what another store says.
+
+    ``short`` is the account that let nothing through last, ``crowded`` whether others wait for one of its accounts.
+    """
+
+    short: Account | None
+
+    @property
+    def crowded(self) -> bool: ...
+
+    def spend(self, direction: int, octets: int, now: int, /) -> int:
+        """Charge octets (less than 0: given back); how many more may be taken now. 0: a bucket is empty, less than 0:
+        no more may ever be. Must answer at once: what is shared with other machines is charged behind it."""
+
+    def exhausted(self) -> str:
+        """Why no more may be taken."""
+
+
 class Waiter(Protocol):
     """Who waits."""
 
-    lease: Lease
+    @property
+    def lease(self) -> Allowance: ...
+
     direction: int
     taken: int
     """Octets since it last stood behind the others."""

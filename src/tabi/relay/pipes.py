@@ -30,7 +30,7 @@ class Pipe:
         os.close(self.write_end)
 
 
-class Carriers:
+class PipePool:
     """What the flows of one reactor share: the pipes, and the buffer of those that copy.
 
     Args:

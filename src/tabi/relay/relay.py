@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tabi.net.reactor import IN, OUT, READABLE
 from tabi.net.stream import RESET, Sock, Stream
+from tabi.policy.limits import UP
 from tabi.relay.flow import BLOCKED, READY, Flow
+from tabi.relay.stage import Stage
+from tabi.relay.staged import StagedFlow
 from tabi.session import Close, Session
 
 if TYPE_CHECKING:
@@ -32,14 +36,17 @@ class Relay:
 
     An end of one side becomes a shutdown of the other, after everything before it was sent (C25 of
     docs/conformance.md); a reset becomes a reset (C33). ``session`` gets the octets and the way it ended.
+
+    Args:
+        staged: whether its flows have stages from the beginning. Others change over when one is put on.
     """
 
     __slots__ = (
-        "carriers",
         "closed",
         "down",
         "first",
         "levels",
+        "pipes",
         "quiet_since",
         "reactor",
         "relays",
@@ -50,18 +57,21 @@ class Relay:
 
     flow: ClassVar[type[Flow]] = Flow
 
-    def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
+    def __init__(
+        self, relays: Relays, client: Stream, server: Stream, session: Session, now: float, staged: bool
+    ) -> None:
         self.relays = relays
         self.reactor = relays.reactor
-        self.carriers = relays.carriers
+        self.pipes = relays.pipes
         self.levels = not relays.reactor.edge_triggered
         self.session = session
         self.closed = False
         self.first: Close = "client"  # the side that ended first
         self.seen = 0
         self.quiet_since = now
-        self.up = self.flow(self, client.sock, client.fd, server.sock, server.fd)
-        self.down = self.flow(self, server.sock, server.fd, client.sock, client.fd)
+        kind = StagedFlow if staged else self.flow
+        self.up: Flow = kind(self, client.sock, client.fd, server.sock, server.fd)
+        self.down: Flow = kind(self, server.sock, server.fd, client.sock, client.fd)
         self.up.other, self.down.other = self.down, self.up
 
     def start(self, client: Stream, server: Stream, answer: bytes, head: bytes) -> None:
@@ -76,8 +86,7 @@ class Relay:
         if self.closed:
             return
         if head:
-            up.rest = head
-            up.resume()
+            up.begin(head)
         elif client.events & READABLE:
             up.on_ready(client.events)
         if server.events & READABLE and not self.closed:
@@ -99,6 +108,58 @@ class Relay:
                 reading = here.state == READY and not here.ended
                 self.reactor.watch(here.source_fd, (reading and IN) | (there.state == BLOCKED and OUT))
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Octets of the session that were delivered up to now, uplink and downlink."""
+        session = self.session
+        if self.closed:
+            return session.up, session.down
+        return session.up + self.up.octets, session.down + self.down.octets
+
+    def add_stage(self, direction: int, stage: Stage) -> None:
+        """Have a direction, UP or DOWN, pass through a stage from now on, behind the stages that it has.
+
+        Raises:
+            RuntimeError: the relay has closed.
+            ValueError: the stage is on a relay already.
+        """
+        if self.closed:
+            raise RuntimeError("the relay has closed")
+        if stage.flow is not None:
+            raise ValueError("the stage is on a relay already")
+        flow = self.up if direction == UP else self.down
+        (flow if isinstance(flow, StagedFlow) else self.change_over(flow)).add(stage)
+
+    def put_on(self, stages: Iterable[tuple[int, Stage]]) -> None:
+        """Put stages on before the relay starts: all of them, or none where one raises. Errors as `add_stage`."""
+        try:
+            for direction, stage in stages:
+                self.add_stage(direction, stage)
+        except BaseException:
+            self.closed = True
+            self.up.close()
+            self.down.close()
+            raise
+
+    def remove_stage(self, stage: Stage) -> None:
+        """Take a stage off; what it holds goes out first. Harmless where it is not on, or the relay has closed."""
+        flow = stage.flow
+        if flow is not None and flow.relay is self:
+            flow.remove(stage)
+
+    def change_over(self, flow: Flow) -> StagedFlow:
+        """Put a flow that can have stages in the place of one that cannot."""
+        staged = StagedFlow(self, flow.source, flow.source_fd, flow.sink, flow.sink_fd)
+        staged.other, flow.other.other = flow.other, staged
+        if flow is self.up:
+            self.up = staged
+        else:
+            self.down = staged
+        self.reactor.replace(flow.source_fd, staged.on_ready)
+        staged.take_over(flow)
+        flow.relay = OVER  # a turn may be under way in it
+        return staged
+
     def flow_ended(self, flow: Flow) -> None:
         """One side will send no more: tell the other, or end if it has ended too."""
         if flow.other.ended:
@@ -111,7 +172,7 @@ class Relay:
             self.break_off()
         self.watch()
 
-    def break_off(self, whole: Sock | None = None) -> None:
+    def break_off(self, whole: Sock | None = None, reason: Close = "reset") -> None:
         """One side was reset or failed: the other gets a reset too, not what looks like an orderly end.
 
         ``whole`` is the other one, where that is known.
@@ -122,22 +183,30 @@ class Relay:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 except OSError:
                     pass
-            self.close("reset")
+            self.close(reason)
 
-    def cut(self, why: str) -> None:
-        """A limit ends it. What was sent arrives: both sides see an end, unless they go on sending.
+    def fail(self, error: str) -> None:
+        """Something of ours has failed in it: both sides get a reset."""
+        if not self.closed:
+            self.session.error = error
+            self.break_off(reason="error")
+
+    def cut(self, why: str, reason: Close = "limit") -> None:
+        """End it from outside. What was sent arrives: both sides see an end, unless they go on sending.
 
         tcp(7) makes a reset of a close that leaves octets unread, and drops what was on its way to the other.
         """
+        if self.closed:
+            return
         self.session.error = why
         for flow in (self.up, self.down):
             try:
                 for _ in range(UNREAD):
-                    if not flow.source.recv_into(self.carriers.view):
+                    if not flow.source.recv_into(self.pipes.view):
                         break
             except OSError:  # there is nothing, or nobody any more
                 pass
-        self.close("limit")
+        self.close(reason)
 
     def close(self, reason: Close) -> None:
         """Close both sides and hand the session in. Harmless when done twice."""
@@ -145,8 +214,8 @@ class Relay:
             return
         self.closed = True
         session, up, down = self.session, self.up, self.down
-        up.give_pipe_back()
-        down.give_pipe_back()
+        up.close()
+        down.close()
         self.reactor.close(up.source)
         self.reactor.close(down.source)
         session.up += up.octets  # there may be some that came before the relay
@@ -167,9 +236,11 @@ class Relay:
             self.seen = total
             self.quiet_since = now
             return
-        if now - self.quiet_since >= (half_closed if self.up.ended or self.down.ended else idle):
+        up, down = self.up, self.down
+        quiet = now - self.quiet_since >= (half_closed if up.ended or down.ended else idle)
+        if quiet and not (up.holds(now) or down.holds(now)):
             self.close("idle")
             return
-        for flow in (self.up, self.down):
+        for flow in (up, down):
             if flow.pipe is not None and not flow.pipe.held and flow.state == READY:
                 flow.give_pipe_back()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from tabi.net.reactor import Reactor
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsSocket
-from tabi.relay.limited import LimitedRelay, LimitedTlsRelay
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.meter import Meter
 from tabi.relay.pacer import Pacer
-from tabi.relay.pipes import Carriers
+from tabi.relay.pipes import PipePool
 from tabi.relay.relay import Relay
+from tabi.relay.stage import Stage
 from tabi.relay.tls import TlsRelay
 from tabi.session import Close, Session
 
@@ -20,14 +22,6 @@ Done = Callable[[Session], object]
 
 SWEEPS = 10
 """Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
-
-KINDS: dict[tuple[bool, bool], type[Relay]] = {
-    (False, False): Relay,
-    (True, False): TlsRelay,
-    (False, True): LimitedRelay,
-    (True, True): LimitedTlsRelay,
-}
-"""By whether there is TLS at one side or both, and whether octets are counted."""
 
 
 class Relays:
@@ -46,32 +40,47 @@ class Relays:
         self.half_closed = half_closed
         self.done = done
         self.pacer = Pacer(reactor.loop)
-        self.carriers = Carriers(pipes)
-        self.copiers = Carriers(0)  # for TLS
-        self.active: set[Relay] = set()
+        self.pipes = PipePool(pipes)
+        self.no_pipes = PipePool(0)  # for TLS
+        self.active: dict[Session, Relay] = {}
         self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
 
-    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
-        """Join two streams; they are closed when the relay ends, and ``done`` is called.
+    def start(
+        self,
+        client: Stream,
+        server: Stream,
+        session: Session,
+        answer: bytes,
+        head: bytes,
+        stages: Sequence[tuple[int, Stage]] = (),
+    ) -> None:
+        """Join two streams; they are closed when the relay ends, and ``done`` is called. See `Carrier.start`.
 
-        ``answer``, if there is one, is the first that the client gets and counts as no payload; ``head`` is the first
-        that the server gets.
+        ``stages`` are put on before the first octet, each in its direction, UP or DOWN.
         """
         lease = session.lease
+        metered = lease is not None and lease.meters != ()
         tls = isinstance(client.sock, TlsSocket) or isinstance(server.sock, TlsSocket)
-        kind = KINDS[tls, lease is not None and lease.meters != ()]
-        relay = kind(self, client, server, session, monotonic())
-        self.active.add(relay)
+        relay = (TlsRelay if tls else Relay)(self, client, server, session, monotonic(), metered or bool(stages))
+        if metered:
+            stages = ((UP, Meter(lease, UP, self.pacer)), (DOWN, Meter(lease, DOWN, self.pacer)), *stages)
+        if stages:
+            relay.put_on(stages)
+        self.active[session] = relay
         if lease is not None:
             lease.cut = relay.cut
         if self.timer is None:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         relay.start(client, server, answer, head)
 
+    def get(self, session: Session) -> Relay | None:
+        """The relay of a session, while it runs: for its counts, its stages and its end."""
+        return self.active.get(session)
+
     def finished(self, relay: Relay) -> None:
         """Called by each relay when it has closed."""
-        self.active.discard(relay)
+        del self.active[relay.session]
         self.done(relay.session)
 
     def tick(self) -> None:
@@ -83,16 +92,16 @@ class Relays:
 
     def sweep(self, now: float) -> None:
         """Look at every relay once."""
-        for relay in tuple(self.active):
+        for relay in tuple(self.active.values()):
             if not relay.closed:
                 relay.sweep(now, self.idle, self.half_closed)
 
     def close(self, reason: Close) -> None:
         """Close all that are left, and the pool."""
-        for relay in tuple(self.active):
+        for relay in tuple(self.active.values()):
             relay.close(reason)
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         self.pacer.close()
-        self.carriers.close()
+        self.pipes.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tabi.net.stream import Sock, Stream
 from tabi.relay.flow import BLOCKED, READY, Flow
 from tabi.relay.relay import Relay
-from tabi.session import Session
+from tabi.session import Close, Session
 
 if TYPE_CHECKING:
     from tabi.relay.relays import Relays
@@ -35,18 +35,20 @@ class TlsRelay(Relay):
 
     flow = TlsFlow
 
-    def __init__(self, relays: Relays, client: Stream, server: Stream, session: Session, now: float) -> None:
-        super().__init__(relays, client, server, session, now)
-        self.carriers = relays.copiers
+    def __init__(
+        self, relays: Relays, client: Stream, server: Stream, session: Session, now: float, staged: bool
+    ) -> None:
+        super().__init__(relays, client, server, session, now, staged)
+        self.pipes = relays.no_pipes
         self.up_to_end = -1  # octets of the uplink when the downlink's end was told
 
-    def break_off(self, whole: Sock | None = None) -> None:
+    def break_off(self, whole: Sock | None = None, reason: Close = "reset") -> None:
         """See `Relay.break_off`. But a client that has all it wanted often closes with our close_notify unread, and
         its kernel makes a reset of that: where it has sent nothing since, this is an end like any other."""
-        if self.up.octets == self.up_to_end and self.up.rest is None:
+        if reason == "reset" and self.up.octets == self.up_to_end and not self.up.held:
             self.close(self.first)
         else:
-            super().break_off(whole)
+            super().break_off(whole, reason)
 
     def flow_ended(self, flow: Flow) -> None:
         """See `Relay.flow_ended`; called again where the end did not fit. It ends when both sides were told."""

@@ -1,4 +1,4 @@
-"""Relays within limits: every octet arrives once and in order, no more than there is to use, and the end is an end."""
+"""Meter: what is limited arrives whole and in order, no more than there is to use, and the end is an end."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import DOWN, QUANTUM, UP, Lease
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.quantities import Bandwidth, Quota, Size
-from tabi.relay import limited
-from tabi.relay.flow import BLOCKED, QUEUED, Flow
-from tabi.relay.limited import PAUSED, LimitedFlow, LimitedRelay, LimitedTlsRelay
+from tabi.relay import meter, staged
+from tabi.relay.flow import BLOCKED, PAUSED, QUEUED, Flow
+from tabi.relay.meter import Meter
 from tabi.relay.pacer import TICK, Pacer
 from tabi.relay.pipes import BUFFER_SIZE, PIPE_SIZE
+from tabi.relay.staged import StagedFlow
+from tabi.relay.tls import TlsRelay
 from tabi.wire.address import parse_host
 
 MIB = 1 << 20
@@ -54,7 +56,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of every flow, and of the pacer of `clocked_bench`."""
     clock = Clock()
-    monkeypatch.setattr(limited, "monotonic_ns", clock)
+    monkeypatch.setattr(meter, "monotonic_ns", clock)
     return clock
 
 
@@ -63,6 +65,14 @@ def clocked_bench(clock: Clock, pipes: int = 8) -> Bench:
     bench = Bench(pipes)
     bench.relays.pacer.time = clock
     return bench
+
+
+def meter_of(flow: Flow) -> Meter:
+    """The stage of a limited direction."""
+    assert isinstance(flow, StagedFlow)
+    (stage,) = flow.stages
+    assert isinstance(stage, Meter)
+    return stage
 
 
 def standing(pacer: Pacer) -> int:
@@ -307,6 +317,8 @@ def test_a_paused_flow_reads_nothing(run: Run, clock: Clock) -> None:
             assert (relay.up.octets, waiting(near)) == (4096, 20_000 - 4096)
             await turns(20)
             assert (relay.up.state, relay.up.octets) == (PAUSED, 4096)
+            assert meter_of(relay.up).room(1) == 0
+            assert standing(bench.relays.pacer) == 1
             clock.tick(bench.relays.pacer, 0.02)  # 800 octets: less than a packet
             assert relay.up.octets == 4096
             for rounds in range(1, 8):
@@ -423,8 +435,7 @@ def test_a_keystroke_does_not_wait_behind_downloads(run: Run, clock: Clock) -> N
             lease_of(limits).spend(UP, 1_000_000, clock.now)
             for ends in (bulk, small):
                 ends.start()
-            assert isinstance(bulk.relay, LimitedRelay)
-            bulk.relay.up.taken = QUANTUM
+            meter_of(bulk.relay.up).taken = QUANTUM
             fill(bulk.client)
             await until(lambda: standing(pacer) == 1)
             await send(small.client, b"x")
@@ -458,9 +469,7 @@ def test_a_server_that_takes_nothing_uses_up_nothing(run: Run, clock: Clock, pip
             for _ in range(20):
                 clock.tick(bench.relays.pacer)
                 await turns(1)
-            assert (
-                used(limits) == charged == relay.up.octets + (relay.up.held if isinstance(relay, LimitedRelay) else 0)
-            )
+            assert used(limits) == charged == relay.up.octets + relay.up.held
             assert charged - relay.up.octets <= PIPE_SIZE
             assert not standing(bench.relays.pacer)
             ends.client.shutdown(socket.SHUT_WR)
@@ -480,7 +489,6 @@ def test_what_the_other_direction_was_short_of_is_not_waited_for(run: Run, clock
             ends, other = limited_ends(bench, limits), bench.ends()
             ends.start()
             relay = ends.relay
-            assert isinstance(relay, LimitedRelay)
             await send(ends.client, bytes(QUANTUM))
             assert await read(ends.server, QUANTUM) == bytes(QUANTUM)
             relay.up.give_pipe_back()
@@ -490,8 +498,8 @@ def test_what_the_other_direction_was_short_of_is_not_waited_for(run: Run, clock
             other.start()
             await send(other.client, b"x")
             await until(lambda: standing(bench.relays.pacer) == 1)
-            relay.down.note(1_000_000)
-            relay.up.room = 1000  # said before that
+            meter_of(relay.down).note(1_000_000)
+            meter_of(relay.up).left = 1000  # said before that
             await send(ends.client, b"y")
             await until(lambda: relay.closed or standing(bench.relays.pacer) == 2)
             assert (ends.session.close, ends.session.error) == (
@@ -513,15 +521,14 @@ def test_a_flow_that_took_its_share_lets_others_go_first(run: Run) -> None:
             ends = limited_ends(bench, limits)
             ends.start()
             relay = ends.relay
-            assert isinstance(relay, LimitedRelay)
-            relay.up.taken = QUANTUM
-            (account,) = relay.up.lease.meters
+            meter_of(relay.up).taken = QUANTUM
+            (account,) = ends.session.lease.meters
             account.waiting += 1
             await send(ends.client, b"x" * 100)
             await until(lambda: relay.up.state == PAUSED)
             account.waiting -= 1
             assert await read(ends.server, 100) == b"x" * 100
-            relay.up.taken = QUANTUM
+            meter_of(relay.up).taken = QUANTUM
             account.waiting += 1
             await send(ends.client, b"y")
             await until(lambda: relay.up.state == PAUSED)
@@ -540,11 +547,11 @@ def test_long_transfers_take_turns_with_others(run: Run, monkeypatch: pytest.Mon
         for pipes in (8, 0):
             states: list[int] = []
 
-            def wait(flow: LimitedFlow, state: int, states: list[int] = states) -> None:
+            def wait(flow: StagedFlow, state: int, states: list[int] = states) -> None:
                 states.append(state)
                 Flow.wait(flow, state)
 
-            monkeypatch.setattr(LimitedFlow, "wait", wait, raising=False)
+            monkeypatch.setattr(StagedFlow, "wait", wait)
             with Bench(pipes) as bench:
                 ends = limited_ends(bench, accounts(quota=1 << 40), 4 << 20)
                 data = octets(4 * MIB)
@@ -591,7 +598,7 @@ def test_a_splice_that_fails_ends_both(run: Run, monkeypatch: pytest.MonkeyPatch
         with Bench() as bench:
             ends = limited_ends(bench, accounts(quota=1 << 40))
             ends.start()
-            monkeypatch.setattr(limited, "splice", splice)
+            monkeypatch.setattr(staged, "splice", splice)
             await send(ends.client, bytes(BUFFER_SIZE * 2))
             await ends.ended.wait()
             assert ends.session.close == "reset"
@@ -634,7 +641,8 @@ def test_tls_within_limits(run: Run) -> None:
             peer = TlsPeer(ends.client, client_context())
             await accept(ends.near_client, peer)
             ends.start()
-            assert isinstance(ends.relay, LimitedTlsRelay)
+            assert isinstance(ends.relay, TlsRelay)
+            assert meter_of(ends.relay.up).lease is meter_of(ends.relay.down).lease is ends.session.lease
             await peer.send(b"small")
             assert await read(ends.server, 5) == b"small"
             data = octets(3 * MIB)

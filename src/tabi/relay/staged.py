@@ -1,0 +1,343 @@
+"""A flow with stages: it asks them before it reads, and passes octets through them.
+
+While its stages only count, it splices as any other flow. Otherwise it copies: what the last stage emits is sent at
+once, and what finds no room is kept; nothing is read meanwhile. It is PAUSED while a stage says so, holds too much, or
+holds the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tabi.net.reactor import ENDED
+from tabi.net.stream import Sock
+from tabi.relay.flow import BLOCKED, PAUSED, QUEUED, READY, SHARE, SPLICE_FLAGS, Flow, splice
+from tabi.relay.pipes import BUFFER_SIZE, PIPE_SIZE, Pipe
+from tabi.relay.stage import Next, Stage
+
+if TYPE_CHECKING:
+    from tabi.relay.relay import Relay
+
+log = logging.getLogger("tabi")
+
+
+class Nowhere:
+    """Where octets go once the relay has closed."""
+
+    def receive(self, data: bytes) -> None:
+        """Drop them."""
+
+    def end(self) -> None:
+        """Drop it too."""
+
+
+NOWHERE = Nowhere()
+
+
+class StagedFlow(Flow):
+    """Moves octets from ``source`` through ``stages`` to ``sink``. ``octets`` are those that the sink took.
+
+    ``source_ended`` says that the source will send no more, ``finishing`` that the last stage has passed an end on, and
+    ``ended`` that the sink has taken everything before it.
+    """
+
+    __slots__ = ("copying", "finishing", "first", "kept", "muted", "source_ended", "stages")
+
+    def __init__(self, relay: Relay, source: Sock, source_fd: int, sink: Sock, sink_fd: int) -> None:
+        super().__init__(relay, source, source_fd, sink, sink_fd)
+        self.stages: tuple[Stage, ...] = ()
+        self.first: Next = self  # the first that needs octets
+        self.kept = bytearray()  # emitted, but not yet taken by the sink; behind what the pipe holds
+        self.copying = self.finishing = self.source_ended = self.muted = False
+
+    def take_over(self, flow: Flow) -> None:
+        """Go on where a running flow is. It may be in the middle of a turn, so that its source is read to the end."""
+        self.octets, self.pipe, self.state = flow.octets, flow.pipe, flow.state
+        self.ended = self.finishing = self.source_ended = flow.ended
+        self.kept += flow.rest or b""
+        flow.pipe = None
+        if not self.ended:
+            self.wait(QUEUED)
+
+    # --- stages ---
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Whose timers the stages use."""
+        return self.relay.reactor.loop
+
+    def add(self, stage: Stage) -> None:
+        """Put a stage on, behind those that are on already. What the pipe holds goes out in front of it."""
+        stage.ended = stage.said_end = self.finishing
+        stage.flow = self
+        try:
+            stage.attached()
+        except BaseException:
+            stage.leave()
+            raise
+        self.stages += (stage,)
+        self.link()
+
+    def remove(self, stage: Stage) -> None:
+        """Take a stage off. What it holds goes out first, in order."""
+        try:
+            stage.flush()
+            if stage.ended and not stage.said_end:
+                stage.emit_end()
+        except Exception as exc:
+            self.fail(exc)
+            return
+        self.stages = tuple(other for other in self.stages if other is not stage)
+        self.link()
+        stage.leave()
+        self.go_on()
+
+    def link(self) -> None:
+        """Have each stage that needs octets pass them on to the next one that does, and the last one to the sink."""
+        follower: Next = self
+        for stage in reversed(self.stages):
+            if stage.copies:
+                stage.next = follower
+                follower = stage
+        self.first = follower
+        self.copying = follower is not self
+
+    def run(self, callback: Callable[[], object]) -> None:
+        """Call something of a stage, and read on where it has made room."""
+        try:
+            callback()
+        except Exception as exc:
+            self.fail(exc)
+        else:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Read on, if nothing but the stages was in the way."""
+        if self.state == PAUSED and all(stage.held < stage.limit for stage in self.stages):
+            self.resume()
+
+    def holds(self, now: float) -> bool:
+        """Whether a stage holds this direction still on purpose."""
+        return any(stage.holds(now) for stage in self.stages)
+
+    def fail(self, exc: Exception) -> None:
+        """A stage has failed: octets may be lost, so that neither side may take what it has for the whole."""
+        log.error("a stage of a relay failed", exc_info=exc)
+        if not self.relay.closed:
+            self.relay.fail(f"internal error: {type(exc).__name__}")
+
+    # --- reading ---
+
+    def begin(self, head: bytes) -> None:
+        """Send octets that were read before the relay began, then go on."""
+        self.feed(head)
+        self.resume()
+
+    def copy(self, to_the_end: int) -> None:
+        """Copy what the source has. A read that is short of what it asked for has emptied the queue."""
+        view, left = self.relay.pipes.view, SHARE
+        while left > 0:
+            most = self.may_take(BUFFER_SIZE)
+            if not most:
+                return
+            try:
+                count = self.source.recv_into(view[:most])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.relay.break_off(self.sink)
+                return
+            if not count:
+                self.source_end()
+                return
+            self.feed(bytes(view[:count]))
+            if self.state != READY or self.ended or self.relay.closed:
+                return
+            if count == BUFFER_SIZE and not self.copying:
+                self.pipe = pipe = self.relay.pipes.take()
+                if pipe is not None:
+                    self.carry(pipe)
+                    return
+            elif count < most and not to_the_end:
+                return
+            left -= count
+        self.wait(QUEUED)
+
+    def carry(self, pipe: Pipe) -> None:
+        """Splice what the source has, until a stage needs the octets."""
+        left = SHARE
+        while self.drain():
+            if self.copying:
+                self.give_pipe_back()
+                self.copy(ENDED)
+                return
+            if left <= 0:
+                self.wait(QUEUED)
+                return
+            most = self.may_take(PIPE_SIZE)
+            if not most:
+                return
+            try:
+                pipe.held = splice(self.source_fd, pipe.write_end, most, flags=SPLICE_FLAGS)  # type: ignore[misc]
+            except BlockingIOError:
+                return
+            except OSError:
+                self.relay.break_off()
+                return
+            if not pipe.held:
+                self.source_end()
+                return
+            left -= pipe.held
+            self.note(pipe.held)
+
+    def may_take(self, most: int) -> int:
+        """How many octets may be read now, ``most`` at most; 0: the flow waits, or the relay is closed."""
+        try:
+            for stage in self.stages:
+                most = stage.room(most) if stage.held < stage.limit else 0
+                if most <= 0:
+                    if self.state == READY and not self.relay.closed:
+                        self.wait(PAUSED)
+                    return 0
+        except Exception as exc:
+            self.fail(exc)
+            return 0
+        return most
+
+    def note(self, count: int) -> None:
+        """Tell the stages what was read."""
+        try:
+            for stage in self.stages:
+                stage.note(count)
+        except Exception as exc:
+            self.fail(exc)
+
+    def feed(self, data: bytes) -> None:
+        """Pass on what was read."""
+        self.note(len(data))
+        try:
+            self.first.receive(data)
+        except Exception as exc:
+            self.fail(exc)
+
+    def source_end(self) -> None:
+        """The source has ended: its end passes through the stages behind its octets."""
+        self.source_ended = True
+        self.give_pipe_back()
+        self.run(self.first.end)
+        if self.state == READY and not self.ended and not self.relay.closed:
+            self.state = PAUSED
+            self.relay.watch()
+
+    # --- writing ---
+
+    def receive(self, data: bytes) -> None:
+        """Have the sink take what the last stage has emitted, behind what it has not taken yet."""
+        if self.finishing or self.relay.closed:
+            return
+        if self.kept or (self.pipe is not None and self.pipe.held):
+            self.kept += data
+            return
+        try:
+            sent = self.sink.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.kept += data  # it reached nobody
+            self.relay.break_off()
+            return
+        self.octets += sent
+        if sent < len(data):
+            self.kept += data[sent:]
+            self.wait(BLOCKED)
+
+    def end(self) -> None:
+        """The last stage has passed an end on: tell the sink, once it has taken everything before it."""
+        if not self.finishing and not self.relay.closed:
+            self.finishing = True
+            if not self.kept and not (self.pipe is not None and self.pipe.held):
+                self.tell_end()
+
+    def tell_end(self) -> None:
+        """The sink has taken everything: nothing is read any more."""
+        self.state = READY
+        super().end()
+
+    def drain(self) -> bool:
+        """Have the sink take what the pipe holds, then what was kept; False while some remains, or where it is over."""
+        pipe, kept = self.pipe, self.kept
+        try:
+            while pipe is not None and pipe.held:
+                count = splice(pipe.read_end, self.sink_fd, pipe.held, flags=SPLICE_FLAGS)  # type: ignore[misc]
+                pipe.held -= count
+                self.octets += count
+            while kept:
+                chunk = bytes(kept[:BUFFER_SIZE])
+                count = self.sink.send(chunk)
+                del kept[:count]
+                self.octets += count
+                if count < len(chunk):
+                    self.wait(BLOCKED)
+                    return False
+        except BlockingIOError:
+            self.wait(BLOCKED)
+            return False
+        except OSError:
+            self.relay.break_off()
+            return False
+        return not self.relay.closed
+
+    def wait(self, state: int) -> None:
+        """Go on when the sink has room, in the next turn, or when the stages let it."""
+        if state == PAUSED:
+            self.muted = True
+            self.relay.reactor.mute(self.source_fd, True)
+        super().wait(state)
+
+    def resume(self) -> None:
+        """Go on after `wait`. Edges of the source were passed over meanwhile, so read to the end."""
+        relay, before = self.relay, self.state
+        if relay.closed:
+            return
+        if self.muted:
+            self.muted = False
+            relay.reactor.mute(self.source_fd, False)
+        self.state = READY
+        if not self.drain():
+            return
+        if self.ended:
+            if before == BLOCKED:  # an end that has found no room, see `TlsRelay`
+                relay.flow_ended(self)
+        elif self.finishing:
+            self.tell_end()
+        elif self.source_ended:  # and a stage holds its end
+            self.state = PAUSED
+            relay.watch()
+        else:
+            relay.watch()
+            if self.pipe is None and not self.copying and self.octets >= BUFFER_SIZE:
+                self.pipe = relay.pipes.take()
+            if self.pipe is None:
+                self.copy(ENDED)
+            else:
+                self.carry(self.pipe)
+
+    @property
+    def held(self) -> int:
+        """Octets that were read and not taken by the sink."""
+        return super().held + len(self.kept) + sum(stage.held for stage in self.stages)
+
+    def close(self) -> None:
+        """The relay has closed."""
+        unsent, stages = self.held, self.stages
+        self.stages, self.first = (), NOWHERE
+        for stage in stages:
+            try:
+                stage.closed(unsent)
+            except Exception as exc:
+                self.fail(exc)
+            stage.leave()
+        super().close()

@@ -1,0 +1,205 @@
+"""Stage: by itself it passes everything on; it has timers, and none outlives its place on a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from conftest import Run
+from sockets import Bench, read, read_all, send, send_and_end, turns, until
+from stages import Counting, Holding
+from tabi.policy.limits import UP
+from tabi.relay.stage import LONGEST_HOLD, Stage
+
+
+def test_by_itself_it_passes_everything_on(run: Run) -> None:
+    """Octets and the end; it holds nothing, and whoever takes it off loses nothing."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stages = [Stage(), Stage()]
+            for stage in stages:
+                ends.relay.add_stage(UP, stage)
+            await send(ends.client, b"one")
+            assert await read(ends.server, 3) == b"one"
+            ends.relay.remove_stage(stages[0])
+            await send_and_end(ends.client, b"two")
+            assert await read_all(ends.server) == b"two"
+            assert (stages[1].ended, stages[1].said_end, stages[1].held) == (True, True, 0)
+            stages[1].end()  # once is enough
+            stages[1].emit(b"behind the end")
+            stages[1].emit_end()
+            ends.server.close()
+            await ends.ended.wait()
+            assert (ends.session.up, ends.session.close) == (6, "client")
+
+    run(main)
+
+
+def test_what_is_on_no_relay_cannot_emit() -> None:
+    """Nor can one that only counts: a fault of whoever wrote it, which is said."""
+    for stage in (Stage(), Counting()):
+        with pytest.raises(RuntimeError, match="cannot emit"):
+            stage.emit(b"octets")
+        with pytest.raises(RuntimeError, match="cannot end"):
+            stage.emit_end()
+        stage.call_at(0.0, lambda: None)
+        stage.go_on()
+        stage.reset()
+        assert not stage.timers
+
+
+def test_a_timer_lets_go_what_is_held(run: Run) -> None:
+    """It is called at its time, and where it makes room the flow reads on."""
+
+    class Late(Holding):
+        """Holds until a timer."""
+
+        def receive(self, data: bytes) -> None:
+            super().receive(data)
+            if not self.timers:
+                assert self.flow is not None
+                self.call_at(self.flow.loop.time() + 0.001, self.let_go)
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stage = Late(1)
+            ends.relay.add_stage(UP, stage)
+            for number in range(3):
+                await send(ends.client, b"octets %d" % number)
+                assert await read(ends.server, 8) == b"octets %d" % number
+            assert not stage.timers
+
+    run(main)
+
+
+def test_a_timer_that_fails_ends_the_relay(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """As a stage that fails when it gets octets does."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stage = Stage()
+            ends.relay.add_stage(UP, stage)
+            stage.call_at(0.0, lambda: 1 // 0)
+            await ends.ended.wait()
+            assert ends.session.close == "error"
+
+    caplog.set_level(logging.ERROR, "tabi")
+    run(main)
+    assert len(caplog.records) == 1
+
+
+def test_a_timer_has_a_longest_time(run: Run) -> None:
+    """Nothing is held for ever."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stage = Stage()
+            ends.relay.add_stage(UP, stage)
+            now = asyncio.get_running_loop().time()
+            with pytest.raises(ValueError, match="the longest is 3600 s"):
+                stage.call_at(now + LONGEST_HOLD + 60, lambda: None)
+            stage.call_at(now + LONGEST_HOLD - 60, lambda: None)
+            assert len(stage.timers) == 1
+            ends.relay.close("shutdown")
+            assert not stage.timers
+
+    run(main)
+
+
+def test_no_timer_outlives_its_place(run: Run) -> None:
+    """Neither that of a stage that was taken off, nor of one whose relay has closed."""
+
+    async def main() -> None:
+        called: list[int] = []
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            first, second = Stage(), Stage()
+            for stage in (first, second):
+                ends.relay.add_stage(UP, stage)
+                stage.call_at(0.0, lambda: called.append(1))
+            ends.relay.remove_stage(first)
+            ends.relay.close("shutdown")
+            await turns()
+            assert not called
+
+    run(main)
+
+
+def test_it_holds_the_relay_only_so_long(run: Run) -> None:
+    """With a timer, while there is something that it holds: octets, an end, or the reading; not beyond LONGEST_HOLD."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            stage = Holding()
+            ends.relay.add_stage(UP, stage)
+            since = ends.relay.quiet_since
+            now = asyncio.get_running_loop().time()
+            assert not stage.holds(since)
+            stage.call_at(now + 1000, lambda: None)
+            assert not stage.holds(since)
+            await send(ends.client, b"octets")
+            await until(lambda: stage.held)
+            assert stage.holds(since + LONGEST_HOLD - 1)
+            assert not stage.holds(since + LONGEST_HOLD)
+            stage.release()
+            assert not stage.holds(since)
+            ends.client.shutdown(1)
+            await until(lambda: stage.ended)
+            assert stage.holds(since)
+            stage.release()
+            assert not stage.holds(since)
+
+    run(main)
+
+
+def test_who_does_not_read_on_purpose_is_not_idle(run: Run) -> None:
+    """A stage that stops the reading holds nothing itself."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            stage = Counting()
+            stage.shut = True
+            bench.relays.start(ends.near_client, ends.near_server, ends.session, b"", b"", [(UP, stage)])
+            await send(ends.client, b"octets")
+            await until(lambda: ends.relay.up.state != 0)
+            assert not stage.holds(ends.relay.quiet_since)
+            stage.call_at(asyncio.get_running_loop().time() + 1000, stage.open)
+            assert stage.holds(ends.relay.quiet_since)
+
+    run(main)
+
+
+def test_it_may_stop_the_reading_and_reset(run: Run) -> None:
+    """`go_on` lets the flow read what it has left meanwhile; `reset` is the end of both sides."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            stage = Counting()
+            stage.shut = True
+            bench.relays.start(ends.near_client, ends.near_server, ends.session, b"", b"", [(UP, stage)])
+            await send(ends.client, b"octets")
+            await until(lambda: ends.relay.up.state != 0)
+            stage.open()
+            assert await read(ends.server, 6) == b"octets"
+            stage.reset()
+            with pytest.raises(ConnectionResetError):
+                await read(ends.server, 1)
+            assert ends.session.close == "reset"
+
+    run(main)
