@@ -16,7 +16,8 @@ from doubles import FakeResolver, config, until
 from support import closed_port, target, tunnel
 from tabi import Server, Session
 from tabi.config import Listen
-from tabi.egress.direct import Direct, Way
+from tabi.egress.base import Egress
+from tabi.egress.direct import Direct
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.socks5 import Socks5
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, ProxyError, RemoteProtocolError
@@ -32,7 +33,7 @@ DESTINATION = parse_address("example.com:443")
 REFUSED = DialError("127.0.0.1:1: connection refused", 5, 111)
 
 
-class Fake(Way):
+class Fake(Egress):
     """An egress that does what a test says: an error, a wait without end (None), or a stream (True)."""
 
     def __init__(self, name: str, does: Exception | bool | None = True) -> None:
@@ -559,7 +560,7 @@ def test_a_pool_of_straight_ways_resolves_here(run_once: Run) -> None:
         dialer = Dialer(get_reactor(), FakeResolver(), 10)
         straight = {name: Direct(dialer, name=name) for name in ("a", "b")}
         members = [Member(name) for name in straight]
-        assert Pooled("p", Pool(members, "random"), straight, 10).here
+        assert Pooled("p", Pool(members, "random"), straight, 10).resolves_locally
         pool = Pool(members, "least-connections")
         hops = await Pooled("p", pool, straight, 10).associate()
         assert (hops.here, sum(member.running for member in pool.members)) == (True, 1)

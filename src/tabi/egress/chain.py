@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.http_connect import HttpConnect
 from tabi.egress.socks4 import Socks4
 from tabi.egress.socks5 import Socks5
@@ -96,7 +96,7 @@ def make_chain(
 def find_links(egress: Egress) -> Iterator[Ssh]:
     """The ways of a chain that keep a connection, the last one first."""
     while isinstance(egress, Upstream):
-        if egress.name == "ssh":
+        if egress.protocol == "ssh":
             yield cast("Ssh", egress)
         egress = egress.below
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
 from tabi.errors import AuthError, ProxyError
 from tabi.net.deadline import Deadlines
@@ -57,7 +57,7 @@ class HttpConnect(Upstream):
         tls: speaks TLS with it first.
     """
 
-    name = "http"
+    protocol = "http"
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class HttpConnect(Upstream):
         try:
             octets = machine.send(ConnectRequest(destination, self.credentials))
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
 
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)

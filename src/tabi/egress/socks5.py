@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from time import monotonic
 
-from tabi.egress.direct import Asked, Egress
+from tabi.egress.base import Asked, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
@@ -112,7 +112,7 @@ class Socks5(Upstream):
         optimistic: send greeting and request together where no credentials are offered.
     """
 
-    name = "socks5"
+    protocol = "socks5"
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Socks5(Upstream):
         try:
             octets = machine.send(Greeting(bytes((Method.NO_AUTHENTICATION,)))) + encode_request(request)
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
 
         async def ask(stream: Stream) -> bool:
             if not await self.replies(stream, machine, request, octets):
@@ -231,7 +231,7 @@ class Socks5(Upstream):
         try:
             stream, (machine, reply) = await self.converse(talk, session, below, deadlines)
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
         return Asked(stream, machine, reply)
 
     async def associate(self, session: Session | None = None) -> Hops:
@@ -254,6 +254,10 @@ class Socks5(Upstream):
             raise
         return hops
 
+    def cannot(self, command: str) -> str | None:
+        """See `Egress`: datagrams go through all proxies on the way, anything else is asked of this one."""
+        return self.below.cannot(command) if command == "associate" else None
+
     async def find_relay(self, bound: Address, own: Host, hops: Hops) -> Address:
         """Where the proxy's relay is, by address: an unspecified one means the proxy's own.
 
@@ -272,7 +276,7 @@ class Socks5(Upstream):
 
     def own_host(self, stream: Stream, below: Egress) -> Host:
         """The proxy's own host, reached by a stream through ``below``. Raises ProxyError as `peer_of`."""
-        return peer_of(stream).host if below.straight else self.proxy.host
+        return peer_of(stream).host if below.direct else self.proxy.host
 
 
 def peer_of(stream: Stream) -> Address:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.errors import LimitExceeded, RemoteProtocolError
 from tabi.ingress.gate import Gate
 from tabi.net.deadline import Quiet

@@ -15,8 +15,6 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
-from tabi.egress.direct import Direct
-from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import (
     AuthError,
     DialError,
@@ -407,7 +405,7 @@ class Connection:
 
     def may_lead_to(self, address: Address, way: Way) -> bool:
         """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
-        if not isinstance(way.egress, Direct | SendProxyHeader):  # it leads to a proxy, whose part the rest is
+        if not way.egress.direct:  # it leads to a proxy, whose part the rest is
             return self.session.addresses is None
         host, addresses = address.host, self.session.addresses
         assert not isinstance(host, str)

@@ -348,6 +348,7 @@ class Pool:
             raise ValueError("two members of the same name")
         for number, member in enumerate(self.members):
             member.number = number
+        self.balance = balance
         self.failures = failures
         self.shortest, self.longest = backoff
         random = random or Random()  # noqa: S311 - who takes a request is no secret

@@ -23,7 +23,7 @@ from support import client, closed_port, request, target
 from tabi import Server, Session
 from tabi.client import Proxy
 from tabi.config import Config, Listen, Log, make_config
-from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT
+from tabi.egress.base import CONNECTIONS_ALONE, NOBODY_LISTENS
 from tabi.errors import AuthError, ConfigError, ProxyError
 from tabi.wire.address import Address
 
@@ -479,6 +479,6 @@ def test_bind_does_not_go_by_a_pool_that_leads_straight(run_once: Run) -> None:
                 writer.write(b"\x05\x01\x00" + request("127.0.0.1", 9, 2))
                 assert (await reader.readexactly(12))[3] == 7
             error = (await proxy.ended.get()).error
-            assert error == f"pool out: no member that answers can do that: egress direct: {STRAIGHT}"
+            assert error == f"pool out: no member that answers can do that: egress direct: {NOBODY_LISTENS}"
 
     run_once(main)
