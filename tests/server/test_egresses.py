@@ -1,4 +1,4 @@
-"""Ways out of a whole server: through proxies, chains and pools, by the user's name, and what cannot go there."""
+"""Egresses of a whole server: through proxies, chains and pools, by the user's name, and what cannot go there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import tabi
 from authorities import authority, write_server
 from conftest import Run
 from datagrams import association, destination, unwrap
@@ -22,9 +23,14 @@ from sshd import ssh_server
 from support import client, closed_port, request, target
 from tabi import Server, Session
 from tabi.client import Proxy
-from tabi.config import Config, Listen, Log, make_config
+from tabi.config import Config, Listen, Log, check_values, load_config, make_config
 from tabi.egress.base import CONNECTIONS_ALONE, NOBODY_LISTENS
 from tabi.errors import AuthError, ConfigError, ProxyError
+from tabi.net.dial import Dialer, StillDialer
+from tabi.net.reactor import get_reactor
+from tabi.net.tls import TlsShared
+from tabi.policy.guard import permit_any
+from tabi.server.egresses import Egresses
 from tabi.wire.address import Address
 
 
@@ -482,3 +488,95 @@ def test_bind_does_not_go_by_a_pool_that_leads_straight(run_once: Run) -> None:
             assert error == f"pool out: no member that answers can do that: egress direct: {NOBODY_LISTENS}"
 
     run_once(main)
+
+
+# --- egresses of a program ---
+
+
+class Counting(tabi.Egress):
+    """Goes through a proxy, and counts."""
+
+    def __init__(self, url: str) -> None:
+        self.proxy = Proxy(url)
+        self.opened: list[str] = []
+
+    async def open(self, destination: Address, permit: Any, session: Session | None = None) -> tabi.Stream:
+        self.opened.append(str(destination))
+        return await self.proxy.connect(*destination)
+
+
+@contextlib.asynccontextmanager
+async def composed(given: dict[str, Any], **egress: Any) -> AsyncIterator[Egresses]:
+    """The egresses of a configuration, and those of a program."""
+    config = make_config({"egress": egress}, egresses=given)
+    dialer = Dialer(get_reactor(), FakeResolver(), 10)
+    try:
+        yield Egresses(config, dialer, TlsShared(), given)
+    finally:
+        await dialer.close()
+
+
+def test_an_egress_of_a_program_is_one_like_others(run_once: Run) -> None:
+    """By its own name, as what a chain begins with, and as a member of a pool."""
+
+    async def main() -> None:
+        async with target() as port, running(Server("socks5://127.0.0.1:0")) as one, running(front(rule=[])) as two:
+            mine = Counting(one.url)
+            parts = {"far": {"chain": ["mine", two.url]}, "pool": {"members": ["mine"]}, "alias": {"chain": ["mine"]}}
+            async with composed({"mine": mine}, **parts) as egresses:
+                session = Session(1, "", Address("client", 0), 0.0)
+                for name in ("mine", "far", "pool", "alias"):
+                    egress = egresses.by_name[name]
+                    assert egress.name == name
+                    async with await egress.open(Address("127.0.0.1", port), permit_any, session) as stream:
+                        await stream.send_all(b"through")
+                        assert await stream.receive() == b"through"
+                session.over()
+                assert mine.opened == [there := f"127.0.0.1:{port}", str(two.server.addresses[0]), there, there]
+                through = f"through mine, then socks5://{two.server.addresses[0]}"
+                assert egresses.by_name["far"].describe() == f"far: {through}"
+                assert session.member == "mine"
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("name", ["direct", "block", "tor"])
+def test_two_egresses_of_one_name(name: str) -> None:
+    """Nobody has to guess which of them a rule means."""
+    config = make_config({"egress": {"tor": {"url": "socks5://127.0.0.1:9050"}}})
+    with pytest.raises(ConfigError, match=rf"^egresses\.{name}: the configuration has an egress of this name"):
+        check_values(config, egresses=[name])
+
+
+def test_a_file_may_name_the_egresses_of_a_program(tmp_path: Path) -> None:
+    """In rules, chains and pools; and no others: what says that one does not exist is as it was."""
+    path = tmp_path / "tabi.toml"
+    for text, key in (
+        ("[[rule]]\naction = 'allow'\nvia = 'mine'", r"rule\[0\]\.via"),
+        ("[egress.a]\nchain = ['mine']", r"egress\.a\.chain\[0\]"),
+        ("[egress.a]\nmembers = ['mine']", r"egress\.a\.members\[0\]"),
+    ):
+        path.write_text(text)
+        load_config(path, egresses=["mine"])
+        with pytest.raises(ConfigError, match=rf"{key}: there is no \[egress\.mine\]"):
+            load_config(path, egresses=["yours"])
+
+
+def test_egresses_can_be_looked_at_without_a_loop() -> None:
+    """To describe them nothing is dialled, and none has to be closed."""
+    parts = {
+        "out": {"source": ["192.0.2.7", "2001:db8::/64"]},
+        "far": {"chain": ["out", "socks5+tls://u:hunter2@127.0.0.1:1", "https://127.0.0.1:2"], "resolve": "here"},
+        "tor": {"url": "socks5://127.0.0.1:3", "isolate": ["user"]},
+        "pool": {"members": ["tor", *(f"socks5://127.0.0.1:{port}" for port in range(4, 10))], "balance": "random"},
+    }
+    config = make_config({"egress": parts})
+    found = Egresses(config, StillDialer(10), TlsShared()).by_name
+    assert [egress.describe() for egress in found.values()] == [
+        "direct",
+        "block",
+        "out: from 192.0.2.7, 2001:db8::/64",
+        "far: through out, then socks5+tls://127.0.0.1:1, then https://127.0.0.1:2",
+        "tor: through socks5://127.0.0.1:3",
+        "pool: random of tor, " + ", ".join(f"socks5://127.0.0.1:{port}" for port in range(4, 8)) + ", … (7)",
+    ]

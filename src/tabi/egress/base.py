@@ -90,7 +90,9 @@ class Egress:
 
     def refusal(self) -> DialError:
         """The error for a command that cannot go this way."""
-        return DialError(f"egress {self.name}: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
+        return DialError(
+            f"egress {self.name or type(self).__name__}: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED
+        )
 
     # --- what it says of itself ---
 

@@ -15,6 +15,7 @@ from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of
 from tabi.egress.base import Egress
 from tabi.egress.block import Block
 from tabi.egress.chain import make_context, make_upstream
+from tabi.egress.custom import CustomEgress, Opener
 from tabi.egress.direct import Direct
 from tabi.egress.isolated import Isolated
 from tabi.egress.pool import Check, Pooled
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tabi.egress.ssh import Ssh
 
 NO_SETTINGS = Settings()
+NOTHING: Mapping[str, Opener] = {}
 
 SOURCE = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
 """What `Origin` is made of, in its order."""
@@ -47,18 +49,22 @@ class Egresses:
         config: checked.
         dialer: connects, and resolves names. To look at egresses a `StillDialer` is enough.
         shared: see `TlsShared`.
+        given: those that a program brings, by name; they are its own to close.
 
     Raises:
         ConfigError: the authorities of a proxy cannot be read.
     """
 
-    def __init__(self, config: Config, dialer: Dialer, shared: TlsShared) -> None:
+    def __init__(
+        self, config: Config, dialer: Dialer, shared: TlsShared, given: Mapping[str, Opener] = NOTHING
+    ) -> None:
         self.config = config
         self.dialer = dialer
         self.to_proxies = dialer.speaking_first()
         self.shared = shared
         self.seconds: float = config.timeouts.connect
-        self.made: dict[str, Egress] = {}
+        self.given = given
+        self.made: dict[str, Egress] = {name: CustomEgress(name, one, self.seconds) for name, one in given.items()}
         self.pools: list[Pooled] = []
         self.links: list[Ssh] = []
         for name in (DIRECT, BLOCK, *config.egress):
