@@ -8,6 +8,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from authorities import authority, write_server
 from conftest import Run
 from datagrams import association, destination, unwrap
 from doubles import FakeResolver
+from egresses import Recorder
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
 from support import client, closed_port, request, target
@@ -580,3 +582,84 @@ def test_egresses_can_be_looked_at_without_a_loop() -> None:
         "tor: through socks5://127.0.0.1:3",
         "pool: random of tor, " + ", ".join(f"socks5://127.0.0.1:{port}" for port in range(4, 8)) + ", … (7)",
     ]
+
+
+# --- what a reload keeps ---
+
+POOL: dict[str, Any] = {
+    "members": ["socks5://u:old@127.0.0.1:1", "socks5://127.0.0.1:2", "tor", "mine"],
+    "balance": "sticky",
+}
+
+
+def reloaded(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], str]:
+    """Who is still out after a reload of a pool whose members were all out, and where the key of a client leads."""
+    mine: Any = Recorder()
+    tor = {"url": "socks5://127.0.0.1:9050"}
+    first = {"egress": {"tor": tor, "pool": POOL, **before}}
+    old = Egresses(make_config(first, egresses=["mine"]), StillDialer(10), TlsShared(), {"mine": mine})
+    (pool,) = old.pools
+    chosen = pool.pool.choose("key", 0)
+    assert chosen is not None
+    for member in pool.pool.members:
+        for _ in range(3):
+            pool.pool.failed(member, 0)
+    config = make_config({"egress": {"tor": tor, "pool": POOL, **before, **after}}, egresses=["mine"])
+    new = old.reloaded(config).reloaded(config)
+    (found,) = new.pools
+    assert found.pool is not pool.pool
+    assert new.given["mine"] is mine
+    key = found.pool.store.get_key((None, "key"), 1)
+    return [member.name for member in found.pool.members if member.due is not None], f"{key} for {chosen.name}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "out"),
+    [
+        ({}, {}, "1 2 tor mine"),
+        ({}, {"pool": {**POOL, "balance": "random"}}, "1 2 tor mine"),
+        ({}, {"pool": {**POOL, "members": ["socks5://u:new@127.0.0.1:1", *POOL["members"][1:]]}}, "2 tor mine"),
+        ({}, {"pool": {**POOL, "source": ["127.0.0.9"]}}, "tor mine"),
+        ({}, {"tor": {"url": "socks5://127.0.0.1:9051"}}, "1 2 mine"),
+        ({"tor": {"chain": ["hop"]}, "hop": {"source": ["127.0.0.7"]}}, {"hop": {}}, "1 2 mine"),
+        ({}, {"pool": {**POOL, "members": ["tor"]}}, "tor"),
+    ],
+    ids=["same", "balance", "password", "source", "named", "below", "fewer"],
+)
+def test_a_reload_keeps_what_is_known_of_members_that_are_the_same(
+    before: dict[str, Any], after: dict[str, Any], out: str
+) -> None:
+    """Health of each whose own settings, and those of what it leads through, did not change; and every sticky key."""
+    found, key = reloaded(before, after)
+    assert [name.removeprefix("socks5://127.0.0.1:") for name in found] == out.split()
+    assert key == "socks5://127.0.0.1:1 for socks5://127.0.0.1:1"
+
+
+def test_another_pool_knows_nothing() -> None:
+    """One that is new, or was no pool before."""
+    old = Egresses(make_config({"egress": {"a": {"url": "socks5://127.0.0.1:1"}}}), StillDialer(10), TlsShared())
+    new = old.reloaded(make_config({"egress": {"a": {"members": ["socks5://127.0.0.1:1"]}}}))
+    assert [member.due for member in new.pools[0].pool.members] == [None]
+
+
+def test_a_server_reloads_its_pools(run_once: Run) -> None:
+    """A client keeps its member, and one that is out is not asked again because of a reload."""
+
+    async def main() -> None:
+        async with target() as port, running(front(rule=[])) as one, running(front(rule=[])) as two:
+            members = ["socks5://127.0.0.1:1", one.url, two.url]
+            out = {"members": members, "balance": "sticky", "sticky": {"by": "client"}}
+            async with running(front(egress={"out": out})) as proxy:
+                pool = proxy.server.ways.pools[0].pool
+                pool.store.put_key((None, "127.0.0.1"), two.url, monotonic(), 600)
+                for _ in range(3):
+                    pool.failed(pool.members[0], monotonic() + 100)
+                for _ in range(3):
+                    proxy.server.reload(msgspec.structs.replace(proxy.server.config))
+                    assert await echoed(proxy.url, port) == b"through"
+                    assert (await proxy.ended.get()).member == two.url
+                found = proxy.server.ways.pools[0].pool
+                assert found is not pool
+                assert [member.due is not None for member in found.members] == [True, False, False]
+
+    run_once(main)

@@ -132,7 +132,7 @@ def check_way(config: Config, name: str, egress: Egress, names: Collection[str])
         same = next(place for place, other in enumerate(members) if name_of(other.to) == name_of(member.to))
         if same < index:
             raise ConfigError(f"the same as members[{same}]", f"{path}.members[{index}]")
-    if name in ways_to(config, name):
+    if name in leads_to(config, name):
         raise ConfigError("leads to itself", path)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
@@ -186,7 +186,7 @@ def hidden(text: str) -> str:
     return f"…@{after}" if at else text
 
 
-def ways_to(config: Config, name: str) -> set[str]:
+def leads_to(config: Config, name: str) -> set[str]:
     """The egresses that one leads to."""
     found: set[str] = set()
     left = [name]

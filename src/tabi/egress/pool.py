@@ -283,6 +283,15 @@ class Pooled(Egress):
             found.append(f"ttl {ttl:g} s: {what}")
         return found
 
+    def explain_member(self, destination: Address, session: Session, now: float) -> str | None:
+        """See `Egress`."""
+        label, _, lacking = self.wishes(session)
+        found = self.pool.foresee(self.key(destination, session), now, lacking, label)
+        if found is None:
+            raise DialError(self.explain((), label, lacking), ReplyCode.GENERAL_FAILURE)
+        who = f"one of {found.among:,} members" if found.member is None else found.member.name
+        return f"{who}: {found.why}"
+
     # --- what is known of the members ---
 
     def note(self, member: Member, exc: TabiError | OSError, doubts: list[Member] | None) -> bool:

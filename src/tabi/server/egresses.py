@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from tabi.config import Config
+from tabi.config import Config, Sticky
 from tabi.config import Egress as Settings
+from tabi.config.check import leads_to
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
 from tabi.egress.base import Egress
 from tabi.egress.block import Block
@@ -29,6 +30,7 @@ from tabi.net.origin import Origin
 from tabi.net.tls import TlsShared
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import Member, Pool
+from tabi.policy.pool_store import PoolStore
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.socks5 import Credentials
 
@@ -50,13 +52,19 @@ class Egresses:
         dialer: connects, and resolves names. To look at egresses a `StillDialer` is enough.
         shared: see `TlsShared`.
         given: those that a program brings, by name; they are its own to close.
+        before: those that these take the place of: their pools are remembered.
 
     Raises:
         ConfigError: the authorities of a proxy cannot be read.
     """
 
     def __init__(
-        self, config: Config, dialer: Dialer, shared: TlsShared, given: Mapping[str, Opener] = NOTHING
+        self,
+        config: Config,
+        dialer: Dialer,
+        shared: TlsShared,
+        given: Mapping[str, Opener] = NOTHING,
+        before: Egresses | None = None,
     ) -> None:
         self.config = config
         self.dialer = dialer
@@ -66,9 +74,15 @@ class Egresses:
         self.given = given
         self.made: dict[str, Egress] = {name: CustomEgress(name, one, self.seconds) for name, one in given.items()}
         self.pools: list[Pooled] = []
+        self.before = before
         self.links: list[Ssh] = []
         for name in (DIRECT, BLOCK, *config.egress):
             self.get(name)
+        self.before = None
+
+    def reloaded(self, config: Config) -> Egresses:
+        """Those of another configuration, which take the place of these. Raises ConfigError."""
+        return Egresses(config, self.dialer, self.shared, self.given, self)
 
     @property
     def by_name(self) -> Mapping[str, Egress]:
@@ -168,7 +182,8 @@ class Egresses:
                 egresses[called] = self.upstream(parse_url(member.to), below, name, settings)
             else:
                 egresses[called] = self.get(called)
-        pool = Pool(members, settings.balance, ttl=settings.sticky.ttl)
+        store = self.remember(name, [member.to for member in members_of(settings)])
+        pool = Pool(members, settings.balance, ttl=settings.sticky.ttl, store=store)
         check = None
         if settings.check is not None:
             destination, path = check_target(settings.check)
@@ -176,6 +191,19 @@ class Egresses:
         found = Pooled(name, pool, egresses, self.seconds, by=settings.sticky.words, check=check)
         self.pools.append(found)
         return found
+
+    def remember(self, pool: str, members: Sequence[str]) -> PoolStore | None:
+        """What a pool of this name knew before, of members that are still what they were. None: there was no such."""
+        before = self.before
+        old = None if before is None else next((one.pool for one in before.pools if one.name == pool), None)
+        if before is None or old is None:
+            return None
+        same = {
+            name_of(member)
+            for member in members
+            if member_of(self.config, pool, member) == member_of(before.config, pool, member)
+        }
+        return old.store.succeed(same)
 
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
         """The egress through one proxy, for the egress of a name."""
@@ -185,6 +213,16 @@ class Egresses:
         if url.protocol == "ssh":
             self.links.append(cast("Ssh", made))
         return made
+
+
+def member_of(config: Config, pool: str, member: str) -> object:
+    """All that says what a member of a pool is: two that are equal are the same member."""
+    settings = config.egress[pool]
+    if "://" in member:  # which the pool says how to reach
+        around = msgspec.structs.replace(settings, members=None, balance="random", sticky=Sticky(), check=None)
+        return around if member in [one.to for one in members_of(settings)] else None
+    named = {member, *leads_to(config, member)}
+    return {name: config.egress.get(name) for name in named}
 
 
 def context_for(url: ProxyURL, name: str, settings: Settings) -> ssl.SSLContext | None:

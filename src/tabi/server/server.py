@@ -304,7 +304,7 @@ class Server:
         )
         running = self.started and not self.closed.is_set()
         if running:
-            ways = Egresses(config, self.dialer, self.tls_shared)
+            ways = self.ways.reloaded(config)
             self.keep_quotas(other.policy.limits)
         self.config, self.policy, self.users = other.config, other.policy, other.users
         self.certificates = other.certificates
