@@ -18,7 +18,7 @@ import tabi
 from authorities import authority, write_server
 from conftest import Run
 from datagrams import association, destination, unwrap
-from doubles import FakeResolver
+from doubles import LOOPBACK, FakeResolver
 from egresses import Recorder
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
@@ -33,7 +33,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.tls import TlsShared
 from tabi.policy.guard import permit_any
 from tabi.server.egresses import Egresses
-from tabi.wire.address import Address
+from tabi.wire.address import UNSPECIFIED, Address
 
 
 class Recorded:
@@ -661,5 +661,70 @@ def test_a_server_reloads_its_pools(run_once: Run) -> None:
                 found = proxy.server.ways.pools[0].pool
                 assert found is not pool
                 assert [member.due is not None for member in found.members] == [True, False, False]
+
+    run_once(main)
+
+
+# --- a dial inspector ---
+
+
+class Redirecting:
+    """Sends everything to one place, and names somebody for whom it does."""
+
+    def __init__(self, to: Address) -> None:
+        self.to = to
+        self.asked: list[tuple[str, str | None]] = []
+        self.names: list[str] = []
+
+    async def dial(self, session: Session | None, destination: Address) -> Address:
+        self.asked.append((str(destination), None if session is None else session.via))
+        return self.to
+
+    async def resolve(self, session: Session | None, name: str) -> None:
+        self.names.append(name)
+        raise tabi.DialError(f"{name}: away", 3)
+
+
+def test_an_inspector_stands_in_front_of_every_egress_once(run_once: Run) -> None:
+    """Not in front of what a chain leads through; and without one nothing is wrapped. A reload keeps it."""
+
+    async def main() -> None:
+        async with target() as port, running(Server("socks5://127.0.0.1:0")) as up:
+            parts = {"first": {"url": up.url}, "out": {"chain": ["first"]}, "pool": {"members": ["first"]}}
+            async with composed({}, **parts) as plain:
+                assert plain.by_name is plain.made
+                inspector = Redirecting(Address("127.0.0.1", port))
+                inspection = inspector, lambda session, port: permit_any
+                egresses = Egresses(plain.config, plain.dialer, TlsShared(), inspection=inspection)
+                for one in (egresses, egresses.reloaded(plain.config)):
+                    for name in ("direct", "first", "out", "pool"):
+                        session = Session(1, "", Address("client", 0), 0.0)
+                        session.via = name
+                        stream = await one.by_name[name].open(Address("192.0.2.7", 9), permit_any, session)
+                        async with stream:
+                            await stream.send_all(b"through")
+                            assert await stream.receive() == b"through"
+                        session.over()
+                        assert inspector.asked.pop() == ("192.0.2.7:9", name)
+                assert inspector.asked == []
+
+    run_once(main)
+
+
+def test_a_question_for_a_name_meets_the_inspector(run_once: Run) -> None:
+    """Where the server answers it, and the way out has nothing to do with it otherwise."""
+
+    async def main() -> None:
+        config = make_config({"log": {"access": "none"}, "listen": [{"url": LOOPBACK, "resolve_commands": True}]})
+        async with running(Server(config=config, resolver=FakeResolver({"a.test": ["192.0.2.7"]}))) as proxy:
+            assert str(await Proxy(proxy.url).resolve("a.test")) == "192.0.2.7"
+            server = proxy.server
+            inspector = Redirecting(UNSPECIFIED)
+            inspection = inspector, lambda session, port: permit_any
+            egresses = Egresses(config, server.dialer, TlsShared(), inspection=inspection)
+            server.gate.replace(server.policy, egresses.by_name)
+            with pytest.raises(ProxyError, match="reply 03"):
+                await Proxy(proxy.url).resolve("a.test")
+            assert inspector.names == ["a.test"]
 
     run_once(main)

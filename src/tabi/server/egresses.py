@@ -18,6 +18,7 @@ from tabi.egress.block import Block
 from tabi.egress.chain import make_context, make_upstream
 from tabi.egress.custom import CustomEgress, Opener
 from tabi.egress.direct import Direct
+from tabi.egress.inspected import DialInspector, Inspected, PermitFor
 from tabi.egress.isolated import Isolated
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.proxy_header import SendProxyHeader
@@ -52,6 +53,7 @@ class Egresses:
         dialer: connects, and resolves names. To look at egresses a `StillDialer` is enough.
         shared: see `TlsShared`.
         given: those that a program brings, by name; they are its own to close.
+        inspection: who is asked before anything is dialled, and the address filter for where that leads.
         before: those that these take the place of: their pools are remembered.
 
     Raises:
@@ -64,6 +66,7 @@ class Egresses:
         dialer: Dialer,
         shared: TlsShared,
         given: Mapping[str, Opener] = NOTHING,
+        inspection: tuple[DialInspector, PermitFor] | None = None,
         before: Egresses | None = None,
     ) -> None:
         self.config = config
@@ -72,6 +75,7 @@ class Egresses:
         self.shared = shared
         self.seconds: float = config.timeouts.connect
         self.given = given
+        self.inspection = inspection
         self.made: dict[str, Egress] = {name: CustomEgress(name, one, self.seconds) for name, one in given.items()}
         self.pools: list[Pooled] = []
         self.before = before
@@ -79,15 +83,16 @@ class Egresses:
         for name in (DIRECT, BLOCK, *config.egress):
             self.get(name)
         self.before = None
+        self.by_name: Mapping[str, Egress] = self.made if inspection is None else self.inspected(*inspection)
+        """What sessions take. What these lead through is not inspected again."""
 
     def reloaded(self, config: Config) -> Egresses:
         """Those of another configuration, which take the place of these. Raises ConfigError."""
-        return Egresses(config, self.dialer, self.shared, self.given, self)
+        return Egresses(config, self.dialer, self.shared, self.given, self.inspection, self)
 
-    @property
-    def by_name(self) -> Mapping[str, Egress]:
-        """Each of them."""
-        return self.made
+    def inspected(self, inspector: DialInspector, permit_for: PermitFor) -> dict[str, Egress]:
+        """All of them, with an inspector in front."""
+        return {name: Inspected(one, inspector, permit_for, self.seconds) for name, one in self.made.items()}
 
     def start(self) -> None:
         """Begin to check the members of pools."""
