@@ -81,6 +81,7 @@ class HttpConnect(Upstream):
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)
             check_answer(await read_by_looking(stream, machine), destination, self.credentials is not None)
+            stream.replied = None  # what leads to this proxy may have said where it connected from to reach it
 
         stream, _ = await self.converse(ask, session)
         return stream

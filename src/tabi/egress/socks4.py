@@ -53,7 +53,9 @@ class Socks4(Upstream):
 
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)
-            check_reply4((await read_exactly(stream, machine)).code, destination)
+            reply = await read_exactly(stream, machine)
+            check_reply4(reply.code, destination)
+            stream.replied = reply.bound
 
         stream, _ = await self.converse(ask, session)
         return stream

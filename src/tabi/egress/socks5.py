@@ -131,7 +131,7 @@ class Socks5(Upstream):
     async def connect(self, destination: Address, session: Session | None) -> Stream:
         """See `Upstream`."""
         if not self.optimistic:
-            return (await self.ask_over(self.below, Command.CONNECT, destination, session)).stream
+            return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session))
         began = monotonic()
         stream = await self.connect_at_once(destination, session)
         if stream is not None:
@@ -139,7 +139,7 @@ class Socks5(Upstream):
         self.optimistic = False
         left = Deadlines(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
         try:
-            return (await self.ask_over(self.below, Command.CONNECT, destination, session, left)).stream
+            return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session, left))
         finally:
             left.close()
 
@@ -156,7 +156,7 @@ class Socks5(Upstream):
             if not await self.replies(stream, machine, request, octets):
                 return False
             self.proven = True
-            await read_reply(stream, machine, destination)
+            stream.replied = (await read_reply(stream, machine, destination)).bound
             return True
 
         try:
@@ -277,6 +277,12 @@ class Socks5(Upstream):
     def own_host(self, stream: Stream, below: Egress) -> Host:
         """The proxy's own host, reached by a stream through ``below``. Raises ProxyError as `peer_of`."""
         return peer_of(stream).host if below.direct else self.proxy.host
+
+
+def with_bound(asked: Asked) -> Stream:
+    """The stream to a destination, which keeps what the proxy said of it."""
+    asked.stream.replied = asked.reply.bound
+    return asked.stream
 
 
 def peer_of(stream: Stream) -> Address:
