@@ -11,6 +11,7 @@ from tabi import errors, wire
 from tabi.client import Proxy, create_connection
 from tabi.config import Config
 from tabi.egress.associate import Association
+from tabi.egress.base import Egress
 from tabi.egress.bind import Listener
 from tabi.errors import (
     AuthError,
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "Decision",
     "DialError",
+    "Egress",
     "LimitExceeded",
     "Listener",
     "LocalProtocolError",

@@ -15,7 +15,7 @@ import pytest
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from support import credentials, request
 from tabi.config import make_config
-from tabi.egress.direct import CONNECTIONS_ALONE
+from tabi.egress.base import CONNECTIONS_ALONE
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.server.quota_store import QuotaStore

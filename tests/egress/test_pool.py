@@ -16,13 +16,16 @@ from doubles import FakeResolver, config, until
 from support import closed_port, target, tunnel
 from tabi import Server, Session
 from tabi.config import Listen
-from tabi.egress.direct import Direct, Way
+from tabi.egress.base import Egress
+from tabi.egress.block import Block
+from tabi.egress.direct import Direct
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.socks5 import Socks5
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, ProxyError, RemoteProtocolError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
+from tabi.policy.grammar import Parameters
 from tabi.policy.guard import permit_any
 from tabi.policy.pool import Balance, Member, Pool
 from tabi.wire.address import Address, parse_address
@@ -32,7 +35,7 @@ DESTINATION = parse_address("example.com:443")
 REFUSED = DialError("127.0.0.1:1: connection refused", 5, 111)
 
 
-class Fake(Way):
+class Fake(Egress):
     """An egress that does what a test says: an error, a wait without end (None), or a stream (True)."""
 
     def __init__(self, name: str, does: Exception | bool | None = True) -> None:
@@ -559,7 +562,7 @@ def test_a_pool_of_straight_ways_resolves_here(run_once: Run) -> None:
         dialer = Dialer(get_reactor(), FakeResolver(), 10)
         straight = {name: Direct(dialer, name=name) for name in ("a", "b")}
         members = [Member(name) for name in straight]
-        assert Pooled("p", Pool(members, "random"), straight, 10).here
+        assert Pooled("p", Pool(members, "random"), straight, 10).resolves_locally
         pool = Pool(members, "least-connections")
         path = await Pooled("p", pool, straight, 10).associate()
         assert (path.resolves_locally, sum(member.running for member in pool.members)) == (True, 1)
@@ -569,3 +572,33 @@ def test_a_pool_of_straight_ways_resolves_here(run_once: Run) -> None:
         await dialer.close()
 
     run_once(main)
+
+
+# --- what it says of itself ---
+
+
+def test_which_member_would_take_a_session() -> None:
+    """Its name and the reason; by lot only how many there are; a label that none has, or that nobody is in, is told."""
+    names = [Fake("m0"), Fake("m1")]
+    for fake in names:
+        fake.name = f"socks5://{fake.name}"
+    egress = pooled(names)
+    for _ in range(2):
+        assert egress.explain_member(DESTINATION, session(), 0) == "socks5://m0: it has the next turn"
+    assert pooled(names, "random").explain_member(DESTINATION, session(), 0) == "one of 2 members: drawn by weight"
+    asks = session()
+    asks.parameters = Parameters(("de",))
+    with pytest.raises(DialError, match="pool de: no member has what the user name asks for"):
+        egress.explain_member(DESTINATION, asks, 0)
+    for member in egress.pool.members:
+        for _ in range(3):
+            egress.pool.failed(member, 0)
+    with pytest.raises(DialError, match="pool de: none of 2 members answers"):
+        egress.explain_member(DESTINATION, session(), 0.5)
+
+
+def test_a_pool_leads_nowhere_only_with_all_of_its_members() -> None:
+    """One that does not is enough."""
+    blocked = [Block("a"), Block("b")]
+    assert pooled(blocked).leads_nowhere
+    assert not pooled([*blocked, Fake("c")]).leads_nowhere

@@ -15,7 +15,8 @@ from doubles import LOOPBACK, FakeResolver, client_from, config, greet, open_bin
 from support import client, closed_port, permit_outer, request, target, tunnel
 from tabi import Config, DialError, PolicyDenied, Proxy, Server, Session
 from tabi.config import Egress, Listen
-from tabi.egress.direct import Direct, Way
+from tabi.egress import base
+from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
@@ -148,15 +149,15 @@ def test_a_destination_that_is_gone_before_the_header(run: Run, call: str) -> No
 
             return fail if name == call else getattr(self.sock, name)
 
-    class Below(Way):
+    class Below(base.Egress):
         name = "below"
 
-        def __init__(self, direct: Direct) -> None:
-            self.direct = direct
+        def __init__(self, below: Direct) -> None:
+            self.below = below
             self.opened: list[Stream] = []
 
         async def open(self, destination: Address, permit: object, session: Session | None = None) -> Stream:
-            stream = await self.direct.open(destination, permit_any)
+            stream = await self.below.open(destination, permit_any)
             stream.sock = Gone(stream)  # type: ignore[assignment]
             self.opened.append(stream)
             return stream

@@ -16,7 +16,8 @@ from conftest import Run
 from doubles import FakeResolver
 from tabi.config import Config, Rule, make_config
 from tabi.config.compile import make_guard, make_limits, make_rule_set
-from tabi.egress.direct import Direct, Egress
+from tabi.egress.base import Egress
+from tabi.egress.direct import Direct
 from tabi.errors import DialError, LimitExceeded, PolicyDenied
 from tabi.ingress.gate import SWEEP, Gate, Waiting, as_resolved
 from tabi.net.dial import Dialer

@@ -18,10 +18,11 @@ from sockets import same_port, silence, silent_port, turns
 from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.cache import NameCache
-from tabi.net.dial import Dialer
+from tabi.net.dial import Dialer, StillDialer
 from tabi.net.reactor import BROKEN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
 from tabi.net.stream import Stream
+from tabi.policy.guard import permit_any
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
 
@@ -610,3 +611,17 @@ def test_who_speaks_first_saves_a_packet(run: Run) -> None:
         await made.close()
 
     run(main)
+
+
+def test_a_still_dialer_needs_no_loop_and_opens_nothing(run_once: Run) -> None:
+    """It has what egresses are made of, and no more: whoever uses one made of it has made a mistake."""
+    still = StillDialer(7)
+    assert (still.seconds, still.deadlines.seconds, still.speaking_first().seconds) == (7, 7, 7)
+    assert still.lookup("example.com") is None
+
+    async def main() -> None:
+        for host in (LOCAL, "example.com"):
+            with pytest.raises(RuntimeError, match="only looked at"):
+                await still.dial(Address(host, 1), permit_any)
+
+    run_once(main)

@@ -1,169 +1,18 @@
-"""Pools with a clock of the test's own: who is chosen, who is out and until when, and what a key sticks to."""
+"""Pools with a clock of the test's own: who is out and until when, what a key sticks to, and what is remembered."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
 from fractions import Fraction
-from random import Random
-from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.policy.pool import Balance, Member, Pool, Queue, make_key
-
-BALANCES: tuple[Balance, ...] = get_args(Balance)
-
-
-def pool(balance: Balance = "round-robin", weights: Collection[float] = (1, 1, 1), **options: Any) -> Pool:
-    """A pool of a, b, c and so on."""
-    members = [Member(chr(97 + i), weight) for i, weight in enumerate(weights)]
-    return Pool(members, balance, random=Random(7), **options)
-
-
-def take(made: Pool, count: int, key: str = "", now: float = 0, **options: Any) -> str:
-    """The names of who is chosen in a row, and has begun; - for nobody."""
-    names = ""
-    for _ in range(count):
-        member = made.choose(key, now, **options)
-        names += "-" if member is None else member.name
-        if member is not None:
-            made.begin(member)
-    return names
-
-
-def kill(made: Pool, name: str, now: float = 0) -> Member:
-    """Take a member out."""
-    (member,) = (member for member in made.members if member.name == name)
-    while not made.failed(member, now):
-        pass
-    return member
-
-
-# --- balance ---
-
-
-def test_round_robin_takes_one_after_the_other() -> None:
-    """In the order of the configuration, whatever their weights and loads are."""
-    assert take(pool(weights=(5, 1, 2)), 7) == "abcabca"
-
-
-def test_weighted_turns_are_spread() -> None:
-    """Each as often as its weight says; a heavy one has its turns between those of light ones, not in a row."""
-    names = take(pool("weighted", (5, 1, 1)), 700)
-    assert Counter(names) == {"a": 500, "b": 100, "c": 100}
-    assert "aaaaa" not in names
-    assert "aaa" not in take(pool("weighted", (10, *[1] * 10)), 200)
-
-
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 300))
-def test_weighted_turns_are_fair_at_every_moment(weights: list[int], count: int) -> None:
-    """After any number of choices everyone is within a turn of its part for each member that there is."""
-    found = Counter(take(pool("weighted", weights), count))
-    for i, weight in enumerate(weights):
-        assert abs(found[chr(97 + i)] - count * weight / sum(weights)) <= 1 + len(weights) / 2
-
-
-def test_random_goes_by_weight_and_by_its_seed() -> None:
-    """In the long run each its part; the same seed draws the same, and who was tried is left out of the draw."""
-    made = pool("random", (6, 3, 1))
-    found = Counter(take(made, 10_000))
-    assert [round(found[name] / 1000) for name in "abc"] == [6, 3, 1]
-    assert take(pool("random"), 50) == take(pool("random"), 50)
-    a, b, c = made.members
-    found = Counter(take(made, 1000, tried={a}))
-    assert found["b"] > 2 * found["c"] > 0
-    assert found["a"] == 0
-    assert take(made, 1, tried={a, b, c}) == "-"
-
-
-def test_random_draws_the_same_after_a_return() -> None:
-    """Members have their old places when they come back, whatever the order."""
-    made, other = pool("random"), pool("random")
-    for name in "ab":
-        kill(made, name)
-    made.worked(made.members[1])
-    made.worked(made.members[0])
-    assert take(made, 50) == take(other, 50)
-
-
-def test_least_connections_fills_up_evenly() -> None:
-    """The one with the fewest; of equals the one whose last change is longest ago, so that single requests rotate."""
-    made = pool("least-connections")
-    a, b, _ = made.members
-    assert take(made, 6) == "abcabc"
-    made.end(b)
-    made.end(b)
-    made.end(a)
-    assert take(made, 3) == "bab"
-    made = pool("least-connections")
-    names = ""
-    for _ in range(6):
-        member = made.choose("", 0)
-        assert member is not None
-        made.begin(member)
-        made.end(member)
-        names += member.name
-    assert names == "abcabc"
-
-
-def test_least_connections_goes_by_weight() -> None:
-    """A member of three times the weight has three times as many at once, the heaviest the first one."""
-    made = pool("least-connections", (1, 3))
-    assert take(made, 1) == "b"
-    take(made, 39)
-    assert [member.running for member in made.members] == [10, 30]
-
-
-def test_a_thousand_members_share_evenly() -> None:
-    """Requests that come and go leave nobody with more than one above another, and the heap stays small."""
-    made, random = Pool([Member(str(i)) for i in range(1000)], "least-connections"), Random(1)
-    running: list[Member] = []
-    for _ in range(10_000):
-        member = made.choose("", 0)
-        assert member is not None
-        assert member.running == min(other.running for other in [*random.sample(made.members, 20), member])
-        made.begin(member)
-        running.append(member)
-        if len(running) > 2500:
-            made.end(running.pop(random.randrange(len(running))))
-    (group,) = made.groups.values()
-    assert len(group.balancer.queue.heap) <= 2016  # type: ignore[attr-defined]
-
-
-def test_a_key_is_hashed_to_the_same_member() -> None:
-    """In every process and every time, by names alone: the order of members does not matter."""
-    keys = [f"client {i}" for i in range(100)]
-    made, other = pool("hash"), Pool([Member(name) for name in "cab"], "hash")
-    assert [take(made, 1, key) for key in keys] == [take(other, 1, key) for key in keys]
-    assert "".join(take(made, 1, key) for key in keys[:8]) == "ccbbbbcb"
-
-
-def test_hashing_goes_by_weight() -> None:
-    """Shares are those of the weights, within what the points of the ring allow."""
-    made = pool("hash", (6, 3, 1))
-    found = Counter(take(made, 1, str(i)) for i in range(10_000))
-    for name, part in (("a", 0.6), ("b", 0.3), ("c", 0.1)):
-        assert found[name] / 10_000 == pytest.approx(part, rel=0.25)
-
-
-def test_only_the_keys_of_who_is_out_move() -> None:
-    """They are spread over all others, and come back; a key of another's is never anybody's trial."""
-    made = pool("hash", (1,) * 8)
-    before = {str(i): take(made, 1, str(i)) for i in range(800)}
-    member = kill(made, "c")
-    after = {key: take(made, 1, key) for key in before}
-    assert {key for key in before if before[key] != after[key]} == {key for key in before if before[key] == "c"}
-    assert {after[key] for key in before if before[key] == "c"} == set("abdefgh")
-    assert {key for key in before if (found := made.choose(key, 2)) and found is member} == {
-        key for key in before if before[key] == "c"
-    }
-    key = next(key for key in before if before[key] == "c")
-    assert take(made, 2, key, now=2) == "c" + after[key]
-    made.worked(member)
-    assert {key: take(made, 1, key) for key in before} == before
+from pools import BALANCES, kill, pool, take
+from tabi.policy.pool import Balance, Member, Pool, make_key
+from tabi.policy.pool_store import MemoryStore
 
 
 def test_a_sticky_key_stays() -> None:
@@ -194,13 +43,13 @@ def test_a_sticky_key_moves_when_its_member_is_out() -> None:
 
 def test_sticky_keys_are_bounded() -> None:
     """The one that rested longest is forgotten; keys whose time is over leave by themselves."""
-    made = pool("sticky", keys=3, ttl=10)
-    assert made.stuck is not None
+    store = MemoryStore(keys=3)
+    made = pool("sticky", store=store, ttl=10)
     for key in ("x", "y", "z", "x", "w"):
         take(made, 1, key)
-    assert [key for _, key in made.stuck] == ["z", "x", "w"]
+    assert [key for _, key in store.stuck] == ["z", "x", "w"]
     take(made, 1, "v", 11)
-    assert [key for _, key in made.stuck] == ["v"]
+    assert [key for _, key in store.stuck] == ["v"]
 
 
 def test_a_key_tells_its_parts_apart() -> None:
@@ -332,58 +181,17 @@ def test_whoever_returns_does_not_catch_up() -> None:
     assert Counter(take(made, 10)) == {"a": 5, "b": 5}
 
 
-def test_what_ends_while_a_member_is_out_counts() -> None:
-    """It comes back with the load that it really has."""
-    made = pool("least-connections", (1, 1))
-    a, _ = made.members
-    take(made, 10)
-    kill(made, "a")
-    for _ in range(5):
-        made.end(a)
-    made.worked(a)
-    assert take(made, 5) == "aaaaa"
-
-
 # --- the rest ---
 
 
 def test_what_no_pool_can_be_made_of() -> None:
-    """Nobody, two of one name, an unknown balance, a weight that is none."""
+    """Nobody, two of one name, an unknown balance."""
     with pytest.raises(ValueError, match="without members"):
         Pool([], "hash")
     with pytest.raises(ValueError, match="the same name"):
         Pool([Member("a"), Member("a")], "hash")
     with pytest.raises(ValueError, match="balance 'fair', expected one of round-robin, random"):
         Pool([Member("a")], "fair")  # type: ignore[arg-type]
-    for weight in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="expected more than 0"):
-            Member("a", weight)
-
-
-def test_a_member_says_its_name() -> None:
-    """For logs; a pool without a source of chance has one of its own."""
-    assert repr(Member("de-1")) == "Member(de-1)"
-    assert take(Pool([Member("a")], "random"), 1) == "a"
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 9)), max_size=60), st.sets(st.integers(0, 5)))
-def test_a_queue_is_a_sorted_list(steps: list[tuple[int, int | None]], tried: set[int]) -> None:
-    """Whatever is put and dropped: the least number, the older of equals, and never one that was tried."""
-    members = [Member(str(i)) for i in range(6)]
-    queue, model = Queue(), dict[Member, tuple[int, int]]()
-    for turn, (i, number) in enumerate(steps):
-        if number is None:
-            queue.drop(members[i])
-            model.pop(members[i], None)
-        else:
-            queue.put(members[i], number)
-            model[members[i]] = number, turn
-        for most in (3, 9):
-            out = {members[i] for i in tried}
-            left = [member for member in model if member not in out and model[member][0] <= most]
-            entry = queue.first(out, most)
-            assert (entry and entry[2]) == min(left, key=lambda member: model[member], default=None)
-        assert len(queue.heap) <= 2 * 6 + 16
 
 
 class Model:
@@ -486,3 +294,115 @@ def test_nobody_goes_where_it_is_out(balance: Balance, steps: list[tuple[int, st
         assert chosen in allowed if allowed else chosen is None
         if chosen is not None and made.begin(chosen) and i % 2:
             made.undecided(chosen)
+
+
+# --- foresight ---
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_a_trial_is_foreseen(balance: Balance) -> None:
+    """Who is due is next, for a hashed key if it is its own; who is out is not, nor while its trial is under way."""
+    made = pool(balance)
+    for name in "abc":
+        kill(made, name)
+    assert made.foresee("x", 0.5) is None
+    found = made.foresee("x", 1)
+    assert found is not None
+    assert found.member is not None
+    assert found.why.endswith("it has failed, and this would be its trial")
+    assert made.begin(found.member)
+    again = made.foresee("x", 1)
+    assert again is not None
+    assert again.member is not found.member
+
+
+def test_a_sticky_key_is_foreseen() -> None:
+    """Where it sticks, unless that one is out, or was tried, or lacks the label; and asking does not prolong it."""
+    made = Pool([Member("a"), Member("b", labels=["de"])], "sticky", ttl=10)
+    assert take(made, 1, "x") == "a"
+    take(made, 2, "y")  # two more at b: a new key would go to a
+    for now in (5, 9):
+        found = made.foresee("x", now)
+        assert found is not None
+        assert (found.member, found.why) == (made.members[0], "the key sticks to it")
+    for options in ({"tried": made.members[:1]}, {"label": "de"}):
+        found = made.foresee("x", 9, **options)
+        assert found is not None
+        assert found.member is made.members[1]
+    assert made.foresee("x", 9, label="fr") is None
+    found = made.foresee("x", 10)
+    assert found is not None
+    assert found.why != "the key sticks to it"
+    kill(made, "a", 9)
+    found = made.foresee("x", 9)
+    assert found is not None
+    assert found.member is made.members[1]
+
+
+# --- what is remembered beyond a pool's life ---
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_a_pool_goes_on_with_what_is_known(balance: Balance) -> None:
+    """Who is out stays out, as long as it would have been, and comes back by a trial; failures in a row go on."""
+    before = pool(balance)
+    kill(before, "a")
+    before.failed(before.members[1], 0)
+    before.failed(before.members[1], 0)
+    made = pool(balance, store=before.store.succeed("abc"))
+    a, b, _ = made.members
+    assert "a" not in take(made, 20, now=0.5)
+    assert (a.due, a.backoff, a.failures) == (1, 1, 3)
+    assert made.failed(b, 0.5)
+    key = next(str(i) for i in range(100) if made.choose(str(i), 1, made.members[2:]) is a)
+    assert made.choose(key, 1) is a
+    assert made.begin(a)
+    assert not made.failed(a, 1)
+    assert a.due == 3
+    assert made.worked(a)
+    assert pool(balance, store=made.store.succeed("abc")).members[0].due is None
+
+
+def test_members_that_are_others_by_now_begin_anew() -> None:
+    """Nothing is held against them, and what a request that is still under way finds counts for the old pool alone."""
+    before = pool()
+    kill(before, "a")
+    kill(before, "b")
+    made = pool(store=before.store.succeed("a"))
+    assert [member.due is not None for member in made.members] == [True, False, False]
+    before.worked(before.members[0])
+    kill(before, "c")
+    again = pool(store=made.store.succeed("abc"))
+    assert [member.due is not None for member in again.members] == [True, False, False]
+
+
+def test_keys_stick_beyond_a_pool() -> None:
+    """To members that are still there and have the label, for as long as they would have."""
+    before = Pool([Member("a"), Member("b", labels=["de"])], "sticky", ttl=10)
+    assert take(before, 1, "x", 0) == "a"
+    assert take(before, 1, "y", 0) == "b"
+    assert take(before, 1, "z", 0, label="de") == "b"
+    store = before.store.succeed(("a", "b"))
+    made = Pool([Member("b"), Member("c", labels=["de"])], "sticky", ttl=10, store=store)
+    take(made, 2, "more", 5)
+    assert take(made, 1, "y", 9) == "b"
+    assert take(made, 1, "z", 9, label="de") == "c"  # b has that label no more
+    assert take(made, 1, "x", 9) == "c"  # a is gone
+
+
+def test_a_member_that_works_costs_the_store_nothing() -> None:
+    """It is told of changes only."""
+    told: list[tuple[str, object]] = []
+
+    class Telling(MemoryStore):
+        def put_health(self, member: str, health: object) -> None:
+            told.append((member, health))
+
+    made = pool(store=Telling())
+    for member in made.members:
+        made.worked(member)
+    assert told == []
+    made.failed(made.members[0], 0)
+    made.worked(made.members[0])
+    made.worked(made.members[0])
+    assert told == [("a", (1, 0.0, None)), ("a", None)]

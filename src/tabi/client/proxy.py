@@ -14,10 +14,11 @@ from typing import Self
 from tabi.client.environment import all_proxy, no_proxy
 from tabi.client.opening import Opening
 from tabi.egress.associate import Association
+from tabi.egress.base import Egress
 from tabi.egress.bind import Listener, check_seconds, listen
 from tabi.egress.chain import close_links, make_chain, make_context, retire_links
 from tabi.egress.detach import take_socket
-from tabi.egress.direct import Direct, Egress
+from tabi.egress.direct import Direct
 from tabi.egress.ssh_keys import need_asyncssh
 from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer

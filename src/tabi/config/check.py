@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import get_args
 
 from tabi.config.compile import (
@@ -26,11 +27,16 @@ from tabi.url import ListenURL, parse_server_url, parse_url
 from tabi.wire.address import Address
 
 
-def check_values(config: Config, known_otherwise: bool = False) -> None:
+def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> None:
     """Check what types alone do not say. Raises ConfigError.
 
-    ``known_otherwise`` says that a program knows who its users are, so that those here need no password.
+    ``known_otherwise`` says that a program knows who its users are, so that those here need no password; ``egresses``
+    are the names of those that it brings.
     """
+    names = (DIRECT, BLOCK, *config.egress, *egresses)
+    for name in egresses:
+        if names.count(name) > 1:
+            raise ConfigError("the configuration has an egress of this name", f"egresses.{name}")
     if not 0 <= config.workers <= 1024:
         raise ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:
@@ -57,7 +63,7 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
     for name, egress in config.egress.items():
         check_egress(egress, f"egress.{name}")
-        check_way(config, name, egress)
+        check_way(config, name, egress, names)
     try:
         _ = Grammar(config.users_grammar.keys, config.users_grammar.separator)
     except ValueError as exc:
@@ -65,7 +71,7 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
     if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
         raise ConfigError("expected the path of a file", "quotas.path")
     check_users(config, known_otherwise or any(listen.by_certificate for listen in config.listen))
-    check_policy(config)
+    check_policy(config, names)
     check_resolver(config.resolver)
     make_hosts(config)
 
@@ -102,8 +108,8 @@ def check_egress(egress: Egress, path: str) -> None:
         raise ConfigError(f"{egress.mark}, expected 1 to 4294967295", f"{path}.mark")
 
 
-def check_way(config: Config, name: str, egress: Egress) -> None:
-    """Check the proxies that a way out goes through, and its pool. Raises ConfigError."""
+def check_way(config: Config, name: str, egress: Egress, names: Collection[str]) -> None:
+    """Check the proxies that a way out goes through, and its pool; ``names`` are those of all. Raises ConfigError."""
     path, hops = f"egress.{name}", egress.hops
     if name == BLOCK:
         raise ConfigError("the name of the one that leads nowhere", path)
@@ -117,16 +123,16 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
             raise ConfigError("direct leads from this machine: give this one another name, and a rule", f"{path}.{key}")
     for index, hop in enumerate(hops):
         key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
-        check_hop(config, hop, key, index == 0 and egress.url is None)
+        check_hop(names, hop, key, index == 0 and egress.url is None)
     members = members_of(egress)
     for index, member in enumerate(members):
-        check_hop(config, member.to, f"{path}.members[{index}]", True)
+        check_hop(names, member.to, f"{path}.members[{index}]", True)
         if not 0 < member.weight < 1e9:
             raise ConfigError(f"{member.weight:g}, expected more than 0", f"{path}.members[{index}].weight")
         same = next(place for place, other in enumerate(members) if name_of(other.to) == name_of(member.to))
         if same < index:
             raise ConfigError(f"the same as members[{same}]", f"{path}.members[{index}]")
-    if name in ways_to(config, name):
+    if name in leads_to(config, name):
         raise ConfigError("leads to itself", path)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
@@ -161,7 +167,7 @@ def check_way(config: Config, name: str, egress: Egress) -> None:
             raise ConfigError(str(exc), f"{path}.check") from None
 
 
-def check_hop(config: Config, text: str, path: str, named: bool) -> None:
+def check_hop(names: Collection[str], text: str, path: str, named: bool) -> None:
     """Check one proxy, or the name of an egress if that may stand there. Raises ConfigError."""
     if "://" in text:
         try:
@@ -170,7 +176,7 @@ def check_hop(config: Config, text: str, path: str, named: bool) -> None:
             raise ConfigError(str(exc), path) from None
     elif not named:
         raise ConfigError(f"{hidden(text)!r}, expected the URL of a proxy", path)
-    elif text not in (*config.egress, DIRECT, BLOCK):
+    elif text not in names:
         raise ConfigError(f"there is no [egress.{hidden(text)}]", path)
 
 
@@ -180,7 +186,7 @@ def hidden(text: str) -> str:
     return f"…@{after}" if at else text
 
 
-def ways_to(config: Config, name: str) -> set[str]:
+def leads_to(config: Config, name: str) -> set[str]:
     """The egresses that one leads to."""
     found: set[str] = set()
     left = [name]
@@ -214,7 +220,7 @@ def check_users(config: Config, without_password: bool) -> None:
             raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")
 
 
-def check_policy(config: Config) -> None:
+def check_policy(config: Config, names: Collection[str]) -> None:
     """Check rules, guard and limits. Raises ConfigError."""
     listeners = {listen.url for listen in config.listen}
     for index, rule in enumerate(make_rules(config)):
@@ -225,7 +231,7 @@ def check_policy(config: Config) -> None:
                 raise ConfigError(
                     f"{url!r}, expected one of: {', '.join(sorted(listeners))}", f"rule[{index}].listeners[{number}]"
                 )
-        if rule.via is not None and rule.via not in (*config.egress, DIRECT, BLOCK):
+        if rule.via is not None and rule.via not in names:
             raise ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"rule[{index}].via")
         if rule.via is not None and rule.refuses:
             raise ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"rule[{index}].via")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -41,8 +41,10 @@ from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, egresses: Collection[str] = ()) -> Config:
     """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
+
+    ``egresses`` are the names of those that a program brings (``egresses`` of `Server`), which the file may use.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
@@ -54,7 +56,7 @@ def load_config(path: str | Path) -> Config:
     except OSError as exc:
         raise ConfigError(exc.strerror or str(exc), str(path)) from exc
     try:
-        return resolve_paths(parse_config(text), Path(path).absolute().parent)
+        return resolve_paths(parse_config(text, egresses), Path(path).absolute().parent)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
 
@@ -87,24 +89,24 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     return remember(msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver))
 
 
-def parse_config(text: str) -> Config:
-    """Read and check the text of a tabi.toml. Raises ConfigError, which names the key."""
+def parse_config(text: str, egresses: Collection[str] = ()) -> Config:
+    """Read and check the text of a tabi.toml; ``egresses`` as `load_config`. Raises ConfigError with the key."""
     try:
         data = tomllib.loads(text)
     except RecursionError:
         raise ConfigError("nested too deeply") from None
     except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
         raise ConfigError(str(exc).partition(";")[0]) from exc
-    return make_config(data)
+    return make_config(data, egresses)
 
 
-def make_config(data: dict[str, Any]) -> Config:
-    """Check a tabi.toml that was parsed already. Raises ConfigError, which names the key."""
+def make_config(data: dict[str, Any], egresses: Collection[str] = ()) -> Config:
+    """Check a parsed tabi.toml; ``egresses`` as `load_config`. Raises ConfigError, which names the key."""
     try:
         config = msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:
         raise explain(str(exc), data) from None
-    check_values(config)
+    check_values(config, egresses=egresses)
     return remember(config)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.socks5 import read_reply
 from tabi.errors import ProxyError, TabiError
 from tabi.net.dial import Permit

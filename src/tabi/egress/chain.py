@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.http_connect import HttpConnect
 from tabi.egress.socks4 import Socks4
 from tabi.egress.socks5 import Socks5
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.upstream import Upstream, UpstreamTls
+from tabi.errors import ConfigError
 from tabi.net.deadline import Deadlines
-from tabi.net.tls import TlsShared, make_client_context
+from tabi.net.tls import TlsShared, load_certificate, make_client_context
 from tabi.url import ProxyURL
 
 if TYPE_CHECKING:
@@ -28,20 +29,40 @@ USER_KEYS = SshKeys()
 trusting_system = lru_cache(8)(make_client_context)  # to read the system's authorities takes tens of milliseconds
 
 
-def make_context(url: ProxyURL, ca: str | None = None) -> ssl.SSLContext | None:
+def make_context(
+    url: ProxyURL,
+    ca: str | None = None,
+    certificate: tuple[str, str] | None = None,
+    ready: ssl.SSLContext | None = None,
+) -> ssl.SSLContext | None:
     """The context for a proxy inside TLS, or None.
 
     Args:
         url: the proxy.
         ca: a file with the authorities to trust, in PEM. Default: the system's.
+        certificate: files with our certificate, and those that lead to its authority, and with its key, in PEM.
+        ready: a context that is used as it is, in place of all this.
 
     Raises:
-        ValueError: the file cannot be used.
+        ValueError: a file cannot be used, or the context is not for clients, or it is given beside files.
     """
-    if not url.tls:
-        return None
+    if ready is not None:
+        if ca is not None or certificate is not None:
+            raise ValueError("a context and files beside it, expected one of them")
+        if ready.protocol == ssl.PROTOCOL_TLS_SERVER:
+            raise ValueError("a context for servers, expected one for clients")
+    if not url.tls or ready is not None:
+        return ready if url.tls else None
     protocols = HTTP_PROTOCOLS if url.protocol == "http" else ()
-    return trusting_system(None, protocols) if ca is None else make_client_context(ca, protocols)
+    if ca is None and certificate is None:
+        return trusting_system(None, protocols)
+    context = make_client_context(ca, protocols)
+    if certificate is not None:
+        try:
+            load_certificate(context, *certificate)
+        except ConfigError as exc:
+            raise ValueError(exc.message) from None
+    return context
 
 
 def make_upstream(
@@ -96,7 +117,7 @@ def make_chain(
 def find_links(egress: Egress) -> Iterator[Ssh]:
     """The ways of a chain that keep a connection, the last one first."""
     while isinstance(egress, Upstream):
-        if egress.name == "ssh":
+        if egress.protocol == "ssh":
             yield cast("Ssh", egress)
         egress = egress.below
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
 from tabi.errors import AuthError, ProxyError
 from tabi.net.deadline import Deadlines
@@ -57,7 +57,7 @@ class HttpConnect(Upstream):
         tls: speaks TLS with it first.
     """
 
-    name = "http"
+    protocol = "http"
 
     def __init__(
         self,
@@ -76,11 +76,12 @@ class HttpConnect(Upstream):
         try:
             octets = machine.send(ConnectRequest(destination, self.credentials))
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
 
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)
             check_answer(await read_by_looking(stream, machine), destination, self.credentials is not None)
+            stream.replied = None  # what leads to this proxy may have said where it connected from to reach it
 
         stream, _ = await self.converse(ask, session)
         return stream

@@ -18,11 +18,12 @@ from functools import partial
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from tabi.egress.direct import Asked, Direct, Egress
+from tabi.egress.base import QUESTIONS, Asked, Egress
 from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import Permit
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
+from tabi.policy.grammar import Parameters
 from tabi.policy.guard import permit_any
 from tabi.policy.pool import By, Member, Pool, make_key
 from tabi.session import Session
@@ -34,6 +35,9 @@ log = logging.getLogger("tabi")
 
 REASONS = 5
 """Members whose failures an error tells; of others their number."""
+
+FEW = 5
+"""Members that a description names; of others their number."""
 
 CHECKS_AT_ONCE = 16
 
@@ -72,7 +76,7 @@ class Check(NamedTuple):
     """Where given, the path that an HTTP request (HEAD) is for; an answer below 500 counts."""
 
 
-class Pooled:
+class Pooled(Egress):
     """Leads through whichever member its pool chooses.
 
     Args:
@@ -103,8 +107,7 @@ class Pooled:
         self.name = name
         self.pool = pool
         self.egresses = {member: egresses[member.name] for member in pool.members}
-        self.straight = False
-        self.here = all(egress.here for egress in egresses.values())
+        self.resolves_locally = all(egress.resolves_locally for egress in egresses.values())
         self.seconds = seconds
         self.each = seconds / 3 if each is None else each
         self.by = by
@@ -238,6 +241,57 @@ class Pooled:
             told[REASONS:] = [f"and {len(told) - REASONS} more"]
         return f"{text}: {'; '.join(told)}" if told else text
 
+    # --- what it says of itself ---
+
+    def describe(self) -> str:
+        """See `Egress`."""
+        return f"{self.name}: {self.pool.balance} of {shown(self.pool.members)}"
+
+    def cannot(self, command: str) -> str | None:
+        """See `Egress`: one member that can is enough. None of them listens for BIND on this machine."""
+        if self.resolves_locally and command in QUESTIONS:
+            return None
+        reasons = [
+            str(egress.refusal()) if command == "bind" and egress.direct else egress.cannot(command)
+            for egress in self.egresses.values()
+        ]
+        return None if None in reasons else f"pool {self.name}: no member can do that: {reasons[0]}"
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """See `Egress`."""
+        return all(egress.leads_nowhere for egress in self.egresses.values())
+
+    def chooser(self) -> Egress | None:
+        """See `Egress`."""
+        return self
+
+    def explain_choice(self, parameters: Parameters) -> list[str]:
+        """See `Egress`."""
+        labels, token, ttl = parameters
+        members = [member for member in self.pool.members if member.labels.issuperset(labels)]
+        if not members:
+            raise DialError(no_member(self.name), ReplyCode.GENERAL_FAILURE)
+        found = [f"label {' and '.join(labels)}: {shown(members)}"] if labels else []
+        if token is not None:
+            kept = {"sticky": "the same member as long as it is used", "hash": "always the same member"}
+            balance = self.pool.balance if "session" in self.by else None
+            found.append(f"session {token}: {kept.get(balance or '', f'nothing, {self.name} does not go by it')}")
+        if ttl is not None:
+            kept = {"sticky": "how long that is remembered without a request"}
+            what = kept.get(self.pool.balance, f"nothing, {self.name} remembers nobody")
+            found.append(f"ttl {ttl:g} s: {what}")
+        return found
+
+    def explain_member(self, destination: Address, session: Session, now: float) -> str | None:
+        """See `Egress`."""
+        label, _, lacking = self.wishes(session)
+        found = self.pool.foresee(self.key(destination, session), now, lacking, label)
+        if found is None:
+            raise DialError(self.explain((), label, lacking), ReplyCode.GENERAL_FAILURE)
+        who = f"one of {found.among:,} members" if found.member is None else found.member.name
+        return f"{who}: {found.why}"
+
     # --- what is known of the members ---
 
     def note(self, member: Member, exc: TabiError | OSError, doubts: list[Member] | None) -> bool:
@@ -337,9 +391,15 @@ def no_member(name: str) -> str:
     return f"pool {name}: no member has what the user name asks for"
 
 
+def shown(members: Sequence[Member]) -> str:
+    """Members for people, not more than a few."""
+    more = f", … ({len(members):,})" if len(members) > FEW else ""
+    return ", ".join(member.name for member in members[:FEW]) + more
+
+
 def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:
     """Whether a failure is the upstream's, and not that of the destination, of a rule or of the client."""
-    if isinstance(egress, Direct):  # no proxy is between: whatever it is, the destination does not answer
+    if egress.direct:  # no proxy is between: whatever it is, the destination does not answer
         return isinstance(exc, DialError) and exc.reply_code not in OF_DESTINATION
     if isinstance(exc, ProxyError):
         return exc.reply_code not in OF_DESTINATION

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from tabi.egress.direct import Egress, Way
+from tabi.egress.base import Around, Egress
 from tabi.net.dial import Permit
 from tabi.net.failures import connect_error
 from tabi.net.stream import Stream
@@ -14,7 +14,7 @@ from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.proxy_protocol import encode_v1, encode_v2
 
 
-class SendProxyHeader(Way):
+class SendProxyHeader(Around):
     """Sends the header in front of everything else, over another egress.
 
     Args:
@@ -23,13 +23,9 @@ class SendProxyHeader(Way):
         named: say who the client is; else the header says that nobody is meant but this machine.
     """
 
-    here = True
-    straight = True
-
     def __init__(self, below: Egress, version: int, named: bool = True) -> None:
+        super().__init__(below)
         self.named = named
-        self.name = below.name
-        self.below = below
         self.version = version
 
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, DialError, ProxyError
 from tabi.net.deadline import Deadlines
@@ -32,7 +32,7 @@ class Socks4(Upstream):
         tls: speaks TLS with it first.
     """
 
-    name = "socks4"
+    protocol = "socks4"
 
     def __init__(
         self, below: Egress, proxy: Address, userid: bytes, deadlines: Deadlines, tls: UpstreamTls | None = None
@@ -49,11 +49,13 @@ class Socks4(Upstream):
         try:
             octets = machine.send(Request4(Command.CONNECT, destination, self.userid))
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
 
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)
-            check_reply4((await read_exactly(stream, machine)).code, destination)
+            reply = await read_exactly(stream, machine)
+            check_reply4(reply.code, destination)
+            stream.replied = reply.bound
 
         stream, _ = await self.converse(ask, session)
         return stream

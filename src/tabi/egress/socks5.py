@@ -13,8 +13,8 @@ import asyncio
 from collections.abc import Sequence
 from time import monotonic
 
+from tabi.egress.base import Asked, Egress
 from tabi.egress.client_methods import ClientMethod, client_methods
-from tabi.egress.direct import Asked, Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
@@ -113,7 +113,7 @@ class Socks5(Upstream):
         optimistic: send greeting and request together where no credentials are offered.
     """
 
-    name = "socks5"
+    protocol = "socks5"
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Socks5(Upstream):
     async def connect(self, destination: Address, session: Session | None) -> Stream:
         """See `Upstream`."""
         if not self.optimistic:
-            return (await self.ask_over(self.below, Command.CONNECT, destination, session)).stream
+            return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session))
         began = monotonic()
         stream = await self.connect_at_once(destination, session)
         if stream is not None:
@@ -140,7 +140,7 @@ class Socks5(Upstream):
         self.optimistic = False
         left = Deadlines(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
         try:
-            return (await self.ask_over(self.below, Command.CONNECT, destination, session, left)).stream
+            return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session, left))
         finally:
             left.close()
 
@@ -151,13 +151,13 @@ class Socks5(Upstream):
         try:
             octets = machine.send(Greeting(bytes((Method.NO_AUTHENTICATION,)))) + encode_request(request)
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
 
         async def ask(stream: Stream) -> bool:
             if not await self.replies(stream, machine, request, octets):
                 return False
             self.proven = True
-            await read_reply(stream, machine, destination)
+            stream.replied = (await read_reply(stream, machine, destination)).bound
             return True
 
         try:
@@ -232,7 +232,7 @@ class Socks5(Upstream):
         try:
             stream, (machine, reply) = await self.converse(talk, session, below, deadlines)
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
         return Asked(stream, machine, reply)
 
     async def associate(self, session: Session | None = None) -> UdpPath:
@@ -255,6 +255,10 @@ class Socks5(Upstream):
             raise
         return path
 
+    def cannot(self, command: str) -> str | None:
+        """See `Egress`: datagrams go through all proxies on the way, anything else is asked of this one."""
+        return self.below.cannot(command) if command == "associate" else None
+
     async def find_relay(self, bound: Address, own: Host, path: UdpPath) -> Address:
         """Where the proxy's relay is, by address: an unspecified one means the proxy's own.
 
@@ -273,7 +277,13 @@ class Socks5(Upstream):
 
     def own_host(self, stream: Stream, below: Egress) -> Host:
         """The proxy's own host, reached by a stream through ``below``. Raises ProxyError as `peer_of`."""
-        return peer_of(stream).host if below.straight else self.proxy.host
+        return peer_of(stream).host if below.direct else self.proxy.host
+
+
+def with_bound(asked: Asked) -> Stream:
+    """The stream to a destination, which keeps what the proxy said of it."""
+    asked.stream.replied = asked.reply.bound
+    return asked.stream
 
 
 def peer_of(stream: Stream) -> Address:

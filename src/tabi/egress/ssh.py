@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 
+from tabi.egress.base import Egress
 from tabi.egress.detach import take_socket
-from tabi.egress.direct import Egress
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.ssh_link import Link
 from tabi.egress.upstream import Upstream
@@ -35,7 +35,7 @@ class Ssh(Upstream):
         deadlines: says how long logging in may take, from the open connection on, and for opening each channel.
     """
 
-    name = "ssh"
+    protocol = "ssh"
 
     def __init__(
         self, below: Egress, server: Address, username: str, password: str | None, keys: SshKeys, deadlines: Deadlines
@@ -47,7 +47,7 @@ class Ssh(Upstream):
         self.link: Link | None = None
         self.attempt: asyncio.Task[Link] | None = None
         self.requests = 0  # under way
-        self.refusal: TabiError | None = None  # the last attempt's, if it was one
+        self.last_refusal: TabiError | None = None  # the last attempt's, if it was one
         self.refused_until = 0.0
         self.retired = False
 
@@ -58,10 +58,13 @@ class Ssh(Upstream):
             link = await self.find_link()
             return await link.open(destination, self.seconds)
         except ValueError as exc:
-            raise self.cannot(exc) from exc
+            raise self.unsayable(exc) from exc
         finally:
             self.requests -= 1
             self.end_if_idle()
+
+    def chooser(self) -> None:
+        """See `Egress`: whom a pool below has chosen serves all sessions."""
 
     async def find_link(self) -> Link:
         """The connection, once it is there: who comes first opens it, and others wait for the same. Whoever is
@@ -70,8 +73,8 @@ class Ssh(Upstream):
             return self.link
         if self.attempt is None:
             loop = asyncio.get_running_loop()
-            if self.refusal is not None and loop.time() < self.refused_until:
-                raise type(self.refusal)(str(self.refusal))
+            if self.last_refusal is not None and loop.time() < self.refused_until:
+                raise type(self.last_refusal)(str(self.last_refusal))
             self.attempt = asyncio.Task(self.open_link(), loop=loop, name="tabi-ssh")
             self.attempt.add_done_callback(self.settle)
         attempt = self.attempt
@@ -98,13 +101,13 @@ class Ssh(Upstream):
 
     def settle(self, attempt: asyncio.Task[Link]) -> None:
         """An attempt is over; where it failed, the next request makes another one, after a refusal a while later."""
-        self.attempt = self.refusal = None
+        self.attempt = self.last_refusal = None
         if not attempt.cancelled():
             exc = attempt.exception()
             if exc is None:
                 self.link = attempt.result()
             elif isinstance(exc, AuthError | RemoteProtocolError):
-                self.refusal, self.refused_until = exc, attempt.get_loop().time() + REFUSED
+                self.last_refusal, self.refused_until = exc, attempt.get_loop().time() + REFUSED
         self.end_if_idle()
 
     # --- the end ---

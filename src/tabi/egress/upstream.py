@@ -9,9 +9,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from tabi.egress.direct import CONNECTIONS_ALONE, Egress, Way
+from tabi.egress.base import CONNECTIONS_ALONE, Egress
 from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
@@ -20,6 +20,7 @@ from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared, connect_tls
 from tabi.policy.guard import permit_any
 from tabi.session import Session
+from tabi.url import ProxyURL
 from tabi.wire.address import Address
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks5 import ReplyCode
@@ -37,7 +38,7 @@ class UpstreamTls(NamedTuple):
     shared: TlsShared
 
 
-class Upstream(Way):
+class Upstream(Egress):
     """Reaches one proxy and talks to it.
 
     Args:
@@ -47,12 +48,33 @@ class Upstream(Way):
         tls: speaks TLS with it first.
     """
 
+    protocol: ClassVar[str]
+
     def __init__(self, below: Egress, proxy: Address, deadlines: Deadlines, tls: UpstreamTls | None = None) -> None:
         self.below = below
         self.proxy = proxy
         self.deadlines = deadlines
         self.seconds = deadlines.seconds
         self.tls = tls
+
+    @property
+    def url(self) -> ProxyURL:
+        """The proxy for people, without a user."""
+        return ProxyURL(self.protocol, self.proxy, tls=self.tls is not None)
+
+    @property
+    def path(self) -> list[str]:
+        """See `Egress`."""
+        return [*self.below.steps(), str(self.url)]
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """See `Egress`."""
+        return self.below.leads_nowhere
+
+    def chooser(self) -> Egress | None:
+        """See `Egress`."""
+        return self.below.chooser()
 
     async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
         """Return a stream to ``destination`` that the caller closes; see `Egress`.
@@ -133,11 +155,11 @@ class Upstream(Way):
         finally:
             deadlines.stop(stream)
 
-    def no_way(self) -> DialError:
-        """See `Way`."""
+    def refusal(self) -> DialError:
+        """See `Egress`."""
         return DialError(f"{self.proxy} is no SOCKS5 proxy: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
-    def cannot(self, exc: ValueError) -> DialError:
+    def unsayable(self, exc: ValueError) -> DialError:
         """The error for a destination that this proxy's protocol cannot say."""
         return DialError(f"{self.proxy}: {exc}", ReplyCode.HOST_UNREACHABLE)
 

@@ -13,8 +13,6 @@ from time import monotonic
 
 from tabi.config import Udp
 from tabi.egress.bind import listen
-from tabi.egress.direct import Direct
-from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import DialError, LimitExceeded
 from tabi.ingress.callers import Callers, CallersThere
 from tabi.ingress.conversation import Conversation
@@ -102,8 +100,7 @@ class Bind:
             egress = way or self.gate.direct
         else:
             egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
-        straight = egress.below if isinstance(egress, SendProxyHeader) else egress
-        if not isinstance(straight, Direct):
+        if not egress.direct:
             listener = await listen(egress, session.destination, permit, session)
             return CallersThere(listener, client, judge, port)
         if judge is None:
@@ -111,7 +108,7 @@ class Bind:
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
         own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)
-        sock, bound = self.listen(expected, client.sock, session, straight.origin)
+        sock, bound = self.listen(expected, client.sock, session, egress.source)
         return Callers(self.dialer.reactor, sock, bound, client, expected, judge, port)
 
     async def expect(self, session: Session, permit: Permit) -> list[IP]:

@@ -9,7 +9,7 @@ from functools import partial
 from time import monotonic, monotonic_ns, time
 from typing import NamedTuple
 
-from tabi.egress.direct import Egress
+from tabi.egress.base import Egress
 from tabi.errors import LimitExceeded, PolicyDenied, TabiError
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from tabi.egress.direct import Direct
-from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import Commands
@@ -419,7 +417,7 @@ class Connection:
 
     def may_lead_to(self, address: Address, way: Way) -> bool:
         """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
-        if not isinstance(way.egress, Direct | SendProxyHeader):  # it leads to a proxy, whose part the rest is
+        if not way.egress.direct:  # it leads to a proxy, whose part the rest is
             return self.session.addresses is None
         host, addresses = address.host, self.session.addresses
         assert not isinstance(host, str)

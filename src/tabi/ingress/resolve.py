@@ -11,8 +11,7 @@ from time import monotonic
 from typing import ClassVar
 
 from tabi.config import Prefer
-from tabi.egress.direct import Egress
-from tabi.egress.ways import Block, ResolveHere
+from tabi.egress.base import Egress
 from tabi.errors import DialError, PolicyDenied, RemoteProtocolError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
@@ -42,10 +41,12 @@ class Question:
         assert session.destination is not None
         self.check(session.destination)
         egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
-        if is_blocked(egress):
+        if egress.leads_nowhere:
             raise PolicyDenied(f"egress {egress.name}: {session.destination}")
         began = monotonic()
-        if egress.here:
+        if egress.resolves_locally:
+            if isinstance(session.destination.host, str):
+                await egress.before_resolve(session.destination.host, session)
             found = await self.find_within(self.gate.dialer, session.destination, permit, session)
         else:
             found = await self.ask(egress, session.destination, permit, session)
@@ -141,8 +142,3 @@ class ResolvePtr(Question):
             return check_found_name(str(found))
         except ValueError as exc:
             raise DialError(f"the proxy was asked for a name: {exc}", ReplyCode.HOST_UNREACHABLE) from exc
-
-
-def is_blocked(egress: Egress) -> bool:
-    """Whether a way leads nowhere: nothing is found out for who is sent there."""
-    return isinstance(egress.below if isinstance(egress, ResolveHere) else egress, Block)

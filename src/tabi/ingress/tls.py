@@ -15,7 +15,7 @@ from tabi.config import Tls
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.net.stream import Stream
-from tabi.net.tls import TlsShared, accept_tls
+from tabi.net.tls import TlsShared, accept_tls, load_certificate
 from tabi.session import Session
 
 log = logging.getLogger("tabi")
@@ -25,9 +25,6 @@ LOOK_EVERY = 1.0
 
 SAN = {"dns": "DNS", "email": "email", "uri": "URI"}
 """What `ssl` calls the kinds of subject alternative names."""
-
-NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""What OpenSSL says of another certificate's key: one of the same kind, and one of another kind, such as RSA for EC."""
 
 FAULTS = {9: "is not valid yet", 10: "has expired"}
 """By X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
@@ -120,29 +117,11 @@ class Certificates:
             raise self.error(key, name, exc.strerror or str(exc)) from None
 
     def load_key(self, context: ssl.SSLContext) -> None:
-        """Load the certificate with its key; nobody is asked for a passphrase."""
-        tls = self.tls
-        encrypted = False
-
-        def no_passphrase() -> str:
-            nonlocal encrypted
-            encrypted = True
-            return ""
-
+        """Load the certificate with its key. Raises ConfigError."""
         try:
-            with open(tls.key, "rb"):
-                pass
-            context.load_cert_chain(tls.certificate, tls.key, no_passphrase)
-        except ssl.SSLError as exc:
-            if encrypted:
-                raise self.error("key", tls.key, "has a passphrase, expected a key without") from None
-            if exc.reason in NOT_ITS_KEY:
-                raise self.error("key", tls.key, f"is not the key of {tls.certificate}") from None
-            if exc.reason is not None:
-                raise self.error("certificate", tls.certificate, exc.reason.replace("_", " ").lower()) from None
-            raise self.error("key", tls.key, "no private key in PEM") from None
-        except OSError as exc:
-            raise self.error("key", tls.key, exc.strerror or str(exc)) from None
+            load_certificate(context, self.tls.certificate, self.tls.key)
+        except ConfigError as exc:
+            raise ConfigError(exc.message, f"{self.path}.{exc.path}") from None
 
     def error(self, key: str, name: str, text: str) -> ConfigError:
         """An error that names the key and the file."""

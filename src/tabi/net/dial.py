@@ -264,6 +264,32 @@ class Dialer:
         await self.resolver.close()
 
 
+class StillDialer(Dialer):
+    """Opens nothing. It needs no loop: egresses that have it can be looked at, and not be used.
+
+    Args:
+        seconds: what the other dialer would have.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        nobody: Any = None
+        self.reactor = self.resolver = nobody
+        self.lookup = unknown
+        self.seconds = seconds
+        self.deadlines = Deadlines(nobody, seconds)
+        self.speaks_first = False
+
+    def start(
+        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+    ) -> Stream:
+        """See `Dialer`. Raises RuntimeError."""
+        raise RuntimeError(f"{destination}: an egress that is only looked at was used")
+
+    async def find(self, name: str, permit: Permit) -> list[IP]:
+        """See `Dialer`. Raises RuntimeError."""
+        raise RuntimeError(f"{name}: an egress that is only looked at was used")
+
+
 def prepare(origin: Origin, sock: SocketType, source: IP | None, destination: Address) -> None:
     """Give a socket what an origin has for it. Raises DialError, which names the key that failed."""
     try:

@@ -68,6 +68,11 @@ class Origin:
         self.fast_open = fast_open
         self.choose = choose or random.SystemRandom()
 
+    def describe(self) -> list[str]:
+        """The sources for people."""
+        networks = [network for version in (4, 6) for network in self.sources[version]]
+        return [str(one if one.num_addresses > 1 else one.network_address) for one in networks]
+
     def sources_for(self, version: int, session: Session | None) -> Iterator[IP | None]:
         """The addresses to come from, best first: the next is for when the ports of the one before are used up.
 

@@ -122,7 +122,8 @@ class Stream:
     dialled, if that is known.
     """
 
-    __slots__ = ("burst", "events", "expired", "fd", "peer", "reactor", "reader", "sock", "unsent", "writer")
+    __slots__ = ("burst", "events", "expired", "fd", "peer", "reactor", "reader", "replied", "sock", "unsent", "writer")
+    replied: Address | None  # BND of a reply; a session without a proxy leaves the slot empty, at no cost
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
         self.reactor = reactor
@@ -139,6 +140,11 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream fd={self.fd}>"
+
+    @property
+    def bound(self) -> Address | None:
+        """Where the proxy connected from, as its reply says it (BND): many say 0.0.0.0. None: it is no SOCKS proxy."""
+        return getattr(self, "replied", None)
 
     def on_ready(self, events: int) -> None:
         """The reactor's handler: remember what is ready and resume who waits for it."""

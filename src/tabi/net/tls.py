@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from tabi.errors import RemoteProtocolError
+from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.net.reactor import IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, Sock, Stream
 from tabi.wire.address import Host
@@ -326,6 +326,39 @@ def make_client_context(ca: str | None = None, protocols: Sequence[str] = ()) ->
     if protocols:
         context.set_alpn_protocols(list(protocols))
     return context
+
+
+NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""What OpenSSL says of another certificate's key: one of the same kind, and one of another kind, such as RSA for EC."""
+
+
+def load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Load a certificate with its key, both in PEM. Nobody is asked for a passphrase.
+
+    Raises:
+        ConfigError: one of the files cannot be used; ``path`` is certificate or key.
+    """
+    encrypted = False
+
+    def no_passphrase() -> str:
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    try:
+        with open(key, "rb"):
+            pass
+        context.load_cert_chain(certificate, key, no_passphrase)
+    except ssl.SSLError as exc:
+        if encrypted:
+            raise ConfigError(f"{key}: has a passphrase, expected a key without", "key") from None
+        if exc.reason in NOT_ITS_KEY:
+            raise ConfigError(f"{key}: is not the key of {certificate}", "key") from None
+        if exc.reason is not None:
+            raise ConfigError(f"{certificate}: {exc.reason.replace('_', ' ').lower()}", "certificate") from None
+        raise ConfigError(f"{key}: no private key in PEM", "key") from None
+    except OSError as exc:
+        raise ConfigError(f"{key}: {exc.strerror or exc}", "key") from None
 
 
 async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared) -> TlsSocket:

@@ -4,24 +4,20 @@ A pool is told what becomes of its choices: a request begins and ends at a membe
 After some failures in a row a member is *out* for a back-off that doubles. When that is over it is *due*: one request,
 its *trial*, goes there, and no other before that one has worked. The time comes in, in seconds of any clock that only
 goes forward. No choice looks at all members (with 1,000 of them one costs about 1 us), but each death and return may.
+What a pool remembers beyond its own life is in a store (`policy.pool_store`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect, insort
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from hashlib import blake2b
-from heapq import heapify, heappop, heappush
-from itertools import accumulate
-from math import inf
-from operator import attrgetter
 from random import Random
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
-__all__ = ["Balance", "By", "Member", "Pool", "make_key"]
+from tabi.policy.balance import Balance, Member, Queue, make_balancer
+from tabi.policy.pool_store import Health, MemoryStore, PoolStore
 
-Balance = Literal["round-robin", "random", "weighted", "least-connections", "hash", "sticky"]
+__all__ = ["Balance", "By", "Foresight", "Member", "Pool", "make_key"]
+
 By = Literal["client", "user", "host", "session"]
 
 FAILURES = 3
@@ -33,250 +29,15 @@ BACKOFF = 1.0, 60.0
 TTL = 600.0
 """Seconds without a request after which a sticky key is free."""
 
-KEYS = 10_000
-"""Sticky keys that are remembered; beyond that the one that rested longest is forgotten."""
 
-POINTS = 160
-"""Points of a member of mean weight on the ring: shares differ by about 1 / sqrt(160) = 8 %."""
+class Foresight(NamedTuple):
+    """What a choice would be, and why."""
 
-
-class Member:
-    """One of a pool.
-
-    Args:
-        name: unique in its pool. Where a key is hashed it alone says what the member gets, in every process.
-        weight: its part, as against the weights of others; more than 0. ``round-robin`` does not look at it.
-        labels: groups that it can be chosen from.
-
-    ``running`` counts its requests, ``failures`` those that failed in a row. ``due`` is when it is tried again if it is
-    out, else None; ``trying`` says that its trial is under way. These are the pool's to change.
-
-    Raises:
-        ValueError: the weight is not more than 0.
-    """
-
-    __slots__ = ("backoff", "due", "failures", "labels", "name", "number", "running", "trying", "weight")
-
-    def __init__(self, name: str, weight: float = 1, labels: Iterable[str] = ()) -> None:
-        if not 0 < weight < inf:
-            raise ValueError(f"weight {weight}, expected more than 0")
-        self.name = name
-        self.weight = weight
-        self.labels = frozenset(labels)
-        self.number = 0  # its place in the pool
-        self.running = 0
-        self.failures = 0
-        self.backoff = 0.0
-        self.due: float | None = None
-        self.trying = False
-
-    def __repr__(self) -> str:
-        return f"Member({self.name})"
-
-
-class Queue:
-    """Members by a number, the least first; of equals the one that got its number first.
-
-    A heap with lazy deletion: a member that gets another number has another entry, and the older one is dropped when it
-    comes to the top, or when such entries are more than half.
-    """
-
-    __slots__ = ("count", "entries", "heap")
-
-    def __init__(self) -> None:
-        self.heap: list[tuple[float, int, Member]] = []
-        self.entries: dict[Member, int] = {}  # which one is valid
-        self.count = 0
-
-    def put(self, member: Member, number: float) -> None:
-        """Add a member, or give it another number."""
-        self.count += 1
-        self.entries[member] = self.count
-        heappush(self.heap, (number, self.count, member))
-        if len(self.heap) > 2 * len(self.entries) + 16:
-            self.heap = [entry for entry in self.heap if self.entries.get(entry[2]) == entry[1]]
-            heapify(self.heap)
-
-    def drop(self, member: Member) -> None:
-        """Remove a member. Harmless if it is not there."""
-        self.entries.pop(member, None)
-
-    def first(self, tried: Collection[Member], most: float = inf) -> tuple[float, int, Member] | None:
-        """The first entry whose member is not in ``tried`` and whose number is ``most`` at most."""
-        heap, entries = self.heap, self.entries
-        aside, found = [], None
-        while heap:
-            entry = heap[0]
-            if entries.get(entry[2]) != entry[1]:
-                heappop(heap)
-            elif entry[0] > most:
-                break
-            elif entry[2] in tried:
-                aside.append(heappop(heap))
-            else:
-                found = entry
-                break
-        for entry in aside:
-            heappush(heap, entry)
-        return found
-
-
-class Balancer(Protocol):
-    """Chooses among the members that are in: `add` and `remove` say which."""
-
-    def add(self, member: Member) -> None: ...
-    def remove(self, member: Member) -> None: ...
-    def moved(self, member: Member) -> None:
-        """A member's ``running`` has changed; it may be out."""
-
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None: ...
-
-
-class Turns:
-    """One after the other; where weights count, each as often as its weight says and evenly spread.
-
-    Each member has the moment of its next turn, and turns of a member are 1 / weight apart. What smooth weighted round
-    robin does by adding to every member at each choice, this does with one of them.
-    """
-
-    def __init__(self, members: Sequence[Member], weighted: bool) -> None:
-        self.weighted = weighted
-        self.queue = Queue()
-        self.moment = 0.0
-        # Part of a step before the first turn: members of equal weight shall not have their turns all at one moment.
-        self.phases = {member: (i + 0.5) / len(members) for i, member in enumerate(members)}
-
-    def step(self, member: Member) -> float:
-        """How far apart its turns are."""
-        return 1 / member.weight if self.weighted else 1.0
-
-    def add(self, member: Member) -> None:
-        """It begins at the present moment: nobody who was away catches up."""
-        self.queue.put(member, self.moment + self.phases[member] * self.step(member))
-
-    def remove(self, member: Member) -> None:
-        """See `Balancer`."""
-        self.queue.drop(member)
-
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
-
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """See `Balancer`."""
-        entry = self.queue.first(tried)
-        if entry is None:
-            return None
-        moment, _, member = entry
-        self.moment = max(self.moment, moment)
-        self.queue.put(member, moment + self.step(member))
-        return member
-
-
-class Least:
-    """Who has the fewest requests for its weight; of equals the one whose last change is longest ago."""
-
-    def __init__(self) -> None:
-        self.queue = Queue()
-
-    def add(self, member: Member) -> None:
-        """See `Balancer`."""
-        # With the request that it would get: of idle ones the heaviest is first.
-        self.queue.put(member, (member.running + 1) / member.weight)
-
-    def remove(self, member: Member) -> None:
-        """See `Balancer`."""
-        self.queue.drop(member)
-
-    def moved(self, member: Member) -> None:
-        """See `Balancer`."""
-        if member.due is None:
-            self.add(member)
-
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """See `Balancer`."""
-        entry = self.queue.first(tried)
-        return None if entry is None else entry[2]
-
-
-class Drawn:
-    """Any, as often as its weight says in the long run."""
-
-    def __init__(self, random: Random) -> None:
-        self.random = random
-        self.members: list[Member] = []
-        self.sums: list[float] = []
-
-    def add(self, member: Member) -> None:
-        """See `Balancer`."""
-        insort(self.members, member, key=attrgetter("number"))  # so that a seed says what is drawn
-        self.weigh()
-
-    def remove(self, member: Member) -> None:
-        """See `Balancer`."""
-        self.members.remove(member)
-        self.weigh()
-
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
-
-    def weigh(self) -> None:
-        """Sum up the weights, for a draw by bisection."""
-        self.sums = list(accumulate(member.weight for member in self.members))
-
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """See `Balancer`."""
-        if not self.members:
-            return None
-        (member,) = self.random.choices(self.members, cum_weights=self.sums)
-        if member not in tried:
-            return member
-        left = [member for member in self.members if member not in tried]
-        return self.random.choices(left, [member.weight for member in left])[0] if left else None
-
-
-class Ring:
-    """A consistent hash: a key goes to the member whose point follows on the ring, the next one where that is out.
-
-    So only the keys of a member that is out move, and come back with it. One that is due takes part: whose key is its
-    own is its trial, and the keys of others stay where they are.
-    """
-
-    def __init__(self, members: Sequence[Member]) -> None:
-        mean = sum(member.weight for member in members) / len(members)
-        points = [
-            (point, member)
-            for member in members
-            for point in points_of(member.name, max(1, round(POINTS * member.weight / mean)))
-        ]
-        points.sort(key=lambda pair: (pair[0], pair[1].name))
-        self.points = [point for point, _ in points]
-        self.owners = [member for _, member in points]
-
-    def add(self, member: Member) -> None:
-        """Its points stay on the ring."""
-
-    def remove(self, member: Member) -> None:
-        """Its points stay on the ring."""
-
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
-
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """See `Balancer`."""
-        digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        start = bisect(self.points, int.from_bytes(digest, "big"))
-        owners = self.owners
-        for at in range(start - len(owners), start):  # once around: an index below 0 counts from the end
-            member = owners[at]
-            if member not in tried and (member.due is None or (member.due <= now and not member.trying)):
-                return member
-        return None
-
-
-def points_of(name: str, count: int) -> list[int]:
-    """The points of a member on the ring: ``count`` numbers of 64 bits."""
-    octets = b"".join(blake2b(b"%d %b" % (i, name.encode())).digest() for i in range((count + 7) // 8))
-    return [int.from_bytes(octets[at : at + 8], "big") for at in range(0, 8 * count, 8)]
+    member: Member | None
+    """None: only a lot will say it."""
+    why: str
+    among: int
+    """How many it could be."""
 
 
 class Group:
@@ -285,22 +46,13 @@ class Group:
     ``strict`` says that the balancer itself looks for who is due: it may not give a request to just anyone.
     """
 
-    __slots__ = ("balancer", "resting", "strict")
+    __slots__ = ("balancer", "members", "resting", "strict")
 
     def __init__(self, members: Sequence[Member], balance: Balance, random: Random) -> None:
+        self.members = {member.name: member for member in members}
         self.resting = Queue()
         self.strict = balance == "hash"
-        self.balancer: Balancer
-        if balance == "random":
-            self.balancer = Drawn(random)
-        elif balance == "hash":
-            self.balancer = Ring(members)
-        elif balance in ("round-robin", "weighted"):
-            self.balancer = Turns(members, balance == "weighted")
-        else:
-            self.balancer = Least()
-        for member in members:
-            self.balancer.add(member)
+        self.balancer = make_balancer(members, balance, random)
 
     def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
         """Who is due first, for nobody else finds out whether it works; then as the balancer says."""
@@ -309,6 +61,25 @@ class Group:
             if entry is not None:
                 return entry[2]
         return self.balancer.choose(key, now, tried)
+
+    def foresee(self, key: str, now: float, tried: Collection[Member]) -> Foresight | None:
+        """What `choose` would give, and why; None where that is nobody. Nothing changes by that."""
+        left = [member for member in self.members.values() if member not in tried and may_take(member, now)]
+        if not left:
+            return None
+        if not self.strict:
+            entry = self.resting.first(tried, now)
+            if entry is not None:
+                return Foresight(entry[2], "it has failed, and this would be its trial", 1)
+        member = self.balancer.foresee(key, now, tried)
+        if member is not None and member.due is not None:
+            return Foresight(member, f"{self.balancer.why}; it has failed, and this would be its trial", 1)
+        return Foresight(member, self.balancer.why, len(left))
+
+
+def may_take(member: Member, now: float) -> bool:
+    """Whether a member takes requests: it is in, or its trial is due."""
+    return member.due is None or (member.due <= now and not member.trying)
 
 
 class Pool:
@@ -322,7 +93,7 @@ class Pool:
         failures: in a row, that take a member out.
         backoff: seconds that it is out the first time and at most; it doubles with each trial that fails.
         ttl: seconds without a request after which a sticky key is forgotten.
-        keys: sticky keys that are remembered.
+        store: what keys stick to, and what is known of members. Default: one of its own.
 
     Raises:
         ValueError: there is no member, two have the same name, or there is no such balance.
@@ -337,7 +108,7 @@ class Pool:
         failures: int = FAILURES,
         backoff: tuple[float, float] = BACKOFF,
         ttl: float = TTL,
-        keys: int = KEYS,
+        store: PoolStore | None = None,
     ) -> None:
         self.members = tuple(members)
         if not self.members:
@@ -348,6 +119,7 @@ class Pool:
             raise ValueError("two members of the same name")
         for number, member in enumerate(self.members):
             member.number = number
+        self.balance = balance
         self.failures = failures
         self.shortest, self.longest = backoff
         random = random or Random()  # noqa: S311 - who takes a request is no secret
@@ -361,10 +133,20 @@ class Pool:
             for member in self.members
         }
         self.ttl = ttl
-        self.keys = keys
-        # Which member a key of a label sticks to and until when. Each use moves it to the end.
-        self.stuck: OrderedDict[tuple[str | None, str], tuple[Member, float]] | None
-        self.stuck = OrderedDict() if balance == "sticky" else None
+        self.sticky = balance == "sticky"
+        self.store = MemoryStore() if store is None else store
+        for member in self.members:
+            self.recall(member)
+
+    def recall(self, member: Member) -> None:
+        """Take over what the store knows of a member."""
+        health = self.store.get_health(member.name)
+        if health is not None:
+            member.failures, member.backoff, due = health
+            if due is not None:
+                for group in self.of[member]:
+                    group.balancer.remove(member)
+                self.rest(member, due)
 
     def choose(
         self,
@@ -389,36 +171,32 @@ class Pool:
         group = self.groups.get(label)
         if group is None:
             return None
-        if self.stuck is None:
+        if not self.sticky:
             return group.choose(key, now, tried)
-        until = now + (self.ttl if ttl is None else ttl)
-        return self.choose_stuck(self.stuck, group, (label, key), now, tried, until)
-
-    def choose_stuck(
-        self,
-        stuck: OrderedDict[tuple[str | None, str], tuple[Member, float]],
-        group: Group,
-        key: tuple[str | None, str],
-        now: float,
-        tried: Collection[Member],
-        until: float,
-    ) -> Member | None:
-        """The same for a sticky key: it moves when its member is out, not when one request fails there."""
-        while stuck and next(iter(stuck.values()))[1] <= now:
-            stuck.popitem(last=False)
-        found = stuck.get(key)
-        member = found[0] if found is not None and found[1] > now else None  # one with less time may stand behind
+        # A key moves when its member is out, not when one request fails there.
+        store, sticky = self.store, (label, key)
+        member = group.members.get(store.get_key(sticky, now) or "")
         if member is None or member.due is not None:
-            member = group.choose(key[1], now, tried)
+            member = group.choose(key, now, tried)
             if member is None:
                 return None
         elif member in tried:
-            return group.choose(key[1], now, tried)
-        stuck[key] = member, until
-        stuck.move_to_end(key)
-        if len(stuck) > self.keys:
-            stuck.popitem(last=False)
+            return group.choose(key, now, tried)
+        store.put_key(sticky, member.name, now, self.ttl if ttl is None else ttl)
         return member
+
+    def foresee(
+        self, key: str, now: float, tried: Collection[Member] = (), label: str | None = None
+    ) -> Foresight | None:
+        """What `choose` would give, and why; None where that is nobody. Nothing changes by that."""
+        group = self.groups.get(label)
+        if group is None:
+            return None
+        if self.sticky:
+            member = group.members.get(self.store.get_key((label, key), now) or "")
+            if member is not None and member.due is None and member not in tried:
+                return Foresight(member, "the key sticks to it", 1)
+        return group.foresee(key, now, tried)
 
     def begin(self, member: Member) -> bool:
         """Count a request that goes to a member; `end` is called once for it.
@@ -454,7 +232,10 @@ class Pool:
         Returns:
             Whether it was out.
         """
+        if not member.failures:
+            return False
         member.failures = 0
+        self.store.put_health(member.name, None)
         if member.due is None:
             return False
         member.due = None
@@ -473,18 +254,17 @@ class Pool:
             Whether that took it out.
         """
         member.failures += 1
-        if member.due is None:
-            if member.failures < self.failures:
-                return False
+        falls = member.due is None and member.failures >= self.failures
+        if falls:
             member.backoff = self.shortest
             for group in self.of[member]:
                 group.balancer.remove(member)
             self.rest(member, now + member.backoff)
-            return True
-        if member.trying or member.due <= now:
+        elif member.due is not None and (member.trying or member.due <= now):
             member.backoff = min(2 * member.backoff, self.longest)
             self.rest(member, now + member.backoff)
-        return False
+        self.store.put_health(member.name, Health(member.failures, member.backoff, member.due))
+        return falls
 
     def rest(self, member: Member, due: float) -> None:
         """Leave a member alone until it is due."""

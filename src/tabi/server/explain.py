@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -14,13 +14,16 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
-from tabi.config.compile import BLOCK, DIRECT
+from tabi.config.compile import DIRECT
+from tabi.egress.base import Egress
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import as_resolved
 from tabi.ingress.refusal import refusal_of
 from tabi.net.cache import NameCache
+from tabi.net.dial import StillDialer
 from tabi.net.own import ask
 from tabi.net.resolve import find_number
+from tabi.net.tls import TlsShared
 from tabi.policy.grammar import NONE, Grammar, Parameters
 from tabi.policy.guard import Own
 from tabi.policy.ledger import USED, Ledger
@@ -30,7 +33,7 @@ from tabi.policy.policy import Policy, enforce
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
-from tabi.server.ways import choice_of, describe, leads_nowhere, resolves_there, unable
+from tabi.server.egresses import Egresses
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -108,6 +111,7 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
     policy = make_policy(config, Ledger(), own, None)
+    egresses = Egresses(config, StillDialer(config.timeouts.connect), TlsShared()).by_name
     failure: TabiError | None = None
     user, parameters = request.user, NONE
     try:
@@ -136,13 +140,13 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     anybody = is_anybody(request.destination)
     addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
     steps = [
-        partial(decide, found, config, policy, session, addresses, request.now),
+        partial(decide, found, config, egresses, policy, session, addresses, request.now),
         partial(judge, found, policy, session, addresses),
     ]
     if request.command == "associate" or (request.command == "bind" and anybody):
         # What it is for is judged later: each destination of a datagram, whoever calls.
         failure = failure or explain_open(
-            found, config, policy, session, request.now, [] if anybody else steps, no_address
+            found, egresses, policy, session, request.now, [] if anybody else steps, no_address
         )
         steps, no_address = [], None
     for step in [*steps, partial(limit, found, policy, session, request.now, quotas)]:
@@ -206,7 +210,7 @@ def is_anybody(destination: Address) -> bool:
 
 def explain_open(
     found: Explanation,
-    config: Config,
+    egresses: Mapping[str, Egress],
     policy: Policy,
     session: Session,
     now: float,
@@ -225,12 +229,12 @@ def explain_open(
             return exc
     way = policy.way(session, now)
     settled = policy.settled(session, now)
-    reason = None if way is None else unable(config, way, str(session.command))
+    reason = None if way is None else egresses[way].cannot(str(session.command))
     if settled is not None and (reason is not None or not steps):
         found.rules.append(RuleStep(settled.label, True, "whatever its destination", settled.action))
     if reason is not None:
         return DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-    if way is not None and leads_nowhere(config, way):
+    if way is not None and egresses[way].leads_nowhere:
         return PolicyDenied(f"egress {way}: {'datagrams' if session.command == 'associate' else session.destination}")
     failure: TabiError | None = None
     for step in steps:
@@ -239,7 +243,7 @@ def explain_open(
         except TabiError as exc:
             failure = failure or exc
     failure = failure or (None if found.there else no_address)
-    found.egress = found.egress or describe(config, way or DIRECT)
+    found.egress = found.egress or egresses[way or DIRECT].describe()
     found.action, found.rule = "allow", None if settled is None else settled.label
     if not steps:
         found.later = "each is judged when it comes"
@@ -308,6 +312,7 @@ async def reverse(found: Explanation, resolver: NameCache, destination: Address)
 def decide(
     found: Explanation,
     config: Config,
+    egresses: Mapping[str, Egress],
     policy: Policy,
     session: Session,
     addresses: Sequence[IP] | None,
@@ -333,21 +338,19 @@ def decide(
     found.action, found.rule = decision.action, decision.rule
     if decision.action == "allow":
         via = decision.via or DIRECT
-        if via not in (DIRECT, BLOCK, *config.egress):
+        egress = egresses.get(via)
+        if egress is None:
             raise PolicyDenied(f"decide: there is no egress {via}")
-        found.egress = describe(config, via)
+        found.egress = egress.describe()
         asks = is_name(destination) or session.command == "resolve_ptr"
-        there = resolves_there(config, via)
-        found.there = session.addresses is None and asks and there
-        command = str(session.command)
-        goes = command in ("bind", "associate") or (command in QUESTIONS and there)
-        reason = unable(config, via, command) if goes else None
+        found.there = session.addresses is None and asks and not egress.resolves_locally
+        reason = egress.cannot(str(session.command))
         if reason is not None:
             raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-        if leads_nowhere(config, via):
+        if egress.leads_nowhere:
             raise PolicyDenied(f"egress {via}: {session.destination}")
         if session.parameters is not None:
-            found.selects = choice_of(config, via, session.parameters)
+            found.selects = egress.explain_choice(session.parameters)
     enforce(decision, session.destination)
 
 

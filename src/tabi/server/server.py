@@ -50,11 +50,11 @@ from tabi.policy.users import Secret, Users
 from tabi.relay.associations import Associations
 from tabi.relay.relays import Relays
 from tabi.server.compose import check_last_word, make_ingress, make_policy
+from tabi.server.egresses import Egresses, check_files, make_source
 from tabi.server.ledger import LocalLedger
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import INTERVAL, QuotaStore, load_store, open_store
 from tabi.server.reload import take_over
-from tabi.server.ways import Ways, check_files, make_origin
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.socks5 import Command
@@ -150,7 +150,7 @@ class Server:
         self.empty: asyncio.Event | None = None
         self.access_log: AccessLog | None = None
         self.kept = KeptConnections()
-        self.all_ways: list[Ways] = []
+        self.all_ways: list[Egresses] = []
         self.closed = asyncio.Event()
         self.closing = contextlib.AsyncExitStack()
         """Closes what was built so far, in the reverse order: sessions end before the log that has their lines."""
@@ -256,7 +256,7 @@ class Server:
         closing.callback(idle.close)
 
         self.tls_shared = TlsShared()
-        self.ways = Ways(config, self.dialer, self.tls_shared)
+        self.ways = Egresses(config, self.dialer, self.tls_shared)
         self.ways.start()
         self.all_ways.append(self.ways)
         closing.push_async_callback(self.close_ways)
@@ -307,7 +307,7 @@ class Server:
         )
         running = self.started and not self.closed.is_set()
         if running:
-            ways = Ways(config, self.dialer, self.tls_shared)
+            ways = self.ways.reloaded(config)
             self.keep_quotas(other.policy.limits)
         self.config, self.policy, self.users = other.config, other.policy, other.users
         self.certificates = other.certificates
@@ -343,7 +343,7 @@ class Server:
     def origin_of_datagrams(self) -> Origin | None:
         """Where they come from: the direct way out is theirs."""
         settings = self.config.egress.get("direct")
-        return None if settings is None else make_origin(settings)
+        return None if settings is None else make_source(settings)
 
     def make_authenticator(self, users: Users) -> PasswordAuthenticator:
         """What asks for passwords, and ends with the server."""

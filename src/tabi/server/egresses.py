@@ -1,4 +1,4 @@
-"""The ways out, composed from the configuration: each egress by its name, with whatever it leads through."""
+"""The egresses of a server, composed from the configuration: each by its name, with whatever it leads through."""
 
 from __future__ import annotations
 
@@ -9,64 +9,90 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from tabi.config import Config
+from tabi.config import Config, Sticky
 from tabi.config import Egress as Settings
-from tabi.config import Member as Listed
+from tabi.config.check import leads_to
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
+from tabi.egress.base import Egress
+from tabi.egress.block import Block
 from tabi.egress.chain import make_context, make_upstream
-from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT, Direct, Egress
-from tabi.egress.pool import Check, Pooled, no_member
+from tabi.egress.custom import CustomEgress, Opener
+from tabi.egress.direct import Direct
+from tabi.egress.inspected import DialInspector, Inspected, PermitFor
+from tabi.egress.isolated import Isolated
+from tabi.egress.pool import Check, Pooled
 from tabi.egress.proxy_header import SendProxyHeader
+from tabi.egress.resolve_locally import ResolveLocally
 from tabi.egress.ssh_keys import SshKeys, need_asyncssh
 from tabi.egress.upstream import UpstreamTls
-from tabi.egress.ways import Block, Isolated, ResolveHere
-from tabi.errors import ConfigError, DialError
+from tabi.errors import ConfigError
 from tabi.net.dial import Dialer
 from tabi.net.origin import Origin
 from tabi.net.tls import TlsShared
-from tabi.policy.grammar import Parameters
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import Member, Pool
+from tabi.policy.pool_store import PoolStore
 from tabi.url import ProxyURL, parse_url
-from tabi.wire.socks5 import Credentials, ReplyCode
+from tabi.wire.socks5 import Credentials
 
 if TYPE_CHECKING:
     from tabi.egress.ssh import Ssh
 
 NO_SETTINGS = Settings()
+NOTHING: Mapping[str, Opener] = {}
 
-ORIGIN = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
+SOURCE = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
 """What `Origin` is made of, in its order."""
 
 
-class Ways:
-    """All ways out of one configuration.
+class Egresses:
+    """All egresses of one configuration.
 
     Args:
         config: checked.
-        dialer: connects, and resolves names.
+        dialer: connects, and resolves names. To look at egresses a `StillDialer` is enough.
         shared: see `TlsShared`.
+        given: those that a program brings, by name; they are its own to close.
+        inspection: who is asked before anything is dialled, and the address filter for where that leads.
+        before: those that these take the place of: their pools are remembered.
 
     Raises:
         ConfigError: the authorities of a proxy cannot be read.
     """
 
-    def __init__(self, config: Config, dialer: Dialer, shared: TlsShared) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dialer: Dialer,
+        shared: TlsShared,
+        given: Mapping[str, Opener] = NOTHING,
+        inspection: tuple[DialInspector, PermitFor] | None = None,
+        before: Egresses | None = None,
+    ) -> None:
         self.config = config
         self.dialer = dialer
         self.to_proxies = dialer.speaking_first()
         self.shared = shared
         self.seconds: float = config.timeouts.connect
-        self.made: dict[str, Egress] = {}
+        self.given = given
+        self.inspection = inspection
+        self.made: dict[str, Egress] = {name: CustomEgress(name, one, self.seconds) for name, one in given.items()}
         self.pools: list[Pooled] = []
+        self.before = before
         self.links: list[Ssh] = []
         for name in (DIRECT, BLOCK, *config.egress):
-            self.way(name)
+            self.get(name)
+        self.before = None
+        self.by_name: Mapping[str, Egress] = self.made if inspection is None else self.inspected(*inspection)
+        """What sessions take. What these lead through is not inspected again."""
 
-    @property
-    def by_name(self) -> Mapping[str, Egress]:
-        """Each of them."""
-        return self.made
+    def reloaded(self, config: Config) -> Egresses:
+        """Those of another configuration, which take the place of these. Raises ConfigError."""
+        return Egresses(config, self.dialer, self.shared, self.given, self.inspection, self)
+
+    def inspected(self, inspector: DialInspector, permit_for: PermitFor) -> dict[str, Egress]:
+        """All of them, with an inspector in front."""
+        return {name: Inspected(one, inspector, permit_for, self.seconds) for name, one in self.made.items()}
 
     def start(self) -> None:
         """Begin to check the members of pools."""
@@ -100,7 +126,9 @@ class Ways:
         for link in self.links:
             await link.close()
 
-    def way(self, name: str) -> Egress:
+    # --- making them ---
+
+    def get(self, name: str) -> Egress:
         """The egress of a name, made when it is first asked for: others may lead through it."""
         egress = self.made.get(name)
         if egress is None:
@@ -112,16 +140,17 @@ class Ways:
         if name == BLOCK:
             return Block(name)
         through = bool(settings.members or settings.hops)
-        egress: Egress = Direct(self.to_proxies if through else self.dialer, make_origin(settings), name)
+        source = make_source(settings)
+        egress: Egress = Direct(self.to_proxies, source, "") if through else Direct(self.dialer, source, name)
         if settings.send_proxy_protocol:
             egress = SendProxyHeader(egress, settings.send_proxy_protocol)
         if settings.members:
             egress = self.make_pool(name, settings, egress)
         elif settings.hops:
             egress = self.make_chain(name, settings, egress)
-        if settings.resolve == "here" and not egress.here:
-            egress = ResolveHere(egress, self.dialer)
         egress.name = name
+        if settings.resolve == "here" and not egress.resolves_locally:
+            egress = ResolveLocally(egress, self.dialer)
         return egress
 
     def make_chain(self, name: str, settings: Settings, below: Egress) -> Egress:
@@ -131,7 +160,7 @@ class Ways:
             if "://" in hop:
                 urls.append(parse_url(hop))
             else:
-                below = self.way(hop)
+                below = self.get(hop)
         if not urls:
             return copy(below)  # which gets another name
         for url in urls[:-1]:
@@ -157,8 +186,9 @@ class Ways:
             if "://" in member.to:
                 egresses[called] = self.upstream(parse_url(member.to), below, name, settings)
             else:
-                egresses[called] = self.way(called)
-        pool = Pool(members, settings.balance, ttl=settings.sticky.ttl)
+                egresses[called] = self.get(called)
+        store = self.remember(name, [member.to for member in members_of(settings)])
+        pool = Pool(members, settings.balance, ttl=settings.sticky.ttl, store=store)
         check = None
         if settings.check is not None:
             destination, path = check_target(settings.check)
@@ -167,14 +197,37 @@ class Ways:
         self.pools.append(found)
         return found
 
+    def remember(self, pool: str, members: Sequence[str]) -> PoolStore | None:
+        """What a pool of this name knew before, of members that are still what they were. None: there was no such."""
+        before = self.before
+        old = None if before is None else next((one.pool for one in before.pools if one.name == pool), None)
+        if before is None or old is None:
+            return None
+        same = {
+            name_of(member)
+            for member in members
+            if member_of(self.config, pool, member) == member_of(before.config, pool, member)
+        }
+        return old.store.succeed(same)
+
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
-        """The way through one proxy."""
+        """The egress through one proxy, for the egress of a name."""
         context = context_for(url, name, settings)
         tls = None if context is None else UpstreamTls(context, self.shared)
         made = make_upstream(url, below, self.dialer.deadlines, tls, optimistic=True, keys=keys_of(settings))
         if url.protocol == "ssh":
             self.links.append(cast("Ssh", made))
         return made
+
+
+def member_of(config: Config, pool: str, member: str) -> object:
+    """All that says what a member of a pool is: two that are equal are the same member."""
+    settings = config.egress[pool]
+    if "://" in member:  # which the pool says how to reach
+        around = msgspec.structs.replace(settings, members=None, balance="random", sticky=Sticky(), check=None)
+        return around if member in [one.to for one in members_of(settings)] else None
+    named = {member, *leads_to(config, member)}
+    return {name: config.egress.get(name) for name in named}
 
 
 def context_for(url: ProxyURL, name: str, settings: Settings) -> ssl.SSLContext | None:
@@ -191,7 +244,7 @@ def keys_of(settings: Settings) -> SshKeys:
 
 
 def check_files(config: Config) -> None:
-    """Look at everything that ways through TLS and SSH servers need. Raises ConfigError."""
+    """Look at all files that egresses through TLS and SSH servers need. Raises ConfigError."""
     for name, settings in config.egress.items():
         path = f"egress.{name}"
         if settings.ca is not None:
@@ -207,97 +260,9 @@ def check_files(config: Config) -> None:
                 raise ConfigError(exc.message, f"{path}.ssh.{exc.path}") from exc
 
 
-def make_origin(settings: Settings) -> Origin | None:
-    """Where a way out comes from; None for wherever the system chooses."""
-    if all(getattr(settings, key) == getattr(NO_SETTINGS, key) for key in ORIGIN):
+def make_source(settings: Settings) -> Origin | None:
+    """Where the connections of an egress come from; None for wherever the system chooses."""
+    if all(getattr(settings, key) == getattr(NO_SETTINGS, key) for key in SOURCE):
         return None
-    _, *others = (getattr(settings, key) for key in ORIGIN)
+    _, *others = (getattr(settings, key) for key in SOURCE)
     return Origin([parse_network(text) for text in settings.source], *others)
-
-
-def describe(config: Config, name: str) -> str:
-    """A way out for people, without secrets."""
-    settings = config.egress.get(name, NO_SETTINGS)
-    if settings.members:
-        return f"{name}: {settings.balance} of {shown(members_of(settings))}"
-    if settings.hops:
-        return f"{name}: through {', then '.join(map(name_of, settings.hops))}"
-    if settings.source:
-        return f"{name}: from {', '.join(settings.source)}"
-    return name
-
-
-def unable(config: Config, name: str, command: str) -> str | None:
-    """Why a way out cannot carry a command other than ``connect``, as far as is known without asking; None: it may."""
-    settings = config.egress.get(name, NO_SETTINGS)
-    if settings.members:
-        reasons = [unable_member(config, member.to, command) for member in members_of(settings)]
-        return None if None in reasons else f"pool {name}: no member can do that: {reasons[0]}"
-    hops = settings.hops if command == "associate" else settings.hops[-1:]
-    return next((reason for hop in hops if (reason := unable_hop(config, hop, command)) is not None), None)
-
-
-def unable_member(config: Config, member: str, command: str) -> str | None:
-    """The same for a member of a pool: BIND listens on this machine only where a rule says so."""
-    settings = config.egress.get(member, NO_SETTINGS)
-    if command == "bind" and "://" not in member and not settings.hops and not settings.members:
-        return f"egress {member}: {STRAIGHT}"
-    return unable_hop(config, member, command)
-
-
-def unable_hop(config: Config, hop: str, command: str) -> str | None:
-    """The same for one hop: a URL, or a name."""
-    if "://" not in hop:
-        return unable(config, hop, command)
-    url = parse_url(hop)
-    return None if url.protocol == "socks5" else f"{url.address} is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
-
-
-def leads_nowhere(config: Config, name: str) -> bool:
-    """Whether a way out is `block`, or begins there."""
-    hops = config.egress.get(name, NO_SETTINGS).hops
-    return name == BLOCK or any(leads_nowhere(config, hop) for hop in hops if "://" not in hop)
-
-
-def shown(members: Sequence[Listed]) -> str:
-    """Members for people, not more than a few."""
-    return ", ".join(name_of(member.to) for member in members[:5]) + (
-        f", … ({len(members):,})" if len(members) > 5 else ""
-    )
-
-
-def choice_of(config: Config, name: str, parameters: Parameters) -> list[str]:
-    """What the parameters of a user name select on a way out, for people. Raises DialError where that is no member."""
-    labels, token, ttl = parameters
-    settings = config.egress.get(name, NO_SETTINGS)
-    if token is not None and "session" in settings.isolate:
-        return [f"session {token}: a user name of its own at the last proxy"]
-    while settings.hops and "://" not in settings.hops[0]:  # it leads through that one
-        settings = config.egress.get(settings.hops[0], NO_SETTINGS)
-    if not settings.members:
-        return [f"nothing: {name} is no pool"]
-    found = []
-    members = [member for member in members_of(settings) if set(labels) <= set(member.labels)]
-    if not members:
-        raise DialError(no_member(name), ReplyCode.GENERAL_FAILURE)
-    if labels:
-        found.append(f"label {' and '.join(labels)}: {shown(members)}")
-    if token is not None:
-        kept = {"sticky": "the same member as long as it is used", "hash": "always the same member"}
-        by_session = "session" in settings.sticky.words and settings.balance in kept
-        what = kept[settings.balance] if by_session else f"nothing, {name} does not go by it"
-        found.append(f"session {token}: {what}")
-    if ttl is not None:
-        sticky = settings.balance == "sticky"
-        what = "how long that is remembered without a request" if sticky else f"nothing, {name} remembers nobody"
-        found.append(f"ttl {ttl:g} s: {what}")
-    return found
-
-
-def resolves_there(config: Config, name: str) -> bool:
-    """Whether names that take a way out are resolved by a proxy on it."""
-    settings = config.egress.get(name, NO_SETTINGS)
-    if settings.resolve == "here":
-        return False
-    parts = [*settings.hops, *(member.to for member in members_of(settings))]
-    return any("://" in part or resolves_there(config, part) for part in parts)

@@ -1,4 +1,4 @@
-"""Ways out of a whole server: through proxies, chains and pools, by the user's name, and what cannot go there."""
+"""Egresses of a whole server: through proxies, chains and pools, by the user's name, and what cannot go there."""
 
 from __future__ import annotations
 
@@ -8,24 +8,32 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
 import pytest
 
+import tabi
 from authorities import authority, write_server
 from conftest import Run
 from datagrams import association, destination, unwrap
-from doubles import FakeResolver
+from doubles import LOOPBACK, FakeResolver
+from egresses import Recorder
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
 from support import client, closed_port, request, target
 from tabi import Login, Server, Session
 from tabi.client import Proxy
-from tabi.config import Config, Listen, Log, make_config
-from tabi.egress.direct import CONNECTIONS_ALONE, STRAIGHT
+from tabi.config import Config, Listen, Log, check_values, load_config, make_config
+from tabi.egress.base import CONNECTIONS_ALONE, NOBODY_LISTENS
 from tabi.errors import AuthError, ConfigError, ProxyError
-from tabi.wire.address import Address
+from tabi.net.dial import Dialer, StillDialer
+from tabi.net.reactor import get_reactor
+from tabi.net.tls import TlsShared
+from tabi.policy.guard import permit_any
+from tabi.server.egresses import Egresses
+from tabi.wire.address import UNSPECIFIED, Address
 
 
 class Recorded:
@@ -479,6 +487,244 @@ def test_bind_does_not_go_by_a_pool_that_leads_straight(run_once: Run) -> None:
                 writer.write(b"\x05\x01\x00" + request("127.0.0.1", 9, 2))
                 assert (await reader.readexactly(12))[3] == 7
             error = (await proxy.ended.get()).error
-            assert error == f"pool out: no member that answers can do that: egress direct: {STRAIGHT}"
+            assert error == f"pool out: no member that answers can do that: egress direct: {NOBODY_LISTENS}"
+
+    run_once(main)
+
+
+# --- egresses of a program ---
+
+
+class Counting(tabi.Egress):
+    """Goes through a proxy, and counts."""
+
+    def __init__(self, url: str) -> None:
+        self.proxy = Proxy(url)
+        self.opened: list[str] = []
+
+    async def open(self, destination: Address, permit: Any, session: Session | None = None) -> tabi.Stream:
+        self.opened.append(str(destination))
+        return await self.proxy.connect(*destination)
+
+
+@contextlib.asynccontextmanager
+async def composed(given: dict[str, Any], **egress: Any) -> AsyncIterator[Egresses]:
+    """The egresses of a configuration, and those of a program."""
+    config = make_config({"egress": egress}, egresses=given)
+    dialer = Dialer(get_reactor(), FakeResolver(), 10)
+    try:
+        yield Egresses(config, dialer, TlsShared(), given)
+    finally:
+        await dialer.close()
+
+
+def test_an_egress_of_a_program_is_one_like_others(run_once: Run) -> None:
+    """By its own name, as what a chain begins with, and as a member of a pool."""
+
+    async def main() -> None:
+        async with target() as port, running(Server("socks5://127.0.0.1:0")) as one, running(front(rule=[])) as two:
+            mine = Counting(one.url)
+            parts = {"far": {"chain": ["mine", two.url]}, "pool": {"members": ["mine"]}, "alias": {"chain": ["mine"]}}
+            async with composed({"mine": mine}, **parts) as egresses:
+                session = Session(1, "", Address("client", 0), 0.0)
+                for name in ("mine", "far", "pool", "alias"):
+                    egress = egresses.by_name[name]
+                    assert egress.name == name
+                    async with await egress.open(Address("127.0.0.1", port), permit_any, session) as stream:
+                        await stream.send_all(b"through")
+                        assert await stream.receive() == b"through"
+                session.over()
+                assert mine.opened == [there := f"127.0.0.1:{port}", str(two.server.addresses[0]), there, there]
+                through = f"through mine, then socks5://{two.server.addresses[0]}"
+                assert egresses.by_name["far"].describe() == f"far: {through}"
+                assert session.member == "mine"
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("name", ["direct", "block", "tor"])
+def test_two_egresses_of_one_name(name: str) -> None:
+    """Nobody has to guess which of them a rule means."""
+    config = make_config({"egress": {"tor": {"url": "socks5://127.0.0.1:9050"}}})
+    with pytest.raises(ConfigError, match=rf"^egresses\.{name}: the configuration has an egress of this name"):
+        check_values(config, egresses=[name])
+
+
+def test_a_file_may_name_the_egresses_of_a_program(tmp_path: Path) -> None:
+    """In rules, chains and pools; and no others: what says that one does not exist is as it was."""
+    path = tmp_path / "tabi.toml"
+    for text, key in (
+        ("[[rule]]\naction = 'allow'\nvia = 'mine'", r"rule\[0\]\.via"),
+        ("[egress.a]\nchain = ['mine']", r"egress\.a\.chain\[0\]"),
+        ("[egress.a]\nmembers = ['mine']", r"egress\.a\.members\[0\]"),
+    ):
+        path.write_text(text)
+        load_config(path, egresses=["mine"])
+        with pytest.raises(ConfigError, match=rf"{key}: there is no \[egress\.mine\]"):
+            load_config(path, egresses=["yours"])
+
+
+def test_egresses_can_be_looked_at_without_a_loop() -> None:
+    """To describe them nothing is dialled, and none has to be closed."""
+    parts = {
+        "out": {"source": ["192.0.2.7", "2001:db8::/64"]},
+        "far": {"chain": ["out", "socks5+tls://u:hunter2@127.0.0.1:1", "https://127.0.0.1:2"], "resolve": "here"},
+        "tor": {"url": "socks5://127.0.0.1:3", "isolate": ["user"]},
+        "pool": {"members": ["tor", *(f"socks5://127.0.0.1:{port}" for port in range(4, 10))], "balance": "random"},
+    }
+    config = make_config({"egress": parts})
+    found = Egresses(config, StillDialer(10), TlsShared()).by_name
+    assert [egress.describe() for egress in found.values()] == [
+        "direct",
+        "block",
+        "out: from 192.0.2.7, 2001:db8::/64",
+        "far: through out, then socks5+tls://127.0.0.1:1, then https://127.0.0.1:2",
+        "tor: through socks5://127.0.0.1:3",
+        "pool: random of tor, " + ", ".join(f"socks5://127.0.0.1:{port}" for port in range(4, 8)) + ", … (7)",
+    ]
+
+
+# --- what a reload keeps ---
+
+POOL: dict[str, Any] = {
+    "members": ["socks5://u:old@127.0.0.1:1", "socks5://127.0.0.1:2", "tor", "mine"],
+    "balance": "sticky",
+}
+
+
+def reloaded(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], str]:
+    """Who is still out after a reload of a pool whose members were all out, and where the key of a client leads."""
+    mine: Any = Recorder()
+    tor = {"url": "socks5://127.0.0.1:9050"}
+    first = {"egress": {"tor": tor, "pool": POOL, **before}}
+    old = Egresses(make_config(first, egresses=["mine"]), StillDialer(10), TlsShared(), {"mine": mine})
+    (pool,) = old.pools
+    chosen = pool.pool.choose("key", 0)
+    assert chosen is not None
+    for member in pool.pool.members:
+        for _ in range(3):
+            pool.pool.failed(member, 0)
+    config = make_config({"egress": {"tor": tor, "pool": POOL, **before, **after}}, egresses=["mine"])
+    new = old.reloaded(config).reloaded(config)
+    (found,) = new.pools
+    assert found.pool is not pool.pool
+    assert new.given["mine"] is mine
+    key = found.pool.store.get_key((None, "key"), 1)
+    return [member.name for member in found.pool.members if member.due is not None], f"{key} for {chosen.name}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "out"),
+    [
+        ({}, {}, "1 2 tor mine"),
+        ({}, {"pool": {**POOL, "balance": "random"}}, "1 2 tor mine"),
+        ({}, {"pool": {**POOL, "members": ["socks5://u:new@127.0.0.1:1", *POOL["members"][1:]]}}, "2 tor mine"),
+        ({}, {"pool": {**POOL, "source": ["127.0.0.9"]}}, "tor mine"),
+        ({}, {"tor": {"url": "socks5://127.0.0.1:9051"}}, "1 2 mine"),
+        ({"tor": {"chain": ["hop"]}, "hop": {"source": ["127.0.0.7"]}}, {"hop": {}}, "1 2 mine"),
+        ({}, {"pool": {**POOL, "members": ["tor"]}}, "tor"),
+    ],
+    ids=["same", "balance", "password", "source", "named", "below", "fewer"],
+)
+def test_a_reload_keeps_what_is_known_of_members_that_are_the_same(
+    before: dict[str, Any], after: dict[str, Any], out: str
+) -> None:
+    """Health of each whose own settings, and those of what it leads through, did not change; and every sticky key."""
+    found, key = reloaded(before, after)
+    assert [name.removeprefix("socks5://127.0.0.1:") for name in found] == out.split()
+    assert key == "socks5://127.0.0.1:1 for socks5://127.0.0.1:1"
+
+
+def test_another_pool_knows_nothing() -> None:
+    """One that is new, or was no pool before."""
+    old = Egresses(make_config({"egress": {"a": {"url": "socks5://127.0.0.1:1"}}}), StillDialer(10), TlsShared())
+    new = old.reloaded(make_config({"egress": {"a": {"members": ["socks5://127.0.0.1:1"]}}}))
+    assert [member.due for member in new.pools[0].pool.members] == [None]
+
+
+def test_a_server_reloads_its_pools(run_once: Run) -> None:
+    """A client keeps its member, and one that is out is not asked again because of a reload."""
+
+    async def main() -> None:
+        async with target() as port, running(front(rule=[])) as one, running(front(rule=[])) as two:
+            members = ["socks5://127.0.0.1:1", one.url, two.url]
+            out = {"members": members, "balance": "sticky", "sticky": {"by": "client"}}
+            async with running(front(egress={"out": out})) as proxy:
+                pool = proxy.server.ways.pools[0].pool
+                pool.store.put_key((None, "127.0.0.1"), two.url, monotonic(), 600)
+                for _ in range(3):
+                    pool.failed(pool.members[0], monotonic() + 100)
+                for _ in range(3):
+                    proxy.server.reload(msgspec.structs.replace(proxy.server.config))
+                    assert await echoed(proxy.url, port) == b"through"
+                    assert (await proxy.ended.get()).member == two.url
+                found = proxy.server.ways.pools[0].pool
+                assert found is not pool
+                assert [member.due is not None for member in found.members] == [True, False, False]
+
+    run_once(main)
+
+
+# --- a dial inspector ---
+
+
+class Redirecting:
+    """Sends everything to one place, and names somebody for whom it does."""
+
+    def __init__(self, to: Address) -> None:
+        self.to = to
+        self.asked: list[tuple[str, str | None]] = []
+        self.names: list[str] = []
+
+    async def dial(self, session: Session | None, destination: Address) -> Address:
+        self.asked.append((str(destination), None if session is None else session.via))
+        return self.to
+
+    async def resolve(self, session: Session | None, name: str) -> None:
+        self.names.append(name)
+        raise tabi.DialError(f"{name}: away", 3)
+
+
+def test_an_inspector_stands_in_front_of_every_egress_once(run_once: Run) -> None:
+    """Not in front of what a chain leads through; and without one nothing is wrapped. A reload keeps it."""
+
+    async def main() -> None:
+        async with target() as port, running(Server("socks5://127.0.0.1:0")) as up:
+            parts = {"first": {"url": up.url}, "out": {"chain": ["first"]}, "pool": {"members": ["first"]}}
+            async with composed({}, **parts) as plain:
+                assert plain.by_name is plain.made
+                inspector = Redirecting(Address("127.0.0.1", port))
+                inspection = inspector, lambda session, port: permit_any
+                egresses = Egresses(plain.config, plain.dialer, TlsShared(), inspection=inspection)
+                for one in (egresses, egresses.reloaded(plain.config)):
+                    for name in ("direct", "first", "out", "pool"):
+                        session = Session(1, "", Address("client", 0), 0.0)
+                        session.via = name
+                        stream = await one.by_name[name].open(Address("192.0.2.7", 9), permit_any, session)
+                        async with stream:
+                            await stream.send_all(b"through")
+                            assert await stream.receive() == b"through"
+                        session.over()
+                        assert inspector.asked.pop() == ("192.0.2.7:9", name)
+                assert inspector.asked == []
+
+    run_once(main)
+
+
+def test_a_question_for_a_name_meets_the_inspector(run_once: Run) -> None:
+    """Where the server answers it, and the way out has nothing to do with it otherwise."""
+
+    async def main() -> None:
+        config = make_config({"log": {"access": "none"}, "listen": [{"url": LOOPBACK, "resolve_commands": True}]})
+        async with running(Server(config=config, resolver=FakeResolver({"a.test": ["192.0.2.7"]}))) as proxy:
+            assert str(await Proxy(proxy.url).resolve("a.test")) == "192.0.2.7"
+            server = proxy.server
+            inspector = Redirecting(UNSPECIFIED)
+            inspection = inspector, lambda session, port: permit_any
+            egresses = Egresses(config, server.dialer, TlsShared(), inspection=inspection)
+            server.gate.replace(server.policy, egresses.by_name)
+            with pytest.raises(ProxyError, match="reply 03"):
+                await Proxy(proxy.url).resolve("a.test")
+            assert inspector.names == ["a.test"]
 
     run_once(main)

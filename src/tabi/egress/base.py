@@ -1,0 +1,199 @@
+"""What an egress is: the base class of all of them, and of those that a program brings."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import NamedTuple
+
+from tabi.errors import DialError
+from tabi.net.dial import Permit
+from tabi.net.origin import Origin
+from tabi.net.stream import Stream
+from tabi.net.udp_path import UdpPath
+from tabi.policy.grammar import Parameters
+from tabi.session import Session
+from tabi.wire.address import Address
+from tabi.wire.socks5 import ClientMachine, Reply, ReplyCode
+
+CONNECTIONS_ALONE = "it carries no datagrams, no calls of BIND, and no questions for names"
+NOBODY_LISTENS = "it leads straight, and a pool has nobody there who could listen"
+
+CONNECTS = ("connect", "forward")
+QUESTIONS = ("resolve", "resolve_ptr")
+
+
+class Asked(NamedTuple):
+    """What a SOCKS5 proxy says to a command."""
+
+    stream: Stream
+    """The caller closes it."""
+    machine: ClientMachine
+    """Behind the first reply."""
+    reply: Reply
+    """A success."""
+
+
+class Egress:
+    """A way out of the server. A subclass needs `open`, and carries connections then::
+
+        class Tunnel(tabi.Egress):
+            async def open(self, destination, permit, session=None):
+                if not isinstance(destination.host, str):
+                    permit(destination.host)
+                return await tabi.Proxy(self.url).connect(*destination)
+
+    Whatever else it can do it says by its attributes and by `ask`, `associate` and `cannot`. One egress serves many
+    sessions at the same time.
+    """
+
+    name: str = ""
+    """What rules and the access log call it. An egress without a name is a part of another one."""
+    resolves_locally: bool = False
+    """Whether names that go this way are resolved on this machine."""
+    direct: bool = False
+    """Whether no proxy is on it, so that what is at the other end of a stream is the destination."""
+    source: Origin | None = None
+    """Where the connections of a direct one come from; None: wherever the system chooses."""
+
+    # --- what it does ---
+
+    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+        """Return a connected stream that the caller closes.
+
+        Args:
+            destination: where to.
+            permit: is called with each address before it is dialled, and raises PolicyDenied.
+            session: on whose behalf.
+
+        Raises:
+            DialError: the destination, or a proxy, cannot be reached; ``reply_code`` says how.
+            PolicyDenied: as ``permit`` raises it.
+            AuthError, ProxyError, RemoteProtocolError: a proxy on the way refused, or is not a proxy.
+        """
+        raise NotImplementedError
+
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """Have the last proxy on this way carry out a command of SOCKS5 other than CONNECT and UDP ASSOCIATE.
+
+        Raises:
+            DialError: there is none that could (reply 07), or it cannot be reached.
+            PolicyDenied, AuthError, ProxyError, RemoteProtocolError: as `open`.
+        """
+        raise self.refusal()
+
+    async def associate(self, session: Session | None = None) -> UdpPath:
+        """Open this way for datagrams; the caller closes it. Errors as `ask`."""
+        raise self.refusal()
+
+    async def before_resolve(self, name: str, session: Session | None = None) -> None:
+        """Called before a name is resolved here for a client that asks for that alone. May wait; raises TabiError."""
+
+    def refusal(self) -> DialError:
+        """The error for a command that cannot go this way."""
+        return DialError(
+            f"egress {self.name or type(self).__name__}: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED
+        )
+
+    # --- what it says of itself ---
+
+    @property
+    def path(self) -> list[str]:
+        """The proxies on it, and the egress that it begins with, for people; none on a direct way."""
+        return []
+
+    def steps(self) -> list[str]:
+        """What a chain that begins with this egress shows of it: its name, or its path where it has no name."""
+        return [self.name] if self.name else self.path
+
+    def describe(self) -> str:
+        """This egress for people, without secrets."""
+        path = self.path
+        return f"{self.name}: through {', then '.join(path)}" if path else self.name
+
+    def cannot(self, command: str) -> str | None:
+        """Why it cannot carry a command, in words, as far as that is known without asking; None: it may.
+
+        ``command`` is called as in the access log: connect, bind, associate, resolve.
+        """
+        if command in CONNECTS or (self.resolves_locally and command in QUESTIONS):
+            return None
+        return str(self.refusal())
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """Whether everything that goes this way is refused."""
+        return False
+
+    def chooser(self) -> Egress | None:
+        """The pool on this way that chooses a member for each session."""
+        return None
+
+    def explain_choice(self, parameters: Parameters) -> list[str]:
+        """What the parameters of a user name select on this way, for people. Raises DialError where that is nobody."""
+        pool = self.chooser()
+        return [f"nothing: {self.name} is no pool"] if pool is None else pool.explain_choice(parameters)
+
+    def explain_member(self, destination: Address, session: Session, now: float) -> str | None:
+        """Which member of a pool a session would take now, and why, for people; None: there is no pool on this way.
+
+        Nothing changes by that. ``now`` is of `time.monotonic`. Raises DialError where no member is left.
+        """
+        pool = self.chooser()
+        return None if pool is None else pool.explain_member(destination, session, now)
+
+
+class Around(Egress):
+    """Does what the egress below does. A subclass does some of it in another way.
+
+    Args:
+        below: the other egress.
+    """
+
+    def __init__(self, below: Egress) -> None:
+        self.below = below
+        self.name = below.name
+        self.resolves_locally = below.resolves_locally
+        self.direct = below.direct
+        self.source = below.source
+
+    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+        """See `Egress`."""
+        return self.below.open(destination, permit, session)
+
+    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+        """See `Egress`."""
+        return await self.below.ask(command, destination, permit, session)
+
+    async def associate(self, session: Session | None = None) -> UdpPath:
+        """See `Egress`."""
+        return await self.below.associate(session)
+
+    async def before_resolve(self, name: str, session: Session | None = None) -> None:
+        """See `Egress`."""
+        await self.below.before_resolve(name, session)
+
+    def refusal(self) -> DialError:
+        """See `Egress`."""
+        return self.below.refusal()
+
+    @property
+    def path(self) -> list[str]:
+        """See `Egress`."""
+        return self.below.path
+
+    def describe(self) -> str:
+        """See `Egress`."""
+        return self.below.describe()
+
+    def cannot(self, command: str) -> str | None:
+        """See `Egress`."""
+        return None if self.resolves_locally and command in QUESTIONS else self.below.cannot(command)
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """See `Egress`."""
+        return self.below.leads_nowhere
+
+    def chooser(self) -> Egress | None:
+        """See `Egress`."""
+        return self.below.chooser()
