@@ -236,7 +236,8 @@ def decode_response(
         if (located := find_response(data, limit, seen)) is None:
             return None
         found, end = located
-        return forward_response(method, *found.groups(b"")), end
+        digit, code, reason, fields = found.groups(b"")
+        return forward_response(method, digit, code, reason, fields), end
     except HttpError as exc:
         raise RemoteProtocolError(str(exc)) from None
 
