@@ -1,4 +1,4 @@
-"""Feed HTTP's decoders with whatever a fuzzer invents: however it is cut, the same must come of it.
+"""Feed HTTP's decoders with whatever a fuzzer invents: however it is cut, and parsed or not, the same comes of it.
 
 The first octet chooses the decoder, the second how the rest is cut.
 """
@@ -20,6 +20,10 @@ from tabi.wire.http import (
     encode_error,
     encode_request,
     encode_response,
+    parse_request,
+    parse_response,
+    rewrite_request,
+    rewrite_response,
 )
 
 LIMIT = 500
@@ -90,7 +94,15 @@ def fuzz_one(data: bytes) -> None:
             return decode_request(buffer, LIMIT, seen)
         return decode_response(buffer, METHODS[choice // 4 % 3], LIMIT, seen)
 
+    def parse(buffer: bytearray, seen: int) -> Any:
+        if choice % 4 == 1:
+            parsed: Any = parse_request(buffer, LIMIT, seen)
+            return parsed and (rewrite_request(parsed[0]), parsed[1])
+        parsed = parse_response(buffer, LIMIT, seen)
+        return parsed and (rewrite_response(parsed[0], METHODS[choice // 4 % 3]), parsed[1])
+
     found = read_head(rest, size, decode)
+    assert found == read_head(rest, size, parse)
     assert found == read_head(rest, len(rest) or 1, decode)
     if isinstance(found, tuple):
         assert found[1] <= LIMIT

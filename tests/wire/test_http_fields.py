@@ -27,7 +27,6 @@ def test_fields_are_read_in_any_case() -> None:
     """Names as they were spelled, values without the white space around them, repetitions in their order."""
     fields = Fields.decode(RAW)
     assert list(fields) == [(b"X-A", b"1"), (b"Accept", b"*/*"), (b"x-a", b""), (b"Cookie", b"secret")]
-    assert len(fields) == 4
     assert (fields.get(b"ACCEPT"), fields.get(b"x-A"), fields.get(b"x")) == (b"*/*", b"1", None)
     assert (fields.get_all(b"x-a"), fields.get_all(b"x")) == ([b"1", b""], [])
     assert b"COOKIE" in fields

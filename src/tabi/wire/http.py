@@ -160,8 +160,8 @@ def decode_request(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int =
         seen: how many of ``data`` an earlier call has seen, which made None of them: they are not searched again.
 
     Raises:
-        HttpError: it is no request, one that could be read in two ways, one that is too long, or one that only a
-            server could answer. As soon as that is certain, as far as it can be told by lines and octets.
+        HttpError: it is not a request, or it could be read in two ways, is too long, or only a server could answer
+            it. As soon as that is certain, as far as it can be told by lines and octets.
     """
     if (located := find_request(data, limit, seen, check_request_line)) is None:
         return None
@@ -230,13 +230,14 @@ def decode_response(
     """Read the head of a response to a request with ``method``; see `decode_request`.
 
     Raises:
-        RemoteProtocolError: it is no response, one that could be read in two ways, or one that is too long.
+        RemoteProtocolError: it is not a response, or it could be read in two ways, or is too long.
     """
     try:
         if (located := find_response(data, limit, seen)) is None:
             return None
         found, end = located
-        return forward_response(method, *found.groups(b"")), end
+        digit, code, reason, fields = found.groups(b"")
+        return forward_response(method, digit, code, reason, fields), end
     except HttpError as exc:
         raise RemoteProtocolError(str(exc)) from None
 
@@ -272,7 +273,7 @@ def proxy_status_of_others(value: bytes) -> bytes:
     """The field without the members that claim to be of tabi: where one is, the answer is our own (RFC 9209)."""
     value = value.replace(b"\n", b",")
     if not all(STRING.findall(value)):
-        return b""  # what is no list means nothing (RFC 8941 section 4.2)
+        return b""  # what is not a list means nothing (RFC 8941 section 4.2)
     members = (member.strip() for member in MEMBER.findall(value))
     others = [member for member in members if member and member.partition(b";")[0].strip(b'" \t').lower() != b"tabi"]
     return b"\r\nProxy-Status: " + b", ".join(others) if others else b""

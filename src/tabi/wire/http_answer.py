@@ -17,7 +17,7 @@ NOT_IN_STRING = re.compile(r"[^ -~]")
 
 
 def decode_basic(value: bytes) -> tuple[bytes, bytes] | None:
-    """User name and password of a value such as ``Basic YWxpY2U6cHc=`` (RFC 7617); None if it is no such value."""
+    """User name and password of a value such as ``Basic YWxpY2U6cHc=`` (RFC 7617); None if it is not such a value."""
     found = BASIC.fullmatch(value)
     if found is None:
         return None

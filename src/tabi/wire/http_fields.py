@@ -29,7 +29,7 @@ HOP_BY_HOP = frozenset(
     b"te transfer-encoding upgrade".split()
 )
 """Fields that are for one connection (RFC 9110 section 7.6.1), Transfer-Encoding, which is written anew, and Close,
-which is no field, but may be named in Connection as if it were."""
+which is not a field, but may be named in Connection as if it were."""
 
 REWRITTEN_OF_RESPONSE = HOP_BY_HOP | {b"content-length"}
 REWRITTEN = REWRITTEN_OF_RESPONSE | {b"host"}
@@ -66,9 +66,6 @@ class Fields:
 
     def __iter__(self) -> Iterator[Field]:
         return ((name, value.strip(b" \t")) for name, value in self.raw)
-
-    def __len__(self) -> int:
-        return len(self.raw)
 
     def __contains__(self, name: bytes) -> bool:
         return bool(self.get_all(name))

@@ -115,16 +115,11 @@ def parse_request(
 ) -> tuple[RequestHead, int] | None:
     """Read a request's head and the octets consumed, or None while octets are missing.
 
-    Args:
-        data: the connection's octets from the end of the last request on.
-        limit: octets of a whole head.
-        seen: how many of ``data`` an earlier call has seen, which made None of them: they are not searched again.
-        proxied: a proxy is asked, so the target is an absolute URI, or host:port for CONNECT. Otherwise it may also be
-            a path, as an origin server is asked.
+    ``data``, ``limit`` and ``seen`` are as of `decode_request`. Where a proxy is asked (``proxied``) the target is an
+    absolute URI, or host:port for CONNECT; otherwise it may also be a path, as an origin server is asked.
 
     Raises:
-        HttpError: it is not a request, or it is too long. What its fields mean is not looked at: see
-            `RequestHead.framing`.
+        HttpError: it is not a request, or it is too long. What its fields mean is not looked at: `framing` does that.
     """
     check_line = check_request_line if proxied else match_request_line
     if (located := find_request(data, limit, seen, check_line)) is None:
