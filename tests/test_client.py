@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import tabi
 from conftest import Run
 from doubles import caller, config, expect_reset, reset
 from name_servers import Zone, udp_server
+from sshd import ssh_server
 from support import GREETING, closed_port, datagram_target, echo, request, target
 from tabi.config import make_config
 from tabi.egress.socks5 import Socks5
@@ -219,6 +221,25 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     assert await reader.readexactly(5) == b"hello"
     writer.close()
     await writer.wait_closed()
+
+
+def test_a_failure_leaves_no_connection_to_an_ssh_server(
+    run_once: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays open for as long as something goes through it: where nothing came of the request, it ends at once."""
+    keys = tmp_path / ".ssh"
+    keys.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    async def main() -> None:
+        async with ssh_server(keys, accept=lambda *_: False) as server:
+            with pytest.raises(tabi.ProxyError):
+                await tabi.Proxy(f"ssh://alice:hunter2@127.0.0.1:{server.port}").connect("localhost", 1)
+            (connection,) = server.connections
+            async with asyncio.timeout(10):
+                await connection.wait_closed()
+
+    run_once(main)
 
 
 def test_open_connection_gives_asyncio_streams(run: Run) -> None:
