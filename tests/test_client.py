@@ -35,6 +35,7 @@ async def exchange(stream: tabi.Stream, data: bytes = b"hello") -> None:
     assert received == data
 
 
+@pytest.mark.every_hosting
 def test_async_with_closes_the_stream(run: Run) -> None:
     """Inside it carries octets, behind it the destination has seen the end."""
     sessions: list[tabi.Session] = []
@@ -158,6 +159,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
+@pytest.mark.every_hosting
 def test_the_timeout_is_for_each_proxy(run: Run) -> None:
     """The first proxy answers, the second does not: it is the second that is named."""
 
@@ -242,6 +244,7 @@ def test_a_failure_leaves_no_connection_to_an_ssh_server(
     run_once(main)
 
 
+@pytest.mark.every_hosting
 def test_open_connection_gives_asyncio_streams(run: Run) -> None:
     """For code that wants those."""
 
@@ -283,6 +286,7 @@ def test_open_connection_speaks_tls_with_the_destination(run: Run, name: str) ->
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_open_connection_cancelled_in_the_tls_handshake_closes_its_socket(run: Run) -> None:
     """The destination sees the end of what it never answered."""
 
@@ -308,6 +312,7 @@ def test_open_connection_cancelled_in_the_tls_handshake_closes_its_socket(run: R
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_no_octet_behind_the_reply_is_lost(run: Run) -> None:
     """A destination that speaks first, in the same segment as the reply, is heard in full."""
     payload = bytes(range(256)) * 100
@@ -420,6 +425,7 @@ async def receive_exactly(stream: tabi.Stream, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("peer", [None, "127.0.0.2", "peer.test"])
+@pytest.mark.every_hosting
 def test_bind_gives_an_address_and_then_a_stream(run: Run, peer: str | None) -> None:
     """The expected peer, an address or a name or anyone, calls there; its octets are in the stream, and its address is
     known."""
@@ -748,6 +754,7 @@ def test_of_a_relays_addresses_the_proxys_family_is_taken(run_once: Run, host: s
     run_once(main)
 
 
+@pytest.mark.every_hosting
 def test_an_awaited_association_is_closed_by_the_caller(run: Run) -> None:
     """`association = await proxy.associate()`; its close ends the control connection."""
 
@@ -920,6 +927,7 @@ def test_a_chain_asks_every_proxy_for_an_association(run: Run) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.every_hosting
 def test_datagrams_of_every_size_come_back(run: Run, host: str) -> None:
     """Whole, from the destination's address; a name is the proxy's to resolve, and the answer says what it found."""
     there = "127.0.0.1" if host == "localhost" else host

@@ -275,6 +275,7 @@ def test_another_destination_closes_the_first(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
     """Many requests in one segment, with content among them: as many answers, in their order."""
 
@@ -329,6 +330,7 @@ def test_requests_and_answers_in_any_pieces(run: Run, cut: int) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.every_hosting
 def test_20_mib_in_both_directions(run: Run, chunked: bool) -> None:
     """Large content passes whole, up and down, and the connection goes on."""
     block = bytes(range(256)) * 4096
@@ -533,6 +535,7 @@ def test_an_answer_cut_short_is_a_reset(run: Run) -> None:
 
 
 @pytest.mark.parametrize("how", ["rests", "resets"])
+@pytest.mark.every_hosting
 def test_a_destination_that_fails_in_the_middle_of_an_answer(run: Run, how: str) -> None:
     """It is named, and what it did."""
 
@@ -1002,6 +1005,7 @@ def test_a_client_that_vanishes_while_the_answer_is_awaited(
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.every_hosting
 def test_a_client_that_leaves_in_the_middle_of_its_content(run: Run, how: str) -> None:
     """The destination gets a reset: it must not take what it has for the whole."""
 
@@ -1063,6 +1067,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_answer(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_client_that_does_not_read(run: Run) -> None:
     """An answer that nobody takes ends with the idle deadline; what is held of it is what the kernel holds."""
 
@@ -1254,6 +1259,7 @@ def test_optional_users(run: Run) -> None:
 # --- CONNECT ---
 
 
+@pytest.mark.every_hosting
 def test_connect_hands_over_to_the_relay(run: Run) -> None:
     """Octets behind the head go first, bulk and ends pass in both directions; its session is the relay's."""
 
