@@ -20,6 +20,7 @@ from authorities import authority, write_server
 from conftest import Run
 from doubles import caller, config, expect_reset, reset, unanswering, until
 from name_servers import Zone, udp_server
+from sshd import ssh_server
 from support import GREETING, closed_port, datagram_target, echo, request, target
 from tabi.config import Listen, make_config
 from tabi.egress.socks5 import Socks5
@@ -36,6 +37,7 @@ async def exchange(stream: tabi.Stream, data: bytes = b"hello") -> None:
     assert received == data
 
 
+@pytest.mark.every_hosting
 def test_async_with_closes_the_stream(run: Run) -> None:
     """Inside it carries octets, behind it the destination has seen the end."""
     sessions: list[tabi.Session] = []
@@ -199,6 +201,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
+@pytest.mark.every_hosting
 def test_the_timeout_is_for_each_proxy(run: Run) -> None:
     """The first proxy answers, the second does not: it is the second that is named."""
 
@@ -264,6 +267,26 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await writer.wait_closed()
 
 
+def test_a_failure_leaves_no_connection_to_an_ssh_server(
+    run_once: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays open for as long as something goes through it: where nothing came of the request, it ends at once."""
+    keys = tmp_path / ".ssh"
+    keys.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    async def main() -> None:
+        async with ssh_server(keys, accept=lambda *_: False) as server:
+            with pytest.raises(tabi.ProxyError):
+                await tabi.Proxy(f"ssh://alice:hunter2@127.0.0.1:{server.port}").connect("localhost", 1)
+            (connection,) = server.connections
+            async with asyncio.timeout(10):
+                await connection.wait_closed()
+
+    run_once(main)
+
+
+@pytest.mark.every_hosting
 def test_open_connection_gives_asyncio_streams(run: Run) -> None:
     """For code that wants those."""
 
@@ -305,6 +328,7 @@ def test_open_connection_speaks_tls_with_the_destination(run: Run, name: str) ->
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_open_connection_cancelled_in_the_tls_handshake_closes_its_socket(run: Run) -> None:
     """The destination sees the end of what it never answered."""
 
@@ -330,6 +354,7 @@ def test_open_connection_cancelled_in_the_tls_handshake_closes_its_socket(run: R
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_no_octet_behind_the_reply_is_lost(run: Run) -> None:
     """A destination that speaks first, in the same segment as the reply, is heard in full."""
     payload = bytes(range(256)) * 100
@@ -442,6 +467,7 @@ async def receive_exactly(stream: tabi.Stream, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("peer", [None, "127.0.0.2", "peer.test"])
+@pytest.mark.every_hosting
 def test_bind_gives_an_address_and_then_a_stream(run: Run, peer: str | None) -> None:
     """The expected peer, an address or a name or anyone, calls there; its octets are in the stream, and its address is
     known."""
@@ -771,6 +797,7 @@ def test_of_a_relays_addresses_the_proxys_family_is_taken(run_once: Run, host: s
     run_once(main)
 
 
+@pytest.mark.every_hosting
 def test_an_awaited_association_is_closed_by_the_caller(run: Run) -> None:
     """`association = await proxy.associate()`; its close ends the control connection."""
 
@@ -943,6 +970,7 @@ def test_a_chain_asks_every_proxy_for_an_association(run: Run) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.every_hosting
 def test_datagrams_of_every_size_come_back(run: Run, host: str) -> None:
     """Whole, from the destination's address; a name is the proxy's to resolve, and the answer says what it found."""
     there = "127.0.0.1" if host == "localhost" else host

@@ -928,6 +928,12 @@ def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
     assert str(caught.value) == f"resolver.{message}"
 
 
+def test_an_answer_may_have_to_be_kept_for_one_time_exactly() -> None:
+    """The least time and the most may be the same; only a least one above it is a mistake."""
+    settings = parse_config('[resolver]\nmin_ttl = 10\nmax_ttl = "10 s"').resolver
+    assert settings.min_ttl == settings.max_ttl == Seconds(10)
+
+
 def test_hosts_are_looked_for_in_lower_case_and_idna() -> None:
     """As clients' names are; without a dot at the end."""
     hosts = make_hosts(

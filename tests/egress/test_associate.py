@@ -151,6 +151,7 @@ def test_what_is_received_comes_with_its_source(run: Run) -> None:
 
 @pytest.mark.usefixtures("io")
 @pytest.mark.parametrize("size", [0, 1, 1472, 9000, 60000, MAX_DATAGRAM - 10])
+@pytest.mark.every_hosting
 def test_datagrams_are_whole_up_to_the_longest(run: Run, size: int) -> None:
     """Both ways, at every size that UDP has."""
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
@@ -381,6 +382,7 @@ def test_a_chain_wraps_for_every_proxy(run: Run) -> None:
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.every_hosting
 def test_the_end_of_a_control_connection_ends_it(run: Run, how: str, which: int) -> None:
     """Whichever of a chain it is: who waits is told, then everybody; what had arrived before is delivered first."""
 
@@ -449,6 +451,7 @@ def test_octets_on_the_control_connection_mean_nothing(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_closing_ends_everything(run: Run) -> None:
     """Who waits is told, the control connections end, and closing again does no harm."""
 
@@ -560,6 +563,7 @@ class Full:
         return getattr(self.sock, name)
 
 
+@pytest.mark.every_hosting
 def test_sending_waits_for_room(run: Run) -> None:
     """As long as it takes, while another task receives; the datagram is sent once and whole."""
 
@@ -646,6 +650,7 @@ def test_closing_while_one_waits_for_room(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_flood_lets_others_run(run: Run) -> None:
     """Between two batches the other tasks have their turn, also where everything is dropped."""
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import Run
 from doubles import reset
 from support import Handler, closed_port, credentials, request, target
+from tabi.egress import socks5
 from tabi.egress.direct import Direct
 from tabi.egress.socks5 import REPLY_TEXTS, Socks5, read_reply
 from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
@@ -452,6 +453,21 @@ def test_a_proxy_that_throws_the_request_away_is_asked_again(run_once: Run) -> N
             for count in (2, 3):
                 (await egress.open(DESTINATION, permit_any)).close()
                 assert proxy.count == count
+
+    run_once(main)
+
+
+def test_a_long_deadline_is_no_reason_to_wait_for_a_silent_proxy(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fourth of it would be minutes: PATIENCE is the most that a proxy which is asked for the first time may take."""
+    monkeypatch.setattr(socks5, "PATIENCE", 0.05)
+
+    async def main() -> None:
+        proxy = Proxy(drops_the_rest, seconds=600)
+        async with proxy.egress() as egress:
+            (await egress.open(DESTINATION, permit_any)).close()
+            assert proxy.count == 2
 
     run_once(main)
 

@@ -85,6 +85,7 @@ async def send(stream: Stream, data: bytes) -> None:
 # --- what comes through ---
 
 
+@pytest.mark.every_hosting
 def test_ten_megabytes_both_ways(run: Run, tmp_path: Path) -> None:
     """Octet for octet, on each hosting; afterwards nothing of the channel is left."""
 
@@ -131,6 +132,7 @@ def test_one_connection_for_all(run_once: Run, tmp_path: Path) -> None:
     run_once(main)
 
 
+@pytest.mark.every_hosting
 def test_each_direction_ends_for_itself(run: Run, tmp_path: Path) -> None:
     """Whoever has ended can still be told something, on either side."""
     heard: list[bytes] = []
@@ -171,6 +173,7 @@ def test_each_direction_ends_for_itself(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.every_hosting
 def test_a_reader_that_does_not_read_holds_up_the_sender(run: Run, tmp_path: Path, direction: str) -> None:
     """Nothing grows without a bound meanwhile: of 64 MB most stays where it is, and comes when it is asked for."""
     size, chunk = 64 << 20, bytes(1 << 16)
@@ -345,6 +348,7 @@ def stalled(egress: Ssh) -> bool:
 
 
 @pytest.mark.parametrize("who", ["client", "server", "channel"])
+@pytest.mark.every_hosting
 def test_a_channel_breaks_while_its_client_does_not_read(run: Run, tmp_path: Path, who: str) -> None:
     """What is left is thrown away, and nobody waits for it; but what a server has sent and closed is all of it."""
     sessions: list[Any] = []

@@ -134,6 +134,7 @@ def test_a_proxy_inside_tls(run: Run, tmp_path: Path, index: int) -> None:
     assert [(session.protocol, session.up, session.down) for session in sessions] == [(INSIDE_TLS[index], 4, 4)]
 
 
+@pytest.mark.every_hosting
 def test_tls_inside_tls_inside_tls(run: Run, tmp_path: Path) -> None:
     """A chain of proxies that all speak TLS: each one's handshake goes through the one before."""
     setting, ca = secured(tmp_path)

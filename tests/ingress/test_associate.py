@@ -208,6 +208,7 @@ def test_the_port_that_a_client_of_a_unix_socket_declares() -> None:
         assert declared_port(session) == port
 
 
+@pytest.mark.every_hosting
 def test_a_client_behind_nat_is_pinned_by_its_first_datagram(run: Run) -> None:
     """What it declares is an address and a port that only its own network knows."""
 

@@ -91,6 +91,7 @@ async def arrived(scene: Scene, writer: asyncio.StreamWriter) -> None:
 # --- the life of a BIND ---
 
 
+@pytest.mark.every_hosting
 def test_a_session_of_bind(run: Run) -> None:
     """Two replies, octets both ways, both half-closes; and the session knows who was expected and who called."""
 
@@ -136,6 +137,7 @@ def test_a_peer_that_speaks_first_comes_behind_the_second_reply(run: Run) -> Non
 
 
 @pytest.mark.parametrize("size", [5, EARLY, EARLY + 1, 300_000])
+@pytest.mark.every_hosting
 def test_what_the_client_sends_early_is_kept(run: Run, size: int) -> None:
     """Payload behind the request, before anybody has called, reaches the peer whole and is no leaving."""
 
@@ -158,6 +160,7 @@ def test_what_the_client_sends_early_is_kept(run: Run, size: int) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_client_that_has_much_to_say_early_does_not_spin(run: Run) -> None:
     """What waits to be read is no event again and again while the peer is waited for."""
 
@@ -190,6 +193,7 @@ def test_a_client_that_has_much_to_say_early_does_not_spin(run: Run) -> None:
 
 @pytest.mark.parametrize("early", [b"", b"early"])
 @pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.every_hosting
 def test_a_client_that_leaves_ends_the_wait(run: Run, how: str, early: bytes) -> None:
     """At once, also behind octets that it has sent; nobody listens any more, and the log says how it went."""
 

@@ -214,6 +214,7 @@ def test_a_destination_that_vanishes_at_once_is_a_failure(run: Run, monkeypatch:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_what_the_destination_says_first_comes_behind_the_reply(run: Run) -> None:
     """A destination that speaks at once, and even ends at once, does not overtake the reply."""
 
@@ -234,6 +235,7 @@ def test_what_the_destination_says_first_comes_behind_the_reply(run: Run) -> Non
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_client_that_ends_while_it_is_dialled_is_served(run: Run) -> None:
     """A client that sends everything at once and ends its direction still gets the answer."""
 
@@ -252,6 +254,7 @@ def test_a_client_that_ends_while_it_is_dialled_is_served(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_destination_that_resets_while_the_client_waits(run: Run) -> None:
     """The session of a tunnel that the destination has reset ends as "reset", with what was delivered."""
 

@@ -31,6 +31,7 @@ class Flood:
         return first or bytes(size)
 
 
+@pytest.mark.every_hosting
 def test_a_refused_client_that_stays_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has read a refusal and does not close is closed soon."""
     monkeypatch.setattr(conversation, "LINGER", 0.1)

@@ -332,21 +332,27 @@ def test_who_waits_comes_in_its_turn(run_once: Run, open_: bool) -> None:
     run_once(main)
 
 
-def test_patience_has_an_end(run_once: Run) -> None:
+def test_patience_has_an_end(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits too long is refused with the limit's text, and so is who stands behind such a one."""
+
+    def begun_now() -> Session:
+        """One of whose patience nothing is used up yet, however slow this machine is."""
+        made = session()
+        monkeypatch.setattr("tabi.ingress.gate.monotonic", lambda: made.started)
+        return made
 
     async def main() -> None:
         async with gate(**limited("wait", connections=1)) as found:
             await enter(found, session())
             with pytest.raises(LimitExceeded) as caught:
-                await enter(found, session())
+                await enter(found, begun_now())
             assert str(caught.value) == "limit: user alice: 1 connections at once; waited 0.05 s"
             assert caught.value.limit == "connections"
             assert not found.queues
             found.queues["alice"] = first = Waiting()
             await first.turn.acquire()
             with pytest.raises(LimitExceeded) as caught:
-                await enter(found, session())
+                await enter(found, begun_now())
             assert str(caught.value) == "limit: user alice: too many wait; waited 0.05 s"
             assert caught.value.limit == "wait"
             assert not found.queues

@@ -134,6 +134,7 @@ def test_another_destination_closes_the_first(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
     """Many requests in one segment, with content among them: as many answers, in their order."""
 
@@ -524,6 +525,7 @@ def test_optional_users(run: Run) -> None:
 # --- CONNECT ---
 
 
+@pytest.mark.every_hosting
 def test_connect_hands_over_to_the_relay(run: Run) -> None:
     """Octets behind the head go first, bulk and ends pass in both directions; its session is the relay's."""
 

@@ -27,6 +27,7 @@ RUBBISH = {
 
 @pytest.mark.parametrize("name", RUBBISH)
 @pytest.mark.parametrize("before", [b"", b"\x05\x01\x00", b"\x05\x01\x02"], ids=["greeting", "request", "credentials"])
+@pytest.mark.every_hosting
 def test_rubbish_ends_its_own_connection_only(run: Run, name: str, before: bytes) -> None:
     """What is no SOCKS5 ends the connection without an answer to it, wherever it comes; the server goes on."""
 
@@ -48,6 +49,7 @@ def test_rubbish_ends_its_own_connection_only(run: Run, name: str, before: bytes
 
 
 @pytest.mark.parametrize("stage", ["silent", "greeting", "credentials", "authenticating", "request"])
+@pytest.mark.every_hosting
 def test_the_handshake_deadline_holds_at_every_stage(run: Run, stage: str) -> None:
     """Whatever a handshake waits for, silence or a slow check of the password, it ends with the deadline."""
 
@@ -77,6 +79,7 @@ def test_the_handshake_deadline_ends_with_the_request(run: Run, stage: str) -> N
 
 
 @pytest.mark.parametrize("stage", ["silent", "greeting", "credentials", "request", "relay"])
+@pytest.mark.every_hosting
 def test_a_client_that_vanishes_with_a_reset(run: Run, stage: str) -> None:
     """A reset while something is read from the client ends the session at once as "reset"; others go on."""
 
@@ -92,6 +95,7 @@ def test_a_client_that_vanishes_with_a_reset(run: Run, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["authenticating", "resolving"])
+@pytest.mark.every_hosting
 def test_a_client_that_vanishes_while_somebody_else_is_asked(run: Run, stage: str) -> None:
     """A reset that nobody reads ends the session when the other has answered; others go on."""
 
@@ -158,6 +162,7 @@ def test_a_client_that_leaves_in_the_middle(run: Run, stage: str, where: str) ->
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_refusal_is_read_by_a_client_that_has_sent_more(run: Run) -> None:
     """Octets behind a refused request do not turn the refusal into a reset that loses it."""
 

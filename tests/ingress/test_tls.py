@@ -233,6 +233,7 @@ def test_alpn(run_once: Run, tmp_path: Path, offered: list[str]) -> None:
     run_once(main)
 
 
+@pytest.mark.every_hosting
 def test_an_association_inside_tls(run: Run, tmp_path: Path) -> None:
     """Its control connection has TLS, its datagrams do not; it ends with close_notify of the client."""
 
@@ -611,6 +612,7 @@ def test_files_that_cannot_be_used_leave_the_ones_before(tmp_path: Path, caplog:
     assert "new certificate" in caplog.text
 
 
+@pytest.mark.every_hosting
 def test_certificates_change_under_load(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Connections before, during and after a change, with broken files in between: none is lost."""
     clock = Clock()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -152,6 +154,26 @@ def test_a_failure_is_said_once_and_loses_nothing(tmp_path: Path, caplog: pytest
     ((_, octets),) = store.load().values()
     assert octets == 42
     assert not store.failed
+
+
+def test_what_the_disk_did_not_take_at_the_end_is_saved_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Octets reach the file with COMMIT only: where that fails, they are not taken for saved."""
+    store, limits = QuotaStore(tmp_path / "q"), make_limits()
+    use(limits, 40)
+    with contextlib.closing(sqlite3.connect(store.path)) as reader:
+        reader.execute("SELECT * FROM quota").fetchall()  # so that the files beside it are there, and stay
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            assert not store.save(limits)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "what is used is lost with this process until it can be written" in caplog.text
+        assert store.load() == {}
+        use(limits, 2)
+        assert store.save(limits)
+    ((_, octets),) = store.load().values()
+    assert octets == 42
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ def test_serve_forever_ends_with_its_task(run: Run) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.every_hosting
 def test_close_ends_a_session_at_any_stage(run: Run, stage: str) -> None:
     """Wherever a session stands, `close` ends it as "shutdown": no task, thread or descriptor stays behind."""
 
@@ -327,6 +328,7 @@ def test_close_while_a_password_is_hashed(run: Run) -> None:
 # --- drain ---
 
 
+@pytest.mark.every_hosting
 def test_drain_lets_sessions_end(run: Run) -> None:
     """Draining refuses new connections, and returns when the last session has ended by itself."""
 
@@ -429,6 +431,7 @@ def test_no_more_sessions_than_descriptors(run: Run, caplog: pytest.LogCaptureFi
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_descriptors_used_up_by_others(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     """When accept finds no descriptor, the tunnels live, who comes waits, nothing spins, and then it goes on."""
 
@@ -454,6 +457,7 @@ def test_descriptors_used_up_by_others(run: Run, caplog: pytest.LogCaptureFixtur
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_a_peer_that_does_not_read_stops_the_other_one(run: Run) -> None:
     """What a client sends to a destination that does not read stays with the client: the proxy collects none of it."""
 
@@ -733,6 +737,7 @@ def test_on_session_server_ends(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_on_session_idle(run: Run) -> None:
     """Nothing moves for the idle limit: "idle"."""
 
@@ -745,6 +750,7 @@ def test_on_session_idle(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_on_session_half_closed(run: Run) -> None:
     """The same once one side has ended, with the limit for that."""
 
@@ -756,6 +762,7 @@ def test_on_session_half_closed(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.every_hosting
 def test_on_session_reset(run: Run) -> None:
     """The client vanishes: "reset", with the octets that were delivered until then."""
 

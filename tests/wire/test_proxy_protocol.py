@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -61,8 +62,13 @@ def decode(data: bytes, limit: int = MAX_HEADER) -> ProxyHeader:
 def refused(data: bytes, message: str, limit: int = MAX_HEADER) -> None:
     """The octets are refused, and so they are when more follow, and in a bytearray."""
     for variant in (data, data + b"x", bytearray(data)):
-        with pytest.raises(RemoteProtocolError, match=message):
-            decode_header(variant, limit)
+        found: object
+        try:
+            found = decode_header(variant, limit)
+        except RemoteProtocolError as exc:
+            found = exc
+        assert isinstance(found, RemoteProtocolError), f"{variant!r} is taken for {found}"
+        assert re.search(message, str(found)), f"{variant!r}: {found}"
 
 
 addresses4 = st.builds(Address, st.ip_addresses(v=4), st.integers(0, 65535))
@@ -326,17 +332,17 @@ def test_another_signature_is_refused(at: int) -> None:
     refused(octets, "begins with ")
 
 
-@pytest.mark.parametrize("octet", [*range(0x20), *range(0x22, 0x100)])
-def test_another_version_or_command_is_refused(octet: int) -> None:
+def test_another_version_or_command_is_refused() -> None:
     """Version 2 only, LOCAL and PROXY only, and that before the rest is there."""
-    refused(SIGNATURE + bytes([octet]), f"version and command {octet:#04x}")
+    for octet in (*range(0x20), *range(0x22, 0x100)):
+        refused(SIGNATURE + bytes([octet]), f"version and command {octet:#04x}")
 
 
-@pytest.mark.parametrize("fam", [fam for fam in range(256) if fam >> 4 > 3 or fam & 15 > 2])
-def test_another_family_or_transport_is_refused(fam: int) -> None:
+def test_another_family_or_transport_is_refused() -> None:
     """Of PROXY; of LOCAL it is ignored, whatever it is."""
-    refused(v2(bytes(216), fam), f"family and transport {fam:#04x}")
-    assert decode(v2(b"", fam, 0x20)) == LOCAL2
+    for fam in (fam for fam in range(256) if fam >> 4 > 3 or fam & 15 > 2):
+        refused(v2(bytes(216), fam), f"family and transport {fam:#04x}")
+        assert decode(v2(b"", fam, 0x20)) == LOCAL2, f"{fam:#04x}"
 
 
 @pytest.mark.parametrize(("fam", "length"), [(0x11, 12), (0x12, 12), (0x21, 36), (0x22, 36), (0x31, 216), (0x32, 216)])
