@@ -16,8 +16,8 @@ from tabi.errors import DialError
 from tabi.net.batch import MAX_HOPS, Sock
 from tabi.net.datagram import get_mail
 from tabi.net.failures import local_error
-from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.datagram import Layers
@@ -41,7 +41,7 @@ class Hops:
 
     __slots__ = ("controls", "ended", "find", "here", "on_close", "on_end", "origin", "relays", "sock", "way")
 
-    def __init__(self, way: Any, find: Find, origin: Origin | None = None) -> None:
+    def __init__(self, way: Any, find: Find, origin: SourceBinding | None = None) -> None:
         self.way = way
         self.find = find
         self.origin = origin

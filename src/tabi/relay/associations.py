@@ -12,8 +12,8 @@ from tabi.config import Udp
 from tabi.net.datagram import get_mail
 from tabi.net.dial import Dialer
 from tabi.net.hops import Hops
-from tabi.net.origin import Origin
 from tabi.net.reactor import Reactor
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
@@ -49,7 +49,7 @@ class Associations:
         idle: float,
         done: Done,
         time: Callable[[], float] = monotonic,
-        origin: Origin | None = None,
+        origin: SourceBinding | None = None,
     ) -> None:
         self.reactor = reactor
         self.dialer = dialer

@@ -25,10 +25,10 @@ from tabi.errors import DialError, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
 from tabi.net.hops import Hops
 from tabi.net.listen import client_ip
-from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN, READABLE
 from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.policy.policy import Judge
@@ -424,7 +424,7 @@ class Association:
         through.lead(way, destination, addresses)
         return None
 
-    def lead_straight(self, way: Way, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
+    def lead_straight(self, way: Way, port: int, addresses: list[IP], via: str, origin: SourceBinding | None) -> None:
         """Have a way lead to the first address that there is a socket for."""
         failure = ""
         for address in addresses:
@@ -446,7 +446,7 @@ class Association:
             del self.contacted[next(iter(self.contacted))]
         self.contacted[host.packed] = None
 
-    def socket_toward(self, host: IP, via: str, origin: Origin | None) -> Sock:
+    def socket_toward(self, host: IP, via: str, origin: SourceBinding | None) -> Sock:
         """The socket for destinations of a family, opened with the first of them. Raises OSError."""
         family = family_of(host)
         for outside in self.outside:

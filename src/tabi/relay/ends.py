@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 from tabi.net.batch import BATCH, Run, Sock
 from tabi.net.datagram import Inbox, overflow
 from tabi.net.listen import bind_port
-from tabi.net.origin import Origin
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
+from tabi.net.source import SourceBinding
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Outside:
 
     key: Literal[0, 1] = 0
 
-    def __init__(self, association: Association, via: str, family: int, origin: Origin | None) -> None:
+    def __init__(self, association: Association, via: str, family: int, origin: SourceBinding | None) -> None:
         mail = association.associations.mail
         self.take(association, via, family, mail.inboxes[family], mail.open_socket(family))
         self.senders = association.senders
