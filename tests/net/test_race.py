@@ -21,10 +21,10 @@ from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer
-from tabi.net.origin import Origin
 from tabi.net.race import Race, interleave
 from tabi.net.reactor import BROKEN, IN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
 from tabi.wire.address import Address
@@ -453,22 +453,22 @@ def test_every_attempt_comes_from_a_source(run: Run, monkeypatch: pytest.MonkeyP
     """Of its own family; where ports are used up, from the next one."""
     set_head_start(monkeypatch, NEVER)
     used: list[Any] = []
-    real = Origin.prepare
+    real = SourceBinding.prepare
 
-    def prepare(origin: Origin, sock: Any, source: Any) -> None:
+    def prepare(binding: SourceBinding, sock: Any, source: Any) -> None:
         used.append(source)
         if len(used) == 2:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address", "source")
-        real(origin, sock, source)
+        real(binding, sock, source)
 
-    monkeypatch.setattr(Origin, "prepare", prepare)
+    monkeypatch.setattr(SourceBinding, "prepare", prepare)
     sources = [ip_network(one) for one in ("127.0.0.8", "127.0.0.9", "::1")]
 
     async def main() -> None:
         with silent("127.0.0.1") as (port, _):
             async with (
                 dialer("::1", "127.0.0.1") as dial,
-                await dial.dial(Address(NAME, port), permit_any, None, Origin(sources)) as stream,
+                await dial.dial(Address(NAME, port), permit_any, None, SourceBinding(sources)) as stream,
             ):
                 assert begun == ["::1", "127.0.0.1"]
                 assert str(used[0]) == "::1"
@@ -482,11 +482,11 @@ def test_without_a_source_of_its_family_an_address_is_passed_over(run_once: Run,
     """The other family's is connected to: from an address that was asked for."""
 
     async def main() -> None:
-        origin = Origin([ip_network("127.0.0.9")])
+        binding = SourceBinding([ip_network("127.0.0.9")])
         with silent("127.0.0.1") as (port, _):
             async with (
                 dialer("::1", "127.0.0.1") as dial,
-                await dial.dial(Address(NAME, port), permit_any, None, origin) as stream,
+                await dial.dial(Address(NAME, port), permit_any, None, binding) as stream,
             ):
                 assert stream.sock.getsockname()[0] == "127.0.0.9"
         assert begun == ["::1", "127.0.0.1"]
@@ -500,7 +500,7 @@ def test_the_key_of_an_egress_is_named_for_all_addresses(run_once: Run) -> None:
     async def main() -> None:
         async with dialer("127.0.0.1", "127.0.0.2") as dial:
             with pytest.raises(DialError, match=r"\(interface of the egress\)$"):
-                await dial.dial(Address(NAME, 1), permit_any, None, Origin(interface="nothere0"))
+                await dial.dial(Address(NAME, 1), permit_any, None, SourceBinding(interface="nothere0"))
 
     run_once(main)
 

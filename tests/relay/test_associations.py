@@ -22,7 +22,7 @@ from datagrams import (
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.errors import LimitExceeded, PolicyDenied
-from tabi.net.origin import Origin
+from tabi.net.source import SourceBinding
 from tabi.policy.networks import parse_network
 from tabi.relay import datagram
 from tabi.relay.associations import Associations
@@ -264,7 +264,7 @@ def test_a_source_that_changes_is_for_sockets_to_come(run_once: Run) -> None:
         async with Place() as place, association(place.address) as client:
             associations = place.server.associations
             assert associations.origin is None
-            associations.origin = Origin([parse_network("127.0.0.9")])
+            associations.origin = SourceBinding([parse_network("127.0.0.9")])
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert [sender[0] for _, sender in echo.received] == ["127.0.0.9"]

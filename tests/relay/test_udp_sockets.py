@@ -12,7 +12,7 @@ from datagrams import Inspector, Place, association, destination, pass_on, udp_s
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
-from tabi.net.origin import Origin
+from tabi.net.source import SourceBinding
 from tabi.policy.networks import parse_network
 from tabi.relay import udp_sockets
 from tabi.wire.address import Address, parse_address
@@ -384,7 +384,7 @@ def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: s
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
-            place.server.associations.origin = Origin([parse_network(text) for text in sources])
+            place.server.associations.origin = SourceBinding([parse_network(text) for text in sources])
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert echo.received[0][1][0] == expected

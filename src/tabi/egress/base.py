@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tabi.errors import DialError
 from tabi.net.dial import Permit
-from tabi.net.origin import Origin
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.grammar import Parameters
@@ -52,7 +52,7 @@ class Egress:
     """Whether names that go this way are resolved on this machine."""
     direct: bool = False
     """Whether no proxy is on it, so that what is at the other end of a stream is the destination."""
-    source: Origin | None = None
+    source: SourceBinding | None = None
     """Where the connections of a direct one come from; None: wherever the system chooses."""
 
     # --- what it does ---

@@ -9,7 +9,7 @@ from tabi.egress.base import NOBODY_LISTENS, Egress
 from tabi.errors import DialError
 from tabi.net.dial import IP, Dialer, Permit
 from tabi.net.failures import timeout_error
-from tabi.net.origin import Origin
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
@@ -24,7 +24,7 @@ class Direct(Egress):
     resolves_locally = True
     direct = True
 
-    def __init__(self, dialer: Dialer, source: Origin | None = None, name: str = "direct") -> None:
+    def __init__(self, dialer: Dialer, source: SourceBinding | None = None, name: str = "direct") -> None:
         self.dialer = dialer
         self.source = source
         self.name = name

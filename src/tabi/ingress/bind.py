@@ -20,8 +20,8 @@ from tabi.ingress.gate import Gate
 from tabi.net.dial import IP, Dialer, Permit
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import bind_port, client_ip, family_of, own_address, route_to
-from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Sock, Stream
 from tabi.policy.guard import permit_any
 from tabi.policy.networks import unmapped
@@ -140,11 +140,11 @@ class Bind:
         return [address]
 
     def listen(
-        self, expected: list[IP], control: Sock, session: Session, origin: Origin | None
+        self, expected: list[IP], control: Sock, session: Session, binding: SourceBinding | None
     ) -> tuple[socket.socket, Address]:
         """Listen where the expected peer can call; where anyone may, on every address of the client's family.
 
-        ``origin`` says where its connections would come from: there it may call.
+        ``binding`` says where its connections would come from: there it may call.
 
         Returns:
             The listening socket, and the address that the client is told.
@@ -155,8 +155,8 @@ class Bind:
         destination = session.destination
         source = None
         try:
-            if expected and origin is not None:
-                source = next(origin.sources_for(expected[0].version, session))
+            if expected and binding is not None:
+                source = next(binding.sources_for(expected[0].version, session))
             local = source or (route_to(expected[0]) if expected else own_address(control, session.client).host)
         except OSError as exc:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
@@ -170,8 +170,8 @@ class Bind:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if sock.family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if origin is not None:
-                    origin.prepare_listener(sock, source)
+                if binding is not None:
+                    binding.prepare_listener(sock, source)
                 bind_port(sock, str(local) if expected else "", self.udp.port_range)
                 sock.listen(BACKLOG)
                 return sock, Address(self.udp.public(local), sock.getsockname()[1])

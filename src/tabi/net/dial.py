@@ -15,10 +15,10 @@ from tabi.errors import DialError
 from tabi.net.cache import NameCache
 from tabi.net.deadline import Deadlines
 from tabi.net.failures import connect_error, lookup_error, timeout_error
-from tabi.net.origin import Origin
 from tabi.net.race import Race, find_failure, interleave
 from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
+from tabi.net.source import SourceBinding
 from tabi.net.stream import WRITABLE, Stream
 from tabi.session import Session
 from tabi.wire.address import Address, check_found_name
@@ -79,13 +79,13 @@ class Dialer:
         destination: Address,
         permit: Permit,
         known: Sequence[IP] | None = None,
-        origin: Origin | None = None,
+        binding: SourceBinding | None = None,
         session: Session | None = None,
     ) -> Awaitable[Stream]:
         """Connect, after ``permit`` has seen the very addresses that are dialled.
 
         ``known`` are those of a name that was resolved already: a decision was made on them, and another answer may
-        differ. ``origin`` says where from, for which ``session``.
+        differ. ``binding`` says where from, for which ``session``.
 
         Raises:
             DialError: it could not be resolved or reached in time; ``reply_code`` says how.
@@ -95,25 +95,25 @@ class Dialer:
         if isinstance(host, str):
             known = self.lookup(host) if known is None else known
             if known is None:
-                return self.dial_name(destination, host, permit, origin, session)
+                return self.dial_name(destination, host, permit, binding, session)
             if len(known) > 1:
                 for address in known:
                     permit(address)
-                return self.dial_many(destination, known, origin, session)
+                return self.dial_many(destination, known, binding, session)
             (host,) = known
         permit(host)
-        return self.dial_one(destination, host, origin, session)
+        return self.dial_one(destination, host, binding, session)
 
     async def dial_name(
-        self, destination: Address, name: str, permit: Permit, origin: Origin | None, session: Session | None
+        self, destination: Address, name: str, permit: Permit, binding: SourceBinding | None, session: Session | None
     ) -> Stream:
         """Connect to whatever a name stands for that is not known yet."""
         try:
             async with asyncio.timeout(self.seconds):
                 addresses = await self.find(name, permit)
                 if len(addresses) > 1:
-                    return await self.dial_many(destination, addresses, origin, session)
-                return await self.dial_one(destination, addresses[0], origin, session)
+                    return await self.dial_many(destination, addresses, binding, session)
+                return await self.dial_one(destination, addresses[0], binding, session)
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
@@ -156,10 +156,10 @@ class Dialer:
             raise DialError(f"{address}: {exc}", ReplyCode.HOST_UNREACHABLE) from exc
 
     async def dial_one(
-        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+        self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """Connect to one address: a session's usual way, kept to four system calls."""
-        stream = self.start(destination, host, origin, session)
+        stream = self.start(destination, host, binding, session)
         if stream.events:
             return stream
         self.deadlines.start(stream)
@@ -179,18 +179,18 @@ class Dialer:
         return stream
 
     async def dial_many(
-        self, destination: Address, addresses: Sequence[IP], origin: Origin | None, session: Session | None
+        self, destination: Address, addresses: Sequence[IP], binding: SourceBinding | None, session: Session | None
     ) -> Stream:
         """Connect to whichever address answers first. The first one's answer, where it comes at once, costs no more
         than that of an only one."""
         first: Stream | DialError
         try:
-            first = self.start(destination, addresses[0], origin, session)
+            first = self.start(destination, addresses[0], binding, session)
             if first.events:
                 return first
         except DialError as exc:
             first = exc
-        race = Race(self.reactor, partial(self.start, destination, origin=origin, session=session), destination)
+        race = Race(self.reactor, partial(self.start, destination, binding=binding, session=session), destination)
         self.deadlines.start(race)
         try:
             return await race.run(first, interleave(addresses)[1:])
@@ -201,23 +201,23 @@ class Dialer:
             self.deadlines.stop(race)
 
     def start(
-        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+        self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """Begin to connect to one address: ``events`` are OUT where that is done already. Raises DialError."""
-        if origin is not None:
-            return self.start_from(origin, destination, host, session)
+        if binding is not None:
+            return self.start_from(binding, destination, host, session)
         return self.start_at(destination, host)
 
-    def start_from(self, origin: Origin, destination: Address, host: IP, session: Session | None) -> Stream:
-        """The same from an origin: from the next of its addresses where one has no port left.
+    def start_from(self, binding: SourceBinding, destination: Address, host: IP, session: Session | None) -> Stream:
+        """Begin to connect from a source: from the next of its addresses where one has no port left.
 
         The system says that at once, when a socket is bound or begins to connect.
         """
         failure: DialError | None = None
         try:
-            for source in origin.sources_for(host.version, session):
+            for source in binding.sources_for(host.version, session):
                 try:
-                    return self.start_at(destination, host, origin, source)
+                    return self.start_at(destination, host, binding, source)
                 except DialError as exc:
                     if exc.errno != errno.EADDRNOTAVAIL:
                         raise
@@ -228,7 +228,7 @@ class Dialer:
         raise failure
 
     def start_at(
-        self, destination: Address, host: IP, origin: Origin | None = None, source: IP | None = None
+        self, destination: Address, host: IP, binding: SourceBinding | None = None, source: IP | None = None
     ) -> Stream:
         """The same from one address, or from whichever the system chooses."""
         family = AF_INET if isinstance(host, IPv4Address) else AF_INET6
@@ -240,8 +240,8 @@ class Dialer:
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             if self.speaks_first:
                 sock.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
-            if origin is not None:
-                prepare(origin, sock, source, destination)
+            if binding is not None:
+                prepare(binding, sock, source, destination)
             sockaddr = (str(host), destination.port)
             number = sock.connect_ex(sockaddr)
             if number == EINPROGRESS:
@@ -280,7 +280,7 @@ class StillDialer(Dialer):
         self.speaks_first = False
 
     def start(
-        self, destination: Address, host: IP, origin: Origin | None = None, session: Session | None = None
+        self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """See `Dialer`. Raises RuntimeError."""
         raise RuntimeError(f"{destination}: an egress that is only looked at was used")
@@ -290,10 +290,10 @@ class StillDialer(Dialer):
         raise RuntimeError(f"{name}: an egress that is only looked at was used")
 
 
-def prepare(origin: Origin, sock: SocketType, source: IP | None, destination: Address) -> None:
-    """Give a socket what an origin has for it. Raises DialError, which names the key that failed."""
+def prepare(binding: SourceBinding, sock: SocketType, source: IP | None, destination: Address) -> None:
+    """Give a socket what a source binding has for it. Raises DialError, which names the key that failed."""
     try:
-        origin.prepare(sock, source)
+        binding.prepare(sock, source)
     except OSError as exc:
         number = exc.errno or errno.EIO
         error = connect_error(number, destination)

@@ -16,7 +16,6 @@ from tabi.errors import DialError
 from tabi.net.batch import MAX_HOPS, Sock
 from tabi.net.datagram import get_datagram_io
 from tabi.net.failures import local_error
-from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
@@ -52,7 +51,7 @@ class UdpPath:
         "sock",
     )
 
-    def __init__(self, egress: Any, find: Find, origin: Origin | None = None) -> None:
+    def __init__(self, egress: Any, find: Find, origin: SourceBinding | None = None) -> None:
         self.egress = egress
         self.find = find
         self.origin = origin

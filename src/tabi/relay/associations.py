@@ -12,8 +12,8 @@ from tabi.config import Udp
 from tabi.errors import DialError, TabiError
 from tabi.net.datagram import get_datagram_io
 from tabi.net.dial import Dialer
-from tabi.net.origin import Origin
 from tabi.net.reactor import Reactor
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
@@ -56,7 +56,7 @@ class Associations:
         idle: float,
         done: Done,
         time: Callable[[], float] = monotonic,
-        origin: Origin | None = None,
+        origin: SourceBinding | None = None,
         inspector: DatagramInspector | None = None,
     ) -> None:
         self.reactor = reactor
@@ -75,12 +75,12 @@ class Associations:
         return self.context.controls
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> SourceBinding | None:
         """Where datagrams that go directly come from; a new one is for the sockets to come."""
         return self.context.origin
 
     @origin.setter
-    def origin(self, origin: Origin | None) -> None:
+    def origin(self, origin: SourceBinding | None) -> None:
         self.context.origin = origin
 
     def open_port(self, local: Address, udp: Udp) -> Port:

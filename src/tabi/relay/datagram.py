@@ -25,10 +25,10 @@ from tabi.config import Udp
 from tabi.errors import DialError, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.net.batch import Run
 from tabi.net.listen import client_ip
-from tabi.net.origin import Origin
 from tabi.net.reactor import ENDED, IN, READABLE
 from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
@@ -452,7 +452,9 @@ class Association:
         upstream.lead(route, destination, addresses)
         return None
 
-    def lead_directly(self, route: UdpRoute, port: int, addresses: list[IP], via: str, origin: Origin | None) -> None:
+    def lead_directly(
+        self, route: UdpRoute, port: int, addresses: list[IP], via: str, origin: SourceBinding | None
+    ) -> None:
         """Have a route lead to the first address that there is a socket for."""
         failure = ""
         for address in addresses:
@@ -478,7 +480,7 @@ class Association:
             del self.contacted[next(iter(self.contacted))]
         self.contacted[host.packed] = None
 
-    def socket_toward(self, host: IP, via: str, origin: Origin | None) -> Sock:
+    def socket_toward(self, host: IP, via: str, origin: SourceBinding | None) -> Sock:
         """The socket for destinations of a family, opened with the first of them. Raises OSError."""
         family = family_of(host)
         for destinations in self.sockets:

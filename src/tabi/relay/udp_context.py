@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from tabi.net.datagram import DatagramIo
 from tabi.net.dial import Dialer
-from tabi.net.origin import Origin
 from tabi.net.reactor import Reactor
+from tabi.net.source import SourceBinding
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class UdpContext:
     __slots__ = ("buffer", "controls", "dialer", "io", "lookups", "memory", "origin", "reactor", "time")
 
     def __init__(
-        self, reactor: Reactor, io: DatagramIo, dialer: Dialer, origin: Origin | None, time: Callable[[], float]
+        self, reactor: Reactor, io: DatagramIo, dialer: Dialer, origin: SourceBinding | None, time: Callable[[], float]
     ) -> None:
         self.reactor = reactor
         self.io = io

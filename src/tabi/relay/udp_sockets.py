@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar
 from tabi.net.batch import BATCH, Run, Sock
 from tabi.net.datagram import Inbox, overflow
 from tabi.net.listen import bind_port
-from tabi.net.origin import Origin
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
 from tabi.wire.address import Address
@@ -206,7 +205,7 @@ class DestinationSocket:
     by_head: ClassVar[bool] = False
 
     def __init__(
-        self, association: Association, context: UdpContext, via: str, family: int, origin: Origin | None
+        self, association: Association, context: UdpContext, via: str, family: int, origin: SourceBinding | None
     ) -> None:
         io = context.io
         self.take(association, context, via, family, io.inboxes[family], io.open_socket(family))

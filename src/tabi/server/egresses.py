@@ -27,7 +27,7 @@ from tabi.egress.ssh_keys import SshKeys, need_asyncssh
 from tabi.egress.upstream import UpstreamTls
 from tabi.errors import ConfigError
 from tabi.net.dial import Dialer
-from tabi.net.origin import Origin
+from tabi.net.source import SourceBinding
 from tabi.net.tls import TlsShared
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import Member, Pool
@@ -42,7 +42,7 @@ NO_SETTINGS = Settings()
 NOTHING: Mapping[str, Opener] = {}
 
 SOURCE = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
-"""What `Origin` is made of, in its order."""
+"""What `SourceBinding` is made of, in its order."""
 
 
 class Egresses:
@@ -260,9 +260,9 @@ def check_files(config: Config) -> None:
                 raise ConfigError(exc.message, f"{path}.ssh.{exc.path}") from exc
 
 
-def make_source(settings: Settings) -> Origin | None:
+def make_source(settings: Settings) -> SourceBinding | None:
     """Where the connections of an egress come from; None for wherever the system chooses."""
     if all(getattr(settings, key) == getattr(NO_SETTINGS, key) for key in SOURCE):
         return None
     _, *others = (getattr(settings, key) for key in SOURCE)
-    return Origin([parse_network(text) for text in settings.source], *others)
+    return SourceBinding([parse_network(text) for text in settings.source], *others)

@@ -33,10 +33,10 @@ from tabi.ingress.tls import Certificates
 from tabi.net.deadline import Deadlines, Quiet
 from tabi.net.dial import Dialer
 from tabi.net.listen import AF_UNIX, BACKLOG, Acceptor, Given, Listeners, unix_client, urls_of
-from tabi.net.origin import Origin
 from tabi.net.own import OwnAddresses
 from tabi.net.reactor import Reactor, get_reactor
 from tabi.net.resolve import Resolver
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
@@ -340,7 +340,7 @@ class Server:
         for ways in self.all_ways:
             await ways.close_links()
 
-    def origin_of_datagrams(self) -> Origin | None:
+    def origin_of_datagrams(self) -> SourceBinding | None:
         """Where they come from: the direct way out is theirs."""
         settings = self.config.egress.get("direct")
         return None if settings is None else make_source(settings)

@@ -30,7 +30,7 @@ Option = tuple[int, int, int | bytes]
 Sticky = Literal["session", "user", "client"]
 
 
-class Origin:
+class SourceBinding:
     """What an egress gives its sockets.
 
     Args:

@@ -20,8 +20,8 @@ from doubles import FakeResolver
 from support import target
 from tabi.errors import DialError
 from tabi.net.dial import Dialer
-from tabi.net.origin import Origin, address_in
 from tabi.net.reactor import get_reactor
+from tabi.net.source import SourceBinding, address_in
 from tabi.policy.guard import permit_any
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
@@ -36,18 +36,18 @@ def session(user: str | None = "alice", client: str = "203.0.113.9") -> Session:
     return made
 
 
-def first(origin: Origin, version: int, asks: Session | None) -> Any:
+def first(binding: SourceBinding, version: int, asks: Session | None) -> Any:
     """The address that is tried first."""
-    return next(origin.sources_for(version, asks))
+    return next(binding.sources_for(version, asks))
 
 
 def test_a_session_gets_another_address_each_time() -> None:
     """Of a list every one has its share; of a prefix no two are equal; never the address for all routers."""
-    origin = Origin([PREFIX, ip_network("192.0.2.7"), ip_network("192.0.2.9")], choose=random.Random(1))
-    four = [str(first(origin, 4, session())) for _ in range(100)]
+    binding = SourceBinding([PREFIX, ip_network("192.0.2.7"), ip_network("192.0.2.9")], choose=random.Random(1))
+    four = [str(first(binding, 4, session())) for _ in range(100)]
     assert 25 < four.count("192.0.2.7") < 75
     assert set(four) == {"192.0.2.7", "192.0.2.9"}
-    six = {first(origin, 6, session()) for _ in range(100)}
+    six = {first(binding, 6, session()) for _ in range(100)}
     assert len(six) == 100
     assert all(address in PREFIX for address in six)
     assert PREFIX.network_address not in six
@@ -56,7 +56,7 @@ def test_a_session_gets_another_address_each_time() -> None:
 @pytest.mark.parametrize("sticky", ["user", "client"])
 def test_a_user_or_a_client_always_gets_the_same(sticky: Any) -> None:
     """Also after a restart; another one gets another; a client without a user goes by its address."""
-    one, again = (Origin([PREFIX], sticky) for _ in range(2))
+    one, again = (SourceBinding([PREFIX], sticky) for _ in range(2))
     assert first(one, 6, session()) == first(one, 6, session()) == first(again, 6, session())
     other = session("bob", "203.0.113.9") if sticky == "user" else session("alice", "203.0.113.10")
     assert first(one, 6, other) != first(one, 6, session())
@@ -67,15 +67,15 @@ def test_a_user_or_a_client_always_gets_the_same(sticky: Any) -> None:
 def test_all_others_are_tried_behind_the_first() -> None:
     """For when the ports of an address are used up."""
     networks = [ip_network(f"192.0.2.{number}") for number in range(1, 6)]
-    found = list(Origin(networks).sources_for(4, session()))
+    found = list(SourceBinding(networks).sources_for(4, session()))
     assert sorted(found, key=str) == [network.network_address for network in networks]
 
 
 def test_without_sources_the_system_chooses() -> None:
     """But where there are some, none of the destination's family is an error and no leak."""
-    assert list(Origin().sources_for(6, None)) == [None]
+    assert list(SourceBinding().sources_for(6, None)) == [None]
     with pytest.raises(OSError, match="no IPv4 address among the sources") as caught:
-        next(Origin([PREFIX]).sources_for(4, None))
+        next(SourceBinding([PREFIX]).sources_for(4, None))
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
@@ -94,10 +94,10 @@ def test_an_ipv4_network_gives_neither_its_own_nor_the_broadcast_address() -> No
 
 def test_what_a_socket_is_given() -> None:
     """Each option that is asked for, for TCP; a UDP socket gets those that it has."""
-    origin = Origin([ip_network("127.0.0.5")], "session", "lo", None, 30.0, 5.0, True)
+    binding = SourceBinding([ip_network("127.0.0.5")], "session", "lo", None, 30.0, 5.0, True)
     with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
         for sock in (tcp, udp):
-            origin.prepare(sock, ip_address("127.0.0.5"))
+            binding.prepare(sock, ip_address("127.0.0.5"))
             assert sock.getsockname()[0] == "127.0.0.5"
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)[:3] == b"lo\0"
         assert tcp.getsockname()[1] == 0  # chosen when it connects
@@ -116,7 +116,9 @@ def test_what_cannot_be_given_is_named(run_once: Run) -> None:
         dialer = Dialer(get_reactor(), FakeResolver(), 5)
         try:
             with pytest.raises(DialError, match=r"\(interface of the egress\)$"):
-                await dialer.dial(Address(parse_host("127.0.0.1"), 1), permit_any, None, Origin(interface="nothere0"))
+                await dialer.dial(
+                    Address(parse_host("127.0.0.1"), 1), permit_any, None, SourceBinding(interface="nothere0")
+                )
         finally:
             await dialer.close()
 
@@ -130,10 +132,10 @@ def test_connections_come_from_the_source(run: Run, name: str) -> None:
     async def main() -> None:
         names = {"one.test": ["127.0.0.1"], "two.test": ["::1", "127.0.0.1"]}
         dialer = Dialer(get_reactor(), FakeResolver(names), 5)
-        origin = Origin([ip_network("127.0.0.9"), ip_network("::1")])
+        binding = SourceBinding([ip_network("127.0.0.9"), ip_network("::1")])
         try:
             async with target() as port:
-                stream = await dialer.dial(Address(parse_host(name), port), permit_any, None, origin, session())
+                stream = await dialer.dial(Address(parse_host(name), port), permit_any, None, binding, session())
                 assert stream.sock.getsockname()[0] == "127.0.0.9"
                 stream.close()
         finally:
@@ -147,11 +149,11 @@ def test_an_address_of_the_other_family_only_is_a_refusal(run_once: Run) -> None
 
     async def main() -> None:
         dialer = Dialer(get_reactor(), FakeResolver({"two.test": ["::1", "::2"]}), 5)
-        origin = Origin([ip_network("127.0.0.9")])
+        binding = SourceBinding([ip_network("127.0.0.9")])
         try:
             for host in ("::1", "two.test"):
                 with pytest.raises(DialError) as caught:
-                    await dialer.dial(Address(parse_host(host), 1), permit_any, None, origin)
+                    await dialer.dial(Address(parse_host(host), 1), permit_any, None, binding)
                 assert caught.value.reply_code == 3
         finally:
             await dialer.close()
@@ -244,24 +246,24 @@ def test_ports_that_are_used_up_lead_to_the_next_source(run_once: Run, monkeypat
         dialer = Dialer(get_reactor(), FakeResolver(), 5)
         networks = [ip_network("127.0.0.8"), ip_network("127.0.0.9")]
         tried = []
-        real = Origin.prepare
+        real = SourceBinding.prepare
 
-        def prepare(origin: Origin, sock: Any, source: Any) -> None:
+        def prepare(binding: SourceBinding, sock: Any, source: Any) -> None:
             tried.append(source)
             if len(tried) == 1:
                 raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address", "source")
-            real(origin, sock, source)
+            real(binding, sock, source)
 
-        monkeypatch.setattr(Origin, "prepare", prepare)
+        monkeypatch.setattr(SourceBinding, "prepare", prepare)
         try:
             async with target() as port:
                 destination = Address(parse_host("127.0.0.1"), port)
-                stream = await dialer.dial(destination, permit_any, None, Origin(networks))
+                stream = await dialer.dial(destination, permit_any, None, SourceBinding(networks))
                 assert stream.sock.getsockname()[0] == str(tried[1])
                 stream.close()
                 tried.clear()
                 with pytest.raises(DialError) as caught:
-                    await dialer.dial(destination, permit_any, None, Origin(networks[:1]))
+                    await dialer.dial(destination, permit_any, None, SourceBinding(networks[:1]))
                 assert caught.value.reply_code == 3
         finally:
             await dialer.close()
