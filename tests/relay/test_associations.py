@@ -263,8 +263,8 @@ def test_a_source_that_changes_is_for_sockets_to_come(run_once: Run) -> None:
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
             associations = place.server.associations
-            assert associations.origin is None
-            associations.origin = SourceBinding([parse_network("127.0.0.9")])
+            assert associations.binding is None
+            associations.binding = SourceBinding([parse_network("127.0.0.9")])
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert [sender[0] for _, sender in echo.received] == ["127.0.0.9"]

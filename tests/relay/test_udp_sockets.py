@@ -384,7 +384,7 @@ def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: s
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
-            place.server.associations.origin = SourceBinding([parse_network(text) for text in sources])
+            place.server.associations.binding = SourceBinding([parse_network(text) for text in sources])
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert echo.received[0][1][0] == expected

@@ -17,6 +17,7 @@ from tabi.net.batch import MAX_HOPS, Sock
 from tabi.net.datagram import get_datagram_io
 from tabi.net.failures import local_error
 from tabi.net.reactor import ENDED, IN
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
 from tabi.wire.datagram import Layers
@@ -35,26 +36,26 @@ class UdpPath:
     Args:
         egress: what is to go the same way goes through it.
         find: the addresses of a name, on this machine.
-        origin: where datagrams that go directly come from; None: wherever the system chooses.
+        binding: where datagrams that go directly come from; None: wherever the system chooses.
     """
 
     __slots__ = (
+        "binding",
         "controls",
         "egress",
         "ended",
         "find",
         "on_close",
         "on_end",
-        "origin",
         "relays",
         "resolves_locally",
         "sock",
     )
 
-    def __init__(self, egress: Any, find: Find, origin: SourceBinding | None = None) -> None:
+    def __init__(self, egress: Any, find: Find, binding: SourceBinding | None = None) -> None:
         self.egress = egress
         self.find = find
-        self.origin = origin
+        self.binding = binding
         self.controls: list[Stream] = []
         """The connections that asked for the associations, the first proxy's first."""
         self.relays: list[Address] = []

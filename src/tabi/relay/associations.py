@@ -45,7 +45,7 @@ class Associations:
         idle: seconds without a datagram in either direction after which an association ends.
         done: called with the session of each association that has ended.
         time: a clock in seconds.
-        origin: where datagrams toward destinations come from; None: whatever the system chooses.
+        binding: where datagrams toward destinations come from; None: whatever the system chooses.
         inspector: looks at all datagrams, see `DatagramInspector`. TypeError is raised where it cannot be one.
     """
 
@@ -56,14 +56,14 @@ class Associations:
         idle: float,
         done: Done,
         time: Callable[[], float] = monotonic,
-        origin: SourceBinding | None = None,
+        binding: SourceBinding | None = None,
         inspector: DatagramInspector | None = None,
     ) -> None:
         self.reactor = reactor
         self.idle = idle
         self.done = done
         self.inspector = None if inspector is None else check_inspector(inspector)
-        self.context = UdpContext(reactor, get_datagram_io(), dialer, origin, time)
+        self.context = UdpContext(reactor, get_datagram_io(), dialer, binding, time)
         self.active: set[Association] = set()
         self.shared: dict[tuple[IP, int], Port] = {}
         self.interval = max(0.01, idle / SWEEPS)
@@ -75,13 +75,13 @@ class Associations:
         return self.context.controls
 
     @property
-    def origin(self) -> SourceBinding | None:
+    def binding(self) -> SourceBinding | None:
         """Where datagrams that go directly come from; a new one is for the sockets to come."""
-        return self.context.origin
+        return self.context.binding
 
-    @origin.setter
-    def origin(self, origin: SourceBinding | None) -> None:
-        self.context.origin = origin
+    @binding.setter
+    def binding(self, binding: SourceBinding | None) -> None:
+        self.context.binding = binding
 
     def open_port(self, local: Address, udp: Udp) -> Port:
         """A port on the address that a client has connected to: a new one, or the one that all share there.

@@ -438,14 +438,14 @@ class Association:
             self.refuse(route, "denied", str(exc))
             return None
         if via is None:
-            self.lead_directly(route, destination.port, addresses, "direct", self.context.origin)
+            self.lead_directly(route, destination.port, addresses, "direct", self.context.binding)
             return None
         name = str(via)
         path = None if self.egresses is None else self.egresses.open.get(name)
         if path is None:
             return name
         if not path.relays:
-            self.lead_directly(route, destination.port, addresses, name, path.origin)
+            self.lead_directly(route, destination.port, addresses, name, path.binding)
             return None
         upstream = next(sock for sock in self.sockets if sock.via == name)
         assert isinstance(upstream, UpstreamSocket)
@@ -453,7 +453,7 @@ class Association:
         return None
 
     def lead_directly(
-        self, route: UdpRoute, port: int, addresses: list[IP], via: str, origin: SourceBinding | None
+        self, route: UdpRoute, port: int, addresses: list[IP], via: str, binding: SourceBinding | None
     ) -> None:
         """Have a route lead to the first address that there is a socket for."""
         failure = ""
@@ -461,7 +461,7 @@ class Association:
             host = getattr(address, "ipv4_mapped", None) or address
             try:
                 route.address = encode_sockaddr(Address(host, port))
-                route.sock = self.socket_toward(host, via, origin)
+                route.sock = self.socket_toward(host, via, binding)
             except OSError as exc:
                 failure = f"{host}: {exc.strerror or exc}"
                 continue
@@ -480,13 +480,13 @@ class Association:
             del self.contacted[next(iter(self.contacted))]
         self.contacted[host.packed] = None
 
-    def socket_toward(self, host: IP, via: str, origin: SourceBinding | None) -> Sock:
+    def socket_toward(self, host: IP, via: str, binding: SourceBinding | None) -> Sock:
         """The socket for destinations of a family, opened with the first of them. Raises OSError."""
         family = family_of(host)
         for destinations in self.sockets:
             if destinations.family == family and destinations.via == via:
                 return destinations.sock
-        destinations = DestinationSocket(self, self.context, via, family, origin)
+        destinations = DestinationSocket(self, self.context, via, family, binding)
         self.sockets = (*self.sockets, destinations)
         return destinations.sock
 

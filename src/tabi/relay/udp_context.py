@@ -37,19 +37,19 @@ class UdpContext:
         reactor: calls its sockets.
         io: receives and sends for all of them.
         dialer: asked for names, within its deadline.
-        origin: where datagrams that go directly come from; None: whatever the system chooses.
+        binding: where datagrams that go directly come from; None: whatever the system chooses.
         time: a clock in seconds.
     """
 
-    __slots__ = ("buffer", "controls", "dialer", "io", "lookups", "memory", "origin", "reactor", "time")
+    __slots__ = ("binding", "buffer", "controls", "dialer", "io", "lookups", "memory", "reactor", "time")
 
     def __init__(
-        self, reactor: Reactor, io: DatagramIo, dialer: Dialer, origin: SourceBinding | None, time: Callable[[], float]
+        self, reactor: Reactor, io: DatagramIo, dialer: Dialer, binding: SourceBinding | None, time: Callable[[], float]
     ) -> None:
         self.reactor = reactor
         self.io = io
         self.dialer = dialer
-        self.origin = origin
+        self.binding = binding
         self.time = time
         self.memory = HeldMemory()
         self.buffer = bytearray(4096)  # what clients say on their control connections, and nobody reads

@@ -19,6 +19,7 @@ from tabi.net.datagram import Inbox, overflow
 from tabi.net.listen import bind_port
 from tabi.net.reactor import IN
 from tabi.net.sockaddr import decode_sockaddr, ip_octets
+from tabi.net.source import SourceBinding
 from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
@@ -205,16 +206,16 @@ class DestinationSocket:
     by_head: ClassVar[bool] = False
 
     def __init__(
-        self, association: Association, context: UdpContext, via: str, family: int, origin: SourceBinding | None
+        self, association: Association, context: UdpContext, via: str, family: int, binding: SourceBinding | None
     ) -> None:
         io = context.io
         self.take(association, context, via, family, io.inboxes[family], io.open_socket(family))
         self.senders = association.senders
         try:
             source = None
-            if origin is not None:
-                source = next(origin.sources_for(4 if family == AF_INET else 6, association.session))
-                origin.prepare(self.sock, source)
+            if binding is not None:
+                source = next(binding.sources_for(4 if family == AF_INET else 6, association.session))
+                binding.prepare(self.sock, source)
             if source is None:
                 self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the route leaves from
             self.reactor.register_reader(self.sock.fileno(), self.on_ready)

@@ -246,7 +246,7 @@ class Server:
         self.handshake = Deadlines(loop, timeouts.handshake)
         closing.callback(self.handshake.close)
         self.associations = Associations(
-            reactor, self.dialer, timeouts.udp_idle, self.finished, origin=self.origin_of_datagrams()
+            reactor, self.dialer, timeouts.udp_idle, self.finished, binding=self.origin_of_datagrams()
         )
         closing.push_async_callback(self.associations.close, "shutdown")
         closing.push_async_callback(self.close_links)
@@ -319,7 +319,7 @@ class Server:
         self.ways = ways
         ways.start()
         self.gate.replace(self.policy, ways.by_name)
-        self.associations.origin = self.origin_of_datagrams()
+        self.associations.binding = self.origin_of_datagrams()
         if self.authenticator is not None:
             self.authenticator.users = self.users or Users({})
         elif self.users is not None:
