@@ -184,6 +184,16 @@ def test_whoever_returns_does_not_catch_up() -> None:
 # --- the rest ---
 
 
+def test_a_request_that_is_over_counts_no_more() -> None:
+    """The next one goes where there is room again."""
+    made = pool("least-connections")
+    assert take(made, 4) == "abca"
+    made.end(made.members[0])
+    made.end(made.members[0])
+    assert [member.running for member in made.members] == [0, 1, 1]
+    assert take(made, 1) == "a"
+
+
 def test_what_no_pool_can_be_made_of() -> None:
     """Nobody, two of one name, an unknown balance."""
     with pytest.raises(ValueError, match="without members"):

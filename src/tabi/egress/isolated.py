@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Literal
 
-from tabi.egress.base import Asked, Egress
+from tabi.egress.base import Around, Asked, Egress
 from tabi.net.dial import Permit
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
@@ -23,7 +23,7 @@ KEPT = 1024
 Apart = Literal["user", "session", "client"]
 
 
-class Isolated(Egress):
+class Isolated(Around):
     """Goes through a proxy of SOCKS5 as another user for each of those who are to be kept apart.
 
     Tor does not let two streams share a circuit whose user names differ (IsolateSOCKSAuth, torrc(5)); it takes any.
@@ -76,27 +76,13 @@ class Isolated(Egress):
     # --- what it says of itself ---
 
     @cached_property
-    def anyones(self) -> Egress:
+    def below(self) -> Egress:  # type: ignore[override]
         """One that is only looked at: but for the user name all are the same."""
         return self.make(Credentials(b"", b""))
 
-    @property
-    def path(self) -> list[str]:
+    def describe(self) -> str:
         """See `Egress`."""
-        return self.anyones.path
-
-    def cannot(self, command: str) -> str | None:
-        """See `Egress`."""
-        return self.anyones.cannot(command)
-
-    @property
-    def leads_nowhere(self) -> bool:
-        """See `Egress`."""
-        return self.anyones.leads_nowhere
-
-    def chooser(self) -> Egress | None:
-        """See `Egress`."""
-        return self.anyones.chooser()
+        return Egress.describe(self)
 
     def explain_choice(self, parameters: Parameters) -> list[str]:
         """See `Egress`."""

@@ -10,7 +10,7 @@ from itertools import accumulate
 from math import inf
 from operator import attrgetter
 from random import Random
-from typing import Literal, Protocol
+from typing import Literal
 
 Balance = Literal["round-robin", "random", "weighted", "least-connections", "hash", "sticky"]
 
@@ -99,23 +99,31 @@ class Queue:
         return found
 
 
-class Balancer(Protocol):
-    """Chooses among the members that are in: `add` and `remove` say which."""
+class Balancer:
+    """Chooses among the members that are in: `add` and `remove` say which. An empty method is what it need not know."""
 
     why: str
     """The reason of a choice, for people."""
 
-    def add(self, member: Member) -> None: ...
-    def remove(self, member: Member) -> None: ...
+    def add(self, member: Member) -> None:
+        """A member is in."""
+
+    def remove(self, member: Member) -> None:
+        """A member is out."""
+
     def moved(self, member: Member) -> None:
         """A member's ``running`` has changed; it may be out."""
 
-    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None: ...
+    def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
+        """Whom a request goes to; None: there is nobody left."""
+        raise NotImplementedError
+
     def foresee(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
         """Whom `choose` would give. Nothing changes by that; None too where only a lot will say it."""
+        return self.choose(key, now, tried)
 
 
-class Turns:
+class Turns(Balancer):
     """One after the other; where weights count, each as often as its weight says and evenly spread.
 
     Each member has the moment of its next turn, and turns of a member are 1 / weight apart. What smooth weighted round
@@ -143,9 +151,6 @@ class Turns:
         """See `Balancer`."""
         self.queue.drop(member)
 
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
-
     def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
         """See `Balancer`."""
         entry = self.queue.first(tried)
@@ -162,7 +167,7 @@ class Turns:
         return None if entry is None else entry[2]
 
 
-class Least:
+class Least(Balancer):
     """Who has the fewest requests for its weight; of equals the one whose last change is longest ago."""
 
     why = "it has the fewest requests for its weight"
@@ -189,10 +194,8 @@ class Least:
         entry = self.queue.first(tried)
         return None if entry is None else entry[2]
 
-    foresee = choose
 
-
-class Drawn:
+class Drawn(Balancer):
     """Any, as often as its weight says in the long run."""
 
     why = "drawn by weight"
@@ -211,9 +214,6 @@ class Drawn:
         """See `Balancer`."""
         self.members.remove(member)
         self.weigh()
-
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
 
     def weigh(self) -> None:
         """Sum up the weights, for a draw by bisection."""
@@ -235,11 +235,11 @@ class Drawn:
         return left[0] if len(left) == 1 else None
 
 
-class Ring:
+class Ring(Balancer):
     """A consistent hash: a key goes to the member whose point follows on the ring, the next one where that is out.
 
     So only the keys of a member that is out move, and come back with it. One that is due takes part: whose key is its
-    own is its trial, and the keys of others stay where they are.
+    own is its trial, and the keys of others stay where they are. All points stay on the ring.
     """
 
     why = "the key's hash leads to it"
@@ -255,15 +255,6 @@ class Ring:
         self.points = [point for point, _ in points]
         self.owners = [member for _, member in points]
 
-    def add(self, member: Member) -> None:
-        """Its points stay on the ring."""
-
-    def remove(self, member: Member) -> None:
-        """Its points stay on the ring."""
-
-    def moved(self, member: Member) -> None:
-        """Nothing depends on it."""
-
     def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
         """See `Balancer`."""
         digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
@@ -274,8 +265,6 @@ class Ring:
             if member not in tried and (member.due is None or (member.due <= now and not member.trying)):
                 return member
         return None
-
-    foresee = choose
 
 
 def points_of(name: str, count: int) -> list[int]:
