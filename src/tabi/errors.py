@@ -5,8 +5,10 @@
         RemoteProtocolError     the peer broke the RFC
           HttpError               an HTTP client did, or wants what is not there
         LocalProtocolError      our caller used a machine in the wrong order
-      DialError               a destination or a proxy could not be reached
-      ProxyError              the proxy that we asked refused
+      DialError               a destination or a proxy could not be reached; an OSError too
+        ConnectTimeout          it did not answer in time; a TimeoutError too
+      ProxyError              the proxy that we asked refused; an OSError too
+        ProxyTimeout            it did not answer in time; a TimeoutError too
       AuthError               the user name or the password was not accepted
       PolicyDenied            tabi's own rules forbid the request
       LimitExceeded           it is too much: connections, their rate, a quota, the time of a user
@@ -52,8 +54,8 @@ class LocalProtocolError(ProtocolError):
     """A machine was asked for a message that its state does not allow: a bug in the caller."""
 
 
-class DialError(TabiError):
-    """A name could not be resolved or an address could not be connected to.
+class DialError(TabiError, OSError):
+    """A name could not be resolved or an address could not be connected to. Code for sockets catches it as OSError.
 
     ``errno`` is the system's error number, or None where the failure came from the resolver or a deadline.
     """
@@ -64,12 +66,20 @@ class DialError(TabiError):
         self.errno = errno
 
 
-class ProxyError(TabiError):
+class ConnectTimeout(DialError, TimeoutError):
+    """A destination or a proxy did not answer in time."""
+
+
+class ProxyError(TabiError, OSError):
     """The proxy answered a request with a failure; ``reply_code`` is the one that it sent."""
 
     def __init__(self, message: str, reply_code: int | None = None) -> None:
         super().__init__(message)
         self.reply_code = reply_code
+
+
+class ProxyTimeout(ProxyError, TimeoutError):
+    """The proxy was reached, and did not answer in time."""
 
 
 class AuthError(TabiError):

@@ -98,7 +98,11 @@ FAULTS = [
     ConnectionResetError(104, "Connection reset by peer"),
 ]
 
-DOUBTS = [ProxyError("general failure", 1), ProxyError("no answer"), TimeoutError("the deadline is over")]
+DOUBTS: list[Exception] = [
+    ProxyError("general failure", 1),
+    ProxyError("no answer"),
+    TimeoutError("the deadline is over"),
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS + DOUBTS, ids=repr)

@@ -22,7 +22,7 @@ from tabi.egress.pool import Pooled
 from tabi.egress.ssh import Ssh
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.ssh_link import Link
-from tabi.errors import AuthError, DialError, PolicyDenied, ProxyError, RemoteProtocolError, TabiError
+from tabi.errors import AuthError, DialError, PolicyDenied, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
@@ -690,7 +690,7 @@ def test_a_silent_server_is_given_up(run_once: Run, tmp_path: Path, says: bytes)
             found = await asyncio.gather(
                 *(egress.open(Address("a.example", 80), permit_any) for _ in range(3)), return_exceptions=True
             )
-            assert [type(one) for one in found] == [ProxyError] * 3
+            assert [type(one) for one in found] == [ProxyTimeout] * 3
             await refused(egress, ProxyError, r"the SSH server did not answer within 0\.1 s")
 
     run_once(main)

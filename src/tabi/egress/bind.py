@@ -7,8 +7,9 @@ from typing import Self
 
 from tabi.egress.base import Egress
 from tabi.egress.socks5 import read_reply
-from tabi.errors import ProxyError, TabiError
+from tabi.errors import ProxyTimeout, TabiError
 from tabi.net.dial import Permit
+from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
 from tabi.session import Session
 from tabi.wire.address import Address, unmap
@@ -61,8 +62,8 @@ class Listener:
             async with asyncio.timeout(timeout):
                 reply = await read_reply(stream, self.machine, self.address)
         except (TabiError, OSError) as exc:
-            if isinstance(exc, TimeoutError) and exc.errno is None:
-                raise ProxyError(f"{self.address}: nobody called within {timeout:g} s") from None
+            if is_deadline(exc):
+                raise ProxyTimeout(f"{self.address}: nobody called within {timeout:g} s") from None
             self.close()
             raise
         self.stream, self.peer = None, reply.bound

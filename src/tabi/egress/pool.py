@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar
 from tabi.egress.base import QUESTIONS, Asked, Egress
 from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import Permit
+from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.grammar import Parameters
@@ -201,7 +202,7 @@ class Pooled(Egress):
         except BaseException as exc:
             pool.end(member)
             if isinstance(exc, TabiError | OSError):
-                if left < self.each and isinstance(exc, TimeoutError):
+                if left < self.each and is_deadline(exc):
                     # It had only what others had left of the time, and has not failed.
                     self.reasons.setdefault(member, f"no answer within the {left:.2g} s that were left")
                 else:
@@ -410,12 +411,12 @@ def is_doubtful(exc: TabiError | OSError) -> bool:
     """Whether a fault may be the destination's all the same."""
     if isinstance(exc, ProxyError):
         return exc.reply_code in (None, ReplyCode.GENERAL_FAILURE)
-    return isinstance(exc, TimeoutError)
+    return isinstance(exc, TimeoutError) and not isinstance(exc, DialError)
 
 
 def reason_of(exc: TabiError | OSError, seconds: float) -> str:
     """A failure in a few words."""
-    if isinstance(exc, TimeoutError) and exc.errno is None:
+    if is_deadline(exc):
         return f"no answer within {seconds:g} s"
     return ((exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)) or type(exc).__name__
 

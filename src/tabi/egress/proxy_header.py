@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from tabi.egress.base import Around, Egress
+from tabi.errors import TabiError
 from tabi.net.dial import Permit
 from tabi.net.failures import connect_error
 from tabi.net.stream import Stream
@@ -38,7 +39,7 @@ class SendProxyHeader(Around):
             await stream.send_all(header)  # an empty send buffer takes it at once
         except BaseException as exc:
             stream.close()
-            if isinstance(exc, OSError):  # reset since it was opened
+            if isinstance(exc, OSError) and not isinstance(exc, TabiError):  # reset since it was opened
                 raise connect_error(exc.errno or errno.EIO, destination) from exc
             raise
         return stream

@@ -14,8 +14,8 @@ import asyncssh
 
 from tabi.egress.ssh_channel import WINDOW, Channel
 from tabi.egress.ssh_keys import SshKeys
-from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError, TabiError
-from tabi.net.failures import local_error
+from tabi.errors import AuthError, DialError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
+from tabi.net.failures import is_deadline, local_error
 from tabi.net.pair import open_pair
 from tabi.net.reactor import Reactor
 from tabi.net.stream import Stream
@@ -171,8 +171,8 @@ class Link(asyncssh.SSHClient):
     def login_error(self, exc: Exception, keys: SshKeys, password: str | None, seconds: float) -> TabiError:
         """What an error says."""
         server = self.server
-        if isinstance(exc, TimeoutError) and exc.errno is None:
-            return ProxyError(f"{server}: the SSH server did not answer within {seconds:g} s")
+        if is_deadline(exc):
+            return ProxyTimeout(f"{server}: the SSH server did not answer within {seconds:g} s")
         if self.conn is None:
             text = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
             return DialError(f"{server}: {text}", ReplyCode.GENERAL_FAILURE)
@@ -256,7 +256,7 @@ class Link(asyncssh.SSHClient):
     def open_error(self, exc: Exception, destination: Address, seconds: float) -> TabiError:
         """What an error says."""
         if isinstance(exc, TimeoutError):
-            return ProxyError(f"{destination}: the SSH server did not answer within {seconds:g} s")
+            return ProxyTimeout(f"{destination}: the SSH server did not answer within {seconds:g} s")
         if not self.alive:
             return ProxyError(f"{self.server}: the connection to the SSH server broke")
         if not isinstance(exc, asyncssh.ChannelOpenError):

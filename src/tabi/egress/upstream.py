@@ -12,9 +12,10 @@ from ipaddress import IPv4Address
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from tabi.egress.base import CONNECTIONS_ALONE, Egress
-from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError
+from tabi.errors import AuthError, DialError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Permit
+from tabi.net.failures import is_deadline
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared, connect_tls
@@ -142,13 +143,13 @@ class Upstream(Egress):
             return stream, found
         except BaseException as exc:
             stream.close()
-            if isinstance(exc, TimeoutError) and exc.errno is None:
-                raise ProxyError(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
+            if is_deadline(exc):
+                raise ProxyTimeout(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
             if isinstance(exc, AuthError):  # in a chain it matters whose it is
                 raise AuthError(f"{self.proxy}: {exc}") from exc
             if isinstance(exc, RemoteProtocolError):  # and its reply code is for clients that break the RFC
                 raise RemoteProtocolError(f"{self.proxy}: {exc}") from exc
-            if isinstance(exc, OSError):
+            if isinstance(exc, OSError) and not isinstance(exc, TabiError):
                 text = (exc.strerror or str(exc)).lower()
                 raise ProxyError(f"{self.proxy}: the connection to the proxy broke: {text}") from exc
             raise

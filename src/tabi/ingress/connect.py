@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from time import monotonic
 
+from tabi.errors import TabiError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import connect_error
@@ -46,7 +47,9 @@ class Connect:
             answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
         except BaseException as exc:
             server.close()
-            if isinstance(exc, OSError):  # reset since it was opened: getpeername(2) says ENOTCONN
+            if isinstance(exc, OSError) and not isinstance(
+                exc, TabiError
+            ):  # reset since it was opened: getpeername(2) says ENOTCONN
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 

@@ -14,7 +14,7 @@ from typing import Any
 from tabi.errors import DialError
 from tabi.net.cache import NameCache
 from tabi.net.deadline import Deadlines
-from tabi.net.failures import connect_error, lookup_error, timeout_error
+from tabi.net.failures import connect_error, is_deadline, lookup_error, timeout_error
 from tabi.net.race import Race, find_failure, interleave
 from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
@@ -114,6 +114,8 @@ class Dialer:
                 if len(addresses) > 1:
                     return await self.dial_many(destination, addresses, binding, session)
                 return await self.dial_one(destination, addresses[0], binding, session)
+        except DialError:
+            raise
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
@@ -132,6 +134,8 @@ class Dialer:
         else:
             try:
                 addresses = await self.resolver.resolve(name)
+            except DialError:
+                raise
             except (OSError, UnicodeError) as exc:  # of an embedding program's, which may not know DialError
                 raise lookup_error(exc, name) from exc
         for address in addresses:
@@ -150,6 +154,8 @@ class Dialer:
             raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
         try:
             return check_found_name(await reverse(address))
+        except DialError:
+            raise
         except (OSError, UnicodeError) as exc:
             raise lookup_error(exc, str(address)) from exc
         except ValueError as exc:
@@ -171,7 +177,7 @@ class Dialer:
                 raise connect_error(number, destination)
         except BaseException as exc:
             stream.close()
-            if isinstance(exc, TimeoutError):
+            if is_deadline(exc):
                 raise timeout_error(self.seconds, destination) from None
             raise
         finally:
@@ -194,6 +200,8 @@ class Dialer:
         self.deadlines.start(race)
         try:
             return await race.run(first, interleave(addresses)[1:])
+        except DialError:
+            raise
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
         finally:
@@ -222,6 +230,8 @@ class Dialer:
                     if exc.errno != errno.EADDRNOTAVAIL:
                         raise
                     failure = failure or exc
+        except DialError:
+            raise
         except OSError as exc:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
         assert failure is not None

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from aiodns import error as dns
 
-from tabi.errors import DialError
+from tabi.errors import ConnectTimeout, DialError, ProxyError
 from tabi.wire.socks5 import ReplyCode
 
 REPLY_BY_ERRNO: dict[int, int] = {
@@ -53,7 +53,8 @@ TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNR
 def connect_error(number: int, what: object) -> DialError:
     """The error for a connect to ``what`` that failed with a system error number."""
     reply_code = REPLY_BY_ERRNO.get(number, ReplyCode.GENERAL_FAILURE)
-    return DialError(f"{what}: {os.strerror(number).lower()}", reply_code, number)
+    kind = ConnectTimeout if number == errno.ETIMEDOUT else DialError
+    return kind(f"{what}: {os.strerror(number).lower()}", reply_code, number)
 
 
 def most_telling(failures: Sequence[DialError]) -> DialError:
@@ -83,4 +84,9 @@ def local_error(exc: OSError, what: object) -> DialError:
 
 def timeout_error(seconds: float, what: object) -> DialError:
     """The error for a destination that did not answer within the connect deadline."""
-    return DialError(f"{what}: no answer within {seconds:g} s", ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)
+    return ConnectTimeout(f"{what}: no answer within {seconds:g} s", ReplyCode.HOST_UNREACHABLE, errno.ETIMEDOUT)
+
+
+def is_deadline(exc: BaseException) -> bool:
+    """Whether an error says that a deadline of ours is over, and not what came of it, or the kernel's ETIMEDOUT."""
+    return isinstance(exc, TimeoutError) and exc.errno is None and not isinstance(exc, DialError | ProxyError)
