@@ -13,6 +13,7 @@ from tabi.net.deadline import Quiet
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
+from tabi.relay.carrier import Carrier
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -60,10 +61,11 @@ class Forwarding(NamedTuple):
 
     Attributes:
         gate: says whether a request may be carried, and which way.
-        relays: carry what has changed to another protocol (101).
+        relays: have the pacer of limits.
         idle: ends the connections on which nothing moves.
         over: hands in a session whose request is over, and begins it anew for the next.
         kept: gets the connections that wait for another request.
+        carrier: has both streams of what has changed to another protocol (101).
     """
 
     gate: Gate
@@ -71,6 +73,7 @@ class Forwarding(NamedTuple):
     idle: Quiet
     over: Callable[[Session], object]
     kept: KeptConnections
+    carrier: Carrier
 
 
 class Asking(Protocol):
@@ -386,7 +389,7 @@ class Exchange:
             raise Failed(502, "http_protocol_error", f"{self.request.destination}: 101, and nobody asked for it")
         await self.asking.send(encode_response(response, True) + self.server.buffer)
         self.session.down += len(self.server.buffer)
-        self.forwarding.relays.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
+        self.forwarding.carrier.start(self.client, self.stream, self.session, b"", bytes(self.asking.buffer))
 
     async def download(self, response: Response) -> tuple[bool, bool]:
         """Send an answer on; whether the client's connection goes on, and the destination's."""

@@ -83,7 +83,7 @@ class HttpIngress:
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
         self.forwarding = forwarding
-        self.gate, _, self.idle, self.over, self.kept = forwarding
+        self.gate, _, self.idle, self.over, self.kept, _ = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
