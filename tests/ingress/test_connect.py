@@ -26,6 +26,8 @@ from support import client, request, reset_on_close, target
 from tabi import Server, Session
 from tabi.net.dial import Dialer
 from tabi.net.stream import Stream
+from tabi.relay.carrier import carry_of
+from tabi.relay.tunnel import Tunnel, Tunnels
 from tabi.wire.address import Address
 
 OUTSIDE = "203.0.113.9"
@@ -273,5 +275,44 @@ def test_a_destination_that_resets_while_the_client_waits(run: Run) -> None:
             streams[1].write(b"go")
             session = await scene.ended.get()
             assert (session.close, session.up, session.down) == ("reset", 6, 4)
+
+    run(main)
+
+
+def test_a_carrier_of_ones_own_gets_both_streams(run: Run) -> None:
+    """Behind the reply, with what the client has sent behind its request, and the session stays the server's until the
+    carrier has ended; a server that closes cancels it."""
+
+    async def shout(tunnel: Tunnel) -> None:
+        while data := await tunnel.client.receive():
+            await tunnel.server.send_all(data.upper())
+            await tunnel.client.send_all(await tunnel.server.receive())
+
+    async def main() -> None:
+        async with Scene() as scene, target() as port:
+            server = scene.server
+            server.connect.carrier = carrier = Tunnels(carry_of(shout), server.relays)
+            server.closing.push_async_callback(carrier.close, "shutdown")
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(b"\x05\x01\x00" + request("127.0.0.1", port) + b"early")
+                assert (await reader.readexactly(12))[2:6] == SUCCESS
+                assert await reader.readexactly(5) == b"EARLY"
+                writer.write(b"late")
+                assert await reader.readexactly(4) == b"LATE"
+                (session,) = server.sessions
+                found = carrier.get(session)
+                assert found is not None
+                assert found.counts == (9, 9)
+                writer.write_eof()
+                assert await reader.read() == b""
+            session = await scene.ended.get()
+            assert (session.close, session.up, session.down) == ("client", 9, 9)
+            async with client(server.addresses[0]) as streams:
+                await open_tunnel(streams, Address("127.0.0.1", port))
+                await server.close()
+                assert await streams[0].read() == b""
+            session = await scene.ended.get()
+            assert session.close == "shutdown"
+            assert not server.sessions
 
     run(main)

@@ -805,7 +805,7 @@ class Scene:
             session.lease = limits.admit("alice", parse_host("192.0.2.1"), time.monotonic_ns(), 0)
         self.client = Client(self.ends, octets[end:])
         self.server = KeptServer(self.ends.near_server, request.destination, session, None)
-        self.exchange = Exchange(self.client, self.server, request, bench.relays, 300.0)
+        self.exchange = Exchange(self.client, self.server, request, bench.relays, bench.relays.pacer, 300.0)
 
     async def fail(self) -> ExchangeFailed:
         """Run it, and return what it fails with; not an octet went to the client."""

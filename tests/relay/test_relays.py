@@ -28,6 +28,7 @@ from tabi.relay.pipes import BUFFER_SIZE
 from tabi.relay.relay import Relay
 from tabi.relay.staged import StagedFlow
 from tabi.relay.tls import TlsRelay
+from tabi.session import Session
 
 MIB = 1 << 20
 
@@ -178,5 +179,24 @@ def test_the_relay_of_a_session_can_be_asked_for(run_once: Run) -> None:
             assert relay.session is ends.session
             relay.close("kicked")
             assert bench.relays.get(ends.session) is None
+
+    run_once(main)
+
+
+def test_siblings_share_pipes_and_pacer(run_once: Run) -> None:
+    """But each tells its own owner of what has ended."""
+
+    async def main() -> None:
+        with Bench(pipes=1) as bench:
+            over: list[Session] = []
+            other = bench.relays.sibling(over.append)
+            assert (other.pipes, other.pacer) == (bench.relays.pipes, bench.relays.pacer)
+            assert (other.idle, other.half_closed) == (bench.relays.idle, bench.relays.half_closed)
+            ends = bench.ends()
+            other.start(ends.near_client, ends.near_server, ends.session, b"", b"")
+            assert bench.relays.get(ends.session) is None
+            other.close("shutdown")
+            assert over == [ends.session]
+            assert not ends.ended.is_set()
 
     run_once(main)

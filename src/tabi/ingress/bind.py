@@ -26,7 +26,7 @@ from tabi.net.stream import Sock, Stream
 from tabi.policy.guard import permit_any
 from tabi.policy.networks import unmapped
 from tabi.policy.policy import Judge
-from tabi.relay.relays import Relays
+from tabi.relay.carrier import Carrier
 from tabi.session import Session
 from tabi.wire.address import Address, parse_ip
 from tabi.wire.socks5 import Reply, ReplyCode
@@ -39,7 +39,7 @@ EARLY = 1 << 16
 
 
 class Bind:
-    """Lets one peer call: listens for it, tells the client where and then who called, and hands both to a relay.
+    """Lets one peer call: listens for it, tells the client where and then who called, and hands both to a carrier.
 
     Where nobody calls in time, the second reply is 06, TTL expired: the one code of RFC 1928 section 6 that speaks of
     time and accuses neither the peer nor the proxy.
@@ -47,17 +47,17 @@ class Bind:
     Args:
         gate: says whether, and where anyone may call for each caller again.
         dialer: finds the addresses of a peer that has a name, within its own deadline.
-        relays: carry the octets from then on.
+        carrier: has both streams from then on.
         udp: the listener's ports, and the address that clients are told.
         seconds: from the first reply until the peer has called.
     """
 
     name = "bind"
 
-    def __init__(self, gate: Gate, dialer: Dialer, relays: Relays, udp: Udp, seconds: float) -> None:
+    def __init__(self, gate: Gate, dialer: Dialer, carrier: Carrier, udp: Udp, seconds: float) -> None:
         self.gate = gate
         self.dialer = dialer
-        self.relays = relays
+        self.carrier = carrier
         self.udp = udp
         self.seconds = seconds
 
@@ -86,7 +86,7 @@ class Bind:
             callers.close()
 
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
-        self.relays.start(client, server, session, answer, conversation.trailing_data)
+        self.carrier.start(client, server, session, answer, conversation.trailing_data)
 
     async def open(self, session: Session, client: Stream) -> Callers | CallersThere:
         """Decide who may call, and listen: on this machine, or at the last proxy of the way out."""

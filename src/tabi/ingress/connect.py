@@ -10,24 +10,24 @@ from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
 from tabi.net.failures import connect_error
 from tabi.net.race import find_failure
-from tabi.relay.relays import Relays
+from tabi.relay.carrier import Carrier
 from tabi.wire.address import from_sockaddr
 from tabi.wire.socks5 import Reply, ReplyCode
 
 
 class Connect:
-    """Opens the way that a client asks for and hands both sockets to a relay.
+    """Opens the way that a client asks for and hands both streams to a carrier.
 
     Args:
         gate: says whether, and which way.
-        relays: carry the octets from then on.
+        carrier: has both streams from then on.
     """
 
     name = "connect"
 
-    def __init__(self, gate: Gate, relays: Relays) -> None:
+    def __init__(self, gate: Gate, carrier: Carrier) -> None:
         self.gate = gate
-        self.relays = relays
+        self.carrier = carrier
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
@@ -53,4 +53,4 @@ class Connect:
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
-        self.relays.start(conversation.client, server, session, answer, conversation.trailing_data)
+        self.carrier.start(conversation.client, server, session, answer, conversation.trailing_data)

@@ -26,8 +26,9 @@ from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
 from tabi.policy.networks import unmapped
+from tabi.relay.carrier import Carrier
 from tabi.relay.exchange import READ_SIZE, Exchange, ExchangeFailed, ServerConnection
-from tabi.relay.relays import Relays
+from tabi.relay.pacer import Pacer
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
@@ -64,17 +65,19 @@ class Forwarding(NamedTuple):
 
     Attributes:
         gate: says whether a request may be carried, and which way.
-        relays: carry what has changed to another protocol (101).
+        pacer: has those wait whose limits leave no room.
         idle: ends the connections on which nothing moves.
         over: hands in a session whose request is over, and begins it anew for the next.
         kept: gets the connections that wait for another request.
+        carrier: has both streams of what has changed to another protocol (101).
     """
 
     gate: Gate
-    relays: Relays
+    pacer: Pacer
     idle: Quiet
     over: Callable[[Session], object]
     kept: KeptConnections
+    carrier: Carrier
 
 
 class HttpIngress:
@@ -99,7 +102,7 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.gate, self.relays, self.idle, self.over, self.kept = forwarding
+        self.gate, self.pacer, self.idle, self.over, self.kept, self.carrier = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -370,7 +373,7 @@ class Connection:
         """
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
-        relays, idle = self.ingress.relays, self.ingress.idle.seconds
+        carrier, pacer, idle = self.ingress.carrier, self.ingress.pacer, self.ingress.idle.seconds
         way = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
@@ -379,7 +382,7 @@ class Connection:
             if self.gone:
                 break
             session.address = server.address
-            self.exchange = exchange = Exchange(self, server, request, relays, idle)
+            self.exchange = exchange = Exchange(self, server, request, carrier, pacer, idle)
             try:
                 keep, keep_server = await exchange.run()
             except ExchangeFailed as exc:

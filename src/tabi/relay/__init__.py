@@ -2,4 +2,5 @@
 
 Vocabulary: a *relay* joins a client's socket and a server's; a *flow* is one direction of it, from its *source* to its
 *sink*, uplink (to the server) or downlink; a *pipe* carries a flow inside the kernel. No task, no object a chunk.
+A *stage* is what a flow may pass through. A *carrier* is who gets both streams: the relays, or a program's own.
 """

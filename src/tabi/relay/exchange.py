@@ -13,8 +13,9 @@ from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
+from tabi.relay.carrier import Carrier
 from tabi.relay.http_content import NOTHING, Endless, make_body, take, take_from
-from tabi.relay.relays import Relays
+from tabi.relay.pacer import Pacer
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.http import (
@@ -131,20 +132,22 @@ class Exchange:
         connection: of the client.
         server: of the destination.
         request: what was asked for.
-        relays: carry what has changed to another protocol (101).
+        carrier: has both streams of what has changed to another protocol (101).
+        pacer: has this wait where limits leave no room.
         idle: seconds after which `expire` is called where nothing moves; for the error.
     """
 
     __slots__ = (
         "answered",
         "body",
+        "carrier",
         "client",
         "connection",
         "fault",
         "idle",
         "lease",
+        "pacer",
         "reading",
-        "relays",
         "request",
         "server",
         "session",
@@ -153,7 +156,13 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: ClientConnection, server: ServerConnection, request: Request, relays: Relays, idle: float
+        self,
+        connection: ClientConnection,
+        server: ServerConnection,
+        request: Request,
+        carrier: Carrier,
+        pacer: Pacer,
+        idle: float,
     ) -> None:
         self.connection = connection
         self.client = connection.client
@@ -161,7 +170,8 @@ class Exchange:
         self.server = server
         self.stream = server.stream
         self.request = request
-        self.relays = relays
+        self.carrier = carrier
+        self.pacer = pacer
         self.idle = idle
         self.body = make_body(request.body)
         self.answered = False  # whether the client has any of the final answer
@@ -235,7 +245,7 @@ class Exchange:
             LimitExceeded: no more of it may be sent.
             OSError: as `Stream.send_all`.
         """
-        lease, session, pacer, at = self.lease, self.session, self.relays.pacer, 0
+        lease, session, pacer, at = self.lease, self.session, self.pacer, 0
         assert lease is not None
         if head:
             await sink.send_all(head)
@@ -335,7 +345,7 @@ class Exchange:
             raise self.wrong_answer("101, and nobody asked for it")
         await self.connection.send(encode_response(response, True) + self.server.buffer)
         self.session.down += len(self.server.buffer)
-        self.relays.start(self.client, self.stream, self.session, b"", bytes(self.connection.buffer))
+        self.carrier.start(self.client, self.stream, self.session, b"", bytes(self.connection.buffer))
 
     async def download(self, response: Response) -> tuple[bool, bool]:
         """Send an answer on; whether the client's connection goes on, and the destination's."""

@@ -74,6 +74,12 @@ class Relays:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         relay.start(client, server, answer, head)
 
+    def sibling(self, done: Done) -> Relays:
+        """Others that use the same pipes and the same pacer, and tell ``done`` of what has ended."""
+        other = Relays(self.reactor, self.idle, self.half_closed, 0, done)
+        other.pipes, other.pacer = self.pipes, self.pacer
+        return other
+
     def get(self, session: Session) -> Relay | None:
         """The relay of a session, while it runs: for its counts, its stages and its end."""
         return self.active.get(session)

@@ -264,7 +264,7 @@ class Server:
         closing.callback(self.gate.close)
         self.keep_quotas(self.policy.limits)
         self.connect = Connect(self.gate, self.relays)
-        self.forwarding = Forwarding(self.gate, self.relays, idle, self.request_over, self.kept)
+        self.forwarding = Forwarding(self.gate, self.relays.pacer, idle, self.request_over, self.kept, self.relays)
         self.listeners.open(config.listen)
         self.refuse_open_proxy()
         self.own.ports = frozenset(address.port for address in self.addresses)

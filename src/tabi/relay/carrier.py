@@ -1,0 +1,72 @@
+"""Carrier: who gets both streams of a session once they are open.
+
+The relays are one (`relay.relays`). What wraps one, to look into the octets or to change them, is another. A program's
+own carrier is an async function, which `relay.tunnel` runs in a task.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+
+from tabi.net.stream import Stream
+from tabi.session import Close, Session
+
+if TYPE_CHECKING:
+    from tabi.relay.tunnel import Tunnel
+
+
+class Carried(Protocol):
+    """A session that a carrier has."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Octets that were delivered up to now, uplink and downlink."""
+
+    def cut(self, why: str, reason: Close = "limit") -> None:
+        """End it: ``why`` becomes the session's error, ``reason`` the way it ended. Harmless once it is over."""
+
+
+class Carrier(Protocol):
+    """Carries sessions to their end."""
+
+    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
+        """Take both streams over. For the caller they are closed from now on, and so is the session for it.
+
+        Args:
+            client: the stream to the client.
+            server: the stream to the destination.
+            session: gets the octets and the way it ended.
+            answer: what the client gets before everything else, if anything; it counts as no payload.
+            head: what the client has sent already; it comes before everything else that the client sends.
+        """
+
+    def get(self, session: Session) -> Carried | None:
+        """What is known of a session while it is carried."""
+
+
+Carry = Callable[["Tunnel"], Coroutine[Any, Any, object]]
+
+
+def is_async(function: object) -> TypeGuard[Carry]:
+    """Whether calling it gives a coroutine."""
+    called = inspect.getattr_static(function, "__call__", None)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
+def carry_of(carrier: object) -> Carry:
+    """The async function of a program's own carrier: the carrier itself, or its method ``carry``.
+
+    Raises:
+        TypeError: it is no such thing, or does not take a tunnel.
+    """
+    carry = getattr(carrier, "carry", carrier)
+    if isinstance(carrier, type) or not is_async(carry):
+        what = f"the class {carrier.__name__}" if isinstance(carrier, type) else type(carrier).__name__
+        raise TypeError(f"carrier: expected `async def carry(tunnel)`, or an object with this method, got {what}")
+    try:
+        inspect.signature(carry).bind(None)
+    except TypeError as exc:
+        raise TypeError(f"carrier: it must take one argument, the tunnel: {exc}") from None
+    return carry
