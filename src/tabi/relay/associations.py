@@ -159,7 +159,7 @@ class Associations:
             kind = Association if lease is None or not lease.meters else LimitedAssociation
             association = kind(*parts)
         if opened is not None:
-            association.use(*opened)
+            association.router.use(*opened)
         if lease is not None:
             lease.cut = association.cut
         port.expect(association)
