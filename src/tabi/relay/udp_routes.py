@@ -49,7 +49,6 @@ FORGET_REFUSAL = 10.0
 MAX_HELD = 1 << 17
 """Octets of payload of one association that wait for the resolver. Fragments have the reassembler's limit."""
 
-
 RETRY = 1.0
 """Seconds until an egress is opened again that a proxy has ended."""
 
