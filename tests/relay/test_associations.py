@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_a_way_out_that_is_open_is_used_from_the_first_datagram_on(run: Run) -> 
 class Chooser(Inspector):
     """Looks at the first association, leaves the second alone, and fails with the others as it is told."""
 
-    def __init__(self, *failures: Exception) -> None:
+    def __init__(self, *failures: Any) -> None:
         super().__init__(pass_on)
         self.failures = list(failures)
         self.begun: list[Session] = []
@@ -160,7 +161,10 @@ class Chooser(Inspector):
             return self.inspect
         if len(self.begun) == 2:
             return None
-        raise self.failures.pop(0)
+        failure = self.failures.pop(0)
+        if isinstance(failure, Exception):
+            raise failure
+        return failure  # type: ignore[no-any-return]
 
 
 def test_an_inspector_chooses_its_associations(run: Run) -> None:
@@ -187,17 +191,20 @@ def test_an_inspector_may_refuse_an_association(run: Run, caplog: pytest.LogCapt
 
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
-            chooser = Chooser(PolicyDenied("not today"), KeyError("what went wrong"))
+            chooser = Chooser(PolicyDenied("not today"), KeyError("what went wrong"), "no method")
             front.server.associations.inspector = chooser
             for _ in range(2):
                 async with association(front.address) as client:
                     await front.end(client)
             assert await refusal(front) == (2, "not today")
-            assert await refusal(front) == (1, "the inspector of datagrams failed")
+            for _ in range(2):
+                assert await refusal(front) == (1, "the inspector of datagrams failed")
             assert (proxy.asked, front.server.associations.active) == (2, set())
-            (record,) = [record for record in caplog.records if "inspector" in record.message]
-            assert record.message.endswith("the inspector of datagrams raised, the association is refused")
-            assert record.exc_info is not None
+            records = [record for record in caplog.records if "inspector" in record.message]
+            for record, kind in zip(records, (KeyError, TypeError), strict=True):
+                assert record.message.endswith("the inspector of datagrams raised, the association is refused")
+                assert record.exc_info is not None
+                assert record.exc_info[0] is kind
 
     run(main)
 

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit, Inspect, check_inspector
+from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit, Inspect, check_inspector, is_plain
 from tabi.session import Session
 from tabi.wire.address import parse_address
 
@@ -65,6 +65,12 @@ def test_any_object_with_the_methods_is_one() -> None:
     partly = Alone()
     partly.inspect = functools.partial(alone.inspect)  # type: ignore[method-assign]
     assert check_inspector(partly) is partly
+
+
+def test_what_can_be_called_with_a_datagram() -> None:
+    """A function, a method, anything that is called; nothing that would have to be awaited."""
+    assert all(map(is_plain, (print, Quiet().inspect, functools.partial(print), Quiet)))
+    assert not any(map(is_plain, (Waiting().inspect, "text", None)))
 
 
 @pytest.mark.parametrize(

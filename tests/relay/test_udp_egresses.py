@@ -24,7 +24,7 @@ from datagrams import (
 )
 from sockets import until
 from tabi.net.udp_path import UdpPath
-from tabi.relay import udp_context, udp_egresses, udp_sockets
+from tabi.relay import udp_context, udp_routes, udp_sockets
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import LAST, MAX_DATAGRAM, encode_header
@@ -84,8 +84,8 @@ def test_datagrams_go_through_a_chain(run: Run, kernel: str) -> None:
                     for payload in (b"x", b"", bytes(50000)):
                         assert unwrap(await mine.ask(echo.header + payload)) == (echo.address, payload)
                     ((_, sender), *_) = echo.received
-                    assert len(three.one.sockets) == 1
-                    assert sender[1] == three.one.sockets[0].sock.getsockname()[1]
+                    assert len(three.one.router.sockets) == 1
+                    assert sender[1] == three.one.router.sockets[0].sock.getsockname()[1]
                     assert front.server.associations.controls == 3
                 await front.end(mine)
                 assert front.server.associations.controls == 0
@@ -173,11 +173,11 @@ def test_an_end_at_the_proxy_is_no_end_of_the_client(run: Run) -> None:
                 mine.send(header + b"1")
                 assert (await proxy.arrived())[0] == header + b"1"
                 proxy.end()
-                await until(lambda: not front.one.sockets)
+                await until(lambda: not front.one.router.sockets)
                 assert front.server.associations.controls == 0
                 mine.send(header + b"lost")
                 await until(lambda: front.drops == {"unsent": 1})
-                now = udp_egresses.RETRY
+                now = udp_routes.RETRY
                 mine.send(header + b"2")
                 assert (await proxy.arrived())[0] == header + b"2"
                 assert proxy.asked == 2
@@ -203,7 +203,7 @@ def test_an_end_right_behind_the_reply(run: Run) -> None:
                 return path
 
             async with association(front.address) as mine:
-                front.one.open_path = open_and_lose
+                front.one.router.open_path = open_and_lose
                 mine.send(encode_header(parse_address("192.0.2.1:53")) + b"lost")
                 await until(lambda: front.drops == {"unsent": 1})
                 session = await front.end(mine)
@@ -223,7 +223,7 @@ def test_a_client_that_leaves_while_its_way_is_opened(run: Run) -> None:
             async with association(front.address) as mine:
                 mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
                 mine.send(encode_header(Address("name.test", 53)) + b"y")
-                await until(lambda: proxy.asked and len(front.one.lookups or ()) == 2)
+                await until(lambda: proxy.asked and len(front.one.router.lookups or ()) == 2)
                 session = await front.end(mine)
                 assert session.drops == {"waiting": 2}
             await until(lambda: not front.server.associations.context.lookups)
@@ -394,7 +394,7 @@ def test_a_way_out_without_proxies_is_opened_too(run: Run) -> None:
                     assert unwrap(await mine.ask(one.header + b"x")) == (one.address, b"x")
                 front.server.associations.sweep(0.0)
                 assert [sender[0] for one in (echo, other) for _, sender in one.received] == ["127.0.0.1", "127.0.0.5"]
-                assert len(front.one.sockets) == 2
+                assert len(front.one.router.sockets) == 2
                 await front.end(mine)
 
     run(main)

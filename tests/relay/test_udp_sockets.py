@@ -211,7 +211,7 @@ def test_a_share_that_comes_after_the_end(run: Run) -> None:
             found = place.one
             session = await place.end(client)
             found.port.go_on()
-            found.sockets[0].go_on()
+            found.router.sockets[0].go_on()
             assert session.close == "client"
 
     run(main)
@@ -224,7 +224,7 @@ def test_a_share_is_put_off_once(run: Run) -> None:
         async with Place() as place, association(place.address) as client:
             with destination() as echo:
                 await client.ask(echo.header + b"x")
-                for end in (place.one.port, place.one.sockets[0]):
+                for end in (place.one.port, place.one.router.sockets[0]):
                     end.queued = True
                     end.on_ready()
                 client.send(echo.header + b"y")
@@ -233,7 +233,7 @@ def test_a_share_is_put_off_once(run: Run) -> None:
                 place.one.port.go_on()
                 await until(lambda: len(echo.received) == 2)
                 await turns()
-                place.one.sockets[0].go_on()
+                place.one.router.sockets[0].go_on()
                 assert unwrap(await client.receive()) == (echo.address, b"y")
 
     run(main)

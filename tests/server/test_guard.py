@@ -22,7 +22,7 @@ from tabi.config import Guard, Limits, Listen, Log, Rule
 from tabi.errors import DialError
 from tabi.net.dial import IP, Dialer
 from tabi.policy.guard import Guard as Judge
-from tabi.relay.datagram import Association
+from tabi.relay.udp_routes import UdpRouter
 from tabi.wire.address import Address, parse_host
 from tabi.wire.datagram import encode_header
 
@@ -597,11 +597,11 @@ def test_outer_addresses_are_dialled(run_once: Run, dialled: list[IP], command: 
 def test_outer_addresses_may_get_datagrams_and_call(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A datagram comes as far as its socket, which is none here, and a BIND as far as a route."""
 
-    def no_socket(self: Association, host: IP, *way: object) -> None:
+    def no_socket(self: UdpRouter, host: IP, *way: object) -> None:
         raise OSError(errno.ENETUNREACH, "not in a test")
 
     async def main() -> None:
-        monkeypatch.setattr(Association, "socket_toward", no_socket)
+        monkeypatch.setattr(UdpRouter, "socket_toward", no_socket)
         async with guarded() as server:
             for host in OUTER:
                 async with client(server.addresses[0]) as streams:

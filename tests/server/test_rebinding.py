@@ -322,7 +322,7 @@ def test_a_name_that_an_association_has_forgotten_is_judged_anew(
     run_once: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 1,024 ways the oldest goes: when its name comes again, the new answer is checked as the first one was."""
-    monkeypatch.setattr("tabi.relay.datagram.MAX_WAYS", 1)
+    monkeypatch.setattr("tabi.relay.udp_routes.MAX_ROUTES", 1)
 
     async def main() -> None:
         async with rebinding(OUTER, SECRET) as place:

@@ -19,6 +19,7 @@ import mmap
 import socket
 from array import array
 from ctypes import c_int, c_uint, c_void_p
+from dataclasses import dataclass
 
 from tabi.wire.datagram import MAX_DATAGRAM
 
@@ -53,40 +54,21 @@ NO_GSO = (errno.EIO, errno.EOPNOTSUPP)  # the device cannot do it
 GSO_REFUSED = (*NO_GSO, errno.EINVAL, errno.EMSGSIZE)  # or not with datagrams of that size
 
 
+@dataclass(slots=True, eq=False)
 class Run:
     """Datagrams of one sender that begin with the same octets; what an inbox gives until it receives again.
 
     Its names cost nothing: an inbox fills the same objects again and again, so that none is made for a batch, and a
     name is read as fast as a place in a tuple. Whoever passes on fewer datagrams of it says so in it.
-
-        name       the sender's sockaddr
-        head       the octets that all of them begin with; fewer where the datagram is shorter
-        at         where the first payload is: valid until an inbox with the same memory receives again
-        stride     octets from one payload to the next; SLOT only where ``at`` is the beginning of a slot
-        count      of datagrams
-        size       octets of each payload
-        last       octets of the last one, which may be shorter
     """
 
-    __slots__ = ("at", "count", "head", "last", "name", "size", "stride")
-
-    def __init__(
-        self,
-        name: bytes = b"",
-        head: bytes = b"",
-        at: int = 0,
-        stride: int = SLOT,
-        count: int = 1,
-        size: int = 0,
-        last: int = 0,
-    ) -> None:
-        self.name = name
-        self.head = head
-        self.at = at
-        self.stride = stride
-        self.count = count
-        self.size = size
-        self.last = last
+    name: bytes = b""  # the sender's sockaddr
+    head: bytes = b""  # the octets that all of them begin with; fewer where the datagram is shorter
+    at: int = 0  # where the first payload is: valid until an inbox with the same memory receives again
+    stride: int = SLOT  # octets from one payload to the next; SLOT only where `at` is the beginning of a slot
+    count: int = 1  # of datagrams
+    size: int = 0  # octets of each payload
+    last: int = 0  # octets of the last one, which may be shorter
 
     def keep_first(self, count: int) -> None:
         """Forget all datagrams but the first ones, fewer than there are."""

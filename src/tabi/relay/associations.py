@@ -18,7 +18,7 @@ from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import Judge
 from tabi.relay.datagram import Association
-from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector
+from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector, is_plain
 from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
 from tabi.relay.udp_context import UdpContext
@@ -108,7 +108,10 @@ class Associations:
         """
         assert self.inspector is not None
         try:
-            return self.inspector.begin(session)
+            found = self.inspector.begin(session)
+            if found is not None and not is_plain(found):
+                raise TypeError(f"begin returned {found!r}, expected an ordinary method or None")
+            return found
         except TabiError:
             raise
         except Exception as exc:
@@ -159,7 +162,7 @@ class Associations:
             kind = Association if lease is None or not lease.meters else LimitedAssociation
             association = kind(*parts)
         if opened is not None:
-            association.use(*opened)
+            association.router.use(*opened)
         if lease is not None:
             lease.cut = association.cut
         port.expect(association)

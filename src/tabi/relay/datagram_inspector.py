@@ -88,6 +88,11 @@ class DatagramInspector(Protocol):
         """Look at a datagram: call ``emit`` with what is to be sent in its place, once, several times or not at all."""
 
 
+def is_plain(method: object) -> bool:
+    """Whether something can be called, and does its work then: an async function would be awaited by nobody."""
+    return callable(method) and not introspection.iscoroutinefunction(method)
+
+
 def check_inspector(inspector: object) -> DatagramInspector:
     """Return an inspector, or raise TypeError and say what is wrong with it."""
     if isinstance(inspector, type):
@@ -95,7 +100,7 @@ def check_inspector(inspector: object) -> DatagramInspector:
     if not isinstance(inspector, DatagramInspector):
         raise TypeError(f"{inspector!r} is not an inspector of datagrams, expected the methods begin and inspect")
     for method in (inspector.begin, inspector.inspect):
-        if introspection.iscoroutinefunction(method):
+        if not is_plain(method):
             raise TypeError(
                 f"{method.__qualname__} is async, expected an ordinary method: it is called for each datagram"
             )

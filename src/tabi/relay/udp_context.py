@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from tabi.net.datagram import DatagramIo
@@ -30,31 +32,19 @@ class HeldMemory:
         return self.held + octets <= MEMORY
 
 
+@dataclass(slots=True, eq=False)
 class UdpContext:
-    """What an association needs and does not own.
+    """What an association needs and does not own."""
 
-    Args:
-        reactor: calls its sockets.
-        io: receives and sends for all of them.
-        dialer: asked for names, within its deadline.
-        binding: where datagrams that go directly come from; None: whatever the system chooses.
-        time: a clock in seconds.
-    """
-
-    __slots__ = ("binding", "buffer", "controls", "dialer", "io", "lookups", "memory", "reactor", "time")
-
-    def __init__(
-        self, reactor: Reactor, io: DatagramIo, dialer: Dialer, binding: SourceBinding | None, time: Callable[[], float]
-    ) -> None:
-        self.reactor = reactor
-        self.io = io
-        self.dialer = dialer
-        self.binding = binding
-        self.time = time
-        self.memory = HeldMemory()
-        self.buffer = bytearray(4096)  # what clients say on their control connections, and nobody reads
-        self.controls = 0  # connections that keep associations at proxies open
-        self.lookups: set[asyncio.Task[Any]] = set()
+    reactor: Reactor  # calls its sockets
+    io: DatagramIo  # receives and sends for all of them
+    dialer: Dialer  # asked for names, within its deadline
+    binding: SourceBinding | None  # where datagrams that go directly come from; None: whatever the system chooses
+    time: Callable[[], float]  # a clock in seconds
+    memory: HeldMemory = field(default_factory=HeldMemory)
+    buffer: bytearray = field(default_factory=partial(bytearray, 4096))  # what clients say, and nobody reads
+    controls: int = 0  # connections that keep associations at proxies open
+    lookups: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def look_up(self, lookup: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a question, to the resolver or a proxy, in a task that `Associations.close` waits for."""

@@ -26,16 +26,14 @@ from tabi.wire.datagram import encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
-    from tabi.relay.datagram import Association, UdpRoute
+    from tabi.relay.datagram import Association
     from tabi.relay.udp_context import UdpContext
+    from tabi.relay.udp_routes import UdpRoute, UdpRouter
 
 IP = IPv4Address | IPv6Address
 
 OpenPath = Callable[[Session, str], Awaitable[UdpPath]]
 """Opens the egress of a name for a session's datagrams. Raises TabiError."""
-
-RETRY = 1.0
-"""Seconds until an egress is opened again that a proxy has ended."""
 
 
 class UpstreamSocket(DestinationSocket):
@@ -63,17 +61,21 @@ class UpstreamSocket(DestinationSocket):
         context.controls += len(path.controls)
         self.reactor.register_reader(sock.fileno(), self.on_ready)
 
-    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> None:
-        """Have a route lead to the relay, and from there to one of the addresses, or to the name if there are none."""
+    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> IP | None:
+        """Have a route lead to the relay, and from there to one of the addresses, or to the name if there are none.
+
+        Returns that address.
+        """
+        host = None
         if addresses:
             # A name whose addresses were decided on: IPv4 first, for whether the proxy has IPv6 nobody knows.
             host = next((address for address in addresses if address.version == 4), addresses[0])
             destination = Address(host, destination.port)
-            self.association.contact(host)
         else:
             self.anyone = True
         route.sock, route.address = self.sock, self.address
         route.head = self.layers.head + encode_header(destination)
+        return host
 
     def meet(self, run: Run) -> bytes | None:
         """See `DestinationSocket.meet`. Datagrams that are not cut just behind their headers are taken apart."""
@@ -154,13 +156,14 @@ class UdpEgresses:
     """The egresses of one association, by name.
 
     Args:
-        association: uses them.
+        router: has the sockets that they need.
         context: what it was given itself.
         open_path: opens one.
     """
 
-    def __init__(self, association: Association, context: UdpContext, open_path: OpenPath) -> None:
-        self.association = association
+    def __init__(self, router: UdpRouter, context: UdpContext, open_path: OpenPath) -> None:
+        self.router = router
+        self.session = router.association.session
         self.context = context
         self.open_path = open_path
         self.open: dict[str, UdpPath] = {}
@@ -179,7 +182,7 @@ class UdpEgresses:
 
     async def open_one(self, via: str) -> UdpPath:
         """Open an egress. Raises TabiError."""
-        path = await self.open_path(self.association.session, via)
+        path = await self.open_path(self.session, via)
         path.connect(headed=True)
         self.use(via, path)
         if path.ended:
@@ -195,31 +198,16 @@ class UdpEgresses:
 
     def use(self, via: str, path: UdpPath) -> None:
         """Have datagrams leave by a path that is connected. It is closed with the association."""
-        association = self.association
         self.open[via] = path
-        association.session.via = via
+        self.session.via = via
         if path.relays:
-            upstream = UpstreamSocket(association, self.context, via, path)
-            association.sockets = (*association.sockets, upstream)
-            path.watch(partial(self.lose, upstream))
+            path.watch(partial(self.lose, self.router.add_upstream(via, path)))
 
     def lose(self, upstream: UpstreamSocket) -> None:
         """A proxy has ended its association: forget the path; a datagram that comes later opens it again."""
-        association = self.association
         del self.open[upstream.via]
-        association.sockets = tuple(sock for sock in association.sockets if sock is not upstream)
-        for route in association.routes.values():
-            if route.sock is upstream.sock:
-                text = f"egress {upstream.via}: a proxy has ended the association"
-                association.refuse(route, "unsent", text, RETRY)
-        upstream.close()
+        self.router.lose_upstream(upstream)
         upstream.path.close()
-
-    def sweep(self, now: float) -> None:
-        """Abandon fragments whose time is over."""
-        for upstream in self.association.sockets:
-            if isinstance(upstream, UpstreamSocket):
-                upstream.sweep(now)
 
     def close(self) -> None:
         """Close all of them but the sockets, and open no more."""
