@@ -67,4 +67,4 @@ def start() -> Measure | None:
     """Begin, before anything of tabi is imported, if the environment says so. Once: conftest.py is loaded twice where a
     test imports it by a name that pytest has not given it."""
     folder = os.environ.get("TABI_COVERAGE")
-    return Measure(Path(folder)) if folder else None
+    return Measure(Path(folder).resolve()) if folder else None

@@ -51,7 +51,7 @@ def prepare(python: str, minor: int) -> Path:
         subprocess.run([python, "-m", "venv", folder], check=True)
     sources = (ROOT / "pyproject.toml", Path(__file__))
     if not stamp.exists() or any(stamp.stat().st_mtime < source.stat().st_mtime for source in sources):
-        pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *requirements()], check=True)
         stamp.touch()
     return interpreter
@@ -59,7 +59,7 @@ def prepare(python: str, minor: int) -> Path:
 
 def run_tests(minor: int, python: str) -> bool:
     """Run them on one version, say how that ended, and whether it was well."""
-    command = [prepare(python, minor), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
+    command = [str(prepare(python, minor)), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said = done.stdout if done.returncode else done.stdout.splitlines()[-1]
     print(f"Python 3.{minor}, {' '.join(TESTS)}: {said}", flush=True)
