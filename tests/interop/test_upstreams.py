@@ -17,6 +17,7 @@ import pytest
 from authorities import write_server
 from conftest import Run
 from datagrams import Front, Place, association, destination, refusal, unwrap
+from depth import deep
 from doubles import FakeResolver, caller, open_bind, read_bound
 from interop.test_haproxy import haproxy
 from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
@@ -354,7 +355,7 @@ class Counter:
         writer.close()
 
 
-@pytest.mark.parametrize("balance", ["round-robin", "least-connections", "sticky"])
+@pytest.mark.parametrize("balance", ["round-robin", "sticky", *deep(["least-connections"])])
 def test_members_that_are_killed_and_come_back_under_load(run_once: Run, tmp_path: Path, balance: str) -> None:
     """Whoever asks is answered, once, whichever member has died between two requests; one that is back gets work."""
     program, ports = need("microsocks"), [free_port() for _ in range(3)]
