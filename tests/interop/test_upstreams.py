@@ -21,7 +21,7 @@ from depth import deep
 from doubles import FakeResolver, caller, open_bind, read_bound
 from interop.test_haproxy import haproxy
 from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
-from support import client, closed_port, request, target
+from support import client, closed_port, free_port, request, target
 from tabi import AuthError, Proxy, ProxyError, Server, Session
 from tabi.config import Config, make_config
 from tabi.egress.chain import make_chain
@@ -78,12 +78,6 @@ def running(*command: str | Path, port: int) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 15)
         wait_for(lambda: not any(map(is_running, others)), f"the processes of {command[0]} to end")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: these programs do not say which one port 0 has become."""
-    with closed_port() as port:
-        return port
 
 
 @contextlib.contextmanager
