@@ -40,6 +40,7 @@ else
 endif
 
 test-deep: export TABI_TESTS = deep
+test-deep: PYTEST += --timeout 180
 test-deep: test
 
 # pytest ends with 5 where no test has the marker: then there is nothing that could fail.

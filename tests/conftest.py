@@ -34,7 +34,7 @@ ROOMS_OF_THE_REACTOR = [Path(__file__).parent / room for room in ("net", "relay"
 """Their tests run on every hosting. Others that a hosting can change are marked with ``every_hosting``."""
 
 hypothesis.settings.register_profile("fast", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("more", max_examples=2_000, deadline=None)
+hypothesis.settings.register_profile("more", max_examples=1_000, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=100_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("TABI_HYPOTHESIS", "more" if DEEP else "fast"))
 
