@@ -1,8 +1,10 @@
 # Each of these works from a bare checkout with nothing but python3 and make.
-#   make run     install, then serve SOCKS5 on 127.0.0.1:1080
-#   make test    install what the tests need (Debian packages too, as root), then all tests
-#   make lint    ruff and mypy
-#   make bench   tabi beside other servers on this machine; writes benchmarks/results.md
+#   make run            install, then serve SOCKS5 on 127.0.0.1:1080
+#   make test           install what the tests need (Debian packages too, as root), then the tests
+#   make test-deep      the same tests with all hostings, all products and more examples: some tens of minutes
+#   make test-services  the tests that need a daemon of others, such as Redis or LDAP
+#   make lint           ruff and mypy
+#   make bench          tabi beside other servers on this machine; writes benchmarks/results.md
 
 # Distributions build their Python with profile-guided optimisation, version managers without it: that is a fifth of the
 # CPU of a connection. So python3 if it was built that way, else the system's if it will do, else python3 all the same.
@@ -15,15 +17,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint format bench clean
+# The tests run in that many processes. One that sleeps leaves its core to another, so it is not fewer than two.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+MEASURED := .cache/coverage
+
+.PHONY: run test test-deep test-services lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/tabi serve $(ARGS)
 
+# With ARGS only what they name, and none of the checks that need all tests.
 test: $(VENV)/dev
 	$(BIN)/python tests/debian.py
-	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python tests/coverage_of_rooms.py
+ifneq ($(strip $(ARGS)),)
+	$(PYTEST) -m "not services" $(ARGS)
+else
+	rm -rf $(MEASURED) && mkdir -p $(MEASURED)
+	TABI_COVERAGE=$(MEASURED) $(PYTEST) -m "not services"
+	$(BIN)/python tests/coverage_of_rooms.py $(MEASURED)
+	$(BIN)/python tests/pythons.py
+endif
+
+test-deep: export TABI_TESTS = deep
+test-deep: PYTEST += --timeout 180
+test-deep: test
+
+# pytest ends with 5 where no test has the marker: then there is nothing that could fail.
+test-services: $(VENV)/dev
+	$(BIN)/python tests/debian.py
+	$(BIN)/python -m pytest -m services $(ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -38,7 +61,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) $(VENV)-3.* .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -11,15 +11,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import hypothesis
 import pytest
 
+import measure
 from depth import DEEP
-from tabi.net.reactor import HOSTINGS, make_loop
+
+measuring = measure.start()  # before the first import of tabi
+
+from tabi.net.reactor import HOSTINGS, make_loop  # noqa: E402
 
 T = TypeVar("T")
 PATIENCE = 20.0
@@ -29,7 +34,7 @@ ROOMS_OF_THE_REACTOR = [Path(__file__).parent / room for room in ("net", "relay"
 """Their tests run on every hosting. Others that a hosting can change are marked with ``every_hosting``."""
 
 hypothesis.settings.register_profile("fast", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("more", max_examples=2_000, deadline=None)
+hypothesis.settings.register_profile("more", max_examples=1_000, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=100_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("TABI_HYPOTHESIS", "more" if DEEP else "fast"))
 
@@ -44,6 +49,26 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, object, object]:
+    """Measure what a test file does as it is loaded."""
+    with measuring.of(collector.path) if measuring and isinstance(collector, pytest.Module) else nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure what a test does, with its fixtures."""
+    with measuring.of(item.path) if measuring else nullcontext():
+        return (yield)
+
+
+def pytest_sessionfinish() -> None:
+    """Write down what was measured."""
+    if measuring:
+        measuring.save()
 
 
 def pytest_collection_finish() -> None:

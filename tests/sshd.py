@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncssh
 
 from processes import PATIENCE, environment, need, receive_exactly, run_program, wait_for
+from support import free_port
 from tabi.config import Ssh as Settings
 from tabi.egress.ssh_keys import SshKeys
 
@@ -85,14 +86,6 @@ def greets(port: int) -> bool:
 def decided(process: subprocess.Popen[bytes], port: int) -> bool:
     """Whether sshd has come up or given up."""
     return process.poll() is not None or greets(port)
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: sshd cannot take one by itself and say which."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

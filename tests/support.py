@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import socket
 import ssl
 import struct
@@ -132,3 +134,26 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
+
+
+own_ports = itertools.count(20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12))
+"""Each process that runs tests has 1,000 ports to itself, below those that port 0 becomes: on Linux 32768 and up."""
+
+
+def free_ports(count: int) -> range:
+    """Ports of 127.0.0.1 in a row that nobody has, for what cannot take port 0 and say which one that has become.
+
+    They stay free until they are taken: neither another process that runs tests nor a later call gets the same ones.
+    """
+    for _ in range(100):
+        row = [next(own_ports) for _ in range(count)]
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in row:
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return range(row[0], row[-1] + 1)
+    raise AssertionError("no free ports")
+
+
+def free_port() -> int:
+    """One of `free_ports`."""
+    return free_ports(1)[0]

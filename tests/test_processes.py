@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,30 @@ def test_the_environment_has_no_proxies_and_no_relative_paths(monkeypatch: pytes
     env = environment()
     assert not {"ALL_PROXY", "no_proxy"} & set(env)
     assert env["PYTHONPATH"] == os.path.abspath("src")
+
+
+SHOW = """
+import conftest, subprocess
+conftest.pytest_configure()
+print(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def test_what_tests_start_hears_every_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nohup make test &` starts us with some ignored, and some programs start others with some blocked."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.delenv("TABI_COVERAGE", raising=False)
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+    def ignore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    done = subprocess.run([sys.executable, "-c", SHOW], preexec_fn=ignore, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    lines = (line.partition(":\t") for line in done.stdout.splitlines())
+    masks = {name: int(value, 16) for name, _, value in lines if name in ("SigIgn", "SigBlk")}
+    for number in numbers:
+        assert not masks["SigIgn"] >> (number - 1) & 1, number
+    assert masks["SigBlk"] == 0

@@ -35,7 +35,7 @@ from processes import (
     tunnels,
     wait_for,
 )
-from support import GREETING, request, target
+from support import GREETING, free_port, request, target
 from tabi.cli.serve import curl_line, merge, print_ready
 from tabi.config import Config, Listen, User
 from tabi.wire.address import Address, parse_address
@@ -625,13 +625,6 @@ def test_a_reader_of_messages_that_is_gone_stops_nobody(monkeypatch: pytest.Monk
         monkeypatch.undo()
         with pytest.raises(BrokenPipeError):
             closed.close()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_listeners_in_each_other_s_way_are_an_error() -> None:

@@ -32,7 +32,7 @@ from doubles import (
     until,
 )
 from sockets import tcp_pair
-from support import client, request
+from support import client, free_ports, request
 from tabi import Server, Session
 from tabi.config import Listen, Udp
 from tabi.ingress.bind import BACKLOG, EARLY
@@ -556,22 +556,6 @@ def test_a_peer_that_nobody_took_is_reset(run: Run) -> None:
 
 
 # --- where it listens ---
-
-
-def free_ports(count: int) -> range:
-    """Ports in a row that nobody has at the moment."""
-    for first in range(40000, 60000, count):
-        socks = [socket.socket() for _ in range(count)]
-        try:
-            for port, sock in enumerate(socks, first):
-                sock.bind(("127.0.0.1", port))
-            return range(first, first + count)
-        except OSError:
-            continue
-        finally:
-            for sock in socks:
-                sock.close()
-    raise AssertionError("no free ports")
 
 
 def test_ports_from_the_range_of_the_listener(run: Run) -> None:

@@ -17,10 +17,11 @@ import pytest
 from authorities import write_server
 from conftest import Run
 from datagrams import Front, Place, association, destination, refusal, unwrap
+from depth import deep
 from doubles import FakeResolver, caller, open_bind, read_bound
 from interop.test_haproxy import haproxy
 from processes import PATIENCE, children, environment, is_running, need, refuses, wait_for
-from support import client, closed_port, request, target
+from support import client, closed_port, free_port, request, target
 from tabi import AuthError, Proxy, ProxyError, Server, Session
 from tabi.config import Config, make_config
 from tabi.egress.chain import make_chain
@@ -77,12 +78,6 @@ def running(*command: str | Path, port: int) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 15)
         wait_for(lambda: not any(map(is_running, others)), f"the processes of {command[0]} to end")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: these programs do not say which one port 0 has become."""
-    with closed_port() as port:
-        return port
 
 
 @contextlib.contextmanager
@@ -354,7 +349,7 @@ class Counter:
         writer.close()
 
 
-@pytest.mark.parametrize("balance", ["round-robin", "least-connections", "sticky"])
+@pytest.mark.parametrize("balance", ["round-robin", "sticky", *deep(["least-connections"])])
 def test_members_that_are_killed_and_come_back_under_load(run_once: Run, tmp_path: Path, balance: str) -> None:
     """Whoever asks is answered, once, whichever member has died between two requests; one that is back gets work."""
     program, ports = need("microsocks"), [free_port() for _ in range(3)]

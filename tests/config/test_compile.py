@@ -1,0 +1,120 @@
+"""From the configuration to what decides: names, places, proxies and limits."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from tabi.config import make_config
+from tabi.config.compile import (
+    check_target,
+    make_guard,
+    make_limits,
+    make_rule_set,
+    members_of,
+    name_of,
+    networks_of,
+    proxies_of,
+)
+from tabi.config.schema import Check, Egress, Member
+from tabi.errors import ConfigError, LimitExceeded
+from tabi.server.ledger import LocalLedger
+from tabi.wire.address import Address, parse_host
+
+CLIENT = parse_host("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("check", "target"),
+    [
+        (Check(connect="192.0.2.1:25"), (Address(parse_host("192.0.2.1"), 25), None)),
+        (Check(http="http://a.test/"), (Address("a.test", 80), "/")),
+        (Check(http="http://a.test"), (Address("a.test", 80), "/")),
+        (Check(http="http://a.test:8080/x/y?z=1"), (Address("a.test", 8080), "/x/y?z=1")),
+        (Check(http="http://[2001:db8::1]/x"), (Address(parse_host("2001:db8::1"), 80), "/x")),
+        (Check(http="http://[2001:db8::1]:81/"), (Address(parse_host("2001:db8::1"), 81), "/")),
+    ],
+)
+def test_what_a_check_asks_for(check: Check, target: tuple[Address, str | None]) -> None:
+    """A place to connect to, or a URL of HTTP, whose port is 80 and whose path is / where it has none."""
+    assert check_target(check) == target
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        Check(),
+        Check(connect="a.test:1", http="http://a.test/"),
+        Check(connect="a.test"),
+        Check(http="https://a.test/"),
+        Check(http="http:///x"),
+        Check(http="a.test/x"),
+        Check(http="http://a.test/x y"),
+        Check(http="http://a.test/\r\nX: y"),
+        Check(http="http://a.test/ä"),
+    ],
+)
+def test_what_is_no_check_is_a_value_error(check: Check) -> None:
+    """Neither or both of them, another scheme, and what would be more than a path in the request."""
+    with pytest.raises(ValueError, match=r"expected|is no host:port"):
+        check_target(check)
+
+
+def test_members_are_named_with_and_without_a_weight() -> None:
+    """A text in the list is a member of weight 1; a way out without members has none."""
+    egress = Egress(members=["socks5://a.test:1", Member("b", 3)])
+    assert members_of(egress) == [Member("socks5://a.test:1", 1), Member("b", 3)]
+    assert members_of(Egress()) == []
+
+
+@pytest.mark.parametrize(
+    ("egress", "keys"),
+    [
+        (Egress(url="socks5://a.test:1"), ["url"]),
+        (Egress(chain=["other", "socks5://a.test:1", "http://b.test:2"]), ["chain[1]", "chain[2]"]),
+        (Egress(members=["other", "socks4://a.test:1"]), ["members[1]"]),
+        (Egress(), []),
+    ],
+)
+def test_proxies_have_the_keys_that_mistakes_are_told_with(egress: Egress, keys: list[str]) -> None:
+    """Only what is a URL is a proxy; other egresses are named, and looked at by themselves."""
+    assert [key for key, _ in proxies_of(egress)] == keys
+
+
+def test_what_is_called_by_a_url_is_called_without_its_user() -> None:
+    """Names are in logs and metrics, where no password may be."""
+    assert name_of("socks5://alice:secret@a.test:1080") == "socks5://a.test:1080"
+    assert name_of("other") == "other"
+
+
+def test_networks_say_which_of_them_is_wrong() -> None:
+    """By its number in the list; an empty list would be for nobody."""
+    assert networks_of(["10.0.0.0/8", "::1"], "x") == [ip_network("10.0.0.0/8"), ip_network("::1")]
+    with pytest.raises(ConfigError, match=r"^x\[1\]: "):
+        networks_of(["10.0.0.0/8", "10.0.0.1/8"], "x")
+    with pytest.raises(ConfigError, match=r"^x: empty, expected one or more$"):
+        networks_of([], "x")
+
+
+def test_mistakes_of_rules_and_of_the_guard_have_their_keys() -> None:
+    """What is found out as they are compiled is told as what is found out before."""
+    with pytest.raises(ConfigError, match=r"^rule\[1\]\.ports"):
+        make_rule_set(make_config({"rule": [{"action": "deny"}, {"action": "deny", "ports": ["x"]}]}))
+    with pytest.raises(ConfigError, match=r"^guard\.deny"):
+        make_guard(make_config({"guard": {"deny": ["nowhere"]}}))
+
+
+def test_a_user_without_limits_costs_nothing() -> None:
+    """There is an account, and a lease for each session, only where something is limited."""
+    users = {
+        "alice": {"password": "x", "plain": True, "limits": {"connections": 1}},
+        "bob": {"password": "y", "plain": True},
+    }
+    limits = make_limits(make_config({"users": users}), LocalLedger())
+    assert limits.admit("bob", CLIENT, 0, 0.0) is None
+    lease = limits.admit("alice", CLIENT, 0, 0.0)
+    assert lease is not None
+    with pytest.raises(LimitExceeded):
+        limits.admit("alice", CLIENT, 0, 0.0)
+    lease.release()

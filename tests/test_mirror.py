@@ -1,0 +1,72 @@
+"""tests/ mirrors src/tabi: who looks for the tests of a module knows their file, and every module has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+SOURCE = TESTS.parent / "src" / "tabi"
+
+WITHOUT = {
+    "__init__.py": "names of other modules, and words",
+    "__main__.py": "one call, which every test that starts a process makes",
+}
+"""Names of modules that need no test file, and why."""
+
+NOT_YET = {
+    "egress/bind.py",
+    "egress/chain.py",
+    "egress/ssh_channel.py",
+    "egress/ssh_link.py",
+    "ingress/forward.py",
+    "server/compose.py",
+    "server/explain.py",
+}
+"""Modules that are still tested in the files of others. No name is ever added here."""
+
+OF_THE_WHOLE = {
+    "config/test_config.py": "from a text to a configuration, through every module of the room",
+    "server/test_egress.py": "ways out of a whole server",
+    "server/test_guard.py": "the guard as clients meet it",
+    "server/test_limits.py": "limits as clients meet them",
+    "server/test_policy.py": "rules as clients meet them",
+    "server/test_rebinding.py": "names whose answers change, as clients meet them",
+    "test_client_chains.py": "the client through every chain of two",
+    "test_conformance.py": "the points of docs/conformance.md",
+    "test_docs.py": "the pages of docs/",
+    "test_examples.py": "examples/",
+    "test_garbage.py": "what sessions leave to the collector",
+    "test_layers.py": "who imports whom",
+    "test_mirror.py": "this",
+    "test_packaging.py": "the wheel and packaging/",
+    "test_processes.py": "tests/processes.py",
+}
+"""Test files without a module of that name, and what they test. Those of interop/ have a foreign program's name."""
+
+
+def modules() -> set[str]:
+    """Every module, as ``wire/socks5.py``."""
+    return {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.name not in WITHOUT}
+
+
+def named_by_tests() -> set[str]:
+    """What the names of test files say that they test: ``wire/socks5.py`` for ``wire/test_socks5.py``."""
+    paths = (path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if path.parent.name != "interop")
+    return {(path.parent / path.name.removeprefix("test_")).as_posix() for path in paths}
+
+
+def test_every_module_has_its_test_file() -> None:
+    """``src/tabi/wire/socks5.py`` has ``tests/wire/test_socks5.py``."""
+    assert modules() - named_by_tests() - NOT_YET == set()
+
+
+def test_what_has_its_file_by_now_is_taken_off_the_list() -> None:
+    """The list of those that have none yet gets shorter."""
+    assert NOT_YET - (modules() - named_by_tests()) == set()
+
+
+def test_every_test_file_has_its_module() -> None:
+    """One that is left behind by a module that was moved, or has a name of its own without a reason, is found."""
+    of_the_whole = {(Path(name).parent / Path(name).name.removeprefix("test_")).as_posix() for name in OF_THE_WHOLE}
+    assert named_by_tests() - modules() - of_the_whole == set()
+    assert of_the_whole - named_by_tests() == set()
