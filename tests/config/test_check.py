@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tabi.config import Config, Listen, User
-from tabi.config.check import check_values, hidden, ways_to
+from tabi.config.check import check_values, hidden, leads_to
 from tabi.config.schema import Egress
 from tabi.errors import ConfigError
 
@@ -24,10 +24,10 @@ def test_ways_are_followed_through_chains_and_pools() -> None:
             "f": Egress(members=["e"]),
         }
     )
-    assert ways_to(config, "a") == {"b", "c", "d"}
-    assert ways_to(config, "d") == set()
-    assert ways_to(config, "nobody") == set()
-    assert ways_to(config, "e") == {"e", "f"}
+    assert leads_to(config, "a") == {"b", "c", "d"}
+    assert leads_to(config, "d") == set()
+    assert leads_to(config, "nobody") == set()
+    assert leads_to(config, "e") == {"e", "f"}
 
 
 @pytest.mark.parametrize(
