@@ -1,6 +1,7 @@
 """Real processes for the tests from outside: `tabi serve` and other commands, foreign programs, and plain targets.
 
-Every wait has a deadline, and every process is ended by its own id.
+Every wait has a deadline, and every process is ended by its own id. The import sets what the processes inherit: they
+can be interrupted, also where the tests themselves run in the background of a shell, which has SIGINT ignored.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import pytest
 
 from support import GREETING, Handler, request
 from tabi.wire.address import Address, parse_address
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PATIENCE = 20.0
 """Seconds that anything may take."""
