@@ -27,3 +27,9 @@ def restore() -> None:
             signal.signal(number, signal.SIG_IGN if found[number] == signal.SIG_IGN else signal.SIG_DFL)
     if found.get(signal.SIGHUP) is False:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def ignore(*others: int) -> None:
+    """Ignore the three signals, and others, in a process that `tabi serve` has started."""
+    for number in (signal.SIGHUP, *IGNORED, *others):
+        signal.signal(number, signal.SIG_IGN)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import msgspec
 
+import tabi
 from tabi.cli.help import Command
 from tabi.config import Config, Egress, Listen, Rule, User, check_values, load_config, remember
 from tabi.errors import ConfigError
+from tabi.server.child import Child
+from tabi.server.control import Control, folders
+from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
 
 
@@ -68,12 +75,16 @@ def serve(
         return merge(file, list(listen), list(user), workers, access_log, list(via), config)
 
     settings = read()
-    logging.basicConfig(
-        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
-    supervisor = Supervisor(settings, open_proxy, None if config is None else read)
-    sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
+    with contextlib.closing(LogWriter()) as writer:
+        logging.basicConfig(level=settings.log.level.upper(), handlers=[writer])
+        answer = Control(folders(os.environ)[0], tabi.__version__).run
+        control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
+        reread = None if config is None else read
+        with contextlib.closing(control):
+            supervisor = Supervisor(settings, open_proxy, reread, (writer.child, control))
+            code = supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users), writer.say))
+    sys.exit(code)
 
 
 def merge(
@@ -157,12 +168,8 @@ def curl_line(url: str, users: bool) -> str | None:
     return f"curl {authority}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
 
 
-def print_ready(urls: list[str], users: bool) -> None:
+def print_ready(urls: list[str], users: bool, say: Callable[[str], object]) -> None:
     """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
     lines = [f"listening on {url}\n" for url in urls]
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users) for url in urls))][:1]
-    try:
-        sys.stderr.write("".join(lines))
-        sys.stderr.flush()
-    except OSError:  # who started it reads no messages: no reason to stop
-        pass
+    say("".join(lines))
