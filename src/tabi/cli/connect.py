@@ -84,6 +84,8 @@ def join(sock: socket.socket) -> None:
                 sock.sendall(data)
                 sending.clear()
             sock.shutdown(socket.SHUT_WR)
+            wait_for_hangup(1)
+            sock.shutdown(socket.SHUT_RDWR)  # nobody is left who could read what comes
         except OSError as exc:
             if isinstance(exc, ConnectionResetError):  # the system tells it once: the other thread sees an orderly end
                 broken.append(exc)
@@ -106,6 +108,13 @@ def read(fd: int) -> bytes:
             return os.read(fd, CHUNK)
         except BlockingIOError:
             select.select((fd,), (), ())
+
+
+def wait_for_hangup(fd: int) -> None:
+    """Wait until nobody reads what is written to a pipe, a socket or a terminal. With a file that is for ever."""
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLERR and POLLHUP come unasked
+    poll.poll()
 
 
 def write(fd: int, data: bytes) -> None:
