@@ -17,6 +17,7 @@ import pytest
 from processes import Serve, is_running, paused, refuses, serve, tunnels, wait_for
 from tabi.config import Config, Listen, Log, Rule, Seconds, Timeouts
 from tabi.errors import ConfigError
+from tabi.server import child
 from tabi.server import supervisor as module
 from tabi.server.channel import make_channel
 from tabi.server.child import FIRST_DELAY, LAST_DELAY, STEADY
@@ -195,6 +196,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         monkeypatch.setattr(made[-1], "tell_all", system.say)
         for name in ("os", "time", "signal"):
             monkeypatch.setattr(module, name, getattr(system, name))
+        for name in ("os", "time"):
+            monkeypatch.setattr(child, name, getattr(system, name))
         return made[-1], system
 
     yield make

@@ -35,6 +35,28 @@ class Place:
         self.started = 0.0
         self.due = 0.0
 
+    def fork(self) -> Channel | None:
+        """Fork a process that fills it. Returns None in this process, and the other end of its channel in the new one.
+
+        Raises:
+            OSError: the system has no room for a process.
+        """
+        self.started = time.monotonic()
+        ours, theirs = make_channel()
+        ours.interrupt()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if not pid:
+            ours.close()
+            return theirs
+        theirs.close()
+        self.pid, self.channel = pid, ours
+        return None
+
     def postpone(self, now: float) -> float:
         """Set when it is filled again: each time later, unless the process ran for a while. Returns the seconds."""
         if now - self.started >= STEADY:
@@ -77,23 +99,13 @@ class Child(Place):
 
     def start(self) -> None:
         """Fork it. Raises OSError."""
-        self.started = time.monotonic()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, it could not be reaped
-        ours, theirs = make_channel()
-        ours.interrupt()
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        if pid:
-            theirs.close()
-            self.pid, self.channel = pid, ours
+        channel = self.fork()
+        if channel is None:
             return
         code = 1
         try:
-            close_others({0, 1, 2, theirs.fileno(), *self.keeps()})
+            close_others({0, 1, 2, channel.fileno(), *self.keeps()})
             ignore(
                 signal.SIGIO, signal.SIGINT, signal.SIGTERM
             )  # they go to whole groups; the supervisor says when this one ends
@@ -101,7 +113,7 @@ class Child(Place):
             with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
                 file.write(self.name)
             gc.freeze()  # what the supervisor has is not looked at, which would copy its memory
-            self.run(theirs)
+            self.run(channel)
             code = 0
         except BaseException:
             log.exception("%s failed", self.name)

@@ -25,7 +25,7 @@ from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
 from tabi.policy.limits import Limits
 from tabi.server.bulletin import Bulletin
-from tabi.server.channel import Channel, make_channel
+from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
@@ -205,18 +205,8 @@ class Supervisor:
 
     def start(self, worker: Place) -> None:
         """Fork a worker."""
-        worker.started = time.monotonic()
-        ours, theirs = make_channel()
-        ours.interrupt()
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        if pid:
-            theirs.close()
-            worker.pid, worker.channel = pid, ours
+        end = worker.fork()
+        if end is None:
             return
         code = 1
         try:
@@ -224,16 +214,15 @@ class Supervisor:
             for place in (*self.workers, *self.children):
                 if place.channel is not None:
                     place.channel.close()
-            ours.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
             self.ledger.settle(self.workers.index(worker))
-            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store, theirs)
-            run_worker(self.config, self.open_proxy, shared, lambda: theirs.send({"ready": True}))
+            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store, end)
+            run_worker(self.config, self.open_proxy, shared, lambda: end.send({"ready": True}))
             code = 0
         except OSError as exc:
             if not self.starting:
                 log.exception("a worker failed")
-            theirs.send({"failed": f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}"})
+            end.send({"failed": f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}"})
         except BaseException:
             log.exception("a worker failed")
         finally:
