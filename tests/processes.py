@@ -1,6 +1,7 @@
 """Real processes for the tests from outside: `tabi serve` and other commands, foreign programs, and plain targets.
 
-Every wait has a deadline, and every process is ended by its own id.
+Every wait has a deadline, and every process is ended by its own id. The import sets what the processes inherit: they
+can be interrupted, also where the tests themselves run in the background of a shell, which has SIGINT ignored.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from support import GREETING, Handler, request
 from tabi.wire.address import Address, parse_address
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PATIENCE = 20.0
 """Seconds that anything may take."""
@@ -32,12 +37,16 @@ POLL = 0.01
 
 TABI = (sys.executable, "-m", "tabi")
 
+RUNTIME = tempfile.TemporaryDirectory(prefix="tabi-")
+"""Where the control sockets of all servers lie that the tests start, unless a test says otherwise."""
+
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
 def environment() -> dict[str, str]:
     """This process' environment, with a PYTHONPATH that holds in any directory and without proxies."""
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    env["XDG_RUNTIME_DIR"] = RUNTIME.name
     if "PYTHONPATH" in env:
         env["PYTHONPATH"] = os.pathsep.join(str(Path(part).resolve()) for part in env["PYTHONPATH"].split(os.pathsep))
     return env
@@ -131,6 +140,14 @@ def state_of(pid: int) -> tuple[str, int]:
     return state, int(parent)
 
 
+def name_of(pid: int) -> str:
+    """The name of a process (proc_pid_comm(5)), or nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started, as far as they are running."""
     found = {int(folder.name): state_of(int(folder.name)) for folder in Path("/proc").glob("[0-9]*")}
@@ -197,7 +214,11 @@ class Serve:
         """The worker processes that run now."""
         found = children(self.process.pid)
         self.known.update(found)
-        return found
+        return [pid for pid in found if not name_of(pid).startswith("tabi-")]
+
+    def child(self, name: str) -> int | None:
+        """The process with a name that helps the supervisor, if it runs now."""
+        return next((pid for pid in children(self.process.pid) if name_of(pid) == name), None)
 
     def sessions(self, count: int, log: Path | None = None, port: int | None = None) -> list[dict[str, Any]]:
         """The lines of the access log, or those for a destination's port, once there are ``count``."""
@@ -246,6 +267,7 @@ def serve(
     folder: Path,
     *arguments: str | Path,
     stdout: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
     own_group: bool = False,
     preexec: Callable[[], object] | None = None,
     passed: Passed = (),
@@ -264,7 +286,7 @@ def serve(
             stdin=subprocess.DEVNULL,
             stdout=out_file if stdout is None else stdout,
             stderr=err_file,
-            env=environment(),
+            env={**environment(), **environ},
             process_group=0 if own_group else None,
             preexec_fn=preexec,
             pass_fds=[sock.fileno() for sock, _ in passed],

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tabi"
 
 ROOMS = (
     "errors",
+    "signals",
     "wire",
     "url",
     "session",

@@ -1,24 +1,45 @@
-"""The units for systemd: they are well-formed, they fit one another, and what they start serves."""
+"""What `pip install tabi` brings, and the units for systemd: they fit one another, and what they start serves."""
 
 from __future__ import annotations
 
 import re
 import socket
+import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from processes import need, run_program, serve, tunnels
 from tabi.config import load_config
 from tabi.url import PassedSocket
 
-UNITS = Path(__file__).resolve().parent.parent / "packaging" / "systemd"
+PROJECT = Path(__file__).resolve().parent.parent
+UNITS = PROJECT / "packaging" / "systemd"
 
 
 def setting(unit: str, key: str) -> str:
     """The one value of a key of a unit."""
     (value,) = re.findall(rf"^{key}=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
     return str(value)
+
+
+def test_an_installation_brings_few_packages() -> None:
+    """`pip install tabi` brings at most 8 packages with itself: what its requirements require in turn counts, too."""
+    texts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    found, waiting = {"tabi"}, [Requirement(text) for text in texts]
+    assert waiting
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        waiting += map(Requirement, requires(name) or ())
+    assert {"aiodns", "cffi", "pycares"} < found, "the requirements of requirements were not followed"
+    assert len(found) <= 8, sorted(found)
 
 
 @pytest.mark.interop

@@ -7,30 +7,36 @@
 `tabi.wire` holds the protocol machines, without I/O; `tabi.errors` every exception.
 """
 
-from tabi import errors, wire
-from tabi.client import Proxy, create_connection
-from tabi.config import Config
-from tabi.egress.associate import Association
-from tabi.egress.base import Egress
-from tabi.egress.bind import Listener
-from tabi.errors import (
-    AuthError,
-    ConfigError,
-    ConnectTimeout,
-    DialError,
-    LimitExceeded,
-    LocalProtocolError,
-    PolicyDenied,
-    ProtocolError,
-    ProxyError,
-    ProxyTimeout,
-    RemoteProtocolError,
-    TabiError,
-)
-from tabi.ingress.login import Login, User
-from tabi.net.stream import Stream
-from tabi.server.server import Server
-from tabi.session import Decision, Session
+TYPE_CHECKING = False  # not from typing, which takes as long to import as all else that the program needs to begin
+if TYPE_CHECKING:
+    from tabi import config, errors, wire
+    from tabi.client import Proxy, create_connection
+    from tabi.config import Config
+    from tabi.egress.associate import Association
+    from tabi.egress.base import Egress
+    from tabi.egress.bind import Listener
+    from tabi.egress.inspected import DialInspector
+    from tabi.errors import (
+        AuthError,
+        ConfigError,
+        ConnectTimeout,
+        DialError,
+        LimitExceeded,
+        LocalProtocolError,
+        PolicyDenied,
+        ProtocolError,
+        ProxyError,
+        ProxyTimeout,
+        RemoteProtocolError,
+        TabiError,
+    )
+    from tabi.ingress.login import Login, User
+    from tabi.net.stream import Stream
+    from tabi.relay.datagram_inspector import Datagram, DatagramInspector
+    from tabi.relay.stage import Stage
+    from tabi.relay.tunnel import Tunnel
+    from tabi.server.server import Server
+    from tabi.session import Decision, Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,8 +45,11 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConnectTimeout",
+    "Datagram",
+    "DatagramInspector",
     "Decision",
     "DialError",
+    "DialInspector",
     "Egress",
     "LimitExceeded",
     "Listener",
@@ -54,10 +63,63 @@ __all__ = [
     "RemoteProtocolError",
     "Server",
     "Session",
+    "Stage",
     "Stream",
     "TabiError",
+    "Tunnel",
     "User",
+    "config",
     "create_connection",
     "errors",
     "wire",
 ]
+
+_HOMES = {
+    "Association": "egress.associate",
+    "AuthError": "errors",
+    "Config": "config",
+    "ConfigError": "errors",
+    "ConnectTimeout": "errors",
+    "Datagram": "relay.datagram_inspector",
+    "DatagramInspector": "relay.datagram_inspector",
+    "Decision": "session",
+    "DialError": "errors",
+    "DialInspector": "egress.inspected",
+    "Egress": "egress.base",
+    "LimitExceeded": "errors",
+    "Listener": "egress.bind",
+    "LocalProtocolError": "errors",
+    "Login": "ingress.login",
+    "PolicyDenied": "errors",
+    "ProtocolError": "errors",
+    "Proxy": "client",
+    "ProxyError": "errors",
+    "ProxyTimeout": "errors",
+    "RemoteProtocolError": "errors",
+    "Server": "server.server",
+    "Session": "session",
+    "Stage": "relay.stage",
+    "Stream": "net.stream",
+    "TabiError": "errors",
+    "Tunnel": "relay.tunnel",
+    "User": "ingress.login",
+    "create_connection": "client",
+}
+"""The module of each public name. It is imported when the name is first used, so that the program begins quickly."""
+
+
+if not TYPE_CHECKING:  # so that type checkers know a wrong name
+
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        if name in ("config", "errors", "wire"):
+            return importlib.import_module(f"tabi.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'tabi' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"tabi.{_HOMES[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

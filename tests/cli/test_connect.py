@@ -116,6 +116,24 @@ def test_a_reset_is_an_error(proxy: Serve) -> None:
         assert running.process.stderr.read() == b"tabi: Connection reset by peer\n"
 
 
+def test_it_ends_with_whoever_uses_it(proxy: Serve) -> None:
+    """Both of its pipes have ended, as when ssh has died, whose SIGHUP means nothing to it: it does not stay behind for
+    a destination that goes on."""
+    with listening() as (listener, _), Connect(proxy, listener) as running:
+        os.write(running.stdin.fileno(), b"x")
+        assert receive_exactly(running.server, 1) == b"x"
+        running.process.send_signal(signal.SIGHUP)
+        running.stdin.close()
+        running.process.stdin = None
+        assert running.server.recv(1) == b""
+        assert running.process.poll() is None
+        running.stdout.close()
+        assert running.process.wait(PATIENCE) == 0
+        assert running.process.stderr
+        assert running.process.stderr.read() == b""
+        running.process.stdout = None
+
+
 def test_ctrl_c_ends_it(proxy: Serve) -> None:
     """SIGINT ends with 130 and without a traceback."""
     with listening() as (listener, _), Connect(proxy, listener) as running:

@@ -17,9 +17,12 @@ import pytest
 from processes import Serve, is_running, paused, refuses, serve, tunnels, wait_for
 from tabi.config import Config, Listen, Log, Rule, Seconds, Timeouts
 from tabi.errors import ConfigError
+from tabi.server import child
 from tabi.server import supervisor as module
-from tabi.server.supervisor import FIRST_DELAY, GRACE, LAST_DELAY, STEADY, Supervisor
-from tabi.server.worker import AT_ONCE
+from tabi.server.channel import make_channel
+from tabi.server.child import FIRST_DELAY, LAST_DELAY, STEADY
+from tabi.server.supervisor import GRACE, Supervisor
+from tabi.server.worker import AT_ONCE, RELOAD
 
 # --- with real processes ---
 
@@ -139,10 +142,14 @@ class System:
         self.refused: set[int] = set()
         self.os = SimpleNamespace(**vars(os))
         self.os.fork, self.os.waitpid, self.os.kill = self.fork, self.waitpid, self.kill
-        self.time = SimpleNamespace(monotonic=lambda: self.now)
+        self.time = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
         self.signal = SimpleNamespace(**vars(signal))
         self.signal.pthread_sigmask = self.signal.signal = lambda *_: None
         self.signal.sigtimedwait = self.sigtimedwait
+        self.said: list[tuple[float, object]] = []
+
+    def say(self, body: object) -> None:
+        self.said.append((round(self.now - 1000, 3), body))
 
     def fork(self) -> int:
         self.forked.append(round(self.now - 1000, 3))
@@ -186,12 +193,17 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
             listen=[Listen("socks5://127.0.0.1:0")], timeouts=Timeouts(drain=Seconds(5)), log=Log(access="none")
         )
         made.append(Supervisor(config))
+        monkeypatch.setattr(made[-1], "tell_all", system.say)
         for name in ("os", "time", "signal"):
             monkeypatch.setattr(module, name, getattr(system, name))
+        for name in ("os", "time"):
+            monkeypatch.setattr(child, name, getattr(system, name))
         return made[-1], system
 
     yield make
     for supervisor in made:
+        for worker in supervisor.workers:
+            worker.empty()
         for sock in itertools.chain(*supervisor.sockets):
             sock.close()
         os.close(supervisor.lifeline)
@@ -251,7 +263,8 @@ def test_a_second_signal_leaves_only_a_little(start: Start) -> None:
     """Ctrl-C, Ctrl-C: workers are told to stop at once, and killed if they do not."""
     supervisor, system = start([None], {10: signal.SIGINT, 11: signal.SIGINT}, stubborn=True)
     assert supervisor.run(lambda: None) == 0
-    assert system.sent == [(10, signal.SIGTERM), (11, AT_ONCE), (11 + GRACE, signal.SIGKILL)]
+    assert system.sent == [(10, signal.SIGTERM), (11 + GRACE, signal.SIGKILL)]
+    assert system.said == [(11, AT_ONCE)]
 
 
 def test_a_worker_that_dies_while_draining_is_not_started_again(start: Start) -> None:
@@ -266,7 +279,7 @@ def test_sighup_without_a_file_changes_nothing(start: Start, caplog: pytest.LogC
     supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
     assert supervisor.run(lambda: None) == 0
     assert "SIGHUP: nothing to read, since there is no -c FILE" in caplog.text
-    assert system.sent == [(20, signal.SIGTERM)]
+    assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [])
 
 
 def test_sighup_tells_all_workers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -280,7 +293,7 @@ def test_sighup_tells_all_workers(start: Start, caplog: pytest.LogCaptureFixture
     supervisor.bulletin.publish = lambda *news: published.append(news)  # type: ignore[method-assign]
     assert supervisor.run(lambda: None) == 0
     assert published == [(msgspec.structs.replace(config, rule=told.rule), {})]
-    assert system.sent == [(10, signal.SIGHUP), (20, signal.SIGTERM)]
+    assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [(10, RELOAD)])
     assert "reloaded, but these wait for a restart: workers" in caplog.text
     assert "reloaded: rules: 1, users: 0" in caplog.text
     assert supervisor.config.rule == told.rule
@@ -300,8 +313,33 @@ def test_a_broken_file_keeps_the_old_configuration(
     supervisor.reread = reread
     assert supervisor.run(lambda: None) == 0
     assert f"not reloaded, the old configuration stays: {error}" in caplog.text
-    assert system.sent == [(20, signal.SIGTERM)]
+    assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [])
     assert supervisor.config is config
+
+
+def test_a_command_that_fails_does_not_end_it(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asked hears of it, and the log has the traceback; what is no command is answered, too."""
+    supervisor, _ = start([None], {})
+
+    def fail(request: object, answer: object) -> None:
+        raise RuntimeError("a mistake")
+
+    supervisor.commands["fail"] = fail
+    ours, theirs = make_channel()
+    supervisor.workers[0].channel = ours
+    requests: list[object] = [{"command": "fail"}, {"command": ["fail"]}, {}, {"command": "status"}]
+    for number, request in enumerate(requests):
+        theirs.send({"id": number, "request": request})
+    supervisor.hear()
+    answers = [theirs.next_body() for _ in requests]
+    theirs.close()
+    assert answers[0] == {"id": 0, "error": "internal error: RuntimeError"}
+    assert "a mistake" in caplog.text
+    expected = "expected one of: status, reload, fail"
+    assert answers[1] == {"id": 1, "error": f"command ['fail'], {expected}"}
+    assert answers[2] == {"id": 2, "error": f"command None, {expected}"}
+    assert answers[3] is not None
+    assert answers[3]["ok"]["pid"] == os.getpid()
 
 
 def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import click
 import msgspec
-import typer
 
+from tabi.cli.help import Command
 from tabi.config import Config, encode_special, load_config
 from tabi.config.advice import advise
 from tabi.errors import ConfigError
@@ -23,15 +24,17 @@ from tabi.server.server import Server
 from tabi.url import UnixSocket
 
 
-def check(
-    path: Annotated[Path, typer.Argument(metavar="TABI.TOML", help="The file to try.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
-    open_proxy: Annotated[bool, typer.Option("--open", help="Check it as `tabi serve --open` would.")] = False,
-) -> None:
+@click.command(cls=Command)
+@click.argument("path", metavar="TABI.TOML", type=click.Path(path_type=Path), help="The file to try.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
+@click.option("--open", "open_proxy", is_flag=True, help="Check it as `tabi serve --open` would.")
+def check(path: Path, as_json: bool, open_proxy: bool) -> None:
     """Validate a configuration and print it as it would be used, defaults and all.
 
     Passwords are not shown. An error names the file and the key, and exits with 2. What may not be as it was meant,
     such as a rule that can never match, is said on stderr.
+
+    Example:  tabi check --json tabi.toml
     """
     config = load_config(path)
     try:

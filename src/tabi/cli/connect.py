@@ -7,11 +7,12 @@ import os
 import select
 import socket
 import threading
-from typing import Annotated
 
-import typer
+import click
 
-from tabi.client import TIMEOUT, Proxy
+from tabi.cli.help import Command
+from tabi.cli.options import option_ca, option_timeout, option_via
+from tabi.client import Proxy
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
@@ -20,25 +21,18 @@ from tabi.wire.address import Address, parse_address
 CHUNK = 1 << 16
 
 
-def connect(
-    destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to; the proxy resolves names.")],
-    via: Annotated[
-        list[str],
-        typer.Option(
-            "--via",
-            metavar="URL",
-            help="socks5://[user:password@]host:port, or socks4, http, https, socks5+tls, ssh. Repeated: a chain.",
-        ),
-    ],
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
-    ca: Annotated[
-        str | None,
-        typer.Option("--ca", metavar="FILE", help="Authorities for proxies inside TLS. Default: the system's."),
-    ] = None,
-) -> None:
+@click.command(cls=Command)
+@click.argument("destination", metavar="HOST:PORT", help="Where to; the proxy resolves names.")
+@option_via("socks5://[user:password@]host:port, or socks4, http, https, socks5+tls, ssh")
+@option_timeout
+@option_ca
+def connect(destination: str, via: tuple[str, ...], timeout: float, ca: str | None) -> None:
     """Join standard input and output with a connection through a proxy.
 
-    As an ssh ProxyCommand:  ssh -o ProxyCommand='tabi connect --via socks5://127.0.0.1:1080 %h:%p' HOST
+    As an ssh ProxyCommand:
+
+    \b
+    ssh -o ProxyCommand='tabi connect --via socks5://127.0.0.1:1080 %h:%p' HOST
     """
     try:
         address = parse_address(destination)
@@ -90,6 +84,8 @@ def join(sock: socket.socket) -> None:
                 sock.sendall(data)
                 sending.clear()
             sock.shutdown(socket.SHUT_WR)
+            wait_for_hangup(1)
+            sock.shutdown(socket.SHUT_RDWR)  # nobody is left who could read what comes
         except OSError as exc:
             if isinstance(exc, ConnectionResetError):  # the system tells it once: the other thread sees an orderly end
                 broken.append(exc)
@@ -112,6 +108,13 @@ def read(fd: int) -> bytes:
             return os.read(fd, CHUNK)
         except BlockingIOError:
             select.select((fd,), (), ())
+
+
+def wait_for_hangup(fd: int) -> None:
+    """Wait until nobody reads what is written to a pipe, a socket or a terminal. With a file that is for ever."""
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLERR and POLLHUP come unasked
+    poll.poll()
 
 
 def write(fd: int, data: bytes) -> None:

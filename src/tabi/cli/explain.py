@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import click
 import msgspec
-import typer
 
+from tabi.cli.help import Command
 from tabi.config import Config, Listen, load_config
 from tabi.errors import ConfigError
 from tabi.policy.rules import COMMANDS, PROTOCOLS
@@ -24,31 +25,43 @@ from tabi.session import UNIX
 from tabi.wire.address import Host, parse_address, parse_ip
 
 
+@click.command("explain", cls=Command)
+@click.argument("command", metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")
+@click.argument("destination", metavar="HOST:PORT", help="What is asked for.")
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The tabi.toml whose decisions are explained.",
+)
+@click.option(
+    "--from", "client", metavar="IP", default="127.0.0.1", help="The client's address, or unix. Default: 127.0.0.1."
+)
+@click.option("--user", metavar="NAME", help="Who it is, with parameters if any. Default: nobody.")
+@click.option("--listener", metavar="URL", help="As the file has it. Default: its first.")
+@click.option("--protocol", metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}. Default: by URL.")
+@click.option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
 def explain_command(
-    command: Annotated[str, typer.Argument(metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")],
-    destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="What is asked for.")],
-    config: Annotated[Path, typer.Option("-c", "--config", help="The tabi.toml whose decisions are explained.")],
-    client: Annotated[
-        str, typer.Option("--from", metavar="IP", help="The client's address, or unix. Default: 127.0.0.1.")
-    ] = "127.0.0.1",
-    user: Annotated[
-        str | None, typer.Option("--user", metavar="NAME", help="Who it is, with parameters if any. Default: nobody.")
-    ] = None,
-    listener: Annotated[
-        str | None, typer.Option("--listener", metavar="URL", help="As the file has it. Default: its first.")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option("--protocol", metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}. Default: by URL.")
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
+    command: str,
+    destination: str,
+    config: Path,
+    client: str,
+    user: str | None,
+    listener: str | None,
+    protocol: str | None,
+    at: str | None,
+    as_json: bool,
 ) -> None:
     """Say what would become of a request, rule by rule, and why.
 
     The destination's name is resolved, nothing is connected to, and no running server is asked.
 
+    Example:
+
+    \b
     tabi explain -c tabi.toml --from 203.0.113.9 --user alice connect example.com:443
     """
     settings = load_config(config)

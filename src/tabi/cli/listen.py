@@ -5,40 +5,37 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from typing import Annotated
 
-import typer
+import click
 
 from tabi.cli.connect import join_beside
-from tabi.client import TIMEOUT, Opening, Proxy
+from tabi.cli.help import Command
+from tabi.cli.options import option_ca, option_timeout, option_via
+from tabi.client import Opening, Proxy
 from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 
 
-def listen(
-    via: Annotated[
-        list[str],
-        typer.Option(
-            "--via",
-            metavar="URL",
-            help="socks5://[user:password@]host:port, or socks5+tls. Repeated: a chain, in order.",
-        ),
-    ],
-    peer: Annotated[
-        str | None, typer.Option("--peer", metavar="HOST", help="Who may call; default: anyone, the first to call.")
-    ] = None,
-    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for the peer to call.")] = ACCEPT_TIMEOUT,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
-    ca: Annotated[
-        str | None,
-        typer.Option("--ca", metavar="FILE", help="Authorities for proxies inside TLS. Default: the system's."),
-    ] = None,
-) -> None:
+@click.command(cls=Command)
+@option_via("socks5://[user:password@]host:port, or socks5+tls")
+@click.option("--peer", metavar="HOST", help="Who may call. Default: anyone, the first to call.")
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    default=ACCEPT_TIMEOUT,
+    help=f"For the peer to call. Default: {ACCEPT_TIMEOUT:g}.",
+)
+@option_timeout
+@option_ca
+def listen(via: tuple[str, ...], peer: str | None, wait: float, timeout: float, ca: str | None) -> None:
     """Let a proxy listen (BIND), and join standard input and output with the first peer that calls.
 
     The address to call is the first line of standard output; what the peer sends follows.
+
+    Example:  tabi listen --via socks5://127.0.0.1:1080 --peer 192.0.2.9
     """
     try:
         check_seconds("--wait", wait)

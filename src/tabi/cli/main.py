@@ -5,57 +5,69 @@ Exit codes: 0 done, 1 failed while running, 2 the command line or the configurat
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import NoReturn
 
-import typer
-from typer.exceptions import TyperException
+import click
 
 import tabi
-from tabi.cli.check import check
-from tabi.cli.connect import connect
-from tabi.cli.explain import explain_command
-from tabi.cli.listen import listen
-from tabi.cli.passwd import passwd
-from tabi.cli.serve import serve
-from tabi.cli.udp import udp
+from tabi.cli.help import Command, Context
 from tabi.errors import ConfigError, TabiError
 
-app = typer.Typer(
-    name="tabi",
-    help="A proxy for SOCKS5, SOCKS4 and HTTP: Python decides, the kernel carries.",
-    epilog="Start one: tabi serve      Use it: curl -x socks5h://127.0.0.1:1080 https://example.com/",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(serve)
-app.command()(check)
-app.command("explain")(explain_command)
-app.command()(passwd)
-app.command()(connect)
-app.command()(listen)
-app.command()(udp)
+COMMANDS = {
+    "serve": "serve",
+    "check": "check",
+    "explain": "explain_command",
+    "passwd": "passwd",
+    "connect": "connect",
+    "listen": "listen",
+    "udp": "udp",
+}
+"""Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 
 
-def print_version(wanted: bool) -> None:
+class Commands(click.Group):
+    """The commands, in the order in which somebody learns them."""
+
+    context_class = Context
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: Command = getattr(importlib.import_module(f"tabi.cli.{cmd_name}"), COMMANDS[cmd_name])
+        return command
+
+
+def print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     """Print the version and end."""
     if wanted:
-        print(f"tabi {tabi.__version__}")
-        raise typer.Exit
+        click.echo(f"tabi {tabi.__version__}")
+        ctx.exit()
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """What stands in front of every command."""
+@click.group(
+    cls=Commands,
+    epilog="""\b
+    Start one:               tabi serve
+    Use it:                  curl -x socks5h://127.0.0.1:1080 https://example.com/
+    What a command can do:   tabi COMMAND -h""",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print the version."
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def app() -> None:
+    """A proxy for SOCKS5, SOCKS4 and HTTP: Python decides, the kernel carries."""
 
 
 def fill_standard_streams() -> None:
@@ -73,20 +85,28 @@ def main() -> None:
     """Run a command; errors are one line."""
     fill_standard_streams()
     try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        sys.exit(130)
-    except TyperException as exc:
-        message = exc.format_message()
-        if message:  # none where the help was shown
-            print(f"tabi: {message}", file=sys.stderr)
+        with app.make_context("tabi", sys.argv[1:]) as context:
+            sys.exit(app.invoke(context))
+    except click.exceptions.Exit as exc:  # the help or the version was shown
+        sys.exit(exc.exit_code)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
         sys.exit(2)
+    except click.ClickException as exc:
+        fail(exc.format_message(), 2)
+    except BrokenPipeError:  # whoever read what we print has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except (TabiError, OSError, ValueError) as exc:
         if "--debug" in sys.argv:
             traceback.print_exc()
         text = exc.strerror if isinstance(exc, OSError) and exc.strerror and not exc.filename else exc
-        print(f"tabi: {text}", file=sys.stderr)
-        sys.exit(2 if isinstance(exc, ConfigError) else 1)
-    except KeyboardInterrupt:
+        fail(text, 2 if isinstance(exc, ConfigError) else 1)
+    except (KeyboardInterrupt, EOFError):
         sys.exit(130)
+
+
+def fail(text: object, code: int) -> NoReturn:
+    """Say in one line what went wrong, and end."""
+    print(f"tabi: {text}", file=sys.stderr)
     sys.exit(code)

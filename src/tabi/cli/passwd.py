@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from getpass import getpass
-from typing import Annotated
 
-import typer
+import click
 
+from tabi.cli.help import Command
 from tabi.errors import ConfigError
 from tabi.policy.users import make_hash
 
 
-def passwd(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Print it as this user's part of tabi.toml.")
-    ] = None,
-) -> None:
+@click.command(cls=Command)
+@click.argument("name", metavar="[NAME]", required=False, help="Print it as this user's part of tabi.toml.")
+def passwd(name: str | None) -> None:
     """Ask for a password twice and print its scrypt hash for the configuration.
 
-    Without a terminal the password is the first line of standard input: `pass show proxy | tabi passwd alice`.
+    Without a terminal the password is the first line of standard input.
+
+    Example:  pass show proxy | tabi passwd alice
     """
     if sys.stdin.isatty():
         text = getpass("Password: ")

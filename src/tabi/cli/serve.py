@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
+import click
 import msgspec
-import typer
 
+import tabi
+from tabi.cli.help import Command
 from tabi.config import Config, Egress, Listen, Rule, User, check_values, load_config, remember
 from tabi.errors import ConfigError
+from tabi.server.child import Child
+from tabi.server.control import Control, folders
+from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
 
 
+@click.command(cls=Command)
+@click.option(
+    "-c", "--config", metavar="FILE", type=click.Path(path_type=Path), help="A tabi.toml; `tabi check` tries it."
+)
+@click.option(
+    "-l",
+    "--listen",
+    metavar="URL",
+    multiple=True,
+    help="Listen here; may be repeated. Default: mixed://127.0.0.1:1080.",
+)
+@click.option(
+    "-u", "--user", metavar="NAME:PASSWORD", multiple=True, help="Let in this user; nobody else. May be repeated."
+)
+@click.option("--workers", metavar="N", type=int, help="Processes; 0 is one for each CPU. Default: 1.")
+@click.option("--open", "open_proxy", is_flag=True, help="Listen beyond loopback although anybody could use it.")
+@click.option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout.")
+@click.option(
+    "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
+)
 def serve(
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="A tabi.toml; `tabi check` tries it.")] = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-l", "--listen", metavar="URL", help="Listen here; may be repeated. Default: mixed://127.0.0.1:1080."
-        ),
-    ] = None,
-    user: Annotated[
-        list[str] | None,
-        typer.Option("-u", "--user", metavar="NAME:PASSWORD", help="Let in this user; nobody else. May be repeated."),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes; 0 is one for each CPU. Default: 1.")
-    ] = None,
-    open_proxy: Annotated[
-        bool, typer.Option("--open", help="Listen beyond loopback although anybody could use it.")
-    ] = False,
-    access_log: Annotated[
-        str | None,
-        typer.Option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout."),
-    ] = None,
-    via: Annotated[
-        list[str] | None,
-        typer.Option("--via", metavar="URL", help="Go out through this proxy. May be repeated: a chain, in order."),
-    ] = None,
+    config: Path | None,
+    listen: tuple[str, ...],
+    user: tuple[str, ...],
+    workers: int | None,
+    open_proxy: bool,
+    access_log: str | None,
+    via: tuple[str, ...],
 ) -> None:
     """Run the proxy.
 
@@ -52,19 +61,30 @@ def serve(
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
     SIGHUP takes the file as it is now, for new connections; what waits for a restart is said.
+
+    Examples:
+
+    \b
+    tabi serve -l mixed://127.0.0.1:8080
+    tabi serve -l socks5://0.0.0.0:1080 -u alice:secret
+    tabi serve -c tabi.toml --workers 0
     """
 
     def read() -> Config:
         file = Config() if config is None else load_config(config)
-        return merge(file, listen, user, workers, access_log, via, config)
+        return merge(file, list(listen), list(user), workers, access_log, list(via), config)
 
     settings = read()
-    logging.basicConfig(
-        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
-    supervisor = Supervisor(settings, open_proxy, None if config is None else read)
-    sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
+    with contextlib.closing(LogWriter()) as writer:
+        logging.basicConfig(level=settings.log.level.upper(), handlers=[writer])
+        answer = Control(folders(os.environ)[0], tabi.__version__).run
+        control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
+        reread = None if config is None else read
+        with contextlib.closing(control):
+            supervisor = Supervisor(settings, open_proxy, reread, (writer.child, control))
+            code = supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users), writer.say))
+    sys.exit(code)
 
 
 def merge(
@@ -148,12 +168,8 @@ def curl_line(url: str, users: bool) -> str | None:
     return f"curl {authority}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
 
 
-def print_ready(urls: list[str], users: bool) -> None:
+def print_ready(urls: list[str], users: bool, say: Callable[[str], object]) -> None:
     """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
     lines = [f"listening on {url}\n" for url in urls]
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users) for url in urls))][:1]
-    try:
-        sys.stderr.write("".join(lines))
-        sys.stderr.flush()
-    except OSError:  # who started it reads no messages: no reason to stop
-        pass
+    say("".join(lines))

@@ -6,36 +6,27 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Annotated
 
-import typer
+import click
 
 from tabi.cli.connect import read, write
-from tabi.client import TIMEOUT, Proxy
+from tabi.cli.help import Command
+from tabi.cli.options import option_ca, option_timeout, option_via
+from tabi.client import Proxy
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM
 
 
-def udp(
-    destination: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Where to; the proxy resolves names.")],
-    via: Annotated[
-        list[str],
-        typer.Option(
-            "--via",
-            metavar="URL",
-            help="socks5://[user:password@]host:port, or socks5+tls. Repeated: a chain, in order.",
-        ),
-    ],
-    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for more at the end of input.")] = 1.0,
-    hexadecimal: Annotated[bool, typer.Option("--hex", help="Lines are datagrams in hexadecimal, both ways.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for each proxy to answer.")] = TIMEOUT,
-    ca: Annotated[
-        str | None,
-        typer.Option("--ca", metavar="FILE", help="Authorities for proxies inside TLS. Default: the system's."),
-    ] = None,
-) -> None:
+@click.command(cls=Command)
+@click.argument("destination", metavar="HOST:PORT", help="Where to; the proxy resolves names.")
+@option_via("socks5://[user:password@]host:port, or socks5+tls")
+@click.option("--wait", metavar="SECONDS", type=float, default=1.0, help="For more, at the end of input. Default: 1.")
+@click.option("--hex", "hexadecimal", is_flag=True, help="Lines are datagrams in hexadecimal, both ways.")
+@option_timeout
+@option_ca
+def udp(destination: str, via: tuple[str, ...], wait: float, hexadecimal: bool, timeout: float, ca: str | None) -> None:
     """Send each line of standard input as a datagram through a proxy, and print each one that comes as a line.
 
     At the end of input it goes on until nothing has come for a while; that nothing came at all is no error.

@@ -1,4 +1,4 @@
-"""The bulletin: what the supervisor tells all workers at once, in memory that they share. SIGHUP has them read it."""
+"""The bulletin: what the supervisor tells all workers, in memory that they share. A message has them read it."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabi.config import Config
 from tabi.errors import ConfigError
@@ -24,41 +25,32 @@ from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
 from tabi.policy.limits import Limits
 from tabi.server.bulletin import Bulletin
+from tabi.server.channel import Channel
+from tabi.server.child import Child, Place, describe_end
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
 from tabi.server.quota_store import INTERVAL, QuotaStore, default_path, load_store, open_store
 from tabi.server.reload import take_over
 from tabi.server.server import Server
-from tabi.server.worker import AT_ONCE, Shared, run_worker
+from tabi.server.worker import AT_ONCE, RELOAD, Shared, run_worker
 
 log = logging.getLogger("tabi")
 
-SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-
-FIRST_DELAY, LAST_DELAY = 0.1, 30.0
-"""Seconds before a dead worker is started again: doubled each time."""
-
-STEADY = 10.0
-"""Seconds after which a worker counts as one that works, so that its next start is quick again."""
+SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO}
+"""SIGIO says that something has come through a channel."""
 
 FIRST_START = 10.0
 """Seconds that the first worker may take until it accepts; then the supervisor goes on as if it did."""
 
-READY = "."
-"""What a worker tells when it accepts."""
+CHILD_START = 1.0
+"""Seconds that a child may take until it says that it is ready."""
 
 GRACE = 3.0
 """Seconds that workers get beyond the drain time before they are killed."""
 
 
-class Worker:
-    """One place for a worker process: who fills it, and when it is filled again if nobody does."""
-
-    def __init__(self) -> None:
-        self.pid: int | None = None
-        self.delay = FIRST_DELAY
-        self.started = 0.0
-        self.due = 0.0
+Answer = Callable[[Mapping[str, Any]], object]
+"""Takes the answer to a request: ``{"ok": {...}}`` or ``{"error": TEXT}``; at once or later."""
 
 
 class Supervisor:
@@ -68,12 +60,19 @@ class Supervisor:
         config: checked already.
         open_proxy: whether listening beyond loopback without users is wanted.
         reread: reads the configuration anew, for SIGHUP. None: there is no file.
+        children: processes that help it. It keeps them up; who made them ends them.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
     """
 
-    def __init__(self, config: Config, open_proxy: bool = False, reread: Callable[[], Config] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        open_proxy: bool = False,
+        reread: Callable[[], Config] | None = None,
+        children: Sequence[Child] = (),
+    ) -> None:
         Server(config=config, open=open_proxy)  # refuses what a worker would refuse
         self.config = config
         self.open_proxy = open_proxy
@@ -87,7 +86,13 @@ class Supervisor:
         passed = take_passed(os.environ)
         self.listeners = Listeners()
         self.sockets = self.listeners.sockets
-        self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
+        self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
+        self.children = children
+        self.commands: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
+            "status": self.tell_status,
+            "reload": lambda _, answer: self.reload(answer),
+        }
+        self.began = time.time()
         self.ledger = SharedLedger(len(self.workers))
         self.bulletin = Bulletin()
         self.store: QuotaStore | None = None
@@ -106,7 +111,7 @@ class Supervisor:
         passed.warn()
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
-        self.told_end: int | None = None
+        self.starting = True
         self.stopping = False
 
     @property
@@ -135,6 +140,7 @@ class Supervisor:
             for worker in self.workers:
                 if worker.pid is not None:
                     os.waitpid(worker.pid, 0)
+                    worker.empty()
             raise
         ready()
         notify("READY=1")
@@ -153,106 +159,144 @@ class Supervisor:
                 for worker in self.workers:
                     if worker.pid is None and worker.due <= now:
                         self.start_again(worker)
+            for child in self.children:
+                child.keep_up(now)
             told = signal.sigtimedwait(SIGNALS, self.patience(now))
             if told is not None and told.si_signo in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
             elif told is not None and told.si_signo == signal.SIGHUP and not self.stopping:
                 self.reload()
+            self.hear()
             self.save_quotas()
 
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
-        due = [worker.due - now for worker in self.workers if worker.pid is None]
+        due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
         return max(0.0, min(due, default=3600.0 if self.store is None else INTERVAL))
 
     def start_all(self) -> None:
-        """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here.
+        """Start every process, and wait until one of the workers accepts; it listens on the sockets bound here.
 
         Raises:
             ConfigError: it cannot listen, as when another program took the address meanwhile.
         """
-        ready_end, self.told_end = os.pipe2(os.O_CLOEXEC)
-        try:
-            for worker in self.workers:
-                self.start(worker)
-            os.close(self.told_end)
-            self.told_end = None
-            select.select((ready_end,), (), (), FIRST_START)
-            os.set_blocking(ready_end, False)
-            with contextlib.suppress(BlockingIOError):
-                told = os.read(ready_end, 4096).decode()
-                if told not in ("", READY * len(told)):
-                    raise ConfigError(told.strip(READY).partition("\n")[0])
-        finally:
-            if self.told_end is not None:
-                os.close(self.told_end)
-                self.told_end = None
-            os.close(ready_end)
+        now = time.monotonic()
+        for child in self.children:
+            child.keep_up(now)
+        for worker in self.workers:
+            self.start(worker)
+        self.starting = False
+        waiting = [worker.channel for worker in self.workers if worker.channel is not None]
+        while waiting:
+            readable = select.select(waiting, (), (), FIRST_START)[0]
+            told = [channel.next_body() for channel in readable]
+            for body in told:
+                if body is not None and "failed" in body:
+                    raise ConfigError(body["failed"])
+            if any(told) or not readable:
+                break
+            waiting = [channel for channel in waiting if channel not in readable]
+        for child in self.children:
+            if child.channel is not None and child.says_ready:
+                with contextlib.suppress(EOFError, ValueError):  # it has died already, and is started again
+                    child.channel.receive_within(CHILD_START)
 
-    def tell(self, text: str = READY) -> None:
-        """In a worker: it accepts, or why it cannot. One that was started again has nobody to tell."""
-        if self.told_end is not None:
-            with contextlib.suppress(BrokenPipeError):  # another was first
-                os.write(self.told_end, text.encode())
-
-    def start(self, worker: Worker) -> None:
+    def start(self, worker: Place) -> None:
         """Fork a worker."""
-        worker.started = time.monotonic()
-        pid = os.fork()
-        if pid:
-            worker.pid = pid
+        end = worker.fork()
+        if end is None:
             return
         code = 1
         try:
             os.close(self.held_end)
+            for place in (*self.workers, *self.children):
+                if place.channel is not None:
+                    place.channel.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGHUP})  # which waits until it is heard
             self.ledger.settle(self.workers.index(worker))
-            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store)
-            run_worker(self.config, self.open_proxy, shared, self.tell)
+            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store, end)
+            run_worker(self.config, self.open_proxy, shared, lambda: end.send({"ready": True}))
             code = 0
         except OSError as exc:
-            if self.told_end is None:
+            if not self.starting:
                 log.exception("a worker failed")
-            self.tell(f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}\n")
+            end.send({"failed": f"{exc.filename or 'a worker failed'}: {(exc.strerror or str(exc)).lower()}"})
         except BaseException:
             log.exception("a worker failed")
         finally:
             os._exit(code)
 
-    def start_again(self, worker: Worker) -> None:
+    def start_again(self, worker: Place) -> None:
         """Fork it once more, or later if the system has no room for a process."""
         try:
             self.start(worker)
         except OSError as exc:
             self.postpone(worker, f"no worker could be started: {exc.strerror}")
 
-    def postpone(self, worker: Worker, why: str) -> None:
-        """Set when a worker is started again: each time later, unless it ran for a while."""
-        now = time.monotonic()
-        if now - worker.started >= STEADY:
-            worker.delay = FIRST_DELAY
-        worker.due = now + worker.delay
-        log.error("%s; another starts in %.1f s", why, worker.delay)
-        worker.delay = min(worker.delay * 2, LAST_DELAY)
+    def postpone(self, worker: Place, why: str) -> None:
+        """Say why a worker is started again, and when."""
+        log.error("%s; another starts in %.1f s", why, worker.postpone(time.monotonic()))
 
     def reap(self) -> None:
-        """Take note of the workers that have ended."""
+        """Take note of the processes that have ended."""
+        for child in self.children:
+            child.reap(time.monotonic())
         for worker in self.workers:
             if worker.pid is None:
                 continue
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if not pid:
                 continue
-            worker.pid = None
+            worker.empty()
             self.ledger.forget_worker(self.workers.index(worker))
             if self.stopping:
                 continue
-            code = os.waitstatus_to_exitcode(status)
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            self.postpone(worker, f"worker {pid} {how}")
+            self.postpone(worker, f"worker {pid} {describe_end(status)}")
+
+    # --- what comes through the channels ---
+
+    def hear(self) -> None:
+        """Take what has come through the channels, and send on what waits in them."""
+        for place in (*self.workers, *self.children):
+            channel = place.channel
+            while channel is not None and (body := channel.next_body()) is not None:
+                if "request" in body:
+                    self.carry_out(body, channel)
+
+    def carry_out(self, body: Mapping[str, Any], channel: Channel) -> None:
+        """Do what the control socket's process asks for, and have it answered."""
+
+        def answer(found: Mapping[str, Any]) -> None:
+            channel.send({**found, "id": body["id"]})
+
+        request = body["request"]
+        name = request.get("command")
+        command = self.commands.get(name) if isinstance(name, str) else None
+        if command is None:
+            answer({"error": f"command {name!r}, expected one of: {', '.join(self.commands)}"})
+        elif self.stopping and name != "status":
+            answer({"error": "the server is stopping"})
+        else:
+            try:
+                command(request, answer)
+            except Exception as exc:  # what somebody asks for does not end the server
+                log.exception("command %s failed", name)
+                answer({"error": f"internal error: {type(exc).__name__}"})
+
+    def tell_status(self, _: Mapping[str, Any], answer: Answer) -> None:
+        """Answer with what runs."""
+        now, monotonic = time.time(), time.monotonic()
+        workers = [
+            {"pid": worker.pid, "started": round(now - monotonic + worker.started, 3)}
+            for worker in self.workers
+            if worker.pid is not None
+        ]
+        state = "stopping" if self.stopping else "running"
+        urls = [] if self.stopping else self.urls
+        found = {"pid": os.getpid(), "state": state, "started": self.began, "listening": urls, "workers": workers}
+        answer({"ok": found})
 
     # --- quotas, and another configuration ---
 
@@ -270,10 +314,11 @@ class Supervisor:
         if self.store is not None:
             self.store.save(self.limits)
 
-    def reload(self) -> None:
+    def reload(self, answer: Answer = lambda _: None) -> None:
         """Take the file as it is now, for new sessions of all workers; a broken one changes nothing."""
         if self.reread is None:
             log.warning("SIGHUP: nothing to read, since there is no -c FILE")
+            answer({"error": "nothing to read, since there is no -c FILE"})
             return
         notify_reloading()
         try:
@@ -282,13 +327,15 @@ class Supervisor:
             self.load_quotas(server.policy.limits)
         except (ConfigError, OSError) as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)
+            answer({"error": f"not reloaded, the old configuration stays: {exc}"})
         else:
             self.config, self.limits = config, server.policy.limits
             self.bulletin.publish(config, self.ledger.rows)
-            self.signal_all(signal.SIGHUP)
+            self.tell_all(RELOAD)
             if later:
                 log.warning("reloaded, but these wait for a restart: %s", ", ".join(later))
             log.info("reloaded: rules: %d, users: %d", len(config.rule), len(config.users))
+            answer({"ok": {"rules": len(config.rule), "users": len(config.users), "wait_for_restart": later}})
         notify("READY=1")
 
     def stop(self) -> None:
@@ -302,7 +349,13 @@ class Supervisor:
             self.signal_all(signal.SIGTERM)
         else:
             self.deadline = now + GRACE
-            self.signal_all(AT_ONCE)
+            self.tell_all(AT_ONCE)
+
+    def tell_all(self, body: Mapping[str, Any]) -> None:
+        """Send a message to every worker. One that reads nothing has read an equal one neither, or is killed soon."""
+        for worker in self.workers:
+            if worker.channel is not None:
+                worker.channel.send(body)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to every worker that was not reaped."""

@@ -14,14 +14,19 @@ from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 from tabi.server.bulletin import Bulletin
+from tabi.server.channel import Channel, Message
 from tabi.server.ledger import SharedLedger
 from tabi.server.quota_store import INTERVAL, QuotaStore
 from tabi.server.server import Server
+from tabi.signals import ignore
 
 log = logging.getLogger("tabi")
 
-AT_ONCE = signal.SIGUSR1
+AT_ONCE = {"stop": "at once"}
 """Do not drain any longer. A second SIGTERM says the same, but while the first is pending it would be lost."""
+
+RELOAD = {"reload": True}
+"""Take what is in the bulletin."""
 
 
 class Shared(NamedTuple):
@@ -34,6 +39,8 @@ class Shared(NamedTuple):
     ledger: SharedLedger
     bulletin: Bulletin
     store: QuotaStore | None
+    channel: Channel
+    """To the supervisor, which says `AT_ONCE` and `RELOAD`."""
 
 
 def run_worker(config: Config, open_proxy: bool, shared: Shared, ready: Callable[[], object] = lambda: None) -> None:
@@ -41,6 +48,8 @@ def run_worker(config: Config, open_proxy: bool, shared: Shared, ready: Callable
 
     ``ready`` is called as soon as clients are accepted.
     """
+    ignore(signal.SIGIO)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with asyncio.Runner(loop_factory=make_loop) as runner:
         server = Server(config=config, sockets=shared.sockets, open=open_proxy, ledger=shared.ledger)
         runner.run(serve(server, shared, ready))
@@ -76,7 +85,6 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         at_once.set()
 
     loop.add_signal_handler(signal.SIGTERM, lambda: hurry() if told.is_set() else told.set())
-    loop.add_signal_handler(AT_ONCE, hurry)
 
     def orphaned() -> None:
         nonlocal saving
@@ -85,6 +93,12 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         if shared.store is not None:
             saving = loop.create_task(save_quotas(server, shared.store))
 
+    def heard(message: Message) -> None:
+        if message.body == AT_ONCE:
+            hurry()
+        elif message.body == RELOAD:
+            reload(server, shared)
+
     loop.add_reader(shared.lifeline, orphaned)
     # What lives now lives on: the collector need not look at it again. A session makes no cycles, so that the
     # collector has little to find: with its usual threshold it takes 3 us of every connection.
@@ -92,8 +106,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     async with server:
-        loop.add_signal_handler(signal.SIGHUP, reload, server, shared)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # one may have come since the start
+        shared.channel.watch(loop, heard, lambda: None)  # that the supervisor is gone the lifeline says
         ready()
         await told.wait()
         if server.sessions:
@@ -105,6 +118,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         if server.sessions:
             log.warning("stopped, sessions cut: %d", len(server.sessions))
     loop.remove_reader(shared.lifeline)
+    shared.channel.close()
     if saving is not None and shared.store is not None:
         saving.cancel()
         shared.store.save(server.policy.limits)

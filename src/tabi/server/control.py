@@ -1,0 +1,258 @@
+"""The control socket: where commands ask the running server. A process of its own has it, which asks the supervisor.
+
+It lies in ``$XDG_RUNTIME_DIR/tabi/`` or ``/run/tabi/``, and is for root and for the user that the server runs as. A
+request is ``{"command": NAME, ...}``, its answer ``{"ok": {...}}`` or ``{"error": TEXT}``; see `tabi.server.frames`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tabi.errors import TabiError
+from tabi.net.listen import bind_unix
+from tabi.server.channel import Channel, Message
+from tabi.server.frames import MAX_ANSWER, MAX_REQUEST, encode_frame, read_frame, receive_frame
+from tabi.url import UnixSocket
+
+log = logging.getLogger("tabi")
+
+NAME, NAME_OF_FURTHER = "control.sock", "control-{}.sock"
+"""The socket of a server, and those of further ones that run at the same time, by the pids of their supervisors."""
+
+PATIENCE = 10.0
+"""Seconds that a client may take for a request or an answer, and the supervisor for an answer."""
+
+LOCK_PATIENCE = 0.5
+"""Seconds that another server may take to open or remove its socket."""
+
+MAX_CLIENTS = 16
+"""Connections at a time."""
+
+CREDENTIALS = struct.Struct("3i")
+"""pid, uid and gid of who has connected (SO_PEERCRED, unix(7))."""
+
+
+def folders(environ: Mapping[str, str]) -> list[Path]:
+    """Where sockets may lie; a server takes the first one."""
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    return [Path(folder, "tabi") for folder in (runtime, "/run") if folder]
+
+
+# --- the process ---
+
+
+class Control:
+    """Answers what is asked through the socket.
+
+    Args:
+        folder: where the socket lies; it is made if its parent is there.
+        version: of the program, which ``status`` tells.
+    """
+
+    def __init__(self, folder: Path, version: str) -> None:
+        self.folder = folder
+        self.version = version
+        self.numbers = itertools.count(1)
+        self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.clients: set[asyncio.Task[Any]] = set()
+
+    def run(self, channel: Channel) -> None:
+        """What the process does, until the supervisor closes the channel."""
+        asyncio.run(self.serve(channel))
+
+    async def serve(self, channel: Channel) -> None:
+        """Open the socket, tell the supervisor where it is or why it is not, and answer."""
+        self.channel = channel
+        self.over = asyncio.Event()
+        channel.watch(asyncio.get_running_loop(), self.answered, self.over.set)
+        try:
+            path, sock = open_socket(self.folder, os.getppid())
+        except OSError as exc:
+            log.info("no control socket: %s: %s", exc.filename or self.folder, exc.strerror)
+            channel.send({"ready": None})
+            await self.over.wait()
+            return
+        channel.send({"ready": str(path)})
+        found = os.stat(path)
+        try:
+            server = await asyncio.start_unix_server(self.serve_client, sock=sock)
+            await self.over.wait()
+            server.close()
+            if self.clients:
+                for task in self.clients:
+                    task.cancel()
+                await asyncio.wait(self.clients)
+        finally:
+            with contextlib.suppress(OSError), locked(self.folder):
+                if os.path.samestat(os.stat(path), found):
+                    path.unlink()
+
+    def answered(self, message: Message) -> None:
+        """Give an answer of the supervisor to whom it is for."""
+        future = self.asked.get(message.body.get("id", 0))
+        if future is not None and not future.done():
+            future.set_result(message.body)
+
+    async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection, one after the other."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.clients.add(task)
+        try:
+            async with asyncio.timeout(None) as patience:
+                loop = asyncio.get_running_loop()
+                going_on = True
+                while going_on:
+                    patience.reschedule(loop.time() + PATIENCE)
+                    refused = self.refuse(writer)
+                    answer, going_on = ({"error": refused}, False) if refused else await self.answer_next(reader)
+                    if answer is None:
+                        break
+                    patience.reschedule(loop.time() + PATIENCE)
+                    writer.write(encode_frame(answer))
+                    await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, EOFError, OSError):
+            pass  # a slow client, or one that is gone
+        finally:
+            self.clients.remove(task)
+            writer.transport.abort()
+
+    def refuse(self, writer: asyncio.StreamWriter) -> str | None:
+        """Why a client is not answered, or None."""
+        if len(self.clients) > MAX_CLIENTS:
+            return "too many clients, try again later"
+        sock = writer.get_extra_info("socket")
+        _, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+        return None if uid in (0, os.geteuid()) else f"not for user {uid}"
+
+    async def answer_next(self, reader: asyncio.StreamReader) -> tuple[dict[str, Any] | None, bool]:
+        """The answer for the next request, None where there is none, and whether the connection goes on."""
+        try:
+            request = await read_frame(reader, MAX_REQUEST)
+        except ValueError as exc:
+            return {"error": f"not a request: {exc}"}, False
+        return (None, False) if request is None else (await self.ask(request), True)
+
+    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the supervisor answers."""
+        number = next(self.numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.asked[number] = future
+        try:
+            if not self.channel.send({"id": number, "request": request}):
+                return {"error": "the server does not listen, try again later"}
+            async with asyncio.timeout(PATIENCE / 2):
+                answer = await future
+        except TimeoutError:
+            return {"error": f"the server has not answered within {PATIENCE / 2:g} s"}
+        finally:
+            del self.asked[number]
+        del answer["id"]
+        if request.get("command") == "status" and "ok" in answer:
+            answer["ok"]["version"] = self.version
+        return answer
+
+
+def open_socket(folder: Path, pid: int) -> tuple[Path, socket.socket]:
+    """Listen in a folder, under the usual name or, if another server has that, one with the pid of ours. The socket of
+    a server that is gone is replaced, and no two servers do so at once.
+
+    Raises:
+        OSError: it cannot be done, or others could do what they like there.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    with locked(folder) as fd:
+        found = os.fstat(fd)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(errno.EPERM, "others than the user of this server may write there", str(folder))
+        for stale in folder.glob(NAME_OF_FURTHER.format("*")):
+            with contextlib.suppress(OSError):
+                bind_unix(UnixSocket(str(stale), mode=0o600)).close()
+                stale.unlink()
+        path = folder / NAME
+        try:
+            return path, bind_unix(UnixSocket(str(path), mode=0o600))
+        except OSError as exc:
+            if exc.errno not in (errno.EADDRINUSE, errno.EEXIST):
+                raise OSError(exc.errno, exc.strerror, str(path)) from exc
+        path = folder / NAME_OF_FURTHER.format(pid)
+        sock = bind_unix(UnixSocket(str(path), mode=0o600))
+        log.info("control socket: %s, since another server has %s", path, NAME)
+        return path, sock
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Have a folder alone among servers. Raises OSError; BlockingIOError where somebody else keeps it to himself."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# --- the client ---
+
+
+def find_socket(environ: Mapping[str, str]) -> Path:
+    """The control socket of the server that runs. Raises TabiError where there is none, or more than one."""
+    alive = []
+    for folder in folders(environ):
+        for path in sorted(folder.glob("control*.sock")):
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(PATIENCE)
+                sock.connect(str(path))
+                alive.append(path)
+    if len(alive) > 1:
+        raise TabiError(f"several servers run, say which one is meant: {', '.join(map(str, alive))}")
+    if not alive:
+        raise TabiError(
+            f"no server runs that this user may ask: no socket in {' or '.join(map(str, folders(environ)))}"
+        )
+    return alive[0]
+
+
+def ask_server(path: Path, command: str, timeout: float = PATIENCE, **arguments: Any) -> dict[str, Any]:
+    """Have the running server do a command, and return what it answers. It may take ``timeout`` seconds.
+
+    Raises:
+        TabiError: the server cannot or will not do it, or does not answer.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            sock.connect(str(path))
+            with contextlib.suppress(BrokenPipeError):  # it has refused already, and says why
+                sock.sendall(encode_frame({"command": command, **arguments}))
+            answer = receive_frame(sock, MAX_ANSWER)
+    except (OSError, EOFError, ValueError) as exc:
+        raise TabiError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    if "error" in answer:
+        raise TabiError(str(answer["error"]))
+    found: dict[str, Any] = answer.get("ok", {})
+    return found

@@ -1,0 +1,64 @@
+"""The messages of `tabi serve` on standard error, written by a process of their own.
+
+A terminal that is halted or a pipe that nobody reads blocks whoever writes to it. So the supervisor and the workers
+only hand their messages over, which never waits: what the writer does not take is lost, counted, and said so. All of
+them share one socket, which keeps messages apart (SOCK_SEQPACKET).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+
+from tabi.observe.access_log import write_all
+from tabi.server.channel import Channel
+from tabi.server.child import Child
+
+MAX_MESSAGE = 65_536
+"""Octets of one message, such as a traceback; longer ones are cut."""
+
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class LogWriter(logging.Handler):
+    """Hands messages to a process that writes them, which it starts; the supervisor keeps that `child` up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(FORMAT))
+        self.source, self.sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sink.setblocking(False)
+        self.lost = 0
+        self.child = Child("tabi-log", self.write, lambda: (self.source.fileno(),))
+        self.child.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self.say(self.format(record) + "\n")
+
+    def say(self, text: str) -> None:
+        """Have a text written as it is. Never waits, never raises."""
+        before = (
+            f"{self.lost} messages before this one are lost, since standard error was not read\n" if self.lost else ""
+        )
+        try:
+            self.sink.send((before + text).encode("utf-8", "backslashreplace")[:MAX_MESSAGE], socket.MSG_NOSIGNAL)
+            self.lost = 0
+        except OSError:  # it does not read, or supervisor and writer are both gone
+            self.lost += 1
+
+    def write(self, channel: Channel) -> None:
+        """What the process does: write, until nobody is left to hand over messages."""
+        while data := self.source.recv(MAX_MESSAGE):
+            with contextlib.suppress(OSError):  # nobody reads them any more
+                write_all(2, data)
+
+    def close(self) -> None:
+        """Take no more messages in this process, and end the writer when it has written what it has."""
+        if self.lost:
+            self.say("")
+        self.source.close()
+        self.sink.close()
+        self.child.close()
+        super().close()

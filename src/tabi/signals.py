@@ -1,0 +1,35 @@
+"""SIGHUP, SIGUSR1 and SIGUSR2: what they do by default, which is to end a process, they never do here.
+
+The program calls `hold` before it imports anything else, so that this module imports little.
+"""
+
+from __future__ import annotations
+
+import signal
+
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+found: dict[int, object] = {}
+"""What these did when the program began, and what `restore` gives back."""
+
+
+def hold() -> None:
+    """Ignore SIGUSR1 and SIGUSR2, and keep SIGHUP waiting: `tabi serve` takes one that comes while it starts for a
+    reload, as one that comes later. Threads and processes that are started inherit both."""
+    found[signal.SIGHUP] = signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    for number in IGNORED:
+        found[number] = signal.signal(number, signal.SIG_IGN)
+
+
+def restore() -> None:
+    """Undo `hold`, in a process that will execute a program that is not ours. A SIGHUP that waits is then delivered."""
+    for number in IGNORED:
+        if number in found:
+            signal.signal(number, signal.SIG_IGN if found[number] == signal.SIG_IGN else signal.SIG_DFL)
+    if found.get(signal.SIGHUP) is False:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+def ignore(*others: int) -> None:
+    """Ignore the three signals, and others, in a process that `tabi serve` has started."""
+    for number in (signal.SIGHUP, *IGNORED, *others):
+        signal.signal(number, signal.SIG_IGN)
