@@ -14,6 +14,8 @@ import os
 import select
 import signal
 import socket
+import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,6 +38,9 @@ GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 decode = msgspec.json.Decoder(dict[str, Any]).decode
 encode = msgspec.json.Encoder().encode
+
+F_SETOWN_EX, F_OWNER_TID = 15, 0
+"""fcntl(2): which thread a signal goes to. Python has no names for them."""
 
 
 class Message(NamedTuple):
@@ -188,7 +193,8 @@ class Channel:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
         signal.signal(signal.SIGIO, signal.SIG_IGN)
-        fcntl.fcntl(self.sock, fcntl.F_SETOWN, os.getpid())
+        # To this thread: another one of a program that embeds us might not hold the signal back.
+        fcntl.fcntl(self.sock, F_SETOWN_EX, struct.pack("ii", F_OWNER_TID, threading.get_native_id()))
         fcntl.fcntl(self.sock, fcntl.F_SETFL, fcntl.fcntl(self.sock, fcntl.F_GETFL) | os.O_ASYNC)
 
     def close(self) -> None:
