@@ -77,13 +77,15 @@ class PolicyDenied(TabiError):
     """A rule or the guard forbids the destination (reply 02, connection not allowed by ruleset).
 
     ``action`` is how the client is told: ``deny`` answers, ``reset`` resets its connection, ``drop`` says nothing.
+    ``reply_code`` is another one where a program has chosen it.
     """
 
     reply_code = 2
 
-    def __init__(self, message: str, action: str = "deny") -> None:
+    def __init__(self, message: str, action: str = "deny", reply_code: int = 2) -> None:
         super().__init__(message)
         self.action = action
+        self.reply_code = reply_code
 
 
 class LimitExceeded(TabiError):

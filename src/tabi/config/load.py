@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -130,6 +130,20 @@ def encode_special(value: object) -> object:
     if isinstance(value, float):
         return float(value)
     raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
+
+
+def decode_limits(value: object) -> Limits:
+    """Limits that a program gives, as a mapping or as the struct. Raises ConfigError."""
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{type(value).__name__}, expected a mapping such as that of a user's limits", "limits")
+    data = {"limits": dict(value)}
+    try:
+        limits = msgspec.convert(data["limits"], Limits, dec_hook=decode_special)
+    except msgspec.ValidationError as exc:
+        raise explain(f"{exc}" if " - at `$" in str(exc) else f"{exc} - at `$", data) from None
+    return limits
 
 
 def explain(message: str, data: dict[str, Any]) -> ConfigError:

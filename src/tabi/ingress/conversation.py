@@ -147,7 +147,8 @@ class Commands:
                 return
             known = exc.reply_code in REPLIES  # another proxy may have sent any number
             code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
-            await self.refuse_request(conversation, code, "limit" if isinstance(exc, LimitExceeded) else None)
+            close: Close | None = "limit" if isinstance(exc, LimitExceeded) else None
+            await self.refuse_request(conversation, code, "denied" if isinstance(exc, PolicyDenied) else close)
             return
         if last is not None:
             session.close = "server"

@@ -433,10 +433,22 @@ class Connection:
         return self.server
 
 
+CHOSEN: dict[int, tuple[int, str]] = {
+    ReplyCode.GENERAL_FAILURE: (500, "proxy_internal_error"),
+    ReplyCode.NETWORK_UNREACHABLE: (502, "destination_ip_unroutable"),
+    ReplyCode.HOST_UNREACHABLE: (502, "destination_ip_unroutable"),
+    ReplyCode.CONNECTION_REFUSED: (502, "connection_refused"),
+    ReplyCode.TTL_EXPIRED: (504, "connection_timeout"),
+}
+"""Status and error type for replies with which a program refuses; for any other it is 403."""
+
+
 def problem_of(exc: TabiError) -> tuple[int, str]:
     """Status and error type of RFC 9209 section 2.3 for a destination that could not be opened."""
     if isinstance(exc, LimitExceeded):
         return 429, "connection_limit_reached"
+    if isinstance(exc, PolicyDenied) and exc.reply_code in CHOSEN:  # by a program
+        return CHOSEN[exc.reply_code]
     if isinstance(exc, PolicyDenied) or exc.reply_code == ReplyCode.NOT_ALLOWED:
         return 403, "destination_ip_prohibited"
     number = exc.errno if isinstance(exc, DialError) else None

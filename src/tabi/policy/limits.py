@@ -328,7 +328,7 @@ class Cut(Protocol):
 
 
 class Limits:
-    """The accounts of everybody, and who has which.
+    """The accounts of everybody, and who has which: the `Admission` of this machine.
 
     Args:
         ledger: has their numbers, and keeps them over a reload.
@@ -339,6 +339,8 @@ class Limits:
         members: the groups of each user.
         expires: when users end, in seconds since 1970.
     """
+
+    waits = False
 
     def __init__(
         self,
@@ -373,6 +375,10 @@ class Limits:
 
     def __bool__(self) -> bool:
         return bool(self.accounts or self.expires)
+
+    def queue_of(self, user: str | None, client: Host) -> str | tuple[Account, ...]:
+        """See `Admission`: those of a user; without one, those of clients that have the same limits."""
+        return self.accounts_of(None, client) if user is None else user
 
     def accounts_of(self, user: str | None, client: Host) -> tuple[Account, ...]:
         """Whose limits hold for a client."""

@@ -31,7 +31,7 @@ from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.net.stream import Stream
 from tabi.policy.guard import permit_any
-from tabi.policy.policy import Judge
+from tabi.policy.policy import Judge, Pending
 from tabi.relay.ends import COST_APART, MEMORY, Outside, Port, family_of
 from tabi.relay.exits import Exits, OpenWay, Through
 from tabi.session import Close, Drop, Session
@@ -56,6 +56,9 @@ MAX_CONTACTED = 4096
 
 MAX_LOOKUPS, MAX_WAITING = 16, 16
 """Names of one association that are resolved at a time, and datagrams that wait for each."""
+
+MAX_STEPS = 4
+"""How often a way is asked for anew while it is found out: a verdict that is awaited, a way out that is opened."""
 
 FORGET_REFUSAL = 10.0
 """Seconds after which a way that did not open is tried again: a name that was not found or is forbidden, no socket."""
@@ -360,10 +363,11 @@ class Association:
                 reason = "unresolved"
                 addresses = await self.resolve(destination.host)
                 reason = "unsent"
-            via = self.lead(way, destination, addresses)
-            if via is not None:
-                await self.exit(via)
-                self.lead(way, destination, addresses)
+            for _ in range(MAX_STEPS):
+                via = self.lead(way, destination, addresses)
+                if via is None:
+                    break
+                await (via if isinstance(via, Pending) else self.exit(via))
         except TabiError as exc:
             self.refuse(way, "denied" if isinstance(exc, PolicyDenied) else reason, str(exc), FORGET_REFUSAL)
             return
@@ -380,6 +384,9 @@ class Association:
         if not isinstance(host, str) or find_number(host) is not None:
             return False
         via = self.judge(destination, None)
+        if isinstance(via, Pending):
+            await via
+            via = self.judge(destination, None)
         return isinstance(via, str) and not (await self.exit(via)).here
 
     async def resolve(self, host: Host) -> list[IP]:
@@ -396,13 +403,13 @@ class Association:
         addresses.sort(key=lambda address: len(address.packed) != len(self.host))
         return addresses
 
-    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> str | None:
+    def lead(self, way: Way, destination: Address, addresses: list[IP]) -> str | Pending | None:
         """Have a way lead to one of the addresses, if all of them are permitted.
 
         Without addresses the destination is a name that the proxy resolves.
 
         Returns:
-            The way out that has to be opened first, by name; None where there is none.
+            The way out that has to be opened first, by name, or what has to be awaited; None where there is neither.
         """
         try:
             via = self.judge(destination, addresses or None)
@@ -412,6 +419,8 @@ class Association:
         if via is None:
             self.lead_straight(way, destination.port, addresses, "direct", self.associations.origin)
             return None
+        if isinstance(via, Pending):
+            return via
         name = str(via)
         hops = None if self.exits is None else self.exits.open.get(name)
         if hops is None:

@@ -167,6 +167,17 @@ class Ways:
         self.pools.append(found)
         return found
 
+    def from_url(self, text: str) -> Egress:
+        """The egress through the proxy of a URL, with the settings that are usual; ``direct://`` and ``block://`` are
+        those of the configuration. Raises ValueError and ConfigError."""
+        if text in (f"{DIRECT}://", f"{BLOCK}://"):
+            return self.way(text.removesuffix("://"))
+        url, name = parse_url(text), name_of(text)
+        self.links = [link for link in self.links if not link.retired or link.is_alive]
+        egress = self.upstream(url, Direct(self.to_proxies, None, name), name, NO_SETTINGS)
+        egress.name = name
+        return egress
+
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
         """The way through one proxy."""
         context = context_for(url, name, settings)
