@@ -92,3 +92,16 @@ def test_no_password_of_a_url_is_shown() -> None:
     with pytest.raises(TypeError) as caught:
         check_said(said)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"), [(SystemExit, RuntimeError), (ValueError, ValueError), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_what_a_hook_raises(raised: type[BaseException], seen: type[BaseException]) -> None:
+    """sys.exit() in it is a failure like any other; Ctrl-C is Ctrl-C."""
+
+    def hook(asked: Session) -> None:
+        raise raised
+
+    with pytest.raises(seen):
+        ask_hook(hook, session(), WHERE, Decision())

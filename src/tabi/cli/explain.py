@@ -17,11 +17,15 @@ import typer
 from tabi.config import Config, Listen, load_config
 from tabi.errors import ConfigError
 from tabi.policy.rules import COMMANDS, PROTOCOLS
-from tabi.server.explain import Explanation, Request, explain
+from tabi.server.explain import Request, check_user, explain
+from tabi.server.explanation import Explanation
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import default_path
 from tabi.session import UNIX
 from tabi.wire.address import Host, parse_address, parse_ip
+
+REFUSED = 3
+"""The exit code for a request that would be refused."""
 
 
 def explain_command(
@@ -44,8 +48,8 @@ def explain_command(
         str | None, typer.Option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as one JSON object.")] = False,
-) -> None:
-    """Say what would become of a request, rule by rule, and why.
+) -> int:
+    """Say what would become of a request, rule by rule, and why. Exits with 0 where it is allowed, 3 where not.
 
     The destination's name is resolved, nothing is connected to, and no running server is asked.
 
@@ -59,6 +63,7 @@ def explain_command(
     except ConfigError as exc:
         raise ConfigError(str(exc), str(config)) from exc
     print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if as_json else "\n".join(lines(found)))
+    return 0 if found.error is None else REFUSED
 
 
 async def ask(config: Config, request: Request) -> Explanation:
@@ -100,7 +105,9 @@ def make_request(
         address = parse_address(destination)
     except ValueError as exc:
         raise ConfigError(str(exc), "HOST:PORT") from None
-    return Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+    request = Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+    check_user(config, request)
+    return request
 
 
 def choose_listener(config: Config, url: str | None) -> Listen:
@@ -152,6 +159,8 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("rules" if not index else "", text) for index, text in enumerate(rules)]
     if found.decide is not None:
         rows.append(("decide", found.decide))
+    if found.delay is not None:
+        rows.append(("delay", f"{found.delay:g} s"))
     rows += [("resolver", found.resolver), ("guard", found.guard)]
     rows += [("limits" if not index else "", text) for index, text in enumerate(found.limits or ["none"])]
     if found.egress is not None:

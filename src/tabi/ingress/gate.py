@@ -88,6 +88,7 @@ class Gate:
         metrics: count what is refused.
         patience: seconds from the start of a session that it waits at most where a limit has it wait.
         make_egress: makes an egress from the URL of a proxy that a program names.
+        clock: seconds since 1970.
         recorder: put around each step, for whoever wants to know what they say.
     """
 
@@ -99,11 +100,13 @@ class Gate:
         metrics: Metrics,
         patience: float,
         make_egress: MakeEgress | None = None,
+        clock: Callable[[], float] = time,
         recorder: Recorder | None = None,
     ) -> None:
         self.dialer = dialer
         self.metrics = metrics
         self.patience = patience
+        self.clock = clock
         self.recorder = recorder
         self.made = MadeEgresses(make_egress)
         self.leases: set[Lease] = set()
@@ -217,12 +220,12 @@ class Gate:
         assert session.destination is not None
         host, port = session.destination
         destination = Address(as_resolved(host), port)
-        decision = self.policy.find(session, destination, session.addresses, time())
+        decision = self.policy.find(session, destination, session.addresses, self.clock())
         if isinstance(decision, Unresolved):
             session.addresses = self.dialer.lookup(str(host))
             if session.addresses is None:
                 return WAIT
-            decision = self.policy.find(session, destination, session.addresses, time())
+            decision = self.policy.find(session, destination, session.addresses, self.clock())
             assert isinstance(decision, Decision)
         session.decision = decision
         return None
@@ -277,7 +280,9 @@ class Gate:
         assert session.destination is not None
         session.rule = decision.rule
         # Limits of this session alone are read before it is admitted, and kept until then.
-        session.decision = None if decision.limits is None else with_terms(decision)
+        session.decision = None
+        if decision.limits is not None:
+            session.decision = with_terms(decision)
         if decision.action != "allow":
             known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
             self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule) if known else "")
@@ -301,15 +306,15 @@ class Gate:
         policy = self.policy
         judge: Judge
         if policy.last_word is None:
-            judge = policy.judge_for(session, time)
+            judge = policy.judge_for(session, self.clock)
         else:
-            judge = HookJudge(policy, session, self.made, self.patience)
+            judge = HookJudge(policy, session, self.made, self.patience, self.clock)
         session.via = "direct" if egress is None else egress.name
         return OpenWay(egress, judge)
 
     def ask_rules_openly(self, session: Session) -> Egress | None:
         """What the rules say whatever the destination will be: a refusal, or the way out where it is not straight."""
-        policy, now = self.policy, time()
+        policy, now = self.policy, self.clock()
         rule = policy.refusal(session, now)
         if rule is not None:
             session.decision = policy.decisions[rule.number]
@@ -339,7 +344,7 @@ class Gate:
         if self.queues and self.queue_of(session) in self.queues:  # others were first
             return WAIT
         try:
-            lease: Any = self.policy.admission.admit(session.user, session.client.host, monotonic_ns(), time())
+            lease: Any = self.policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
         except LimitExceeded as exc:
             if exc.seconds is not None:
                 return WAIT
@@ -358,7 +363,7 @@ class Gate:
         decision = session.decision
         if decision is not None:
             session.decision = None
-            lease = add_own_limits(lease, decision.limits, session.user, monotonic_ns(), time())
+            lease = add_own_limits(lease, decision.limits, session.user, monotonic_ns(), self.clock())
         if lease is not None:
             session.lease = lease
             self.leases.add(lease)
@@ -411,7 +416,7 @@ class Gate:
         try:
             if client.events & ENDED:
                 raise LimitExceeded("limit: the client has gone while it waited", "wait")
-            lease: Any = policy.admission.admit(session.user, session.client.host, monotonic_ns(), time())
+            lease: Any = policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
             if policy.admission.waits:
                 lease = await lease
         except LimitExceeded as exc:
@@ -431,7 +436,7 @@ class Gate:
     def tick(self) -> None:
         """Sweep, and again after a while as long as there is something to sweep."""
         self.timer = None
-        self.sweep(monotonic_ns(), time())
+        self.sweep(monotonic_ns(), self.clock())
         if self.leases:
             self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
 

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from functools import partial
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -161,13 +161,17 @@ class HookJudge:
         session: whose destinations are judged.
         made: the egresses that the program names.
         patience: seconds that an answer may take.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, policy: Policy, session: Session, made: MadeEgresses, patience: float) -> None:
+    def __init__(
+        self, policy: Policy, session: Session, made: MadeEgresses, patience: float, clock: Callable[[], float]
+    ) -> None:
         self.policy = policy
         self.session = session
         self.made = made
         self.patience = patience
+        self.clock = clock
         self.verdicts: dict[tuple[Address, tuple[IP, ...]], tuple[float, Verdict]] = {}
 
     def __call__(self, destination: Address, addresses: Sequence[IP] | None) -> str | Unresolved | None:
@@ -177,7 +181,7 @@ class HookJudge:
             if until > monotonic():
                 return told(verdict)
         policy, session = self.policy, self.session
-        found = policy.find(session, destination, addresses, time())
+        found = policy.find(session, destination, addresses, self.clock())
         if isinstance(found, Unresolved):
             return found
         if policy.hook_waits:
