@@ -105,11 +105,13 @@ class LimitExceeded(TabiError):
 class ConfigError(TabiError):
     """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``.
 
-    The text is one line, whatever the configuration has: control characters come out escaped.
+    The text is one line, whatever the configuration has: control characters come out escaped. ``errors`` are all
+    errors that were found, where this is the first of several; else it is the only one of them.
     """
 
-    def __init__(self, message: str, path: str | None = None) -> None:
+    def __init__(self, message: str, path: str | None = None, errors: tuple[ConfigError, ...] = ()) -> None:
         text = f"{path}: {message}" if path else message
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
         self.path = path
         self.message = message
+        self.errors = errors or (self,)

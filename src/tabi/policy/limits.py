@@ -139,8 +139,7 @@ class Account:
         self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
-            least = LEAST_BURST if terms.burst is None else terms.burst
-            octets = int(max(terms.bandwidth * BURST_SECONDS, least))
+            octets = least_burst(terms.bandwidth, terms.burst)
             self.most = octets
             self.burst = int(octets * self.cost)
             self.owed = max(self.burst, OWED)
@@ -197,6 +196,11 @@ class Account:
             cells[at + SAVED] = 0
         cells[at + PERIOD], cells[at + USED] = start, used
         self.since, self.until = wall, period.end(wall)
+
+
+def least_burst(bandwidth: float, burst: int | None = None) -> int:
+    """Octets that a bucket holds, for octets a second and what ``burst`` says, if it does."""
+    return int(max(bandwidth * BURST_SECONDS, LEAST_BURST if burst is None else burst))
 
 
 class Lease:
