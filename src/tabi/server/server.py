@@ -78,8 +78,9 @@ class Server:
     Args:
         listen: URLs to listen on, in place of those of ``config``; port 0 takes a free one.
         users: passwords by user name. Whoever is given here or in ``config`` is then required.
-        decide: ``def`` or ``async def(session) -> tabi.Decision | None``, asked for each session after the rules of ``config``, whose
-            decision is in ``session.decision``: it has the last word, but for the guard. None: the rules are right.
+        decide: ``def`` or ``async def(session) -> tabi.Decision | None``, asked for each session after the rules of
+            ``config``, whose decision is in ``session.decision``: it has the last word, but for the guard. None: the
+            rules are right.
         authenticate: ``async def(username, password, client) -> str | None`` in place of users: gets both as text
             (octets that are no UTF-8 as surrogates) and the client's IP address, returns the user's name or None.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
