@@ -90,13 +90,15 @@ class PolicyDenied(TabiError):
     """A rule or the guard forbids the destination (reply 02, connection not allowed by ruleset).
 
     ``action`` is how the client is told: ``deny`` answers, ``reset`` resets its connection, ``drop`` says nothing.
+    ``reply_code`` is another one where a program has chosen it.
     """
 
     reply_code = 2
 
-    def __init__(self, message: str, action: str = "deny") -> None:
+    def __init__(self, message: str, action: str = "deny", reply_code: int = 2) -> None:
         super().__init__(message)
         self.action = action
+        self.reply_code = reply_code
 
 
 class LimitExceeded(TabiError):
@@ -116,11 +118,13 @@ class LimitExceeded(TabiError):
 class ConfigError(TabiError):
     """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``.
 
-    The text is one line, whatever the configuration has: control characters come out escaped.
+    The text is one line, whatever the configuration has: control characters come out escaped. ``errors`` are all
+    errors that were found, where this is the first of several; else it is the only one of them.
     """
 
-    def __init__(self, message: str, path: str | None = None) -> None:
+    def __init__(self, message: str, path: str | None = None, errors: tuple[ConfigError, ...] = ()) -> None:
         text = f"{path}: {message}" if path else message
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
         self.path = path
         self.message = message
+        self.errors = errors or (self,)

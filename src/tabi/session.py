@@ -46,10 +46,21 @@ class Decision(msgspec.Struct, frozen=True):
     until the handshake's time is over."""
     rule: str | None = None
     """What the access log calls it."""
-    via: str | None = None
-    """The name of the way out. Default: ``direct``."""
+    via: Any = None
+    """The way out: its name, a proxy's URL, or an object with the protocol ``tabi.Egress``. Default: ``direct``."""
     reason: str | None = None
     """What the access log has as the error of a request that is not allowed."""
+    reply_code: int | None = None
+    """The reply of RFC 1928, 1 to 8, that ``deny`` sends. Default: 2."""
+    delay: float = 0
+    """Seconds that the client waits before its destination is opened or the refusal is sent, 60 at most."""
+    limits: Any = None
+    """Limits for this session alone, such as ``{"bandwidth": "1 MB/s"}``: what ``limits`` of a user may have, as a
+    mapping or as `tabi.config.Limits`. The other limits hold as well. Default: none."""
+
+    def __repr__(self) -> str:
+        via = self.via.rpartition("@")[2] if isinstance(self.via, str) else self.via  # a URL may hold a password
+        return f"Decision(action={self.action!r}, rule={self.rule!r}, via={via!r}, reason={self.reason!r})"
 
 
 class Session:

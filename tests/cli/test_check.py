@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,6 +36,91 @@ access = "none"
 """
 
 
+MATCHERS = ("hosts", "ports", "users", "clients", "commands", "listeners", "protocols", "hours")
+
+BAD = """
+wokers = 2
+workers = "two"
+[[listen]]
+url = "ftp://127.0.0.1:1"
+user = "none"
+[[listen]]
+url = 7
+udp = { advertise = "x", prots = "1" }
+[users.alice]
+password = "hunter2"
+plian = true
+[users.bob]
+password = "hunter2"
+limits = { bandwidth = "10", connections = 0 }
+[[rule]]
+action = "dney"
+ports = ["x", 25, "y-"]
+hosts = ["re:(", "10.0.0.1/8"]
+via = "tor"
+[[rule]]
+name = ""
+via = "nowhere"
+[[rule]]
+ports = [25]
+[guard]
+allow = ["10.0.0.1/8", "x"]
+[egress.a]
+url = "socks6://b"
+mark = 0
+[egress.b]
+chain = ["a", "c"]
+resolve = "heer"
+[timeouts]
+idel = 3
+idle = 0
+[resolver]
+servers = ["dns.example", "quic://1"]
+tries = 0
+hosts = { a = ["b", "1.1.1.1", "c"], "*.x" = ["1.1.1.1"] }
+[log]
+level = "loud"
+"""
+
+BAD_KEYS = [
+    "wokers",
+    "workers",
+    "listen[0].url",
+    "listen[0].user",
+    "listen[1].url",
+    "listen[1].udp.advertise",
+    "listen[1].udp.prots",
+    "users.alice.plian",
+    "users.bob.password",
+    "users.bob.limits.bandwidth",
+    "users.bob.limits.connections",
+    "rule[0].action",
+    "rule[0].ports[0]",
+    "rule[0].ports[2]",
+    "rule[0].hosts[0]",
+    "rule[0].hosts[1]",
+    "rule[0].via",
+    "rule[1].name",
+    "rule[1].via",
+    "rule[2].action",
+    "guard.allow[0]",
+    "guard.allow[1]",
+    "egress.a.url",
+    "egress.a.mark",
+    "egress.b.chain[1]",
+    "egress.b.resolve",
+    "timeouts.idel",
+    "timeouts.idle",
+    "resolver.servers[0]",
+    "resolver.servers[1]",
+    "resolver.tries",
+    "resolver.hosts.a[0]",
+    "resolver.hosts.a[2]",
+    "resolver.hosts.*.x",
+    "log.level",
+]
+
+
 def write(folder: Path, text: str) -> Path:
     write_server(folder, "certificate")
     path = folder / "tabi.toml"
@@ -51,11 +137,12 @@ def test_every_key_is_printed_with_its_value_or_default(tmp_path: Path) -> None:
     assert lines["listen[0].url"] == '"socks5://127.0.0.1:0"'
     assert lines["listen[0].users"] == '"required"'
     assert lines["listen[1].url"] == '"unix:///run/tabi.sock?protocol=mixed&mode=0660"'
-    assert lines["listen[1].users"] == "default"
-    assert (lines["listen[0].tls"], lines["listen[0].proxy_protocol"]) == ("default", "[]")
+    assert lines["listen[1].users"] == '"required"'
+    assert (lines["listen[0].tls"], lines["listen[0].proxy_protocol"]) == ("none  # there is no TLS", "[]")
     assert lines["listen[1].tls.certificate"].endswith('certificate.pem"')
     assert lines["listen[1].tls.key"].endswith('certificate.key"')
-    assert (lines["listen[1].tls.client_ca"], lines["listen[1].tls.client_name"]) == ("default", '"cn"')
+    assert lines["listen[1].tls.client_ca"] == "none  # no certificate is asked for"
+    assert lines["listen[1].tls.client_name"] == '"cn"'
     assert [lines[f"listen[1].proxy_protocol[{index}]"] for index in (0, 1)] == ['"10.0.0.0/8"', '"unix"']
     assert lines["users.alice.plain"] == "true"
     assert lines["users.bob.b.plain"] == "false"
@@ -70,6 +157,51 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert 'listen[0].url = "mixed://127.0.0.1:1080"\n' in done.stdout.decode()
     assert "users = {}\n" in done.stdout.decode()
+    assert "= default" not in done.stdout.decode()
+    for key in Config.__struct_fields__:
+        assert re.search(rf"^{key}\W", done.stdout.decode(), re.MULTILINE), key
+
+
+def test_defaults_are_what_they_come_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that depend on other keys or on the machine are filled in, with their units; others say what they mean."""
+    text = """
+[users.alice]
+password = "x"
+plain = true
+limits = { bandwidth = "1 MB/s" }
+[groups.dev]
+limits = { bandwidth = 1000, burst = "10 kB" }
+[[rule]]
+via = "out"
+[[rule]]
+action = "deny"
+[egress.out]
+url = "socks5://alice:hunter2@127.0.0.1:1"
+"""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    done = run_tabi("check", write(tmp_path, text))
+    lines = dict(line.split(" = ", 1) for line in done.stdout.decode().splitlines())
+    assert {key: lines[key] for key in lines if key.startswith("rule[")} == {
+        "rule[0].action": '"allow"',
+        "rule[0].name": '"rule[0]"',
+        "rule[0].via": '"out"',
+        "rule[1].action": '"deny"',
+        "rule[1].name": '"rule[1]"',
+        "rule[1].via": "none",
+        **{f"rule[{index}].{key}": "none  # it matches all" for index in (0, 1) for key in MATCHERS},
+    }
+    assert lines["listen[0].users"] == '"required"'
+    assert lines["quotas.path"] == f'"{tmp_path}/tabi/quotas.sqlite"'
+    assert lines["users.alice.limits.bandwidth"] == '"1 MB/s"'
+    assert lines["users.alice.limits.burst"] == '"100 kB"'
+    assert (lines["groups.dev.limits.bandwidth"], lines["groups.dev.limits.burst"]) == ('"1 kB/s"', '"10 kB"')
+    assert lines["limits.quota"] == "none  # no limit"
+    assert lines["users.alice.expires"] == "none  # never"
+    assert lines["egress.out.ssh.known_hosts"].endswith('/.ssh/known_hosts"')
+    assert lines["egress.out.url"] == '"socks5://…@127.0.0.1:1"'
+    assert lines["listen[0].udp.ports"] == "none  # any that is free"
+    assert "= default" not in done.stdout.decode()
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
@@ -131,6 +263,31 @@ def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str
     line = failure(run_tabi("check", path), 2)
     assert line.startswith(f"tabi: {path}: {key}: "), line
     assert "hunter2" not in line
+
+
+def test_all_errors_of_a_file_are_told(tmp_path: Path) -> None:
+    """A line for each, in the order of the file: of names, types, values and of what stands somewhere else."""
+    path = write(tmp_path, BAD)
+    done = run_tabi("check", path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    lines = done.stderr.decode().splitlines()
+    start = f"tabi: {path}: "
+    assert all(line.startswith(start) for line in lines)
+    assert [line.removeprefix(start).partition(": ")[0] for line in lines] == BAD_KEYS
+    assert "hunter2" not in done.stderr.decode()
+    line = failure(run_tabi("serve", "-c", path), 2)
+    assert line.startswith(f"{start}wokers: unknown key, ")
+    assert line.rstrip().endswith(f"(and {len(BAD_KEYS) - 1} more: tabi check {path})")
+
+
+def test_all_that_is_in_the_way_of_a_start_is_told(tmp_path: Path) -> None:
+    """What the file says is right, and what it names cannot be used."""
+    text = '[[listen]]\nurl = "socks5://0.0.0.0:0"\n[[listen]]\nurl = "unix:///nonexistent/a"\n[log]\naccess = "/etc"'
+    path = write(tmp_path, text)
+    done = run_tabi("check", path)
+    assert done.returncode == 2
+    keys = [line.removeprefix(f"tabi: {path}: ").partition(": ")[0] for line in done.stderr.decode().splitlines()]
+    assert keys == ["listen[0].url", "log.access", "listen[1].url"]
 
 
 def test_nothing_is_made_by_looking(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from tabi.config import (
     make_config,
     parse_config,
 )
-from tabi.config.compile import make_hosts
+from tabi.config.compile import make_hosts, make_rules
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret
@@ -346,6 +346,14 @@ def test_an_empty_file_is_the_defaults() -> None:
         Seconds(10), Seconds(10), Seconds(300), Seconds(60), Seconds(120), Seconds(120), Seconds(30)
     )
     assert (config.log.access, config.log.level) == ("stdout", "info")
+
+
+def test_a_rule_with_a_way_out_allows() -> None:
+    """``via`` says enough; a rule without one has to say what it does."""
+    config = parse_config("[[rule]]\nvia = 'direct'\n[[rule]]\naction = 'deny'")
+    assert [(rule.action, rule.via) for rule in make_rules(config)] == [("allow", "direct"), ("deny", None)]
+    with pytest.raises(ConfigError, match=r"^rule\[0\]\.action: missing$"):
+        make_config({"rule": [{"ports": [1]}]})
 
 
 @pytest.mark.parametrize("users", ["required", "optional", "none"])

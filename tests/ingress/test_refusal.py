@@ -59,13 +59,18 @@ DNS_NOT_FOUND, DNS_REFUSED = 4, 11
         (ExchangeFailed(504, "http_response_timeout", "x"), 1, 504, "http_response_timeout", "error"),
         (ExchangeFailed(429, "connection_limit_reached", "x"), 1, 429, "connection_limit_reached", "limit"),
         (HttpError("x", 431), 1, 431, "http_request_error", "error"),
+        (PolicyDenied("x", reply_code=1), 1, 500, "proxy_internal_error", "denied"),
+        (PolicyDenied("x", reply_code=3), 3, 502, "destination_ip_unroutable", "denied"),
+        (PolicyDenied("x", reply_code=4), 4, 502, "destination_ip_unroutable", "denied"),
+        (PolicyDenied("x", reply_code=5), 5, 502, "connection_refused", "denied"),
+        (PolicyDenied("x", reply_code=6), 6, 504, "connection_timeout", "denied"),
+        (PolicyDenied("x", reply_code=7), 7, 403, "destination_ip_prohibited", "denied"),
     ],
 )
 def test_what_clients_are_told(exc: TabiError, reply_code: int, status: int, error: str, close: Close) -> None:
     """The reply of SOCKS, HTTP's status with its error type, and the end of the session come of one error."""
     refusal = refusal_of(exc)
-    assert refusal == Refusal(str(exc), reply_code, status, error)
-    assert refusal.close == close
+    assert refusal == Refusal(str(exc), reply_code, status, error, close=close)
     assert reply4_code(refusal.reply_code) == 91
 
 

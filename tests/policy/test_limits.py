@@ -305,3 +305,12 @@ def test_a_bucket_never_lets_more_through_than_flowed_in(steps: list[tuple[int, 
 def test_an_account_says_what_it_is() -> None:
     """For logs."""
     assert Account("server", Terms(), Ledger()).name == "server"
+
+
+def test_among_whom_a_session_waits() -> None:
+    """Those of its user; without one, those of clients that have the same limits."""
+    everybody = Limits(Ledger(), server=Terms(connections=1))
+    client = CLIENT
+    assert everybody.queue_of("alice", client) == "alice"
+    assert everybody.queue_of(None, client) == everybody.everybody
+    assert not everybody.waits

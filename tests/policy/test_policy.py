@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 from typing import Any
 
@@ -11,7 +12,7 @@ from tabi.errors import PolicyDenied
 from tabi.policy.guard import Guard, permit_any
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
-from tabi.policy.policy import Policy, enforce, judge_any
+from tabi.policy.policy import Pending, Policy, enforce, judge_any
 from tabi.policy.rules import UNRESOLVED, RuleSet, Texts, Unresolved, make_rule
 from tabi.session import Decision, Session
 from tabi.wire.address import Address
@@ -141,3 +142,33 @@ def test_judges_say_which_way() -> None:
     assert allowing({"ports": ("53",)}, {"via": "tor"}).way(session(), 0) is None
     assert policy().way(session(), 0) is None
     assert allowing({"via": "tor"}, last_word=lambda asks: None).way(session(), 0) is None
+
+
+def test_a_verdict_that_takes_time_is_awaited() -> None:
+    """What a judge gives in its place is known as unresolved to whoever does not wait."""
+    waited: list[int] = []
+
+    async def settle() -> None:
+        waited.append(1)
+
+    async def main() -> None:
+        pending = Pending(settle)
+        assert isinstance(pending, Unresolved)
+        await pending
+
+    asyncio.run(main())
+    assert waited == [1]
+
+
+def test_what_admits_is_the_limits_unless_something_else_does() -> None:
+    """A store that machines share may stand in their place; and a hook with async is known as one that waits."""
+    other: Any = object()
+    limits = Limits(Ledger())
+    assert Policy(RuleSet(), Guard(), limits).admission is limits
+    assert Policy(RuleSet(), Guard(), limits, admission=other).admission is other
+
+    async def decide(asked: Session) -> None:
+        """Say nothing."""
+
+    assert policy(last_word=decide).hook_waits
+    assert not policy(last_word=lambda asked: None).hook_waits

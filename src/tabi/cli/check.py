@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,136 @@ import msgspec
 from tabi.cli.help import Command
 from tabi.config import Config, encode_special, load_config
 from tabi.config.advice import advise
+from tabi.config.compile import make_limits
+from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output
+from tabi.policy.ledger import Ledger
+from tabi.policy.limits import least_burst
+from tabi.policy.quantities import format_size
 from tabi.server.quota_store import check_store, default_path
 from tabi.server.server import Server
 from tabi.url import UnixSocket
+
+NOT_SET = {
+    "decide": "no program is asked",
+    "tls": "there is no TLS",
+    "advertise": "the address that the client has reached",
+    "client_ca": "no certificate is asked for",
+    "password": "no login by password",
+    "expires": "never",
+    "interface": "as the system chooses",
+    "keepalive": "the destination is not asked",
+    "user_timeout": "the system's",
+    "url": "there is no proxy",
+    "chain": "there is no proxy",
+    "members": "there is no pool",
+    "check": "members are not looked at",
+    "key": "those of ~/.ssh",
+    "ca": "the system's authorities",
+    "burst": "there is no bandwidth",
+    **dict.fromkeys(("connections", "connect_rate", "bandwidth", "quota", "max_session"), "no limit"),
+}
+"""What it means that a key has no value, where nothing could stand there that says the same."""
 
 
 @click.command(cls=Command)
 @click.argument("path", metavar="TABI.TOML", type=click.Path(path_type=Path), help="The file to try.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
 @click.option("--open", "open_proxy", is_flag=True, help="Check it as `tabi serve --open` would.")
-def check(path: Path, as_json: bool, open_proxy: bool) -> None:
+def check(path: Path, as_json: bool, open_proxy: bool) -> int:
     """Validate a configuration and print it as it would be used, defaults and all.
 
-    Passwords are not shown. An error names the file and the key, and exits with 2. What may not be as it was meant,
-    such as a rule that can never match, is said on stderr.
+    Passwords are not shown. Each error is a line with the file and the key, and the exit code is 2. What may not be as
+    it was meant, such as a rule that can never match, is said on stderr.
 
     Example:  tabi check --json tabi.toml
     """
-    config = load_config(path)
     try:
-        check_surroundings(config, Server(config=config, open=open_proxy))
+        config = load_config(path)
+        errors = list(look_around(config, open_proxy))
+        if errors:
+            raise in_file(ConfigError(errors[0].message, errors[0].path, tuple(errors)), path)
     except ConfigError as exc:
-        raise ConfigError(str(exc), str(path)) from exc
+        if len(exc.errors) == 1:
+            raise
+        for error in exc.errors:
+            print(f"tabi: {path}: {error}", file=sys.stderr)
+        return 2
     for advice in advise(config):
         print(f"{path}: {advice}", file=sys.stderr)
+    data = resolved(config)
+    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(written(data))))
+    return 0
+
+
+def look_around(config: Config, open_proxy: bool) -> Iterator[ConfigError]:
+    """Look at what the start would open, and change nothing: all that is in its way."""
+    checks: list[Callable[[], object]] = [
+        partial(Server, config=config, open=open_proxy),
+        partial(check_log, config),
+        partial(check_quotas, config),
+    ]
+    checks += [partial(check_place, config, index) for index in range(len(config.listen))]
+    for look in checks:
+        try:
+            look()
+        except ConfigError as exc:
+            yield from exc.errors
+
+
+def check_log(config: Config) -> None:
+    """Raise ConfigError for an access log that cannot be written."""
+    try:
+        check_output(config.log.access)
+    except OSError as exc:
+        raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
+
+
+def check_quotas(config: Config) -> None:
+    """Raise ConfigError for a file of quotas that cannot be used."""
+    if config.quotas.path is not None or make_limits(config, Ledger()).with_quota:
+        check_store(Path(config.quotas.path) if config.quotas.path is not None else default_path(os.environ))
+
+
+def check_place(config: Config, index: int) -> None:
+    """Raise ConfigError for a unix socket that cannot be listened on."""
+    listen = config.listen[index]
+    place, where = listen.parsed.place, f"listen[{index}].url"
+    if isinstance(place, UnixSocket):
+        try:
+            check_unix(place)
+        except OSError as exc:
+            raise ConfigError(f"{listen.url}: {exc.strerror}", where) from exc
+        except ConfigError as exc:
+            raise ConfigError(f"{listen.url}: {exc}", where) from None
+
+
+# --- what is printed ---
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as it would be used, without secrets: defaults that depend on others are filled in."""
     data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=encode_special)
     for user in data["users"].values():
         user["password"] = user["password"] and "…"
+    for listen, shown in zip(config.listen, data["listen"], strict=True):
+        shown["users"] = listen.users or ("required" if listen.wants_user(bool(config.users)) else "none")
+    for index, rule in enumerate(data["rule"]):
+        rule["name"] = rule["name"] or f"rule[{index}]"
+        rule["action"] = rule["action"] or "allow"
+        if rule["action"] == "allow":
+            rule["via"] = rule["via"] or "direct"
     for egress in data["egress"].values():
         hide_passwords(egress)
-    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(data)))
+        egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
+    data["quotas"]["path"] = config.quotas.path or str(default_path(os.environ))
+    for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
+        limits = part["limits"]
+        if limits["bandwidth"] is not None:
+            limits["burst"] = limits["burst"] or least_burst(limits["bandwidth"])
+    return data
 
 
 def hide_passwords(egress: dict[str, Any]) -> None:
@@ -66,23 +164,14 @@ def hide_passwords(egress: dict[str, Any]) -> None:
                 one["to"] = hidden(one["to"])
 
 
-def check_surroundings(config: Config, server: Server) -> None:
-    """Look at what the start would open, and change nothing. Raises ConfigError."""
-    try:
-        check_output(config.log.access)
-    except OSError as exc:
-        raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
-    if config.quotas.path is not None or any(account.quota for account in server.policy.limits.accounts):
-        check_store(Path(config.quotas.path) if config.quotas.path is not None else default_path(os.environ))
-    for index, listen in enumerate(config.listen):
-        place, where = listen.parsed.place, f"listen[{index}].url"
-        if isinstance(place, UnixSocket):
-            try:
-                check_unix(place)
-            except OSError as exc:
-                raise ConfigError(f"{listen.url}: {exc.strerror}", where) from exc
-            except ConfigError as exc:
-                raise ConfigError(f"{listen.url}: {exc}", where) from None
+def written(data: dict[str, Any]) -> dict[str, Any]:
+    """The same with rates and sizes as people write them."""
+    for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
+        limits = part["limits"]
+        for key, unit in (("bandwidth", "/s"), ("burst", "")):
+            if limits[key] is not None:
+                limits[key] = f"{format_size(int(limits[key]))}{unit}"
+    return data
 
 
 def flatten(value: Any, path: str = "") -> Iterator[str]:
@@ -93,5 +182,17 @@ def flatten(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, list) and value:
         for index, below in enumerate(value):
             yield from flatten(below, f"{path}[{index}]")
+    elif value is None:
+        yield f"{path} = {meaning_of(path)}"
     else:
-        yield f"{path} = {'default' if value is None else json.dumps(value, ensure_ascii=False)}"
+        yield f"{path} = {json.dumps(value, ensure_ascii=False)}"
+
+
+def meaning_of(path: str) -> str:
+    """What it means that a key has no value: in a comment, since TOML has no word for that."""
+    key = path.rpartition(".")[2]
+    if path.startswith("rule["):
+        return "none" if key == "via" else "none  # it matches all"
+    if path.endswith("udp.ports"):
+        return "none  # any that is free"
+    return f"none  # {NOT_SET[key]}" if key in NOT_SET else "none"

@@ -18,11 +18,15 @@ from tabi.cli.help import Command
 from tabi.config import Config, Listen, load_config
 from tabi.errors import ConfigError
 from tabi.policy.rules import COMMANDS, PROTOCOLS
-from tabi.server.explain import Explanation, Request, explain
+from tabi.server.explain import Request, check_user, explain
+from tabi.server.explanation import Explanation
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import default_path
 from tabi.session import UNIX
 from tabi.wire.address import Host, parse_address, parse_ip
+
+REFUSED = 3
+"""The exit code for a request that would be refused."""
 
 
 @click.command("explain", cls=Command)
@@ -54,8 +58,8 @@ def explain_command(
     protocol: str | None,
     at: str | None,
     as_json: bool,
-) -> None:
-    """Say what would become of a request, rule by rule, and why.
+) -> int:
+    """Say what would become of a request, rule by rule, and why. Exits with 0 where it is allowed, 3 where not.
 
     The destination's name is resolved, nothing is connected to, and no running server is asked.
 
@@ -72,6 +76,7 @@ def explain_command(
     except ConfigError as exc:
         raise ConfigError(str(exc), str(config)) from exc
     print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if as_json else "\n".join(lines(found)))
+    return 0 if found.error is None else REFUSED
 
 
 async def ask(config: Config, request: Request) -> Explanation:
@@ -113,7 +118,9 @@ def make_request(
         address = parse_address(destination)
     except ValueError as exc:
         raise ConfigError(str(exc), "HOST:PORT") from None
-    return Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+    request = Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+    check_user(config, request)
+    return request
 
 
 def choose_listener(config: Config, url: str | None) -> Listen:
@@ -165,6 +172,8 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("rules" if not index else "", text) for index, text in enumerate(rules)]
     if found.decide is not None:
         rows.append(("decide", found.decide))
+    if found.delay is not None:
+        rows.append(("delay", f"{found.delay:g} s"))
     rows += [("resolver", found.resolver), ("guard", found.guard)]
     rows += [("limits" if not index else "", text) for index, text in enumerate(found.limits or ["none"])]
     if found.egress is not None:

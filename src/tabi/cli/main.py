@@ -1,6 +1,7 @@
 """The `tabi` program: its commands, and what becomes of an error.
 
-Exit codes: 0 done, 1 failed while running, 2 the command line or the configuration is wrong.
+Exit codes: 0 done, 1 failed while running, 2 the command line or the configuration is wrong; `explain` has 3 for a
+request that would be refused.
 """
 
 from __future__ import annotations

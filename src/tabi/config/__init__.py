@@ -4,6 +4,7 @@ from tabi.config.check import check_values
 from tabi.config.load import (
     PARTS,
     check_types,
+    decode_limits,
     decode_special,
     encode_special,
     load_config,
@@ -64,6 +65,7 @@ __all__ = [
     "UsersGrammar",
     "check_types",
     "check_values",
+    "decode_limits",
     "decode_special",
     "encode_special",
     "load_config",

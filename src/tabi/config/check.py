@@ -1,10 +1,12 @@
-"""What the types of the schema alone do not say."""
+"""What the types of the schema alone do not say. Each function gives all that is wrong with its part."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from typing import get_args
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, get_args
+
+import msgspec
 
 from tabi.config.compile import (
     BLOCK,
@@ -15,125 +17,227 @@ from tabi.config.compile import (
     make_rules,
     members_of,
     name_of,
-    networks_of,
     proxies_of,
+    texts_of,
 )
-from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Ssh, Sticky, Udp
+from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Rule, Ssh, Sticky, Udp, User
 from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
+from tabi.policy.networks import parse_network
 from tabi.policy.pool import By
+from tabi.policy.rules import Texts, make_rule
 from tabi.policy.users import PREFIX
-from tabi.url import ListenURL, parse_server_url, parse_url
-from tabi.wire.address import Address
+from tabi.url import ListenURL, ServerURL, parse_server_url, parse_url
+from tabi.wire.address import Address, parse_ip
 
 
 def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> None:
-    """Check what types alone do not say. Raises ConfigError.
+    """Check what types alone do not say. Raises ConfigError, whose ``errors`` are all that is wrong.
 
     ``known_otherwise`` says that a program knows who its users are, so that those here need no password; ``egresses``
     are the names of those that it brings.
     """
+    raise_all(find_errors(config, known_otherwise, egresses))
+
+
+def raise_all(errors: Iterable[ConfigError]) -> None:
+    """Raise the first of several errors, which has all of them, if there are any."""
+    found = tuple(errors)
+    if found:
+        raise ConfigError(found[0].message, found[0].path, found)
+
+
+def find_errors(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> Iterator[ConfigError]:
+    """All that is wrong and that types alone do not say; arguments as `check_values`."""
     names = (DIRECT, BLOCK, *config.egress, *egresses)
     for name in egresses:
         if names.count(name) > 1:
-            raise ConfigError("the configuration has an egress of this name", f"egresses.{name}")
+            yield ConfigError("the configuration has an egress of this name", f"egresses.{name}")
     if not 0 <= config.workers <= 1024:
-        raise ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
+        yield ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:
-        raise ConfigError("empty, expected one or more", "listen")
+        yield ConfigError("empty, expected one or more", "listen")
     if not config.log.access or "\0" in config.log.access:
-        raise ConfigError("expected stdout, stderr, syslog, none or a path", "log.access")
+        yield ConfigError("expected stdout, stderr, syslog, none or a path", "log.access")
     for index, listen in enumerate(config.listen):
-        try:
-            url = listen.parsed
-        except ValueError as exc:
-            raise ConfigError(str(exc), f"listen[{index}].url") from None
-        same = next(i for i, other in enumerate(config.listen) if other.parsed.place == url.place)
-        if same < index and not (isinstance(url.place, Address) and url.place.port == 0):
-            raise ConfigError(f"the same address as listen[{same}].url", f"listen[{index}].url")
-        check_tls(listen, url, f"listen[{index}].tls")
-        try:
-            _ = listen.proxies
-        except ValueError as exc:
-            raise ConfigError(
-                f"{exc}, expected networks such as 10.0.0.0/8", f"listen[{index}].proxy_protocol"
-            ) from None
-        check_udp(listen.udp, config.workers, f"listen[{index}].udp")
-        if listen.users == "required" and not config.users and not listen.by_certificate:
-            raise ConfigError('"required", but there are no users', f"listen[{index}].users")
+        yield from listen_errors(config, listen, index)
     for name, egress in config.egress.items():
-        check_egress(egress, f"egress.{name}")
-        check_way(config, name, egress, names)
-    try:
-        _ = Grammar(config.users_grammar.keys, config.users_grammar.separator)
-    except ValueError as exc:
-        raise ConfigError(str(exc), "users_grammar") from None
+        yield from origin_errors(egress, f"egress.{name}")
+        yield from egress_errors(config, name, egress, names)
+    yield from read(lambda: Grammar(config.users_grammar.keys, config.users_grammar.separator), "users_grammar")
     if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
-        raise ConfigError("expected the path of a file", "quotas.path")
-    check_users(config, known_otherwise or any(listen.by_certificate for listen in config.listen))
-    check_policy(config, names)
-    check_resolver(config.resolver)
-    make_hosts(config)
+        yield ConfigError("expected the path of a file", "quotas.path")
+    without_password = known_otherwise or any(listen.by_certificate for listen in config.listen)
+    for name, user in config.users.items():
+        yield from user_errors(name, user, without_password)
+    yield from policy_errors(config, names)
+    yield from resolver_errors(config.resolver)
+    yield from host_errors(config)
 
 
-def check_resolver(resolver: Resolver) -> None:
-    """Check who is asked for names, and what is kept. Raises ConfigError."""
+def read(parse: Callable[[], object], path: str, expected: str = "") -> Iterator[ConfigError]:
+    """Why a value cannot be read, if it cannot."""
+    try:
+        parse()
+    except ValueError as exc:
+        yield ConfigError(f"{exc}{expected}", path)
+
+
+def network_errors(words: Sequence[str], path: str, others: tuple[str, ...] = ()) -> Iterator[ConfigError]:
+    """Which of several words are neither networks nor one of the ``others`` that may stand there."""
+    for index, word in enumerate(words):
+        if word not in others:
+            yield from read(lambda word=word: parse_network(word), f"{path}[{index}]")  # type: ignore[misc]
+
+
+def listen_errors(config: Config, listen: Listen, index: int) -> Iterator[ConfigError]:
+    """What is wrong with a listener."""
+    path, url = f"listen[{index}]", None
+    try:
+        url = listen.parsed
+    except ValueError as exc:
+        yield ConfigError(str(exc), f"{path}.url")
+    if url is not None:
+        same = next((i for i, other in enumerate(config.listen[:index]) if place_of(other) == url.place), None)
+        if same is not None and not (isinstance(url.place, Address) and url.place.port == 0):
+            yield ConfigError(f"the same address as listen[{same}].url", f"{path}.url")
+        yield from tls_errors(listen, url, f"{path}.tls")
+    yield from read(lambda: listen.proxies, f"{path}.proxy_protocol", ", expected networks such as 10.0.0.0/8")
+    yield from udp_errors(listen.udp, config.workers, f"{path}.udp")
+    if listen.users == "required" and not config.users and not listen.by_certificate:
+        yield ConfigError('"required", but there are no users', f"{path}.users")
+
+
+def place_of(listen: Listen) -> object:
+    """Where a listener is, None where that cannot be read."""
+    try:
+        return listen.parsed.place
+    except ValueError:
+        return None
+
+
+def tls_errors(listen: Listen, url: ListenURL, path: str) -> Iterator[ConfigError]:
+    """Whether TLS is there where it is asked for, and nowhere else."""
+    if url.tls and listen.tls is None:
+        yield ConfigError('missing, expected { certificate = "…", key = "…" }', path)
+    if listen.tls is not None and not url.tls and url.protocol != "mixed":
+        schemes = "https" if url.protocol == "http" else f"{url.protocol}+tls, mixed or mixed+tls"
+        yield ConfigError(f"{url.scheme} is without TLS, expected a URL with {schemes}", path)
+
+
+def udp_errors(udp: Udp, workers: int, path: str) -> Iterator[ConfigError]:
+    """What is wrong with where datagrams are to be."""
+    yield from read(lambda: udp.address, f"{path}.advertise")
+    yield from read(lambda: udp.port_range, f"{path}.ports")
+    if udp.shared and workers != 1:
+        text = f'"shared" with workers = {workers}, expected workers = 1 or a range of ports'
+        yield ConfigError(text, f"{path}.ports")
+
+
+def resolver_errors(resolver: Resolver) -> Iterator[ConfigError]:
+    """What is wrong with who is asked for names, and with what is kept."""
+    urls: list[ServerURL] = []
     if not resolver.servers:
-        raise ConfigError("empty, expected one or more", "resolver.servers")
+        yield ConfigError("empty, expected one or more", "resolver.servers")
     for index, text in enumerate(resolver.servers):
         if text != SYSTEM:
-            try:
-                parse_server_url(text)
-            except ValueError as exc:
-                raise ConfigError(str(exc), f"resolver.servers[{index}]") from None
-    if resolver.ca is not None and not any(url and url.scheme in ("tls", "https") for url in resolver.parsed):
-        raise ConfigError("no server has tls or https", "resolver.ca")
+            yield from read(lambda text=text: urls.append(parse_server_url(text)), f"resolver.servers[{index}]")  # type: ignore[misc]
+    if resolver.ca is not None and not any(url.scheme in ("tls", "https") for url in urls):
+        yield ConfigError("no server has tls or https", "resolver.ca")
     if not 1 <= resolver.tries <= 10:
-        raise ConfigError(f"{resolver.tries}, expected 1 to 10", "resolver.tries")
+        yield ConfigError(f"{resolver.tries}, expected 1 to 10", "resolver.tries")
     if not 0 <= resolver.cache <= 1_000_000:
-        raise ConfigError(f"{resolver.cache}, expected 0 to 1000000", "resolver.cache")
+        yield ConfigError(f"{resolver.cache}, expected 0 to 1000000", "resolver.cache")
     if resolver.min_ttl > resolver.max_ttl:
-        raise ConfigError(f"{resolver.min_ttl:g}, which is more than max_ttl", "resolver.min_ttl")
+        yield ConfigError(f"{resolver.min_ttl:g}, which is more than max_ttl", "resolver.min_ttl")
 
 
-def check_egress(egress: Egress, path: str) -> None:
-    """Check where a way out comes from. Raises ConfigError."""
-    if egress.source:
-        networks_of(egress.source, f"{path}.source")
-    elif egress.source_by != "session":
-        raise ConfigError("there is no source", f"{path}.source_by")
+def host_errors(config: Config) -> Iterator[ConfigError]:
+    """What is wrong with the names of the configuration; each is looked at by itself where something is."""
+    try:
+        make_hosts(config)
+        return
+    except ConfigError as exc:
+        first = exc
+    found = []
+    for name, texts in config.resolver.hosts.items():
+        alone = msgspec.structs.replace(config.resolver, hosts={name: texts[:1]})
+        try:
+            make_hosts(msgspec.structs.replace(config, resolver=alone))
+        except ConfigError as exc:
+            found.append(exc)
+        path = f"resolver.hosts.{name}"
+        found += [
+            ConfigError(f"{text!r}, expected an IP address", f"{path}[{index}]")
+            for index, text in enumerate(texts)
+            if index and not is_ip(text)
+        ]
+    yield from found or [first]  # the same name twice is wrong because of another one
+
+
+def is_ip(text: str) -> bool:
+    """Whether a text is an IP address."""
+    return not any(read(lambda: parse_ip(text), ""))
+
+
+def origin_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
+    """What is wrong with where a way out comes from."""
+    yield from network_errors(egress.source, f"{path}.source")
+    if not egress.source and egress.source_by != "session":
+        yield ConfigError("there is no source", f"{path}.source_by")
     if egress.interface is not None and not 0 < len(egress.interface.encode()) < 16:
-        raise ConfigError(f"{egress.interface!r}, expected the name of an interface", f"{path}.interface")
+        yield ConfigError(f"{egress.interface!r}, expected the name of an interface", f"{path}.interface")
     if egress.mark is not None and not 0 < egress.mark < 1 << 32:
-        raise ConfigError(f"{egress.mark}, expected 1 to 4294967295", f"{path}.mark")
+        yield ConfigError(f"{egress.mark}, expected 1 to 4294967295", f"{path}.mark")
 
 
-def check_way(config: Config, name: str, egress: Egress, names: Collection[str]) -> None:
-    """Check the proxies that a way out goes through, and its pool; ``names`` are those of all. Raises ConfigError."""
-    path, hops = f"egress.{name}", egress.hops
+def egress_errors(config: Config, name: str, egress: Egress, names: Collection[str]) -> Iterator[ConfigError]:
+    """What is wrong with the proxies that an egress goes through, and with its pool; ``names`` are those of all."""
+    path = f"egress.{name}"
     if name == BLOCK:
-        raise ConfigError("the name of the one that leads nowhere", path)
+        yield ConfigError("the name of the one that leads nowhere", path)
     given = {key: value for key in ("url", "chain", "members") if (value := getattr(egress, key)) is not None}
     if len(given) > 1:
-        raise ConfigError("expected one of url, chain and members", path)
+        yield ConfigError("expected one of url, chain and members", path)
     for key, value in given.items():
         if not value:
-            raise ConfigError("empty, expected one or more", f"{path}.{key}")
+            yield ConfigError("empty, expected one or more", f"{path}.{key}")
         if name == DIRECT:
-            raise ConfigError("direct leads from this machine: give this one another name, and a rule", f"{path}.{key}")
-    for index, hop in enumerate(hops):
+            yield ConfigError("direct leads from this machine: give this one another name, and a rule", f"{path}.{key}")
+    wrong = [*hop_errors(names, egress, path)]
+    if wrong:  # nothing can be said of the proxies together
+        yield from wrong
+    else:
+        if name in leads_to(config, name):
+            yield ConfigError("leads to itself", path)
+        yield from proxy_errors(egress, path)
+    if egress.sticky != Sticky() and egress.balance not in ("hash", "sticky"):
+        yield ConfigError('expected balance = "sticky" or "hash"', f"{path}.sticky")
+    for word in egress.sticky.by.split("+"):
+        if word not in get_args(By):
+            yield ConfigError(f"{word!r}, expected some of {', '.join(get_args(By))}", f"{path}.sticky.by")
+    if egress.check is not None:
+        yield from read(lambda: egress.check and check_target(egress.check), f"{path}.check")
+
+
+def hop_errors(names: Collection[str], egress: Egress, path: str) -> Iterator[ConfigError]:
+    """What is wrong with each proxy of a way out, and with each member of a pool."""
+    for index, hop in enumerate(egress.hops):
         key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
-        check_hop(names, hop, key, index == 0 and egress.url is None)
-    members = members_of(egress)
-    for index, member in enumerate(members):
-        check_hop(names, member.to, f"{path}.members[{index}]", True)
+        yield from hop_error(names, hop, key, index == 0 and egress.url is None)
+    seen: dict[str, int] = {}
+    for index, member in enumerate(members_of(egress)):
+        key, wrong = f"{path}.members[{index}]", [*hop_error(names, member.to, f"{path}.members[{index}]", True)]
+        yield from wrong
         if not 0 < member.weight < 1e9:
-            raise ConfigError(f"{member.weight:g}, expected more than 0", f"{path}.members[{index}].weight")
-        same = next(place for place, other in enumerate(members) if name_of(other.to) == name_of(member.to))
-        if same < index:
-            raise ConfigError(f"the same as members[{same}]", f"{path}.members[{index}]")
-    if name in leads_to(config, name):
-        raise ConfigError("leads to itself", path)
+            yield ConfigError(f"{member.weight:g}, expected more than 0", f"{key}.weight")
+        if not wrong and (same := seen.setdefault(name_of(member.to), index)) < index:
+            yield ConfigError(f"the same as members[{same}]", key)
+
+
+def proxy_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
+    """What is said of proxies that are not there, or are of another kind."""
+    hops, members = egress.hops, members_of(egress)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
     sends = egress.send_proxy_protocol
@@ -144,7 +248,7 @@ def check_way(config: Config, name: str, egress: Egress, names: Collection[str])
         ("send_proxy_protocol", sends and "ssh" in first, "an SSH server has one connection for all clients"),
         ("isolate", egress.isolate and members, "this is a pool: say it in an egress for each member"),
         ("isolate", egress.isolate and not through, "there is no proxy"),
-        ("isolate", egress.isolate and not urls, "the chain ends with an egress: say it there"),
+        ("isolate", egress.isolate and hops and not urls, "the chain ends with an egress: say it there"),
         ("isolate", egress.isolate and urls and urls[-1].protocol != "socks5", "the last proxy is not of SOCKS5"),
         ("isolate", egress.isolate and urls and urls[-1].username is not None, "the last proxy has a user already"),
         ("resolve", egress.resolve == "here" and not through, "there is no proxy"),
@@ -154,30 +258,17 @@ def check_way(config: Config, name: str, egress: Egress, names: Collection[str])
         ("ssh", egress.ssh != Ssh() and not by_ssh, "there is no SSH server"),
     ):
         if wrong:
-            raise ConfigError(why, f"{path}.{key}")
-    if egress.sticky != Sticky() and egress.balance not in ("hash", "sticky"):
-        raise ConfigError('expected balance = "sticky" or "hash"', f"{path}.sticky")
-    for word in egress.sticky.by.split("+"):
-        if word not in get_args(By):
-            raise ConfigError(f"{word!r}, expected some of {', '.join(get_args(By))}", f"{path}.sticky.by")
-    if egress.check is not None:
-        try:
-            _ = check_target(egress.check)
-        except ValueError as exc:
-            raise ConfigError(str(exc), f"{path}.check") from None
+            yield ConfigError(why, f"{path}.{key}")
 
 
-def check_hop(names: Collection[str], text: str, path: str, named: bool) -> None:
-    """Check one proxy, or the name of an egress if that may stand there. Raises ConfigError."""
+def hop_error(names: Collection[str], text: str, path: str, named: bool) -> Iterator[ConfigError]:
+    """What is wrong with one proxy, or with the name of an egress if that may stand there."""
     if "://" in text:
-        try:
-            parse_url(text)
-        except ValueError as exc:
-            raise ConfigError(str(exc), path) from None
+        yield from read(lambda: parse_url(text), path)
     elif not named:
-        raise ConfigError(f"{hidden(text)!r}, expected the URL of a proxy", path)
+        yield ConfigError(f"{hidden(text)!r}, expected the URL of a proxy", path)
     elif text not in names:
-        raise ConfigError(f"there is no [egress.{hidden(text)}]", path)
+        yield ConfigError(f"there is no [egress.{hidden(text)}]", path)
 
 
 def hidden(text: str) -> str:
@@ -199,82 +290,89 @@ def leads_to(config: Config, name: str) -> set[str]:
     return found
 
 
-def check_users(config: Config, without_password: bool) -> None:
-    """Check users; some need no password, where something else tells who they are. Raises ConfigError."""
-    for name, user in config.users.items():
-        if not 0 < len(name.encode()) <= 255:
-            raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", f"users.{name}")
-        if user.password is None:
-            if not without_password:
-                raise ConfigError("missing", f"users.{name}.password")
-            continue
-        if user.plain and user.password.startswith(PREFIX):
-            raise ConfigError("begins as a hash does: leave plain = true out", f"users.{name}.password")
-        try:
-            secret = user.secret
-            assert secret is not None
-        except ValueError as exc:
-            hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
-            raise ConfigError(f"{exc}{hint}", f"users.{name}.password") from None
+def user_errors(name: str, user: User, without_password: bool) -> Iterator[ConfigError]:
+    """What is wrong with a user; some need no password, where something else tells who they are."""
+    path = f"users.{name}"
+    if not 0 < len(name.encode()) <= 255:
+        yield ConfigError("a user name has 1 to 255 octets (RFC 1929)", path)
+    yield from limit_errors(user.limits, f"{path}.limits")
+    if user.password is None:
+        if not without_password:
+            yield ConfigError("missing", f"{path}.password")
+        return
+    if user.plain and user.password.startswith(PREFIX):
+        yield ConfigError("begins as a hash does: leave plain = true out", f"{path}.password")
+        return
+    try:
+        secret = user.secret
+        assert secret is not None
         if not secret.is_hash and not 0 < len(secret.key) <= 255:
-            raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")
+            yield ConfigError("a password has 1 to 255 octets (RFC 1929)", f"{path}.password")
+    except ValueError as exc:
+        hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
+        yield ConfigError(f"{exc}{hint}", f"{path}.password")
 
 
-def check_policy(config: Config, names: Collection[str]) -> None:
-    """Check rules, guard and limits. Raises ConfigError."""
+def policy_errors(config: Config, names: Collection[str]) -> Iterator[ConfigError]:
+    """What is wrong with rules, guard and limits; ``names`` are those of all egresses."""
     listeners = {listen.url for listen in config.listen}
-    for index, rule in enumerate(make_rules(config)):
-        if rule.name is not None and not (rule.name and rule.name.isprintable()):
-            raise ConfigError(f"{rule.name!r}, expected a name that can be printed", f"rule[{index}].name")
-        for number, url in enumerate(rule.texts.listeners or ()):
-            if url not in listeners:
-                raise ConfigError(
-                    f"{url!r}, expected one of: {', '.join(sorted(listeners))}", f"rule[{index}].listeners[{number}]"
-                )
-        if rule.via is not None and rule.via not in names:
-            raise ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"rule[{index}].via")
-        if rule.via is not None and rule.refuses:
-            raise ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"rule[{index}].via")
-    make_guard(config)
+    try:
+        make_rules(config)
+    except ConfigError:
+        for index, rule in enumerate(config.rule):
+            yield from matcher_errors(rule, f"rule[{index}]")
+    for index, rule in enumerate(config.rule):
+        yield from rule_errors(names, rule, f"rule[{index}]", listeners)
+    try:
+        make_guard(config)
+    except ConfigError:
+        for key, others in (("deny", ("private",)), ("allow", ()), ("exempt", ("unix",))):
+            yield from network_errors(getattr(config.guard, key), f"guard.{key}", others)
     for index, part in enumerate(config.clients):
-        networks_of(part.networks, f"clients[{index}].networks")
+        if not part.networks:
+            yield ConfigError("empty, expected one or more", f"clients[{index}].networks")
+        yield from network_errors(part.networks, f"clients[{index}].networks")
+        yield from limit_errors(part.limits, f"clients[{index}].limits")
     if config.decide is not None and not re.fullmatch(r"python:[\w.]+:\w+", config.decide):
-        raise ConfigError(f"{config.decide!r}, expected python:module:function", "decide")
-    for name in config.groups:
+        yield ConfigError(f"{config.decide!r}, expected python:module:function", "decide")
+    for name, group in config.groups.items():
         if name.startswith("@"):
-            raise ConfigError("a group's name stands without the @ that rules put in front", f"groups.{name}")
-    parts = {f"users.{name}": user.limits for name, user in config.users.items()}
-    parts |= {f"groups.{name}": group.limits for name, group in config.groups.items()}
-    parts |= {f"clients[{index}]": part.limits for index, part in enumerate(config.clients)}
-    for path, limits in {**parts, "": config.limits}.items():
-        check_limits(limits, f"{path}.limits".lstrip("."))
+            yield ConfigError("a group's name stands without the @ that rules put in front", f"groups.{name}")
+        yield from limit_errors(group.limits, f"groups.{name}.limits")
+    yield from limit_errors(config.limits, "limits")
 
 
-def check_limits(limits: Limits, path: str) -> None:
-    """Check the limits of one account. Raises ConfigError."""
+def matcher_errors(rule: Rule, path: str) -> Iterator[ConfigError]:
+    """What is wrong with the matchers of a rule: each of their words is compiled by itself."""
+    for key, words in zip(Texts._fields, texts_of(rule), strict=True):
+        alone: list[Any] = [(word,) for word in words] if isinstance(words, tuple) and words else [words]
+        for index, word in enumerate(alone):
+            try:
+                make_rule(0, "deny", Texts(**{key: word}))
+            except ConfigError as exc:
+                place = str(exc.path).replace("[0]", f"[{index}]")
+                yield ConfigError(exc.message, f"{path}.{place}")
+
+
+def rule_errors(names: Collection[str], rule: Rule, path: str, listeners: set[str]) -> Iterator[ConfigError]:
+    """What is wrong with a rule beside its matchers."""
+    if rule.action is None and rule.via is None:
+        yield ConfigError("missing", f"{path}.action")
+    if rule.name is not None and not (rule.name and rule.name.isprintable()):
+        yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
+    for number, url in enumerate(rule.listeners or ()):
+        if url not in listeners:
+            text = f"{url!r}, expected one of: {', '.join(sorted(listeners))}"
+            yield ConfigError(text, f"{path}.listeners[{number}]")
+    if rule.via is not None and rule.via not in names:
+        yield ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"{path}.via")
+    if rule.via is not None and rule.action not in (None, "allow"):
+        yield ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"{path}.via")
+
+
+def limit_errors(limits: Limits, path: str) -> Iterator[ConfigError]:
+    """What is wrong with the limits of one account."""
     if limits.connections is not None and not 0 < limits.connections <= 1_000_000:
-        raise ConfigError(f"{limits.connections}, expected 1 to 1000000", f"{path}.connections")
+        yield ConfigError(f"{limits.connections}, expected 1 to 1000000", f"{path}.connections")
     if limits.burst is not None and limits.bandwidth is None:
-        raise ConfigError("a burst, but no bandwidth", f"{path}.burst")
-
-
-def check_tls(listen: Listen, url: ListenURL, path: str) -> None:
-    """Check that TLS is there where it is asked for, and nowhere else. Raises ConfigError."""
-    if url.tls and listen.tls is None:
-        raise ConfigError('missing, expected { certificate = "…", key = "…" }', path)
-    if listen.tls is not None and not url.tls and url.protocol != "mixed":
-        schemes = "https" if url.protocol == "http" else f"{url.protocol}+tls, mixed or mixed+tls"
-        raise ConfigError(f"{url.scheme} is without TLS, expected a URL with {schemes}", path)
-
-
-def check_udp(udp: Udp, workers: int, path: str) -> None:
-    """Check where datagrams are to be. Raises ConfigError."""
-    for key, read in (("advertise", lambda: udp.address), ("ports", lambda: udp.port_range)):
-        try:
-            read()
-        except ValueError as exc:
-            raise ConfigError(str(exc), f"{path}.{key}") from None
-    if udp.shared and workers != 1:
-        raise ConfigError(
-            f'"shared" with workers = {workers}, expected workers = 1 or a range of ports', f"{path}.ports"
-        )
+        yield ConfigError("a burst, but no bandwidth", f"{path}.burst")

@@ -36,7 +36,7 @@ def make_rules(config: Config) -> list[Compiled]:
     rules: list[Compiled] = []
     for number, rule in enumerate(config.rule):
         try:
-            rules.append(make_rule(number, rule.action, texts_of(rule), rule.name, rule.via))
+            rules.append(make_rule(number, rule.action or "allow", texts_of(rule), rule.name, rule.via))
         except ConfigError as exc:
             raise ConfigError(exc.message, f"rule[{number}].{exc.path}") from None
     MEMORY[:] = [(config.rule, rules)]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Callable, Collection
-from functools import reduce
-from operator import getitem
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from tabi.config.check import check_values
+from tabi.config.check import find_errors, limit_errors, raise_all
+from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
     Check,
     Clients,
@@ -58,7 +56,14 @@ def load_config(path: str | Path, egresses: Collection[str] = ()) -> Config:
     try:
         return resolve_paths(parse_config(text, egresses), Path(path).absolute().parent)
     except ConfigError as exc:
-        raise ConfigError(str(exc), str(path)) from exc
+        raise in_file(exc, path) from exc
+
+
+def in_file(error: ConfigError, path: str | Path) -> ConfigError:
+    """An error of a file: the first, how many more there are and how they are shown."""
+    more = len(error.errors) - 1
+    hint = f" (and {more} more: tabi check {path})" if more else ""
+    return ConfigError(f"{error}{hint}", str(path), error.errors)
 
 
 def resolve_paths(config: Config, folder: Path) -> Config:
@@ -105,9 +110,21 @@ def make_config(data: dict[str, Any], egresses: Collection[str] = ()) -> Config:
     try:
         config = msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:
-        raise explain(str(exc), data) from None
-    check_values(config, egresses=egresses)
+        raise all_mistakes(data, str(exc)) from None
+    errors = list(find_errors(config, egresses=egresses))
+    if errors:
+        raise_all(in_order(errors, data))
     return remember(config)
+
+
+def all_mistakes(data: dict[str, Any], first: str) -> ConfigError:
+    """All that is wrong with a tabi.toml whose types are; ``first`` is what msgspec says of it."""
+    mistakes, left = find_mistakes(data, Config, "", decode_special)
+    if not mistakes:  # what no value by itself is wrong with
+        return in_words(first, "")
+    values = find_errors(msgspec.convert(left, Config, dec_hook=decode_special))
+    errors = in_order([*mistakes, *without_echoes(mistakes, values, data)], data)
+    return ConfigError(mistakes[0].message, mistakes[0].path, errors)
 
 
 def decode_special(kind: type, value: object) -> object:
@@ -134,38 +151,15 @@ def encode_special(value: object) -> object:
     raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
 
 
-def explain(message: str, data: dict[str, Any]) -> ConfigError:
-    """Turn msgspec's message into one that names the key in tabi.toml's own words."""
-    text, _, place = message.partition(" - at `")
-    path = name_key(place.rstrip("`").removeprefix("$").removeprefix("."), data)
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL)
-    if unknown:
-        known = ", ".join(known_keys(path))
-        return ConfigError(f"unknown key, expected one of: {known}", f"{path}.{unknown[1]}".lstrip("."))
-    missing = re.fullmatch(r"Object missing required field `(.*)`", text)
-    if missing:
-        return ConfigError("missing", f"{path}.{missing[1]}".lstrip("."))
-    key = "keys" if path.startswith("users_grammar.keys.") else re.split(r"[.\]]", path)[-1]
-    if text.startswith("Invalid enum value") and key in CHOICES:
-        text += f", expected {CHOICES[key]}"
-    text = text.replace(" | null`", "`")  # TOML has none
-    text = re.sub(r"`(\w+)`", lambda found: TOML_TYPES.get(found[1], found[1]), text)
-    if path in ("listen", "rule", "clients"):
-        text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[{path}]]"
-    return ConfigError(text[:1].lower() + text[1:], path or None)
-
-
-def name_key(path: str, data: dict[str, Any]) -> str:
-    """msgspec writes ``users[...]`` for any key of a table: find out which one it was."""
-    head, any_key, tail = path.partition("[...]")
-    if any_key:
-        part: Any = PARTS.get(head, list[str])  # resolver.hosts
-        for key, value in reduce(getitem, head.split("."), data).items():
-            try:
-                msgspec.convert(value, part, dec_hook=decode_special)
-            except msgspec.ValidationError:
-                return f"{head}.{key}{tail}"
-    return path
+def decode_limits(value: object) -> Limits:
+    """Limits that a program gives, as a mapping or as the struct. Raises ConfigError."""
+    if not isinstance(value, Limits):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{type(value).__name__}, expected a mapping such as that of a user's limits", "limits")
+        raise_all(find_mistakes(dict(value), Limits, "limits", decode_special)[0])
+        value = msgspec.convert(dict(value), Limits, dec_hook=decode_special)
+    raise_all(limit_errors(value, "limits"))
+    return value
 
 
 PARTS: dict[str, type[msgspec.Struct]] = {
@@ -192,36 +186,6 @@ PARTS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-TOML_TYPES = {"object": "table", "str": "string", "int": "integer", "bool": "boolean"}
-"""The words of TOML for those of msgspec; the others are the same."""
-
-CHOICES = {
-    "users": "required, optional or none",
-    "level": "debug, info, warning or error",
-    "fragments": "reassemble or drop",
-    "senders": "contacted or any",
-    "client_name": "cn, dns, email or uri",
-    "send_proxy_protocol": "1 or 2, or 0 for none",
-    "source_by": "session, user or client",
-    "isolate": "user, session or client",
-    "resolve": "here or there",
-    "balance": "round-robin, random, weighted, least-connections, hash or sticky",
-    "keys": "label, session or ttl",
-    "action": "allow, deny, reset or drop",
-    "over": "refuse or wait",
-    "prefer": "any, ipv4, ipv6, ipv4-only or ipv6-only",
-}
-
-
-def known_keys(path: str) -> tuple[str, ...]:
-    """The keys of the part that a path leads to."""
-    below = re.fullmatch(r"listen\[\d+\]\.(udp|tls)|(?:clients\[\d+\]|(?:users|groups)\..+)\.(limits)", path)
-    within = re.fullmatch(r"egress\..+\.(sticky|check|ssh|members)(\[\d+\])?", path)
-    if within:
-        return PARTS[within[1]].__struct_fields__
-    return PARTS[below[1] or below[2] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
-
-
 CHECKED: WeakValueDictionary[int, Config] = WeakValueDictionary()
 """Configurations whose types are known to be right, by their identity: they cannot change."""
 
@@ -240,4 +204,4 @@ def check_types(config: Config) -> Config:
     try:
         return msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:
-        raise explain(str(exc), data) from None
+        raise all_mistakes(data, str(exc)) from None

@@ -218,8 +218,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A rule matches if all of its matchers do; one that is left out matches everything.
     """
 
-    action: Literal["allow", "deny", "reset", "drop"]
-    """``deny`` answers (reply 02), ``reset`` resets the client's connection, ``drop`` leaves it without an answer until
+    action: Literal["allow", "deny", "reset", "drop"] | None = None
+    """What becomes of the request; a rule that has ``via`` allows unless it says otherwise, any other has to say it.
+
+    ``deny`` answers (reply 02), ``reset`` resets the client's connection, ``drop`` leaves it without an answer until
     the handshake's time is over. Of datagrams all three drop what is not allowed."""
     name: str | None = None
     """What the access log calls it. Default: its place, ``rule[3]``."""

@@ -7,12 +7,12 @@ import socket
 from typing import Any
 
 from tabi.egress.bind import Listener
-from tabi.errors import PolicyDenied, ProxyError
+from tabi.errors import PolicyDenied, ProxyError, TabiError
 from tabi.net.dial import IP
 from tabi.net.listen import Acceptor
 from tabi.net.reactor import Reactor
 from tabi.net.stream import RESET, Stream
-from tabi.policy.policy import Judge
+from tabi.policy.policy import Judge, Pending
 from tabi.wire.address import Address, from_sockaddr, unmap
 
 CALLERS_A_TURN = 16
@@ -56,6 +56,8 @@ class Callers:
         self.refused = 0
         self.last_refused: Address | None = None
         self.peer: tuple[Address, Any] | None = None
+        self.judging: dict[asyncio.Task[None], Any] = {}
+        """Those whose verdict takes time, and their sockets."""
         self.acceptor = Acceptor(reactor, sock, self.on_caller, lambda: CALLERS_A_TURN)
         self.acceptor.start()
 
@@ -72,26 +74,55 @@ class Callers:
     def on_caller(self, sock: Any, sockaddr: Any) -> None:
         """Keep the one that is expected, reset anybody else. Called by the acceptor."""
         caller = from_sockaddr(sockaddr)
-        if self.waiting and self.may_call(caller.host):
+        verdict = self.waiting and self.may_call(caller.host)
+        if isinstance(verdict, Pending):
+            if len(self.judging) < CALLERS_A_TURN:
+                self.judge_later(caller, sock, verdict)
+                return
+            verdict = False
+        if self.keeps(caller, sock, verdict) and self.client.reader is not None:
+            self.client.reader.wake()
+
+    def keeps(self, caller: Address, sock: Any, verdict: bool) -> bool:
+        """Keep a caller, or reset it."""
+        if verdict and self.waiting:
             self.waiting = False  # the acceptor may have more callers in hand
             self.peer = caller, sock
             self.acceptor.stop()
-            if self.client.reader is not None:
-                self.client.reader.wake()
-            return
+            return True
         self.refused += 1
         self.last_refused = caller
         reset(sock)
+        return False
 
-    def may_call(self, host: Any) -> bool:
+    def judge_later(self, caller: Address, sock: Any, pending: Pending) -> None:
+        """Have a task wait for the verdict on a caller."""
+        task = self.reactor.loop.create_task(self.wait_for_verdict(caller, sock, pending))
+        self.judging[task] = sock
+        task.add_done_callback(self.judged)
+
+    async def wait_for_verdict(self, caller: Address, sock: Any, pending: Pending) -> None:
+        """Wait for the verdict on a caller. Whoever waits for the peer sets the deadline."""
+        await pending
+        if self.keeps(caller, sock, self.may_call(caller.host) is True) and self.client.reader is not None:
+            self.client.reader.wake_soon()
+
+    def judged(self, task: asyncio.Task[None]) -> None:
+        """A caller has its verdict, or nobody waits for that any more."""
+        sock = self.judging.pop(task)
+        if task.cancelled():
+            reset(sock)
+
+    def may_call(self, host: Any) -> bool | Pending:
         """Whether it is the peer. Its port is not looked at: servers call from others than those they listen on."""
         if self.judge is None:
             return host in self.expected
         try:
             # Whoever is to be reached by another way would not be listened for here.
-            return self.judge(Address(host, self.port), [host]) is None
+            verdict = self.judge(Address(host, self.port), [host])
         except PolicyDenied:
             return False
+        return verdict if isinstance(verdict, Pending) else verdict is None
 
     def take(self) -> tuple[Address, Stream]:
         """The peer that has called, and its stream, which the caller closes."""
@@ -104,6 +135,9 @@ class Callers:
     def close(self) -> None:
         """Stop listening, and close a peer that nobody took."""
         self.acceptor.stop()
+        self.waiting = False
+        for task in self.judging:
+            task.cancel()
         self.reactor.close(self.sock)
         if self.peer is not None:
             reset(self.peer[1])
@@ -152,6 +186,8 @@ class CallersThere:
         """
         try:
             stream = await self.listener.accept(FOREVER)
+        except TabiError:
+            raise
         except OSError as exc:
             text = (exc.strerror or str(exc)).lower()
             raise ProxyError(f"{self.bound}: the connection to the proxy broke: {text}") from exc
@@ -159,7 +195,11 @@ class CallersThere:
         host = self.listener.peer.host
         try:
             if self.judge is not None:
-                self.judge(Address(host, self.port), None if isinstance(host, str) else [host])
+                caller, addresses = Address(host, self.port), None if isinstance(host, str) else [host]
+                verdict = self.judge(caller, addresses)
+                if isinstance(verdict, Pending):
+                    await verdict
+                    self.judge(caller, addresses)
         except BaseException:
             stream.reset()
             raise

@@ -1,16 +1,20 @@
-"""The gate: what each command asks before it opens anything. May the client go there, which way out, is it too much?"""
+"""The gate: what each command asks before it opens anything. May the client go there, which way out, is it too much?
+
+The order of a decision is written once, in `Gate.order`: rules, the program of ``decide``, its delay, the way out,
+limits. `tabi explain` asks the same steps, with a recorder around each.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from enum import Enum
 from time import monotonic, monotonic_ns, time
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tabi.egress.base import Egress
 from tabi.errors import LimitExceeded, PolicyDenied, TabiError
+from tabi.ingress.hook import MAX_DELAY, HookJudge, MadeEgresses, MakeEgress, await_hook, failure_of, with_terms
 from tabi.net.dial import Dialer, Permit
 from tabi.net.failures import timeout_error
 from tabi.net.reactor import ENDED
@@ -18,14 +22,13 @@ from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
-from tabi.policy.limits import Account, Lease
-from tabi.policy.networks import IP
+from tabi.policy.hook import ask_hook
+from tabi.policy.limits import Lease
+from tabi.policy.own_limits import add_own_limits
 from tabi.policy.policy import Judge, Policy, enforce
 from tabi.policy.rules import Unresolved
 from tabi.session import Decision, Session
 from tabi.wire.address import Address, Host, read_number
-
-log = logging.getLogger("tabi")
 
 SWEEP = 1.0
 """Seconds between two looks at who must end: a user whose time is over, a session that was long enough."""
@@ -52,6 +55,29 @@ class OpenWay(NamedTuple):
     """Asked for each destination."""
 
 
+class Wait(Enum):
+    """What a step says where its answer takes time."""
+
+    WAIT = 0
+
+
+WAIT: Final = Wait.WAIT
+
+
+class Step(NamedTuple):
+    """One of the questions that are asked of a session, in their order."""
+
+    name: str
+    ask: Callable[[Session], Egress | Wait | None]
+    """Answers at once: the way out, None where the session just goes on, WAIT. Raises TabiError for a refusal."""
+    wait: Callable[[Session, Stream], Awaitable[Egress | None]]
+    """Takes the time where the answer was WAIT. Raises TabiError for a refusal."""
+
+
+Recorder = Callable[[Step], Step]
+"""Stands around each step, and looks at what it is asked and what it says."""
+
+
 class Gate:
     """Decides for all sessions of a worker.
 
@@ -61,26 +87,76 @@ class Gate:
         egresses: by name; ``direct`` is the default.
         metrics: count what is refused.
         patience: seconds from the start of a session that it waits at most where a limit has it wait.
+        make_egress: makes an egress from the URL of a proxy that a program names.
+        clock: seconds since 1970.
+        recorder: put around each step, for whoever wants to know what they say.
     """
 
     def __init__(
-        self, policy: Policy, dialer: Dialer, egresses: Mapping[str, Egress], metrics: Metrics, patience: float
+        self,
+        policy: Policy,
+        dialer: Dialer,
+        egresses: Mapping[str, Egress],
+        metrics: Metrics,
+        patience: float,
+        make_egress: MakeEgress | None = None,
+        clock: Callable[[], float] = time,
+        recorder: Recorder | None = None,
     ) -> None:
-        self.policy = policy
         self.dialer = dialer
-        self.egresses = egresses
-        self.direct = egresses["direct"]
         self.metrics = metrics
         self.patience = patience
+        self.clock = clock
+        self.recorder = recorder
+        self.made = MadeEgresses(make_egress)
         self.leases: set[Lease] = set()
-        self.queues: dict[Queued, Waiting] = {}
+        self.queues: dict[Hashable, Waiting] = {}
+        self.paused: dict[Session, tuple[int, Egress]] = {}
+        """Sessions between `enter` and `enter_slowly`: the step that takes time, and the way out so far."""
         self.timer: asyncio.TimerHandle | None = None
+        self.replace(policy, egresses)
 
     def replace(self, policy: Policy, egresses: Mapping[str, Egress]) -> None:
         """Decide by another policy from now on."""
         self.policy = policy
         self.egresses = egresses
         self.direct = egresses["direct"]
+        self.made.clear(egresses)
+        self.steps = self.recorded(self.order(policy))
+        self.asks = tuple([step.ask for step in self.steps])
+        self.open_steps = self.recorded(self.order_open(policy))
+
+    # --- the order of a decision ---
+
+    def order(self, policy: Policy) -> list[Step]:
+        """The steps for a session with one destination, those that a configuration needs. Behind them comes the guard:
+        it is asked with each address, as it is dialled. A ban would be asked first of all."""
+        steps = []
+        if policy.decides:
+            steps.append(Step("rules", self.ask_rules, self.wait_for_addresses))
+        if policy.last_word is not None:
+            steps.append(Step("decide", self.ask_hook, self.wait_for_hook))
+            steps.append(Step("delay", self.ask_delay, self.wait_for_delay))
+        if policy.decides:
+            steps.append(Step("egress", self.follow, never))
+        if policy.admission:
+            steps.append(self.limits_step(policy))
+        elif policy.last_word is not None:
+            steps.append(Step("limits", self.ask_own_limits, never))
+        return steps
+
+    def order_open(self, policy: Policy) -> list[Step]:
+        """The steps for a session whose destinations are not known yet. Each of them is judged when it comes."""
+        steps = [Step("rules", self.ask_rules_openly, never)] if policy.decides else []
+        return [*steps, self.limits_step(policy)] if policy.admission else steps
+
+    def limits_step(self, policy: Policy) -> Step:
+        """The step that lets a session begin."""
+        return Step("limits", ask_later if policy.admission.waits else self.ask_limits, self.wait_for_limits)
+
+    def recorded(self, steps: list[Step]) -> tuple[Step, ...]:
+        """The steps as they are asked."""
+        return tuple(steps if self.recorder is None else map(self.recorder, steps))
 
     # --- one destination ---
 
@@ -92,69 +168,69 @@ class Gate:
             LimitExceeded: it is too much.
             DialError: a decision depends on the addresses of a name that is known to have none.
         """
-        policy, egress = self.policy, self.direct
-        assert session.destination is not None
-        if policy.decides:
-            decision = self.decide(policy, session)
-            if isinstance(decision, Unresolved):
-                session.addresses = self.dialer.lookup(str(session.destination.host))
-                if session.addresses is None:
+        egress = self.direct
+        for ask in self.asks:
+            found = ask(session)
+            if found is not None:
+                if found is WAIT:
+                    self.paused[session] = self.asks.index(ask), egress
                     return None
-                decision = self.decide(policy, session)
-                assert isinstance(decision, Decision)
-            egress = self.follow(session, decision)
-        if policy.limits and not self.admit(policy, session):
-            return None
+                egress = found
         session.via = egress.name
-        return Way(egress, self.permit_for(policy, session))
+        assert session.destination is not None
+        return Way(egress, self.policy.permit_for(session, session.destination.port))
 
     async def enter_slowly(self, session: Session, client: Stream) -> Way:
-        """The same with whatever there is to wait for: the addresses of a name, or room within a limit.
+        """Go on where `enter` has stopped, or begin, and wait for whatever there is to wait for.
 
         Raises:
             PolicyDenied, LimitExceeded: as `enter`; also where ``client`` has gone while it waited.
             DialError: the name has no address, or that was not found out in time.
         """
-        while True:
-            policy, egress = self.policy, self.direct
-            if policy.decides:
-                decision = self.decide(policy, session)
-                if isinstance(decision, Unresolved):
-                    await self.resolve(session)
-                    decision = self.decide(policy, session)
-                    assert isinstance(decision, Decision)
-                egress = self.follow(session, decision)
-            if policy.limits and session.lease is None:
-                await self.admit_slowly(session, client)
-            if policy is self.policy:  # else another one was loaded meanwhile, and may forbid it
-                break
+        start, found = self.paused.pop(session, (0, None))
+        egress = await self.walk(False, session, client, start, found) or self.direct
         session.via = egress.name
-        return Way(egress, self.permit_for(policy, session))
+        assert session.destination is not None
+        return Way(egress, self.policy.permit_for(session, session.destination.port))
 
-    def decide(self, policy: Policy, session: Session) -> Decision | Unresolved:
-        """Ask the policy. Raises PolicyDenied where the program that has the last word fails."""
+    async def walk(
+        self, openly: bool, session: Session, client: Stream, start: int = 0, egress: Egress | None = None
+    ) -> Egress | None:
+        """Ask the steps one after another, from the first again where a reload has brought another policy meanwhile.
+
+        Returns:
+            The way out, None for the direct one.
+        """
+        while True:
+            policy, steps = self.policy, self.open_steps if openly else self.steps
+            for step in steps[start:]:
+                found = step.ask(session)
+                if found is WAIT:
+                    found = await step.wait(session, client)
+                    if policy is not self.policy:  # which may forbid it
+                        break
+                if found is not None:
+                    egress = found
+            else:
+                return egress
+            start, egress, session.decision = 0, None, None
+
+    def ask_rules(self, session: Session) -> Wait | None:
+        """What the rules decide, in ``session.decision``."""
         assert session.destination is not None
         host, port = session.destination
         destination = Address(as_resolved(host), port)
-        try:
-            return policy.decide(session, destination, session.addresses, time())
-        except TabiError:
-            raise
-        except Exception as exc:
-            raise failure_of(exc) from exc
+        decision = self.policy.find(session, destination, session.addresses, self.clock())
+        if isinstance(decision, Unresolved):
+            session.addresses = self.dialer.lookup(str(host))
+            if session.addresses is None:
+                return WAIT
+            decision = self.policy.find(session, destination, session.addresses, self.clock())
+            assert isinstance(decision, Decision)
+        session.decision = decision
+        return None
 
-    def follow(self, session: Session, decision: Decision) -> Egress:
-        """Do what was decided: the way out. Raises PolicyDenied."""
-        session.rule = decision.rule
-        session.decision = None
-        assert session.destination is not None
-        if decision.action != "allow":
-            known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
-            self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule) if known else "")
-            enforce(decision, session.destination)
-        return self.egress(decision.via or "direct")
-
-    async def resolve(self, session: Session) -> None:
+    async def wait_for_addresses(self, session: Session, client: Stream) -> None:
         """Find the addresses of the destination: those that are decided on are those that are dialled."""
         assert session.destination is not None
         name, seconds = session.destination.host, self.dialer.seconds
@@ -163,11 +239,59 @@ class Gate:
                 session.addresses = await self.dialer.find(str(name), permit_any)
         except TimeoutError:
             raise timeout_error(seconds, session.destination) from None
+        self.ask_rules(session)
 
-    def permit_for(self, policy: Policy, session: Session) -> Permit:
-        """The guard's part, for the destination."""
+    def ask_hook(self, session: Session) -> Wait | None:
+        """What the program says, in ``session.decision``. Raises PolicyDenied where it fails."""
+        policy, decision = self.policy, session.decision
+        if policy.hook_waits:
+            return WAIT
+        assert policy.last_word is not None
+        assert decision is not None
+        try:
+            session.decision = ask_hook(policy.last_word, session, destination_of(session), decision)
+        except TabiError:
+            raise
+        except Exception as exc:
+            raise failure_of(exc) from exc
+        return None
+
+    async def wait_for_hook(self, session: Session, client: Stream) -> None:
+        """Await what the program says."""
+        decision = session.decision
+        assert decision is not None
+        session.decision = await await_hook(self.policy, session, destination_of(session), decision, self.patience)
+
+    def ask_delay(self, session: Session) -> Wait | None:
+        """Whether the client is to wait, as the program says."""
+        return WAIT if session.decision is not None and session.decision.delay else None
+
+    async def wait_for_delay(self, session: Session, client: Stream) -> None:
+        """Have the client wait. Raises PolicyDenied where it has gone meanwhile."""
+        assert session.decision is not None
+        await asyncio.sleep(min(session.decision.delay, MAX_DELAY))
+        if client.events & ENDED:
+            raise PolicyDenied("decide: the client has gone while it waited")
+
+    def follow(self, session: Session) -> Egress:
+        """Do what was decided: the way out. Raises PolicyDenied."""
+        decision = session.decision
+        assert decision is not None
         assert session.destination is not None
-        return policy.permit_for(session, session.destination.port)
+        session.rule = decision.rule
+        # Limits of this session alone are read before it is admitted, and kept until then.
+        session.decision = None
+        if decision.limits is not None:
+            session.decision = with_terms(decision)
+        if decision.action != "allow":
+            known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
+            self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule) if known else "")
+            session.decision = None
+            enforce(decision, session.destination)
+        via = decision.via
+        if via is None:
+            return self.direct
+        return self.egress(via) if isinstance(via, str) and "://" not in via else self.made.find(via)
 
     # --- several destinations ---
 
@@ -178,28 +302,31 @@ class Gate:
             PolicyDenied: a rule refuses it whatever the destination.
             LimitExceeded: it is too much, or ``client`` has gone while it waited.
         """
-        while True:
-            policy, way = self.policy, None
-            if policy.decides:
-                rule = policy.refusal(session, time())
-                if rule is not None:
-                    self.follow(session, policy.decisions[rule.number])
-                settled = policy.settled(session, time())
-                session.rule = None if settled is None else settled.label
-                way = None if settled is None else settled.via
-            if policy.limits and session.lease is None and not self.admit(policy, session):
-                await self.admit_slowly(session, client)
-            if policy is self.policy:
-                break
-        judge = policy.judge_for(session, time)
-        if policy.last_word is not None:
-            judge = partial(judge_safely, judge)
-        session.via = way or "direct"
-        return OpenWay(None if way in (None, "direct") else self.egress(way), judge)
+        egress = await self.walk(True, session, client)
+        policy = self.policy
+        judge: Judge
+        if policy.last_word is None:
+            judge = policy.judge_for(session, self.clock)
+        else:
+            judge = HookJudge(policy, session, self.made, self.patience, self.clock)
+        session.via = "direct" if egress is None else egress.name
+        return OpenWay(egress, judge)
+
+    def ask_rules_openly(self, session: Session) -> Egress | None:
+        """What the rules say whatever the destination will be: a refusal, or the way out where it is not straight."""
+        policy, now = self.policy, self.clock()
+        rule = policy.refusal(session, now)
+        if rule is not None:
+            session.decision = policy.decisions[rule.number]
+            self.follow(session)
+        settled = policy.settled(session, now)
+        session.rule = None if settled is None else settled.label
+        way = None if settled is None else settled.via
+        return None if way in (None, "direct") else self.egress(way)
 
     def egress(self, name: str) -> Egress:
         """A way out by its name. Raises PolicyDenied where there is none."""
-        egress = self.egresses.get(name)
+        egress = self.egresses.get(name) or self.made.by_name.get(name)
         if egress is None:
             raise PolicyDenied(f"decide: there is no egress {name}")
         return egress
@@ -210,63 +337,96 @@ class Gate:
 
     # --- limits ---
 
-    def admit(self, policy: Policy, session: Session) -> bool:
-        """Have limits admit a session; False where it is to wait. Raises LimitExceeded where it is refused."""
-        if self.queues and queue_of(policy, session) in self.queues:  # others were first
-            return False
-        refusal = self.try_to_admit(policy, session)
-        if refusal is not None and refusal.seconds is None:
-            self.metrics.count("tabi_limited_total", limit=refusal.limit)
-            raise refusal
-        return refusal is None
-
-    def try_to_admit(self, policy: Policy, session: Session) -> LimitExceeded | None:
-        """Give a session its lease, if it needs one; else say why not."""
+    def ask_limits(self, session: Session) -> Wait | None:
+        """Have a session admitted; WAIT where it is to wait. Raises LimitExceeded where it is refused."""
+        if session.lease is not None:  # admitted before a reload
+            return None
+        if self.queues and self.queue_of(session) in self.queues:  # others were first
+            return WAIT
         try:
-            lease = policy.limits.admit(session.user, session.client.host, monotonic_ns(), time())
+            lease: Any = self.policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
         except LimitExceeded as exc:
-            return exc
+            if exc.seconds is not None:
+                return WAIT
+            self.metrics.count("tabi_limited_total", limit=exc.limit)
+            raise
+        self.begin(session, lease)
+        return None
+
+    def ask_own_limits(self, session: Session) -> None:
+        """Have a session begin with the limits that the program gives it alone, if it does."""
+        if session.decision is not None and session.lease is None:
+            self.begin(session, None)
+
+    def begin(self, session: Session, lease: Lease | None) -> None:
+        """A session is admitted: keep its lease until its end."""
+        decision = session.decision
+        if decision is not None:
+            session.decision = None
+            lease = add_own_limits(lease, decision.limits, session.user, monotonic_ns(), self.clock())
         if lease is not None:
             session.lease = lease
             self.leases.add(lease)
             if self.timer is None:
                 self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
-        return None
 
-    async def admit_slowly(self, session: Session, client: Stream) -> None:
-        """The same for one that waits: first come, first served within a queue.
+    def queue_of(self, session: Session) -> Hashable:
+        """Among whom a session waits."""
+        return self.policy.admission.queue_of(session.user, session.client.host)
+
+    async def wait_for_limits(self, session: Session, client: Stream) -> None:
+        """Have a session admitted that may have to wait: first come, first served within a queue.
 
         Raises:
             LimitExceeded: it may not begin, or not within the patience, or its client has gone.
         """
-        name = queue_of(self.policy, session)
+        if session.lease is not None:
+            return
+        name = self.queue_of(session)
         patience = max(0.0, self.patience - (monotonic() - session.started))
-        queue = self.queues.setdefault(name, Waiting())
-        queue.count += 1
         why: LimitExceeded | None = None
         try:
-            async with asyncio.timeout(patience), queue.turn:
-                while (refusal := self.refusal_of(session, client)) is not None:
-                    if why is None or refusal.seconds is None:
-                        self.metrics.count("tabi_limited_total", limit=refusal.limit)
-                    why = refusal
-                    if why.seconds is None:
-                        raise why
-                    await asyncio.sleep(min(why.seconds, LOOK))
+            async with asyncio.timeout(patience):
+                if self.policy.admission.waits and name not in self.queues:
+                    why = await self.admit(session, client, None)  # one round trip, and nobody waits for another's
+                    if why is None:
+                        return
+                queue = self.queues.setdefault(name, Waiting())
+                queue.count += 1
+                try:
+                    async with queue.turn:
+                        while (refusal := await self.admit(session, client, why)) is not None:
+                            why = refusal
+                            await asyncio.sleep(min(why.seconds or 0.0, LOOK))
+                finally:
+                    queue.count -= 1
+                    if not queue.count:
+                        del self.queues[name]
         except TimeoutError:
             who = "clients" if session.user is None else f"user {session.user}"
             text = f"limit: {who}: too many wait" if why is None else str(why)
             raise LimitExceeded(f"{text}; waited {patience:.3g} s", why.limit if why else "wait") from None
-        finally:
-            queue.count -= 1
-            if not queue.count:
-                del self.queues[name]
 
-    def refusal_of(self, session: Session, client: Stream) -> LimitExceeded | None:
-        """Why one that waits may not begin yet, by the policy that there is now."""
-        if client.events & ENDED:
-            return LimitExceeded("limit: the client has gone while it waited", "wait")
-        return self.try_to_admit(self.policy, session)
+    async def admit(self, session: Session, client: Stream, before: LimitExceeded | None) -> LimitExceeded | None:
+        """Have a session admitted that waits, by the policy that there is now; else say why it is to wait on.
+
+        ``before`` is why it has waited so far: that was counted. Raises LimitExceeded where it is refused.
+        """
+        policy = self.policy
+        try:
+            if client.events & ENDED:
+                raise LimitExceeded("limit: the client has gone while it waited", "wait")
+            lease: Any = policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
+            if policy.admission.waits:
+                lease = await lease
+        except LimitExceeded as exc:
+            if before is None or exc.seconds is None:
+                self.metrics.count("tabi_limited_total", limit=exc.limit)
+            if exc.seconds is None:
+                raise
+            return exc
+        self.begin(session, lease)
+        return None
 
     def leave(self, lease: Lease) -> None:
         """A session is over."""
@@ -276,7 +436,7 @@ class Gate:
     def tick(self) -> None:
         """Sweep, and again after a while as long as there is something to sweep."""
         self.timer = None
-        self.sweep(monotonic_ns(), time())
+        self.sweep(monotonic_ns(), self.clock())
         if self.leases:
             self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
 
@@ -295,15 +455,6 @@ class Gate:
             self.timer = None
 
 
-Queued = str | tuple[Account, ...]
-
-
-def queue_of(policy: Policy, session: Session) -> Queued:
-    """Among whom a session waits: those of its user; without one, those of clients that have the same limits."""
-    user = session.user
-    return policy.limits.accounts_of(None, session.client.host) if user is None else user
-
-
 class Waiting:
     """The sessions of a queue that wait for room within a limit."""
 
@@ -314,20 +465,21 @@ class Waiting:
         self.turn = asyncio.Lock()
 
 
-def judge_safely(judge: Judge, destination: Address, addresses: Sequence[IP] | None) -> str | Unresolved | None:
-    """Ask a judge that asks a program. Raises PolicyDenied, whatever the program raises."""
-    try:
-        return judge(destination, addresses)
-    except PolicyDenied:
-        raise
-    except Exception as exc:
-        raise failure_of(exc) from exc
+def ask_later(session: Session) -> Wait:
+    """The answer of a step that always takes time."""
+    return WAIT
 
 
-def failure_of(exc: Exception) -> PolicyDenied:
-    """What the failure of a program that has the last word is: nobody is let through by a mistake."""
-    log.error("decide failed", exc_info=exc)
-    return PolicyDenied(f"decide failed: {type(exc).__name__}")
+async def never(session: Session, client: Stream) -> None:
+    """The wait of a step that always answers at once."""
+
+
+def destination_of(session: Session) -> Address:
+    """The destination of a session, the address where it is a number."""
+    destination = session.destination
+    assert destination is not None
+    host = as_resolved(destination.host)
+    return destination if host is destination.host else Address(host, destination.port)
 
 
 def as_resolved(host: Host) -> Host:

@@ -27,7 +27,7 @@ from tabi.wire.socks5 import ReplyCode
 
 REPLIES = frozenset(int(code) for code in ReplyCode)
 
-CLOSE: dict[int, Close] = {403: "denied", 407: "denied", 429: "limit"}
+CLOSE: dict[int, Close] = {403: "denied", 429: "limit"}
 """How a session has ended that was refused with a status; ``error`` for any other."""
 
 CHALLENGE: tuple[Field, ...] = ((b"Proxy-Authenticate", b'Basic realm="tabi", charset="UTF-8"'),)
@@ -44,6 +44,7 @@ class Refusal(NamedTuple):
         action: ``deny`` answers, ``reset`` resets the client's connection, ``drop`` says nothing.
         fields: more fields of HTTP's answer.
         login_status: the STATUS of RFC 1929 where the user name and the password are what is refused.
+        close: how the session has ended, for the access log.
     """
 
     text: str
@@ -53,11 +54,7 @@ class Refusal(NamedTuple):
     action: str = "deny"
     fields: Sequence[Field] = ()
     login_status: int = 1
-
-    @property
-    def close(self) -> Close:
-        """How the session has ended, for the access log."""
-        return CLOSE.get(self.status, "error")
+    close: Close = "error"
 
 
 class Row(NamedTuple):
@@ -83,6 +80,12 @@ UNROUTABLE = (
 
 TABLE = (
     Row(429, "connection_limit_reached", (LimitExceeded,)),
+    # The replies with which a program of `decide` refuses.
+    Row(500, "proxy_internal_error", (PolicyDenied,), ReplyCode.GENERAL_FAILURE),
+    Row(502, "destination_ip_unroutable", (PolicyDenied,), ReplyCode.NETWORK_UNREACHABLE),
+    Row(502, "destination_ip_unroutable", (PolicyDenied,), ReplyCode.HOST_UNREACHABLE),
+    Row(502, "connection_refused", (PolicyDenied,), ReplyCode.CONNECTION_REFUSED),
+    Row(504, "connection_timeout", (PolicyDenied,), ReplyCode.TTL_EXPIRED),
     Row(403, "destination_ip_prohibited", (PolicyDenied,)),
     Row(403, "destination_ip_prohibited", reply_code=ReplyCode.NOT_ALLOWED),
     Row(504, "connection_timeout", errnos=(errno.ETIMEDOUT,)),
@@ -101,16 +104,17 @@ def refusal_of(exc: TabiError) -> Refusal:
     # Another proxy may have sent any number.
     known = exc.reply_code is not None and exc.reply_code in REPLIES
     reply_code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
-    action = exc.action if isinstance(exc, PolicyDenied) else "deny"
     if isinstance(exc, HttpError | ExchangeFailed):  # which have found their status
-        return Refusal(str(exc), reply_code, exc.status, exc.error, action)
+        return Refusal(str(exc), reply_code, exc.status, exc.error, close=CLOSE.get(exc.status, "error"))
     row = next(row for row in TABLE if row.has(exc))
-    return Refusal(str(exc), reply_code, row.status, row.error, action)
+    if isinstance(exc, PolicyDenied):
+        return Refusal(str(exc), reply_code, row.status, row.error, exc.action, close="denied")
+    return Refusal(str(exc), reply_code, row.status, row.error, close=CLOSE.get(row.status, "error"))
 
 
 def login_refused(text: str) -> Refusal:
     """Make the refusal of a client that has to be a user and has not proven to be one."""
-    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE)
+    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied")
 
 
 def login_failed(text: str) -> Refusal:

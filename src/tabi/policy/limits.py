@@ -139,8 +139,7 @@ class Account:
         self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
-            least = LEAST_BURST if terms.burst is None else terms.burst
-            octets = int(max(terms.bandwidth * BURST_SECONDS, least))
+            octets = least_burst(terms.bandwidth, terms.burst)
             self.most = octets
             self.burst = int(octets * self.cost)
             self.owed = max(self.burst, OWED)
@@ -197,6 +196,11 @@ class Account:
             cells[at + SAVED] = 0
         cells[at + PERIOD], cells[at + USED] = start, used
         self.since, self.until = wall, period.end(wall)
+
+
+def least_burst(bandwidth: float, burst: int | None = None) -> int:
+    """Octets that a bucket holds, for octets a second and what ``burst`` says, if it does."""
+    return int(max(bandwidth * BURST_SECONDS, LEAST_BURST if burst is None else burst))
 
 
 class Lease:
@@ -328,7 +332,7 @@ class Cut(Protocol):
 
 
 class Limits:
-    """The accounts of everybody, and who has which.
+    """The accounts of everybody, and who has which: the `Admission` of this machine.
 
     Args:
         ledger: has their numbers, and keeps them over a reload.
@@ -339,6 +343,8 @@ class Limits:
         members: the groups of each user.
         expires: when users end, in seconds since 1970.
     """
+
+    waits = False
 
     def __init__(
         self,
@@ -373,6 +379,10 @@ class Limits:
 
     def __bool__(self) -> bool:
         return bool(self.accounts or self.expires)
+
+    def queue_of(self, user: str | None, client: Host) -> str | tuple[Account, ...]:
+        """See `Admission`: those of a user; without one, those of clients that have the same limits."""
+        return self.accounts_of(None, client) if user is None else user
 
     def accounts_of(self, user: str | None, client: Host) -> tuple[Account, ...]:
         """Whose limits hold for a client."""

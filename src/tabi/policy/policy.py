@@ -1,32 +1,42 @@
 """The policy: everything that decides, as one configuration says it. A reload makes another one; sessions keep theirs.
 
-The order of a decision: the rules (the first that matches, else allow), then the program that has the last word, then
-the guard, which sees the very addresses that are dialled, then the limits.
+In which order its parts are asked is written in `ingress.gate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from tabi.errors import PolicyDenied
+from tabi.policy.admission import Admission
 from tabi.policy.guard import Guard, Permit
+from tabi.policy.hook import LastWord, ask_hook, is_async
 from tabi.policy.limits import Limits
 from tabi.policy.networks import IP
 from tabi.policy.rules import Rule, RuleSet, Unresolved
-from tabi.session import Action, Decision, Session
+from tabi.session import Decision, Session
 from tabi.wire.address import Address
-
-LastWord = Callable[[Session], Decision | None]
-"""What a program says of a session after the rules, whose decision is in ``session.decision``; None: they are right."""
 
 Judge = Callable[[Address, Sequence[IP] | None], "str | Unresolved | None"]
 """Asked for each destination of a session that has several, with its addresses where they are known: gives the name of
-its way out, None for straight, `Unresolved` where that depends on the addresses. Raises PolicyDenied."""
+its way out, None for straight, `Unresolved` where that depends on the addresses. Raises PolicyDenied.
+
+Where the answer takes time it gives an `Unresolved` that is awaitable (`Pending`): await it, then ask again."""
+
+
+class Pending(Unresolved):
+    """What a judge says where its answer takes time: await it, then ask the judge again."""
+
+    def __init__(self, settle: Callable[[], Awaitable[None]]) -> None:
+        self.settle = settle
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.settle().__await__()
+
 
 ALLOWED = Decision()
-ACTIONS: tuple[str, ...] = get_args(Action)
 
 
 def judge_any(destination: Address, addresses: Sequence[IP] | None) -> None:
@@ -41,23 +51,36 @@ class Policy:
         guard: keeps clients out of inner networks.
         limits: how much.
         last_word: asked for every session, after the rules.
+        admission: lets sessions begin in place of ``limits``: a store that several machines share.
     """
 
-    def __init__(self, rules: RuleSet, guard: Guard, limits: Limits, last_word: LastWord | None = None) -> None:
+    def __init__(
+        self,
+        rules: RuleSet,
+        guard: Guard,
+        limits: Limits,
+        last_word: LastWord | None = None,
+        admission: Admission | None = None,
+    ) -> None:
         self.rules = rules
         self.guard = guard
         self.limits = limits
         self.last_word = last_word
+        self.hook_waits = last_word is not None and is_async(last_word)
+        """Whether the answer of the program has to be awaited."""
+        self.admission: Admission = limits if admission is None else admission
         self.decides = bool(rules) or last_word is not None
         self.labels = frozenset(rule.label for rule in rules)
         self.decisions = {rule.number: Decision(rule.action, rule.label, rule.via) for rule in rules}
 
-    def decide(
+    def find(
         self, session: Session, destination: Address, addresses: Sequence[IP] | None, now: float
     ) -> Decision | Unresolved:
-        """What becomes of a session that asks for a destination.
+        """What the rules say of a session that asks for a destination.
 
         Args:
+            session: who asks, and how.
+            destination: what for; a name that is a number is expected as the address that it is.
             addresses: of a destination that is a name, where it was resolved.
             now: seconds since 1970.
 
@@ -65,30 +88,18 @@ class Policy:
             The decision, or `Unresolved` where it depends on the addresses of a name.
         """
         rule = self.rules.find(session, destination, addresses, now)
-        if isinstance(rule, Unresolved):
-            return rule
-        decision = ALLOWED if rule is None else self.decisions[rule.number]
-        return decision if self.last_word is None else self.ask(self.last_word, session, destination, decision)
+        if rule is None:
+            return ALLOWED
+        return rule if isinstance(rule, Unresolved) else self.decisions[rule.number]
 
-    @staticmethod
-    def ask(last_word: LastWord, session: Session, destination: Address, decision: Decision) -> Decision:
-        """Let the program have the last word. Raises TypeError where it says something else than a decision."""
-        asked = session
-        if destination is not session.destination:  # one of those that datagrams go to
-            asked = session.copy()
-            asked.destination = destination
-        asked.decision = decision
-        try:
-            said: Any = last_word(asked)
-        except (Exception, KeyboardInterrupt):
-            raise
-        except BaseException as exc:  # sys.exit() and the like end a program, not ours
-            raise RuntimeError(f"decide raised {type(exc).__name__}") from exc
-        if said is None:
+    def decide(
+        self, session: Session, destination: Address, addresses: Sequence[IP] | None, now: float
+    ) -> Decision | Unresolved:
+        """What the rules say, and the program after them, which must not be one that is awaited. See `find`."""
+        decision = self.find(session, destination, addresses, now)
+        if self.last_word is None or isinstance(decision, Unresolved):
             return decision
-        if not isinstance(said, Decision) or said.action not in ACTIONS:
-            raise TypeError(f"decide returned {said!r}, expected None or tabi.Decision of one of {', '.join(ACTIONS)}")
-        return said
+        return ask_hook(self.last_word, session, destination, decision)
 
     def settled(self, session: Session, now: float) -> Rule | None:
         """The rule that decides whatever the destination will be, if there is one and no program may differ."""
@@ -120,14 +131,21 @@ class Policy:
         decision = self.decide(session, destination, addresses, clock())
         if isinstance(decision, Unresolved):
             return decision
+        self.judge_decided(session, destination, addresses, decision)
+        return None if decision.via == "direct" else decision.via
+
+    def judge_decided(
+        self, session: Session, destination: Address, addresses: Sequence[IP] | None, decision: Decision
+    ) -> None:
+        """Enforce what was decided of one of several destinations, and ask the guard. Raises PolicyDenied."""
         enforce(decision, destination)
         if addresses and self.guard.is_for(session.client.host):
             self.guard.judge(destination, addresses)
-        return None if decision.via == "direct" else decision.via
 
 
 def enforce(decision: Decision, destination: Address) -> None:
     """Raise PolicyDenied where a decision is not to allow."""
     if decision.action != "allow":
         who = f"rule {decision.rule}" if decision.rule else "decide"
-        raise PolicyDenied(decision.reason or f"{who}: {decision.action} {destination}", decision.action)
+        text = decision.reason or f"{who}: {decision.action} {destination}"
+        raise PolicyDenied(text, decision.action, decision.reply_code or PolicyDenied.reply_code)

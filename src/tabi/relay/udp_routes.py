@@ -20,7 +20,7 @@ from tabi.net.sockaddr import encode_sockaddr
 from tabi.net.source import SourceBinding
 from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import permit_any
-from tabi.policy.policy import Judge
+from tabi.policy.policy import Judge, Pending
 from tabi.relay.udp_egresses import OpenPath, UdpEgresses, UpstreamSocket
 from tabi.relay.udp_sockets import DestinationSocket, family_of
 from tabi.session import Drop
@@ -42,6 +42,9 @@ MAX_CONTACTED = 4096
 
 MAX_LOOKUPS, MAX_WAITING = 16, 16
 """Names of one association that are resolved at a time, and datagrams that wait for each."""
+
+MAX_STEPS = 4
+"""How often a destination is judged anew while its route is found: an answer that is awaited, an egress to open."""
 
 FORGET_REFUSAL = 10.0
 """Seconds after which a route that failed is tried again: a name that was not found or is forbidden, no socket."""
@@ -167,10 +170,11 @@ class UdpRouter:
                 reason = "unresolved"
                 addresses = await self.resolve(destination.host)
                 reason = "unsent"
-            via = self.lead(route, destination, addresses)
-            if via is not None:
-                await self.open_egress(via)
-                self.lead(route, destination, addresses)
+            for _ in range(MAX_STEPS):
+                via = self.lead(route, destination, addresses)
+                if via is None:
+                    break
+                await (via if isinstance(via, Pending) else self.open_egress(via))
         except TabiError as exc:
             self.refuse(route, "denied" if isinstance(exc, PolicyDenied) else reason, str(exc), FORGET_REFUSAL)
             return
@@ -187,6 +191,9 @@ class UdpRouter:
         if not isinstance(host, str) or find_number(host) is not None:
             return False
         via = self.judge(destination, None)
+        if isinstance(via, Pending):
+            await via
+            via = self.judge(destination, None)
         return isinstance(via, str) and not (await self.open_egress(via)).resolves_locally
 
     async def resolve(self, host: Host) -> list[IP]:
@@ -203,13 +210,13 @@ class UdpRouter:
         addresses.sort(key=lambda address: len(address.packed) != len(self.association.host))
         return addresses
 
-    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> str | None:
+    def lead(self, route: UdpRoute, destination: Address, addresses: list[IP]) -> str | Pending | None:
         """Have a route lead to one of the addresses, if all of them are permitted.
 
         Without addresses the destination is a name that the proxy resolves.
 
         Returns:
-            The egress that has to be opened first, by name; None where there is none.
+            The egress that has to be opened first, by name, or what has to be awaited; None where there is neither.
         """
         try:
             via = self.judge(destination, addresses or None)
@@ -219,6 +226,8 @@ class UdpRouter:
         if via is None:
             self.lead_directly(route, destination.port, addresses, "direct", self.context.binding)
             return None
+        if isinstance(via, Pending):
+            return via
         name = str(via)
         path = None if self.egresses is None else self.egresses.open.get(name)
         if path is None:

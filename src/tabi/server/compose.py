@@ -6,7 +6,6 @@ PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
 from tabi.config import Config, Listen
@@ -23,8 +22,9 @@ from tabi.ingress.socks5 import Socks5Ingress
 from tabi.ingress.tls import Certificates, TlsIngress
 from tabi.net.tls import TlsShared
 from tabi.policy.guard import Own
+from tabi.policy.hook import LastWord
 from tabi.policy.ledger import Ledger
-from tabi.policy.policy import LastWord, Policy
+from tabi.policy.policy import Policy
 from tabi.wire.sniff import Protocol
 
 
@@ -100,6 +100,4 @@ def load_callable(text: str, path: str) -> Any:
 def check_last_word(found: object, path: str, text: str = "") -> None:
     """Raise ConfigError where something cannot be asked."""
     if not callable(found):
-        raise ConfigError(f"{text}{found!r}, expected a function", path)
-    if inspect.iscoroutinefunction(found):
-        raise ConfigError(f"{text}expected a function without async: it is asked where nobody can wait", path)
+        raise ConfigError(f"{text}{found!r}, expected a function, with async or without", path)

@@ -210,6 +210,17 @@ class Egresses:
         }
         return old.store.succeed(same)
 
+    def from_url(self, text: str) -> Egress:
+        """The egress through the proxy of a URL, with the settings that are usual; ``direct://`` and ``block://`` are
+        those of the configuration. Raises ValueError and ConfigError."""
+        if text in (f"{DIRECT}://", f"{BLOCK}://"):
+            return self.get(text.removesuffix("://"))
+        url, name = parse_url(text), name_of(text)
+        self.links = [link for link in self.links if not link.retired or link.is_alive]
+        egress = self.upstream(url, Direct(self.to_proxies, None, name), name, NO_SETTINGS)
+        egress.name = name
+        return egress
+
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
         """The egress through one proxy, for the egress of a name."""
         context = context_for(url, name, settings)

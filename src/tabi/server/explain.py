@@ -3,88 +3,39 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
 
 from tabi.config import Config, Listen
-from tabi.config.compile import DIRECT
-from tabi.egress.base import Egress
-from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, TabiError
-from tabi.ingress.gate import as_resolved
+from tabi.errors import AuthError, ConfigError, DialError, LimitExceeded, PolicyDenied, TabiError
+from tabi.ingress.gate import Gate
 from tabi.ingress.refusal import refusal_of
 from tabi.net.cache import NameCache
-from tabi.net.dial import StillDialer
+from tabi.net.dial import Dialer
 from tabi.net.own import ask
+from tabi.net.reactor import get_reactor
 from tabi.net.resolve import find_number
 from tabi.net.tls import TlsShared
+from tabi.observe.metrics import Metrics
 from tabi.policy.grammar import NONE, Grammar, Parameters
 from tabi.policy.guard import Own
-from tabi.policy.ledger import USED, Ledger
-from tabi.policy.limits import Account
+from tabi.policy.ledger import Ledger
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Policy, enforce
-from tabi.policy.quantities import Quota, format_moment, format_size
-from tabi.policy.rules import Unresolved
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
+from tabi.server.explanation import QUESTIONS, Explanation, Recorder, Told, is_name
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
-
-
-class RuleStep(msgspec.Struct):
-    """What one rule said."""
-
-    rule: str
-    matched: bool
-    why: str
-    action: str
-
-
-class Explanation(msgspec.Struct):
-    """The whole answer, as ``--json`` prints it."""
-
-    listener: str
-    protocol: str
-    client: str
-    user: str | None
-    command: str
-    destination: str
-    time: str
-    identity: str
-    """Who the client is to the listener, and whether that is enough."""
-    login: str | None = None
-    """The user name as it was given, with its parameters."""
-    parameters: dict[str, Any] | None = None
-    """These: labels, session and ttl; null where there are none."""
-    rules: list[RuleStep] = []
-    decide: str | None = None
-    """What the program of ``decide`` said; null where there is none."""
-    resolver: str = "not asked"
-    addresses: list[str] = []
-    guard: str = "not asked"
-    limits: list[str] = []
-    egress: str | None = None
-    selects: list[str] = []
-    """What the parameters select there."""
-    there: bool = False
-    """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
-    later: str | None = None
-    """Of an association and of BIND for anybody: what becomes of datagrams, or callers."""
-    action: str = "allow"
-    rule: str | None = None
-    reply: int | None = 0
-    error: str | None = None
-    """As the access log would have them; a destination that cannot be reached is another matter."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -101,6 +52,41 @@ class Request(msgspec.Struct, frozen=True):
     """Seconds since 1970."""
 
 
+class Nobody:
+    """The client of a request that is only explained: it waits for its answer, and does not go."""
+
+    events = 0
+
+
+NOBODY: Any = Nobody()
+
+
+class Answered:
+    """A resolver that knows one name, or why it has no address: what was found for the request.
+
+    Args:
+        addresses: of the destination.
+        failure: why there are none.
+    """
+
+    def __init__(self, addresses: Sequence[IP] | None, failure: DialError | None) -> None:
+        self.addresses = addresses
+        self.failure = failure
+
+    async def resolve(self, name: str) -> list[IP]:
+        """See `Resolver`."""
+        if self.failure is not None:
+            raise self.failure
+        return list(self.addresses or ())
+
+    async def reverse(self, address: IP) -> str:
+        """See `Resolver`: nobody asks for it here."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
 async def explain(config: Config, request: Request, resolver: NameCache, quotas: Path | None = None) -> Explanation:
     """What would become of a request. ``quotas`` is the file that says what was used.
 
@@ -111,14 +97,45 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
     policy = make_policy(config, Ledger(), own, None)
-    egresses = Egresses(config, StillDialer(config.timeouts.connect), TlsShared()).by_name
+    session, found, failure = begin(config, request)
+    anybody = is_anybody(request.destination)
+    openly = request.command == "associate" or (request.command == "bind" and anybody)
+    addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
+    used = read_used(quotas)
+    policy.limits.restore(used, request.now)
+    recorder = Recorder(found, config, policy, request.now, used, openly)
+    dialer = Dialer(get_reactor(), Answered(addresses, no_address), config.timeouts.connect)
+    egresses = Egresses(config, dialer, TlsShared())
+    patience = config.timeouts.handshake
+    gate = Gate(policy, dialer, egresses.by_name, Metrics(), patience, egresses.from_url, lambda: request.now, recorder)
+    told = Told(found, config, policy, session, addresses, no_address)
+    try:
+        if openly:
+            way = await gate.enter_open(session, NOBODY)
+            failure = failure or recorder.failure or await told.judge_openly(gate, way, anybody)
+        else:
+            egress = (await gate.enter_slowly(session, NOBODY)).egress
+            failure = failure or recorder.failure
+            refused = told.open(egress)
+            failure = failure or refused
+            if failure is None and request.command == "resolve_ptr" and not found.there:
+                failure = await reverse(found, resolver, request.destination)
+    finally:
+        gate.close()
+        await dialer.close()
+    conclude(found, request, failure)
+    return found
+
+
+def begin(config: Config, request: Request) -> tuple[Session, Explanation, TabiError | None]:
+    """The session before anything is decided: who it is, and why its login or its command is refused if it is."""
     failure: TabiError | None = None
     user, parameters = request.user, NONE
     try:
         user, parameters = read_login(config, request)
     except AuthError as exc:
         user, failure = None, exc
-    session = Session(0, request.listen.url, Address(request.client, 0), 0)
+    session = Session(0, request.listen.url, Address(request.client, 0), monotonic())
     session.protocol, session.command, session.user = request.protocol, request.command, user
     session.destination = request.destination
     session.parameters = None if parameters == NONE else parameters
@@ -136,27 +153,11 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     )
     if request.user is None and request.listen.wants_user(bool(config.users)):
         failure = AuthError("this listener wants a user")
-    failure = failure or refuse_question(request)
-    anybody = is_anybody(request.destination)
-    addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
-    steps = [
-        partial(decide, found, config, egresses, policy, session, addresses, request.now),
-        partial(judge, found, policy, session, addresses),
-    ]
-    if request.command == "associate" or (request.command == "bind" and anybody):
-        # What it is for is judged later: each destination of a datagram, whoever calls.
-        failure = failure or explain_open(
-            found, egresses, policy, session, request.now, [] if anybody else steps, no_address
-        )
-        steps, no_address = [], None
-    for step in [*steps, partial(limit, found, policy, session, request.now, quotas)]:
-        try:
-            step()
-        except TabiError as exc:
-            failure = failure or exc
-    failure = failure or (None if found.there else no_address)
-    if failure is None and request.command == "resolve_ptr" and not found.there:
-        failure = await reverse(found, resolver, request.destination)
+    return session, found, failure or refuse_question(request)
+
+
+def conclude(found: Explanation, request: Request, failure: TabiError | None) -> None:
+    """What the client gets, and what the access log has."""
     if failure is not None:
         found.error, found.reply = str(failure), reply_to(request.protocol, failure)
         found.egress, found.selects = None, []
@@ -166,10 +167,6 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
             found.action = "deny"
     elif request.protocol in SUCCESS:
         found.reply = SUCCESS[request.protocol]
-    return found
-
-
-QUESTIONS = ("resolve", "resolve_ptr")
 
 
 def refuse_question(request: Request) -> DialError | None:
@@ -197,59 +194,10 @@ def reply_to(protocol: str, failure: TabiError) -> int | None:
     return failure.reply_code
 
 
-def is_name(destination: Address) -> bool:
-    """Whether somebody has to resolve it."""
-    return isinstance(destination.host, str)
-
-
 def is_anybody(destination: Address) -> bool:
     """Whether an address stands for none in particular."""
     host = destination.host
     return not isinstance(host, str) and unmapped(host).is_unspecified
-
-
-def explain_open(
-    found: Explanation,
-    egresses: Mapping[str, Egress],
-    policy: Policy,
-    session: Session,
-    now: float,
-    steps: Sequence[Callable[[], None]],
-    no_address: DialError | None,
-) -> TabiError | None:
-    """What becomes of a session that has no destination yet, and of the one destination that was asked about."""
-    assert session.destination is not None
-    rule = policy.refusal(session, now)
-    if rule is not None:
-        found.rules.append(RuleStep(rule.label, True, "whatever its destination", rule.action))
-        found.action, found.rule = rule.action, rule.label
-        try:
-            enforce(policy.decisions[rule.number], session.destination)
-        except PolicyDenied as exc:
-            return exc
-    way = policy.way(session, now)
-    settled = policy.settled(session, now)
-    reason = None if way is None else egresses[way].cannot(str(session.command))
-    if settled is not None and (reason is not None or not steps):
-        found.rules.append(RuleStep(settled.label, True, "whatever its destination", settled.action))
-    if reason is not None:
-        return DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-    if way is not None and egresses[way].leads_nowhere:
-        return PolicyDenied(f"egress {way}: {'datagrams' if session.command == 'associate' else session.destination}")
-    failure: TabiError | None = None
-    for step in steps:
-        try:
-            step()
-        except TabiError as exc:
-            failure = failure or exc
-    failure = failure or (None if found.there else no_address)
-    found.egress = found.egress or egresses[way or DIRECT].describe()
-    found.action, found.rule = "allow", None if settled is None else settled.label
-    if not steps:
-        found.later = "each is judged when it comes"
-    else:
-        found.later = f"to {session.destination}: " + (f"dropped, {failure}" if failure is not None else "sent")
-    return None
 
 
 def read_login(config: Config, request: Request) -> tuple[str | None, Parameters]:
@@ -267,6 +215,17 @@ def read_login(config: Config, request: Request) -> tuple[str | None, Parameters
         raise AuthError(str(exc)) from None
 
 
+def check_user(config: Config, request: Request) -> None:
+    """Raise ConfigError for a user that nothing in a configuration can bring to the listener."""
+    try:
+        user, _ = read_login(config, request)
+    except AuthError:  # the login is refused, and that is the answer
+        return
+    if user is not None and user not in config.users and not request.listen.by_certificate:
+        text = f"{user!r} can be nobody here: there is no [users.{user}], and {request.listen.url} has no tls.client_ca"
+        raise ConfigError(text, "--user")
+
+
 def identity_of(config: Config, request: Request, user: str | None) -> str:
     """Who the client is."""
     if user is None:
@@ -274,7 +233,7 @@ def identity_of(config: Config, request: Request, user: str | None) -> str:
         return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
     known = config.users.get(user)
     if known is None:
-        return f"user {user}, who is not in [users]: of a certificate, or of a program"
+        return f"user {user}, who is not in [users]: by a certificate"
     groups = f", of {', '.join('@' + group for group in known.groups)}" if known.groups else ""
     return f"user {user}{groups}"
 
@@ -307,106 +266,6 @@ async def reverse(found: Explanation, resolver: NameCache, destination: Address)
         found.resolver = str(exc)
         return exc
     return None
-
-
-def decide(
-    found: Explanation,
-    config: Config,
-    egresses: Mapping[str, Egress],
-    policy: Policy,
-    session: Session,
-    addresses: Sequence[IP] | None,
-    now: float,
-) -> None:
-    """Ask the rules, and the program that has the last word. Raises PolicyDenied for a refusal."""
-    assert session.destination is not None
-    destination = Address(as_resolved(session.destination.host), session.destination.port)
-    # The server asks for the addresses of a name only where that makes a difference.
-    needed = isinstance(policy.rules.find(session, destination, None, now), Unresolved)
-    session.addresses = addresses if needed else None
-    for step in policy.rules.explain(session, destination, session.addresses, now):
-        found.rules.append(RuleStep(step.rule.label, step.matched, step.why, step.rule.action))
-    try:
-        decision = policy.decide(session, destination, session.addresses, now)
-    except Exception as exc:  # of the program's
-        found.decide = f"failed: {type(exc).__name__}: {exc}"
-        raise PolicyDenied(f"decide failed: {type(exc).__name__}") from exc
-    if isinstance(decision, Unresolved):  # the name has no address
-        return
-    if policy.last_word is not None:
-        found.decide = f"{config.decide}: {decision.action}" + (f" by {decision.via}" if decision.via else "")
-    found.action, found.rule = decision.action, decision.rule
-    if decision.action == "allow":
-        via = decision.via or DIRECT
-        egress = egresses.get(via)
-        if egress is None:
-            raise PolicyDenied(f"decide: there is no egress {via}")
-        found.egress = egress.describe()
-        asks = is_name(destination) or session.command == "resolve_ptr"
-        found.there = session.addresses is None and asks and not egress.resolves_locally
-        reason = egress.cannot(str(session.command))
-        if reason is not None:
-            raise DialError(reason, ReplyCode.COMMAND_NOT_SUPPORTED)
-        if egress.leads_nowhere:
-            raise PolicyDenied(f"egress {via}: {session.destination}")
-        if session.parameters is not None:
-            found.selects = egress.explain_choice(session.parameters)
-    enforce(decision, session.destination)
-
-
-def judge(found: Explanation, policy: Policy, session: Session, addresses: Sequence[IP] | None) -> None:
-    """Ask the guard. Raises PolicyDenied."""
-    guard, client = policy.guard, session.client.host
-    assert session.destination is not None
-    if found.there and is_name(session.destination):
-        later = ", and what it finds is looked at then" if session.command == "resolve" else ""
-        found.guard = f"not asked: the name is the proxy's to resolve{later}"
-    elif not guard.denied:
-        found.guard = "off: guard.deny is empty"
-    elif not guard.is_for(client):
-        found.guard = f"not for {client}, which is in guard.exempt"
-    elif addresses is None:
-        found.guard = "has no address to look at"
-    else:
-        reasons = [reason for one in addresses if (reason := guard.catches(one, session.destination.port))]
-        found.guard = f"refuses: {'; '.join(reasons)}" if reasons else f"lets {', '.join(found.addresses)} through"
-        guard.judge(session.destination, addresses)
-
-
-def limit(found: Explanation, policy: Policy, session: Session, now: float, quotas: Path | None) -> None:
-    """Tell the limits that hold, and ask them as if nothing else were under way. Raises LimitExceeded."""
-    limits, user = policy.limits, session.user
-    used = read_used(quotas)
-    limits.restore(used, now)
-    for account in limits.accounts_of(user, session.client.host):
-        found.limits.append(f"{account.name}: {', '.join(terms_of(account, account.name in used))}")
-    if user is not None and user in limits.expires:
-        found.limits.append(f"user {user}: until {format_moment(limits.expires[user])}")
-    limits.admit(user, session.client.host, 0, now)
-
-
-def terms_of(account: Account, known: bool) -> list[str]:
-    """The limits of an account for people; ``known`` says that what was used is."""
-    terms, found = account.terms, []
-    if terms.connections is not None:
-        found.append(f"{terms.connections} connections at once")
-    if terms.connect_rate is not None:
-        found.append(f"new ones {terms.connect_rate}")
-    if terms.bandwidth is not None:
-        found.append(f"{format_size(int(terms.bandwidth))}/s each way")
-    if terms.burst is not None:
-        found.append(f"{format_size(terms.burst)} at once")
-    if terms.quota is not None:
-        found.append(describe_quota(account, terms.quota, known))
-    if terms.max_session is not None:
-        found.append(f"{terms.max_session:g} s for a session")
-    return [*found, "who is over waits"] if terms.over == "wait" else found
-
-
-def describe_quota(account: Account, quota: Quota, known: bool) -> str:
-    """A quota, and how much of it was used."""
-    used = account.ledger.cells[account.at + USED]
-    return f"{quota} ({used / quota.octets:.0%} used)" if known else str(quota)
 
 
 def read_used(path: Path | None) -> dict[str, tuple[int, int]]:

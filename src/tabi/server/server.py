@@ -19,6 +19,7 @@ from typing import Any, Self
 import msgspec
 
 from tabi.config import Config, Listen, Log, User, check_types, check_values
+from tabi.egress.base import Egress
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
@@ -43,9 +44,9 @@ from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
 from tabi.policy.grammar import Grammar
 from tabi.policy.guard import Own
+from tabi.policy.hook import LastWord
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
-from tabi.policy.policy import LastWord
 from tabi.policy.users import Secret, Users
 from tabi.relay.associations import Associations
 from tabi.relay.relays import Relays
@@ -78,8 +79,9 @@ class Server:
     Args:
         listen: URLs to listen on, in place of those of ``config``; port 0 takes a free one.
         users: passwords by user name. Whoever is given here or in ``config`` is then required.
-        decide: ``def(session) -> tabi.Decision | None``, asked for each session after the rules of ``config``, whose
-            decision is in ``session.decision``: it has the last word, but for the guard. None: the rules are right.
+        decide: ``def`` or ``async def(session) -> tabi.Decision | None``, asked for each session after the rules of
+            ``config``, whose decision is in ``session.decision``: it has the last word, but for the guard. None: the
+            rules are right.
         authenticate: ``async def(login: tabi.Login) -> str | tabi.User | None`` in place of users: says who a client
             is, None for nobody. What it raises is a failure on our side, not a wrong password.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
@@ -260,7 +262,7 @@ class Server:
         self.ways.start()
         self.all_ways.append(self.ways)
         closing.push_async_callback(self.close_ways)
-        self.gate = Gate(self.policy, self.dialer, self.ways.by_name, self.metrics, timeouts.handshake)
+        self.gate = Gate(self.policy, self.dialer, self.ways.by_name, self.metrics, timeouts.handshake, self.from_url)
         closing.callback(self.gate.close)
         self.keep_quotas(self.policy.limits)
         self.connect = Connect(self.gate, self.relays)
@@ -339,6 +341,10 @@ class Server:
         """End the connections that ways out keep, those of earlier configurations too."""
         for ways in self.all_ways:
             await ways.close_links()
+
+    def from_url(self, url: str) -> Egress:
+        """See `Egresses.from_url`: with the settings that there are now."""
+        return self.ways.from_url(url)
 
     def origin_of_datagrams(self) -> SourceBinding | None:
         """Where they come from: the direct way out is theirs."""
