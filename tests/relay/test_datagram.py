@@ -14,7 +14,9 @@ from doubles import no_descriptors_left
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
+from tabi.errors import PolicyDenied
 from tabi.net.hops import Hops
+from tabi.policy.policy import Pending
 from tabi.relay import datagram
 from tabi.relay.datagram import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
@@ -767,3 +769,34 @@ def test_what_is_too_long_with_the_headers_for_proxies(run: Run, kernel: str) ->
             await front.end(mine)
 
     run(main)
+
+
+def test_datagrams_wait_for_a_verdict_that_takes_time(run_once: Run) -> None:
+    """Of an address and of a name: they are sent once the judge has spoken, or dropped."""
+    settled: set[Address] = set()
+
+    def judge(asked: Address, addresses: object) -> Pending | None:
+        async def settle() -> None:
+            await asyncio.sleep(0)
+            settled.add(asked)
+
+        if asked not in settled:
+            return Pending(settle)
+        if asked.port == 1:
+            raise PolicyDenied("not there")
+        return None
+
+    async def main() -> None:
+        async with Place(names={"a.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            place.one.judge = judge
+            with destination() as there:
+                for header in (there.header, encode_header(Address("a.test", there.address.port))):
+                    client.send(header + b"hello")
+                    assert unwrap(await client.receive()) == (there.address, b"hello")
+            client.send(encode_header(parse_address("127.0.0.1:1")) + b"hello")
+            while not place.drops:
+                await asyncio.sleep(0)
+            assert place.drops == {"denied": 1}
+            assert place.one.session.error == "not there"
+
+    run_once(main)
