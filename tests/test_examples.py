@@ -111,7 +111,7 @@ def test_the_example_policy_is_accepted_and_explained() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     command = ["--from", "203.0.113.9", "--user", "alice", "connect", "169.254.169.254:80"]
     done = run_python("-m", "tabi", "explain", "-c", "examples/policy.toml", *command)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (3, "")
     assert "guard     refuses: 169.254.169.254 is in 169.254.0.0/16\n" in done.stdout
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.config import Config, decode_special, parse_config
+from tabi.config import Config, Log, Timeouts, check_types, decode_special, parse_config
 from tabi.config.mistakes import find_mistakes, in_words, position
 from tabi.errors import ConfigError
 
@@ -76,6 +76,14 @@ def test_what_is_right_is_left() -> None:
         "clients": [{"networks": ["192.0.2.0/24"]}],
         "log": {},
     }
+
+
+def test_none_is_what_is_not_there() -> None:
+    """A configuration that was made in Python has it, where TOML has nothing."""
+    given = Config(timeouts=Timeouts(idle=0.0), log=Log(level="loud"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        check_types(given)
+    assert [error.path for error in caught.value.errors] == ["timeouts.idle", "log.level"]
 
 
 def test_messages_are_in_the_words_of_the_file() -> None:

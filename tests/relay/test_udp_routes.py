@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from ipaddress import IPv6Address
 
@@ -11,7 +12,9 @@ from conftest import Run
 from datagrams import Front, Place, association, destination, fake_proxy, refusal, udp_socket, unwrap
 from doubles import no_descriptors_left
 from sockets import until
+from tabi.errors import PolicyDenied
 from tabi.net.udp_path import UdpPath
+from tabi.policy.policy import Pending
 from tabi.relay import udp_context, udp_routes
 from tabi.relay.udp_routes import FORGET_REFUSAL, MAX_LOOKUPS, MAX_WAITING
 from tabi.wire.address import Address, parse_address
@@ -467,3 +470,34 @@ def test_an_egress_that_ends_takes_its_routes_along(run: Run) -> None:
             assert session.error == "egress out: a proxy has ended the association"
 
     run(main)
+
+
+def test_datagrams_wait_for_a_verdict_that_takes_time(run_once: Run) -> None:
+    """Of an address and of a name: they are sent once the judge has spoken, or dropped."""
+    settled: set[Address] = set()
+
+    def judge(asked: Address, addresses: object) -> Pending | None:
+        async def settle() -> None:
+            await asyncio.sleep(0)
+            settled.add(asked)
+
+        if asked not in settled:
+            return Pending(settle)
+        if asked.port == 1:
+            raise PolicyDenied("not there")
+        return None
+
+    async def main() -> None:
+        async with Place(names={"a.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            place.one.router.judge = judge
+            with destination() as there:
+                for header in (there.header, encode_header(Address("a.test", there.address.port))):
+                    client.send(header + b"hello")
+                    assert unwrap(await client.receive()) == (there.address, b"hello")
+            client.send(encode_header(parse_address("127.0.0.1:1")) + b"hello")
+            while not place.drops:
+                await asyncio.sleep(0)
+            assert place.drops == {"denied": 1}
+            assert place.one.session.error == "not there"
+
+    run_once(main)

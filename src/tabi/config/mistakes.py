@@ -59,6 +59,8 @@ def find_mistakes(value: Any, kind: Any, path: str, decode: Decode) -> tuple[lis
         path: where it is.
         decode: see `Decode`.
     """
+    if value is None and type(None) in get_args(kind):  # of a configuration that was made in Python
+        return [], value
     kind = without_none(kind)
     found: list[ConfigError] = []
     if is_struct(kind) and isinstance(value, dict):
