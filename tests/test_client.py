@@ -38,7 +38,7 @@ def test_async_with_closes_the_stream(run: Run) -> None:
     sessions: list[tabi.Session] = []
 
     async def main() -> None:
-        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
             async with tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
                 await exchange(stream)
             assert stream.fd < 0
@@ -66,7 +66,7 @@ def test_a_connect_that_nobody_awaits_does_nothing(run: Run) -> None:
     async def main() -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
             tabi.Proxy(server.url).connect("127.0.0.1", 1)
-            assert not server.sessions
+            assert not server.parts.sessions.running
 
     run(main)
 
@@ -187,8 +187,8 @@ def test_a_chain_goes_through_every_proxy_in_order(run: Run) -> None:
     async def main() -> None:
         async with (
             target() as port,
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=second_seen.append) as second,
         ):
             second_place = second.addresses[0]
             async with tabi.Proxy(first.url, second.url).connect("localhost", port) as stream:
@@ -460,7 +460,7 @@ def test_leaving_the_listener_ends_the_wait_of_the_proxy(run: Run) -> None:
     sessions: list[tabi.Session] = []
 
     async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+        async with tabi.Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
             async with tabi.Proxy(server.url).bind() as listener:
                 pass
             await server.drain()
@@ -478,7 +478,7 @@ def test_a_bind_that_nobody_awaits_does_nothing(run: Run) -> None:
     async def main() -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
             tabi.Proxy(server.url).bind("127.0.0.1")
-            assert not server.sessions
+            assert not server.parts.sessions.running
 
     run(main)
 
@@ -490,8 +490,8 @@ def test_a_bind_through_a_chain(run: Run) -> None:
 
     async def main() -> None:
         async with (
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=second_seen.append) as second,
         ):
             async with (
                 tabi.Proxy(first.url, second.url).bind("127.0.0.1") as listener,
@@ -958,9 +958,9 @@ def test_an_association_through_a_chain_of_servers(run: Run) -> None:
     async def main() -> None:
         async with (
             datagram_target() as port,
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=sessions.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=sessions.append) as second,
-            tabi.Server("socks5://127.0.0.1:0", users={"c": "3"}, on_session=sessions.append) as third,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=sessions.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=sessions.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"c": "3"}, on_close=sessions.append) as third,
         ):
             async with tabi.Proxy(first.url, second.url, third.url).associate() as association:
                 for size in (0, 1, 1472, 60000):

@@ -25,7 +25,9 @@ from tabi.errors import (
     TabiError,
 )
 from tabi.net.stream import Stream
+from tabi.observe.observers import SessionObserver
 from tabi.server.server import Server
+from tabi.server.sessions import SessionInfo
 from tabi.session import Decision, Session
 
 __version__ = "0.1.0"
@@ -46,6 +48,8 @@ __all__ = [
     "RemoteProtocolError",
     "Server",
     "Session",
+    "SessionInfo",
+    "SessionObserver",
     "Stream",
     "TabiError",
     "errors",

@@ -16,7 +16,7 @@ from tabi.wire.address import Address
 UNIX = "unix"
 """The host of a client that came through a unix socket; its port is the number of the user that its process runs as."""
 
-Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"]
+Close = Literal["client", "server", "idle", "reset", "denied", "limit", "shutdown", "kicked", "error"]
 Drop = Literal[
     "foreign",
     "malformed",
@@ -58,7 +58,7 @@ class Session:
     ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
     ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
     ``parameters`` are those of the user name. ``member`` is the upstream that a pool chose. ``ended`` is what others
-    want to be told of the end (`when_over`).
+    want to be told of the end (`when_over`). ``watch`` is told what happens in between, where somebody wants to know.
     """
 
     __slots__ = (
@@ -89,6 +89,7 @@ class Session:
         "up",
         "user",
         "via",
+        "watch",
     )
 
     def __init__(self, number: int, listener: str, client: Address, started: float) -> None:
@@ -97,6 +98,7 @@ class Session:
         self.protocol: str | None = None
         self.user: str | None = None
         self.parameters: Any = None  # of policy.grammar, which stands above
+        self.watch: Any = None  # of observe.observers
         self.begin(number, started)
 
     def begin(self, number: int, started: float) -> None:

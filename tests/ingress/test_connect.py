@@ -72,7 +72,7 @@ def test_a_client_from_outside_does_not_reach_inner_addresses(run: Run, host: st
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         resolver = FakeResolver({"inner.test": [host]})
-        async with Server(LOOPBACK, resolver=resolver, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, resolver=resolver, on_close=ended.put_nowait) as server:
             for wanted in (host, "inner.test"):
                 assert await ask_from(server, OUTSIDE, wanted, 80) == 2
                 session = await ended.get()
@@ -162,7 +162,7 @@ def test_a_denied_session_is_in_the_access_log(run: Run, tmp_path: Any) -> None:
     async def main() -> None:
         async with Server(config=logged(path)) as server:
             assert await ask_from(server, OUTSIDE, "169.254.169.254", 80) == 2
-            await until(lambda: not server.sessions)
+            await until(lambda: not server.parts.sessions.running)
 
     run(main)
     line = path.read_text()

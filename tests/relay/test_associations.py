@@ -21,7 +21,7 @@ def test_the_sweep_runs_by_itself(run: Run) -> None:
     async def main() -> None:
         async with Place(udp_idle=0.05) as place, association(place.address):
             assert (await place.ended.get()).close == "idle"
-            await until(lambda: place.server.associations.timer is None)
+            await until(lambda: place.server.parts.associations.timer is None)
 
     run(main)
 
@@ -58,10 +58,10 @@ def test_two_thousand_associations_leave_nothing(run_once: Run) -> None:
                 for first in range(0, 2000, 50):
                     await asyncio.gather(*(one(first + number) for number in range(50)))
             await until(lambda: place.ended.qsize() == 2000)
-            associations = place.server.associations
+            associations = place.server.parts.associations
             assert not associations.active
             assert not associations.lookups
-            assert not place.server.sessions
+            assert not place.server.parts.sessions.running
             await turns()
             assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses
 
@@ -74,7 +74,7 @@ def test_what_a_limit_of_time_ends_ends_in_order(run: Run) -> None:
     async def main() -> None:
         limits = make_config({"limits": {"max_session": 86400}}).limits
         async with Place(limits=limits) as place, association(place.address) as client:
-            (lease,) = place.server.gate.leases
+            (lease,) = place.server.parts.gate.leases
             assert type(place.one) is datagram.Association
             lease.end(LimitExceeded("limit: too long", "max_session"))
             assert await client.reader.read(1) == b""
@@ -115,10 +115,10 @@ def test_a_way_out_that_is_open_is_used_from_the_first_datagram_on(run: Run) -> 
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as client:
             header = encode_header(Address("name.test", 53))
-            assert (proxy.asked, front.server.associations.controls) == (1, 1)
+            assert (proxy.asked, front.server.parts.associations.controls) == (1, 1)
             client.send(header + b"x")
             assert (await proxy.arrived())[0] == header + b"x"
             await front.end(client)
-            assert (proxy.asked, front.server.associations.controls) == (1, 0)
+            assert (proxy.asked, front.server.parts.associations.controls) == (1, 0)
 
     run(main)

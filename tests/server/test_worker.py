@@ -21,8 +21,9 @@ from tabi.wire.address import Address, from_sockaddr, parse_host
 SCRIPT = """
 import logging, socket, sys
 from tabi.config import Config, Listen, Log, Seconds, Timeouts
-from tabi.server.bulletin import Bulletin
+from tabi.server.compiled import compile_config
 from tabi.server.ledger import SharedLedger
+from tabi.server.reload import Bulletin
 from tabi.server.worker import Shared, run_worker
 
 listener, lifeline, drain, log = sys.argv[1:]
@@ -31,7 +32,8 @@ config = Config(
     listen=[Listen("socks5://127.0.0.1:0")], timeouts=Timeouts(drain=Seconds(drain)), log=Log(access=log)
 )
 sockets = [[socket.socket(fileno=int(listener))]]
-run_worker(config, False, Shared(sockets, int(lifeline), SharedLedger(1), Bulletin(), None))
+bulletin = Bulletin(1)
+run_worker(compile_config(config), Shared(sockets, int(lifeline), SharedLedger(1), bulletin.pairs[0][1]))
 """
 
 

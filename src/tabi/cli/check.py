@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from tabi.config.advice import advise
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output
-from tabi.server.quota_store import check_store, default_path
-from tabi.server.server import Server
+from tabi.server.compiled import Compiled, compile_config
+from tabi.server.quota_store import check_store, path_of
 from tabi.url import UnixSocket
 
 
@@ -33,12 +32,13 @@ def check(
     Passwords are not shown. An error names the file and the key, and exits with 2. What may not be as it was meant,
     such as a rule that can never match, is said on stderr.
     """
-    config = load_config(path)
+    config = load_config(path, values=False)
     try:
-        check_surroundings(config, Server(config=config, open=open_proxy))
+        compiled = compile_config(config, open_proxy)
+        check_surroundings(config, compiled)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
-    for advice in advise(config):
+    for advice in advise(config, compiled.users):
         print(f"{path}: {advice}", file=sys.stderr)
     data: dict[str, Any] = msgspec.to_builtins(config, enc_hook=encode_special)
     for user in data["users"].values():
@@ -63,14 +63,14 @@ def hide_passwords(egress: dict[str, Any]) -> None:
                 one["to"] = hidden(one["to"])
 
 
-def check_surroundings(config: Config, server: Server) -> None:
+def check_surroundings(config: Config, compiled: Compiled) -> None:
     """Look at what the start would open, and change nothing. Raises ConfigError."""
     try:
         check_output(config.log.access)
     except OSError as exc:
         raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
-    if config.quotas.path is not None or any(account.quota for account in server.policy.limits.accounts):
-        check_store(Path(config.quotas.path) if config.quotas.path is not None else default_path(os.environ))
+    if config.quotas.path is not None or compiled.with_quotas:
+        check_store(path_of(config))
     for index, listen in enumerate(config.listen):
         place, where = listen.parsed.place, f"listen[{index}].url"
         if isinstance(place, UnixSocket):

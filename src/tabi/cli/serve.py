@@ -11,8 +11,9 @@ from typing import Annotated
 import msgspec
 import typer
 
-from tabi.config import Config, Egress, Listen, Rule, User, check_values, load_config, remember
+from tabi.config import Config, Egress, Listen, Rule, User, load_config
 from tabi.errors import ConfigError
+from tabi.server.compiled import Compiled, compile_config
 from tabi.server.supervisor import Supervisor
 
 
@@ -54,17 +55,16 @@ def serve(
     SIGHUP takes the file as it is now, for new connections; what waits for a restart is said.
     """
 
-    def read() -> Config:
-        file = Config() if config is None else load_config(config)
-        return merge(file, listen, user, workers, access_log, via, config)
+    def read() -> Compiled:
+        file = Config() if config is None else load_config(config, values=False)
+        return merge(file, listen, user, workers, access_log, via, config, open_proxy)
 
-    settings = read()
-    logging.basicConfig(
-        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    compiled = read()
+    logging.getLogger().setLevel(compiled.config.log.level.upper())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
-    supervisor = Supervisor(settings, open_proxy, None if config is None else read)
-    sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users))))
+    supervisor = Supervisor(compiled, None if config is None else read)
+    sys.exit(supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users)))
 
 
 def merge(
@@ -75,8 +75,9 @@ def merge(
     access_log: str | None,
     via: list[str] | None = None,
     path: Path | None = None,
-) -> Config:
-    """The configuration, of the file at ``path``, with what the command line says.
+    open_proxy: bool = False,
+) -> Compiled:
+    """The configuration, of the file at ``path``, with what the command line says; compiled.
 
     Raises:
         ConfigError: it names the option or its key, or the file and the key.
@@ -108,14 +109,13 @@ def merge(
         egress = config.egress | {"via": Egress(chain=via)}
         config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
     try:
-        check_values(config)
+        return compile_config(config, open_proxy)
     except ConfigError as exc:
         if via and is_of(exc.path, "egress.via"):
             raise ConfigError(exc.message, "--via") from None
         if path is not None and not any(is_of(exc.path, key) for key in said):
             raise ConfigError(str(exc), str(path)) from None
         raise
-    return remember(config)
 
 
 def is_of(path: str | None, key: str) -> bool:

@@ -9,9 +9,9 @@ from tabi.config.load import (
     load_config,
     make_config,
     parse_config,
-    remember,
 )
 from tabi.config.schema import (
+    Auth,
     Check,
     Clients,
     Config,
@@ -39,6 +39,7 @@ from tabi.policy.networks import Network
 
 __all__ = [
     "PARTS",
+    "Auth",
     "Check",
     "Clients",
     "Config",
@@ -69,5 +70,4 @@ __all__ = [
     "load_config",
     "make_config",
     "parse_config",
-    "remember",
 ]

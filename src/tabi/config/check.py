@@ -17,17 +17,18 @@ from tabi.config.compile import (
     networks_of,
     proxies_of,
 )
-from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Ssh, Sticky, Udp
+from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Ssh, Sticky, Udp, User
 from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
 from tabi.policy.pool import By
-from tabi.policy.users import PREFIX
+from tabi.policy.rules import Rule
+from tabi.policy.users import PREFIX, Secret
 from tabi.url import ListenURL, parse_server_url, parse_url
 from tabi.wire.address import Address
 
 
-def check_values(config: Config, known_otherwise: bool = False) -> None:
-    """Check what types alone do not say. Raises ConfigError.
+def check_values(config: Config, known_otherwise: bool = False) -> list[Rule]:
+    """Check what types alone do not say. Returns the rules, which are compiled for that. Raises ConfigError.
 
     ``known_otherwise`` says that a program knows who its users are, so that those here need no password.
     """
@@ -53,7 +54,7 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
                 f"{exc}, expected networks such as 10.0.0.0/8", f"listen[{index}].proxy_protocol"
             ) from None
         check_udp(listen.udp, config.workers, f"listen[{index}].udp")
-        if listen.users == "required" and not config.users and not listen.by_certificate:
+        if listen.users == "required" and not config.has_users and not listen.by_certificate:
             raise ConfigError('"required", but there are no users', f"listen[{index}].users")
     for name, egress in config.egress.items():
         check_egress(egress, f"egress.{name}")
@@ -64,10 +65,12 @@ def check_values(config: Config, known_otherwise: bool = False) -> None:
         raise ConfigError(str(exc), "users_grammar") from None
     if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
         raise ConfigError("expected the path of a file", "quotas.path")
-    check_users(config, known_otherwise or any(listen.by_certificate for listen in config.listen))
-    check_policy(config)
+    if config.auth.users_file is not None and (not config.auth.users_file or "\0" in config.auth.users_file):
+        raise ConfigError("expected the path of a file", "auth.users_file")
+    check_users(config, known_otherwise or config.by_certificate)
     check_resolver(config.resolver)
     make_hosts(config)
+    return check_policy(config)
 
 
 def check_resolver(resolver: Resolver) -> None:
@@ -196,28 +199,39 @@ def ways_to(config: Config, name: str) -> set[str]:
 def check_users(config: Config, without_password: bool) -> None:
     """Check users; some need no password, where something else tells who they are. Raises ConfigError."""
     for name, user in config.users.items():
-        if not 0 < len(name.encode()) <= 255:
-            raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", f"users.{name}")
-        if user.password is None:
-            if not without_password:
-                raise ConfigError("missing", f"users.{name}.password")
-            continue
-        if user.plain and user.password.startswith(PREFIX):
-            raise ConfigError("begins as a hash does: leave plain = true out", f"users.{name}.password")
         try:
-            secret = user.secret
-            assert secret is not None
-        except ValueError as exc:
-            hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
-            raise ConfigError(f"{exc}{hint}", f"users.{name}.password") from None
-        if not secret.is_hash and not 0 < len(secret.key) <= 255:
-            raise ConfigError("a password has 1 to 255 octets (RFC 1929)", f"users.{name}.password")
+            check_user(name, user, without_password)
+        except ConfigError as exc:
+            raise ConfigError(exc.message, f"users.{name}" + (f".{exc.path}" if exc.path != "name" else "")) from None
 
 
-def check_policy(config: Config) -> None:
-    """Check rules, guard and limits. Raises ConfigError."""
+def check_user(name: str, user: User, without_password: bool) -> Secret | None:
+    """Check one, and return what a password is compared with. Raises ConfigError, whose path is within the user."""
+    if not 0 < len(name.encode()) <= 255:
+        raise ConfigError("a user name has 1 to 255 octets (RFC 1929)", "name")
+    check_limits(user.limits, "limits")
+    if user.password is None:
+        if not without_password:
+            raise ConfigError("missing", "password")
+        return None
+    if user.plain and user.password.startswith(PREFIX):
+        raise ConfigError("begins as a hash does: leave plain = true out", "password")
+    try:
+        secret = user.secret
+        assert secret is not None
+    except ValueError as exc:
+        hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
+        raise ConfigError(f"{exc}{hint}", "password") from None
+    if not secret.is_hash and not 0 < len(secret.key) <= 255:
+        raise ConfigError("a password has 1 to 255 octets (RFC 1929)", "password")
+    return secret
+
+
+def check_policy(config: Config) -> list[Rule]:
+    """Check rules, guard and limits, and return the rules. Raises ConfigError."""
     listeners = {listen.url for listen in config.listen}
-    for index, rule in enumerate(make_rules(config)):
+    rules = make_rules(config)
+    for index, rule in enumerate(rules):
         if rule.name is not None and not (rule.name and rule.name.isprintable()):
             raise ConfigError(f"{rule.name!r}, expected a name that can be printed", f"rule[{index}].name")
         for number, url in enumerate(rule.texts.listeners or ()):
@@ -237,11 +251,11 @@ def check_policy(config: Config) -> None:
     for name in config.groups:
         if name.startswith("@"):
             raise ConfigError("a group's name stands without the @ that rules put in front", f"groups.{name}")
-    parts = {f"users.{name}": user.limits for name, user in config.users.items()}
-    parts |= {f"groups.{name}": group.limits for name, group in config.groups.items()}
+    parts = {f"groups.{name}": group.limits for name, group in config.groups.items()}
     parts |= {f"clients[{index}]": part.limits for index, part in enumerate(config.clients)}
     for path, limits in {**parts, "": config.limits}.items():
         check_limits(limits, f"{path}.limits".lstrip("."))
+    return rules
 
 
 def check_limits(limits: Limits, path: str) -> None:

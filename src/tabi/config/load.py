@@ -9,12 +9,12 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import msgspec
 
 from tabi.config.check import check_values
 from tabi.config.schema import (
+    Auth,
     Check,
     Clients,
     Config,
@@ -41,8 +41,10 @@ from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 
 
-def load_config(path: str | Path) -> Config:
+def load_config(path: str | Path, values: bool = True) -> Config:
     """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
+
+    ``values`` says whether what types alone do not say is checked too: not where `compile_config` follows.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
@@ -54,7 +56,7 @@ def load_config(path: str | Path) -> Config:
     except OSError as exc:
         raise ConfigError(exc.strerror or str(exc), str(path)) from exc
     try:
-        return resolve_paths(parse_config(text), Path(path).absolute().parent)
+        return resolve_paths(parse_config(text, values), Path(path).absolute().parent)
     except ConfigError as exc:
         raise ConfigError(str(exc), str(path)) from exc
 
@@ -84,10 +86,13 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         resolver = msgspec.structs.replace(resolver, ca=str(folder / resolver.ca))
     listeners = [absolute(listen) for listen in config.listen]
     egress = {name: trusting(way) for name, way in config.egress.items()}
-    return remember(msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver))
+    auth = config.auth
+    if auth.users_file is not None:
+        auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))
+    return msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver, auth=auth)
 
 
-def parse_config(text: str) -> Config:
+def parse_config(text: str, values: bool = True) -> Config:
     """Read and check the text of a tabi.toml. Raises ConfigError, which names the key."""
     try:
         data = tomllib.loads(text)
@@ -95,17 +100,18 @@ def parse_config(text: str) -> Config:
         raise ConfigError("nested too deeply") from None
     except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
         raise ConfigError(str(exc).partition(";")[0]) from exc
-    return make_config(data)
+    return make_config(data, values)
 
 
-def make_config(data: dict[str, Any]) -> Config:
+def make_config(data: dict[str, Any], values: bool = True) -> Config:
     """Check a tabi.toml that was parsed already. Raises ConfigError, which names the key."""
     try:
         config = msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:
         raise explain(str(exc), data) from None
-    check_values(config)
-    return remember(config)
+    if values:
+        check_values(config)
+    return config
 
 
 def decode_special(kind: type, value: object) -> object:
@@ -172,6 +178,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "udp": Udp,
     "tls": Tls,
     "users": User,
+    "auth": Auth,
     "groups": Group,
     "clients": Clients,
     "limits": Limits,
@@ -220,20 +227,8 @@ def known_keys(path: str) -> tuple[str, ...]:
     return PARTS[below[1] or below[2] if below else re.split(r"[.\[]", path)[0]].__struct_fields__
 
 
-CHECKED: WeakValueDictionary[int, Config] = WeakValueDictionary()
-"""Configurations whose types are known to be right, by their identity: they cannot change."""
-
-
-def remember(config: Config) -> Config:
-    """Note that a configuration need not be checked again."""
-    CHECKED[id(config)] = config
-    return config
-
-
 def check_types(config: Config) -> Config:
     """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
-    if CHECKED.get(id(config)) is config:
-        return config
     data = msgspec.to_builtins(config, enc_hook=encode_special)
     try:
         return msgspec.convert(data, Config, dec_hook=decode_special)

@@ -48,6 +48,8 @@ class Associate:
         # Section 6: BND is where the client sends to, so it is an address that the client can reach.
         bound = Address(self.udp.public(local.host), port.number)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
+        if session.watch is not None:
+            session.watch.connected(session)
         opened = None if hops is None else (str(session.via), hops)
         declared = declared_port(session)
         self.associations.start(client, port, session, answer, judge, declared, self.udp, self.open_way, opened)

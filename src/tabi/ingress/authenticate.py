@@ -73,6 +73,8 @@ async def identify(
             session.error = f"authenticate failed: {type(exc).__name__}"
     if session.user is None:
         session.error = session.error or "wrong user name or password"
+    elif session.watch is not None:
+        session.watch.authenticated(session)
     return session.user is not None
 
 

@@ -87,6 +87,8 @@ class Bind:
         finally:
             callers.close()
 
+        if session.watch is not None:
+            session.watch.connected(session)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.relays.start(client, server, session, answer, conversation.trailing_data)
 

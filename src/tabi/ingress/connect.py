@@ -50,4 +50,6 @@ class Connect:
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
+        if session.watch is not None:
+            session.watch.connected(session)
         self.relays.start(conversation.client, server, session, answer, conversation.trailing_data)

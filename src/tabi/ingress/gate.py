@@ -147,6 +147,8 @@ class Gate:
         """Do what was decided: the way out. Raises PolicyDenied."""
         session.rule = decision.rule
         session.decision = None
+        if session.watch is not None:
+            session.watch.decided(session)
         assert session.destination is not None
         if decision.action != "allow":
             known = decision.rule in self.policy.labels  # a program may give each refusal a name of its own
@@ -163,6 +165,8 @@ class Gate:
                 session.addresses = await self.dialer.find(str(name), permit_any)
         except TimeoutError:
             raise timeout_error(seconds, session.destination) from None
+        if session.watch is not None:
+            session.watch.resolved(session)
 
     def permit_for(self, policy: Policy, session: Session) -> Permit:
         """The guard's part, for the destination."""

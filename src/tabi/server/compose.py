@@ -11,6 +11,7 @@ from typing import Any
 
 from tabi.config import Config, Listen
 from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.config.users import make_users
 from tabi.errors import ConfigError
 from tabi.ingress.authenticate import Authenticate
 from tabi.ingress.conversation import Commands, Ingress
@@ -80,7 +81,9 @@ def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | 
     """Compose what decides. Raises ConfigError."""
     if last_word is None and config.decide is not None:
         last_word = load_callable(config.decide, "decide")
-    return Policy(make_rule_set(config), make_guard(config, own), make_limits(config, ledger), last_word)
+    users = make_users(config, without_password=True)
+    limits = make_limits(config, ledger, users)
+    return Policy(make_rule_set(config, users), make_guard(config, own), limits, last_word)
 
 
 def load_callable(text: str, path: str) -> Any:
@@ -95,8 +98,8 @@ def load_callable(text: str, path: str) -> Any:
 
 
 def check_last_word(found: object, path: str, text: str = "") -> None:
-    """Raise ConfigError where something cannot be asked."""
+    """Raise ConfigError where something cannot be asked, or told."""
     if not callable(found):
         raise ConfigError(f"{text}{found!r}, expected a function", path)
-    if inspect.iscoroutinefunction(found):
-        raise ConfigError(f"{text}expected a function without async: it is asked where nobody can wait", path)
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(found.__call__):
+        raise ConfigError(f"{text}expected a function without async: it is called where nobody can wait", path)

@@ -130,7 +130,7 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
         login=request.user,
         parameters=None if session.parameters is None else parameters._asdict(),
     )
-    if request.user is None and request.listen.wants_user(bool(config.users)):
+    if request.user is None and request.listen.wants_user(config.has_users):
         failure = AuthError("this listener wants a user")
     failure = failure or refuse_question(request)
     anybody = is_anybody(request.destination)
@@ -266,7 +266,7 @@ def read_login(config: Config, request: Request) -> tuple[str | None, Parameters
 def identity_of(config: Config, request: Request, user: str | None) -> str:
     """Who the client is."""
     if user is None:
-        wanted = request.listen.wants_user(bool(config.users))
+        wanted = request.listen.wants_user(config.has_users)
         return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
     known = config.users.get(user)
     if known is None:
@@ -374,8 +374,10 @@ def limit(found: Explanation, policy: Policy, session: Session, now: float, quot
     """Tell the limits that hold, and ask them as if nothing else were under way. Raises LimitExceeded."""
     limits, user = policy.limits, session.user
     used = read_used(quotas)
-    limits.restore(used, now)
-    for account in limits.accounts_of(user, session.client.host):
+    limits.ledger.restore(used)
+    accounts = limits.accounts_of(user, session.client.host)
+    limits.turn_periods(now)
+    for account in accounts:
         found.limits.append(f"{account.name}: {', '.join(terms_of(account, account.name in used))}")
     if user is not None and user in limits.expires:
         found.limits.append(f"user {user}: until {format_moment(limits.expires[user])}")

@@ -14,21 +14,18 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.net.datagram import get_mail
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
-from tabi.policy.limits import Limits
-from tabi.server.bulletin import Bulletin
+from tabi.server.compiled import Compiled, refuse_open_proxy
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
-from tabi.server.quota_store import INTERVAL, QuotaStore, default_path, load_store, open_store
-from tabi.server.reload import take_over
-from tabi.server.server import Server
+from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
+from tabi.server.quota_store import open_store, path_of
+from tabi.server.reload import Bulletin, Reload, Report, load
 from tabi.server.worker import AT_ONCE, Shared, run_worker
 
 log = logging.getLogger("tabi")
@@ -65,19 +62,21 @@ class Supervisor:
     """Runs ``config.workers`` workers until SIGTERM or SIGINT.
 
     Args:
-        config: checked already.
-        open_proxy: whether listening beyond loopback without users is wanted.
-        reread: reads the configuration anew, for SIGHUP. None: there is no file.
+        compiled: what to serve by.
+        reread: reads and compiles the configuration anew, for SIGHUP. None: there is no file.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
     """
 
-    def __init__(self, config: Config, open_proxy: bool = False, reread: Callable[[], Config] | None = None) -> None:
-        Server(config=config, open=open_proxy)  # refuses what a worker would refuse
-        self.config = config
-        self.open_proxy = open_proxy
+    def __init__(self, compiled: Compiled, reread: Callable[[], Compiled] | None = None) -> None:
+        self.compiled = compiled
+        self.config = config = compiled.config
         self.reread = reread
+        self.reloading: Reload | None = None
+        self.reload_again = False
+        self.latest: int | None = None
+        """Memory that has what was compiled last, where that is not what it began with."""
         raise_descriptor_limit()
         try:
             if config.log.access != "none":
@@ -89,14 +88,12 @@ class Supervisor:
         self.sockets = self.listeners.sockets
         self.workers = [Worker() for _ in range(config.workers or os.cpu_count() or 1)]
         self.ledger = SharedLedger(len(self.workers))
-        self.bulletin = Bulletin()
-        self.store: QuotaStore | None = None
+        self.bulletin = Bulletin(len(self.workers))
+        self.keeper: QuotaKeeper | None = None
         try:
             self.listeners.open(config.listen, passed)
-            # Where passed ones are is known only now. What limits there are is what it has made of the configuration.
-            server = Server(config=config, open=open_proxy, sockets=self.sockets, ledger=self.ledger)
-            self.limits = server.policy.limits
-            self.load_quotas(self.limits)
+            refuse_open_proxy(compiled, self.sockets)  # where passed ones are is known only now
+            self.keep_quotas(compiled.with_quotas)
         except OSError as exc:
             where, _, url = str(exc.filename).partition(": ")
             raise ConfigError(f"{url}: {exc.strerror}", where) from exc
@@ -120,7 +117,10 @@ class Supervisor:
             return self.supervise(ready)
         finally:
             self.listeners.close()
-            self.save_quotas()
+            if self.reloading is not None:
+                self.reloading.kill()
+            if self.keeper is not None:
+                self.keeper.save()
             self.ledger.close()
             self.bulletin.close()
 
@@ -158,14 +158,15 @@ class Supervisor:
                 self.stop()
             elif told is not None and told.si_signo == signal.SIGHUP and not self.stopping:
                 self.reload()
-            self.save_quotas()
+            if self.keeper is not None:
+                self.keeper.save()
 
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [worker.due - now for worker in self.workers if worker.pid is None]
-        return max(0.0, min(due, default=3600.0 if self.store is None else INTERVAL))
+        return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
 
     def start_all(self) -> None:
         """Start every worker and wait until one of them accepts; it listens on the sockets, which were bound here.
@@ -208,10 +209,14 @@ class Supervisor:
         try:
             os.close(self.held_end)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGHUP})  # which waits until it is heard
-            self.ledger.settle(self.workers.index(worker))
-            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store)
-            run_worker(self.config, self.open_proxy, shared, self.tell)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            number = self.workers.index(worker)
+            self.ledger.settle(number)
+            self.bulletin.forget(number)
+            compiled = self.compiled if self.latest is None else load(self.latest)
+            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin.pairs[number][1])
+            run_worker(compiled, shared, self.tell)
             code = 0
         except OSError as exc:
             if self.told_end is None:
@@ -239,7 +244,9 @@ class Supervisor:
         worker.delay = min(worker.delay * 2, LAST_DELAY)
 
     def reap(self) -> None:
-        """Take note of the workers that have ended."""
+        """Take note of the children that have ended."""
+        if self.reloading is not None and (report := self.reloading.poll()) is not None:
+            self.reloaded(self.reloading, report)
         for worker in self.workers:
             if worker.pid is None:
                 continue
@@ -256,40 +263,48 @@ class Supervisor:
 
     # --- quotas, and another configuration ---
 
-    def load_quotas(self, limits: Limits) -> None:
-        """Take up what was used before, where there are quotas. Raises ConfigError."""
-        if not limits.with_quota:
-            return
-        if self.store is None:
-            path = self.config.quotas.path
-            self.store = open_store(default_path(os.environ) if path is None else Path(path))
-        limits.restore(load_store(self.store), time.time())
-
-    def save_quotas(self) -> None:
-        """Store what was used, if it is time."""
-        if self.store is not None:
-            self.store.save(self.limits)
+    def keep_quotas(self, wanted: bool) -> None:
+        """Take up what was used before, where there are quotas, and store from now on what is. Raises ConfigError."""
+        if wanted and self.keeper is None:
+            self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
 
     def reload(self) -> None:
-        """Take the file as it is now, for new sessions of all workers; a broken one changes nothing."""
+        """Have a child compile the file as it is now. One that comes while it does is for a reload more."""
         if self.reread is None:
             log.warning("SIGHUP: nothing to read, since there is no -c FILE")
-            return
-        notify_reloading()
-        try:
-            config, later = take_over(self.config, self.reread())
-            server = Server(config=config, open=self.open_proxy, sockets=self.sockets, ledger=self.ledger)
-            self.load_quotas(server.policy.limits)
-        except (ConfigError, OSError) as exc:
-            log.error("not reloaded, the old configuration stays: %s", exc)
+        elif self.reloading is not None:
+            self.reload_again = True
         else:
-            self.config, self.limits = config, server.policy.limits
-            self.bulletin.publish(config, self.ledger.rows)
-            self.signal_all(signal.SIGHUP)
-            if later:
-                log.warning("reloaded, but these wait for a restart: %s", ", ".join(later))
-            log.info("reloaded: rules: %d, users: %d", len(config.rule), len(config.users))
+            notify_reloading()
+            try:
+                self.reloading = Reload(self.reread, self.config, self.sockets)
+            except OSError as exc:
+                log.error("not reloaded, the old configuration stays: %s", exc)
+                notify("READY=1")
+
+    def reloaded(self, reload: Reload, report: Report) -> None:
+        """Hand to all workers what was compiled, for new sessions; what failed changes nothing."""
+        self.reloading = None
+        try:
+            if report.error is not None:
+                raise ConfigError(report.error)
+            self.keep_quotas(report.with_quotas)
+        except ConfigError as exc:
+            log.error("not reloaded, the old configuration stays: %s", exc)
+            os.close(reload.memory)
+        else:
+            if self.latest is not None:
+                os.close(self.latest)
+            self.latest = reload.memory
+            self.bulletin.publish(self.latest)
+            if report.later:
+                log.warning("reloaded, but these wait for a restart: %s", ", ".join(report.later))
+            log.info("reloaded: rules: %d, users: %d", report.rules, report.users)
+        reload.close()
         notify("READY=1")
+        if self.reload_again and not self.stopping:
+            self.reload_again = False
+            self.reload()
 
     def stop(self) -> None:
         """The first time: drain. The second time: at once."""
