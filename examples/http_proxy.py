@@ -41,7 +41,7 @@ def use(proxy: int, destination: int) -> None:
     connection.close()
 
 
-def on_session(session: tabi.Session) -> None:
+def on_close(session: tabi.Session) -> None:
     """Each request is a session of its own; printed when all is over."""
     sessions.append(f"{session.user or 'nobody'}: {session.command} of {session.destination}: {session.reply_code}")
 
@@ -54,7 +54,7 @@ async def main() -> None:
     destination = await asyncio.start_server(hello, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
     users = {"alice": "secret"}
-    async with destination, tabi.Server("http://127.0.0.1:0", users=users, on_session=on_session) as server:
+    async with destination, tabi.Server("http://127.0.0.1:0", users=users, on_close=on_close) as server:
         await asyncio.to_thread(use, server.addresses[0].port, port)
         await server.drain(5)
     print("\n".join(sessions))

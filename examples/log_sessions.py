@@ -13,7 +13,7 @@ import tabi
 octets_by_user: Counter[str] = Counter()
 
 
-def on_session(session: tabi.Session) -> None:
+def on_close(session: tabi.Session) -> None:
     """Called in the event loop, once for each session, served or refused: be quick, and do not wait here."""
     octets_by_user[session.user or "nobody"] += session.up + session.down
     outcome = session.error or f"{session.up} octets up, {session.down} down"
@@ -33,7 +33,7 @@ async def main() -> None:
     destination = await asyncio.start_server(echo, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
     users = {"alice": "secret"}
-    async with destination, tabi.Server("socks5://127.0.0.1:0", users=users, on_session=on_session) as server:
+    async with destination, tabi.Server("socks5://127.0.0.1:0", users=users, on_close=on_close) as server:
         async with tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
             await stream.send_all(b"x" * 1000)
             stream.send_eof()

@@ -50,7 +50,7 @@ async def main() -> None:
             "socks5://127.0.0.1:0",
             config=config,
             decide=decide,
-            on_session=lambda session: print(f"{session.close}: rule {session.rule}, error: {session.error}"),
+            on_close=lambda session: print(f"{session.close}: rule {session.rule}, error: {session.error}"),
         ) as server,
     ):
         proxy = tabi.Proxy(server.url)

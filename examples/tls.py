@@ -59,7 +59,7 @@ async def main(folder: Path) -> None:
 
     destination = await asyncio.start_server(greet, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
-    async with destination, tabi.Server(config=config, on_session=sessions.append) as server:
+    async with destination, tabi.Server(config=config, on_close=sessions.append) as server:
         print("listening on", server.urls[0])
         context = ssl.create_default_context(cafile=certificate)
         try:

@@ -37,7 +37,7 @@ async def main() -> None:
     host, port = destination.sockets[0].getsockname()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tabi.sock"
-        async with destination, tabi.Server(f"unix://{path}?mode=0600", on_session=lambda s: print("client", s.client)):
+        async with destination, tabi.Server(f"unix://{path}?mode=0600", on_close=lambda s: print("client", s.client)):
             print(f"rights {path.stat().st_mode & 0o777:o}")
             reader, writer = await asyncio.open_unix_connection(path)
             machine = ClientMachine()

@@ -45,7 +45,7 @@ def front(one: tabi.Server, two: tabi.Server, dead: int) -> tabi.Server:
             ],
         }
     )
-    return tabi.Server(config=config, on_session=told)
+    return tabi.Server(config=config, on_close=told)
 
 
 def told(session: tabi.Session) -> None:

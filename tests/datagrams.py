@@ -174,13 +174,13 @@ class Place(Serving):
         self.server = Server(
             config=msgspec.structs.replace(settings, limits=limits or Limits()),
             resolver=self.resolver,
-            on_session=self.ended.put_nowait,
+            on_close=self.ended.put_nowait,
         )
 
     @property
     def one(self) -> Association:
         """The association that there is."""
-        (found,) = self.server.associations.active
+        (found,) = self.server.parts.associations.active
         return found
 
     @property
@@ -231,7 +231,7 @@ class Front(Place):
         self.resolver = FakeResolver(names)
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         config = make_config({**settings, "egress": {"out": egress}})
-        self.server = Server(config=config, resolver=self.resolver, on_session=self.ended.put_nowait)
+        self.server = Server(config=config, resolver=self.resolver, on_close=self.ended.put_nowait)
 
 
 class FakeProxy:

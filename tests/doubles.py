@@ -18,6 +18,7 @@ from support import client, closed_port, credentials, request, reset_on_close, t
 from tabi import Config, Login, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
 from tabi.net.failures import resolve_error
+from tabi.observe.observers import OnClose
 from tabi.wire.address import Address, decode_address
 
 LOOPBACK = "socks5://127.0.0.1:0"
@@ -102,7 +103,7 @@ async def client_from(server: Server, host: str) -> AsyncIterator[Streams]:
     """A client of the first listener whose address is ``host``, which need not exist on this machine."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    server.acceptors[0].accepted(theirs, (host, 40000))
+    server.parts.acceptors[0].accepted(theirs, (host, 40000))
     reader, writer = await asyncio.open_connection(sock=ours)
     try:
         yield reader, writer
@@ -286,7 +287,7 @@ class Scene:
             config=config(Listen(LOOPBACK, users="optional"), **seconds),
             authenticate=self.doorman,
             resolver=self.resolver,
-            on_session=self.ended.put_nowait,
+            on_close=self.ended.put_nowait,
         )
         self.reached = asyncio.Event()
         self.destination: socket.socket | None = None
@@ -311,17 +312,17 @@ class Scene:
 
     def dialling(self) -> bool:
         """Whether a destination is being opened."""
-        return any(session.via for session in self.server.sessions)
+        return any(session.via for session in self.server.parts.sessions.running)
 
     async def silent(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Connected, nothing said."""
-        await until(lambda: self.server.sessions)
+        await until(lambda: self.server.parts.sessions.running)
 
     async def greeting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """In the middle of the greeting."""
         writer.write(b"\x05\x02\x00")
         server_port, own_port = self.server.addresses[0].port, writer.get_extra_info("sockname")[1]
-        await until(lambda: self.server.sessions and queued(server_port, own_port)[1] == 0)
+        await until(lambda: self.server.parts.sessions.running and queued(server_port, own_port)[1] == 0)
 
     async def credentials(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """User name and password are awaited."""
@@ -429,3 +430,10 @@ STAGES = (
     "blocked",
 )
 """Where a session can stand: the methods of `Scene` with these names bring a client there."""
+
+
+def hear_ends(server: Server, callback: Callable[[Session], object]) -> None:
+    """Have a server that runs tell of each session that ends, as ``on_close`` of one that is made so."""
+    sessions = server.parts.sessions
+    sessions.ended += (OnClose(callback).ended,)
+    sessions.copies = True

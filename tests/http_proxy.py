@@ -50,9 +50,9 @@ async def proxy(who: str | None = None, **options: Any) -> AsyncIterator[Proxy]:
             "failing.test": socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
         }
     )
-    async with Server(on_session=ended.put_nowait, resolver=resolver, **options) as server:
+    async with Server(on_close=ended.put_nowait, resolver=resolver, **options) as server:
         yield Proxy(server, ended)
-        await until(lambda: not server.sessions)
+        await until(lambda: not server.parts.sessions.running)
 
 
 class Message(NamedTuple):

@@ -113,7 +113,7 @@ def test_c06_a_refusal_that_comes_late_is_a_refusal_too(run: Run) -> None:
             port = stack.enter_context(unanswering())
             async with Server(LOOPBACK) as server, asyncio.TaskGroup() as tasks:
                 asking = tasks.create_task(ask_for(server, "127.0.0.1", port))
-                await until(lambda: any(session.via for session in server.sessions))
+                await until(lambda: any(session.via for session in server.parts.sessions.running))
                 stack.close()  # the kernel's next try, within a second or two, finds nobody there
                 assert await asking == 5
 
@@ -450,7 +450,7 @@ def test_c15_passwords_are_secrets(run: Run, caplog: pytest.LogCaptureFixture, t
             assert await authenticate(server, credentials(b"alice", b"hunter3")) == b"\x01\x01"
             assert await authenticate(server, credentials(b"hunter4", b"hunter5")) == b"\x01\x01"
             assert await authenticate(server, b"\x05\x05alice\x07hunter6") == b""
-            return f"{server!r} {server.urls} {server.config!r} {server.users!r}"
+            return f"{server!r} {server.urls} {server.config!r} {server.compiled.users!r}"
 
     text = run(main)
     lines = access.read_text()
@@ -557,7 +557,7 @@ def test_c18_the_association_ends_with_its_connection(run: Run) -> None:
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with (
-            Server(LOOPBACK, on_session=ended.put_nowait) as server,
+            Server(LOOPBACK, on_close=ended.put_nowait) as server,
             association(server.addresses[0]) as client,
         ):
             with destination() as echo:
@@ -929,7 +929,7 @@ def test_c32_a_greeting_that_does_not_end(run: Run, users: bool) -> None:
                     await writer.drain()
                 except ConnectionError:
                     break
-            await until(lambda: not server.sessions)
+            await until(lambda: not server.parts.sessions.running)
 
     run(main)
 
@@ -1019,7 +1019,7 @@ def test_c35_the_header_says_who_the_client_is(run: Run, header: bytes) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(config=config(TRUSTING), open=True, on_session=ended.put_nowait) as server:
+        async with Server(config=config(TRUSTING), open=True, on_close=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(header + b"\x05\x01\x00" + request("127.0.0.1", 80))
                 assert (await reader.read())[:4] == b"\x05\x00\x05\x02"
@@ -1064,7 +1064,7 @@ def test_c36_health_checks_are_the_proxys_own(run: Run, header: bytes) -> None:
         ):
             writer.write(header)
             assert await greet((reader, writer)) == 0
-            (session,) = server.sessions
+            (session,) = server.parts.sessions.running
             assert (str(session.client.host), session.client.port) == writer.get_extra_info("sockname")
 
     run(main)

@@ -108,7 +108,7 @@ def test_a_session_leaves_nothing_to_the_collector(run_once: Run, tmp_path: Path
                 for _ in range(0, SESSIONS, at_once):
                     clients = (session(kind, server.addresses[0], echo, web, tls) for _ in range(at_once))
                     await asyncio.gather(*clients)
-                await until(lambda: not server.sessions)
+                await until(lambda: not server.parts.sessions.running)
                 gc.collect()
                 ours = (type(thing) for thing in gc.garbage if type(thing).__module__.startswith("tabi"))
                 assert not Counter(kind.__qualname__ for kind in ours)

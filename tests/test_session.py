@@ -41,7 +41,17 @@ def test_a_misspelt_fact_is_an_error() -> None:
 
 def test_how_a_session_can_end() -> None:
     """The stable words of the access log."""
-    assert set(get_args(Close)) == {"client", "server", "idle", "reset", "denied", "limit", "shutdown", "error"}
+    assert set(get_args(Close)) == {
+        "client",
+        "server",
+        "idle",
+        "reset",
+        "denied",
+        "limit",
+        "shutdown",
+        "kicked",
+        "error",
+    }
 
 
 def test_why_a_datagram_can_go_nowhere() -> None:
@@ -53,13 +63,13 @@ def test_why_a_datagram_can_go_nowhere() -> None:
 
 
 def test_the_next_request_of_a_connection_knows_its_client_only() -> None:
-    """What was found out about one request does not stay for the next; listener, client, protocol and the user do."""
+    """What was found out about one request does not stay for the next; who the client is does, and who watches."""
     session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
     fresh = {name: getattr(session, name) for name in Session.__slots__}
     for name in Session.__slots__:
         setattr(session, name, "changed")
     session.begin(2, 11.0)
-    stays = {"listener", "client", "protocol", "user", "groups", "limits", "parameters"}
+    stays = {"listener", "client", "protocol", "user", "groups", "limits", "parameters", "watch"}
     assert {name for name in Session.__slots__ if getattr(session, name) == "changed"} == stays
     facts = {name: getattr(session, name) for name in Session.__slots__ if name not in stays}
     assert facts == {name: fresh[name] for name in facts} | {"number": 2, "started": 11.0}

@@ -32,16 +32,20 @@ if TYPE_CHECKING:
     )
     from tabi.ingress.login import Login, User
     from tabi.net.stream import Stream
+    from tabi.observe.observers import SessionObserver
+    from tabi.relay.carrier import Carried
     from tabi.relay.datagram_inspector import Datagram, DatagramInspector
     from tabi.relay.stage import Stage
     from tabi.relay.tunnel import Tunnel
     from tabi.server.server import Server
+    from tabi.server.sessions import SessionInfo
     from tabi.session import Decision, Session
 
 __version__ = "0.1.0"
 __all__ = [
     "Association",
     "AuthError",
+    "Carried",
     "Config",
     "ConfigError",
     "ConnectTimeout",
@@ -63,6 +67,8 @@ __all__ = [
     "RemoteProtocolError",
     "Server",
     "Session",
+    "SessionInfo",
+    "SessionObserver",
     "Stage",
     "Stream",
     "TabiError",
@@ -77,6 +83,7 @@ __all__ = [
 _HOMES = {
     "Association": "egress.associate",
     "AuthError": "errors",
+    "Carried": "relay.carrier",
     "Config": "config",
     "ConfigError": "errors",
     "ConnectTimeout": "errors",
@@ -98,6 +105,8 @@ _HOMES = {
     "RemoteProtocolError": "errors",
     "Server": "server.server",
     "Session": "session",
+    "SessionInfo": "server.sessions",
+    "SessionObserver": "observe.observers",
     "Stage": "relay.stage",
     "Stream": "net.stream",
     "TabiError": "errors",

@@ -73,7 +73,7 @@ class Session:
     ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
     ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program said of
     the user, besides the configuration. ``member`` is the upstream that a pool chose. ``ended`` is what others want to
-    be told of the end (`when_over`).
+    be told of the end (`when_over`). ``watch`` is told what happens in between, where somebody wants to know.
     """
 
     __slots__ = (
@@ -106,6 +106,7 @@ class Session:
         "up",
         "user",
         "via",
+        "watch",
     )
 
     def __init__(self, number: int, listener: str, client: Address, started: float) -> None:
@@ -116,6 +117,7 @@ class Session:
         self.groups: frozenset[str] = NO_GROUPS
         self.limits: Any = None  # of config, which stands above
         self.parameters: Any = None  # of policy.grammar, which stands above
+        self.watch: Any = None  # of observe.observers
         self.begin(number, started)
 
     def identify(self, user: str | None, groups: frozenset[str] = NO_GROUPS, limits: Any = None) -> None:

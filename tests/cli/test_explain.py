@@ -171,10 +171,10 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
     assert lease is not None
     lease.spend(1, 250, 0)
     store = QuotaStore(quotas)
-    store.save(limits)
+    store.save(limits.ledger)
     assert "user alice: 1 kB/month (25% used)" in explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
     lease.spend(1, 750, 0)
-    store.save(limits)
+    store.save(limits.ledger)
     text = explain("--user", "alice", "connect", "8.8.8.8:80", config=path)
     assert "refused with reply 02: limit: user alice: the quota of 1 kB/month is used up" in text
     with sqlite3.connect(quotas) as database:

@@ -58,7 +58,7 @@ def test_it_says_where_it_listens_and_what_to_try(tmp_path: Path) -> None:
 
 def test_without_options_it_listens_on_loopback_1080() -> None:
     """The default is the one of tabi.toml: every protocol on 127.0.0.1:1080, without users."""
-    config = merge(Config(), None, None, None, None)
+    config = merge(Config(), None, None, None, None).config
     assert [listen.url for listen in config.listen] == ["mixed://127.0.0.1:1080"]
     assert config.users == {}
 
@@ -148,11 +148,11 @@ def test_users_of_the_command_line(tmp_path: Path, run_once: Run) -> None:
 def test_a_file_and_options_together(tmp_path: Path) -> None:
     """What is on the command line stands in place of the file's; users are added to those of the file."""
     file = Config(workers=3, listen=[Listen("socks5://127.0.0.1:1")], users={"alice": User("a", plain=True)})
-    config = merge(file, ["socks5://127.0.0.1:2"], ["bob:b"], 2, "none")
+    config = merge(file, ["socks5://127.0.0.1:2"], ["bob:b"], 2, "none").config
     assert [listen.url for listen in config.listen] == ["socks5://127.0.0.1:2"]
     assert set(config.users) == {"alice", "bob"}
     assert (config.workers, config.log.access) == (2, "none")
-    assert merge(file, None, None, None, None) == file
+    assert merge(file, None, None, None, None).config == file
 
 
 def test_a_file_is_used(tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_each_has_its_own_user(run_once: Run) -> None:
     async def main() -> None:
         async with (
             target() as port,
-            tabi.Server("http://127.0.0.1:0", users={"a": "1"}, on_session=sessions.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=sessions.append) as second,
+            tabi.Server("http://127.0.0.1:0", users={"a": "1"}, on_close=sessions.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=sessions.append) as second,
         ):
             async with tabi.Proxy(first.url, second.url).connect("localhost", port) as stream:
                 await exchange(stream)

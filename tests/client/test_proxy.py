@@ -43,7 +43,7 @@ def test_async_with_closes_the_stream(run: Run) -> None:
     sessions: list[tabi.Session] = []
 
     async def main() -> None:
-        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
             async with tabi.Proxy(server.url).connect("127.0.0.1", port) as stream:
                 await exchange(stream)
             assert stream.fd < 0
@@ -72,7 +72,7 @@ def test_a_connect_that_nobody_awaits_does_nothing(run: Run) -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
             with pytest.warns(RuntimeWarning, match=r"coroutine 'Proxy.open' was never awaited"):
                 tabi.Proxy(server.url).connect("127.0.0.1", 1)
-            assert not server.sessions
+            assert not server.parts.sessions.running
 
     run(main)
 
@@ -88,7 +88,7 @@ def test_what_opens_is_a_coroutine(run: Run) -> None:
                 await exchange(stream)
             with unanswering() as silent:
                 waiting = group.create_task(proxy.connect("127.0.0.1", silent))
-                await until(lambda: server.sessions)
+                await until(lambda: server.parts.sessions.running)
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await waiting
@@ -233,8 +233,8 @@ def test_a_chain_goes_through_every_proxy_in_order(run: Run) -> None:
     async def main() -> None:
         async with (
             target() as port,
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=second_seen.append) as second,
         ):
             second_place = second.addresses[0]
             async with tabi.Proxy(first.url, second.url).connect("localhost", port) as stream:
@@ -529,7 +529,7 @@ def test_leaving_the_listener_ends_the_wait_of_the_proxy(run: Run) -> None:
     sessions: list[tabi.Session] = []
 
     async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+        async with tabi.Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
             async with tabi.Proxy(server.url).bind() as listener:
                 pass
             await server.drain()
@@ -548,7 +548,7 @@ def test_a_bind_that_nobody_awaits_does_nothing(run: Run) -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server:
             with pytest.warns(RuntimeWarning, match=r"coroutine 'Proxy.listen' was never awaited"):
                 tabi.Proxy(server.url).bind("127.0.0.1")
-            assert not server.sessions
+            assert not server.parts.sessions.running
 
     run(main)
 
@@ -560,8 +560,8 @@ def test_a_bind_through_a_chain(run: Run) -> None:
 
     async def main() -> None:
         async with (
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=first_seen.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=second_seen.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=first_seen.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=second_seen.append) as second,
         ):
             async with (
                 tabi.Proxy(first.url, second.url).bind("127.0.0.1") as listener,
@@ -1030,9 +1030,9 @@ def test_an_association_through_a_chain_of_servers(run: Run) -> None:
     async def main() -> None:
         async with (
             datagram_target() as port,
-            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_session=sessions.append) as first,
-            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_session=sessions.append) as second,
-            tabi.Server("socks5://127.0.0.1:0", users={"c": "3"}, on_session=sessions.append) as third,
+            tabi.Server("socks5://127.0.0.1:0", users={"a": "1"}, on_close=sessions.append) as first,
+            tabi.Server("socks5://127.0.0.1:0", users={"b": "2"}, on_close=sessions.append) as second,
+            tabi.Server("socks5://127.0.0.1:0", users={"c": "3"}, on_close=sessions.append) as third,
         ):
             async with tabi.Proxy(first.url, second.url, third.url).associate() as association:
                 for size in (0, 1, 1472, 60000):
@@ -1156,7 +1156,7 @@ def test_the_proxy_of_the_environment(run: Run) -> None:
 
     async def main() -> None:
         sessions: asyncio.Queue[tabi.Session] = asyncio.Queue()
-        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_session=sessions.put_nowait) as server:
+        async with target() as port, tabi.Server("socks5://127.0.0.1:0", on_close=sessions.put_nowait) as server:
             for environ, through in (
                 ({"ALL_PROXY": server.url}, True),
                 ({"all_proxy": server.url.replace("socks5", "socks5h")}, True),
@@ -1202,7 +1202,7 @@ def test_a_context_for_proxies_inside_tls(run: Run, tmp_path: Path) -> None:
         context = ssl.create_default_context(cafile=client_ca)
         authority().issue_cert("alice.example", common_name="alice").configure_cert(context)
         ended: asyncio.Queue[tabi.Session] = asyncio.Queue()
-        server = tabi.Server(config=config(listen), on_session=ended.put_nowait)
+        server = tabi.Server(config=config(listen), on_close=ended.put_nowait)
         async with target() as port, server:
             async with tabi.Proxy(server.url, ssl=context).connect("127.0.0.1", port) as stream:
                 await exchange(stream)

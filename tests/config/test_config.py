@@ -13,6 +13,7 @@ from rich.pretty import pretty_repr
 
 from tabi.config import (
     PARTS,
+    Auth,
     Check,
     Clients,
     Config,
@@ -50,8 +51,8 @@ NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints 
 HASH = make_hash(b"sekret", b"salt")
 
 TOP = (
-    "workers, listen, users, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, resolver, "
-    "timeouts, log"
+    "workers, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
+    "resolver, timeouts, log"
 )
 USER = "password, plain, groups, expires, limits"
 EGRESS = (
@@ -110,6 +111,9 @@ over = "wait"
 [users."jürgen m."]
 password = "sekret"
 plain = true
+
+[auth]
+users_file = "/etc/tabi/users.jsonl"
 
 [groups.dev]
 limits = {{ connections = 1000 }}
@@ -235,6 +239,7 @@ def test_every_key() -> None:
                 resolve_commands=True,
             ),
         ],
+        auth=Auth("/etc/tabi/users.jsonl"),
         users={
             "alice": User(
                 HASH,

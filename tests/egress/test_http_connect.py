@@ -204,7 +204,7 @@ def test_through_our_own_server(run: Run) -> None:
     async def main() -> None:
         async with (
             target() as port,
-            Server("http://127.0.0.1:0", users={"alice": "hunter2"}, on_session=sessions.append) as server,
+            Server("http://127.0.0.1:0", users={"alice": "hunter2"}, on_close=sessions.append) as server,
         ):
             proxy = server.addresses[0].port
             async with await open_through(proxy, Address("localhost", port), ALICE) as stream:

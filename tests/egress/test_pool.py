@@ -417,7 +417,7 @@ class Upstream(Socks5):
 async def through(egress: Pooled, **options: Any) -> AsyncIterator[Server]:
     """A server whose way out is a pool."""
     async with Server("socks5://127.0.0.1:0", config=config(), **options) as server:
-        server.gate.replace(server.policy, {"direct": egress})
+        server.parts.gate.replace(server.parts.gate.policy, {"direct": egress})
         try:
             yield server
         finally:
@@ -448,7 +448,7 @@ def test_tunnels_through_real_upstreams(run: Run) -> None:
             members = [Upstream(f"m{i}", server.addresses[0]) for i, server in enumerate(servers)]
             egress = pooled(members, "least-connections")
             port = await stack.enter_async_context(target())
-            async with through(egress, on_session=ended.put_nowait) as server:
+            async with through(egress, on_close=ended.put_nowait) as server:
                 async with contextlib.AsyncExitStack() as tunnels:
                     for _ in range(6):
                         await tunnels.enter_async_context(tunnel(server.addresses[0], port))
@@ -495,7 +495,7 @@ def test_an_upstream_that_does_not_let_us_in_is_out(run_once: Run) -> None:
                 Upstream("m0", upstream.addresses[0], Credentials(b"alice", b"wrong")),
                 Upstream("m1", parse_address(f"127.0.0.1:{other}")),
             ]
-            async with through(pooled(members), on_session=ended.put_nowait) as server:
+            async with through(pooled(members), on_close=ended.put_nowait) as server:
                 with pytest.raises(AssertionError, match="reply 05010001"):
                     await echo_through(server, 80)
                 error = (await ended.get()).error

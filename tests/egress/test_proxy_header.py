@@ -186,7 +186,7 @@ def test_early_data_comes_behind_the_header(run: Run, version: Version) -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         receiver = Receiver()
         async with (
-            Server(config=settings(version), on_session=ended.put_nowait) as server,
+            Server(config=settings(version), on_close=ended.put_nowait) as server,
             target(receiver) as port,
         ):
             async with client(server.addresses[0]) as (reader, writer):
@@ -257,7 +257,7 @@ def test_tabi_behind_tabi(run: Run, version: Version) -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         second = config(Listen("mixed://127.0.0.1:0", proxy_protocol=["127.0.0.1"]))
         async with (
-            Server(config=second, on_session=ended.put_nowait, open=True) as inner,
+            Server(config=second, on_close=ended.put_nowait, open=True) as inner,
             Server(config=settings(version)) as outer,
             target() as port,
         ):
@@ -280,7 +280,7 @@ def test_tabi_behind_tabi_guards_against_the_client(run: Run) -> None:
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         second = config(Listen("socks5://127.0.0.1:0", proxy_protocol=["127.0.0.1"]))
-        async with Server(config=second, on_session=ended.put_nowait, open=True) as inner:
+        async with Server(config=second, on_close=ended.put_nowait, open=True) as inner:
             dialer = Dialer(get_reactor(), FakeResolver(), 10)
             way = SendProxyHeader(Direct(dialer), 2)
             async with await way.open(inner.addresses[0], permit_any, session_of("203.0.113.9:50000")) as stream:

@@ -145,7 +145,7 @@ def test_through_our_own_server(run: Run) -> None:
     sessions: list[Session] = []
 
     async def main() -> None:
-        async with target() as port, Server("socks4://127.0.0.1:0", on_session=sessions.append) as server:
+        async with target() as port, Server("socks4://127.0.0.1:0", on_close=sessions.append) as server:
             for host in ("127.0.0.1", "localhost"):
                 async with await open_through(server.addresses[0].port, parse_address(f"{host}:{port}")) as stream:
                     await stream.send_all(b"ping")

@@ -104,7 +104,7 @@ def test_a_name_that_was_decided_on_is_asked_for_as_its_address(run_once: Run, p
     async def main() -> None:
         request = Session(1, "socks5://127.0.0.1:1", UNSPECIFIED, 0.0)
         request.addresses = [ip_address("::1"), ip_address("127.0.0.1")]
-        async with target() as port, Server(f"{protocol}://127.0.0.1:0", on_session=sessions.append) as server:
+        async with target() as port, Server(f"{protocol}://127.0.0.1:0", on_close=sessions.append) as server:
             request.destination = destination = Address("example.com", port)
             await talk(await open_through(server.url, destination=destination, session=request))
             with pytest.raises(PolicyDenied):
@@ -125,7 +125,7 @@ def test_a_proxy_inside_tls(run: Run, tmp_path: Path, index: int) -> None:
     setting, ca = secured(tmp_path)
 
     async def main() -> None:
-        async with target() as port, Server(config=setting, on_session=sessions.append) as server:
+        async with target() as port, Server(config=setting, on_close=sessions.append) as server:
             url = server.urls[index].replace("127.0.0.1", "localhost")
             await talk(await open_through(url, destination=Address("localhost", port), ca=ca))
             await server.drain()
@@ -211,12 +211,12 @@ def test_a_server_goes_out_through_a_proxy(run: Run, tmp_path: Path, index: int)
             egress = make_chain(
                 [url],
                 contexts,
-                Direct(server.gate.dialer),
-                server.gate.dialer.deadlines,
+                Direct(server.parts.gate.dialer),
+                server.parts.gate.dialer.deadlines,
                 get_tls_shared(),
                 optimistic=True,
             )
-            server.gate.replace(server.gate.policy, {"direct": egress})
+            server.parts.gate.replace(server.parts.gate.policy, {"direct": egress})
             for host in ("127.0.0.1", "localhost"):
                 async with Proxy(server.url).connect(host, port) as stream, asyncio.TaskGroup() as group:
                     group.create_task(stream.send_all(data))
@@ -245,8 +245,8 @@ def test_a_proxy_that_is_silent_or_breaks_is_a_reply(run_once: Run) -> None:
             async with target(handler) as port, Server("socks5://127.0.0.1:0") as server:
                 url = parse_url(f"http://127.0.0.1:{port}")
                 short = Deadlines(asyncio.get_running_loop(), 0.05)
-                egress = make_chain([url], [None], Direct(server.gate.dialer), short, get_tls_shared())
-                server.gate.replace(server.gate.policy, {"direct": egress})
+                egress = make_chain([url], [None], Direct(server.parts.gate.dialer), short, get_tls_shared())
+                server.parts.gate.replace(server.parts.gate.policy, {"direct": egress})
                 with pytest.raises(ProxyError, match=r"reply 01"):
                     await Proxy(server.url).connect("127.0.0.1", 1)
 
@@ -292,7 +292,7 @@ def test_a_proxy_that_wants_a_certificate(run_once: Run, tmp_path: Path) -> None
     sessions: list[Session] = []
 
     async def main() -> None:
-        async with target() as port, Server(config=setting, on_session=sessions.append) as server:
+        async with target() as port, Server(config=setting, on_close=sessions.append) as server:
             url = parse_url(server.urls[0].replace("127.0.0.1", "localhost"))
             files = make_context(url, ca, certificate=(str(chain), str(key)))
             ready = make_context(url, ready=client_context(certificate=leaf))

@@ -132,7 +132,7 @@ def test_ports_come_from_the_range(run: Run) -> None:
             port = taken.getsockname()[1]
             udp = Udp(ports=f"{port}-{port}")
             ended: asyncio.Queue[Session] = asyncio.Queue()
-            async with Server(config=config(Listen(LOOPBACK, udp=udp)), on_session=ended.put_nowait) as server:
+            async with Server(config=config(Listen(LOOPBACK, udp=udp)), on_close=ended.put_nowait) as server:
                 assert await ask(server, ASSOCIATE) == 1
                 session = await ended.get()
                 assert session.error == f"no UDP port: no port of {port}-{port} is free"
@@ -151,7 +151,7 @@ def test_a_shared_port_that_somebody_else_has(run: Run) -> None:
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         listen = Listen(LOOPBACK, udp=Udp(ports="shared"))
-        async with Server(config=config(listen), on_session=ended.put_nowait) as server:
+        async with Server(config=config(listen), on_close=ended.put_nowait) as server:
             with udp_socket(port=server.addresses[0].port):
                 assert await ask(server, ASSOCIATE) == 1
             port = server.addresses[0].port
@@ -166,9 +166,9 @@ def test_without_a_descriptor_there_is_no_association(run_once: Run) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, on_close=ended.put_nowait) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.addresses[0].port)
-            await until(lambda: server.sessions)
+            await until(lambda: server.parts.sessions.running)
             with no_descriptors_left():
                 writer.write(b"\x05\x01\x00" + ASSOCIATE)
                 assert (await reader.read())[2:4] == b"\x05\x01"
@@ -226,7 +226,7 @@ def test_the_destination_of_an_association_is_what_was_declared(run: Run, tmp_pa
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, on_close=ended.put_nowait) as server:
             async with association(server.addresses[0]):
                 pass
             session = await ended.get()

@@ -136,7 +136,7 @@ def test_a_server_with_hashed_users_serves_others_meanwhile(run: Run) -> None:
                         return await reader.readexactly(2)
 
                 logins = [tasks.create_task(log_in(password)) for password in [b"wrong"] * 8 + [b"secret"]]
-                while server.authenticator is None or server.authenticator.hashers is None:
+                while server.parts.authenticator is None or server.parts.authenticator.hashers is None:
                     await asyncio.sleep(0)
                 assert await ask_for(server, "127.0.0.1", port) == 0
                 assert not all(task.done() for task in logins)
@@ -169,7 +169,7 @@ def test_an_authenticate_that_raises_lets_nobody_in(
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, authenticate=fail, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, authenticate=fail, on_close=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 assert await greet((reader, writer), b"\x02") == 2
                 writer.write(credentials(b"alice", b"hunter2"))
@@ -216,7 +216,7 @@ def test_authenticate_names_the_user(run: Run) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, authenticate=rename, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, authenticate=rename, on_close=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 assert await greet((reader, writer), b"\x02") == 2
                 writer.write(credentials(b"alice", b""))

@@ -57,7 +57,7 @@ def bind_request(host: str) -> bytes:
 async def distant_client(server: Server, host: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """As `doubles.client_from`, by TCP, so that the control connection has an address of this machine."""
     ours, theirs = tcp_pair()
-    server.acceptors[0].accepted(theirs, (host, 40000))
+    server.parts.acceptors[0].accepted(theirs, (host, 40000))
     reader, writer = await asyncio.open_connection(sock=ours)
     try:
         yield reader, writer
@@ -170,7 +170,7 @@ def test_a_client_that_has_much_to_say_early_does_not_spin(run: Run) -> None:
             await open_bind((reader, writer))
             writer.write(bytes(300_000))
             await arrived(scene, writer)
-            reactor, batches = scene.server.reactor, 0
+            reactor, batches = scene.server.parts.reactor, 0
             dispatch = reactor.dispatch
 
             def count(batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -481,7 +481,7 @@ def test_a_client_from_outside_does_not_wait_for_inner_peers(run: Run, host: str
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         resolver = FakeResolver({"inner.test": ["10.0.0.1"], "mixed.test": ["93.184.216.34", "127.0.0.1"]})
-        async with Server(LOOPBACK, resolver=resolver, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, resolver=resolver, on_close=ended.put_nowait) as server:
             async with client_from(server, OUTSIDE) as (reader, writer):
                 assert await greet((reader, writer)) == 0
                 writer.write(bind_request(host))
@@ -566,7 +566,7 @@ def test_ports_from_the_range_of_the_listener(run: Run) -> None:
         listen = Listen(LOOPBACK, udp=Udp(ports=f"{ports[0]}-{ports[-1]}"))
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with (
-            Server(config=config(listen), on_session=ended.put_nowait) as server,
+            Server(config=config(listen), on_close=ended.put_nowait) as server,
             client(server.addresses[0]) as first,
             client(server.addresses[0]) as second,
         ):

@@ -163,7 +163,7 @@ def test_a_client_that_leaves_leaves_the_proxy_too(run: Run) -> None:
                     streams[1].transport.abort()
                 await proxy.ended.wait()
                 assert (await front.ended.get()).close in ("client", "reset")
-            assert not front.server.sessions
+            assert not front.server.parts.sessions.running
 
     run(main)
 

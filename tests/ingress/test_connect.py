@@ -74,7 +74,7 @@ def test_a_client_from_outside_does_not_reach_inner_addresses(run: Run, host: st
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         resolver = FakeResolver({"inner.test": [host]})
-        async with Server(LOOPBACK, resolver=resolver, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, resolver=resolver, on_close=ended.put_nowait) as server:
             for wanted in (host, "inner.test"):
                 assert await ask_from(server, OUTSIDE, wanted, 80) == 2
                 session = await ended.get()
@@ -164,7 +164,7 @@ def test_a_denied_session_is_in_the_access_log(run: Run, tmp_path: Any) -> None:
     async def main() -> None:
         async with Server(config=logged(path)) as server:
             assert await ask_from(server, OUTSIDE, "169.254.169.254", 80) == 2
-            await until(lambda: not server.sessions)
+            await until(lambda: not server.parts.sessions.running)
 
     run(main)
     line = path.read_text()
@@ -291,7 +291,7 @@ def test_a_carrier_of_ones_own_gets_both_streams(run: Run) -> None:
     async def main() -> None:
         async with Scene() as scene, target() as port:
             server = scene.server
-            server.connect.carrier = carrier = Tunnels(carry_of(shout), server.relays)
+            server.parts.connect.carrier = carrier = Tunnels(carry_of(shout), server.parts.relays)
             server.closing.push_async_callback(carrier.close, "shutdown")
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(b"\x05\x01\x00" + request("127.0.0.1", port) + b"early")
@@ -299,7 +299,7 @@ def test_a_carrier_of_ones_own_gets_both_streams(run: Run) -> None:
                 assert await reader.readexactly(5) == b"EARLY"
                 writer.write(b"late")
                 assert await reader.readexactly(4) == b"LATE"
-                (session,) = server.sessions
+                (session,) = server.parts.sessions.running
                 found = carrier.get(session)
                 assert found is not None
                 assert found.counts == (9, 9)
@@ -313,6 +313,6 @@ def test_a_carrier_of_ones_own_gets_both_streams(run: Run) -> None:
                 assert await streams[0].read() == b""
             session = await scene.ended.get()
             assert session.close == "shutdown"
-            assert not server.sessions
+            assert not server.parts.sessions.running
 
     run(main)

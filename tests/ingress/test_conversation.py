@@ -53,11 +53,11 @@ def test_a_refused_client_that_floods_does_not_have_the_loop_to_itself(
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, on_session=ended.put_nowait) as server, target() as port:
+        async with Server(LOOPBACK, on_close=ended.put_nowait) as server, target() as port:
             ours, theirs = socket.socketpair()
             theirs.setblocking(False)
             with ours:
-                server.acceptors[0].accepted(Flood(theirs), ("127.0.0.1", 40000))
+                server.parts.acceptors[0].accepted(Flood(theirs), ("127.0.0.1", 40000))
                 ours.sendall(b"\x05")  # an event, as from the first octet
                 assert await ask_for(server, "127.0.0.1", port) == 0
                 sessions = [await ended.get(), await ended.get()]

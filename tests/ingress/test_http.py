@@ -88,7 +88,7 @@ def test_one_connection_to_the_destination_for_many_requests(run: Run) -> None:
             assert [session.connect_seconds is None for session in sessions] == [False, True, True, True]
             assert {session.reply_code for session in sessions} == {200}
             assert {session.down for session in sessions} == {5}
-            await until(lambda: not here.server.sessions)
+            await until(lambda: not here.server.parts.sessions.running)
             assert here.ended.empty()
 
     run(main)
@@ -415,7 +415,7 @@ def test_a_kept_connection_ends_when_it_is_idle(run: Run) -> None:
             await exchange(streams, ask(there.url))
             assert await end_of(streams[0]) == "end"
             await here.ended.get()
-            await until(lambda: not here.server.sessions)
+            await until(lambda: not here.server.parts.sessions.running)
             assert here.ended.empty()
 
     run(main)
@@ -741,7 +741,7 @@ def test_an_answer_that_waits_at_the_servers_end_is_a_reset(run_once: Run) -> No
             sock.setblocking(False)
             await asyncio.get_running_loop().sock_connect(sock, (str(here.address.host), here.address.port))
             reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
-            waiting = here.server.forwarding.kept.clients
+            waiting = here.server.parts.forwarding.kept.clients
             while not any(stream.unsent for stream in waiting):
                 writer.write(ask(there.url))
                 await here.ended.get()

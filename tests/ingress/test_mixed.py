@@ -71,7 +71,7 @@ async def serving(**seconds: float) -> AsyncIterator[tuple[Server, asyncio.Queue
     """A server, and the sessions that have ended at it."""
     ended: asyncio.Queue[Session] = asyncio.Queue()
     settings = config(Listen(MIXED), **seconds)
-    async with Server(config=settings, resolver=FakeResolver(), on_session=ended.put_nowait) as server:
+    async with Server(config=settings, resolver=FakeResolver(), on_close=ended.put_nowait) as server:
         yield server, ended
 
 
@@ -217,7 +217,7 @@ def test_octets_do_not_prolong_the_handshake(run: Run) -> None:
     async def main() -> None:
         async with serving(handshake=0.1) as (server, ended), client(server.addresses[0]) as (reader, writer):
             writer.write(b"\x05")
-            await until(lambda: any(session.protocol for session in server.sessions))
+            await until(lambda: any(session.protocol for session in server.parts.sessions.running))
             writer.write(b"\x01")
             assert await end_of(reader) == "end"
             assert (await ended.get()).error == "handshake: not done within 0.1 s"
@@ -255,7 +255,7 @@ def test_a_client_that_vanishes_with_a_reset(run: Run) -> None:
 
     async def main() -> None:
         async with serving() as (server, ended), client(server.addresses[0]) as (_, writer):
-            await until(lambda: server.sessions)
+            await until(lambda: server.parts.sessions.running)
             reset(writer)
             assert (await ended.get()).close == "reset"
 

@@ -66,7 +66,7 @@ class Place(Serving):
     ) -> None:
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(url, proxy_protocol=list(trusted)), **s)
-        self.server = Server(config=settings, on_session=self.ended.put_nowait, authenticate=doorman, open=True)
+        self.server = Server(config=settings, on_close=self.ended.put_nowait, authenticate=doorman, open=True)
 
     @contextlib.asynccontextmanager
     async def behind(self, header: bytes, host: str | None = None) -> AsyncIterator[Streams]:
@@ -78,7 +78,7 @@ class Place(Serving):
     @property
     def client(self) -> Address:
         """The client of the only session under way."""
-        (session,) = self.server.sessions
+        (session,) = self.server.parts.sessions.running
         return session.client
 
 
@@ -175,7 +175,7 @@ def test_a_health_check_leaves_no_line(run: Run, name: str, how: str) -> None:
     async def main() -> None:
         async with Place() as place, target() as port:
             async with place.behind(NOBODY[name]) as (reader, writer):
-                await until(lambda: any(session.silent for session in place.server.sessions))
+                await until(lambda: any(session.silent for session in place.server.parts.sessions.running))
                 if how == "reset":
                     reset(writer)
                 else:
@@ -245,7 +245,7 @@ def test_a_proxy_that_is_trusted_must_send_a_header(run: Run, url: str, octets: 
                 assert (session.close, session.reply_code, session.command) == ("error", None, None)
                 assert (session.error or "").startswith(error), session.error
             async with place.behind(HEADERS["v1"]):
-                await until(lambda: place.server.sessions and place.client == OUTSIDE)
+                await until(lambda: place.server.parts.sessions.running and place.client == OUTSIDE)
 
     run(main)
 
@@ -328,7 +328,7 @@ def test_a_proxy_that_vanishes_with_a_reset(run: Run) -> None:
 
     async def main() -> None:
         async with Place() as place, place.behind(b"") as (_, writer):
-            await until(lambda: place.server.sessions)
+            await until(lambda: place.server.parts.sessions.running)
             reset(writer)
             assert (await place.ended.get()).close == "reset"
 
@@ -441,7 +441,7 @@ def test_the_access_log_has_the_headers_address(run_once: Run, tmp_path: Path) -
                 async with client(server.addresses[0]) as (reader, writer):
                     writer.write(header + b"\x05\x01\x80")
                     assert await reader.read() == b"\x05\xff"
-            await until(lambda: not server.sessions)
+            await until(lambda: not server.parts.sessions.running)
 
     run_once(main)
     clients = [json.loads(line)["client"] for line in path.read_text().splitlines()]

@@ -57,7 +57,7 @@ class Place:
         )
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         config = make_config({"log": {"access": "none"}, "listen": ON, **parts})
-        self.server = Server(config=config, resolver=self.resolver, on_session=self.ended.put_nowait)
+        self.server = Server(config=config, resolver=self.resolver, on_close=self.ended.put_nowait)
 
     async def ask(self, command: int, host: str, source: str | None = None) -> tuple[int, Address | None]:
         """What a client is answered: the reply's code, and BND of a success. The end must follow."""
@@ -191,7 +191,7 @@ def test_which_of_several_addresses(run_once: Run, prefer: str, answer: str) -> 
                 }
             )
             ended: asyncio.Queue[Session] = asyncio.Queue()
-            async with Server(config=config, on_session=ended.put_nowait) as server:
+            async with Server(config=config, on_close=ended.put_nowait) as server:
                 async with client(server.addresses[0]) as streams:
                     found = await ask(streams, RESOLVE, "both.test")
                 assert (await ended.get()).error is None

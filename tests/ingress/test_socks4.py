@@ -67,7 +67,7 @@ class Place(Serving):
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(url), **seconds)
         resolver = FakeResolver(NAMES)
-        self.server = Server(config=settings, users=users, resolver=resolver, on_session=self.ended.put_nowait)
+        self.server = Server(config=settings, users=users, resolver=resolver, on_close=self.ended.put_nowait)
 
     @contextlib.asynccontextmanager
     async def ask(self, octets: bytes) -> AsyncIterator[Streams]:
@@ -226,7 +226,7 @@ def test_a_fault_of_our_own_is_5b(run_once: Run) -> None:
 
     async def main() -> None:
         async with Place() as place, client(place.address) as (reader, writer):
-            await until(lambda: place.server.sessions)
+            await until(lambda: place.server.parts.sessions.running)
             with no_descriptors_left():
                 writer.write(ask4("127.0.0.1", 80))
                 assert await reader.read() == REFUSED
@@ -318,7 +318,7 @@ def test_the_access_log_has_the_code_that_was_sent(run_once: Run, tmp_path: Path
                     writer.write(octets)
                     writer.write_eof()
                     await reader.read()
-                await until(lambda: not server.sessions)
+                await until(lambda: not server.parts.sessions.running)
 
     run_once(main)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -482,7 +482,7 @@ def test_a_client_that_vanishes_with_a_reset(run: Run) -> None:
 
     async def main() -> None:
         async with Place() as place, place.ask(b"\x04\x01") as (_, writer):
-            await until(lambda: any(session.protocol for session in place.server.sessions))
+            await until(lambda: any(session.protocol for session in place.server.parts.sessions.running))
             reset(writer)
             assert (await place.ended.get()).close == "reset"
 

@@ -59,7 +59,7 @@ def test_the_handshake_deadline_holds_at_every_stage(run: Run, stage: str) -> No
             assert await end_of(reader) == "end"
             session = await scene.ended.get()
             assert (session.close, session.error) == ("error", "handshake: not done within 0.2 s")
-            assert scene.server.sessions == {}
+            assert scene.server.parts.sessions.running == {}
 
     run(main)
 
@@ -73,7 +73,7 @@ def test_the_handshake_deadline_ends_with_the_request(run: Run, stage: str) -> N
             reader, _ = await scene.bring_to(stage)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reader.read(1), 0.3)
-            assert len(scene.server.sessions) == 1
+            assert len(scene.server.parts.sessions.running) == 1
 
     run(main)
 
@@ -88,7 +88,7 @@ def test_a_client_that_vanishes_with_a_reset(run: Run, stage: str) -> None:
             _, writer = await scene.bring_to(stage)
             reset(writer)
             assert (await scene.ended.get()).close == "reset"
-            assert scene.server.sessions == {}
+            assert scene.server.parts.sessions.running == {}
             await scene.bring_to("relay")
 
     run(main)
@@ -109,7 +109,7 @@ def test_a_client_that_vanishes_while_somebody_else_is_asked(run: Run, stage: st
             # The kernel tells a reset once, and may tell it to the answer: what is read then looks like an end.
             assert session.close in ("reset", "error", "client")
             assert (session.up, session.down) == (0, 0)
-            assert scene.server.sessions == {}
+            assert scene.server.parts.sessions.running == {}
             await scene.bring_to("relay")
 
     run(main)
@@ -139,7 +139,7 @@ def test_a_client_that_vanishes_before_a_failure(run: Run, stage: str) -> None:
             reset(writer)
             session = await scene.ended.get()
             assert (session.close, session.reply_code) == ("error", 5 if stage == "refused" else 4)
-            assert scene.server.sessions == {}
+            assert scene.server.parts.sessions.running == {}
 
     run(main)
 
@@ -256,7 +256,7 @@ def test_nothing_is_done_for_who_is_not_let_in(run: Run) -> None:
                         writer.write(message + request("127.0.0.1", port))
                         writer.write_eof()
                         assert await reader.read() == answer
-                await until(lambda: not server.sessions)
+                await until(lambda: not server.parts.sessions.running)
                 assert called == []
 
     run(main)

@@ -55,7 +55,7 @@ class Scene(Serving):
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(f"{scheme}://127.0.0.1:0", users=users, tls=tls), **seconds)
         given = {"bob": "secret"} if password else None
-        self.server = Server(config=settings, users=given, on_session=self.ended.put_nowait)
+        self.server = Server(config=settings, users=given, on_close=self.ended.put_nowait)
 
     async def refusal(self, context: ssl.SSLContext | None = None) -> str:
         """A client that is refused in the handshake, or right behind it; gives the error of its session."""
@@ -394,7 +394,7 @@ def test_certificates_that_are_not_accepted(run: Run, tmp_path: Path, version: s
                 (None, "TLS: peer did not return a certificate"),
             ):
                 assert await scene.refusal(client_context(version, certificate)) == text
-                assert scene.server.sessions == {}
+                assert scene.server.parts.sessions.running == {}
 
     run(main)
 
@@ -621,7 +621,7 @@ def test_certificates_change_under_load(run: Run, tmp_path: Path, caplog: pytest
     async def main() -> None:
         async with Scene(tls) as scene, target() as port, tls_client(scene.address) as before:
             await open_tunnel(before, port)
-            (certificates,) = scene.server.certificates
+            (certificates,) = scene.server.compiled.certificates
             assert certificates is not None
             certificates.time, certificates.next_look = clock, 0.0
             serials = []

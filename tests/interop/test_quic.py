@@ -95,7 +95,7 @@ def test_a_handshake_and_a_stream(run: Run, tmp_path: Path) -> None:
         assert quic._transport is not None
         port = quic._transport.get_extra_info("sockname")[1]
         try:
-            async with Server("socks5://127.0.0.1:0", on_session=sessions.append) as server:
+            async with Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
                 async with Proxy(server.url).associate() as association:
                     assert await exchange(association, port, here, data) == data
                 await server.drain()

@@ -391,7 +391,7 @@ def test_members_that_are_killed_and_come_back_under_load(run_once: Run, tmp_pat
         config = way_out({"members": members, "balance": balance, "sticky": {"by": "host"} if by_host else {}})
         async with (
             target(counter.serve) as port,
-            Server(config=config, on_session=told) as front,
+            Server(config=config, on_close=told) as front,
             asyncio.TaskGroup() as group,
         ):
             for _ in range(loaders):

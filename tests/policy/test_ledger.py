@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tabi.policy.ledger import RUNNING, USED, Ledger
+from tabi.policy.ledger import PERIOD, RUNNING, USED, Ledger
 
 
 def test_rows_go_by_names() -> None:
@@ -35,3 +35,42 @@ def test_one_worker_has_one_cell() -> None:
     at = ledger.row("alice")
     ledger.cells[at + RUNNING] = 3
     assert ledger.running(at) == 3
+
+
+def test_a_row_that_another_process_has_made_is_taken_up() -> None:
+    """What `learn` brings is looked at before a row is made; others are told of one that is."""
+
+    class Told(Ledger):
+        told: list[str]
+
+        def learn(self) -> None:
+            self.rows.setdefault("of another", 0)
+
+        def tell(self, name: str) -> None:
+            self.told.append(name)
+
+    ledger = Told()
+    ledger.told = []
+    assert (ledger.row("of another"), ledger.told) == (0, [])
+    assert (ledger.row("mine"), ledger.told) == (ledger.width, ["mine"])
+
+
+def test_what_is_stored_comes_back_and_what_is_new_is_told_once() -> None:
+    """What is counted already is not overwritten; what belongs to another period by now is not stored as this one's."""
+    ledger = Ledger()
+    ledger.restore({"alice": (100, 7), "bob": (100, 1)})
+    alice, bob = ledger.row("alice"), ledger.row("bob")
+    ledger.cells[alice + USED] += 3
+    ledger.restore({"alice": (200, 50)})
+    rows = ledger.unsaved()
+    assert rows == [("alice", 100, 3)]
+    ledger.cells[bob + USED] += 2
+    ledger.saved(rows)
+    assert ledger.unsaved() == [("bob", 100, 2)]
+    rows = ledger.unsaved()
+    ledger.cells[bob + PERIOD] = 200
+    ledger.saved(rows)
+    assert ledger.unsaved() == [("bob", 200, 2)]
+    ledger.cells[bob + PERIOD] = 100
+    ledger.saved(rows)
+    assert ledger.unsaved() == []

@@ -204,7 +204,7 @@ def test_who_shares_what() -> None:
         admit(made, user=None)
     with pytest.raises(LimitExceeded, match=r"clients 10\.1\.1\.0/24,::1/128: 5 connections"):
         admit(made, user=None)
-    assert repr(made.accounts[0]) == "Account(user alice)"
+    assert repr(made.accounts_of("alice", CLIENT)[1]) == "Account(user alice)"
 
 
 def test_the_narrowest_account_decides_what_may_move() -> None:
@@ -268,25 +268,25 @@ def test_quotas_are_stored_by_what_was_added() -> None:
     """What is not on disk is told once; what was there at the start counts; another period's is forgotten."""
     made = limits(Watched(), quota=Quota.parse("1 MB/day"))
     midnight = int(WALL) - 12 * 3600
-    made.restore({"user alice": (midnight, 400), "user bob": (midnight, 1)}, WALL)
-    assert made.unsaved() == []
+    made.ledger.restore({"user alice": (midnight, 400), "user bob": (midnight, 1)})
+    assert made.ledger.unsaved() == []
     lease = admit(made)
     lease.spend(UP, 100, START)
-    rows = made.unsaved()
+    rows = made.ledger.unsaved()
     assert rows == [("user alice", midnight, 100)]
     lease.spend(UP, 11, START)
-    made.saved(rows)
-    assert made.unsaved() == [("user alice", midnight, 11)]
-    rows = made.unsaved()
+    made.ledger.saved(rows)
+    assert made.ledger.unsaved() == [("user alice", midnight, 11)]
+    rows = made.ledger.unsaved()
     made.turn_periods(WALL + 86400)
-    made.saved(rows)
+    made.ledger.saved(rows)
     lease.spend(UP, 3, START)
-    assert made.unsaved() == [("user alice", midnight + 86400, 3)]
-    made.restore({"user alice": (midnight, 999)}, WALL + 86400)
-    assert made.unsaved() == [("user alice", midnight + 86400, 3)]
+    assert made.ledger.unsaved() == [("user alice", midnight + 86400, 3)]
+    made.ledger.restore({"user alice": (midnight, 999)})
+    assert made.ledger.unsaved() == [("user alice", midnight + 86400, 3)]
     fresh = limits(quota=Quota.parse("1 MB/day"))
-    fresh.restore({}, WALL)
-    assert fresh.unsaved() == []
+    fresh.ledger.restore({})
+    assert fresh.ledger.unsaved() == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 100_000_000)), max_size=50))

@@ -304,3 +304,11 @@ def test_the_memory_holds_no_password() -> None:
         users.remember(b"alice", b"sekret", 0.0)
         assert all(b"sekret" not in proof and b"alice" not in proof for proof in users.proven)
     assert first.proven.keys().isdisjoint(second.proven)
+
+
+def test_a_sample_says_how_long_an_unknown_user_takes() -> None:
+    """Where users are very many nobody looks for a hash among them: one is given."""
+    sample = parse_hash(make_hash(b"secret"))
+    users = Users({"alice": plain_secret("x")}, sample)
+    assert (users.is_slow(b"nobody"), users.is_slow(b"alice")) == (True, False)
+    assert users.decoy.key != sample.key

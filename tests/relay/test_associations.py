@@ -42,7 +42,7 @@ def test_the_sweep_runs_by_itself(run: Run) -> None:
     async def main() -> None:
         async with Place(udp_idle=0.05) as place, association(place.address):
             assert (await place.ended.get()).close == "idle"
-            await until(lambda: place.server.associations.timer is None)
+            await until(lambda: place.server.parts.associations.timer is None)
 
     run(main)
 
@@ -82,10 +82,10 @@ def test_many_associations_leave_nothing(run_once: Run) -> None:
                 for first in range(0, MANY, 50):
                     await asyncio.gather(*(one(first + number) for number in range(50)))
             await until(lambda: place.ended.qsize() == MANY)
-            associations = place.server.associations
+            associations = place.server.parts.associations
             assert not associations.active
             assert not associations.context.lookups
-            assert not place.server.sessions
+            assert not place.server.parts.sessions.running
             await turns()
             assert len(associations.reactor.handlers) == 2  # the listener, and who follows the machine's addresses
 
@@ -98,7 +98,7 @@ def test_what_a_limit_of_time_ends_ends_in_order(run: Run) -> None:
     async def main() -> None:
         limits = make_config({"limits": {"max_session": 86400}}).limits
         async with Place(limits=limits) as place, association(place.address) as client:
-            (lease,) = place.server.gate.leases
+            (lease,) = place.server.parts.gate.leases
             assert type(place.one) is datagram.Association
             lease.end(LimitExceeded("limit: too long", "max_session"))
             assert await client.reader.read(1) == b""
@@ -139,11 +139,11 @@ def test_a_way_out_that_is_open_is_used_from_the_first_datagram_on(run: Run) -> 
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as client:
             header = encode_header(Address("name.test", 53))
-            assert (proxy.asked, front.server.associations.controls) == (1, 1)
+            assert (proxy.asked, front.server.parts.associations.controls) == (1, 1)
             client.send(header + b"x")
             assert (await proxy.arrived())[0] == header + b"x"
             await front.end(client)
-            assert (proxy.asked, front.server.associations.controls) == (1, 0)
+            assert (proxy.asked, front.server.parts.associations.controls) == (1, 0)
 
     run(main)
 
@@ -176,7 +176,7 @@ def test_an_inspector_chooses_its_associations(run: Run) -> None:
 
     async def main() -> None:
         async with Place() as place:
-            chooser = place.server.associations.inspector = Chooser()
+            chooser = place.server.parts.associations.inspector = Chooser()
             with destination() as echo:
                 for kind in (InspectedAssociation, datagram.Association):
                     async with association(place.address) as client:
@@ -196,14 +196,14 @@ def test_an_inspector_may_refuse_an_association(run: Run, caplog: pytest.LogCapt
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
             chooser = Chooser(PolicyDenied("not today"), KeyError("what went wrong"), "no method")
-            front.server.associations.inspector = chooser
+            front.server.parts.associations.inspector = chooser
             for _ in range(2):
                 async with association(front.address) as client:
                     await front.end(client)
             assert await refusal(front) == (2, "not today")
             for _ in range(2):
                 assert await refusal(front) == (1, "the inspector of datagrams failed")
-            assert (proxy.asked, front.server.associations.active) == (2, set())
+            assert (proxy.asked, front.server.parts.associations.active) == (2, set())
             records = [record for record in caplog.records if "inspector" in record.message]
             for record, kind in zip(records, (KeyError, TypeError), strict=True):
                 assert record.message.endswith("the inspector of datagrams raised, the association is refused")
@@ -218,7 +218,7 @@ def test_what_cannot_be_an_inspector_is_told_at_the_start(run_once: Run) -> None
 
     async def main() -> None:
         async with Place() as place:
-            reactor, dialer = place.server.associations.reactor, place.server.dialer
+            reactor, dialer = place.server.parts.associations.reactor, place.server.parts.dialer
             with pytest.raises(TypeError, match="Inspector is a class"):
                 Associations(reactor, dialer, 1.0, print, inspector=Inspector)  # type: ignore[arg-type]
             inspector = Inspector(pass_on)
@@ -250,7 +250,7 @@ def test_an_association_can_be_ended_by_its_session(run: Run) -> None:
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client, association(place.address) as other:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             one, two = sorted(associations.active, key=lambda found: found.session.number)
             assert associations.end(one.session, "shutdown", "the operator said so")
             assert await client.reader.read(1) == b""
@@ -273,7 +273,7 @@ def test_a_source_that_changes_is_for_sockets_to_come(run_once: Run) -> None:
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             assert associations.binding is None
             associations.binding = SourceBinding([parse_network("127.0.0.9")])
             with destination() as echo:

@@ -213,7 +213,7 @@ def test_fragments_wait_for_a_time_and_within_a_bound(run: Run, monkeypatch: pyt
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             associations.context.time = lambda: now
             with destination() as echo:
                 client.send(fragment(1, echo.header, b"12345678"))
@@ -317,7 +317,7 @@ def test_an_association_that_nobody_uses_ends(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place(udp_idle=100) as place, association(place.address) as client:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             associations.context.time = lambda: now
             place.one.quiet_since = now
             with destination() as echo:

@@ -61,7 +61,7 @@ async def inspected(look: Look, place: Place | None = None) -> AsyncIterator[tup
     """An association at a server whose datagrams are looked at."""
     inspector = Inspector(look)
     async with place or Place() as found:
-        found.server.associations.inspector = inspector
+        found.server.parts.associations.inspector = inspector
         async with association(found.address) as client:
             assert type(found.one) is InspectedAssociation
             yield found, client, inspector
@@ -69,7 +69,7 @@ async def inspected(look: Look, place: Place | None = None) -> AsyncIterator[tup
 
 def held(place: Place) -> int:
     """Octets that wait in all associations of a server."""
-    return place.server.associations.context.memory.held
+    return place.server.parts.associations.context.memory.held
 
 
 def nobody() -> Any:
@@ -261,7 +261,7 @@ def test_delayed_datagrams_go_in_the_order_of_their_times(run: Run) -> None:
 
     async def main() -> None:
         async with inspected(only_up(look)) as (place, client, _):
-            place.server.associations.context.time = clock
+            place.server.parts.associations.context.time = clock
             found = place.one
             assert isinstance(found, InspectedAssociation)
             with nobody() as sink:
@@ -318,7 +318,7 @@ def test_what_is_delayed_is_dropped_with_the_association(run: Run) -> None:
             with nobody() as sink:
                 for _ in range(3):
                     client.send(sink.header + b"x")
-                place.server.associations.context.time = Clock()  # nobody's time comes
+                place.server.parts.associations.context.time = Clock()  # nobody's time comes
                 await until(lambda: len(kept) == 3)
                 found = place.one
                 assert isinstance(found, InspectedAssociation)
@@ -440,10 +440,10 @@ def test_an_inspector_may_end_the_association(run: Run, kernel: str, direction: 
 
             def look(datagram: Datagram, emit: Emit) -> None:
                 if datagram.direction == direction:
-                    assert place.server.associations.end(datagram.session, "limit", "seen enough")
+                    assert place.server.parts.associations.end(datagram.session, "limit", "seen enough")
                 emit(datagram.payload)
 
-            inspector = place.server.associations.inspector = Inspector(look)
+            inspector = place.server.parts.associations.inspector = Inspector(look)
             async with association(place.address) as client:
                 with destination(answer=lambda data, sender: [(data, sender)] * 5) as echo:
                     for _ in range(5 if direction == "up" else 1):
@@ -453,7 +453,7 @@ def test_an_inspector_may_end_the_association(run: Run, kernel: str, direction: 
                     await turns()
                     assert (session.close, session.error) == ("limit", "seen enough")
                     assert [datagram.direction for datagram in inspector.seen].count(direction) == 1
-                    assert not place.server.associations.end(inspector.seen[0].session, "limit")
+                    assert not place.server.parts.associations.end(inspector.seen[0].session, "limit")
                     assert len(echo.received) == (0 if direction == "up" else 1)
 
     run(main)

@@ -36,7 +36,7 @@ def test_the_end_waits_for_questions(run: Run) -> None:
             return "answer"
 
         async with Place() as place:
-            context = place.server.associations.context
+            context = place.server.parts.associations.context
             first, second = context.look_up(ask()), context.look_up(ask())
             assert context.lookups == {first, second}
             asyncio.get_running_loop().call_soon(answered.set)

@@ -45,7 +45,7 @@ class Full:
 
 def is_quiet(place: Place) -> bool:
     """Whether a server has no association."""
-    return not place.server.associations.active
+    return not place.server.parts.associations.active
 
 
 def test_datagrams_go_through_a_proxy(run: Run, kernel: str) -> None:
@@ -86,9 +86,9 @@ def test_datagrams_go_through_a_chain(run: Run, kernel: str) -> None:
                     ((_, sender), *_) = echo.received
                     assert len(three.one.router.sockets) == 1
                     assert sender[1] == three.one.router.sockets[0].sock.getsockname()[1]
-                    assert front.server.associations.controls == 3
+                    assert front.server.parts.associations.controls == 3
                 await front.end(mine)
-                assert front.server.associations.controls == 0
+                assert front.server.parts.associations.controls == 0
                 for place in (one, two, three):
                     await until(partial(is_quiet, place))
 
@@ -117,7 +117,7 @@ def test_a_client_is_told_where_its_way_carries_no_datagrams(
                 assert await refusal(front) == (1, f"{address}: the proxy gives 127.0.0.1:0 for its relay")
             else:
                 assert await refusal(front) == (expected, text)
-            assert not front.server.associations.active
+            assert not front.server.parts.associations.active
 
     run(main)
 
@@ -129,7 +129,7 @@ def test_a_relay_that_there_is_no_way_to(run: Run) -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
             proxy.bound = parse_address("255.255.255.255:9")
             assert await refusal(front) == (1, "255.255.255.255:9: permission denied")
-            assert (front.server.associations.active, front.server.associations.controls) == (set(), 0)
+            assert (front.server.parts.associations.active, front.server.parts.associations.controls) == (set(), 0)
             await until(lambda: all(writer.is_closing() for writer in proxy.controls))
 
     run(main)
@@ -143,7 +143,7 @@ def test_a_way_that_does_not_open_is_tried_again_later(run: Run) -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
         async with fake_proxy() as proxy, Front({"url": proxy.url}, rule=rules) as front:
             proxy.reply_code = 5
-            front.server.associations.context.time = lambda: now
+            front.server.parts.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"lost")
@@ -167,14 +167,14 @@ def test_an_end_at_the_proxy_is_no_end_of_the_client(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
-            front.server.associations.context.time = lambda: now
+            front.server.parts.associations.context.time = lambda: now
             async with association(front.address) as mine:
                 header = encode_header(parse_address("192.0.2.1:53"))
                 mine.send(header + b"1")
                 assert (await proxy.arrived())[0] == header + b"1"
                 proxy.end()
                 await until(lambda: not front.one.router.sockets)
-                assert front.server.associations.controls == 0
+                assert front.server.parts.associations.controls == 0
                 mine.send(header + b"lost")
                 await until(lambda: front.drops == {"unsent": 1})
                 now = udp_routes.RETRY
@@ -193,7 +193,7 @@ def test_an_end_right_behind_the_reply(run: Run) -> None:
     async def main() -> None:
         rules = [{"ports": [53], "action": "allow", "via": "out"}]
         async with fake_proxy() as proxy, Front({"url": proxy.url}, rule=rules) as front:
-            real = front.server.gate.associate
+            real = front.server.parts.gate.associate
 
             async def open_and_lose(session: Session, via: str) -> UdpPath:
                 path = await real(session, via)
@@ -208,7 +208,7 @@ def test_an_end_right_behind_the_reply(run: Run) -> None:
                 await until(lambda: front.drops == {"unsent": 1})
                 session = await front.end(mine)
                 assert session.error == "egress out: a proxy has ended the association behind its reply"
-                assert front.server.associations.controls == 0
+                assert front.server.parts.associations.controls == 0
 
     run(main)
 
@@ -226,7 +226,7 @@ def test_a_client_that_leaves_while_its_way_is_opened(run: Run) -> None:
                 await until(lambda: proxy.asked and len(front.one.router.lookups or ()) == 2)
                 session = await front.end(mine)
                 assert session.drops == {"waiting": 2}
-            await until(lambda: not front.server.associations.context.lookups)
+            await until(lambda: not front.server.parts.associations.context.lookups)
 
     run(main)
 
@@ -285,7 +285,7 @@ def test_fragments_from_the_relay_wait_for_a_time_and_within_a_bound(run: Run, m
     async def main() -> None:
         now = 0.0
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as mine:
-            associations = front.server.associations
+            associations = front.server.parts.associations
             associations.context.time = lambda: now
             header, first = (
                 encode_header(parse_address("192.0.2.1:53")),
@@ -368,7 +368,7 @@ def test_a_pool_gives_datagrams_to_a_member_that_can_carry_them(run: Run) -> Non
                 async with association(front.address) as mine:
                     mine.send(encode_header(parse_address("192.0.2.1:53")) + b"x")
                     await proxy.arrived()
-                    pool = front.server.ways.pools[0].pool
+                    pool = front.server.parts.egresses.pools[0].pool
                     http, gone, used = pool.members
                     assert (http.failures, gone.failures, used.failures) == (0, 1, 0)
                     assert (used.running, front.one.session.member) == (1, proxy.url)
@@ -392,7 +392,7 @@ def test_a_way_out_without_proxies_is_opened_too(run: Run) -> None:
             async with Front({"source": ["127.0.0.5"]}, rule=rules) as front, association(front.address) as mine:
                 for one in (echo, other):
                     assert unwrap(await mine.ask(one.header + b"x")) == (one.address, b"x")
-                front.server.associations.sweep(0.0)
+                front.server.parts.associations.sweep(0.0)
                 assert [sender[0] for one in (echo, other) for _, sender in one.received] == ["127.0.0.1", "127.0.0.5"]
                 assert len(front.one.router.sockets) == 2
                 await front.end(mine)
@@ -410,8 +410,11 @@ def test_nothing_is_left_of_many(run_once: Run) -> None:
                     async with association(front.address) as mine:
                         assert unwrap(await mine.ask(echo.header + b"x")) == (echo.address, b"x")
                         await front.end(mine)
-            await until(lambda: not up.server.associations.active)
-            assert (front.server.associations.controls, front.server.associations.context.memory.held) == (0, 0)
+            await until(lambda: not up.server.parts.associations.active)
+            assert (front.server.parts.associations.controls, front.server.parts.associations.context.memory.held) == (
+                0,
+                0,
+            )
 
     run_once(main)
 
@@ -421,7 +424,7 @@ def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
 
     async def main() -> None:
         async with fake_proxy() as proxy, Front({"url": proxy.url}) as front:
-            inspector = front.server.associations.inspector = Inspector(pass_on)
+            inspector = front.server.parts.associations.inspector = Inspector(pass_on)
             async with association(front.address) as mine:
                 addresses = [parse_address("192.0.2.1:53"), parse_address("[2001:db8::1]:53")]
                 for address in addresses:

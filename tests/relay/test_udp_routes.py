@@ -98,7 +98,7 @@ def test_a_name_that_is_not_found_is_asked_for_again_later(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.context.time = lambda: now
+            place.server.parts.associations.context.time = lambda: now
             header = encode_header(Address("no.test", 9))
             client.send(header + b"x")
             await until(lambda: place.drops == {"unresolved": 1})
@@ -161,7 +161,7 @@ def test_what_waits_for_names_is_bounded(run: Run) -> None:
                 client.send(encode_header(Address(f"name{number}.test", 9)) + b"x")
             await until(lambda: place.drops.get("waiting", 0) == 3 + 1 + 2 and len(place.resolver.asked) == MAX_LOOKUPS)
             place.resolver.answering.set()
-            await until(lambda: not place.server.associations.context.lookups)
+            await until(lambda: not place.server.parts.associations.context.lookups)
             assert place.drops == {"waiting": 6, "unresolved": MAX_WAITING + MAX_LOOKUPS - 1}
 
     run(main)
@@ -175,7 +175,7 @@ def test_octets_that_wait_for_names_are_bounded(run: Run, monkeypatch: pytest.Mo
     async def main() -> None:
         names = {"here.test": ["127.0.0.1"]}
         async with Place(names=names) as place, association(place.address) as one, association(place.address) as two:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             place.resolver.answering.clear()
             with destination() as echo:
                 header = encode_header(Address("here.test", echo.address.port))
@@ -206,7 +206,7 @@ def test_what_waits_is_counted_although_it_was_forgotten(run: Run, monkeypatch: 
                 await client.ask(echo.header + b"y")
             session = await place.end(client)
             assert (session.datagrams_up, session.drops) == (1, {"waiting": 1})
-            assert place.server.associations.context.memory.held == 0
+            assert place.server.parts.associations.context.memory.held == 0
 
     run(main)
 
@@ -272,7 +272,7 @@ def test_no_socket_toward_a_destination(run: Run) -> None:
     async def main() -> None:
         now = 0.0
         async with Place() as place, association(place.address) as client:
-            place.server.associations.context.time = lambda: now
+            place.server.parts.associations.context.time = lambda: now
             with destination() as echo:
                 with no_descriptors_left():
                     client.send(echo.header + b"x")
@@ -293,14 +293,14 @@ def test_a_name_whose_first_address_has_no_socket(run: Run, monkeypatch: pytest.
     async def main() -> None:
         names = {"both.test": ["127.0.0.1", "::1"]}
         async with Place(names=names) as place, association(place.address) as client:
-            opened = place.server.associations.context.io.open_socket
+            opened = place.server.parts.associations.context.io.open_socket
 
             def no_ipv4(family: int) -> socket.SocketType:
                 if family == socket.AF_INET:
                     raise OSError(97, "Address family not supported by protocol")
                 return opened(family)
 
-            monkeypatch.setattr(place.server.associations.context.io, "open_socket", no_ipv4)
+            monkeypatch.setattr(place.server.parts.associations.context.io, "open_socket", no_ipv4)
             with destination("::1") as echo:
                 header = encode_header(Address("both.test", echo.address.port))
                 assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
@@ -348,7 +348,7 @@ def test_rules_choose_the_way_of_each_datagram(run: Run) -> None:
                     }
                     assert (proxy.asked, front.one.session.via) == (1, "out")
                     assert sorted(front.resolver.asked) == ["inner.test", "outer.test"]
-                front.server.associations.sweep(0.0)
+                front.server.parts.associations.sweep(0.0)
                 session = await front.end(mine)
                 assert session.drops == {}
 

@@ -152,12 +152,12 @@ def test_a_socket_that_cannot_be_registered_is_closed(run_once: Run, monkeypatch
             def refuse(fd: int, handler: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            monkeypatch.setattr(place.server.associations.reactor, "register_reader", refuse)
+            monkeypatch.setattr(place.server.parts.associations.reactor, "register_reader", refuse)
             with destination() as echo:
                 client.send(echo.header + b"x")
                 await until(lambda: place.drops == {"unsent": 1})
             with pytest.raises(OSError, match="No space left"):
-                place.server.associations.open_port(place.address, Udp())
+                place.server.parts.associations.open_port(place.address, Udp())
 
     run_once(main)
 
@@ -259,7 +259,7 @@ def test_a_shared_port_tells_clients_apart(run: Run, kernel: str) -> None:
                     assert (session.datagrams_up, session.datagrams_down, session.drops) == (100, 100, {})
                     assert unwrap(await two.ask(echo.header + b"still here")) == (echo.address, b"still here")
                 assert (await place.end(two)).datagrams_up == 101
-            await until(lambda: not place.server.associations.shared)
+            await until(lambda: not place.server.parts.associations.shared)
             with udp_socket(port=place.address.port):
                 pass
 
@@ -299,7 +299,7 @@ def test_a_shared_port_that_is_taken_again_at_once(run: Run) -> None:
 
     async def main() -> None:
         async with Place(Udp(ports="shared")) as place:
-            associations = place.server.associations
+            associations = place.server.parts.associations
             async with association(place.address) as client:
                 port = place.one.port
                 place.one.close("client")
@@ -384,7 +384,7 @@ def test_datagrams_come_from_an_origin(run: Run, sources: list[str], expected: s
 
     async def main() -> None:
         async with Place() as place, association(place.address) as client:
-            place.server.associations.binding = SourceBinding([parse_network(text) for text in sources])
+            place.server.parts.associations.binding = SourceBinding([parse_network(text) for text in sources])
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
                 assert echo.received[0][1][0] == expected
@@ -397,7 +397,7 @@ def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
 
     async def main() -> None:
         async with Place() as place:
-            inspector = place.server.associations.inspector = Inspector(pass_on)
+            inspector = place.server.parts.associations.inspector = Inspector(pass_on)
             async with association(place.address) as client:
                 answers = [b"one", b"two", b"", b"three"]
                 with destination(answer=lambda data, sender: [(answer, sender) for answer in answers]) as echo:

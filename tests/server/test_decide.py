@@ -28,7 +28,7 @@ async def deciding(decide: Callable[[Session], Any], **parts: Any) -> AsyncItera
     ended: Ended = asyncio.Queue()
     config = make_config({"log": {"access": "none"}, "listen": [{"url": "mixed://127.0.0.1:0"}], **parts})
     resolver = FakeResolver({"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]})
-    async with Server(config=config, decide=decide, on_session=ended.put_nowait, resolver=resolver) as server:
+    async with Server(config=config, decide=decide, on_close=ended.put_nowait, resolver=resolver) as server:
         yield server, server.addresses[0], ended
 
 
@@ -74,9 +74,9 @@ def test_a_proxy_that_only_the_hook_knows(run_once: Run) -> None:
                         writer.write(b"hello")
                         assert await reader.readexactly(5) == b"hello"
                     assert (await ended.get()).via == other.url.replace("alice:secret@", "")
-                assert len(server.gate.made.by_url) == 1
+                assert len(server.parts.gate.made.by_url) == 1
                 server.reload(server.config)
-                assert not server.gate.made.by_url
+                assert not server.parts.gate.made.by_url
                 async with client(address) as (reader, writer):
                     writer.write(GREETING + request("127.0.0.1", 1))
                     await reader.read()
@@ -100,7 +100,7 @@ def test_limits_of_one_session(run_once: Run) -> None:
                 session = await ended.get()
                 assert (session.close, session.error) == ("limit", "limit: session: the quota of 1 kB/day is used up")
                 assert len(data) + session.up == 1000
-            assert not server.gate.leases
+            assert not server.parts.gate.leases
 
     run_once(main)
 
@@ -150,7 +150,7 @@ def test_datagrams_take_a_way_that_only_the_hook_knows(run_once: Run) -> None:
     async def main() -> None:
         nonlocal url
         ended: Ended = asyncio.Queue()
-        async with Server("socks5://127.0.0.1:0", on_session=ended.put_nowait) as other:
+        async with Server("socks5://127.0.0.1:0", on_close=ended.put_nowait) as other:
             url = other.url
             async with deciding(decide) as (_, address, _), association(address) as sender:
                 with destination() as first, destination() as second:

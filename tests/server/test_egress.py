@@ -40,7 +40,7 @@ def test_a_rule_sends_some_by_another_way(run: Run) -> None:
         )
         async with target(say_who) as one, target(say_who) as two:
             config = msgspec.structs.replace(config, rule=[Rule("allow", ports=[two], via="blue")])
-            async with Server("socks5://127.0.0.1:0", config=config, on_session=ended.put_nowait) as server:
+            async with Server("socks5://127.0.0.1:0", config=config, on_close=ended.put_nowait) as server:
                 assert await who(server.url, one) == "127.0.0.9"
                 assert await who(server.url, two) == "127.0.0.10"
                 assert [(await ended.get()).via for _ in range(2)] == ["direct", "blue"]
@@ -67,7 +67,7 @@ def test_datagrams_come_from_the_direct_way_out(run: Run) -> None:
                     assert (await associated.ask(echo.header + b"x"))[-1:] == b"x"
                     assert echo.received[0][1][0] == "127.0.0.9"
                     assert other.received == []
-                    (found,) = server.associations.active
+                    (found,) = server.parts.associations.active
                     assert found.session.drops == {"unsent": 1}
 
     run(main)

@@ -18,7 +18,7 @@ import tabi
 from authorities import authority, write_server
 from conftest import Run
 from datagrams import association, destination, unwrap
-from doubles import LOOPBACK, FakeResolver
+from doubles import LOOPBACK, FakeResolver, hear_ends
 from egresses import Recorder
 from processes import failure, listening, receive_exactly, run_tabi, serve
 from sshd import ssh_server
@@ -42,7 +42,7 @@ class Recorded:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
-        server.on_session = self.ended.put_nowait
+        hear_ends(server, self.ended.put_nowait)
 
     @property
     def url(self) -> str:
@@ -103,7 +103,7 @@ def test_names_are_the_other_proxys_unless_they_are_resolved_here(run_once: Run)
 
     async def main() -> None:
         async with target() as port, running(Server("socks5://127.0.0.1:0", resolver=FakeResolver())) as up:
-            up.server.dialer.resolver = FakeResolver({"there.test": ["127.0.0.1"]})
+            up.server.parts.dialer.resolver = FakeResolver({"there.test": ["127.0.0.1"]})
             async with running(front(FakeResolver(), egress={"out": {"url": up.url}})) as proxy:
                 assert await echoed(proxy.url, port, "there.test") == b"through"
                 assert (await up.ended.get()).destination == ("there.test", port)
@@ -160,8 +160,10 @@ def test_an_ssh_server_is_a_way_out_until_the_server_stops(run: Run, tmp_path: P
                 proxy.server.reload(msgspec.structs.replace(proxy.server.config))
                 new = await Proxy(proxy.url).connect("localhost", port)
                 assert len(ssh.connections) == 2
-                assert len(proxy.server.all_ways) == 2
-                assert proxy.server.room() == proxy.server.capacity - 4  # two sessions, and a descriptor more for each
+                assert len(proxy.server.parts.all_egresses) == 2
+                assert (
+                    proxy.server.parts.room() == proxy.server.parts.capacity - 4
+                )  # two sessions, and a descriptor more for each
                 await proxy.server.close()
                 assert [(await proxy.ended.get()).close for _ in range(2)] == ["shutdown", "shutdown"]
                 for stream in (old, new):
@@ -186,7 +188,7 @@ def test_after_a_reload_an_unused_connection_ends(run_once: Run, tmp_path: Path)
                     proxy.server.reload(msgspec.structs.replace(proxy.server.config))
                     async with asyncio.timeout(10):
                         await ssh.connections[0].wait_closed()
-                assert len(proxy.server.all_ways) == 1
+                assert len(proxy.server.parts.all_egresses) == 1
                 assert await echoed(proxy.url, port) == b"through"
 
     run_once(main)
@@ -308,7 +310,7 @@ def test_a_chain_that_is_only_another_name_takes_none_away(run_once: Run) -> Non
                 session = await proxy.ended.get()
                 assert session.via == "again"
                 assert str(session.error).startswith("pool again: none of 1 members answers")
-                ways_out = proxy.server.ways.by_name
+                ways_out = proxy.server.parts.egresses.by_name
                 assert ways_out["pool"].name == "pool"
                 assert ways_out["pool"].pool is ways_out["again"].pool  # type: ignore[attr-defined]
 
@@ -650,7 +652,7 @@ def test_a_server_reloads_its_pools(run_once: Run) -> None:
             members = ["socks5://127.0.0.1:1", one.url, two.url]
             out = {"members": members, "balance": "sticky", "sticky": {"by": "client"}}
             async with running(front(egress={"out": out})) as proxy:
-                pool = proxy.server.ways.pools[0].pool
+                pool = proxy.server.parts.egresses.pools[0].pool
                 pool.store.put_key((None, "127.0.0.1"), two.url, monotonic(), 600)
                 for _ in range(3):
                     pool.failed(pool.members[0], monotonic() + 100)
@@ -658,7 +660,7 @@ def test_a_server_reloads_its_pools(run_once: Run) -> None:
                     proxy.server.reload(msgspec.structs.replace(proxy.server.config))
                     assert await echoed(proxy.url, port) == b"through"
                     assert (await proxy.ended.get()).member == two.url
-                found = proxy.server.ways.pools[0].pool
+                found = proxy.server.parts.egresses.pools[0].pool
                 assert found is not pool
                 assert [member.due is not None for member in found.members] == [True, False, False]
 
@@ -721,8 +723,8 @@ def test_a_question_for_a_name_meets_the_inspector(run_once: Run) -> None:
             server = proxy.server
             inspector = Redirecting(UNSPECIFIED)
             inspection = inspector, lambda session, port: permit_any
-            egresses = Egresses(config, server.dialer, TlsShared(), inspection=inspection)
-            server.gate.replace(server.policy, egresses.by_name)
+            egresses = Egresses(config, server.parts.dialer, TlsShared(), inspection=inspection)
+            server.parts.gate.replace(server.parts.gate.policy, egresses.by_name)
             with pytest.raises(ProxyError, match="reply 03"):
                 await Proxy(proxy.url).resolve("a.test")
             assert inspector.names == ["a.test"]

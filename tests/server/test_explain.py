@@ -179,7 +179,7 @@ async def explained(config: Config, command: str, destination: str, protocol: st
 async def done(config: Config, octets: bytes) -> dict[str, Any]:
     """What a server does: its reply or status is read by a client, the rest is in the session."""
     sessions: list[tabi.Session] = []
-    async with tabi.Server(config=config, on_session=sessions.append) as server:
+    async with tabi.Server(config=config, on_close=sessions.append) as server:
         address = server.addresses[0]
         reader, writer = await asyncio.open_connection(str(address.host), address.port)
         writer.write(octets)

@@ -26,7 +26,7 @@ from tabi.server.explanation import shown_via, terms_of
 def test_limits_are_told_with_their_units(limits: dict[str, object], told: list[str]) -> None:
     """And of a quota how much of it was used, where that is known."""
     ledger = Ledger()
-    (account,) = make_limits(make_config({"limits": limits}), ledger).accounts
+    (account,) = make_limits(make_config({"limits": limits}), ledger).accounts_of(None, "unix")
     ledger.cells[account.at + USED] = 1000
     assert terms_of(account, True) == told
     assert terms_of(account, False) == [text.partition(" (")[0] for text in told]

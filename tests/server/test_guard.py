@@ -15,7 +15,7 @@ import pytest
 
 from conftest import Run
 from datagrams import Client, destination
-from doubles import FakeResolver, caller, client_from, expect_reset, greet, open_bind, read_reply, until
+from doubles import FakeResolver, caller, client_from, expect_reset, greet, hear_ends, open_bind, read_reply, until
 from support import client, request, target
 from tabi import Config, Server, Session
 from tabi.config import Guard, Limits, Listen, Log, Rule
@@ -92,7 +92,7 @@ async def ask_http(server: Server, text: str) -> int:
 
 async def dropped(server: Server, why: str, count: int, host: str) -> None:
     """Wait until the only association has dropped that many datagrams, which were all sent to ``host``."""
-    (found,) = server.associations.active
+    (found,) = server.parts.associations.active
     await until(lambda: sum((found.session.drops or {}).values()) == count)
     assert (found.session.drops, found.session.datagrams_up) == ({why: count}, 0), host
 
@@ -118,7 +118,7 @@ def test_no_command_reaches_an_inner_address(run_once: Run, command: str) -> Non
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with guarded() as server:
-            server.on_session = ended.put_nowait
+            hear_ends(server, ended.put_nowait)
             ask, expected = COMMANDS[command]
             for host in (*INNER, *NUMBERS):
                 if command == "bind" and host in ANYBODY:
@@ -138,7 +138,7 @@ def test_no_datagram_reaches_an_inner_address(run_once: Run) -> None:
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with guarded() as server:
-            server.on_session = ended.put_nowait
+            hear_ends(server, ended.put_nowait)
             for host in (*INNER, *NUMBERS):
                 async with client(server.addresses[0]) as streams:
                     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -176,7 +176,7 @@ def test_a_name_with_an_inner_address_gets_no_datagram(run_once: Run) -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, destination() as echo:
                 associated = await Client(*streams, sock).associate()
                 associated.send(encode_header(Address("inner.test", echo.address.port)) + b"x")
-                (found,) = server.associations.active
+                (found,) = server.parts.associations.active
                 await until(lambda: found.session.drops)
                 assert found.session.drops == {"denied": 1}
                 assert echo.received == []
@@ -213,7 +213,7 @@ def test_the_proxy_does_not_lead_to_itself(run_once: Run) -> None:
         guard = Guard(allow=["127.0.0.0/8"], exempt=[])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard)
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(config=config, on_session=ended.put_nowait) as server:
+        async with Server(config=config, on_close=ended.put_nowait) as server:
             port = server.addresses[0].port
             assert await ask_socks5(server, "127.0.0.1", port) == 2
             assert (await ended.get()).error == (
@@ -262,7 +262,7 @@ def test_what_rules_saw_is_what_is_dialled(run_once: Run, command: str) -> None:
         rule = Rule("deny", "no-loopback", ["127.0.0.1"])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), rule=[rule])
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with target() as port, Server(config=config, resolver=resolver, on_session=ended.put_nowait) as server:
+        async with target() as port, Server(config=config, resolver=resolver, on_close=ended.put_nowait) as server:
             ask, refused = COMMANDS[command]
             first = await ask(server, "rebinding.test", port)
             if command == "bind":  # it waits for its peer: that is answer enough
@@ -391,7 +391,7 @@ def test_no_datagram_reaches_a_further_form(run_once: Run) -> None:
                         for _ in range(3):
                             associated.send(encode_header(Address(parse_host(host), 9)) + b"x")
                         await dropped(server, "denied", 3, host)
-                await until(lambda: not server.associations.active)
+                await until(lambda: not server.parts.associations.active)
 
     run_once(main)
 
@@ -493,7 +493,7 @@ def test_no_trick_with_a_name_takes_a_datagram_inside(run_once: Run) -> None:
                         associated = await Client(*streams, sock).associate()
                         associated.send(b"\0\0\0" + request_by_name(name, 9)[3:] + b"x")
                         await dropped(server, "denied", 1, name)
-                await until(lambda: not server.associations.active)
+                await until(lambda: not server.parts.associations.active)
 
     run_once(main)
 
@@ -609,7 +609,7 @@ def test_outer_addresses_may_get_datagrams_and_call(run_once: Run, monkeypatch: 
                         associated = await Client(*streams, sock).associate()
                         associated.send(encode_header(Address(parse_host(host), 9)) + b"x")
                         await dropped(server, "unsent", 1, host)
-                await until(lambda: not server.associations.active)
+                await until(lambda: not server.parts.associations.active)
                 assert await ask_bind(server, host, 1) != 2, host
 
     run_once(main)
@@ -651,10 +651,10 @@ def test_no_command_reaches_an_address_of_the_machine(run_once: Run, dialled: li
             known = server.own.addresses
             ask, refused = COMMANDS[command]
             for host in (*OWN, "2606:2800:220::1946", "own.test"):
-                server.learn_addresses(known | {ip_address("93.184.216.34"), ip_address("2606:2800:220::1946")})
+                server.parts.learn_addresses(known | {ip_address("93.184.216.34"), ip_address("2606:2800:220::1946")})
                 assert await ask(server, host, 1) == refused, host
                 assert dialled == [], host
-                server.learn_addresses(known)
+                server.parts.learn_addresses(known)
                 after = await ask(server, host, 1)
                 assert bool(dialled) or (command == "bind" and after != refused), host
                 dialled.clear()

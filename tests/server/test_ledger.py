@@ -54,16 +54,47 @@ def test_others_see_what_one_counts(ledger: SharedLedger) -> None:
 
     assert in_child(work) == 0
     assert (ledger.cells[row + USED], ledger.cells[many[-1] + USED]) == (5, 7)
-    with contextlib.closing(SharedLedger(2)) as other:
-        first = other.row("user alice")
 
-        def grow() -> None:
-            other.learn({"user alice": first, **{f"user {number}": number * other.width for number in range(1, 2000)}})
-            other.cells[1999 * other.width + USED] = 9
 
-        assert in_child(grow) == 0
-        other.learn({"user alice": first, "last": 1999 * other.width, **{str(n): 0 for n in range(2000)}})
-        assert other.cells[1999 * other.width + USED] == 9
+def test_a_row_that_one_makes_is_the_same_for_all(ledger: SharedLedger) -> None:
+    """An account that comes first in one process has the same row in all others, whatever their own order is."""
+    ledger.row("server")
+
+    def work() -> None:
+        for number in range(2000):
+            at = ledger.row(f"user jörg {number}")  # which may move the cells
+            ledger.cells[at + USED] = number
+
+    assert in_child(work) == 0
+    new = ledger.row("user of this process")
+    assert new == 2001 * ledger.width
+    for number in (1999, 7):
+        at = ledger.row(f"user jörg {number}")
+        assert ledger.cells[at + USED] == number
+    assert ledger.cells[new + USED] == 0
+
+
+def test_what_was_used_is_found_by_whoever_stores_it(ledger: SharedLedger) -> None:
+    """Also of accounts that only another process has seen."""
+
+    def work() -> None:
+        at = ledger.row("user alice")
+        ledger.cells[at + USED] = 7
+
+    assert in_child(work) == 0
+    assert ledger.unsaved() == [("user alice", 0, 7)]
+    ledger.saved(ledger.unsaved())
+    assert ledger.unsaved() == []
+    ledger.restore({"user alice": (5, 3), "user bob": (5, 4)})  # alice: it has begun no period yet
+    assert ledger.unsaved() == []
+
+
+def test_a_name_that_was_not_written_to_its_end_is_none(ledger: SharedLedger) -> None:
+    """Whoever makes a row may be killed while it does."""
+    ledger.row("user alice")
+    os.pwrite(ledger.names, b"user bo", ledger.known)
+    assert in_child(lambda: ledger.row("user carol")) == 0
+    assert ledger.row("user carol") == ledger.width
 
 
 def test_what_is_in_a_cell_stays_when_there_are_more(ledger: SharedLedger) -> None:

@@ -20,10 +20,10 @@ from tabi.wire.address import Address, decode_address
 MIXED = Listen("mixed://127.0.0.1:0")
 
 
-def serving(*rules: Rule, on_session: Callable[[Session], object] | None = None, **parts: Any) -> Server:
+def serving(*rules: Rule, on_close: Callable[[Session], object] | None = None, **parts: Any) -> Server:
     """A server with rules, limits and deadlines."""
     config = make_config({"log": {"access": "none"}, **parts})
-    return Server(config=msgspec.structs.replace(config, listen=[MIXED], rule=list(rules)), on_session=on_session)
+    return Server(config=msgspec.structs.replace(config, listen=[MIXED], rule=list(rules)), on_close=on_close)
 
 
 def octets_of(protocol: str, port: int) -> bytes:
@@ -48,7 +48,7 @@ def test_reset_is_a_reset_in_every_protocol(run_once: Run, protocol: str) -> Non
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with serving(Rule("reset", "gone"), on_session=ended.put_nowait) as server:
+        async with serving(Rule("reset", "gone"), on_close=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(octets_of(protocol, 1))
                 if not protocol.startswith(("connect", "forward", "socks4")):
@@ -69,7 +69,7 @@ def test_drop_says_nothing_until_the_handshake_is_over(run_once: Run, protocol: 
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = serving(Rule("drop", "silent"), on_session=ended.put_nowait, timeouts={"handshake": 0.2})
+        server = serving(Rule("drop", "silent"), on_close=ended.put_nowait, timeouts={"handshake": 0.2})
         async with server, client(server.addresses[0]) as (reader, writer):
             began = time.monotonic()
             writer.write(octets_of(protocol, 1))
@@ -137,7 +137,7 @@ def test_http_requests_are_within_a_quota(run_once: Run) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = serving(on_session=ended.put_nowait, limits={"quota": "500 kB/day"})
+        server = serving(on_close=ended.put_nowait, limits={"quota": "500 kB/day"})
         async with target(answer_web) as port, server:
             async with client(server.addresses[0]) as (reader, writer):
                 assert await fetch(reader, writer, port, 100_000) == 300_000
@@ -195,7 +195,7 @@ def test_a_bind_is_within_rules_and_limits(run_once: Run) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = serving(Rule("deny", hosts=["127.0.0.2"]), on_session=ended.put_nowait, limits={"quota": "1 kB/day"})
+        server = serving(Rule("deny", hosts=["127.0.0.2"]), on_close=ended.put_nowait, limits={"quota": "1 kB/day"})
         async with server, client(server.addresses[0]) as (reader, writer):
             assert await greet((reader, writer)) == 0
             writer.write(request("0.0.0.0", 0, 2))

@@ -84,7 +84,7 @@ async def rebinding(
         guard=Guard(allow=[OUTER], exempt=[]) if guard is None else guard,
         rule=list(rules),
     )
-    server = Server(config=config, resolver=resolver, decide=decide, on_session=ended.put_nowait)
+    server = Server(config=config, resolver=resolver, decide=decide, on_close=ended.put_nowait)
     async with target(say_where, "0.0.0.0") as port, server:
         yield Place(server, resolver, ended, config, port)
 
@@ -341,7 +341,7 @@ def test_a_name_that_an_association_has_forgotten_is_judged_anew(
 
 async def expect_drop(place: Place, found: Client, header: bytes) -> None:
     """Send a datagram that goes nowhere, and wait until that was counted."""
-    (running,) = place.server.associations.active
+    (running,) = place.server.parts.associations.active
     found.send(header + b"x")
     await until(lambda: running.session.drops)
     assert running.session.drops == {"denied": 1}

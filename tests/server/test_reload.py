@@ -17,8 +17,8 @@ from support import GREETING, credentials, request, target
 from tabi.client import Proxy
 from tabi.config import Config, Limits, Listen, Log, Rule, Seconds, Timeouts, User, make_config
 from tabi.errors import AuthError, ConfigError, ProxyError
-from tabi.server.reload import take_over
 from tabi.server.server import Server
+from tabi.server.takeover import take_over
 from tabi.wire.address import Address
 
 LISTEN = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n'
@@ -193,3 +193,52 @@ def hold(proxy: Address, port: int, user: bytes) -> socket.socket:
     sock.sendall(b"\x05\x01\x02" + credentials(user, b"x") + request("127.0.0.1", port))
     assert receive_exactly(sock, 6) == b"\x05\x02\x01\x00\x05\x00"
     return sock
+
+
+USER = '{{"name": "{}", "password": "x", "plain": true, "limits": {{"connections": 1}}}}\n'
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_reads_the_file_of_users_again(tmp_path: Path, workers: int) -> None:
+    """Users come and go with it, and what they have under way stays counted. A broken line is named by its
+    number; the old users stay then."""
+    path, users = tmp_path / "tabi.toml", tmp_path / "users.jsonl"
+    path.write_text(f'{LISTEN}[auth]\nusers_file = "users.jsonl"')
+    users.write_text(USER.format("alice") + USER.format("bob"))
+    with serve(tmp_path, "-c", path, "--workers", str(workers)) as proxy, listening() as (_, port):
+        held = hold(proxy.address, port, b"alice")
+        assert reply_of(proxy.address, port, b"alice") == 2
+        users.write_text(USER.format("alice") + USER.format("carol"))
+        hup(proxy, "reloaded: rules: 0, users: 2")
+        wait_for(lambda: [reply_of(proxy.address, port, b"bob") for _ in range(4)] == [-1] * 4, "bob to be gone")
+        assert reply_of(proxy.address, port, b"alice") == 2
+        wait_for(lambda: reply_of(proxy.address, port, b"carol") == 0, "carol")
+
+        users.write_text(USER.format("dave") + '{"name": "erin", "pasword": "x"}\n' + USER.format("frank"))
+        hup(
+            proxy,
+            f"not reloaded, the old configuration stays: {path}: auth.users_file: {users}, line 2: pasword: unknown",
+        )
+        assert reply_of(proxy.address, port, b"dave") == -1
+        assert reply_of(proxy.address, port, b"alice") == 2
+        held.close()
+        wait_for(lambda: reply_of(proxy.address, port, b"alice") == 0, "room for alice")
+
+        users.write_text("")
+        hup(proxy, "reloaded: rules: 0, users: 0")
+        wait_for(lambda: [reply_of(proxy.address, port, b"alice") for _ in range(4)] == [-1] * 4, "nobody to be let in")
+
+
+def test_a_reload_that_is_under_way_ends_with_the_supervisor(tmp_path: Path) -> None:
+    """SIGTERM while a child compiles: nobody waits for it, and it is gone."""
+    path, fifo = tmp_path / "tabi.toml", tmp_path / "users.jsonl"
+    path.write_text(LISTEN)
+    with serve(tmp_path, "-c", path) as proxy:
+        os.mkfifo(fifo)
+        path.write_text(f'{LISTEN}[auth]\nusers_file = "users.jsonl"')
+        before = set(proxy.workers())
+        proxy.signal(signal.SIGHUP)
+        wait_for(lambda: set(proxy.workers()) - before, "a child that compiles")
+        (child,) = set(proxy.workers()) - before
+        assert proxy.stop() == 0
+        assert not Path(f"/proc/{child}").exists()

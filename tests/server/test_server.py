@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 import tabi
+from authorities import write_server
 from conftest import Run
 from doubles import (
     LOOPBACK,
@@ -37,7 +38,7 @@ from doubles import (
     until,
 )
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
-from tabi import Config, Server, Session
+from tabi import Config, Proxy, Server, Session
 from tabi.config import Listen, Log, Timeouts, User
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
@@ -85,7 +86,7 @@ def test_a_unix_socket_lives_as_long_as_its_server(run: Run, tmp_path: Path) -> 
         path = tmp_path / "tabi.sock"
         doorman = Doorman()
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = Server(f"unix://{path}?protocol=socks5", authenticate=doorman, on_session=ended.put_nowait)
+        server = Server(f"unix://{path}?protocol=socks5", authenticate=doorman, on_close=ended.put_nowait)
         async with server, target() as port:
             assert (server.addresses, server.urls) == ([], [f"unix://{path}?protocol=socks5"])
             assert server.url == server.urls[0]
@@ -115,7 +116,7 @@ def test_a_client_of_a_unix_socket_may_have_a_name_itself(run: Run, tmp_path: Pa
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(f"unix://{tmp_path}/tabi.sock?protocol=socks5", on_session=ended.put_nowait):
+        async with Server(f"unix://{tmp_path}/tabi.sock?protocol=socks5", on_close=ended.put_nowait):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.bind(f"{name}{os.getpid()}" if name.startswith("\0") else name and str(tmp_path / name))
                 sock.setblocking(False)
@@ -272,7 +273,7 @@ def test_close_ends_a_session_at_any_stage(run: Run, stage: str) -> None:
             writer.transport.set_write_buffer_limits(1 << 30)
             await scene.server.close()
             session = scene.ended.get_nowait()
-            assert (session.close, scene.ended.empty(), scene.server.sessions) == ("shutdown", True, {})
+            assert (session.close, scene.ended.empty(), scene.server.parts.sessions.running) == ("shutdown", True, {})
             assert await end_of(reader) in ("end", "reset")
 
     run(main)
@@ -284,12 +285,12 @@ def test_close_ends_a_session_that_has_hardly_begun(run: Run, turns: int) -> Non
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, on_session=ended.put_nowait) as server:
+        async with Server(LOOPBACK, on_close=ended.put_nowait) as server:
             with socket.create_connection(("127.0.0.1", server.addresses[0].port)) as sock:
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 await server.close()
-                assert server.sessions == {}
+                assert server.parts.sessions.running == {}
                 assert all(session.close == "shutdown" for session in iter_queue(ended))
                 sock.settimeout(5)
                 try:
@@ -316,7 +317,7 @@ def test_close_while_a_password_is_hashed(run: Run) -> None:
         ):
             assert await greet((reader, writer), b"\x02") == 2
             writer.write(credentials(b"alice", b"secret"))
-            authenticator = server.authenticator
+            authenticator = server.parts.authenticator
             assert authenticator is not None
             await until(lambda: authenticator.hashers)
             await server.close()
@@ -408,7 +409,7 @@ def test_no_more_sessions_than_descriptors(run: Run, caplog: pytest.LogCaptureFi
             ):
                 streams = [
                     await asyncio.open_connection("127.0.0.1", server.addresses[0].port)
-                    for _ in range(server.capacity - 1)
+                    for _ in range(server.parts.capacity - 1)
                 ]
                 for other in streams:
                     await open_tunnel(other, Address("127.0.0.1", port))
@@ -555,7 +556,7 @@ def test_a_socket_that_was_not_passed_is_a_configuration_error(run: Run) -> None
 )
 def test_loopback_needs_no_users(url: str) -> None:
     """Whoever is on this machine could do without a proxy."""
-    assert not Server(url).required(Listen(url))
+    assert not Server(url).compiled.required(Listen(url))
 
 
 def test_an_open_listener_serves_beyond_loopback(run: Run) -> None:
@@ -634,7 +635,7 @@ def test_users_of_the_call_satisfy_a_listener_that_requires_them(run: Run) -> No
 def test_secrets_are_in_no_repr_and_no_error() -> None:
     """Neither the server, nor its configuration, nor a refusal of either shows a password."""
     server = Server(LOOPBACK, users={"alice": "hunter2"}, config=Config(users={"bob": User("hunter3", plain=True)}))
-    assert "hunter" not in f"{server!r} {server} {server.config!r} {server.users!r}"
+    assert "hunter" not in f"{server!r} {server} {server.config!r} {server.compiled.users!r}"
     for listen in ("socks5://alice:hunter2@127.0.0.1:0", "socks9://alice:hunter2@127.0.0.1:0", "socks5://:hunter2@x:y"):
         with pytest.raises(ConfigError) as caught:
             Server(listen)
@@ -691,13 +692,13 @@ def test_whoever_wants_is_told_when_a_request_is_over(run_once: Run) -> None:
             writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
 
     async def main() -> None:
-        def on_session(session: Session) -> None:
+        def on_close(session: Session) -> None:
             told.append(f"line {session.number}")
             assert session.ended is None
 
-        server = Server("mixed://127.0.0.1:0", config=config(), on_session=on_session)
+        server = Server("mixed://127.0.0.1:0", config=config(), on_close=on_close)
         async with server, target() as port, target(answer) as web:
-            server.gate.replace(server.policy, {"direct": Watching(server.dialer)})
+            server.parts.gate.replace(server.parts.gate.policy, {"direct": Watching(server.parts.dialer)})
             async with tunnel(server.addresses[0], port):
                 assert not told
             await until(lambda: len(told) == 2)
@@ -782,7 +783,7 @@ def test_on_session_denied(run: Run) -> None:
     async def main() -> None:
         async with Scene() as scene:
             ours, theirs = socket.socketpair()
-            scene.server.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
+            scene.server.parts.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
             with ours:
                 ours.sendall(b"\x05\x01\x00" + request("127.0.0.1", 80))
                 ours.shutdown(socket.SHUT_WR)
@@ -835,7 +836,7 @@ def test_on_session_that_raises_harms_nobody(run: Run, caplog: pytest.LogCapture
             called.append(session)
             raise ZeroDivisionError
 
-        async with target() as port, Server(LOOPBACK, on_session=fail) as server:
+        async with target() as port, Server(LOOPBACK, on_close=fail) as server:
             for count in (1, 2):
                 async with tunnel(server.addresses[0], port):
                     pass
@@ -843,7 +844,7 @@ def test_on_session_that_raises_harms_nobody(run: Run, caplog: pytest.LogCapture
                     await asyncio.sleep(0.002)
 
     run(main)
-    assert [record.message for record in caplog.records] == ["on_session failed"] * 2
+    assert [record.message for record in caplog.records] == ["on_close failed"] * 2
 
 
 def test_access_log_has_a_line_for_each_session(run: Run, tmp_path: Path) -> None:
@@ -859,13 +860,13 @@ def test_access_log_has_a_line_for_each_session(run: Run, tmp_path: Path) -> Non
             with closed_port() as closed:
                 assert await ask_for(server, "127.0.0.1", closed) == 5
             ours, theirs = socket.socketpair()
-            server.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
+            server.parts.acceptors[0].accepted(theirs, ("203.0.113.9", 40000))
             with ours:
                 ours.sendall(b"\x05\x01\x00" + request("10.0.0.1", 80))
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(b"GET / HTTP/1.1\r\n\r\n")
                 assert await end_of(reader) == "end"
-            await until(lambda: not server.sessions)
+            await until(lambda: not server.parts.sessions.running)
             return port
 
     port = run(main)
@@ -893,7 +894,7 @@ def test_a_fault_of_ours_is_logged_and_ends_only_its_session(run: Run, caplog: p
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with Server(LOOPBACK, resolver=Broken(), on_session=ended.put_nowait) as server, target() as port:
+        async with Server(LOOPBACK, resolver=Broken(), on_close=ended.put_nowait) as server, target() as port:
             async with client(server.addresses[0]) as (reader, writer):
                 assert await greet((reader, writer)) == 0
                 writer.write(request("here.test", 80))
@@ -963,3 +964,89 @@ def test_a_name_is_no_loopback_address_before_it_is_looked_up() -> None:
     """The advice against an open proxy says that it is the name that is not known as loopback."""
     with pytest.raises(ConfigError, match=r"would be an open proxy, since proxy\.invalid is no loopback address: add"):
         Server("mixed://proxy.invalid:1")
+
+
+# --- URLs of one protocol ---
+
+
+def test_url_for_a_protocol(run_once: Run, tmp_path: Path) -> None:
+    """The first listener that takes it, with a user where one is required; inside TLS only where there is some."""
+
+    async def main() -> None:
+        config = Config(
+            listen=[
+                Listen("socks5://127.0.0.1:0", "none"),
+                Listen("mixed://127.0.0.1:0"),
+                Listen("mixed://[::1]:0", tls=write_server(tmp_path)),
+            ],
+            log=Log("none"),
+        )
+        async with Server(config=config, users={"al:ice": "s/"}) as server:
+            first, second, third = (url.rpartition("/")[2] for url in server.urls)
+            assert server.url_for("socks5") == f"socks5://{first}"
+            assert server.url_for("http") == f"http://al%3Aice:s%2F@{second}"
+            assert server.url_for("socks4") == f"socks4://al%3Aice:s%2F@{second}"
+            assert server.url_for("https") == f"https://al%3Aice:s%2F@{third}"
+            assert server.url_for("socks5+tls") == f"socks5+tls://al%3Aice:s%2F@{third}"
+            for wrong in ("mixed", "ssh", ""):
+                with pytest.raises(ValueError, match="no listener takes"):
+                    server.url_for(wrong)
+        with pytest.raises(RuntimeError):
+            server.url_for("http")
+
+    run_once(main)
+
+
+# --- closing, whoever cancels ---
+
+
+def test_close_runs_to_its_end_whoever_cancels(run: Run) -> None:
+    """A task that is cancelled again and again while it closes: tunnels are cut, `closed` is set, the task is told."""
+
+    async def main() -> None:
+        up = asyncio.Event()
+        closes: list[str] = []
+        servers: list[Server] = []
+
+        async def serve() -> None:
+            async with Server("socks5://127.0.0.1:0", on_close=lambda session: closes.append(session.close)) as server:
+                servers.append(server)
+                up.set()
+                await server.serve_forever()
+
+        async with target() as port:
+            task = asyncio.get_running_loop().create_task(serve())
+            await up.wait()
+            async with Proxy(servers[0].url).connect("127.0.0.1", port) as stream:
+                waiting = asyncio.get_running_loop().create_task(servers[0].serve_forever())
+                while not task.done():
+                    task.cancel()
+                    await asyncio.sleep(0)
+                assert task.cancelled()
+                assert await stream.receive() == b""
+                await waiting
+        assert closes == ["shutdown"]
+        assert servers[0].closed.is_set()
+        await servers[0].close()
+
+    run(main)
+
+
+def test_even_the_task_that_closes_may_be_cancelled(run_once: Run) -> None:
+    """As by whoever cancels all tasks of a loop: `closed` is set all the same, and nothing is left open."""
+
+    async def main() -> None:
+        async with (
+            target() as port,
+            Server("socks5://127.0.0.1:0") as server,
+            Proxy(server.url).connect("127.0.0.1", port) as stream,
+        ):
+            closing = asyncio.get_running_loop().create_task(server.close())
+            await asyncio.sleep(0)
+            assert server.ending is not None
+            server.ending.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+            assert server.closed.is_set()
+            assert await stream.receive() == b""
+
+    run_once(main)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,8 @@ from tabi.server import child
 from tabi.server import supervisor as module
 from tabi.server.channel import make_channel
 from tabi.server.child import FIRST_DELAY, LAST_DELAY, STEADY
+from tabi.server.compiled import Compiled, compile_config
+from tabi.server.reload import Reload, Report, load
 from tabi.server.supervisor import GRACE, Supervisor
 from tabi.server.worker import AT_ONCE, RELOAD
 
@@ -148,7 +150,7 @@ class System:
         self.signal.sigtimedwait = self.sigtimedwait
         self.said: list[tuple[float, object]] = []
 
-    def say(self, body: object) -> None:
+    def say(self, body: object, fds: Sequence[int] = ()) -> None:
         self.said.append((round(self.now - 1000, 3), body))
 
     def fork(self) -> int:
@@ -192,7 +194,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         config = Config(
             listen=[Listen("socks5://127.0.0.1:0")], timeouts=Timeouts(drain=Seconds(5)), log=Log(access="none")
         )
-        made.append(Supervisor(config))
+        made.append(Supervisor(compile_config(config)))
         monkeypatch.setattr(made[-1], "tell_all", system.say)
         for name in ("os", "time", "signal"):
             monkeypatch.setattr(module, name, getattr(system, name))
@@ -282,39 +284,70 @@ def test_sighup_without_a_file_changes_nothing(start: Start, caplog: pytest.LogC
     assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [])
 
 
-def test_sighup_tells_all_workers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_sighup_tells_all_workers(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the file says now is put up for them, with what the command line said; what cannot be taken is named."""
     caplog.set_level("INFO")
     supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
-    config = supervisor.config
-    told = msgspec.structs.replace(config, workers=3, rule=[Rule("deny", ports=[25])])
-    supervisor.reread = lambda: told
-    published: list[object] = []
-    supervisor.bulletin.publish = lambda *news: published.append(news)  # type: ignore[method-assign]
+    told = msgspec.structs.replace(supervisor.config, workers=3, rule=[Rule("deny", ports=[25])])
+    supervisor.reread = lambda: compile_config(told)
+    published: list[Compiled] = []
+
+    def tell_all(body: object, fds: Sequence[int] = ()) -> None:
+        system.say(body)
+        published.extend(map(load, fds))
+
+    monkeypatch.setattr(supervisor, "tell_all", tell_all)
+    monkeypatch.setattr(Reload, "poll", finish)
     assert supervisor.run(lambda: None) == 0
-    assert published == [(msgspec.structs.replace(config, rule=told.rule), {})]
+    (compiled,) = published
+    assert compiled.config == msgspec.structs.replace(supervisor.config, rule=[])
+    assert [rule.action for rule in compiled.rules] == ["deny"]
     assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [(10, RELOAD)])
     assert "reloaded, but these wait for a restart: workers" in caplog.text
     assert "reloaded: rules: 1, users: 0" in caplog.text
-    assert supervisor.config.rule == told.rule
+
+
+def finish(reload: Reload) -> Report:
+    """Wait for what compiles: its process is a real one."""
+    os.waitpid(reload.pid, 0)
+    return msgspec.json.decode(os.pread(reload.said, 1 << 20, 0), type=Report)
+
+
+def test_sighup_during_a_reload_is_for_one_more(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written while a child compiled is read by another one; however often it was told, by one."""
+    caplog.set_level("INFO")
+    supervisor, _ = start(
+        [None], {10: signal.SIGHUP, 11: signal.SIGHUP, 12: signal.SIGHUP, 20: signal.SIGCHLD, 30: signal.SIGTERM}
+    )
+    compiled = supervisor.compiled
+    supervisor.reread = lambda: compiled
+    polls = iter(range(3))
+    monkeypatch.setattr(Reload, "poll", lambda reload: None if next(polls, None) is not None else finish(reload))
+    assert supervisor.run(lambda: None) == 0
+    assert caplog.text.count("reloaded: rules: 0") == 2
+    assert supervisor.reloading is None
 
 
 @pytest.mark.parametrize("error", [ConfigError("missing", "rule[0].action"), FileNotFoundError(2, "No such file")])
 def test_a_broken_file_keeps_the_old_configuration(
-    start: Start, caplog: pytest.LogCaptureFixture, error: Exception
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """SIGHUP with a file that cannot be taken says why; no worker hears of it."""
 
-    def reread() -> Config:
+    def reread() -> Compiled:
         raise error
 
     supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
-    config = supervisor.config
     supervisor.reread = reread
+    monkeypatch.setattr(Reload, "poll", finish)
     assert supervisor.run(lambda: None) == 0
     assert f"not reloaded, the old configuration stays: {error}" in caplog.text
     assert (system.sent, system.said) == ([(20, signal.SIGTERM)], [])
-    assert supervisor.config is config
+    assert supervisor.latest is None
 
 
 def test_a_command_that_fails_does_not_end_it(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -348,7 +381,7 @@ def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for count, expected in ((3, 3), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         config = Config(workers=0, listen=[Listen("socks5://127.0.0.1:0")], log=Log(access="none"))
-        supervisor = Supervisor(config)
+        supervisor = Supervisor(compile_config(config))
         assert len(supervisor.workers) == expected
         supervisor.sockets[0][0].close()
         os.close(supervisor.lifeline)
@@ -358,4 +391,4 @@ def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_worker_would_refuse_is_refused_before_any_starts() -> None:
     """An open proxy is a ConfigError with the key."""
     with pytest.raises(ConfigError, match=r"listen\[0\].url: socks5://0.0.0.0:0 would be an open proxy"):
-        Supervisor(Config(listen=[Listen("socks5://0.0.0.0:0")]))
+        Supervisor(compile_config(Config(listen=[Listen("socks5://0.0.0.0:0")])))

@@ -22,8 +22,8 @@ from tabi.wire.address import Address, from_sockaddr, parse_host
 SCRIPT = """
 import logging, socket, sys
 from tabi.config import Config, Listen, Log, Seconds, Timeouts
-from tabi.server.bulletin import Bulletin
 from tabi.server.channel import Channel
+from tabi.server.compiled import compile_config
 from tabi.server.ledger import SharedLedger
 from tabi.server.worker import Shared, run_worker
 
@@ -34,8 +34,8 @@ config = Config(
 )
 sockets = [[socket.socket(fileno=int(listener))]]
 channel = Channel(socket.socket(fileno=int(end)))
-shared = Shared(sockets, int(lifeline), SharedLedger(1), Bulletin(), None, channel)
-run_worker(config, False, shared, lambda: channel.send({"ready": True}))
+shared = Shared(sockets, int(lifeline), SharedLedger(1), channel)
+run_worker(compile_config(config), shared, lambda: channel.send({"ready": True}))
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,16 +16,14 @@ import msgspec
 from tabi.cli.help import Command
 from tabi.config import Config, encode_special, load_config
 from tabi.config.advice import advise
-from tabi.config.compile import make_limits
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output
-from tabi.policy.ledger import Ledger
 from tabi.policy.limits import least_burst
 from tabi.policy.quantities import format_size
-from tabi.server.quota_store import check_store, default_path
-from tabi.server.server import Server
+from tabi.server.compiled import Compiled, compile_config
+from tabi.server.quota_store import check_store, path_of
 from tabi.url import UnixSocket
 
 NOT_SET = {
@@ -65,7 +62,8 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
     """
     try:
         config = load_config(path)
-        errors = list(look_around(config, open_proxy))
+        compiled, errors = try_to_compile(config, open_proxy)
+        errors += look_around(config, compiled)
         if errors:
             raise in_file(ConfigError(errors[0].message, errors[0].path, tuple(errors)), path)
     except ConfigError as exc:
@@ -74,20 +72,27 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
         for error in exc.errors:
             print(f"tabi: {path}: {error}", file=sys.stderr)
         return 2
-    for advice in advise(config):
+    assert compiled is not None
+    for advice in advise(config, compiled.users):
         print(f"{path}: {advice}", file=sys.stderr)
     data = resolved(config)
     print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(written(data))))
     return 0
 
 
-def look_around(config: Config, open_proxy: bool) -> Iterator[ConfigError]:
+def try_to_compile(config: Config, open_proxy: bool) -> tuple[Compiled | None, list[ConfigError]]:
+    """Compile a configuration; None, and all that is wrong, where it cannot be."""
+    try:
+        return compile_config(config, open_proxy), []
+    except ConfigError as exc:
+        return None, list(exc.errors)
+
+
+def look_around(config: Config, compiled: Compiled | None) -> Iterator[ConfigError]:
     """Look at what the start would open, and change nothing: all that is in its way."""
-    checks: list[Callable[[], object]] = [
-        partial(Server, config=config, open=open_proxy),
-        partial(check_log, config),
-        partial(check_quotas, config),
-    ]
+    checks: list[Callable[[], object]] = [partial(check_log, config)]
+    if config.quotas.path is not None or (compiled is not None and compiled.with_quotas):
+        checks.append(lambda: check_store(path_of(config)))
     checks += [partial(check_place, config, index) for index in range(len(config.listen))]
     for look in checks:
         try:
@@ -102,12 +107,6 @@ def check_log(config: Config) -> None:
         check_output(config.log.access)
     except OSError as exc:
         raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
-
-
-def check_quotas(config: Config) -> None:
-    """Raise ConfigError for a file of quotas that cannot be used."""
-    if config.quotas.path is not None or make_limits(config, Ledger()).with_quota:
-        check_store(Path(config.quotas.path) if config.quotas.path is not None else default_path(os.environ))
 
 
 def check_place(config: Config, index: int) -> None:
@@ -132,7 +131,7 @@ def resolved(config: Config) -> dict[str, Any]:
     for user in data["users"].values():
         user["password"] = user["password"] and "…"
     for listen, shown in zip(config.listen, data["listen"], strict=True):
-        shown["users"] = listen.users or ("required" if listen.wants_user(bool(config.users)) else "none")
+        shown["users"] = listen.users or ("required" if listen.wants_user(config.has_users) else "none")
     for index, rule in enumerate(data["rule"]):
         rule["name"] = rule["name"] or f"rule[{index}]"
         rule["action"] = rule["action"] or "allow"
@@ -141,7 +140,7 @@ def resolved(config: Config) -> dict[str, Any]:
     for egress in data["egress"].values():
         hide_passwords(egress)
         egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
-    data["quotas"]["path"] = config.quotas.path or str(default_path(os.environ))
+    data["quotas"]["path"] = str(path_of(config))
     for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
         limits = part["limits"]
         if limits["bandwidth"] is not None:

@@ -15,9 +15,11 @@ import msgspec
 
 import tabi
 from tabi.cli.help import Command
-from tabi.config import Config, Egress, Listen, Rule, User, check_values, load_config, remember
+from tabi.config import Config, Egress, Listen, Rule, User, load_config
+from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.server.child import Child
+from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
 from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
@@ -70,20 +72,21 @@ def serve(
     tabi serve -c tabi.toml --workers 0
     """
 
-    def read() -> Config:
-        file = Config() if config is None else load_config(config)
-        return merge(file, list(listen), list(user), workers, access_log, list(via), config)
+    def read() -> Compiled:
+        file = Config() if config is None else load_config(config, values=False)
+        return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy)
 
-    settings = read()
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
     with contextlib.closing(LogWriter()) as writer:
-        logging.basicConfig(level=settings.log.level.upper(), handlers=[writer])
+        logging.basicConfig(level="INFO", handlers=[writer])
+        compiled = read()
+        logging.getLogger().setLevel(compiled.config.log.level.upper())
         answer = Control(folders(os.environ)[0], tabi.__version__).run
         control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
         reread = None if config is None else read
         with contextlib.closing(control):
-            supervisor = Supervisor(settings, open_proxy, reread, (writer.child, control))
-            code = supervisor.run(lambda: print_ready(supervisor.urls, bool(settings.users), writer.say))
+            supervisor = Supervisor(compiled, reread, (writer.child, control))
+            code = supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users, writer.say))
     sys.exit(code)
 
 
@@ -95,8 +98,9 @@ def merge(
     access_log: str | None,
     via: list[str] | None = None,
     path: Path | None = None,
-) -> Config:
-    """The configuration, of the file at ``path``, with what the command line says.
+    open_proxy: bool = False,
+) -> Compiled:
+    """The configuration, of the file at ``path``, with what the command line says; compiled.
 
     Raises:
         ConfigError: it names the option or its key, or the file and the key.
@@ -128,14 +132,13 @@ def merge(
         egress = config.egress | {"via": Egress(chain=via)}
         config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
     try:
-        check_values(config)
+        return compile_config(config, open_proxy)
     except ConfigError as exc:
         if via and is_of(exc.path, "egress.via"):
             raise ConfigError(exc.message, "--via") from None
         if path is not None and not any(is_of(exc.path, key) for key in said):
-            raise ConfigError(str(exc), str(path)) from None
+            raise in_file(exc, path) from None
         raise
-    return remember(config)
 
 
 def is_of(path: str | None, key: str) -> bool:

@@ -10,9 +10,9 @@ from tabi.config.load import (
     load_config,
     make_config,
     parse_config,
-    remember,
 )
 from tabi.config.schema import (
+    Auth,
     Check,
     Clients,
     Config,
@@ -40,6 +40,7 @@ from tabi.policy.networks import Network
 
 __all__ = [
     "PARTS",
+    "Auth",
     "Check",
     "Clients",
     "Config",
@@ -71,5 +72,4 @@ __all__ = [
     "load_config",
     "make_config",
     "parse_config",
-    "remember",
 ]

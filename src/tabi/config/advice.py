@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from tabi.config.compile import make_guard, make_rule_set
-from tabi.config.schema import Config, Listen
+from tabi.config.schema import Config, Listen, User
 from tabi.policy.guard import HERE, INNER, PRIVATE
 from tabi.policy.networks import Network, parse_network
 from tabi.policy.overlap import find_hidden
@@ -13,11 +14,15 @@ from tabi.policy.rules import Conditions, Rule, RuleSet
 from tabi.session import UNIX
 from tabi.wire.address import Address
 
+if TYPE_CHECKING:
+    from tabi.config.users import UserTable
 
-def advise(config: Config) -> list[str]:
-    """What somebody should look at, a line each, in the words of the configuration."""
-    rules = make_rule_set(config)
-    return [*advise_on_rules(rules), *advise_on_users(config, rules), *advise_on_guests(config, rules)]
+
+def advise(config: Config, users: UserTable | None = None) -> list[str]:
+    """What somebody should look at, a line each, in the words of the configuration; ``users`` as `make_rule_set`."""
+    rules = make_rule_set(config, users)
+    known = config.users if users is None else users
+    return [*advise_on_rules(rules), *advise_on_users(config, rules, known), *advise_on_guests(config, rules)]
 
 
 def advise_on_rules(rules: RuleSet) -> Iterator[str]:
@@ -30,12 +35,12 @@ def advise_on_rules(rules: RuleSet) -> Iterator[str]:
             yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
 
 
-def advise_on_users(config: Config, rules: RuleSet) -> Iterator[str]:
+def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, User]) -> Iterator[str]:
     """Users that no one can be."""
-    if any(listen.by_certificate for listen in config.listen):
+    if config.by_certificate:
         return
     for rule in rules:
-        unknown = sorted((rule.conditions.users or frozenset()) - config.users.keys())
+        unknown = sorted(user for user in rule.conditions.users or () if user not in known)
         if unknown:
             yield f"rule[{rule.number}].users: there is no user {', '.join(unknown)}"
 
@@ -68,7 +73,7 @@ def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:
 def takes_guests(config: Config, listen: Listen) -> bool:
     """Whether clients from other machines may come to a listener and need be no users."""
     place = listen.parsed.place
-    if listen.wants_user(bool(config.users)) or (not isinstance(place, Address) and not listen.proxy_protocol):
+    if listen.wants_user(config.has_users) or (not isinstance(place, Address) and not listen.proxy_protocol):
         return False
     host = place.host if isinstance(place, Address) else ""
     here = host == "localhost" if isinstance(host, str) else host.is_loopback

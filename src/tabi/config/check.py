@@ -25,19 +25,24 @@ from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import By
+from tabi.policy.rules import Rule as CompiledRule
 from tabi.policy.rules import Texts, make_rule
-from tabi.policy.users import PREFIX
+from tabi.policy.users import PREFIX, Secret
 from tabi.url import ListenURL, ServerURL, parse_server_url, parse_url
 from tabi.wire.address import Address, parse_ip
 
 
-def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> None:
-    """Check what types alone do not say. Raises ConfigError, whose ``errors`` are all that is wrong.
+def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> list[CompiledRule]:
+    """Check what types alone do not say. Returns the rules, which are compiled for that.
+
+    Raises ConfigError, whose ``errors`` are all that is wrong.
 
     ``known_otherwise`` says that a program knows who its users are, so that those here need no password; ``egresses``
     are the names of those that it brings.
     """
-    raise_all(find_errors(config, known_otherwise, egresses))
+    rules: list[CompiledRule] = []
+    raise_all(find_errors(config, known_otherwise, egresses, rules))
+    return rules
 
 
 def raise_all(errors: Iterable[ConfigError]) -> None:
@@ -47,8 +52,14 @@ def raise_all(errors: Iterable[ConfigError]) -> None:
         raise ConfigError(found[0].message, found[0].path, found)
 
 
-def find_errors(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> Iterator[ConfigError]:
-    """All that is wrong and that types alone do not say; arguments as `check_values`."""
+def find_errors(
+    config: Config,
+    known_otherwise: bool = False,
+    egresses: Collection[str] = (),
+    rules: list[CompiledRule] | None = None,
+) -> Iterator[ConfigError]:
+    """All that is wrong and that types alone do not say; arguments as `check_values`. ``rules`` gets the rules."""
+    rules = [] if rules is None else rules
     names = (DIRECT, BLOCK, *config.egress, *egresses)
     for name in egresses:
         if names.count(name) > 1:
@@ -67,10 +78,13 @@ def find_errors(config: Config, known_otherwise: bool = False, egresses: Collect
     yield from read(lambda: Grammar(config.users_grammar.keys, config.users_grammar.separator), "users_grammar")
     if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
         yield ConfigError("expected the path of a file", "quotas.path")
-    without_password = known_otherwise or any(listen.by_certificate for listen in config.listen)
+    if config.auth.users_file is not None and (not config.auth.users_file or "\0" in config.auth.users_file):
+        yield ConfigError("expected the path of a file", "auth.users_file")
+    without_password = known_otherwise or config.by_certificate
     for name, user in config.users.items():
-        yield from user_errors(name, user, without_password)
-    yield from policy_errors(config, names)
+        for error in user_errors(name, user, without_password):
+            yield ConfigError(error.message, f"users.{name}" + (f".{error.path}" if error.path != "name" else ""))
+    yield from policy_errors(config, names, rules)
     yield from resolver_errors(config.resolver)
     yield from host_errors(config)
 
@@ -104,7 +118,7 @@ def listen_errors(config: Config, listen: Listen, index: int) -> Iterator[Config
         yield from tls_errors(listen, url, f"{path}.tls")
     yield from read(lambda: listen.proxies, f"{path}.proxy_protocol", ", expected networks such as 10.0.0.0/8")
     yield from udp_errors(listen.udp, config.workers, f"{path}.udp")
-    if listen.users == "required" and not config.users and not listen.by_certificate:
+    if listen.users == "required" and not config.has_users and not listen.by_certificate:
         yield ConfigError('"required", but there are no users', f"{path}.users")
 
 
@@ -290,34 +304,40 @@ def leads_to(config: Config, name: str) -> set[str]:
     return found
 
 
+def check_user(name: str, user: User, without_password: bool) -> Secret | None:
+    """Check a user, and return what its password is compared with. Raises ConfigError as `user_errors` has it."""
+    raise_all(user_errors(name, user, without_password))
+    return user.secret
+
+
 def user_errors(name: str, user: User, without_password: bool) -> Iterator[ConfigError]:
-    """What is wrong with a user; some need no password, where something else tells who they are."""
-    path = f"users.{name}"
+    """What is wrong with a user, each with a path within the user; some need no password, where something else tells
+    who they are."""
     if not 0 < len(name.encode()) <= 255:
-        yield ConfigError("a user name has 1 to 255 octets (RFC 1929)", path)
-    yield from limit_errors(user.limits, f"{path}.limits")
+        yield ConfigError("a user name has 1 to 255 octets (RFC 1929)", "name")
+    yield from limit_errors(user.limits, "limits")
     if user.password is None:
         if not without_password:
-            yield ConfigError("missing", f"{path}.password")
+            yield ConfigError("missing", "password")
         return
     if user.plain and user.password.startswith(PREFIX):
-        yield ConfigError("begins as a hash does: leave plain = true out", f"{path}.password")
+        yield ConfigError("begins as a hash does: leave plain = true out", "password")
         return
     try:
         secret = user.secret
         assert secret is not None
         if not secret.is_hash and not 0 < len(secret.key) <= 255:
-            yield ConfigError("a password has 1 to 255 octets (RFC 1929)", f"{path}.password")
+            yield ConfigError("a password has 1 to 255 octets (RFC 1929)", "password")
     except ValueError as exc:
         hint = "; for the password itself say plain = true" if not user.password.startswith("$") else ""
-        yield ConfigError(f"{exc}{hint}", f"{path}.password")
+        yield ConfigError(f"{exc}{hint}", "password")
 
 
-def policy_errors(config: Config, names: Collection[str]) -> Iterator[ConfigError]:
-    """What is wrong with rules, guard and limits; ``names`` are those of all egresses."""
+def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRule]) -> Iterator[ConfigError]:
+    """What is wrong with rules, guard and limits; ``names`` are those of all egresses. ``rules`` gets the rules."""
     listeners = {listen.url for listen in config.listen}
     try:
-        make_rules(config)
+        rules += make_rules(config)
     except ConfigError:
         for index, rule in enumerate(config.rule):
             yield from matcher_errors(rule, f"rule[{index}]")

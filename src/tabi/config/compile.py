@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from tabi.config.schema import Check, Config, Egress, Limits, Member, Rule
+from tabi.config.columns import NO_LIMITS, Column, Has
+from tabi.config.schema import Check, Config, Egress, Member, Rule, User
 from tabi.errors import ConfigError
 from tabi.policy.guard import Guard, Own
 from tabi.policy.ledger import Ledger
@@ -17,29 +19,18 @@ from tabi.policy.rules import RuleSet, Texts, make_rule
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read_number
 
-NOTHING = Limits()
-
-
-MEMORY: list[tuple[list[Rule], list[Compiled]]] = []
-"""The rules that were compiled last. They are asked for several times at a start, and may be very many."""
-
-
-SETS: list[tuple[list[Compiled], RuleSet]] = []
-"""The same for what is made of them. A rule set does not change."""
+if TYPE_CHECKING:
+    from tabi.config.users import UserTable
 
 
 def make_rules(config: Config) -> list[Compiled]:
     """Compile all rules. Raises ConfigError."""
-    for source, compiled in MEMORY:
-        if source is config.rule:
-            return compiled
     rules: list[Compiled] = []
     for number, rule in enumerate(config.rule):
         try:
             rules.append(make_rule(number, rule.action or "allow", texts_of(rule), rule.name, rule.via))
         except ConfigError as exc:
             raise ConfigError(exc.message, f"rule[{number}].{exc.path}") from None
-    MEMORY[:] = [(config.rule, rules)]
     return rules
 
 
@@ -61,15 +52,45 @@ def texts_of(rule: Rule) -> Texts:
     )
 
 
-def make_rule_set(config: Config) -> RuleSet:
-    """All rules, ready to decide. Raises ConfigError."""
-    rules, groups = make_rules(config), {name: frozenset(user.groups) for name, user in config.users.items()}
-    for source, found in SETS:
-        if source is rules and found.groups == groups:
-            return found
-    found = RuleSet(rules, groups)
-    SETS[:] = [(rules, found)]
-    return found
+def make_rule_set(config: Config, users: UserTable | None = None, rules: list[Compiled] | None = None) -> RuleSet:
+    """All rules, ready to decide. Raises ConfigError.
+
+    Args:
+        config: has the rules.
+        users: all users. Default: those that the configuration itself has.
+        rules: those of the configuration, where they were compiled already.
+    """
+    groups = columns_of(config, users)("groups", groups_of)
+    return RuleSet(make_rules(config) if rules is None else rules, groups)
+
+
+def make_limits(config: Config, ledger: Ledger, users: UserTable | None = None) -> Accounts:
+    """All accounts that have limits, on a ledger; ``users`` as above."""
+    column = columns_of(config, users)
+    return Accounts(
+        ledger,
+        users=column("limits", lambda user: None if user.limits == NO_LIMITS else user.limits),
+        groups={name: group.limits for name, group in config.groups.items() if group.limits != NO_LIMITS},
+        networks=[
+            Networks(networks_of(part.networks, f"clients[{index}].networks"), part.limits)
+            for index, part in enumerate(config.clients)
+        ],
+        server=None if config.limits == NO_LIMITS else config.limits,
+        members=column("groups", lambda user: user.groups),
+        expires=column("expires", lambda user: user.expires),
+    )
+
+
+def groups_of(user: User) -> frozenset[str]:
+    """The groups of a user, to compare with."""
+    return frozenset(user.groups)
+
+
+def columns_of(config: Config, users: UserTable | None) -> Callable[[str, Callable[[User], Any]], Column[Any]]:
+    """Makes columns of users, which ask for nothing that nobody has."""
+    table: Mapping[str, User] = config.users if users is None else users
+    has = Has.of(config.users) if users is None else users.has
+    return lambda key, read: Column(table, read, getattr(has, key))
 
 
 def make_guard(config: Config, own: Own | None = None) -> Guard:
@@ -116,26 +137,6 @@ def make_hosts(config: Config) -> dict[str, list[IP]]:
             except ValueError:
                 raise ConfigError(f"{text!r}, expected an IP address", f"{path}[{index}]") from None
     return hosts
-
-
-def make_limits(config: Config, ledger: Ledger) -> Accounts:
-    """All accounts that have limits, on a ledger."""
-
-    def limited(parts: Mapping[str, Limits]) -> dict[str, Limits]:
-        return {name: limits for name, limits in parts.items() if limits != NOTHING}
-
-    return Accounts(
-        ledger,
-        users=limited({name: user.limits for name, user in config.users.items()}),
-        groups=limited({name: group.limits for name, group in config.groups.items()}),
-        networks=[
-            Networks(networks_of(part.networks, f"clients[{index}].networks"), part.limits)
-            for index, part in enumerate(config.clients)
-        ],
-        server=None if config.limits == NOTHING else config.limits,
-        members={name: user.groups for name, user in config.users.items()},
-        expires={name: user.expires for name, user in config.users.items() if user.expires is not None},
-    )
 
 
 # --- ways out ---

@@ -6,13 +6,13 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import msgspec
 
 from tabi.config.check import find_errors, limit_errors, raise_all
 from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
+    Auth,
     Check,
     Clients,
     Config,
@@ -39,10 +39,13 @@ from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 
 
-def load_config(path: str | Path, egresses: Collection[str] = ()) -> Config:
+def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
     """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
 
-    ``egresses`` are the names of those that a program brings (``egresses`` of `Server`), which the file may use.
+    Args:
+        path: of the file.
+        egresses: the names of those that a program brings (``egresses`` of `Server`), which the file may use.
+        values: whether what types alone do not say is checked too: not where `compile_config` follows.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
@@ -54,7 +57,7 @@ def load_config(path: str | Path, egresses: Collection[str] = ()) -> Config:
     except OSError as exc:
         raise ConfigError(exc.strerror or str(exc), str(path)) from exc
     try:
-        return resolve_paths(parse_config(text, egresses), Path(path).absolute().parent)
+        return resolve_paths(parse_config(text, egresses, values), Path(path).absolute().parent)
     except ConfigError as exc:
         raise in_file(exc, path) from exc
 
@@ -91,30 +94,33 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         resolver = msgspec.structs.replace(resolver, ca=str(folder / resolver.ca))
     listeners = [absolute(listen) for listen in config.listen]
     egress = {name: trusting(way) for name, way in config.egress.items()}
-    return remember(msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver))
+    auth = config.auth
+    if auth.users_file is not None:
+        auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))
+    return msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver, auth=auth)
 
 
-def parse_config(text: str, egresses: Collection[str] = ()) -> Config:
-    """Read and check the text of a tabi.toml; ``egresses`` as `load_config`. Raises ConfigError with the key."""
+def parse_config(text: str, egresses: Collection[str] = (), values: bool = True) -> Config:
+    """Read and check the text of a tabi.toml; arguments as `load_config`. Raises ConfigError with the key."""
     try:
         data = tomllib.loads(text)
     except RecursionError:
         raise ConfigError("nested too deeply") from None
     except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
         raise ConfigError(str(exc).partition(";")[0]) from exc
-    return make_config(data, egresses)
+    return make_config(data, egresses, values)
 
 
-def make_config(data: dict[str, Any], egresses: Collection[str] = ()) -> Config:
-    """Check a parsed tabi.toml; ``egresses`` as `load_config`. Raises ConfigError, which names the key."""
+def make_config(data: dict[str, Any], egresses: Collection[str] = (), values: bool = True) -> Config:
+    """Check a parsed tabi.toml; arguments as `load_config`. Raises ConfigError, which names the key."""
     try:
         config = msgspec.convert(data, Config, dec_hook=decode_special)
     except msgspec.ValidationError as exc:
         raise all_mistakes(data, str(exc)) from None
-    errors = list(find_errors(config, egresses=egresses))
+    errors = list(find_errors(config, egresses=egresses)) if values else []
     if errors:
         raise_all(in_order(errors, data))
-    return remember(config)
+    return config
 
 
 def all_mistakes(data: dict[str, Any], first: str) -> ConfigError:
@@ -168,6 +174,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "udp": Udp,
     "tls": Tls,
     "users": User,
+    "auth": Auth,
     "groups": Group,
     "clients": Clients,
     "limits": Limits,
@@ -186,20 +193,8 @@ PARTS: dict[str, type[msgspec.Struct]] = {
 }
 
 
-CHECKED: WeakValueDictionary[int, Config] = WeakValueDictionary()
-"""Configurations whose types are known to be right, by their identity: they cannot change."""
-
-
-def remember(config: Config) -> Config:
-    """Note that a configuration need not be checked again."""
-    CHECKED[id(config)] = config
-    return config
-
-
 def check_types(config: Config) -> Config:
     """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
-    if CHECKED.get(id(config)) is config:
-        return config
     data = msgspec.to_builtins(config, enc_hook=encode_special)
     try:
         return msgspec.convert(data, Config, dec_hook=decode_special)

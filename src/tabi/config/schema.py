@@ -196,6 +196,14 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return plain_secret(self.password) if self.plain else parse_hash(self.password)
 
 
+class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[auth]``: how clients prove who they are."""
+
+    users_file: str | None = None
+    """A file with more users, an object of JSON a line: ``{"name": "alice", "password": "$scrypt$…"}``, with the keys
+    of ``[users.NAME]``. Default: there is none."""
+
+
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[groups.NAME]``: users together."""
 
@@ -456,7 +464,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The least important message that is shown on stderr. Default: info."""
 
 
-class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, weakref=True):
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """tabi.toml."""
 
     workers: int = 1
@@ -465,6 +473,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, weakref=Tr
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, User] = {}
     """Who may use the proxy. Default: nobody, which means anybody on loopback."""
+    auth: Auth = Auth()
+    """More users."""
     groups: dict[str, Group] = {}
     """Groups of users, by name. Default: none has limits."""
     clients: list[Clients] = []
@@ -489,3 +499,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, weakref=Tr
     """Deadlines."""
     log: Log = Log()
     """What is written down, and where."""
+
+    @property
+    def has_users(self) -> bool:
+        """Whether there are users, or a file for them: who empties it shuts everybody out."""
+        return bool(self.users) or self.auth.users_file is not None
+
+    @property
+    def by_certificate(self) -> bool:
+        """Whether clients of a listener may be users by a certificate."""
+        return any(listen.by_certificate for listen in self.listen)

@@ -50,6 +50,8 @@ class Associate:
         # Section 6: BND is where the client sends to, so it is an address that the client can reach.
         bound = Address(self.udp.public(local.host), port.number)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, bound))
+        if session.watch is not None:
+            session.watch.connected(session)
         opened = None if path is None else (str(session.via), path)
         declared = declared_port(session)
         associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened, inspect)

@@ -94,6 +94,8 @@ async def identify(ask: Ask, session: Session, username: bytes, password: bytes,
         return login_refused("wrong user name or password")
     session.identify(user.name, frozenset(user.groups), user.limits)
     session.parameters = parameters
+    if session.watch is not None:
+        session.watch.authenticated(session)
     return None
 
 

@@ -85,6 +85,8 @@ class Bind:
         finally:
             callers.close()
 
+        if session.watch is not None:
+            session.watch.connected(session)
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.carrier.start(client, server, session, answer, conversation.trailing_data)
 

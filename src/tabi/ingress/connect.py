@@ -53,4 +53,6 @@ class Connect:
                 raise connect_error(exc.errno or errno.EIO, session.destination) from exc
             raise
 
+        if session.watch is not None:
+            session.watch.connected(session)
         self.carrier.start(conversation.client, server, session, answer, conversation.trailing_data)

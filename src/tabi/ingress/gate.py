@@ -239,6 +239,8 @@ class Gate:
                 session.addresses = await self.dialer.find(str(name), permit_any)
         except TimeoutError:
             raise timeout_error(seconds, session.destination) from None
+        if session.watch is not None:
+            session.watch.resolved(session)
         self.ask_rules(session)
 
     def ask_hook(self, session: Session) -> Wait | None:
@@ -279,6 +281,8 @@ class Gate:
         assert decision is not None
         assert session.destination is not None
         session.rule = decision.rule
+        if session.watch is not None:
+            session.watch.decided(session)
         # Limits of this session alone are read before it is admitted, and kept until then.
         session.decision = None
         if decision.limits is not None:

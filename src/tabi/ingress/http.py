@@ -442,5 +442,7 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
+        if session.watch is not None:
+            session.watch.connected(session)
         self.server = ServerConnection(stream, address, session, way.egress)
         return self.server

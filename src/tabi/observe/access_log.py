@@ -19,6 +19,7 @@ from typing import Protocol
 
 import msgspec
 
+from tabi.observe.observers import SessionObserver
 from tabi.session import Drop, Session
 
 log = logging.getLogger("tabi")
@@ -273,7 +274,7 @@ def check_output(target: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-class AccessLog:
+class AccessLog(SessionObserver):
     """Collects lines and has them written.
 
     Args:
@@ -300,6 +301,11 @@ class AccessLog:
         self.under_way = 0
         self.thread = threading.Thread(target=self.write_batches, name="tabi-access-log", daemon=True)
         self.thread.start()
+
+    def ended(self, session: Session) -> None:
+        """See `SessionObserver`."""
+        if not session.silent:
+            self.add(session, time.monotonic())
 
     def add(self, session: Session, now: float) -> None:
         """Take the line of a session that has ended."""

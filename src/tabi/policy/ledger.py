@@ -7,14 +7,44 @@ An account is one for whom limits are: a user, a group, a network of clients, th
                           them are on disk
     RUNNING, ...          sessions under way, a cell for each worker: what a worker that died had is taken back
 
-Rows go by names, so that a reload finds what was counted before.
+Rows go by names, so that a reload finds what was counted before. A row is made when its account is first used: there
+may be very many users, and few of them come.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import Iterable, Mapping, MutableSequence
+from typing import NamedTuple, Protocol
 
 RATE, UP, DOWN, USED, PERIOD, SAVED, RUNNING = range(7)
+
+
+class Used(NamedTuple):
+    """Octets that an account has used in a period, which began at a second since 1970."""
+
+    account: str
+    period: int
+    octets: int
+
+
+class Usage(Protocol):
+    """What a store of quotas asks: the ledger."""
+
+    def unsaved(self) -> list[Used]:
+        """What was used since it was stored."""
+
+    def saved(self, rows: Iterable[Used], /) -> None:
+        """What `unsaved` gave is stored now; octets less than 0 take that back."""
+
+
+class UsageStore(Protocol):
+    """Keeps what was used of quotas: the one of this machine is a file (`server/quota_store.py`)."""
+
+    def load(self) -> Mapping[str, tuple[int, int]]:
+        """By account, when its period began (seconds since 1970) and the octets used. Raises ConfigError."""
+
+    def save(self, usage: Usage, /) -> bool:
+        """Add what was used since the last time. False where that failed: then the next time has it all."""
 
 
 class Ledger:
@@ -39,10 +69,28 @@ class Ledger:
     def row(self, name: str) -> int:
         """The index of the first cell of an account's row, which is made with zeros where there is none."""
         at = self.rows.get(name)
-        if at is None:
-            at = self.rows[name] = len(self.rows) * self.width
+        return self.add_row(name) if at is None else at
+
+    def add_row(self, name: str) -> int:
+        """The same for a row that this process does not know yet."""
+        self.enter()
+        try:
+            self.learn()
+            at = self.rows.get(name)
+            if at is None:
+                at = len(self.rows) * self.width
+                self.tell(name)
+                self.rows[name] = at
             self.extend(at + self.width)
+        finally:
+            self.leave()
         return at
+
+    def learn(self) -> None:
+        """Take up the rows that other processes have made, where there are any; between `enter` and `leave`."""
+
+    def tell(self, name: str) -> None:
+        """Tell other processes, where there are any, that the next row is for this account; as `learn`."""
 
     def extend(self, cells: int) -> None:
         """Have at least so many cells."""
@@ -62,5 +110,43 @@ class Ledger:
 
     def forget_worker(self, worker: int) -> None:
         """A worker is gone, and all that it had running."""
-        for at in self.rows.values():
-            self.cells[at + RUNNING + worker] = 0
+        self.enter()
+        self.learn()
+        self.extend(len(self.rows) * self.width)
+        self.leave()
+        for at in range(RUNNING + worker, len(self.cells), self.width):
+            self.cells[at] = 0
+
+    # --- what is on disk ---
+
+    def restore(self, stored: Mapping[str, tuple[int, int]]) -> None:
+        """Take what was stored: by account, the period's start and the octets used. What is counted already stays."""
+        for name, (period, octets) in stored.items():
+            at = self.row(name)
+            self.enter()
+            if not self.cells[at + PERIOD]:
+                self.cells[at + PERIOD], self.cells[at + USED], self.cells[at + SAVED] = period, octets, octets
+            self.leave()
+
+    def unsaved(self) -> list[Used]:
+        """What was used since it was stored."""
+        self.enter()
+        self.learn()
+        end, width = len(self.rows) * self.width, self.width
+        self.extend(end)
+        cells = self.cells
+        used, saved = list(cells[USED:end:width]), list(cells[SAVED:end:width])
+        periods = list(cells[PERIOD:end:width]) if used != saved else []
+        self.leave()
+        rows = zip(self.rows, periods, used, saved, strict=False)
+        return [Used(name, period, octets - before) for name, period, octets, before in rows if octets != before]
+
+    def saved(self, rows: Iterable[Used]) -> None:
+        """What `unsaved` gave is stored now."""
+        cells, places = self.cells, self.rows
+        self.enter()
+        for name, period, octets in rows:
+            at = places[name]
+            if cells[at + PERIOD] == period:  # else another period has begun meanwhile, and nothing of it is stored
+                cells[at + SAVED] += octets
+        self.leave()

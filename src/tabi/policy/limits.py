@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 from tabi.errors import LimitExceeded
-from tabi.policy.ledger import DOWN, PERIOD, RATE, SAVED, UP, USED, Ledger
+from tabi.policy.ledger import DOWN, PERIOD, RATE, SAVED, UP, USED, Ledger, Used
 from tabi.policy.networks import Network, NetworkTable
 from tabi.policy.quantities import Quota, Rate, format_moment
 from tabi.wire.address import Host
@@ -80,14 +80,6 @@ class Networks(NamedTuple):
 
     networks: Sequence[Network]
     terms: Terms
-
-
-class Used(NamedTuple):
-    """Octets that an account has used in a period, which began at a second since 1970."""
-
-    account: str
-    period: int
-    octets: int
 
 
 class Account:
@@ -325,6 +317,14 @@ def expired(user: str | None, expires: float) -> LimitExceeded:
     return LimitExceeded(f"limit: user {user}: expired at {format_moment(expires)}", "expires")
 
 
+class Standing(NamedTuple):
+    """What is limited of a user."""
+
+    accounts: tuple[Account, ...]
+    expires: float
+    """Seconds since 1970."""
+
+
 class Cut(Protocol):
     """Ends a session at once, for a reason."""
 
@@ -332,7 +332,8 @@ class Cut(Protocol):
 
 
 class Limits:
-    """The accounts of everybody, and who has which: the `Admission` of this machine.
+    """The accounts of everybody, and who has which: the `Admission` of this machine. Those of users and groups are made
+    when they are first asked for.
 
     Args:
         ledger: has their numbers, and keeps them over a reload.
@@ -358,27 +359,48 @@ class Limits:
         expires: Mapping[str, float] = {},
     ) -> None:
         self.ledger = ledger
+        self.users = users
+        self.groups = groups
+        self.members = members
         self.expires = expires
-        self.everybody = () if server is None else (Account("server", server, ledger),)
-        by_group = {name: Account(f"group {name}", terms, ledger) for name, terms in groups.items()}
-        by_user = {name: Account(f"user {name}", terms, ledger) for name, terms in users.items()}
-        self.by_user: dict[str | None, tuple[Account, ...]] = {}
-        for name in {**users, **members}:
-            own = (by_user[name],) if name in by_user else ()
-            shared = tuple(by_group[group] for group in members.get(name, ()) if group in by_group)
-            if own or shared:
-                self.by_user[name] = own + shared + self.everybody
-        self.by_network = [
-            Account(f"clients {','.join(map(str, part.networks))}", part.terms, ledger) for part in networks
-        ]
+        self.with_quota: list[Account] = []
+        """Those of the accounts that were made."""
+        self.everybody = () if server is None else (self.make("server", server),)
+        self.by_user: dict[str | None, Standing] = {None: Standing(self.everybody, NEVER)}
+        self.nobody = self.by_user[None]
+        self.by_group: dict[str, Account] = {}
+        self.by_network = [self.make(f"clients {','.join(map(str, part.networks))}", part.terms) for part in networks]
         self.table = NetworkTable(
             (network, number) for number, part in enumerate(networks) for network in part.networks
         )
-        self.accounts = [*by_user.values(), *by_group.values(), *self.by_network, *self.everybody]
-        self.with_quota = [account for account in self.accounts if account.quota is not None]
 
     def __bool__(self) -> bool:
-        return bool(self.accounts or self.expires)
+        return bool(self.users or self.groups or self.by_network or self.everybody or self.expires)
+
+    def make(self, name: str, terms: Terms) -> Account:
+        """An account that nobody has asked for before."""
+        account = Account(name, terms, self.ledger)
+        if account.quota is not None:
+            self.with_quota.append(account)
+        return account
+
+    def standing_of(self, user: str) -> Standing:
+        """What is limited of a user that has not come before. Of one that is not in the configuration nothing is kept:
+        a program may let in any number of them."""
+        terms, found = self.users.get(user), []
+        if terms is not None:
+            found.append(self.make(f"user {user}", terms))
+        for group in self.members.get(user, ()):
+            account = self.by_group.get(group)
+            if account is None and group in self.groups:
+                account = self.by_group[group] = self.make(f"group {group}", self.groups[group])
+            if account is not None:
+                found.append(account)
+        expires = self.expires.get(user, NEVER)
+        if not found and expires == NEVER:
+            return self.nobody
+        standing = self.by_user[user] = Standing((*found, *self.everybody), expires)
+        return standing
 
     def queue_of(self, user: str | None, client: Host) -> str | tuple[Account, ...]:
         """See `Admission`: those of a user; without one, those of clients that have the same limits."""
@@ -386,12 +408,19 @@ class Limits:
 
     def accounts_of(self, user: str | None, client: Host) -> tuple[Account, ...]:
         """Whose limits hold for a client."""
-        accounts = self.by_user.get(user, self.everybody)
+        return self.find(user, client)[0]
+
+    def find(self, user: str | None, client: Host) -> tuple[tuple[Account, ...], float]:
+        """The same, and when the user ends."""
+        standing = self.by_user.get(user)
+        if standing is None:
+            assert user is not None
+            standing = self.standing_of(user)
         if self.by_network and not isinstance(client, str):
             found = self.table.find(client)
             if found:
-                return (self.by_network[min(found)], *accounts)
-        return accounts
+                return (self.by_network[min(found)], *standing.accounts), standing.expires
+        return standing
 
     def admit(self, user: str | None, client: Host, now: int, wall: float) -> Lease | None:
         """Let a session begin, on all accounts or on none; None where no limits are for it.
@@ -399,8 +428,7 @@ class Limits:
         Raises:
             LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.
         """
-        accounts = self.accounts_of(user, client)
-        expires = NEVER if user is None else self.expires.get(user, NEVER)
+        accounts, expires = self.find(user, client)
         if not accounts and expires is NEVER:
             return None
         if wall >= expires:
@@ -432,36 +460,3 @@ class Limits:
                 self.ledger.enter()
                 account.turn_period(wall)
                 self.ledger.leave()
-
-    # --- what is on disk ---
-
-    def restore(self, stored: Mapping[str, tuple[int, int]], wall: float) -> None:
-        """Take quotas from what was stored: by account, the period's start and the octets used."""
-        cells = self.ledger.cells
-        self.ledger.enter()
-        for account in self.with_quota:
-            at = account.at
-            if account.name in stored and not cells[at + PERIOD]:
-                cells[at + PERIOD], cells[at + USED] = stored[account.name]
-                cells[at + SAVED] = cells[at + USED]
-            account.turn_period(wall)
-        self.ledger.leave()
-
-    def unsaved(self) -> list[Used]:
-        """What was used since it was stored."""
-        cells = self.ledger.cells
-        self.ledger.enter()
-        rows = [(account.name, cells[account.at + PERIOD], account.at) for account in self.with_quota]
-        found = [Used(name, period, cells[at + USED] - cells[at + SAVED]) for name, period, at in rows]
-        self.ledger.leave()
-        return [used for used in found if used.octets]
-
-    def saved(self, rows: Iterable[Used]) -> None:
-        """What `unsaved` gave is stored now."""
-        cells, places = self.ledger.cells, self.ledger.rows
-        self.ledger.enter()
-        for name, period, octets in rows:
-            at = places[name]
-            if cells[at + PERIOD] == period:  # else another period has begun meanwhile, and nothing of it is stored
-                cells[at + SAVED] += octets
-        self.ledger.leave()

@@ -122,14 +122,15 @@ class Users:
 
     Args:
         secrets: by user name. A user name is compared as its UTF-8 octets.
+        sample: one of them, a hash if there is any. Default: the first hash is looked for.
     """
 
-    def __init__(self, secrets: Mapping[str, Secret]) -> None:
-        self.secrets = {name.encode(): secret for name, secret in secrets.items()}
-        self.names = {name.encode(): name for name in secrets}
-        hashed = [secret for secret in self.secrets.values() if secret.is_hash]
+    def __init__(self, secrets: Mapping[str, Secret], sample: Secret | None = None) -> None:
+        self.secrets = secrets
+        if sample is None:
+            sample = next((secret for secret in secrets.values() if secret.is_hash), plain_secret(b""))
         # Who asks for an unknown user waits as long as for a known one.
-        self.decoy = hashed[0]._replace(key=os.urandom(KEY_SIZE)) if hashed else plain_secret(os.urandom(KEY_SIZE))
+        self.decoy = sample._replace(key=os.urandom(KEY_SIZE))
         self.proof_key = os.urandom(32)
         self.proven: dict[bytes, float] = {}
 
@@ -143,18 +144,26 @@ class Users:
 
     def is_slow(self, username: bytes) -> bool:
         """Whether `verify` for this name computes a hash."""
-        return self.secrets.get(username, self.decoy).is_hash
+        return (self.find(username)[1] or self.decoy).is_hash
+
+    def find(self, username: bytes) -> tuple[str, Secret | None]:
+        """A user's name as text, and the secret where there is such a user."""
+        try:
+            name = username.decode()
+        except UnicodeDecodeError:
+            return "", None
+        return name, self.secrets.get(name)
 
     def verify(self, username: bytes, password: bytes) -> str | None:
         """Return the user's name if the password is right. Compares octets, in constant time. May be slow."""
-        secret = self.secrets.get(username)
+        name, secret = self.find(username)
         stored = self.decoy if secret is None else secret
         if stored.is_hash:
             same = hmac.compare_digest(derive(password, stored), stored.key)
         else:
             # Digests have one length, so that not even the length of the password is told by the time taken.
             same = hmac.compare_digest(self.proof(b"", password), self.proof(b"", stored.key))
-        return self.names[username] if same and secret is not None else None
+        return name if same and secret is not None else None
 
     def proof(self, username: bytes, password: bytes) -> bytes:
         """A key for a pair that says nothing about it."""
@@ -169,7 +178,7 @@ class Users:
         if until <= now:
             del self.proven[proof]
             return None
-        return self.names.get(username)
+        return username.decode()
 
     def remember(self, username: bytes, password: bytes, now: float) -> None:
         """Note that this pair was just proven. The oldest go first once there are too many."""

@@ -6,10 +6,12 @@ PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from tabi.config import Config, Listen
 from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.config.users import UserTable
 from tabi.errors import ConfigError
 from tabi.ingress.auth_methods import AuthMethod, UsernamePassword
 from tabi.ingress.authenticate import Ask
@@ -79,11 +81,12 @@ def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
     return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
 
 
-def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None) -> Policy:
+def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None, users: UserTable) -> Policy:
     """Compose what decides. Raises ConfigError."""
     if last_word is None and config.decide is not None:
         last_word = load_callable(config.decide, "decide")
-    return Policy(make_rule_set(config), make_guard(config, own), make_limits(config, ledger), last_word)
+    limits = make_limits(config, ledger, users)
+    return Policy(make_rule_set(config, users), make_guard(config, own), limits, last_word)
 
 
 def load_callable(text: str, path: str) -> Any:
@@ -97,7 +100,15 @@ def load_callable(text: str, path: str) -> Any:
     return found
 
 
+def check_callback(found: object, path: str) -> None:
+    """Raise ConfigError where something cannot be told of sessions: it is called where nobody can wait."""
+    if not callable(found):
+        raise ConfigError(f"{found!r}, expected a function", path)
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(found.__call__):
+        raise ConfigError("expected a function without async: it is called where nobody can wait", path)
+
+
 def check_last_word(found: object, path: str, text: str = "") -> None:
-    """Raise ConfigError where something cannot be asked."""
+    """Raise ConfigError where something cannot be asked, or told."""
     if not callable(found):
         raise ConfigError(f"{text}{found!r}, expected a function, with async or without", path)

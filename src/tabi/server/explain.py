@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
+from tabi.config.users import UserTable, make_users
 from tabi.errors import AuthError, ConfigError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import Gate
 from tabi.ingress.refusal import refusal_of
@@ -96,13 +97,14 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     own = Own()
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
-    policy = make_policy(config, Ledger(), own, None)
-    session, found, failure = begin(config, request)
+    users = make_users(config, without_password=True)
+    policy = make_policy(config, Ledger(), own, None, users)
+    session, found, failure = begin(config, users, request)
     anybody = is_anybody(request.destination)
     openly = request.command == "associate" or (request.command == "bind" and anybody)
     addresses, no_address = (None, None) if anybody else await resolve(found, resolver, request.destination)
     used = read_used(quotas)
-    policy.limits.restore(used, request.now)
+    policy.limits.ledger.restore(used)
     recorder = Recorder(found, config, policy, request.now, used, openly)
     dialer = Dialer(get_reactor(), Answered(addresses, no_address), config.timeouts.connect)
     egresses = Egresses(config, dialer, TlsShared())
@@ -127,7 +129,7 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     return found
 
 
-def begin(config: Config, request: Request) -> tuple[Session, Explanation, TabiError | None]:
+def begin(config: Config, users: UserTable, request: Request) -> tuple[Session, Explanation, TabiError | None]:
     """The session before anything is decided: who it is, and why its login or its command is refused if it is."""
     failure: TabiError | None = None
     user, parameters = request.user, NONE
@@ -147,11 +149,11 @@ def begin(config: Config, request: Request) -> tuple[Session, Explanation, TabiE
         command=request.command,
         destination=str(request.destination),
         time=datetime.fromtimestamp(request.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        identity="nobody, since the login fails" if failure is not None else identity_of(config, request, user),
+        identity="nobody, since the login fails" if failure is not None else identity_of(config, users, request, user),
         login=request.user,
         parameters=None if session.parameters is None else parameters._asdict(),
     )
-    if request.user is None and request.listen.wants_user(bool(config.users)):
+    if request.user is None and request.listen.wants_user(config.has_users):
         failure = AuthError("this listener wants a user")
     return session, found, failure or refuse_question(request)
 
@@ -217,21 +219,22 @@ def read_login(config: Config, request: Request) -> tuple[str | None, Parameters
 
 def check_user(config: Config, request: Request) -> None:
     """Raise ConfigError for a user that nothing in a configuration can bring to the listener."""
+    users = make_users(config, without_password=True)
     try:
         user, _ = read_login(config, request)
     except AuthError:  # the login is refused, and that is the answer
         return
-    if user is not None and user not in config.users and not request.listen.by_certificate:
+    if user is not None and user not in users and not request.listen.by_certificate:
         text = f"{user!r} can be nobody here: there is no [users.{user}], and {request.listen.url} has no tls.client_ca"
         raise ConfigError(text, "--user")
 
 
-def identity_of(config: Config, request: Request, user: str | None) -> str:
+def identity_of(config: Config, users: UserTable, request: Request, user: str | None) -> str:
     """Who the client is."""
     if user is None:
-        wanted = request.listen.wants_user(bool(config.users))
+        wanted = request.listen.wants_user(config.has_users)
         return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
-    known = config.users.get(user)
+    known = users.get(user)
     if known is None:
         return f"user {user}, who is not in [users]: by a certificate"
     groups = f", of {', '.join('@' + group for group in known.groups)}" if known.groups else ""

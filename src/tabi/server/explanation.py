@@ -181,6 +181,7 @@ class Recorder:
         limits, user, lines = self.policy.limits, session.user, self.found.limits
         lease = session.lease
         accounts = limits.accounts_of(user, session.client.host) if lease is None else lease.accounts
+        limits.turn_periods(self.now)
         for account in accounts:
             lines.append(f"{account.name}: {', '.join(terms_of(account, account.name in self.used))}")
         if user is not None and user in limits.expires:

@@ -8,16 +8,19 @@ nobody. Both together cost 1 us, and only where there are several workers and li
 from __future__ import annotations
 
 import fcntl
+import itertools
 import mmap
 import os
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 from tabi.policy.ledger import RUNNING, Ledger
 
 CELL = 8
 FIRST_SIZE = mmap.PAGESIZE
+
+END = b"\xff"
+"""Stands behind each name: an octet that UTF-8 never has."""
 
 
 class LocalLedger(Ledger):
@@ -47,6 +50,8 @@ class SharedLedger(LocalLedger):
         super().__init__(workers)
         self.shared = workers > 1
         self.fd = os.memfd_create("tabi-ledger")
+        self.names = os.memfd_create("tabi-accounts")  # one after the other, in the order of their rows
+        self.known = 0  # octets of it that were read
         self.map()
 
     def settle(self, worker: int) -> None:
@@ -67,10 +72,22 @@ class SharedLedger(LocalLedger):
         cells: Any = memoryview(mmap.mmap(self.fd, size)).cast("q") if size else []
         self.cells = cells
 
-    def learn(self, rows: Mapping[str, int]) -> None:
-        """Take the rows that another process has given to accounts: all have the same."""
-        self.rows = dict(rows)
-        self.extend(len(rows) * self.width)
+    def learn(self) -> None:
+        """See `Ledger.learn`."""
+        if os.fstat(self.names).st_size > self.known:
+            data = b""
+            while part := os.pread(self.names, 1 << 24, self.known + len(data)):
+                data += part
+            *names, rest = data.split(END)  # a rest is of a worker that was killed while it wrote
+            first = len(self.rows) * self.width
+            self.rows.update(zip(map(bytes.decode, names), itertools.count(first, self.width), strict=False))
+            self.known += len(data) - len(rest)
+
+    def tell(self, name: str) -> None:
+        """See `Ledger.tell`."""
+        data = name.encode() + END
+        os.pwrite(self.names, data, self.known)
+        self.known += len(data)
 
     def enter(self) -> None:
         """See `Ledger.enter`."""
@@ -86,3 +103,4 @@ class SharedLedger(LocalLedger):
         """Give the memory back."""
         self.cells = []
         os.close(self.fd)
+        os.close(self.names)

@@ -15,13 +15,11 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tabi.config import Config
 from tabi.errors import ConfigError
-from tabi.policy.limits import Limits, Used
+from tabi.policy.ledger import Usage, UsageStore, Used
 
 log = logging.getLogger("tabi")
-
-INTERVAL = 2.0
-"""Seconds between two savings: what SIGKILL may cost."""
 
 BUSY = 5.0
 """Seconds that one process waits for another that is saving."""
@@ -83,25 +81,28 @@ class QuotaStore:
             database.execute("COMMIT")
 
     def load(self) -> Mapping[str, tuple[int, int]]:
-        """By account, when its period began (seconds since 1970) and the octets used. Raises sqlite3.Error."""
-        with self.open() as database:
-            rows = database.execute("SELECT account, period, used FROM quota").fetchall()
+        """See `UsageStore`."""
+        try:
+            with self.open() as database:
+                rows = database.execute("SELECT account, period, used FROM quota").fetchall()
+        except sqlite3.Error as exc:
+            raise ConfigError(f"{self.path}: {exc}", "quotas.path") from exc
         return {account: (period, used) for account, period, used in rows}
 
-    def save(self, limits: Limits) -> bool:
+    def save(self, usage: Usage) -> bool:
         """Add what was used since the last time; any process may, at any time. False where that failed: then it is said
         once, and the next time has it all."""
-        if not limits.unsaved():
+        if not usage.unsaved():
             return True
         saved: list[Used] = []
         try:
             with self.open() as database:
-                rows = limits.unsaved()  # again: only here nobody else saves the same
+                rows = usage.unsaved()  # again: only here nobody else saves the same
                 database.executemany(ADD, rows)
-                limits.saved(rows)
+                usage.saved(rows)
                 saved = rows
         except sqlite3.Error as exc:  # it may be that nothing was committed
-            limits.saved([used._replace(octets=-used.octets) for used in saved])
+            usage.saved([used._replace(octets=-used.octets) for used in saved])
             if not self.failed:
                 log.error(
                     "quotas: %s: %s; what is used is lost with this process until it can be written", self.path, exc
@@ -122,7 +123,12 @@ def default_path(environment: Mapping[str, str]) -> Path:
     return folder / "tabi" / "quotas.sqlite"
 
 
-def open_store(path: Path) -> QuotaStore:
+def path_of(config: Config) -> Path:
+    """Where the file of a configuration is."""
+    return default_path(os.environ) if config.quotas.path is None else Path(config.quotas.path)
+
+
+def open_store(path: Path) -> UsageStore:
     """Make or open one. Raises ConfigError."""
     try:
         return QuotaStore(path)
@@ -157,14 +163,6 @@ def check_tables(database: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError("the file of another program")
     if tables:
         database.execute("SELECT account, period, used FROM quota LIMIT 1")
-
-
-def load_store(store: QuotaStore) -> Mapping[str, tuple[int, int]]:
-    """What is in one. Raises ConfigError."""
-    try:
-        return store.load()
-    except sqlite3.Error as exc:
-        raise ConfigError(f"{store.path}: {exc}", "quotas.path") from exc
 
 
 def strerror(exc: OSError | sqlite3.Error) -> str:

@@ -14,24 +14,21 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.net.datagram import get_datagram_io
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
-from tabi.policy.limits import Limits
-from tabi.server.bulletin import Bulletin
 from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
+from tabi.server.compiled import Compiled, refuse_open_proxy
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
-from tabi.server.quota_store import INTERVAL, QuotaStore, default_path, load_store, open_store
-from tabi.server.reload import take_over
-from tabi.server.server import Server
+from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
+from tabi.server.quota_store import open_store, path_of
+from tabi.server.reload import Reload, Report, load
 from tabi.server.worker import AT_ONCE, RELOAD, Shared, run_worker
 
 log = logging.getLogger("tabi")
@@ -57,9 +54,8 @@ class Supervisor:
     """Runs ``config.workers`` workers until SIGTERM or SIGINT.
 
     Args:
-        config: checked already.
-        open_proxy: whether listening beyond loopback without users is wanted.
-        reread: reads the configuration anew, for SIGHUP. None: there is no file.
+        compiled: what to serve by.
+        reread: reads and compiles the configuration anew, for SIGHUP. None: there is no file.
         children: processes that help it. It keeps them up; who made them ends them.
 
     Raises:
@@ -68,15 +64,20 @@ class Supervisor:
 
     def __init__(
         self,
-        config: Config,
-        open_proxy: bool = False,
-        reread: Callable[[], Config] | None = None,
+        compiled: Compiled,
+        reread: Callable[[], Compiled] | None = None,
         children: Sequence[Child] = (),
     ) -> None:
-        Server(config=config, open=open_proxy)  # refuses what a worker would refuse
-        self.config = config
-        self.open_proxy = open_proxy
+        self.compiled = compiled
+        self.config = config = compiled.config
         self.reread = reread
+        self.reloading: Reload | None = None
+        self.reload_again = False
+        self.answers: list[Answer] = []
+        """For those who have asked for the next reload; ``asked`` has those of the one under way."""
+        self.asked: list[Answer] = []
+        self.latest: int | None = None
+        """Memory that has what was compiled last, where that is not what it began with."""
         raise_descriptor_limit()
         try:
             if config.log.access != "none":
@@ -94,14 +95,11 @@ class Supervisor:
         }
         self.began = time.time()
         self.ledger = SharedLedger(len(self.workers))
-        self.bulletin = Bulletin()
-        self.store: QuotaStore | None = None
+        self.keeper: QuotaKeeper | None = None
         try:
             self.listeners.open(config.listen, passed)
-            # Where passed ones are is known only now. What limits there are is what it has made of the configuration.
-            server = Server(config=config, open=open_proxy, sockets=self.sockets, ledger=self.ledger)
-            self.limits = server.policy.limits
-            self.load_quotas(self.limits)
+            refuse_open_proxy(compiled, self.sockets)  # where passed ones are is known only now
+            self.keep_quotas(compiled.with_quotas)
         except OSError as exc:
             where, _, url = str(exc.filename).partition(": ")
             raise ConfigError(f"{url}: {exc.strerror}", where) from exc
@@ -125,9 +123,11 @@ class Supervisor:
             return self.supervise(ready)
         finally:
             self.listeners.close()
-            self.save_quotas()
+            if self.reloading is not None:
+                self.reloading.kill()
+            if self.keeper is not None:
+                self.keeper.save()
             self.ledger.close()
-            self.bulletin.close()
 
     def supervise(self, ready: Callable[[], None]) -> int:
         """The same; the listeners may be left open."""
@@ -167,14 +167,15 @@ class Supervisor:
             elif told is not None and told.si_signo == signal.SIGHUP and not self.stopping:
                 self.reload()
             self.hear()
-            self.save_quotas()
+            if self.keeper is not None:
+                self.keeper.save()
 
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
-        return max(0.0, min(due, default=3600.0 if self.store is None else INTERVAL))
+        return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
 
     def start_all(self) -> None:
         """Start every process, and wait until one of the workers accepts; it listens on the sockets bound here.
@@ -216,8 +217,9 @@ class Supervisor:
                     place.channel.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
             self.ledger.settle(self.workers.index(worker))
-            shared = Shared(self.sockets, self.lifeline, self.ledger, self.bulletin, self.store, end)
-            run_worker(self.config, self.open_proxy, shared, lambda: end.send({"ready": True}))
+            compiled = self.compiled if self.latest is None else load(self.latest)
+            shared = Shared(self.sockets, self.lifeline, self.ledger, end)
+            run_worker(compiled, shared, lambda: end.send({"ready": True}))
             code = 0
         except OSError as exc:
             if not self.starting:
@@ -241,6 +243,8 @@ class Supervisor:
 
     def reap(self) -> None:
         """Take note of the processes that have ended."""
+        if self.reloading is not None and (report := self.reloading.poll()) is not None:
+            self.reloaded(self.reloading, report)
         for child in self.children:
             child.reap(time.monotonic())
         for worker in self.workers:
@@ -300,43 +304,68 @@ class Supervisor:
 
     # --- quotas, and another configuration ---
 
-    def load_quotas(self, limits: Limits) -> None:
-        """Take up what was used before, where there are quotas. Raises ConfigError."""
-        if not limits.with_quota:
-            return
-        if self.store is None:
-            path = self.config.quotas.path
-            self.store = open_store(default_path(os.environ) if path is None else Path(path))
-        limits.restore(load_store(self.store), time.time())
-
-    def save_quotas(self) -> None:
-        """Store what was used, if it is time."""
-        if self.store is not None:
-            self.store.save(self.limits)
+    def keep_quotas(self, wanted: bool) -> None:
+        """Take up what was used before, where there are quotas, and store from now on what is. Raises ConfigError."""
+        if wanted and self.keeper is None:
+            self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
 
     def reload(self, answer: Answer = lambda _: None) -> None:
-        """Take the file as it is now, for new sessions of all workers; a broken one changes nothing."""
+        """Have a child compile the file as it is now. One that comes while it does is for a reload more."""
         if self.reread is None:
             log.warning("SIGHUP: nothing to read, since there is no -c FILE")
             answer({"error": "nothing to read, since there is no -c FILE"})
             return
-        notify_reloading()
-        try:
-            config, later = take_over(self.config, self.reread())
-            server = Server(config=config, open=self.open_proxy, sockets=self.sockets, ledger=self.ledger)
-            self.load_quotas(server.policy.limits)
-        except (ConfigError, OSError) as exc:
-            log.error("not reloaded, the old configuration stays: %s", exc)
-            answer({"error": f"not reloaded, the old configuration stays: {exc}"})
+        self.answers.append(answer)
+        if self.reloading is not None:
+            self.reload_again = True
         else:
-            self.config, self.limits = config, server.policy.limits
-            self.bulletin.publish(config, self.ledger.rows)
-            self.tell_all(RELOAD)
-            if later:
-                log.warning("reloaded, but these wait for a restart: %s", ", ".join(later))
-            log.info("reloaded: rules: %d, users: %d", len(config.rule), len(config.users))
-            answer({"ok": {"rules": len(config.rule), "users": len(config.users), "wait_for_restart": later}})
+            self.begin_reload()
+
+    def begin_reload(self) -> None:
+        """Start the child that compiles the file."""
+        assert self.reread is not None
+        notify_reloading()
+        self.asked, self.answers = self.answers, []
+        try:
+            channels = [place.channel for place in (*self.workers, *self.children) if place.channel is not None]
+            private = (self.held_end, *[channel.fileno() for channel in channels])
+            self.reloading = Reload(self.reread, self.config, self.sockets, private)
+        except OSError as exc:
+            self.tell_reload({"error": f"not reloaded, the old configuration stays: {exc}"})
+
+    def reloaded(self, reload: Reload, report: Report) -> None:
+        """Hand to all workers what was compiled, for new sessions; what failed changes nothing."""
+        self.reloading = None
+        try:
+            if report.error is not None:
+                raise ConfigError(report.error)
+            self.keep_quotas(report.with_quotas)
+        except ConfigError as exc:
+            os.close(reload.memory)
+            self.tell_reload({"error": f"not reloaded, the old configuration stays: {exc}"})
+        else:
+            if self.latest is not None:
+                os.close(self.latest)
+            self.latest = reload.memory
+            self.tell_all(RELOAD, (self.latest,))
+            if report.later:
+                log.warning("reloaded, but these wait for a restart: %s", ", ".join(report.later))
+            log.info("reloaded: rules: %d, users: %d", report.rules, report.users)
+            found = {"rules": report.rules, "users": report.users, "wait_for_restart": report.later}
+            self.tell_reload({"ok": found})
+        reload.close()
+        if self.reload_again and not self.stopping:
+            self.reload_again = False
+            self.begin_reload()
+
+    def tell_reload(self, found: Mapping[str, Any]) -> None:
+        """Say what became of a reload, in the log and to all who asked for it."""
+        if "error" in found:
+            log.error("%s", found["error"])
         notify("READY=1")
+        asked, self.asked = self.asked, []
+        for answer in asked:
+            answer(found)
 
     def stop(self) -> None:
         """The first time: drain. The second time: at once."""
@@ -351,11 +380,11 @@ class Supervisor:
             self.deadline = now + GRACE
             self.tell_all(AT_ONCE)
 
-    def tell_all(self, body: Mapping[str, Any]) -> None:
+    def tell_all(self, body: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a message to every worker. One that reads nothing has read an equal one neither, or is killed soon."""
         for worker in self.workers:
             if worker.channel is not None:
-                worker.channel.send(body)
+                worker.channel.send(body, fds)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to every worker that was not reaped."""

@@ -1,0 +1,150 @@
+"""The configuration, compiled once: read, checked and made into what decides. Whoever has it need not look again."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from tabi.config import Config, Listen, check_values
+from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.config.users import UserTable, make_users
+from tabi.errors import ConfigError
+from tabi.ingress.tls import Certificates
+from tabi.net.listen import AF_UNIX
+from tabi.policy.guard import Guard, Own
+from tabi.policy.hook import LastWord
+from tabi.policy.ledger import Ledger
+from tabi.policy.policy import Policy
+from tabi.policy.rules import RuleSet
+from tabi.server.compose import load_callable
+from tabi.server.egresses import check_files
+from tabi.server.names import MakeResolver, prepare_resolver
+from tabi.wire.address import Address, from_sockaddr
+
+
+class Compiled(NamedTuple):
+    """What `compile_config` makes of a configuration.
+
+    ``authenticates`` says that a program knows users too, ``open_proxy`` that anybody may use it who can reach it.
+    """
+
+    config: Config
+    rules: RuleSet
+    guard: Guard
+    users: UserTable
+    certificates: Sequence[Certificates | None]
+    """For each listener."""
+    decide: LastWord | None
+    """That of the configuration."""
+    authenticates: bool
+    open_proxy: bool
+    make_resolver: MakeResolver | None = None
+
+    def __repr__(self) -> str:
+        return f"Compiled(rules={len(self.rules)}, users={len(self.users)})"
+
+    def required(self, listen: Listen) -> bool:
+        """Whether a listener's clients must be users."""
+        return listen.wants_user(self.has_logins)
+
+    @property
+    def has_logins(self) -> bool:
+        """Whether anybody can log in by a password, or may be able to after the next reload."""
+        return self.authenticates or self.users.has.passwords or self.config.auth.users_file is not None
+
+    def certificates_of(self, index: int, before: Compiled | None = None) -> Certificates | None:
+        """Those of a listener, by preference the ones that are in use; one of the client is required where nothing else
+        can prove a user. Raises ConfigError."""
+        listen = self.config.listen[index]
+        if listen.tls is None:
+            return None
+        required = not self.has_logins and self.required(listen)
+        old = None if before is None else before.certificates[index]
+        if old is not None and old.tls == listen.tls and old.required == required:
+            old.next_look = 0.0  # at the next connection
+            return old
+        return Certificates(listen.tls, f"listen[{index}].tls", required)
+
+    def policy(self, ledger: Ledger, own: Own, decide: LastWord | None = None) -> Policy:
+        """What decides, with what this machine knows: its addresses, and what was used. ``decide`` goes before that of
+        the configuration."""
+        self.guard.own = own
+        limits = make_limits(self.config, ledger, self.users)
+        return Policy(self.rules, self.guard, limits, decide or self.decide)
+
+    def complete(self) -> Compiled:
+        """The same with what does not go from process to process: keys, and what asks for names. Raises ConfigError."""
+        if self.certificates and self.make_resolver is not None:
+            return self
+        certificates = [self.certificates_of(index) for index in range(len(self.config.listen))]
+        return self._replace(
+            certificates=certificates, make_resolver=self.make_resolver or prepare_resolver(self.config)
+        )
+
+    @property
+    def with_quotas(self) -> bool:
+        """Whether anybody has a quota."""
+        config = self.config
+        some = [config.limits, *[one.limits for one in config.groups.values()], *[one.limits for one in config.clients]]
+        return self.users.has.quotas or any(limits.quota is not None for limits in some)
+
+
+def compile_config(
+    config: Config, open_proxy: bool = False, authenticates: bool = False, egresses: Collection[str] = ()
+) -> Compiled:
+    """Check a configuration, read the files that it names, and make of it what decides.
+
+    Args:
+        config: its types are right: it is from a file, or went through `check_types`.
+        open_proxy: allow listening beyond loopback without users.
+        authenticates: a program knows who is a user, so that those of the configuration need no password.
+        egresses: the names of those that a program brings.
+
+    Raises:
+        ConfigError: something of it is wrong, or would make an open proxy.
+    """
+    rules = check_values(config, authenticates, egresses)
+    make_resolver = prepare_resolver(config)
+    check_files(config)
+    users = make_users(config, authenticates or config.by_certificate)
+    decide = None if config.decide is None else load_callable(config.decide, "decide")
+    rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
+    made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
+    refuse_open_proxy(made)
+    for index, listen in enumerate(config.listen):
+        if listen.parsed.protocol == "socks4" and made.required(listen) and not listen.by_certificate:
+            raise ConfigError(
+                f'{listen.url} could be used by nobody, since SOCKS4 has no passwords: say users = "none", '
+                "or take another protocol",
+                f"listen[{index}].url",
+            )
+    return made.complete()
+
+
+def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
+    """Raise ConfigError for a listener that anybody in the network could use: by its URL, or by its sockets."""
+    for index, listen in enumerate(compiled.config.listen):
+        if compiled.open_proxy or compiled.required(listen):
+            continue
+        place = listen.parsed.place
+        known = [place] if isinstance(place, Address) else []  # through a unix socket nobody comes from outside
+        opened = itertools.chain(*sockets[index : index + 1])
+        known += [from_sockaddr(sock.getsockname()) for sock in opened if sock.family != AF_UNIX]
+        if listen.proxy_protocol:
+            raise ConfigError(
+                f"{listen.url} would be an open proxy to all clients of the proxies in proxy_protocol: add a user "
+                "(-u NAME:PASSWORD), or say --open if anybody whom they bring may use it",
+                f"listen[{index}].proxy_protocol",
+            )
+        for address in known:
+            host = address.host
+            if not (host == "localhost" if isinstance(host, str) else host.is_loopback):
+                where = listen.url if address == place else f"{listen.url} at {address}"
+                why = f", since {host} is no loopback address" if isinstance(host, str) else ""
+                raise ConfigError(
+                    f"{where} would be an open proxy{why}: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
+                    "or say --open if anybody who reaches this address may use it",
+                    f"listen[{index}].url",
+                )

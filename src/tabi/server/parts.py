@@ -1,0 +1,281 @@
+"""What a running server is composed of: ingress -> policy -> egress -> relay. Each part is made once, here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from tabi.config import Config
+from tabi.egress.base import Egress
+from tabi.egress.custom import Opener
+from tabi.egress.inspected import DialInspector
+from tabi.ingress.associate import Associate
+from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
+from tabi.ingress.bind import Bind
+from tabi.ingress.connect import Connect
+from tabi.ingress.conversation import Commands, Ingress, Serve
+from tabi.ingress.gate import Gate
+from tabi.ingress.http import Forwarding, KeptConnections
+from tabi.ingress.login import Authenticate
+from tabi.ingress.resolve import Resolve, ResolvePtr
+from tabi.net.deadline import Quiet
+from tabi.net.dial import Dialer, Permit
+from tabi.net.listen import BACKLOG, Acceptor, Listeners
+from tabi.net.own import OwnAddresses
+from tabi.net.reactor import Reactor
+from tabi.net.resolve import Resolver
+from tabi.net.source import SourceBinding
+from tabi.net.tls import TlsShared
+from tabi.observe.access_log import AccessLog, Output, open_output
+from tabi.observe.metrics import Metrics
+from tabi.observe.observers import SessionObserver
+from tabi.policy.grammar import Grammar
+from tabi.policy.guard import Own
+from tabi.policy.hook import LastWord
+from tabi.policy.ledger import Ledger
+from tabi.policy.users import Users
+from tabi.relay.associations import Associations
+from tabi.relay.carrier import Carrier, Carry
+from tabi.relay.datagram_inspector import DatagramInspector
+from tabi.relay.relays import Relays
+from tabi.relay.tunnel import Tunnels
+from tabi.server.compiled import Compiled
+from tabi.server.compose import make_ingress
+from tabi.server.egresses import Egresses, make_source
+from tabi.server.sessions import Sessions
+from tabi.session import Session
+from tabi.wire.address import from_sockaddr
+from tabi.wire.socks5 import Command
+
+log = logging.getLogger("tabi")
+
+FEW_SESSIONS = 50
+"""Room for fewer is worth a warning."""
+
+DESCRIPTORS_ASIDE = 48
+"""For what is no session: standard streams, epoll, the resolver, the log, a little air."""
+
+
+class Given(NamedTuple):
+    """What a program gives a server in place of what the configuration says, and what lives through reloads."""
+
+    ledger: Ledger
+    own: Own
+    metrics: Metrics
+    decide: LastWord | None = None
+    authenticate: Authenticate | None = None
+    resolver: Resolver | None = None
+    observers: Sequence[SessionObserver] = ()
+    egresses: Mapping[str, Opener] = {}
+    carry: Carry | None = None
+    datagrams: DatagramInspector | None = None
+    dials: DialInspector | None = None
+
+
+class Parts:
+    """The parts of one server. `listen` opens it; what ``closing`` holds is closed in the reverse order: sessions end
+    before the log that has their lines.
+
+    Raises:
+        OSError: the access log cannot be written.
+    """
+
+    def __init__(self, compiled: Compiled, reactor: Reactor, given: Given, closing: contextlib.AsyncExitStack) -> None:
+        compiled = compiled.complete()
+        config, loop, timeouts = compiled.config, reactor.loop, compiled.config.timeouts
+        self.reactor = reactor
+        self.given = given
+        self.closing = closing
+        self.compiled = compiled
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        pipes = max(0, descriptors // 8)  # two descriptors each: a quarter of all
+        self.capacity = max(1, (descriptors - 2 * pipes - DESCRIPTORS_ASIDE) // 2)
+        if self.capacity < FEW_SESSIONS:
+            log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
+        make_resolver = compiled.make_resolver
+        assert make_resolver is not None
+        self.dialer = Dialer(reactor, given.resolver or make_resolver(loop), timeouts.connect)
+        closing.push_async_callback(self.dialer.close)
+        self.authenticator: PasswordAuthenticator | None = None
+        observers = list(given.observers)
+        if config.log.access != "none":
+            access_log = AccessLog(open_log(config), f"{os.urandom(3).hex()}-", loop.call_later)
+            closing.push_async_callback(asyncio.to_thread, access_log.close)
+            observers.insert(0, access_log)
+        self.sessions = sessions = Sessions(reactor, timeouts.handshake, observers)
+        closing.callback(sessions.handshake.close)
+        self.associations = sessions.associations = Associations(
+            reactor,
+            self.dialer,
+            timeouts.udp_idle,
+            sessions.finished,
+            binding=binding_of_datagrams(config),
+            inspector=given.datagrams,
+        )
+        closing.push_async_callback(self.associations.close, "shutdown")
+        closing.push_async_callback(self.close_links)
+        self.relays = sessions.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished)
+        closing.callback(self.relays.close, "shutdown")
+        self.carrier: Carrier = self.relays
+        if given.carry is not None:
+            self.carrier = tunnels = Tunnels(given.carry, self.relays)
+            closing.push_async_callback(tunnels.close, "shutdown")
+        sessions.carrier = self.carrier
+        idle = Quiet(loop, timeouts.idle)
+        closing.callback(idle.close)
+
+        self.tls_shared = TlsShared()
+        inspection = None if given.dials is None else (given.dials, self.permit_for)
+        self.egresses = Egresses(config, self.dialer, self.tls_shared, given.egresses, inspection)
+        self.egresses.start()
+        self.all_egresses = [self.egresses]
+        closing.push_async_callback(self.close_egresses)
+        policy = compiled.policy(given.ledger, given.own, given.decide)
+        self.gate = sessions.gate = Gate(
+            policy, self.dialer, self.egresses.by_name, given.metrics, timeouts.handshake, self.from_url
+        )
+        closing.callback(self.gate.close)
+        self.connect = Connect(self.gate, self.carrier)
+        self.kept = KeptConnections()
+        self.forwarding = Forwarding(self.gate, self.relays.pacer, idle, sessions.request_over, self.kept, self.carrier)
+        self.acceptors: list[Acceptor] = []
+        self.counts: list[int] = []  # of them for each listener
+        self.own_addresses = OwnAddresses(reactor, self.learn_addresses)
+        closing.callback(self.own_addresses.close)
+        self.take_users(compiled)
+
+    def listen(self, listeners: Listeners) -> None:
+        """Accept on sockets that are open. Raises OSError."""
+        config = self.compiled.config
+        addresses = [sock.getsockname() for sock in itertools.chain(*listeners.sockets)]
+        self.given.own.ports = frozenset(from_sockaddr(name).port for name in addresses if isinstance(name, tuple))
+        for index, listen in enumerate(config.listen):
+            accepted = self.sessions.accepting(self.make_ingress(self.compiled, index), listen.url)
+            for sock in listeners.sockets[index]:
+                sock.setblocking(False)
+                try:
+                    sock.listen(BACKLOG)  # a given one may only be bound
+                except OSError as exc:
+                    raise OSError(exc.errno, exc.strerror, f"listen[{index}].url: {listen.url}") from exc
+            self.acceptors += [Acceptor(self.reactor, sock, accepted, self.room) for sock in listeners.sockets[index]]
+            self.counts.append(len(listeners.sockets[index]))
+        for acceptor in self.acceptors:
+            acceptor.start()
+
+    def stop_accepting(self) -> None:
+        """Accept nobody any more; connections that wait for another request end."""
+        for acceptor in self.acceptors:
+            acceptor.stop()
+        self.kept.drain()
+
+    def replace(self, compiled: Compiled) -> Iterator[None]:
+        """Go over to another configuration, in steps between which others may run; the last one changes everything.
+
+        Raises:
+            ConfigError: a file has changed since that was compiled. Nothing has changed then.
+        """
+        config = compiled.config
+        certificates = []
+        for index in range(len(config.listen)):
+            certificates.append(compiled.certificates_of(index, self.compiled))
+            yield
+        compiled = compiled._replace(certificates=certificates)
+        egresses = self.egresses.reloaded(config)
+        yield
+        policy = compiled.policy(self.given.ledger, self.given.own, self.given.decide)
+        yield
+        self.compiled = compiled
+        self.egresses.retire()
+        self.all_egresses = [*(old for old in self.all_egresses if old.is_alive), egresses]
+        self.egresses = egresses
+        egresses.start()
+        self.gate.replace(policy, egresses.by_name)
+        self.associations.binding = binding_of_datagrams(config)
+        self.take_users(compiled)
+        acceptors = iter(self.acceptors)
+        for index, listen in enumerate(config.listen):
+            accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
+            for acceptor in itertools.islice(acceptors, self.counts[index]):
+                acceptor.accepted = accepted
+
+    def take_users(self, compiled: Compiled) -> None:
+        """Ask these users for their passwords from now on."""
+        users = compiled.users.secrets()
+        if self.authenticator is not None:
+            self.authenticator.users = users or Users({})
+        elif compiled.has_logins and self.given.authenticate is None:
+            self.authenticator = PasswordAuthenticator(users or Users({}))
+            self.closing.push_async_callback(self.authenticator.close)
+
+    def make_ingress(self, compiled: Compiled, index: int) -> Ingress:
+        """What a listener speaks, and what carries out its clients' commands."""
+        config, listen = compiled.config, compiled.config.listen[index]
+        serves: dict[int, Serve] = {
+            Command.CONNECT: self.connect,
+            Command.BIND: Bind(self.gate, self.dialer, self.carrier, listen.udp, config.timeouts.bind),
+            Command.UDP_ASSOCIATE: Associate(self.gate, self.associations, listen.udp),
+        }
+        if listen.resolve_commands:
+            serves[Command.RESOLVE] = Resolve(self.gate, config.resolver.prefer)
+            serves[Command.RESOLVE_PTR] = ResolvePtr(self.gate)
+        authenticate: Ask | None = self.given.authenticate or self.authenticator
+        if listen.users == "none":
+            authenticate = None
+        grammar = Grammar(config.users_grammar.keys, config.users_grammar.separator)
+        if authenticate is not None and grammar:
+            authenticate = with_grammar(authenticate, grammar)
+        commands, required = Commands(serves, self.sessions.handshake), compiled.required(listen)
+        certificates = compiled.certificates[index]
+        return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, self.tls_shared)
+
+    def from_url(self, url: str) -> Egress:
+        """See `Egresses.from_url`: with the settings that there are now."""
+        return self.egresses.from_url(url)
+
+    def permit_for(self, session: Session, port: int) -> Permit:
+        """What the guard says of where a `DialInspector` redirects a session to, by the policy that there is now."""
+        return self.gate.policy.permit_for(session, port)
+
+    async def close_egresses(self) -> None:
+        """Stop checking those that there are now."""
+        await self.egresses.close()
+
+    async def close_links(self) -> None:
+        """End the connections that egresses keep, those of earlier configurations too."""
+        for egresses in self.all_egresses:
+            await egresses.close_links()
+
+    def learn_addresses(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
+        """Tell the guard which addresses this machine has."""
+        self.given.own.addresses = addresses
+
+    def room(self) -> int:
+        """How many more sessions the descriptors carry."""
+        associations = self.associations  # which take twice as many, and the connections to proxies
+        room = self.capacity - len(self.sessions.running) - len(associations.active) - associations.controls
+        for egresses in self.all_egresses:
+            if egresses.links:
+                room -= egresses.channels  # a session through an SSH server takes one more: counted as two
+        return room
+
+
+def open_log(config: Config) -> Output:
+    """Where the lines of the access log go. Raises OSError; ``filename`` is the key and the path."""
+    target = config.log.access
+    try:
+        return open_output(target)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
+
+
+def binding_of_datagrams(config: Config) -> SourceBinding | None:
+    """Where they come from: the direct egress is theirs."""
+    settings = config.egress.get("direct")
+    return None if settings is None else make_source(settings)

@@ -1,0 +1,229 @@
+"""The sessions of a server: each is accepted, runs as a task until a relay has it, and is told of when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from tabi.errors import RemoteProtocolError
+from tabi.ingress.conversation import Ingress
+from tabi.ingress.gate import Gate
+from tabi.net.deadline import Deadlines
+from tabi.net.listen import unix_client
+from tabi.net.reactor import Reactor
+from tabi.net.stream import Stream
+from tabi.observe.access_log import AccessLog
+from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
+from tabi.relay.associations import Associations
+from tabi.relay.carrier import Carried, Carrier
+from tabi.relay.relays import Relays
+from tabi.session import Session
+from tabi.wire.address import Address, from_sockaddr
+
+log = logging.getLogger("tabi")
+
+REFUSED = ("denied", "limit", "kicked")
+"""Ends that stay as they are when the task is cancelled: only the client lingers."""
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One session as it was when `Server.sessions` was called. The names are those of the access log."""
+
+    id: int
+    """Its number, as in the access log behind the hyphen, there in hexadecimal digits."""
+    listener: str
+    client: Address
+    protocol: str | None
+    command: str | None
+    user: str | None
+    destination: Address | None
+    address: Address | None
+    """What was dialled."""
+    rule: str | None
+    via: str | None
+    up: int
+    """Octets of payload so far, from the client."""
+    down: int
+    seconds: float
+    """Since it began."""
+    kick: Callable[[], None]
+
+    def __repr__(self) -> str:
+        return f"<SessionInfo {self.id:x} {self.client} {self.destination}>"
+
+    def end(self) -> None:
+        """End the session, as ``kicked``. Any thread may, and as often as it likes; one that is over stays as it is."""
+        self.kick()
+
+
+class Sessions:
+    """All that run.
+
+    Args:
+        reactor: hears of their sockets.
+        handshake: seconds until a client must have asked for something.
+        observers: are told of each.
+    """
+
+    gate: Gate
+    relays: Relays
+    carrier: Carrier
+    associations: Associations
+
+    def __init__(self, reactor: Reactor, handshake: float, observers: Sequence[SessionObserver]) -> None:
+        self.reactor = reactor
+        self.handshake = Deadlines(reactor.loop, handshake)
+        self.running: dict[Session, asyncio.Task[None] | None] = {}
+        """The task of each, None where a relay has it."""
+        self.numbers = itertools.count(1)
+        self.empty: asyncio.Event | None = None
+        self.began = methods_of(observers, "began")
+        self.ended = methods_of(observers, "ended")
+        self.watch = Watch(observers) or None
+        self.copies = any(not isinstance(one, AccessLog) for one in observers)  # whoever gets one may keep it
+
+    def accepting(self, ingress: Ingress, listener: str) -> Callable[[Any, Any], None]:
+        """What a listener does with each new connection."""
+        reactor, running, handshake = self.reactor, self.running, self.handshake
+        loop, watch, began = reactor.loop, self.watch, self.began
+
+        def accepted(sock: Any, sockaddr: Any) -> None:
+            # A path where a client of a unix socket has one: it says nothing of who that is.
+            peer = from_sockaddr(sockaddr) if isinstance(sockaddr, tuple) else unix_client(sock)
+            session = Session(next(self.numbers), listener, peer, monotonic())
+            if watch is not None:
+                session.watch = watch
+            client = Stream(reactor, sock)
+            handshake.start(client)
+            running[session] = asyncio.Task(self.run(ingress, client, session), loop=loop)
+            if began:
+                tell(began, session)
+
+        return accepted
+
+    async def run(self, ingress: Ingress, client: Stream, session: Session) -> None:
+        """One session's task: it ends when a relay has taken over, or the session is over."""
+        try:
+            await ingress.serve(client, session)
+        except asyncio.CancelledError:
+            if session.close not in REFUSED:
+                session.close = "shutdown"
+            raise
+        except TimeoutError:
+            session.error = f"handshake: not done within {self.handshake.seconds:g} s"
+        except RemoteProtocolError as exc:
+            session.error = str(exc)
+        except OSError as exc:
+            session.error = (exc.strerror or str(exc)).lower()
+            session.close = "reset" if isinstance(exc, ConnectionError) else "error"
+        except Exception as exc:
+            session.error = f"internal error: {type(exc).__name__}"
+            log.exception("session %x failed", session.number)
+        finally:
+            if client.fd >= 0:
+                self.handshake.stop(client)
+                client.close()
+                self.finished(session)
+            elif session in self.running:
+                self.running[session] = None
+
+    def finished(self, session: Session) -> None:
+        """A session is over: its line, and who waits for the last one."""
+        del self.running[session]
+        if session.lease is not None:
+            self.gate.leave(session.lease)
+        if session.ended is not None:
+            session.over()
+        for ended in self.ended:  # as `tell`, for every connection
+            try:
+                ended(session)
+            except Exception:
+                say_failed(ended)
+        if self.empty is not None and not self.running:
+            self.empty.set()
+
+    def request_over(self, session: Session) -> None:
+        """A request is over, and its connection goes on: its line, and the session begins anew."""
+        if session.lease is not None:
+            self.gate.leave(session.lease)
+        if session.ended is not None:
+            session.over()
+        tell(self.ended, session.copy() if self.copies else session)
+        session.begin(next(self.numbers), monotonic())
+        if self.began:
+            tell(self.began, session)
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until there are none, for so many seconds at most."""
+        if self.running:
+            self.empty = asyncio.Event()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.empty.wait(), seconds)
+
+    async def cancel(self) -> None:
+        """End those that no relay has."""
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
+        tasks = [task for task in self.running.values() if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- from outside ---
+
+    def infos(self) -> list[SessionInfo]:
+        """All that run, as they are now."""
+        now = monotonic()
+        return [self.info(session, now) for session in self.running]
+
+    def carried(self, session: Session) -> Carried | None:
+        """Who carries a session; None for an association, and where nobody does yet."""
+        return self.carrier.get(session) or self.relays.get(session)
+
+    def info(self, session: Session, now: float) -> SessionInfo:
+        """One of them."""
+        number = session.number
+        carried = self.carried(session)
+        up, down = (session.up, session.down) if carried is None else carried.counts
+        return SessionInfo(
+            id=number,
+            listener=session.listener,
+            client=session.client,
+            protocol=session.protocol,
+            command=session.command,
+            user=session.user,
+            destination=session.destination,
+            address=session.address,
+            rule=session.rule,
+            via=session.via,
+            up=up,
+            down=down,
+            seconds=now - session.started,
+            kick=lambda: self.kick_soon(session, number),
+        )
+
+    def kick_soon(self, session: Session, number: int) -> None:
+        """End a session from any thread, if it is still that one."""
+        with suppress(RuntimeError):  # the loop is closed, and so is the session
+            self.reactor.loop.call_soon_threadsafe(self.kick, session, number)
+
+    def kick(self, session: Session, number: int) -> None:
+        """End it."""
+        if session not in self.running or session.number != number:
+            return
+        task = self.running[session]
+        if task is not None:
+            session.close = "kicked"
+            task.cancel()
+            return
+        carried = self.carried(session)
+        if carried is not None:
+            carried.cut("ended from outside", "kicked")
+        else:
+            self.associations.end(session, "kicked", "ended from outside")
