@@ -484,7 +484,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
         Certificates(tls, "listen[0].tls", False)
 
 
-def test_a_resumed_session_ends_with_the_certificate(run_once: Run) -> None:
+def test_a_resumed_session_ends_with_the_certificate() -> None:
     """OpenSSL does not look at the time again when a session is resumed."""
     assert user_of(subject("alice"), "cn", NOW) == "alice"
     with pytest.raises(ValueError, match="has expired"):
