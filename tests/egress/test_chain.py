@@ -26,7 +26,7 @@ from tabi.egress.socks4 import Socks4
 from tabi.egress.socks5 import Socks5
 from tabi.egress.ssh import Ssh
 from tabi.egress.upstream import Upstream
-from tabi.errors import ProxyError, RemoteProtocolError
+from tabi.errors import AuthError, ProxyError, RemoteProtocolError
 from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
@@ -130,25 +130,36 @@ def test_each_protocol_has_its_class(run_once: Run, url: str, kind: type[Upstrea
 
 
 def test_who_a_url_says_that_we_are(run_once: Run) -> None:
-    """Its user name and password are those that the proxy is told."""
+    """Its user name and password are those that the proxy is told; a proxy that wants them refuses who has none."""
+    users: list[str | None] = []
 
     async def main() -> None:
-        below, deadlines = Recorder(), Deadlines(asyncio.get_running_loop(), 1)
-
-        def made(url: str) -> Any:
-            return make_upstream(parse_url(url), below, deadlines)
-
-        for scheme in ("socks5", "http"):
-            login = made(f"{scheme}://alice:s%40cret@192.0.2.1:1").credentials
-            assert (login.username, login.password) == (b"alice", b"s@cret")
-            assert made(f"{scheme}://192.0.2.1:1").credentials is None
-        assert made("socks4://alice@192.0.2.1:1").userid == b"alice"
-        assert made("socks4://192.0.2.1:1").userid == b""
-        ssh = made("ssh://alice:secret@192.0.2.1")
-        assert (ssh.username, ssh.password) == ("alice", "secret")
-        deadlines.close()
+        dialer = Dialer(get_reactor(), ThreadResolver(), 10)
+        below, deadlines = Direct(dialer), dialer.deadlines
+        mixed = Server(
+            "mixed://127.0.0.1:0",
+            users={"alice": "s@cret"},
+            on_close=lambda session: users.append(session.user),
+        )
+        async with target() as port, mixed as server:
+            for scheme in ("socks5", "http"):
+                made = make_upstream(parse_url(f"{scheme}://alice:s%40cret@{server.addresses[0]}"), below, deadlines)
+                await talk(await made.open(Address("127.0.0.1", port), permit_any))
+                without = make_upstream(parse_url(f"{scheme}://{server.addresses[0]}"), below, deadlines)
+                with pytest.raises(AuthError):
+                    await without.open(Address("127.0.0.1", port), permit_any)
+            await server.drain()
+        for url, userid in (("socks4://alice@192.0.2.1:1", b"alice"), ("socks4://192.0.2.1:1", b"")):
+            made = make_upstream(parse_url(url), below, deadlines)
+            assert isinstance(made, Socks4)
+            assert made.userid == userid
+        made = make_upstream(parse_url("ssh://alice:secret@192.0.2.1"), below, deadlines)
+        assert isinstance(made, Ssh)
+        assert (made.username, made.password) == ("alice", "secret")
+        await dialer.close()
 
     run_once(main)
+    assert users.count("alice") == 2
 
 
 def test_a_chain_begins_with_the_first_proxy(run_once: Run) -> None:

@@ -212,8 +212,8 @@ def test_a_file_that_breaks_meanwhile_changes_nothing(run_once: Run, tmp_path: P
 
     async def main() -> None:
         tls = write_server(tmp_path)
-        old = config(Listen(LOOPBACK))
-        new = msgspec.structs.replace(old, listen=[Listen(LOOPBACK, tls=tls)], rule=[Rule("deny")])
+        old = config(Listen("mixed://127.0.0.1:0"))
+        new = msgspec.structs.replace(old, listen=[Listen("mixed://127.0.0.1:0", tls=tls)], rule=[Rule("deny")])
         async with target() as port, Server(config=old) as server:
             compiled = compile_config(new)
             Path(tls.key).unlink()
