@@ -7,6 +7,7 @@ can be interrupted, also where the tests themselves run in the background of a s
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import io
 import json
@@ -42,6 +43,7 @@ TABI = (sys.executable, "-m", "tabi")
 
 RUNTIME = tempfile.TemporaryDirectory(prefix="tabi-")
 """Where the control sockets of all servers lie that the tests start, unless a test says otherwise."""
+atexit.register(RUNTIME.cleanup)
 
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 

@@ -176,3 +176,8 @@ def free_ports(count: int) -> range:
 def free_port() -> int:
     """One of `free_ports`."""
     return free_ports(1)[0]
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the peer ends."""
+    await reader.read()

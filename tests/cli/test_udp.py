@@ -23,13 +23,6 @@ from tabi.cli import udp
 from tabi.wire.address import parse_address
 
 
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
-    """A proxy without users."""
-    with serve(tmp_path) as running:
-        yield running
-
-
 class Udp:
     """A running `tabi udp` to a destination that is in the test's hands."""
 

@@ -21,7 +21,7 @@ from conftest import Run
 from doubles import SUCCESS, caller, config, reset, unanswering, until
 from name_servers import Zone, udp_server
 from sshd import ssh_server
-from support import GREETING, closed_port, datagram_target, echo, replying, request, take_request, target
+from support import GREETING, closed_port, datagram_target, echo, replying, request, silent, take_request, target
 from tabi.config import Listen, make_config
 from tabi.egress.socks5 import Socks5
 from tabi.wire.address import Address, encode_address, parse_address
@@ -194,11 +194,6 @@ def test_a_proxy_whose_name_does_not_exist_is_a_dial_error(run_once: Run, monkey
             await tabi.Proxy("socks5://proxy.invalid:1").connect("127.0.0.1", 1)
 
     run_once(main)
-
-
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the peer ends."""
-    await reader.read()
 
 
 @pytest.mark.every_hosting

@@ -12,7 +12,7 @@ from authorities import authority, write_server
 from conftest import Run
 from doubles import LOOPBACK, config, reset
 from egresses import talk
-from support import closed_port, permit_outer, target
+from support import closed_port, permit_outer, silent, target
 from tabi import Proxy, Server, Session
 from tabi.config import Config, Listen
 from tabi.egress.chain import make_chain, make_context
@@ -146,11 +146,6 @@ def test_a_certificate_of_somebody_else(run_once: Run, tmp_path: Path) -> None:
                     await open_through(url, destination=parse_address("127.0.0.1:1"))
 
     run_once(main)
-
-
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the peer ends."""
-    await reader.read()
 
 
 def test_the_deadline_is_over_the_handshake_too(run_once: Run, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from authorities import (
 )
 from conftest import Run
 from datagrams import destination, udp_socket, unwrap
-from doubles import Serving, caller, config, end_of
+from doubles import Clock, Serving, caller, config, end_of
 from processes import failure, need, run_tabi
 from support import GREETING, client, credentials, request, target, tunnel
 from tabi import Server, Session
@@ -543,16 +543,6 @@ def test_an_authority_of_clients_makes_no_open_proxy(tmp_path: Path) -> None:
 
 
 # --- files ---
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def serial_of(context: ssl.SSLContext) -> str:
