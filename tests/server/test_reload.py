@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from support import GREETING, credentials, request, target
 from tabi.client import Proxy
 from tabi.config import Config, Limits, Listen, Log, Rule, Seconds, Timeouts, User
 from tabi.errors import AuthError, ConfigError, ProxyError
+from tabi.server.compiled import compile_config
+from tabi.server.reload import Reload
 from tabi.server.server import Server
 from tabi.wire.address import Address
 
@@ -218,3 +221,16 @@ def test_a_reload_that_is_under_way_ends_with_the_supervisor(tmp_path: Path) -> 
         (child,) = set(proxy.workers()) - before
         assert proxy.stop() == 0
         assert not Path(f"/proc/{child}").exists()
+
+
+def test_no_room_for_a_process_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an OSError, and no descriptor of the attempt stays: the next one may come soon."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(BlockingIOError):
+        Reload(lambda: compile_config(Config()), Config(), [])
+    assert os.listdir("/proc/self/fd") == before
