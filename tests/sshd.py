@@ -18,7 +18,7 @@ import pytest
 
 from processes import PATIENCE, environment, need, receive_exactly, run_program, wait_for
 from support import free_port
-from tabi.config import Ssh as Settings
+from tabi.config import SshConfig as Settings
 from tabi.egress.direct import Direct
 from tabi.egress.ssh import Ssh
 from tabi.egress.ssh_keys import SshKeys
@@ -28,7 +28,7 @@ from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 
 
@@ -228,7 +228,7 @@ async def send(stream: Stream, data: bytes) -> None:
 async def refused(egress: Ssh, error: type[TabiError], words: str) -> TabiError:
     """Open anything, and fail."""
     with pytest.raises(error, match=words) as caught:
-        await egress.open(Address("a.example", 80), permit_any)
+        await egress.open(Address("a.example", 80), allow_any_address)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
     await egress.close()

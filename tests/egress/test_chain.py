@@ -27,12 +27,12 @@ from tabi.egress.socks5 import Socks5
 from tabi.egress.ssh import Ssh
 from tabi.egress.upstream import Upstream
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
-from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import get_tls_shared
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.url import parse_url
 from tabi.wire.address import Address
 
@@ -58,10 +58,10 @@ def test_a_proxy_that_wants_a_certificate(run_once: Run, tmp_path: Path) -> None
             dialer = Dialer(get_reactor(), ThreadResolver(), 10)
             for context in (files, ready):
                 egress = make_chain([url], [context], Direct(dialer), dialer.deadlines, get_tls_shared())
-                await talk(await egress.open(Address("localhost", port), permit_any))
+                await talk(await egress.open(Address("localhost", port), allow_any_address))
             egress = make_chain([url], [make_context(url, ca)], Direct(dialer), dialer.deadlines, get_tls_shared())
             with pytest.raises((ProxyError, RemoteProtocolError)):
-                await egress.open(Address("localhost", port), permit_any)
+                await egress.open(Address("localhost", port), allow_any_address)
             await dialer.close()
             await server.drain()
 
@@ -120,7 +120,7 @@ def test_each_protocol_has_its_class(run_once: Run, url: str, kind: type[Upstrea
 
     async def main() -> None:
         below, parsed = Recorder(), parse_url(url)
-        deadlines = Deadlines(asyncio.get_running_loop(), 1)
+        deadlines = FixedTimeouts(asyncio.get_running_loop(), 1)
         made = make_upstream(parsed, below, deadlines)
         assert (type(made), made.below, made.proxy) == (kind, below, parsed.address)
         assert made.seconds == 1
@@ -144,10 +144,10 @@ def test_who_a_url_says_that_we_are(run_once: Run) -> None:
         async with target() as port, mixed as server:
             for scheme in ("socks5", "http"):
                 made = make_upstream(parse_url(f"{scheme}://alice:s%40cret@{server.addresses[0]}"), below, deadlines)
-                await talk(await made.open(Address("127.0.0.1", port), permit_any))
+                await talk(await made.open(Address("127.0.0.1", port), allow_any_address))
                 without = make_upstream(parse_url(f"{scheme}://{server.addresses[0]}"), below, deadlines)
                 with pytest.raises(AuthError):
-                    await without.open(Address("127.0.0.1", port), permit_any)
+                    await without.open(Address("127.0.0.1", port), allow_any_address)
             await server.drain()
         for url, userid in (("socks4://alice@192.0.2.1:1", b"alice"), ("socks4://192.0.2.1:1", b"")):
             made = make_upstream(parse_url(url), below, deadlines)
@@ -167,7 +167,7 @@ def test_a_chain_begins_with_the_first_proxy(run_once: Run) -> None:
 
     async def main() -> None:
         below: Egress = Recorder()
-        deadlines = Deadlines(asyncio.get_running_loop(), 1)
+        deadlines = FixedTimeouts(asyncio.get_running_loop(), 1)
         urls = [parse_url(text) for text in ("http://192.0.2.1:1", "socks4://192.0.2.2:2", "socks5://192.0.2.3:3")]
         chain = make_chain(urls, [None] * 3, below, deadlines, get_tls_shared())
         found = []
@@ -202,7 +202,7 @@ def test_the_connections_of_a_chain(run_once: Run, tmp_path: Path) -> None:
                 )
                 chain = make_chain([parse_url(proxy.url)], [None], first, dialer.deadlines, get_tls_shared())
                 assert list(find_links(chain)) == [first]
-                stream = await chain.open(Address("127.0.0.1", port), permit_any)
+                stream = await chain.open(Address("127.0.0.1", port), allow_any_address)
                 if end is retire_links:
                     retire_links(chain)
                     await talk(stream)

@@ -17,7 +17,7 @@ from tabi import Server
 from tabi.egress.pool import Pooled
 from tabi.egress.ssh import Ssh
 from tabi.errors import AuthError, DialError, PolicyDenied, ProxyError
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.pool import Member, Pool
 from tabi.wire.address import Address, parse_address
 
@@ -29,7 +29,7 @@ def test_one_connection_for_all(run_once: Run, tmp_path: Path) -> None:
         async with target() as port, ssh_egress(tmp_path) as (server, egress):
             there = Address("localhost", port)
             for _ in range(2):
-                streams = await asyncio.gather(*(egress.open(there, permit_any) for _ in range(50)))
+                streams = await asyncio.gather(*(egress.open(there, allow_any_address) for _ in range(50)))
                 for stream in streams:
                     await exchange(stream)
                     stream.close()
@@ -45,13 +45,13 @@ def test_a_lost_connection_resets_its_channels_and_the_next_request_opens_anothe
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (server, egress):
             there = Address("localhost", port)
-            streams = [await egress.open(there, permit_any) for _ in range(3)]
+            streams = [await egress.open(there, allow_any_address) for _ in range(3)]
             server.connections[0].abort()
             for stream in streams:
                 with pytest.raises(ConnectionResetError):
                     await stream.receive()
                 stream.close()
-            async with await egress.open(there, permit_any) as stream:
+            async with await egress.open(there, allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 2
 
@@ -76,7 +76,7 @@ def test_the_guard_is_asked_and_names_are_the_servers(run_once: Run, tmp_path: P
             with pytest.raises(ProxyError):
                 await egress.open(Address("inner.example", 80), permit_outer)
             with pytest.raises(DialError) as caught:
-                await egress.open(Address("\udc80", 80), permit_any)
+                await egress.open(Address("\udc80", 80), allow_any_address)
             assert caught.value.reply_code == 4
 
     run_once(main)
@@ -94,10 +94,10 @@ def test_a_server_that_refuses_is_not_asked_again_at_once(run_once: Run, tmp_pat
             there = Address("localhost", port)
             for _ in range(3):
                 with pytest.raises(AuthError, match=r"does not accept the user by the password$"):
-                    await egress.open(there, permit_any)
+                    await egress.open(there, allow_any_address)
             assert len(server.connections) == 1
             egress.password, egress.refused_until = "hunter2", 0
-            async with await egress.open(there, permit_any) as stream:
+            async with await egress.open(there, allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 2
 
@@ -111,8 +111,8 @@ def test_who_leaves_does_not_take_the_attempt_along(run_once: Run, tmp_path: Pat
         async with target() as port, ssh_egress(tmp_path) as (server, egress):
             there = Address("localhost", port)
             async with asyncio.TaskGroup() as group:
-                first = group.create_task(egress.open(there, permit_any))
-                second = group.create_task(egress.open(there, permit_any))
+                first = group.create_task(egress.open(there, allow_any_address))
+                second = group.create_task(egress.open(there, allow_any_address))
                 await until(lambda: egress.attempt is not None)
                 first.cancel()
             async with second.result() as stream:
@@ -132,7 +132,7 @@ def test_a_retired_one_ends_with_its_last_channel(run_once: Run, tmp_path: Path)
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (_, egress):
             there = Address("localhost", port)
-            first, second = await egress.open(there, permit_any), await egress.open(there, permit_any)
+            first, second = await egress.open(there, allow_any_address), await egress.open(there, allow_any_address)
             egress.retire()
             await exchange(first)
             first.close()
@@ -153,7 +153,7 @@ def test_closing_ends_everything_at_once(run_once: Run, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with target() as port, target(silent) as nobody, ssh_egress(tmp_path) as (server, egress):
-            stream = await egress.open(Address("localhost", port), permit_any)
+            stream = await egress.open(Address("localhost", port), allow_any_address)
             await egress.close()
             with pytest.raises(ConnectionResetError):
                 await stream.receive()
@@ -181,10 +181,10 @@ def test_in_a_pool_a_dead_one_is_passed_over(run_once: Run, tmp_path: Path) -> N
                 dead = make_egress(server, port=nothing)
                 pool = Pool([Member("dead"), Member("good")], "least-connections", failures=1)
                 egress = Pooled("de", pool, {"dead": dead, "good": good}, 10)
-                async with await egress.open(Address("localhost", port), permit_any) as stream:
+                async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                     await exchange(stream)
                 with pytest.raises(ProxyError) as caught:
-                    await egress.open(Address("127.0.0.1", nothing), permit_any)
+                    await egress.open(Address("127.0.0.1", nothing), allow_any_address)
                 assert caught.value.reply_code == 5
                 await dead.close()
                 await dead.below.dialer.close()  # type: ignore[attr-defined]
@@ -208,11 +208,11 @@ def test_in_a_chain(run: Run, tmp_path: Path, scheme: str) -> None:
         ):
             there, at = Address("localhost", port), proxy.addresses[0]
             behind = kind(egress, at, None, egress.deadlines)
-            async with await behind.open(there, permit_any) as stream:
+            async with await behind.open(there, allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
             first = kind(egress.below, at, None, egress.deadlines)
             through = Ssh(first, egress.proxy, "alice", "hunter2", egress.keys, egress.deadlines)
-            async with await through.open(there, permit_any) as stream:
+            async with await through.open(there, allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
             await through.close()
 
@@ -226,9 +226,9 @@ def test_one_server_through_another(run_once: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (outer, first), ssh_server(tmp_path / "other") as server:
             second = Ssh(first, Address("127.0.0.1", server.port), "alice", "hunter2", server.keys, first.deadlines)
-            async with await second.open(Address("localhost", port), permit_any) as stream:
+            async with await second.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
-            async with await second.open(Address("localhost", port), permit_any) as stream:
+            async with await second.open(Address("localhost", port), allow_any_address) as stream:
                 outer.connections[0].abort()
                 with pytest.raises(ConnectionResetError):
                     await stream.receive()

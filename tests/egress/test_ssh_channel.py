@@ -16,7 +16,7 @@ from sshd import exchange, link_of, send, ssh_egress
 from support import target
 from tabi.egress.ssh import Ssh
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 
 
@@ -26,7 +26,7 @@ def test_ten_megabytes_both_ways(run: Run, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (_, egress):
-            async with await egress.open(Address("localhost", port), permit_any) as stream:
+            async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream, bytes(range(256)) * 40_960)
             await until(lambda: not link_of(egress).channels)
             assert link_of(egress).running == 0
@@ -54,9 +54,9 @@ def test_each_direction_ends_for_itself(run: Run, tmp_path: Path) -> None:
             target(listen_after_the_end) as second,
             ssh_egress(tmp_path) as (_, egress),
         ):
-            async with await egress.open(Address("localhost", first), permit_any) as stream:
+            async with await egress.open(Address("localhost", first), allow_any_address) as stream:
                 await exchange_with(stream, b"question", b"answer")
-            async with await egress.open(Address("localhost", second), permit_any) as stream:
+            async with await egress.open(Address("localhost", second), allow_any_address) as stream:
                 assert await stream.receive() == b"greeting"
                 assert await stream.receive() == b""
                 await send(stream, b"late")
@@ -109,7 +109,7 @@ def test_a_reader_that_does_not_read_holds_up_the_sender(run: Run, tmp_path: Pat
     async def main() -> None:
         async with target(pour if direction == "down" else drink) as port, ssh_egress(tmp_path) as (_, egress):
             async with (
-                await egress.open(Address("localhost", port), permit_any) as stream,
+                await egress.open(Address("localhost", port), allow_any_address) as stream,
                 asyncio.TaskGroup() as group,
             ):
                 if direction == "up":
@@ -146,12 +146,12 @@ def test_a_client_that_resets_closes_the_channel(run_once: Run, tmp_path: Path) 
 
     async def main() -> None:
         async with target(pour) as port, target() as other, ssh_egress(tmp_path) as (server, egress):
-            stream = await egress.open(Address("localhost", port), permit_any)
+            stream = await egress.open(Address("localhost", port), allow_any_address)
             await stream.receive()
             stream.reset()
             await ended.wait()
             await until(lambda: not link_of(egress).channels)
-            async with await egress.open(Address("localhost", other), permit_any) as stream:
+            async with await egress.open(Address("localhost", other), allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 1
 
@@ -171,7 +171,7 @@ def test_a_server_that_closes_a_channel_has_sent_all(run_once: Run, tmp_path: Pa
 
     async def main() -> None:
         async with ssh_egress(tmp_path, lambda server, host, port: Closes()) as (_, egress):
-            async with await egress.open(Address("a.example", 80), permit_any) as stream:
+            async with await egress.open(Address("a.example", 80), allow_any_address) as stream:
                 await until(lambda: stalled(egress))
                 count = 0
                 while data := await stream.receive():
@@ -204,7 +204,7 @@ def test_a_channel_breaks_while_its_client_does_not_read(run: Run, tmp_path: Pat
     async def main() -> None:
         async with (
             ssh_egress(tmp_path, lambda server, host, port: Pours()) as (server, egress),
-            await egress.open(Address("a.example", 80), permit_any) as stream,
+            await egress.open(Address("a.example", 80), allow_any_address) as stream,
         ):
             await until(lambda: stalled(egress))
             if who == "client":

@@ -17,7 +17,7 @@ from sshd import exchange, link_of, make_egress, refused, ssh_egress, ssh_server
 from support import closed_port, target
 from tabi.egress.ssh_keys import SshKeys
 from tabi.errors import AuthError, DialError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 
 
@@ -28,7 +28,7 @@ def test_it_is_a_socket_with_the_servers_address(run_once: Run, tmp_path: Path) 
         async with (
             target() as port,
             ssh_egress(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             assert isinstance(stream.sock, socket.socket)
             assert stream.sock.getpeername() == ("127.0.0.1", server.port)
@@ -42,7 +42,7 @@ def test_what_the_connection_does_not_take_is_not_read(run_once: Run, tmp_path: 
 
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (server, egress):
-            streams = [await egress.open(Address("localhost", port), permit_any) for _ in range(20)]
+            streams = [await egress.open(Address("localhost", port), allow_any_address) for _ in range(20)]
             transport = server.connections[0].get_extra_info("socket")
             assert transport is not None
             link = egress.link
@@ -68,7 +68,7 @@ def test_a_server_that_says_goodbye_resets_channels_too(run_once: Run, tmp_path:
         async with (
             target() as port,
             ssh_egress(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             server.connections[0].close()
             with pytest.raises(ConnectionResetError):
@@ -88,7 +88,7 @@ def test_no_descriptor_is_left(run_once: Run, tmp_path: Path, monkeypatch: pytes
             await egress.find_link()
             monkeypatch.setattr("tabi.egress.ssh_link.open_pair", fail)
             with pytest.raises(DialError, match=r"^a\.example:80: too many open files$") as caught:
-                await egress.open(Address("a.example", 80), permit_any)
+                await egress.open(Address("a.example", 80), allow_any_address)
             assert caught.value.reply_code == 1
             assert not link_of(egress).channels
 
@@ -103,7 +103,7 @@ def test_a_dead_server_is_noticed(run_once: Run, tmp_path: Path, monkeypatch: py
         async with (
             target() as port,
             ssh_egress(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             server.connections[0].data_received = lambda data, datatype=None: None  # type: ignore[method-assign]
             with pytest.raises(ConnectionResetError):
@@ -150,11 +150,11 @@ def test_what_a_refused_channel_becomes(
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path, accept) as (server, egress):
             with pytest.raises(ProxyError, match=f"^no.example:80: {words}") as caught:
-                await egress.open(Address("no.example", 80), permit_any)
+                await egress.open(Address("no.example", 80), allow_any_address)
             assert caught.value.reply_code == reply_code
             assert "hunter2" not in str(caught.value)
             assert not link_of(egress).running
-            async with await egress.open(Address("localhost", port), permit_any) as stream:
+            async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 1
 
@@ -170,9 +170,9 @@ def test_more_channels_than_a_connection_may_have(
     async def main() -> None:
         async with target() as port, ssh_egress(tmp_path) as (_, egress):
             there = Address("localhost", port)
-            async with await egress.open(there, permit_any), await egress.open(there, permit_any):
+            async with await egress.open(there, allow_any_address), await egress.open(there, allow_any_address):
                 with pytest.raises(ProxyError, match="2 channels to the SSH server are open") as caught:
-                    await egress.open(there, permit_any)
+                    await egress.open(there, allow_any_address)
                 assert caught.value.reply_code == 1
 
     run_once(main)
@@ -197,10 +197,10 @@ def test_a_channel_that_is_not_answered_is_given_up(run_once: Run, tmp_path: Pat
             with pytest.raises(
                 ProxyError, match=r"a.example:80: the SSH server did not answer within 0\.05 s"
             ) as caught:
-                await egress.open(Address("a.example", 80), permit_any)
+                await egress.open(Address("a.example", 80), allow_any_address)
             assert caught.value.reply_code is None
             egress.seconds = 10
-            waiting = asyncio.create_task(egress.open(Address("a.example", 80), permit_any))  # noqa: TID251
+            waiting = asyncio.create_task(egress.open(Address("a.example", 80), allow_any_address))  # noqa: TID251
             await until(lambda: len(asked) == 2)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -278,7 +278,7 @@ def test_the_key_of_a_proxy_on_the_way_is_not_enough(run_once: Run, tmp_path: Pa
             egress.proxy = Address("server.example", server.port)
             here = Address("127.0.0.1", server.port)
             open_below = egress.below.open
-            egress.below.open = lambda *asked: open_below(here, permit_any)  # type: ignore[method-assign]
+            egress.below.open = lambda *asked: open_below(here, allow_any_address)  # type: ignore[method-assign]
             await refused(egress, RemoteProtocolError, "server.example:[0-9]+: the host key SHA256:.* is not known")
 
     run_once(main)
@@ -324,7 +324,7 @@ def test_a_silent_server_is_given_up(run_once: Run, tmp_path: Path, says: bytes)
         async with ssh_server(tmp_path) as server, target(handle) as port:
             egress = make_egress(server, port=port, seconds=0.1)
             found = await asyncio.gather(
-                *(egress.open(Address("a.example", 80), permit_any) for _ in range(3)), return_exceptions=True
+                *(egress.open(Address("a.example", 80), allow_any_address) for _ in range(3)), return_exceptions=True
             )
             assert [type(one) for one in found] == [ProxyTimeout] * 3
             await refused(egress, ProxyError, r"the SSH server did not answer within 0\.1 s")
@@ -368,7 +368,7 @@ def test_a_retired_one_does_not_wait_for_a_server_that_closes_nothing(
 
     async def main() -> None:
         async with ssh_egress(tmp_path, lambda server, host, port: Stays()) as (server, egress):
-            stream = await egress.open(Address("a.example", 80), permit_any)
+            stream = await egress.open(Address("a.example", 80), allow_any_address)
             server.connections[0].data_received = lambda data, datatype=None: None  # type: ignore[method-assign]
             egress.retire()
             stream.reset()

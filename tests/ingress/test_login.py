@@ -12,7 +12,7 @@ from conftest import Run
 from doubles import LOOPBACK, greet
 from support import client, credentials
 from tabi import ConfigError, Login, Server, User
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.ingress.login import check_authenticate
 
 
@@ -78,6 +78,6 @@ def test_what_needs_more_than_a_login_cannot_be_asked() -> None:
 def test_a_user_says_what_tabi_toml_would_say() -> None:
     """A name is enough; groups and limits are added where a program knows them."""
     assert (User("alice").groups, User("alice").limits) == ((), None)
-    assert User("alice", ["ops"], Limits(connections=1)) == User("alice", ["ops"], Limits(connections=1))
+    assert User("alice", ["ops"], LimitsConfig(connections=1)) == User("alice", ["ops"], LimitsConfig(connections=1))
     with pytest.raises(AttributeError, match="immutable"):
         User("alice").name = "bob"  # type: ignore[misc]

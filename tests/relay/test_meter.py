@@ -30,7 +30,7 @@ from sockets import (
     until,
     waiting,
 )
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import DOWN, QUANTUM, UP, Lease
 from tabi.policy.limits import Limits as Accounts
@@ -95,7 +95,7 @@ def standing(pacer: Pacer) -> int:
 
 def accounts(bandwidth: float | None = None, quota: int | None = None, burst: int | None = None) -> Accounts:
     """Limits of one user."""
-    terms = Limits(
+    terms = LimitsConfig(
         bandwidth=None if bandwidth is None else Bandwidth.parse(bandwidth),
         quota=None if quota is None else Quota.parse(f"{quota} B/day"),
         burst=None if burst is None else Size.parse(burst),
@@ -491,7 +491,7 @@ def test_what_the_other_direction_was_short_of_is_not_waited_for(run: Run, clock
     too, and those others go on. There is no bucket that a quota would wait for."""
 
     async def main() -> None:
-        quota, bandwidth = Limits(quota=Quota.parse("1 MB/day")), Limits(bandwidth=Bandwidth.parse(10e6))
+        quota, bandwidth = LimitsConfig(quota=Quota.parse("1 MB/day")), LimitsConfig(bandwidth=Bandwidth.parse(10e6))
         limits = Accounts(Ledger(), users={"alice": quota}, server=bandwidth)
         with clocked_bench(clock) as bench:
             ends, other = limited_ends(bench, limits), bench.ends()

@@ -16,11 +16,11 @@ from conftest import Run
 from doubles import LOOPBACK, config, end_of
 from support import client
 from tabi import Config, Server, Session
-from tabi.config import Listen, Rule, make_config
+from tabi.config import Listen, RuleConfig, make_config
 from tabi.config.users import make_users
 from tabi.errors import ConfigError
-from tabi.policy.guard import Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.policy import Policy
 from tabi.server.compose import check_callback, load_callable, make_policy
 from tabi.server.ledger import LocalLedger
@@ -100,7 +100,7 @@ def test_a_listener_speaks_what_its_url_says(
     names: set[str | None] = set()
 
     async def main() -> None:
-        setting = msgspec.structs.replace(config(listen), rule=[Rule("deny")])
+        setting = msgspec.structs.replace(config(listen), rule=[RuleConfig("deny")])
         async with Server(config=setting, on_close=lambda session: names.add(session.protocol)) as server:
             assert await spoken(server.addresses[0], inside_tls=False) == set(plain.split())
             assert names >= set(plain.split())
@@ -185,15 +185,15 @@ def test_the_hook_of_a_program_goes_before_that_of_the_configuration(program: Ca
     def mine(session: Session) -> None:
         """Decide nothing."""
 
-    def made(hook: LastWord | None, file: Config) -> Policy:
-        return make_policy(file, LocalLedger(), Own(), hook, make_users(file, False))
+    def made(hook: DecideHook | None, file: Config) -> Policy:
+        return make_policy(file, LocalLedger(), LocalAddresses(), hook, make_users(file, False))
 
-    assert made(mine, parts).last_word is mine
-    found = made(None, parts).last_word
+    assert made(mine, parts).decide_hook is mine
+    found = made(None, parts).decide_hook
     assert found is not None
     assert (found.__module__, found.__name__) == (name, "decide")
     without = made(None, msgspec.structs.replace(parts, decide=None))
-    assert without.last_word is None
+    assert without.decide_hook is None
     assert without.decides
     assert without.labels == {"closed"}
 

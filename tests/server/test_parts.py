@@ -29,7 +29,7 @@ from doubles import (
 )
 from support import GREETING, client, request, target, tunnel
 from tabi import Config, Proxy, Server
-from tabi.config import Listen, Log, Rule, User
+from tabi.config import Listen, Log, RuleConfig, UserConfig
 from tabi.errors import ConfigError, ProxyError
 from tabi.server.compiled import compile_config
 from tabi.wire.address import Address, parse_host
@@ -187,7 +187,7 @@ def test_nothing_changes_before_the_last_step(run_once: Run) -> None:
 
     async def main() -> None:
         old = msgspec.structs.replace(config(Listen(LOOPBACK), Listen(LOOPBACK)), rule=[])
-        new = msgspec.structs.replace(old, rule=[Rule("deny")], users={"alice": User("secret", plain=True)})
+        new = msgspec.structs.replace(old, rule=[RuleConfig("deny")], users={"alice": UserConfig("secret", plain=True)})
         async with target() as port, Server(config=old) as server:
             parts = server.parts
             steps = parts.replace(compile_config(new))
@@ -213,7 +213,7 @@ def test_a_file_that_breaks_meanwhile_changes_nothing(run_once: Run, tmp_path: P
     async def main() -> None:
         tls = write_server(tmp_path)
         old = config(Listen("mixed://127.0.0.1:0"))
-        new = msgspec.structs.replace(old, listen=[Listen("mixed://127.0.0.1:0", tls=tls)], rule=[Rule("deny")])
+        new = msgspec.structs.replace(old, listen=[Listen("mixed://127.0.0.1:0", tls=tls)], rule=[RuleConfig("deny")])
         async with target() as port, Server(config=old) as server:
             compiled = compile_config(new)
             Path(tls.key).unlink()
@@ -237,7 +237,7 @@ def test_each_socket_takes_over_its_own_listener(run_once: Run) -> None:
         old = config(*listeners)
         async with Server(config=old, sockets=[socks[:2], socks[2:]]) as server:
             assert (server.parts.counts, len(server.parts.acceptors)) == ([2, 1], 3)
-            server.reload(msgspec.structs.replace(old, rule=[Rule("deny")]))
+            server.reload(msgspec.structs.replace(old, rule=[RuleConfig("deny")]))
             for place in places[:2]:
                 async with client(place) as (reader, writer):
                     writer.write(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n")
