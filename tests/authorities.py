@@ -40,12 +40,8 @@ def stranger() -> trustme.CA:
 
 def write_server(folder: Path, name: str = "server", issuer: trustme.CA | None = None) -> Tls:
     """A new server's certificate and key, and the authority, as files; there may be others of that name already."""
-    certificate = (issuer or authority()).issue_cert("localhost", "127.0.0.1")
-    chain, key, roots = (folder / f"{name}{suffix}" for suffix in (".pem", ".key", "-ca.pem"))
-    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-    key.write_bytes(certificate.private_key_pem.bytes())
-    roots.write_bytes(authority().cert_pem.bytes())
-    return Tls(str(chain), str(key))
+    (folder / f"{name}-ca.pem").write_bytes(authority().cert_pem.bytes())
+    return Tls(*write_leaf(folder, (issuer or authority()).issue_cert("localhost", "127.0.0.1"), name))
 
 
 @functools.cache
@@ -101,6 +97,14 @@ def client_certificate(
     )
     certificate = builder.sign(issuer_key, hashes.SHA256())
     return trustme.LeafCert(pem, certificate.public_bytes(serialization.Encoding.PEM), [])
+
+
+def write_leaf(folder: Path, leaf: trustme.LeafCert, name: str = "client") -> tuple[str, str]:
+    """A certificate and its key as files."""
+    chain, key = folder / f"{name}.pem", folder / f"{name}.key"
+    chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    key.write_bytes(leaf.private_key_pem.bytes())
+    return str(chain), str(key)
 
 
 class TlsPeer:

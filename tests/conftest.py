@@ -33,9 +33,11 @@ PATIENCE = 20.0
 ROOMS_OF_THE_REACTOR = [Path(__file__).parent / room for room in ("net", "relay")]
 """Their tests run on every hosting. Others that a hosting can change are marked with ``every_hosting``."""
 
-hypothesis.settings.register_profile("fast", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("more", max_examples=1_000, deadline=None)
-hypothesis.settings.register_profile("deep", max_examples=100_000, deadline=None)
+# How long an example takes to make or to try says how busy the machine is.
+for name, count in (("fast", 50), ("more", 1_000), ("deep", 100_000)):
+    hypothesis.settings.register_profile(
+        name, max_examples=count, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
 hypothesis.settings.load_profile(os.environ.get("TABI_HYPOTHESIS", "more" if DEEP else "fast"))
 
 

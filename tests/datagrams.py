@@ -13,12 +13,13 @@ import msgspec
 import pytest
 
 from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
-from sockets import turns
+from sockets import family_of, turns
 from support import client, request
 from tabi import Server, Session
 from tabi.config import LimitsConfig, Listen, Udp, make_config
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
+from tabi.policy.ledger import USED
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
 from tabi.session import Drop
@@ -35,11 +36,6 @@ Answer = Callable[[bytes, Any], Sequence[tuple[bytes, Any]]]
 def use_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the code under test have some of what the kernel offers."""
     monkeypatch.setattr(datagrams.threads, "io", DatagramIo(FEATURES[name]), raising=False)
-
-
-def family_of(host: str) -> int:
-    """AF_INET or AF_INET6."""
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 @contextlib.contextmanager
@@ -290,3 +286,15 @@ async def refusal(front: Front) -> tuple[int, str | None]:
         writer.write(b"\x05\x01\x00" + request("0.0.0.0", 0, 3))
         reply_code = (await reader.readexactly(12))[3]
     return reply_code, (await front.ended.get()).error
+
+
+def limited(limits: dict[str, object]) -> Place:
+    """A server on which everybody together has limits."""
+    found: LimitsConfig = make_config({"limits": limits}).limits
+    return Place(limits=found)
+
+
+def used(place: Place) -> int:
+    """Octets that everybody has used."""
+    ledger = place.server.ledger
+    return ledger.cells[ledger.rows["server"] + USED]

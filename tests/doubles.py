@@ -439,6 +439,16 @@ def hear_ends(server: Server, callback: Callable[[Session], object]) -> None:
     sessions.copies = True
 
 
+class Clock:
+    """A clock that goes on only when it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def hear_opens(server: Server, callback: Callable[[Session], object]) -> None:
     """Have a server that runs call something with each session that opens, as ``on_open`` of one that is made so."""
     sessions = server.parts.sessions

@@ -1,10 +1,11 @@
-"""Egresses that note what they are asked for, and sessions on whose behalf that is."""
+"""Egresses that note what they are asked for, sessions on whose behalf that is, and a use of what was opened."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tabi.egress.base import Egress
+from tabi.net.stream import Stream
 from tabi.policy.grammar import Parameters
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
@@ -30,3 +31,12 @@ def session(user: str | None = None, token: str | None = None, client: str = "19
     made.user = user
     made.parameters = None if token is None else Parameters((), token)
     return made
+
+
+async def talk(stream: Stream) -> None:
+    """Send and get the same back; then both directions end."""
+    async with stream:
+        await stream.send_all(b"ping")
+        assert await stream.receive() == b"ping"
+        stream.send_eof()
+        assert await stream.receive() == b""

@@ -7,8 +7,11 @@ can be interrupted, also where the tests themselves run in the background of a s
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +28,7 @@ from typing import Any
 import pytest
 
 from support import GREETING, Handler, request
+from tabi.cli.main import main
 from tabi.wire.address import Address, parse_address
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +43,7 @@ TABI = (sys.executable, "-m", "tabi")
 
 RUNTIME = tempfile.TemporaryDirectory(prefix="tabi-")
 """Where the control sockets of all servers lie that the tests start, unless a test says otherwise."""
+atexit.register(RUNTIME.cleanup)
 
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -113,6 +118,30 @@ def run_passed(passed: Passed, *arguments: str) -> subprocess.CompletedProcess[b
 def run_tabi(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run a command of tabi to its end."""
     return run_program((*TABI, *arguments), stdin=stdin)
+
+
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """The same in this process, outside any loop: for tests that ask a command many things, not how a program begins
+    and ends."""
+    command = [*map(str, arguments)]
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    code: object = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["tabi", *command])
+        disabled = logging.root.manager.disable
+        try:
+            main()
+        except SystemExit as exc:
+            code = exc.code
+        finally:
+            logging.disable(disabled)
+    assert isinstance(code, int)
+    written = (stream.buffer.getvalue() for stream in (out, err))
+    return subprocess.CompletedProcess(command, code, *written)
 
 
 async def in_thread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import random
 import socket
 import struct
 import termios
@@ -216,3 +217,16 @@ class Bench:
         self.relays.close("shutdown")
         for ends in self.made:
             ends.close()
+
+
+def octets(count: int, seed: int = 1) -> bytes:
+    """Data in which every piece differs."""
+    return random.Random(seed).randbytes(count)
+
+
+async def exchange(ends: Ends, up: bytes = b"up", down: bytes = b"down") -> None:
+    """Send something each way and see it arrive."""
+    await send(ends.client, up)
+    assert await read(ends.server, len(up)) == up
+    await send(ends.server, down)
+    assert await read(ends.client, len(down)) == down

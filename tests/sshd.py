@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import getpass
@@ -10,13 +11,25 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
+import pytest
 
 from processes import PATIENCE, environment, need, receive_exactly, run_program, wait_for
 from support import free_port
 from tabi.config import SshConfig as Settings
+from tabi.egress.direct import Direct
+from tabi.egress.ssh import Ssh
 from tabi.egress.ssh_keys import SshKeys
+from tabi.egress.ssh_link import Link
+from tabi.errors import TabiError
+from tabi.net.dial import Dialer
+from tabi.net.reactor import get_reactor
+from tabi.net.resolve import ThreadResolver
+from tabi.net.stream import Stream
+from tabi.policy.guard import allow_any_address
+from tabi.wire.address import Address
 
 
 class Sshd:
@@ -165,3 +178,59 @@ async def ssh_server(folder: Path, accept: Accept = lambda server, host, port: T
         for conn in connections:
             conn.abort()
             await conn.wait_closed()
+
+
+def make_egress(
+    server: SshServer, password: str | None = "hunter2", seconds: float = 10, port: int | None = None
+) -> Ssh:
+    """The egress through a server of the test's own."""
+    below = Direct(Dialer(get_reactor(), ThreadResolver(), seconds))
+    deadlines = below.dialer.deadlines
+    return Ssh(below, Address("127.0.0.1", port or server.port), "alice", password, server.keys, deadlines)
+
+
+@contextlib.asynccontextmanager
+async def ssh_egress(
+    folder: Path, accept: Any = lambda server, host, port: True, **options: Any
+) -> AsyncIterator[tuple[SshServer, Ssh]]:
+    """A server and the egress through it; both are closed at the end."""
+    async with ssh_server(folder, accept) as server:
+        egress = make_egress(server, **options)
+        try:
+            yield server, egress
+        finally:
+            await egress.close()
+            await egress.below.dialer.close()  # type: ignore[attr-defined]
+
+
+def link_of(egress: Ssh) -> Link:
+    """The connection that it has."""
+    assert egress.link is not None
+    return egress.link
+
+
+async def exchange(stream: Stream, data: bytes = b"hello") -> None:
+    """Send, end, and get the same back and the end."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(send(stream, data))
+        received = bytearray()
+        while some := await stream.receive():
+            received += some
+    assert received == data
+
+
+async def send(stream: Stream, data: bytes) -> None:
+    """Send everything, and the end."""
+    await stream.send_all(data)
+    stream.send_eof()
+
+
+async def refused(egress: Ssh, error: type[TabiError], words: str) -> TabiError:
+    """Open anything, and fail."""
+    with pytest.raises(error, match=words) as caught:
+        await egress.open(Address("a.example", 80), allow_any_address)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    await egress.close()
+    await egress.below.dialer.close()  # type: ignore[attr-defined]
+    return caught.value

@@ -123,6 +123,25 @@ async def tunnel(
         yield reader, writer
 
 
+async def take_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """A SOCKS5 proxy's part up to a whole request with an IPv4 address, which it returns."""
+    assert await reader.readexactly(3) == GREETING
+    writer.write(b"\x05\x00")
+    return await reader.readexactly(10)
+
+
+def replying(octets: bytes, hang_up: bool = False) -> Handler:
+    """A SOCKS5 proxy for `target`: it sends these octets behind a request, and waits for the end or hangs up."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await take_request(reader, writer)
+        writer.write(octets)
+        if not hang_up:
+            await reader.read()
+
+    return reply
+
+
 def reset_on_close(sock: socket.socket) -> None:
     """Make the next close send RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -157,3 +176,8 @@ def free_ports(count: int) -> range:
 def free_port() -> int:
     """One of `free_ports`."""
     return free_ports(1)[0]
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the peer ends."""
+    await reader.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -12,20 +13,6 @@ WITHOUT = {
     "__main__.py": "one call, which every test that starts a process makes",
 }
 """Names of modules that need no test file, and why."""
-
-NOT_YET = {
-    "egress/bind.py",
-    "egress/chain.py",
-    "egress/ssh_channel.py",
-    "egress/ssh_link.py",
-    "cli/help.py",
-    "cli/options.py",
-    "ingress/login.py",
-    "server/compose.py",
-    "server/parts.py",
-    "server/takeover.py",
-}
-"""Modules that are still tested in the files of others. No name is ever added here."""
 
 OF_THE_WHOLE = {
     "config/test_config.py": "from a text to a configuration, through every module of the room",
@@ -62,12 +49,7 @@ def named_by_tests() -> set[str]:
 
 def test_every_module_has_its_test_file() -> None:
     """``src/tabi/wire/socks5.py`` has ``tests/wire/test_socks5.py``."""
-    assert modules() - named_by_tests() - NOT_YET == set()
-
-
-def test_what_has_its_file_by_now_is_taken_off_the_list() -> None:
-    """The list of those that have none yet gets shorter."""
-    assert NOT_YET - (modules() - named_by_tests()) == set()
+    assert modules() - named_by_tests() == set()
 
 
 def test_every_test_file_has_its_module() -> None:
@@ -75,3 +57,23 @@ def test_every_test_file_has_its_module() -> None:
     of_the_whole = {(Path(name).parent / Path(name).name.removeprefix("test_")).as_posix() for name in OF_THE_WHOLE}
     assert named_by_tests() - modules() - of_the_whole == set()
     assert of_the_whole - named_by_tests() == set()
+
+
+def unused(function: ast.FunctionDef) -> set[str]:
+    """What a test defines or asks for, to be run, and then does not use."""
+    parts = [part for statement in function.body for part in ast.walk(statement)]
+    used = {part.id for part in parts if isinstance(part, ast.Name)}
+    inner = {part.name for part in function.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
+    asked = {argument.arg for argument in function.args.args} & {"run", "run_once"}
+    return (inner | asked) - used
+
+
+def test_no_test_forgets_to_run_what_it_holds() -> None:
+    """A test whose ``async def main()`` is never run cannot fail. Nor does one ask for a loop that it does not use."""
+    found = {
+        f"{path.relative_to(TESTS)}: {part.name}: {names}"
+        for path in TESTS.rglob("test_*.py")
+        for part in ast.walk(ast.parse(path.read_text()))
+        if isinstance(part, ast.FunctionDef) and part.name.startswith("test_") and (names := unused(part))
+    }
+    assert found == set()

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,6 @@ from processes import (
 )
 from support import closed_port, reset_on_close, target
 from tabi.cli import connect
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
-    """A proxy without users."""
-    with serve(tmp_path) as running:
-        yield running
 
 
 class Connect:

@@ -8,11 +8,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from processes import failure, listening, receive_exactly, run_tabi, serve
+from processes import failure, listening, receive_exactly, run_here, run_tabi, serve
 from support import credentials, request
 from tabi.config import make_config
 from tabi.egress.base import CONNECTIONS_ALONE
@@ -25,9 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 POLICY = ROOT / "examples" / "policy.toml"
 
 
-def explain(*arguments: str | Path, config: Path = POLICY) -> str:
+def explain(
+    *arguments: str | Path, config: Path = POLICY, run: Callable[..., CompletedProcess[bytes]] = run_here
+) -> str:
     """What it prints."""
-    done = run_tabi("explain", "-c", config, *arguments)
+    done = run("explain", "-c", config, *arguments)
     assert done.stderr == b""
     assert done.returncode in (0, 3)
     text = done.stdout.decode()
@@ -44,7 +47,7 @@ def explain_json(*arguments: str | Path, config: Path = POLICY) -> Any:
 def test_every_rule_the_guard_and_the_limits_are_told() -> None:
     """The whole answer for the metadata service, asked for by a user from outside, within office hours."""
     options = ("--from", "203.0.113.9", "--user", "alice", "--at", "2026-11-23T09:00+01:00")
-    assert explain(*options, "connect", "169.254.169.254:80") == (
+    assert explain(*options, "connect", "169.254.169.254:80", run=run_tabi) == (
         """connect 169.254.169.254:80, from 203.0.113.9 by socks5 to mixed://0.0.0.0:1080
 
 client    user alice, of @dev
@@ -204,7 +207,7 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said(arguments: list[str], message: str) -> None:
     """One line, and which argument it was."""
-    assert message in failure(run_tabi("explain", "-c", POLICY, *arguments), 2)
+    assert message in failure(run_here("explain", "-c", POLICY, *arguments), 2)
 
 
 def test_the_server_says_the_same(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from processes import (
 )
 from support import closed_port
 from tabi.wire.address import parse_address
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
-    """A proxy without users."""
-    with serve(tmp_path) as running:
-        yield running
 
 
 class Listen:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pty
 import subprocess
 
-import click
 import pytest
 
 import tabi
 from processes import PATIENCE, TABI, environment, failure, run_tabi
-from tabi.cli.main import COMMANDS, app
+from tabi.cli.main import COMMANDS
 
 
 def test_help_names_every_command() -> None:
@@ -21,47 +17,6 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout.decode()
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
-    """`tabi COMMAND -h` explains it with an example, explains each argument and option, and ends with 0."""
-    done = run_tabi(command, "-h")
-    text = done.stdout.decode()
-    assert done.returncode == 0
-    assert text.startswith(f"Usage: tabi {command}")
-    assert text.count(f"tabi {command}") > 1, "no example"
-    found = app.get_command(click.Context(app), command)
-    assert found is not None
-    for parameter in found.params:
-        assert getattr(parameter, "help", None), f"{parameter.name} is not explained"
-
-
-@pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["usual", "NO_COLOR"])
-@pytest.mark.parametrize("arguments", [("-h",), ("serve", "-h"), ()], ids=" ".join)
-def test_only_a_terminal_gets_colours(arguments: tuple[str, ...], environ: dict[str, str], coloured: bool) -> None:
-    """The help has bold headings on a terminal that nobody asked to be without, and no escape codes in a pipe."""
-    done = run_tabi(*arguments)
-    assert b"\x1b" not in done.stdout + done.stderr
-    assert (b"\x1b[1m" in on_terminal(arguments, environ)) is coloured
-
-
-def on_terminal(arguments: tuple[str, ...], environ: dict[str, str]) -> bytes:
-    """What a command writes on a terminal."""
-    ours, theirs = pty.openpty()
-    try:
-        with subprocess.Popen(
-            [*TABI, *arguments], stdout=theirs, stderr=theirs, env=environment() | environ
-        ) as process:
-            os.close(theirs)
-            text = b""
-            with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
-                while part := os.read(ours, 65536):
-                    text += part
-            process.wait(PATIENCE)
-    finally:
-        os.close(ours)
-    return text
 
 
 def test_no_command_shows_the_help() -> None:

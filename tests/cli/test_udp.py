@@ -18,16 +18,9 @@ import pytest
 import tabi
 from conftest import Run
 from processes import PATIENCE, TABI, Serve, environment, failure, in_thread, run_tabi, serve
-from support import closed_port, datagram_target, target
+from support import closed_port, datagram_target, replying, target
 from tabi.cli import udp
 from tabi.wire.address import parse_address
-
-
-@pytest.fixture
-def proxy(tmp_path: Path) -> Iterator[Serve]:
-    """A proxy without users."""
-    with serve(tmp_path) as running:
-        yield running
 
 
 class Udp:
@@ -205,15 +198,8 @@ def test_output_that_fails_is_the_only_error(run_once: Run, monkeypatch: pytest.
 def test_a_proxy_without_associations_is_one_line(run_once: Run) -> None:
     """What the proxy says is what the user reads; exit code 1."""
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(b"\x05\x07\x00\x01" + bytes(6))
-        await reader.read()
-
     async def main() -> None:
-        async with target(refuse) as port:
+        async with target(replying(b"\x05\x07\x00\x01" + bytes(6))) as port:
             done = await in_thread([*TABI, "udp", "--via", f"socks5://127.0.0.1:{port}", "127.0.0.1:9"])
         assert "command not supported (reply 07)" in failure(done, 1)
 

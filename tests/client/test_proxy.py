@@ -18,13 +18,13 @@ import trustme
 import tabi
 from authorities import authority, write_server
 from conftest import Run
-from doubles import caller, config, expect_reset, reset, unanswering, until
+from doubles import SUCCESS, caller, config, reset, unanswering, until
 from name_servers import Zone, udp_server
 from sshd import ssh_server
-from support import GREETING, closed_port, datagram_target, echo, request, target
+from support import GREETING, closed_port, datagram_target, echo, replying, request, silent, take_request, target
 from tabi.config import Listen, make_config
 from tabi.egress.socks5 import Socks5
-from tabi.wire.address import Address, encode_address, parse_address, parse_host
+from tabi.wire.address import Address, encode_address, parse_address
 from tabi.wire.datagram import encode_header
 
 
@@ -196,11 +196,6 @@ def test_a_proxy_whose_name_does_not_exist_is_a_dial_error(run_once: Run, monkey
     run_once(main)
 
 
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the peer ends."""
-    await reader.read()
-
-
 @pytest.mark.every_hosting
 def test_the_timeout_is_for_each_proxy(run: Run) -> None:
     """The first proxy answers, the second does not: it is the second that is named."""
@@ -359,15 +354,8 @@ def test_no_octet_behind_the_reply_is_lost(run: Run) -> None:
     """A destination that speaks first, in the same segment as the reply, is heard in full."""
     payload = bytes(range(256)) * 100
 
-    async def speak_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(b"\x05\x00\x00\x01" + bytes(6) + payload)
-        await reader.read()
-
     async def main() -> None:
-        async with target(speak_first) as port:
+        async with target(replying(b"\x05\x00\x00\x01" + bytes(6) + payload)) as port:
             proxy = tabi.Proxy(f"socks5://127.0.0.1:{port}")
             reader, writer = await proxy.open_connection("127.0.0.1", 1)
             assert await reader.readexactly(len(payload)) == payload
@@ -452,94 +440,6 @@ def test_what_is_neither_text_nor_an_address_is_a_type_error(host: Any) -> None:
 
 # --- bind ---
 
-FIRST_REPLY = b"\x05\x00\x00\x01"
-"""The beginning of a reply of success to BIND, before the address."""
-
-
-async def receive_exactly(stream: tabi.Stream, size: int) -> bytes:
-    """Read so many octets."""
-    data = b""
-    while len(data) < size:
-        chunk = await stream.receive(size - len(data))
-        assert chunk, f"ended after {data!r}"
-        data += chunk
-    return data
-
-
-@pytest.mark.parametrize("peer", [None, "127.0.0.2", "peer.test"])
-@pytest.mark.every_hosting
-def test_bind_gives_an_address_and_then_a_stream(run: Run, peer: str | None) -> None:
-    """The expected peer, an address or a name or anyone, calls there; its octets are in the stream, and its address is
-    known."""
-
-    class Resolver:
-        async def resolve(self, name: str) -> list[object]:
-            assert name == "peer.test"
-            return [parse_host("127.0.0.2")]
-
-        async def close(self) -> None:
-            """Nothing is held."""
-
-    async def main() -> None:
-        async with (
-            tabi.Server("socks5://127.0.0.1:0", resolver=Resolver()) as server,  # type: ignore[arg-type]
-            tabi.Proxy(server.url).bind(peer) as listener,
-        ):
-            assert str(listener.address.host) == "127.0.0.1"
-            assert listener.peer is None
-            if peer is not None:
-                await expect_reset(listener.address, "127.0.0.1")
-            async with caller(listener.address, "127.0.0.2") as (reader, writer):
-                writer.write(b"I speak first")
-                async with await listener.accept() as stream:
-                    peername = writer.get_extra_info("sockname")
-                    assert listener.peer == Address(parse_host(peername[0]), peername[1])
-                    assert await receive_exactly(stream, 13) == b"I speak first"
-                    await stream.send_all(b"hello")
-                    assert await reader.readexactly(5) == b"hello"
-                assert await reader.read() == b""
-
-    run(main)
-
-
-def test_the_accepted_stream_outlives_its_listener(run: Run) -> None:
-    """It is the caller's; a second accept is an error, and so is one on a closed listener."""
-
-    async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0") as server:
-            async with tabi.Proxy(server.url).bind() as listener, caller(listener.address) as (reader, _):
-                stream = await listener.accept()
-                with pytest.raises(RuntimeError, match="accepts once"):
-                    await listener.accept()
-                listener.close()
-                await stream.send_all(b"hello")
-                assert await reader.readexactly(5) == b"hello"
-                stream.close()
-            listener = await tabi.Proxy(server.url).bind()
-            listener.close()
-            listener.close()
-            with pytest.raises(RuntimeError, match="closed"):
-                await listener.accept()
-
-    run(main)
-
-
-def test_leaving_the_listener_ends_the_wait_of_the_proxy(run: Run) -> None:
-    """Nobody listens for a client that does not want the peer any more."""
-    sessions: list[tabi.Session] = []
-
-    async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
-            async with tabi.Proxy(server.url).bind() as listener:
-                pass
-            await server.drain()
-            with pytest.raises(ConnectionRefusedError):
-                async with caller(listener.address):
-                    pass
-
-    run(main)
-    assert [(session.command, session.close) for session in sessions] == [("bind", "client")]
-
 
 def test_a_bind_that_nobody_awaits_does_nothing(run: Run) -> None:
     """No connection is opened. Python warns, as it does for every coroutine that is forgotten."""
@@ -578,54 +478,6 @@ def test_a_bind_through_a_chain(run: Run) -> None:
     assert [(session.user, session.command) for session in second_seen] == [("b", "bind")]
 
 
-def test_nobody_calls_within_the_deadline_of_the_proxy(run: Run) -> None:
-    """Its second reply is a ProxyError with the code, and the listener is closed."""
-
-    async def main() -> None:
-        async with (
-            tabi.Server(config=config(bind=0.1)) as server,
-            tabi.Proxy(server.url).bind("127.0.0.1") as listener,
-        ):
-            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: the proxy says TTL expired") as caught:
-                await listener.accept()
-            assert caught.value.reply_code == 6
-            with pytest.raises(RuntimeError, match="closed"):
-                await listener.accept()
-
-    run(main)
-
-
-def test_nobody_calls_within_the_callers_own_deadline(run: Run) -> None:
-    """A ProxyError without a code; the proxy still waits, and so may the caller, who may also cancel."""
-
-    async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0") as server, tabi.Proxy(server.url).bind() as listener:
-            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: nobody called within 0.05 s$") as caught:
-                await listener.accept(0.05)
-            assert caught.value.reply_code is None
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(listener.accept(), 0.05)
-            async with caller(listener.address) as (reader, _), await listener.accept() as stream:
-                await stream.send_all(b"hello")
-                assert await reader.readexactly(5) == b"hello"
-
-    run(main)
-
-
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf"), None, "5", True])
-def test_a_wait_that_is_none_is_a_value_error(run_once: Run, timeout: Any) -> None:
-    """The listener goes on."""
-
-    async def main() -> None:
-        async with tabi.Server("socks5://127.0.0.1:0") as server, tabi.Proxy(server.url).bind() as listener:
-            with pytest.raises(ValueError, match="expected seconds, more than 0"):
-                await listener.accept(timeout)
-            async with caller(listener.address), await listener.accept():
-                pass
-
-    run_once(main)
-
-
 @pytest.mark.parametrize("command", ["bind", "associate"])
 def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """The system then no longer knows who the proxy was (ENOTCONN)."""
@@ -639,10 +491,8 @@ def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.
         return asked
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(FIRST_REPLY + bytes(4) + b"\x10\x00")
+        await take_request(reader, writer)
+        writer.write(SUCCESS + bytes(4) + b"\x10\x00")
         await released.wait()
         reset(writer)
 
@@ -655,41 +505,6 @@ def test_a_reset_behind_the_reply_is_a_reset(run_once: Run, monkeypatch: pytest.
     released = asyncio.Event()
     monkeypatch.setattr(Socks5, "ask_over", ask_and_be_reset)
     run_once(main)
-
-
-def test_a_listener_may_be_ipv4_inside_ipv6(run_once: Run) -> None:
-    """As a dual-stack proxy gives it: it is an IPv4 address that peers are told."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(b"\x05\x00\x00" + encode_address(parse_address("[::ffff:192.0.2.1]:4096")))
-        await reader.read()
-
-    async def main() -> None:
-        async with target(answer) as port, tabi.Proxy(f"socks5://127.0.0.1:{port}").bind() as listener:
-            assert str(listener.address) == "192.0.2.1:4096"
-
-    run_once(main)
-
-
-def test_a_refused_bind_is_a_proxy_error(run: Run) -> None:
-    """A proxy without BIND says 07 in its first reply."""
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(b"\x05\x07\x00\x01" + bytes(6))
-
-    async def main() -> None:
-        async with target(refuse) as port:
-            with pytest.raises(tabi.ProxyError, match="command not supported") as caught:
-                await tabi.Proxy(f"socks5://127.0.0.1:{port}").bind()
-            assert caught.value.reply_code == 7
-
-    run(main)
 
 
 # --- associations ---
@@ -825,24 +640,6 @@ def test_a_refused_association_is_a_proxy_error(run: Run) -> None:
     run(main)
 
 
-def test_a_proxy_that_hangs_up_while_its_peer_is_waited_for(run: Run) -> None:
-    """It is a RemoteProtocolError, and nothing stays open."""
-
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(FIRST_REPLY + b"\xc0\x00\x02\x01\x10\x00" + FIRST_REPLY[:2])
-
-    async def main() -> None:
-        async with target(hang_up) as port:
-            listener = await tabi.Proxy(f"socks5://127.0.0.1:{port}").bind()
-            assert str(listener.address) == "192.0.2.1:4096"
-            with pytest.raises(tabi.RemoteProtocolError, match="in the middle of the second reply"):
-                await listener.accept()
-            assert listener.stream is None
-
-
 @pytest.mark.parametrize(
     ("bound", "error", "match"),
     [
@@ -871,18 +668,16 @@ def test_a_relay_that_nobody_can_reach_is_an_error(
 def test_a_proxy_that_does_not_say_its_address(run: Run, host: str, through: bool) -> None:
     """BND 0.0.0.0 means the proxy's own address: that of its URL, or what its name stood for when it was reached."""
 
-    async def vague(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(3)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(10)
-        writer.write(FIRST_REPLY + bytes(4) + b"\x10\x00")
-        await reader.read()
-
     async def main() -> None:
-        async with target(vague) as port, tabi.Server("socks5://127.0.0.1:0") as server:
+        async with (
+            target(replying(SUCCESS + bytes(4) + b"\x10\x00")) as port,
+            tabi.Server("socks5://127.0.0.1:0") as server,
+        ):
             urls = [server.url] * through + [f"socks5://{host}:{port}"]
             async with tabi.Proxy(*urls).bind() as listener:
                 assert str(listener.address) == f"{host if through else '127.0.0.1'}:4096"
+
+    run(main)
 
 
 def test_the_name_of_a_relay_has_the_proxys_deadline(run_once: Run) -> None:

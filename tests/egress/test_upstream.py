@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from authorities import authority, client_certificate, client_context, write_server
+from authorities import authority, write_server
 from conftest import Run
 from doubles import LOOPBACK, config, reset
-from support import closed_port, permit_outer, target
+from egresses import talk
+from support import closed_port, permit_outer, silent, target
 from tabi import Proxy, Server, Session
 from tabi.config import Config, Listen
 from tabi.egress.chain import make_chain, make_context
@@ -51,15 +49,6 @@ async def open_through(
         return await egress.open(destination, address_filter, session)
     finally:
         await dialer.close()
-
-
-async def talk(stream: Stream) -> None:
-    """Send and get the same back; then both directions end."""
-    async with stream:
-        await stream.send_all(b"ping")
-        assert await stream.receive() == b"ping"
-        stream.send_eof()
-        assert await stream.receive() == b""
 
 
 def secured(folder: Path) -> tuple[Config, str]:
@@ -157,11 +146,6 @@ def test_a_certificate_of_somebody_else(run_once: Run, tmp_path: Path) -> None:
                     await open_through(url, destination=parse_address("127.0.0.1:1"))
 
     run_once(main)
-
-
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the peer ends."""
-    await reader.read()
 
 
 def test_the_deadline_is_over_the_handshake_too(run_once: Run, tmp_path: Path) -> None:
@@ -268,81 +252,6 @@ def test_what_a_proxy_breaks_is_no_breach_of_its_client(run_once: Run) -> None:
             assert caught.value.reply_code is None
 
     run_once(main)
-
-
-# --- a context and a certificate of one's own ---
-
-
-def with_authorities(folder: Path) -> tuple[Config, str]:
-    """A server whose clients must have a certificate, and its authority's file."""
-    tls = write_server(folder)
-    ca = folder / "authority.pem"
-    ca.write_bytes(authority().cert_pem.bytes())
-    tls = msgspec.structs.replace(tls, client_ca=str(ca))
-    return config(Listen("https://127.0.0.1:0", tls=tls, users="required")), str(ca)
-
-
-def test_a_proxy_that_wants_a_certificate(run_once: Run, tmp_path: Path) -> None:
-    """By files, or in a context that is ready; without one it refuses."""
-    setting, ca = with_authorities(tmp_path)
-    leaf = client_certificate("alice")
-    chain, key = tmp_path / "alice.pem", tmp_path / "alice.key"
-    chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    key.write_bytes(leaf.private_key_pem.bytes())
-    sessions: list[Session] = []
-
-    async def main() -> None:
-        async with target() as port, Server(config=setting, on_close=sessions.append) as server:
-            url = parse_url(server.urls[0].replace("127.0.0.1", "localhost"))
-            files = make_context(url, ca, certificate=(str(chain), str(key)))
-            ready = make_context(url, ready=client_context(certificate=leaf))
-            dialer = Dialer(get_reactor(), ThreadResolver(), 10)
-            for context in (files, ready):
-                egress = make_chain([url], [context], Direct(dialer), dialer.deadlines, get_tls_shared())
-                await talk(await egress.open(Address("localhost", port), allow_any_address))
-            egress = make_chain([url], [make_context(url, ca)], Direct(dialer), dialer.deadlines, get_tls_shared())
-            with pytest.raises((ProxyError, RemoteProtocolError)):
-                await egress.open(Address("localhost", port), allow_any_address)
-            await dialer.close()
-            await server.drain()
-
-    run_once(main)
-    assert [session.user for session in sessions if session.destination] == ["alice", "alice"]
-
-
-def test_a_context_that_is_ready_is_not_changed() -> None:
-    """It is the caller's: the same object, for a proxy inside TLS alone."""
-    ready = ssl.create_default_context()
-    assert make_context(parse_url("https://127.0.0.1:1"), ready=ready) is ready
-    assert make_context(parse_url("http://127.0.0.1:1"), ready=ready) is None
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"ready": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}, "a context for servers, expected one for clients"),
-        ({"ready": ssl.create_default_context(), "ca": "ca.pem"}, "a context and files beside it"),
-        ({"ready": ssl.create_default_context(), "certificate": ("c.pem", "c.key")}, "a context and files beside it"),
-        ({"certificate": ("nowhere.pem", "nowhere.key")}, r"nowhere\.key: No such file"),
-        ({"certificate": (__file__, __file__)}, r"test_upstream\.py: no "),
-    ],
-    ids=["server", "ca", "both", "missing", "rubbish"],
-)
-def test_what_is_no_context_for_a_proxy(options: Any, why: str) -> None:
-    """It is told before anything is dialled."""
-    with pytest.raises(ValueError, match=why):
-        make_context(parse_url("https://127.0.0.1:1"), **options)
-
-
-def test_the_system_s_authorities_never_get_a_certificate(tmp_path: Path) -> None:
-    """That context is shared by all proxies."""
-    leaf = client_certificate("alice")
-    chain, key = tmp_path / "alice.pem", tmp_path / "alice.key"
-    chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    key.write_bytes(leaf.private_key_pem.bytes())
-    url = parse_url("https://127.0.0.1:1")
-    assert make_context(url, certificate=(str(chain), str(key))) is not make_context(url)
-    assert make_context(url) is make_context(url)
 
 
 # --- BND of a reply ---

@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from rich.pretty import pretty_repr
 
 from conftest import Run
 from doubles import LOOPBACK, Scene, ask_for, config, end_of, greet, read_reply
 from support import client, credentials, request, target
-from tabi import ConfigError, Login, Proxy, ProxyError, Server, Session, User
+from tabi import Login, Proxy, ProxyError, Server, Session, User
 from tabi.config import LimitsConfig, Listen, RuleConfig
 from tabi.config import UserConfig as config_user
 from tabi.ingress.authenticate import PasswordAuthenticator
@@ -250,34 +249,6 @@ def test_a_user_with_groups(run: Run) -> None:
     run(main)
 
 
-def test_a_login_tells_how_it_came(run: Run) -> None:
-    """The function gets the client, the protocol and the listener; the repr hides the password. It need not await."""
-    seen: list[Login] = []
-
-    def answer(login: Login) -> None:
-        seen.append(login)
-
-    async def main() -> None:
-        async with Server("mixed://127.0.0.1:0", authenticate=answer) as server:
-            async with client(server.addresses[0]) as (reader, writer):
-                assert await greet((reader, writer), b"\x02") == 2
-                writer.write(credentials(b"\xff", b"hunter2"))
-                assert await reader.readexactly(2) == b"\x01\x01"
-            async with client(server.addresses[0]) as (reader, writer):
-                writer.write(
-                    b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nProxy-Authorization: Basic YWxpY2U6aHVudGVyMg==\r\n\r\n"
-                )
-                assert (await reader.readline()).startswith(b"HTTP/1.1 407 ")
-            first, second = seen
-            assert (first.username, first.password, first.protocol) == ("\udcff", "hunter2", "socks5")
-            assert (second.username, second.password, second.protocol) == ("alice", "hunter2", "http")
-            assert (str(first.client.host), first.tls_identity) == ("127.0.0.1", None)
-            assert first.listener == "mixed://127.0.0.1:0"
-            assert "hunter2" not in repr(first) + pretty_repr(first)
-
-    run(main)
-
-
 def test_a_failure_of_authenticate_in_http(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     """The client gets 503, not 407: its password may be right. The answer does not tell what failed."""
 
@@ -313,13 +284,6 @@ def test_an_answer_of_the_wrong_type(run: Run, caplog: pytest.LogCaptureFixture,
 
     run(main)
     assert f"authenticate returned {type(answer).__name__}, expected str, tabi.User or None" in caplog.text
-
-
-@pytest.mark.parametrize("function", [7, "alice", lambda: "alice", lambda username, password, client: username])
-def test_an_authenticate_that_cannot_be_asked(function: Any) -> None:
-    """What is not a function of one argument is refused when the server is made, also the form of earlier versions."""
-    with pytest.raises(ConfigError, match=r"^authenticate: .*expected a function of one argument, a tabi.Login"):
-        Server(LOOPBACK, authenticate=function)
 
 
 @pytest.mark.parametrize("limits", [{"connections": 1}, LimitsConfig(connections=1)])

@@ -279,7 +279,7 @@ def test_a_way_out_by_url_or_as_an_object(run_once: Run) -> None:
     run_once(main)
 
 
-def test_made_egresses_are_bounded_and_retired(run_once: Run) -> None:
+def test_made_egresses_are_bounded_and_retired() -> None:
     """The one that rested longest goes; names are told apart, and none is that of a configured egress."""
     retired: list[str] = []
 

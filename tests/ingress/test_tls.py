@@ -31,7 +31,7 @@ from authorities import (
 )
 from conftest import Run
 from datagrams import destination, udp_socket, unwrap
-from doubles import Serving, caller, config, end_of
+from doubles import Clock, Serving, caller, config, end_of
 from processes import failure, need, run_tabi
 from support import GREETING, client, credentials, request, target, tunnel
 from tabi import Server, Session
@@ -484,7 +484,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
         Certificates(tls, "listen[0].tls", False)
 
 
-def test_a_resumed_session_ends_with_the_certificate(run_once: Run) -> None:
+def test_a_resumed_session_ends_with_the_certificate() -> None:
     """OpenSSL does not look at the time again when a session is resumed."""
     assert user_of(subject("alice"), "cn", NOW) == "alice"
     with pytest.raises(ValueError, match="has expired"):
@@ -543,16 +543,6 @@ def test_an_authority_of_clients_makes_no_open_proxy(tmp_path: Path) -> None:
 
 
 # --- files ---
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def serial_of(context: ssl.SSLContext) -> str:

@@ -14,7 +14,7 @@ import pytest
 from dns.rdatatype import RdataType
 
 from authorities import client_context, stranger
-from conftest import Run
+from conftest import PATIENCE, Run
 from doubles import FakeResolver, until
 from name_servers import HttpServer, Lie, StreamServer, Zone, stream_server, tls_context
 from support import closed_port
@@ -41,7 +41,7 @@ KINDS = ("tcp", "tls", "https", "h2")
 async def server(
     kind: str,
     zone: Zone,
-    seconds: float = 20,
+    seconds: float = PATIENCE,
     host: str = "127.0.0.1",
     bootstrap: FakeResolver | None = None,
     context: ssl.SSLContext | None = None,
@@ -171,7 +171,7 @@ def test_a_lie_is_not_believed(run_once: Run, kind: str, lie: Lie) -> None:
         async with server(kind, zone, seconds=0.2) as (client, _):
             text = await fails(client)
             assert text.startswith(("no answer within 0.2 s", "no message: ", "an answer to another question"))
-            zone.lie = ""
+            zone.lie, client.seconds = "", PATIENCE
             assert (await client.answer("six.test")).addresses == [ip_address("2001:db8::6")]
 
     run_once(main)
@@ -195,12 +195,14 @@ def test_a_server_that_is_silent_has_a_deadline(run_once: Run, kind: str) -> Non
 
     async def main() -> None:
         zone = Zone(TABLE)
-        async with server(kind, zone, seconds=0.2) as (client, serve):
+        async with server(kind, zone) as (client, serve):
             await client.answer("four.test")
             before = serve.connections
             zone.answering.clear()
+            client.seconds = 0.2
             assert await fails(client) == "no answer within 0.2 s"
             zone.answering.set()
+            client.seconds = PATIENCE
             assert (await client.answer("four.test")).addresses
             assert serve.connections > before
 
@@ -220,10 +222,12 @@ def test_a_name_that_takes_long_costs_nobody_else_the_connection(run_once: Run) 
             return await honest(octets)
 
         slow.reply = reply  # type: ignore[method-assign]
-        async with server("tcp", slow, seconds=0.2) as (client, serve):
+        async with server("tcp", slow) as (client, serve):
             await client.answer("four.test")
+            client.seconds = 0.2
             waiting = asyncio.get_running_loop().create_task(fails(client, "six.test"))
             await asyncio.sleep(0)
+            client.seconds = PATIENCE
             await client.answer("four.test")
             assert await waiting == "no answer within 0.2 s"
             await client.answer("both.test")

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Run
-from tabi.net import own
+from tabi.net import local_addresses
 from tabi.net.local_addresses import (
     ADDRESS,
     ATTRIBUTE,
@@ -164,7 +164,7 @@ def test_changes_that_were_too_many_are_asked_for(run_once: Run, monkeypatch: py
         real = addresses.sock
         netlink: Any = Netlink(OSError(errno.ENOBUFS, "No buffer space available"), b"a change")
         addresses.sock = netlink
-        monkeypatch.setattr(own, "ask", lambda: iter([LOOPBACK]))
+        monkeypatch.setattr(local_addresses, "ask", lambda: iter([LOOPBACK]))
         addresses.on_ready(0)
         assert told[1] == frozenset((LOOPBACK,))
         netlink = Netlink(*[b"x"] * 1000)
@@ -189,7 +189,7 @@ def test_what_cannot_be_asked_keeps_what_was_known(
         def fail() -> Iterator[IP]:
             raise TimeoutError("timed out")
 
-        monkeypatch.setattr(own, "ask", fail)
+        monkeypatch.setattr(local_addresses, "ask", fail)
         addresses.look()
         assert told[0] == told[1]
         assert "the addresses of this machine cannot be read: timed out" in caplog.text

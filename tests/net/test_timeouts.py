@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Run
-from tabi.net import deadline
+from tabi.net import timeouts
 from tabi.net.timeouts import FixedTimeouts, IdleTimeouts
 
 
@@ -60,7 +60,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that the module under test reads."""
     clock = Clock()
-    monkeypatch.setattr(deadline, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(timeouts, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -182,7 +182,7 @@ def test_any_sequence(steps: list[tuple[str, int]]) -> None:
     """Whatever starts, stops and passes: each thing expires exactly at its time, unless it was stopped before."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deadline, "monotonic", lambda: clock.now)
+        patch.setattr(timeouts, "monotonic", lambda: clock.now)
         under_test = deadlines(clock, 10)
         things: list[Thing] = []
         due: dict[Thing, float] = {}

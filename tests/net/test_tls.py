@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +14,7 @@ import pytest
 
 from authorities import VERSIONS, TlsPeer, accept, authority, client_certificate, client_context, server_context
 from conftest import Run
-from sockets import Pair, fill, reset, tcp_pair, turns, unix_pair, until, waiting
+from sockets import Pair, fill, octets, reset, tcp_pair, turns, unix_pair, until, waiting
 from tabi.errors import RemoteProtocolError
 from tabi.net import tls as tls_module
 from tabi.net.reactor import get_reactor
@@ -38,11 +37,6 @@ MIB = 1 << 20
 SMALL = 4096
 
 both_versions = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
-
-
-def octets(count: int, seed: int = 1) -> bytes:
-    """Data in which every piece differs."""
-    return random.Random(seed).randbytes(count)
 
 
 @contextlib.asynccontextmanager

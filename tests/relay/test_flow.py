@@ -6,7 +6,6 @@ import asyncio
 import errno
 import fcntl
 import os
-import random
 import socket
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from sockets import (
     Ends,
     Pair,
     fill,
+    octets,
     read,
     read_all,
     reset,
@@ -38,11 +38,6 @@ from tabi.relay.pipes import BUFFER_SIZE
 MIB = 1 << 20
 BULK = 4 * MIB + 12_345
 SMALL = 4096  # SO_SNDBUF and SO_RCVBUF that make most sends short
-
-
-def octets(count: int, seed: int = 1) -> bytes:
-    """Data in which every piece differs."""
-    return random.Random(seed).randbytes(count)
 
 
 @pytest.fixture

@@ -22,28 +22,20 @@ from datagrams import (
     association,
     destination,
     fake_proxy,
+    limited,
     pass_on,
     unwrap,
+    used,
 )
+from doubles import Clock
 from sockets import turns, until
-from tabi.config import LimitsConfig, Udp, make_config
-from tabi.policy.ledger import USED
+from tabi.config import Udp
 from tabi.relay import inspected_association, udp_context
 from tabi.relay.datagram_inspector import Datagram, Direction, Emit
 from tabi.relay.inspected_association import DELAYED_COST, InspectedAssociation
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import LAST, encode_header
-
-
-class Clock:
-    """A clock that goes on only when it is told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def only_up(look: Look) -> Look:
@@ -85,18 +77,6 @@ def received(echo: Destination) -> list[bytes]:
 def has(sink: Destination, count: int) -> bool:
     """Whether a destination has got so many."""
     return len(sink.received) == count
-
-
-def limited(limits: dict[str, object]) -> Place:
-    """A server on which everybody together has limits."""
-    found: LimitsConfig = make_config({"limits": limits}).limits
-    return Place(limits=found)
-
-
-def used(place: Place) -> int:
-    """Octets that everybody has used."""
-    ledger = place.server.ledger
-    return ledger.cells[ledger.rows["server"] + USED]
 
 
 # --- what is seen, and what is sent in its place ---

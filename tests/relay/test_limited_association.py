@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conftest import Run
-from datagrams import Place, association, destination, unwrap
+from datagrams import association, destination, limited, unwrap, used
 from sockets import until
-from tabi.config import LimitsConfig, make_config
-from tabi.policy.ledger import USED
 from tabi.policy.limits import UP
 from tabi.relay import limited_association
 from tabi.relay.limited_association import LimitedAssociation
@@ -36,23 +34,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def place(limits: dict[str, object]) -> Place:
-    """A server on which everybody together has limits."""
-    found: LimitsConfig = make_config({"limits": limits}).limits
-    return Place(limits=found)
-
-
-def used(here: Place) -> int:
-    """Octets that everybody has used."""
-    ledger = here.server.ledger
-    return ledger.cells[ledger.rows["server"] + USED]
-
-
 def test_payload_counts_in_both_directions(run: Run, kernel: str) -> None:
     """Octets of payload and not of headers; those of a datagram that went nowhere are given back at the end."""
 
     async def main() -> None:
-        async with place({"quota": "1 GB/day"}) as here, association(here.address) as client:
+        async with limited({"quota": "1 GB/day"}) as here, association(here.address) as client:
             with destination() as echo:
                 for _ in range(3):
                     assert unwrap(await client.ask(echo.header + bytes(1000))) == (echo.address, bytes(1000))
@@ -73,7 +59,7 @@ def test_what_waits_for_a_name_is_given_back(run: Run) -> None:
     """It was charged when it came; the association ends before anybody knows where to."""
 
     async def main() -> None:
-        async with place({"quota": "1 GB/day"}) as here, association(here.address) as client:
+        async with limited({"quota": "1 GB/day"}) as here, association(here.address) as client:
             here.resolver.answering.clear()
             client.send(encode_header(Address("slow.test", 9)) + bytes(700))
             await until(lambda: here.resolver.asked)
@@ -88,7 +74,7 @@ def test_a_quota_ends_the_association(run: Run, kernel: str) -> None:
     """What does not fit is dropped, the control connection ends, and the line says why."""
 
     async def main() -> None:
-        async with place({"quota": "2500 B/day"}) as here, association(here.address) as client:
+        async with limited({"quota": "2500 B/day"}) as here, association(here.address) as client:
             with destination() as echo:
                 await client.ask(echo.header + bytes(1000))
                 client.send(echo.header + bytes(1000))  # one more gets there: 500 octets are left for the answer
@@ -107,7 +93,7 @@ def test_one_without_payload_ends_it_where_nothing_is_left(run: Run, kernel: str
     """Others have used the quota to the octet: what is sent next ends the association, however little it is."""
 
     async def main() -> None:
-        async with place({"quota": "2500 B/day"}) as here, association(here.address) as client:
+        async with limited({"quota": "2500 B/day"}) as here, association(here.address) as client:
             with destination(answer=lambda data, sender: ()) as sink:
                 for _ in range(2):
                     client.send(sink.header)
@@ -128,7 +114,7 @@ def test_one_that_is_larger_than_the_bucket_passes_when_that_is_full(run: Run, k
     """Else it never would; those behind it pay for it."""
 
     async def main() -> None:
-        async with place({"bandwidth": "1 kB/s", "burst": 4096}) as here, association(here.address) as client:
+        async with limited({"bandwidth": "1 kB/s", "burst": 4096}) as here, association(here.address) as client:
             with destination(answer=lambda data, sender: ()) as sink:
                 client.send(sink.header + bytes(30_000))
                 await until(lambda: sink.received)
@@ -144,7 +130,7 @@ def test_what_is_too_fast_is_dropped(run: Run, kernel: str, clock: Clock, burst:
     """As a narrow way drops it: those of a burst that fit pass, the others are counted and nobody waits for them."""
 
     async def main() -> None:
-        async with place({"bandwidth": "1500 B/s", "burst": burst}) as here, association(here.address) as client:
+        async with limited({"bandwidth": "1500 B/s", "burst": burst}) as here, association(here.address) as client:
             with destination(answer=lambda data, sender: ()) as sink:
                 expected = min(20, burst // 1500)
                 dropped = {"limited": 20 - expected} if expected < 20 else {}
@@ -165,7 +151,7 @@ def test_what_is_too_fast_for_the_client_is_dropped(run: Run, kernel: str, clock
     """Each direction has a bucket of its own: answers have as much room as what asked for them."""
 
     async def main() -> None:
-        async with place({"bandwidth": "1500 B/s", "burst": 6000}) as here, association(here.address) as client:
+        async with limited({"bandwidth": "1500 B/s", "burst": 6000}) as here, association(here.address) as client:
             with destination(answer=lambda data, sender: [(data, sender)] * 3) as echo:
                 for _ in range(2):
                     client.send(echo.header + bytes(1500))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import random
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -16,7 +15,21 @@ import pytest
 
 from authorities import TlsPeer, accept, client_context
 from conftest import Run
-from sockets import Bench, Ends, fill, read, read_all, reset, send, send_and_end, tcp_pair, turns, until, waiting
+from sockets import (
+    Bench,
+    Ends,
+    fill,
+    octets,
+    read,
+    read_all,
+    reset,
+    send,
+    send_and_end,
+    tcp_pair,
+    turns,
+    until,
+    waiting,
+)
 from tabi.config import LimitsConfig
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import DOWN, QUANTUM, UP, Lease
@@ -78,11 +91,6 @@ def meter_of(flow: Flow) -> Meter:
 def standing(pacer: Pacer) -> int:
     """How many wait."""
     return sum(map(len, pacer.queues.values()))
-
-
-def octets(count: int, seed: int = 1) -> bytes:
-    """Data in which every piece differs."""
-    return random.Random(seed).randbytes(count)
 
 
 def accounts(bandwidth: float | None = None, quota: int | None = None, burst: int | None = None) -> Accounts:

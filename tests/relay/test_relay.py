@@ -13,8 +13,8 @@ import pytest
 from conftest import Run
 from sockets import (
     Bench,
-    Ends,
     Pair,
+    exchange,
     fill,
     read,
     read_all,
@@ -35,14 +35,6 @@ from tabi.relay import relay
 from tabi.relay.flow import BLOCKED
 
 MIB = 1 << 20
-
-
-async def exchange(ends: Ends, up: bytes = b"up", down: bytes = b"down") -> None:
-    """Send something each way and see it arrive."""
-    await send(ends.client, up)
-    assert await read(ends.server, len(up)) == up
-    await send(ends.server, down)
-    assert await read(ends.client, len(down)) == down
 
 
 def test_the_head_comes_before_what_the_client_sends_later(run: Run) -> None:

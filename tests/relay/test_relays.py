@@ -11,7 +11,6 @@ from authorities import TlsPeer, accept, client_context
 from conftest import Run
 from sockets import (
     Bench,
-    Ends,
     read,
     read_all,
     send,
@@ -31,14 +30,6 @@ from tabi.relay.tls import TlsRelay
 from tabi.session import Session
 
 MIB = 1 << 20
-
-
-async def exchange(ends: Ends, up: bytes = b"up", down: bytes = b"down") -> None:
-    """Send something each way and see it arrive."""
-    await send(ends.client, up)
-    assert await read(ends.server, len(up)) == up
-    await send(ends.server, down)
-    assert await read(ends.client, len(down)) == down
 
 
 def test_the_timer_sweeps_by_itself(run: Run) -> None:

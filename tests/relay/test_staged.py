@@ -15,7 +15,21 @@ import pytest
 
 from authorities import TlsPeer, accept, client_context
 from conftest import Run
-from sockets import Bench, Ends, fill, read, read_all, reset, send, send_and_end, tcp_pair, turns, unix_pair, until
+from sockets import (
+    Bench,
+    Ends,
+    fill,
+    octets,
+    read,
+    read_all,
+    reset,
+    send,
+    send_and_end,
+    tcp_pair,
+    turns,
+    unix_pair,
+    until,
+)
 from stages import Counting, Failing, Holding, Passing, Slicing
 from tabi.net.reactor import OUT
 from tabi.policy.limits import DOWN, UP
@@ -30,11 +44,6 @@ MIB = 1 << 20
 SMALL = 4096
 
 both_ways = pytest.mark.parametrize("pipes", [8, 0], ids=["spliced", "copied"])
-
-
-def octets(count: int, seed: int = 1) -> bytes:
-    """Data in which every piece differs."""
-    return random.Random(seed).randbytes(count)
 
 
 def staged_up(ends: Ends) -> StagedFlow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import random
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 
 from authorities import VERSIONS, TlsPeer, accept, client_context
 from conftest import Run
-from sockets import Bench, Ends, Pair, read, read_all, reset, send, send_and_end, tcp_pair, turns, until
+from sockets import Bench, Ends, Pair, octets, read, read_all, reset, send, send_and_end, tcp_pair, turns, until
 from tabi.net.reactor import OUT
 from tabi.relay.flow import BLOCKED
 from tabi.relay.tls import TlsRelay
@@ -25,11 +24,6 @@ BULK = 4 * MIB + 12_345
 SMALL = 4096
 
 both_versions = pytest.mark.parametrize("version", VERSIONS, ids=["1.2", "1.3"])
-
-
-def octets(count: int, seed: int = 1) -> bytes:
-    """Data in which every piece differs."""
-    return random.Random(seed).randbytes(count)
 
 
 async def tls_ends(

@@ -15,7 +15,6 @@ from doubles import FakeResolver, caller, expect_reset, open_bind, read_reply
 from support import GREETING, client, echo, request, target, tunnel
 from tabi import Decision, Server, Session
 from tabi.config import make_config
-from tabi.errors import ConfigError
 from tabi.wire.address import Address, parse_host
 from tabi.wire.datagram import encode_header
 
@@ -214,10 +213,3 @@ def test_too_many_callers_are_not_all_judged_at_once(run_once: Run) -> None:
                 go.set()
 
     run_once(main)
-
-
-def test_what_cannot_be_asked_is_said_at_the_start() -> None:
-    """A hook is a function, with async or without."""
-    wrong: Any = 7
-    with pytest.raises(ConfigError, match=r"^decide: 7, expected a function, with async or without$"):
-        Server(decide=wrong)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -15,35 +15,14 @@ from conftest import Run
 from processes import PATIENCE, Serve, listening, receive_exactly, serve, tunnels, wait_for
 from support import GREETING, credentials, request, target
 from tabi.client import Proxy
-from tabi.config import Config, LimitsConfig, Listen, Log, RuleConfig, Seconds, Timeouts, UserConfig, make_config
+from tabi.config import Config, LimitsConfig, Listen, Log, RuleConfig, Seconds, Timeouts, UserConfig
 from tabi.errors import AuthError, ConfigError, ProxyError
+from tabi.server.compiled import compile_config
+from tabi.server.reload import Reload
 from tabi.server.server import Server
-from tabi.server.takeover import take_over
 from tabi.wire.address import Address
 
 LISTEN = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n'
-
-
-# --- what is taken ---
-
-
-def test_what_waits_for_a_restart_is_named_and_stays() -> None:
-    """Workers, deadlines, log, quotas' place and resolver are used at the start; all else is new at once."""
-    old = make_config({"rule": [{"action": "deny"}]})
-    parts: dict[str, Any] = {"timeouts": {"idle": 5}, "log": {"access": "none"}, "resolver": {"cache": 0}}
-    new = make_config(parts | {"workers": 3, "quotas": {"path": "/q"}, "limits": {}})
-    found, keys = take_over(old, new)
-    assert keys == ["workers", "timeouts", "log", "quotas", "resolver"]
-    assert found == msgspec.structs.replace(old, rule=[])
-
-
-def test_listeners_keep_their_places_and_may_change_otherwise() -> None:
-    """The same URLs: who must be a user is another from now on. Other URLs: all of it waits."""
-    old = Config(listen=[Listen("socks5://127.0.0.1:1", "none")])
-    other = Config(listen=[Listen("socks5://127.0.0.1:1", "optional")])
-    elsewhere = Config(listen=[Listen("socks5://127.0.0.1:2")])
-    assert take_over(old, other) == (other, [])
-    assert take_over(old, elsewhere) == (old, ["listen"])
 
 
 # --- an embedded server ---
@@ -242,3 +221,16 @@ def test_a_reload_that_is_under_way_ends_with_the_supervisor(tmp_path: Path) -> 
         (child,) = set(proxy.workers()) - before
         assert proxy.stop() == 0
         assert not Path(f"/proc/{child}").exists()
+
+
+def test_no_room_for_a_process_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an OSError, and no descriptor of the attempt stays: the next one may come soon."""
+
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(BlockingIOError):
+        Reload(lambda: compile_config(Config()), Config(), [])
+    assert os.listdir("/proc/self/fd") == before

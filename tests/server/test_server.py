@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,9 @@ from doubles import (
     ask,
     ask_for,
     config,
-    descriptor_limit,
     end_of,
     greet,
     logged,
-    no_descriptors_left,
     open_tunnel,
     read_reply,
     reset,
@@ -159,22 +156,6 @@ def test_an_address_in_use_is_an_oserror_and_leaves_nothing(run: Run) -> None:
             with pytest.raises(OSError, match="in use"):
                 await other.start()
             assert all(sock.fileno() == -1 for group in other.sockets for sock in group)
-
-    run(main)
-
-
-def test_a_log_that_cannot_be_written_ends_the_start(run: Run, tmp_path: Path) -> None:
-    """The error names the key and the path, and whatever was built until then is closed."""
-
-    async def main() -> None:
-        resolver = FakeResolver()
-        log = tmp_path / "missing" / "access.log"
-        server = Server(LOOPBACK, config=Config(log=Log(access=str(log))), users={"a": "b"}, resolver=resolver)
-        with pytest.raises(FileNotFoundError, match="No such file or directory") as caught:
-            await server.start()
-        assert caught.value.filename == f"log.access: {log}"
-        assert resolver.closed
-        await server.close()
 
     run(main)
 
@@ -395,67 +376,6 @@ def test_drain_without_sessions_is_over_at_once(run: Run) -> None:
 
 
 # --- too much of something ---
-
-
-def test_no_more_sessions_than_descriptors(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """At the limit the tunnels live, who comes next waits, nothing spins; when one ends, the next one is served."""
-
-    async def main() -> None:
-        with descriptor_limit(80):
-            async with (
-                target() as port,
-                Server(LOOPBACK) as server,
-                tunnel(server.addresses[0], port) as (reader, writer),
-            ):
-                streams = [
-                    await asyncio.open_connection("127.0.0.1", server.addresses[0].port)
-                    for _ in range(server.parts.capacity - 1)
-                ]
-                for other in streams:
-                    await open_tunnel(other, Address("127.0.0.1", port))
-                async with client(server.addresses[0]) as waiting:
-                    waiting[1].write(b"\x05\x01\x00")
-                    await until(lambda: "new connections wait" in caplog.text)
-                    before = time.process_time()
-                    with pytest.raises(TimeoutError):
-                        await asyncio.wait_for(waiting[0].readexactly(2), 0.5)
-                    assert time.process_time() - before < 0.2
-                    writer.write(b"alive")
-                    assert await reader.readexactly(5) == b"alive"
-                    for _, other_writer in streams:
-                        other_writer.close()
-                        await other_writer.wait_closed()
-                    assert await waiting[0].readexactly(2) == b"\x05\x00"
-        assert caplog.text.count("new connections wait") == 1
-        assert caplog.text.count("goes on") == 1
-
-    run(main)
-
-
-@pytest.mark.every_hosting
-def test_descriptors_used_up_by_others(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """When accept finds no descriptor, the tunnels live, who comes waits, nothing spins, and then it goes on."""
-
-    async def main() -> None:
-        async with target() as port, Server(LOOPBACK) as server:
-            with socket.socket() as sock:
-                async with tunnel(server.addresses[0], port) as (reader, writer):
-                    with no_descriptors_left():
-                        sock.connect(("127.0.0.1", server.addresses[0].port))
-                        await until(lambda: "new connections wait" in caplog.text)
-                        before = time.process_time()
-                        await asyncio.sleep(0.3)
-                        assert time.process_time() - before < 0.15
-                        for size in (5, 200_000):
-                            writer.write(bytes(size))
-                            assert await reader.readexactly(size) == bytes(size)
-                    sock.setblocking(False)
-                    loop = asyncio.get_running_loop()
-                    await loop.sock_sendall(sock, b"\x05\x01\x00")
-                    assert await loop.sock_recv(sock, 2) == b"\x05\x00"
-        assert "too many open files" in caplog.text.lower()
-
-    run(main)
 
 
 @pytest.mark.every_hosting
@@ -922,18 +842,6 @@ def test_a_resolver_that_raises_the_systems_errors(run: Run, command: int) -> No
         async with Server(LOOPBACK, resolver=resolver) as server:
             assert await ask(server, request("nowhere.test", 80, command)) == 4
             assert await ask(server, request("broken.test", 80, command)) == 1
-
-    run(main)
-
-
-def test_the_resolver_is_closed_with_the_server(run: Run) -> None:
-    """What was handed in as ``resolver`` is given the end as well."""
-
-    async def main() -> None:
-        resolver = FakeResolver()
-        async with Server(LOOPBACK, resolver=resolver):
-            assert not resolver.closed
-        assert resolver.closed
 
     run(main)
 

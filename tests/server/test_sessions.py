@@ -13,7 +13,6 @@ from doubles import until
 from support import target
 from tabi import Proxy, ProxyError, Server, Session, SessionInfo, SessionObserver
 from tabi.config import Config, Listen, Log, RuleConfig
-from tabi.errors import ConfigError
 
 LISTEN = "mixed://127.0.0.1:0"
 
@@ -109,21 +108,6 @@ def test_without_observers_a_session_tells_nobody(run_once: Run) -> None:
             assert (sessions.watch, sessions.began, sessions.ended) == (None, (), ())
 
     run_once(main)
-
-
-@pytest.mark.parametrize(
-    ("hook", "wrong"),
-    [("on_open", "name"), ("on_open", "two"), ("on_close", "name"), ("on_close", "two"), ("decide", "name")],
-)
-def test_what_cannot_be_called_is_refused(hook: str, wrong: str) -> None:
-    """At once, not with the first session."""
-
-    def takes_two(session: Session, more: object) -> None:
-        """Nobody would give it the second."""
-
-    given: dict[str, Any] = {hook: "print" if wrong == "name" else takes_two}
-    with pytest.raises(ConfigError, match=f"^{hook}: .*expected a function"):
-        Server(LISTEN, **given)
 
 
 def test_those_that_run_are_listed_with_live_counts(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pieces import cuts
 from tabi.errors import LocalProtocolError, RemoteProtocolError
 from tabi.wire.address import Address
 from tabi.wire.connect import (
@@ -34,14 +35,6 @@ def asked() -> ConnectMachine:
     machine = ConnectMachine()
     machine.send(ConnectRequest(NAME))
     return machine
-
-
-def cuts(data: bytes) -> Iterator[list[bytes]]:
-    """The same octets whole, octet by octet, and cut in two at every offset."""
-    yield [data]
-    yield [data[at : at + 1] for at in range(len(data))]
-    for at in range(1, len(data)):
-        yield [data[:at], data[at:]]
 
 
 def read(machine: ConnectMachine, pieces: Iterable[bytes]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
+from pieces import cuts
 from tabi.errors import LocalProtocolError, RemoteProtocolError
 from tabi.wire.address import UNSPECIFIED, Address, encode_address, parse_host
 from tabi.wire.machine import NEED_DATA, Machine, State
@@ -52,14 +53,6 @@ hosts = st.one_of(
 )
 addresses = st.builds(Address, hosts, st.integers(0, 65535))
 credentials = st.builds(Credentials, field, field)
-
-
-def cuts(data: bytes) -> Iterator[list[bytes]]:
-    """The same octets whole, octet by octet, and cut in two at every offset."""
-    yield [data]
-    yield [data[at : at + 1] for at in range(len(data))]
-    for at in range(1, len(data)):
-        yield [data[:at], data[at:]]
 
 
 def read(machine: Machine, pieces: Iterable[bytes]) -> Any:

@@ -74,6 +74,7 @@ class Reload:
         try:
             self.pid = os.fork()
         except OSError:
+            os.close(self.memory)
             self.close()
             raise
         if not self.pid:
