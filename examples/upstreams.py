@@ -1,6 +1,6 @@
 """Go out through other proxies: TCP and UDP through a chain of two, and a pool that goes on without a dead member.
 
-Run it: python examples/ways_out.py
+Run it: python examples/upstreams.py
 """
 
 from __future__ import annotations
