@@ -27,7 +27,6 @@ from tabi.config.schema import (
     Quotas,
     Resolver,
     Rule,
-    Seconds,
     Ssh,
     Sticky,
     Timeouts,
@@ -37,10 +36,12 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.policy.networks import Network
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
 
 __all__ = [
     "PARTS",
     "Auth",
+    "Bandwidth",
     "Check",
     "Clients",
     "Config",
@@ -51,12 +52,16 @@ __all__ = [
     "Listen",
     "Log",
     "Member",
+    "Moment",
     "Network",
     "Prefer",
+    "Quota",
     "Quotas",
+    "Rate",
     "Resolver",
     "Rule",
     "Seconds",
+    "Size",
     "Ssh",
     "Sticky",
     "Timeouts",
