@@ -18,7 +18,8 @@ import pytest
 from conftest import Run
 from support import target
 from tabi.client import Proxy
-from tabi.config import PARTS, parse_config
+from tabi.config import parse_config
+from tabi.config.load import PARTS
 from tabi.net.resolve import ThreadResolver
 from tabi.observe.access_log import AssociationRecord
 from tabi.server.server import Server

@@ -1,16 +1,12 @@
-"""tabi.toml: `schema.py` has what may be in it, `check.py` what types do not say, `load.py` reads it."""
+"""What tabi.toml may say, as structs: `Config` is the whole file. All names of ``__all__`` are public.
 
-from tabi.config.check import check_values
-from tabi.config.load import (
-    PARTS,
-    check_types,
-    decode_limits,
-    decode_special,
-    encode_special,
-    load_config,
-    make_config,
-    parse_config,
-)
+    config = tabi.Config(timeouts=Timeouts(idle=30.0), limits=Limits(connect_rate=Rate.parse("20/s")))
+    config = load_config("tabi.toml")  # or parse_config(text), or make_config(a mapping)
+
+`schema.py` has the structs, `check.py` what types do not say, `load.py` reads the file.
+"""
+
+from tabi.config.load import load_config, make_config, parse_config
 from tabi.config.schema import (
     Auth,
     Check,
@@ -35,11 +31,9 @@ from tabi.config.schema import (
     User,
     UsersGrammar,
 )
-from tabi.policy.networks import Network
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
 
 __all__ = [
-    "PARTS",
     "Auth",
     "Bandwidth",
     "Check",
@@ -53,7 +47,6 @@ __all__ = [
     "Log",
     "Member",
     "Moment",
-    "Network",
     "Prefer",
     "Quota",
     "Quotas",
@@ -69,11 +62,6 @@ __all__ = [
     "Udp",
     "User",
     "UsersGrammar",
-    "check_types",
-    "check_values",
-    "decode_limits",
-    "decode_special",
-    "encode_special",
     "load_config",
     "make_config",
     "parse_config",

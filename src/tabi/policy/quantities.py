@@ -1,4 +1,4 @@
-"""Durations, sizes, rates, quotas and moments as people write them in tabi.toml. What cannot be read is a ValueError."""
+"""Durations, sizes, rates, quotas and moments as tabi.toml has them. What cannot be read is a ValueError."""
 
 from __future__ import annotations
 
