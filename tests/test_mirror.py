@@ -19,7 +19,6 @@ NOT_YET = {
     "egress/ssh_channel.py",
     "egress/ssh_link.py",
     "cli/help.py",
-    "cli/options.py",
     "ingress/login.py",
     "server/compose.py",
     "server/parts.py",
