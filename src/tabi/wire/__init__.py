@@ -6,10 +6,10 @@ reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a
 are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
 octets. Heads and chunks of HTTP, whose requests and responses are other ones, are in `wire.http`: `parse_request`
 gives a head that can be read and changed, `rewrite_request` what a proxy sends on of it. The headers of datagrams are
-in `wire.datagram`.
+in `wire.datagram`, those of haproxy's PROXY protocol in `wire.proxy_protocol`.
 """
 
-from tabi.wire import datagram, http
+from tabi.wire import datagram, http, proxy_protocol
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
 from tabi.wire.machine import NEED_DATA, State
@@ -65,6 +65,7 @@ __all__ = [
     "datagram",
     "http",
     "parse_address",
+    "proxy_protocol",
     "reply4_code",
     "sniff",
 ]
