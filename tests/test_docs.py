@@ -6,17 +6,21 @@ import ast
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import msgspec
 import pytest
 
+import tabi
+import tabi.wire
 from conftest import Run
-from support import datagram_target, target
+from support import closed_port, datagram_target, target
 from tabi.client import Proxy
 from tabi.config import parse_config
 from tabi.config.load import PARTS
@@ -165,6 +169,45 @@ def test_the_client_of_the_readme_connects(run_once: Run) -> None:
             return output.decode()
 
     assert "204 No Content" in run_once(main)
+
+
+@pytest.mark.parametrize("module", [tabi, tabi.config, tabi.wire], ids=lambda module: module.__name__)
+def test_the_page_on_the_library_has_every_public_name(module: ModuleType) -> None:
+    """The first column of a module's tables names all of ``__all__``, each once, and nothing else."""
+    page = (ROOT / "docs" / "library.md").read_text()
+    (section,) = (text for text in re.split(r"^## ", page, flags=re.M) if text.startswith(f"{module.__name__}\n"))
+    rows = re.findall(r"^\| (`.*?) \|", section, re.M)
+    if module is tabi:
+        rows += re.findall(r"^(`config`, .*) are the modules\.$", section, re.M)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(module.__all__)
+
+
+def test_the_client_of_the_page_on_the_library_is_served(run_once: Run) -> None:
+    """The function that speaks by a machine gets what the destination says, and tells a refusal."""
+    (text,) = marked("library.md", "machines")
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(text, "library.md", "exec"), names)
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await reader.read()
+
+    def use(proxy: tuple[str, int], port: int) -> bytes:
+        with socket.create_connection(proxy, 10) as sock:
+            data = names["ask"](sock, "127.0.0.1", port)
+            while len(data) < 5:
+                data += sock.recv(5)
+            return bytes(data)
+
+    async def main() -> bytes:
+        async with target(greet) as port, Server("socks5://127.0.0.1:0") as server:
+            proxy = (str(server.addresses[0].host), server.addresses[0].port)
+            data = await asyncio.to_thread(use, proxy, port)
+            with closed_port() as port, pytest.raises(OSError, match="refused"):
+                await asyncio.to_thread(use, proxy, port)
+            return data
+
+    assert run_once(main) == b"hello"
 
 
 def marked(page: str, mark: str) -> list[str]:
