@@ -70,8 +70,7 @@ class Capitals(tabi.Stage):
     def receive(self, data: bytes) -> None:
         self.waiting.append(data.upper())
         self.held += len(data)
-        if self.flow is not None:
-            self.call_at(self.flow.loop.time() + 0.1, self.release)
+        self.call_later(0.1, self.release)
 
     def release(self) -> None:
         data = self.waiting.pop(0)
