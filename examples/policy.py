@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 import tabi
-from tabi.config import Limits, Log, Quota, Rule
+from tabi.config import LimitsConfig, Log, Quota, RuleConfig
 
 
 def decide(session: tabi.Session) -> tabi.Decision | None:
@@ -40,8 +40,8 @@ async def main() -> None:
     destination = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
     config = tabi.Config(
-        limits=Limits(quota=Quota.parse("500 kB/day")),
-        rule=[Rule("deny", name="no-mail", ports=[25])],
+        limits=LimitsConfig(quota=Quota.parse("500 kB/day")),
+        rule=[RuleConfig("deny", name="no-mail", ports=[25])],
         log=Log(access="none"),
     )
     async with (

@@ -9,7 +9,7 @@ import asyncio
 import socket
 
 import tabi
-from tabi.config import Egress, Listen, Log, Rule
+from tabi.config import EgressConfig, Listen, Log, RuleConfig
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,13 +34,13 @@ def front(one: tabi.Server, two: tabi.Server, dead: int) -> tabi.Server:
         listen=[Listen("socks5://127.0.0.1:0")],
         log=Log(access="none"),
         egress={
-            "chain": Egress(chain=[one.url, two.url]),
-            "pool": Egress(members=[f"socks5://127.0.0.1:{dead}", two.url], balance="round-robin"),
+            "chain": EgressConfig(chain=[one.url, two.url]),
+            "pool": EgressConfig(members=[f"socks5://127.0.0.1:{dead}", two.url], balance="round-robin"),
         },
         rule=[
-            Rule(name="datagrams", commands=["associate"], via="chain"),
-            Rule(name="by-name", hosts=["localhost"], via="chain"),
-            Rule(name="others", via="pool"),
+            RuleConfig(name="datagrams", commands=["associate"], via="chain"),
+            RuleConfig(name="by-name", hosts=["localhost"], via="chain"),
+            RuleConfig(name="others", via="pool"),
         ],
     )
     return tabi.Server(config=config, on_close=told)

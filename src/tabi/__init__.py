@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TabiError,
     )
     from tabi.ingress.login import Login, User
-    from tabi.net.dial import Permit
+    from tabi.net.dial import AddressFilter
     from tabi.net.stream import Stream
     from tabi.observe.observers import SessionObserver
     from tabi.relay.carrier import Carried
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AddressFilter",
     "Association",
     "AuthError",
     "Carried",
@@ -64,7 +65,6 @@ __all__ = [
     "LocalProtocolError",
     "Login",
     "Opening",
-    "Permit",
     "PolicyDenied",
     "ProtocolError",
     "Proxy",
@@ -107,7 +107,7 @@ _HOMES = {
     "LocalProtocolError": "errors",
     "Login": "ingress.login",
     "Opening": "client",
-    "Permit": "net.dial",
+    "AddressFilter": "net.dial",
     "PolicyDenied": "errors",
     "ProtocolError": "errors",
     "Proxy": "client",

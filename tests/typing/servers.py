@@ -20,7 +20,7 @@ def check_password(login: tabi.Login) -> str | None:
 async def ask_directory(login: tabi.Login) -> tabi.User | None:
     """One that waits, and knows more of its users."""
     await asyncio.sleep(0)
-    limits = tabi.config.Limits(connections=10, bandwidth=1e6)
+    limits = tabi.config.LimitsConfig(connections=10, bandwidth=1e6)
     return tabi.User(login.username, groups=["dev"], limits=limits) if login.username else None
 
 
@@ -45,9 +45,11 @@ class Rotating(tabi.Egress):
     def __init__(self, *urls: str) -> None:
         self.proxies = [tabi.Proxy(url) for url in urls]
 
-    async def open(self, destination: Address, permit: tabi.Permit, session: tabi.Session | None = None) -> tabi.Stream:
+    async def open(
+        self, destination: Address, address_filter: tabi.AddressFilter, session: tabi.Session | None = None
+    ) -> tabi.Stream:
         if isinstance(destination.host, IPv4Address | IPv6Address):
-            permit(destination.host)
+            address_filter(destination.host)
         return await self.proxies[0].connect(*destination)
 
 
@@ -55,7 +57,7 @@ class Plain:
     """One without it."""
 
     async def open(
-        self, destination: Address, permit: Callable[[IP], None], session: tabi.Session | None = None
+        self, destination: Address, address_filter: Callable[[IP], None], session: tabi.Session | None = None
     ) -> tabi.Stream:
         raise tabi.DialError(f"{destination}: not today", ReplyCode.HOST_UNREACHABLE)
 
@@ -177,7 +179,7 @@ def servers(given: socket.socket) -> list[tabi.Server]:
     config = tabi.Config(
         timeouts=tabi.config.Timeouts(idle=30.0, connect=5),
         log=tabi.config.Log(access="none"),
-        rule=[tabi.config.Rule("deny", ports=[25, "465-587"])],
+        rule=[tabi.config.RuleConfig("deny", ports=[25, "465-587"])],
     )
     compiled: tabi.Compiled = tabi.compile_config(config)
     return [

@@ -1,13 +1,13 @@
 """Mistakes that a type checker finds. Each line that has one says at its end which."""
 
 import tabi
-from tabi.config import Limits, Listen, Rule, Timeouts
+from tabi.config import LimitsConfig, Listen, RuleConfig, Timeouts
 from tabi.wire import Address, ClientMachine, Reply, ReplyCode
 
 TIMEOUTS = Timeouts(idle="5 min")  # wrong: arg-type
-LIMITS = Limits(bandwidth="10 MB/s", connect_rate=20)  # wrong: arg-type arg-type
-OVER = Limits(over="queue")  # wrong: arg-type
-RULE = Rule("permit")  # wrong: arg-type
+LIMITS = LimitsConfig(bandwidth="10 MB/s", connect_rate=20)  # wrong: arg-type arg-type
+OVER = LimitsConfig(over="queue")  # wrong: arg-type
+RULE = RuleConfig("permit")  # wrong: arg-type
 KEY = Timeouts(iddle=30.0)  # wrong: call-arg
 CONFIG = tabi.Config(listen=Listen("socks5://127.0.0.1:0"))  # wrong: arg-type
 NAME = tabi.Sever("socks5://127.0.0.1:0")  # wrong: attr-defined
@@ -47,7 +47,7 @@ class Out(tabi.Egress):
     """Gives no stream."""
 
     async def open(  # wrong: override
-        self, destination: Address, permit: tabi.Permit, session: tabi.Session | None = None
+        self, destination: Address, address_filter: tabi.AddressFilter, session: tabi.Session | None = None
     ) -> int:
         return destination.port
 

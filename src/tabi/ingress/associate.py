@@ -33,7 +33,7 @@ class Associate:
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
-        egress, judge = await self.gate.enter_open(session, client)
+        egress, destination_policy = await self.gate.enter_open(session, client)
         associations = self.associations
         inspect = None if associations.inspector is None else associations.inspect(session)
         # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
@@ -54,7 +54,9 @@ class Associate:
             session.watch.connected(session)
         opened = None if path is None else (str(session.via), path)
         declared = declared_port(session)
-        associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened, inspect)
+        associations.start(
+            client, port, session, answer, destination_policy, declared, self.udp, self.open_path, opened, inspect
+        )
 
 
 def declared_port(session: Session) -> int:

@@ -23,8 +23,8 @@ from tabi.ingress.socks4 import Socks4Ingress
 from tabi.ingress.socks5 import Socks5Ingress
 from tabi.ingress.tls import Certificates, TlsIngress
 from tabi.net.tls import TlsShared
-from tabi.policy.guard import Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
 from tabi.wire.sniff import Protocol
@@ -81,12 +81,14 @@ def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
     return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
 
 
-def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None, users: UserTable) -> Policy:
+def make_policy(
+    config: Config, ledger: Ledger, own: LocalAddresses, decide_hook: DecideHook | None, users: UserTable
+) -> Policy:
     """Compose what decides. Raises ConfigError."""
-    if last_word is None and config.decide is not None:
-        last_word = load_callable(config.decide, "decide")
+    if decide_hook is None and config.decide is not None:
+        decide_hook = load_callable(config.decide, "decide")
     limits = make_limits(config, ledger, users)
-    return Policy(make_rule_set(config, users), make_guard(config, own), limits, last_word)
+    return Policy(make_rule_set(config, users), make_guard(config, own), limits, decide_hook)
 
 
 def load_callable(text: str, path: str) -> Any:
@@ -96,7 +98,7 @@ def load_callable(text: str, path: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except Exception as exc:  # of the module, which may do anything
         raise ConfigError(f"{text}: {type(exc).__name__}: {exc}", path) from exc
-    check_last_word(found, path, f"{text}: ")
+    check_decide_hook(found, path, f"{text}: ")
     return found
 
 
@@ -112,7 +114,7 @@ def check_callback(found: object, path: str) -> None:
         pass
 
 
-def check_last_word(found: object, path: str, text: str = "") -> None:
+def check_decide_hook(found: object, path: str, text: str = "") -> None:
     """Raise ConfigError where something cannot be asked, or told."""
     if not callable(found):
         raise ConfigError(f"{text}{found!r}, expected a function, with async or without", path)
