@@ -1,43 +1,28 @@
-"""Let a server connect back through a SOCKS5 proxy (BIND), as FTP in active mode does.
+"""Be called through a SOCKS5 proxy (BIND), as FTP in active mode is: each caller gets back what it sends.
 
-Run it: python examples/bind.py
+Run it: python examples/bind.py 1080
+Use it: nc 127.0.0.1 PORT, with a port that it prints; or have the proxy listen for you:
+        tabi listen --via socks5://127.0.0.1:1080
 """
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
+import sys
 
 import tabi
 
 
-async def call_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The server of this example: is told an address, connects to it and sends a file there."""
-    host, port = (await reader.readline()).decode().split()
-    _, data = await asyncio.open_connection(host, int(port))
-    data.write(b"the file\n")
-    await data.drain()
-    data.close()
-    writer.close()
+async def main(port: str = "0") -> None:
+    async with tabi.Server(f"socks5://127.0.0.1:{port}") as server:
+        print(server.url, flush=True)
+        while True:
+            async with tabi.Proxy(server.url).bind(peer="127.0.0.1") as listener:
+                print("call", listener.address, flush=True)
+                with contextlib.suppress(OSError):  # nobody has called within two minutes, or the caller has reset
+                    async with await listener.accept() as stream:
+                        async for data in stream:
+                            await stream.send_all(data)
 
 
-async def main() -> None:
-    """Start the server and a proxy, ask for the file, and take the call."""
-    destination = await asyncio.start_server(call_back, "127.0.0.1", 0)
-    port = destination.sockets[0].getsockname()[1]
-    async with destination, tabi.Server("socks5://127.0.0.1:0") as server:
-        proxy = tabi.Proxy(server.url)
-        # The proxy listens, and lets nobody call but 127.0.0.1.
-        async with proxy.connect("127.0.0.1", port) as control, proxy.bind(peer="127.0.0.1") as listener:
-            print("the proxy listens on", listener.address)
-            await control.send_all(f"{listener.address.host} {listener.address.port}\n".encode())
-            async with await listener.accept(timeout=10) as stream:
-                print("called by", listener.peer)
-                print("received:", (await stream.receive()).decode().strip())
-        try:
-            async with proxy.bind(peer="127.0.0.1") as listener:
-                await listener.accept(timeout=0.1)
-        except tabi.ProxyError as exc:
-            print("nobody else:", exc)
-
-
-asyncio.run(main())
+with contextlib.suppress(KeyboardInterrupt):
+    asyncio.run(main(*sys.argv[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 import tabi
-from tabi.config import Log, RuleConfig, make_config
+from tabi.config import LimitsConfig, Log, Quota, RuleConfig
 
 
 def decide(session: tabi.Session) -> tabi.Decision | None:
@@ -40,7 +40,7 @@ async def main() -> None:
     destination = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
     config = tabi.Config(
-        limits=make_config({"limits": {"quota": "500 kB/day"}}).limits,
+        limits=LimitsConfig(quota=Quota.parse("500 kB/day")),
         rule=[RuleConfig("deny", name="no-mail", ports=[25])],
         log=Log(access="none"),
     )

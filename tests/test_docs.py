@@ -6,19 +6,24 @@ import ast
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from types import ModuleType
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
+import tabi
+import tabi.wire
 from conftest import Run
-from support import target
+from support import closed_port, datagram_target, target
 from tabi.client import Proxy
-from tabi.config import PARTS, parse_config
+from tabi.config import parse_config
+from tabi.config.load import PARTS
 from tabi.net.resolve import ThreadResolver
 from tabi.observe.access_log import AssociationRecord
 from tabi.server.server import Server
@@ -164,3 +169,131 @@ def test_the_client_of_the_readme_connects(run_once: Run) -> None:
             return output.decode()
 
     assert "204 No Content" in run_once(main)
+
+
+@pytest.mark.parametrize("module", [tabi, tabi.config, tabi.wire], ids=lambda module: module.__name__)
+def test_the_page_on_the_library_has_every_public_name(module: ModuleType) -> None:
+    """The first column of a module's tables names all of ``__all__``, each once, and nothing else."""
+    page = (ROOT / "docs" / "library.md").read_text()
+    (section,) = (text for text in re.split(r"^## ", page, flags=re.M) if text.startswith(f"{module.__name__}\n"))
+    rows = re.findall(r"^\| (`.*?) \|", section, re.M)
+    if module is tabi:
+        rows += re.findall(r"^(`config`, .*) are the modules\.$", section, re.M)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(module.__all__)
+
+
+def test_the_client_of_the_page_on_the_library_is_served(run_once: Run) -> None:
+    """The function that speaks by a machine gets what the destination says, and tells a refusal."""
+    (text,) = marked("library.md", "machines")
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(text, "library.md", "exec"), names)
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        await reader.read()
+
+    def use(proxy: tuple[str, int], port: int) -> bytes:
+        with socket.create_connection(proxy, 10) as sock:
+            data = names["ask"](sock, "127.0.0.1", port)
+            while len(data) < 5:
+                data += sock.recv(5)
+            return bytes(data)
+
+    async def main() -> bytes:
+        async with target(greet) as port, Server("socks5://127.0.0.1:0") as server:
+            proxy = (str(server.addresses[0].host), server.addresses[0].port)
+            data = await asyncio.to_thread(use, proxy, port)
+            with closed_port() as port, pytest.raises(OSError, match="refused"):
+                await asyncio.to_thread(use, proxy, port)
+            return data
+
+    assert run_once(main) == b"hello"
+
+
+def marked(page: str, mark: str) -> list[str]:
+    """The code blocks of a page of docs/ that are marked ``<!-- run: mark -->``."""
+    return [text for run, _, text in blocks(ROOT / "docs" / page) if run == mark]
+
+
+def made(page: str, mark: str) -> Server:
+    """The server that the one block of this mark makes."""
+    (text,) = marked(page, mark)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(text, page, "exec"), names)
+    server = names["server"]
+    assert isinstance(server, Server)
+    return server
+
+
+def test_servers_of_the_page_on_embedding_are_accepted(run_once: Run) -> None:
+    """What can stand alone there is run: a server that is made accepts all that it is given, and starts."""
+
+    async def main() -> int:
+        started = 0
+        for text in marked("embed-a-server.md", "made"):
+            names: dict[str, Any] = {"__name__": "page"}
+            exec(compile(text, "embed-a-server.md", "exec"), names)
+            if "server" in names:
+                async with names["server"] as server:
+                    started += bool(server.urls)
+        return started
+
+    assert run_once(main) == 5
+
+
+@pytest.mark.parametrize(
+    ("page", "mark", "sent", "there", "back"),
+    [
+        ("carry-it-yourself.md", "greeting", b"HELO", b"HELO", b"welcome you"),
+        ("carry-it-yourself.md", "pump", b"HELO", b"HELO", b"hello you"),
+        ("carry-it-yourself.md", "stage", b"helo", b"HELO", b"hello you"),
+    ],
+)
+def test_carriers_of_the_page_carry(
+    run_once: Run, page: str, mark: str, sent: bytes, there: bytes, back: bytes
+) -> None:
+    """Each program of the page does what it says, and both directions come to their end."""
+    got: list[bytes] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello you")
+        got.append(await reader.read())
+        writer.write_eof()
+
+    async def main() -> bytes:
+        async with (
+            target(greet) as port,
+            made(page, mark) as server,
+            Proxy(server.url).connect("127.0.0.1", port) as stream,
+        ):
+            await stream.send_all(sent)
+            stream.send_eof()
+            return b"".join([data async for data in stream])
+
+    assert run_once(main) == back
+    assert got == [there]
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [("inspect", [b"ONE", b"TWO", b"THREE", b"FOUR"]), ("each", [b"one", b"two"])],
+)
+def test_inspectors_of_the_page_look_at_datagrams(run_once: Run, mark: str, expected: list[bytes]) -> None:
+    """Each program of the page does what it says: the first shouts, the second loses every third datagram."""
+
+    async def main() -> list[bytes]:
+        received: list[bytes] = []
+        words = [b"one", b"two", b"three", b"four"] if mark == "inspect" else [b"one", b"lost", b"two"]
+        async with (
+            datagram_target() as port,
+            made("inspect-datagrams.md", mark) as server,
+            Proxy(server.url).associate() as association,
+            asyncio.timeout(10),
+        ):
+            for word in words:
+                await association.send(word, ("127.0.0.1", port))
+                if word != b"lost":
+                    received.append((await association.receive())[0])
+        return received
+
+    assert run_once(main) == expected

@@ -10,7 +10,7 @@
 TYPE_CHECKING = False  # not from typing, which takes as long to import as all else that the program needs to begin
 if TYPE_CHECKING:
     from tabi import config, errors, wire
-    from tabi.client import Proxy, create_connection
+    from tabi.client import Opening, Proxy, create_connection
     from tabi.config import Config
     from tabi.egress.associate import Association
     from tabi.egress.base import Egress
@@ -31,21 +31,25 @@ if TYPE_CHECKING:
         TabiError,
     )
     from tabi.ingress.login import Login, User
+    from tabi.net.dial import AddressFilter
     from tabi.net.stream import Stream
     from tabi.observe.observers import SessionObserver
     from tabi.relay.carrier import Carried
-    from tabi.relay.datagram_inspector import Datagram, DatagramInspector
+    from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
     from tabi.relay.stage import Stage
     from tabi.relay.tunnel import Tunnel
+    from tabi.server.compiled import Compiled, compile_config
     from tabi.server.server import Server
     from tabi.server.sessions import SessionInfo
     from tabi.session import Decision, Session
 
 __version__ = "0.1.0"
 __all__ = [
+    "AddressFilter",
     "Association",
     "AuthError",
     "Carried",
+    "Compiled",
     "Config",
     "ConfigError",
     "ConnectTimeout",
@@ -55,10 +59,12 @@ __all__ = [
     "DialError",
     "DialInspector",
     "Egress",
+    "Emit",
     "LimitExceeded",
     "Listener",
     "LocalProtocolError",
     "Login",
+    "Opening",
     "PolicyDenied",
     "ProtocolError",
     "Proxy",
@@ -74,6 +80,7 @@ __all__ = [
     "TabiError",
     "Tunnel",
     "User",
+    "compile_config",
     "config",
     "create_connection",
     "errors",
@@ -84,6 +91,7 @@ _HOMES = {
     "Association": "egress.associate",
     "AuthError": "errors",
     "Carried": "relay.carrier",
+    "Compiled": "server.compiled",
     "Config": "config",
     "ConfigError": "errors",
     "ConnectTimeout": "errors",
@@ -93,10 +101,13 @@ _HOMES = {
     "DialError": "errors",
     "DialInspector": "egress.inspected",
     "Egress": "egress.base",
+    "Emit": "relay.datagram_inspector",
     "LimitExceeded": "errors",
     "Listener": "egress.bind",
     "LocalProtocolError": "errors",
     "Login": "ingress.login",
+    "Opening": "client",
+    "AddressFilter": "net.dial",
     "PolicyDenied": "errors",
     "ProtocolError": "errors",
     "Proxy": "client",
@@ -112,6 +123,7 @@ _HOMES = {
     "TabiError": "errors",
     "Tunnel": "relay.tunnel",
     "User": "ingress.login",
+    "compile_config": "server.compiled",
     "create_connection": "client",
 }
 """The module of each public name. It is imported when the name is first used, so that the program begins quickly."""

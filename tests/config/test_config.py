@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from tabi.config import (
-    PARTS,
     Auth,
     CheckConfig,
     Clients,
@@ -35,12 +34,12 @@ from tabi.config import (
     Udp,
     UserConfig,
     UsersGrammar,
-    decode_special,
     load_config,
     make_config,
     parse_config,
 )
 from tabi.config.compile import make_hosts, make_rules
+from tabi.config.load import PARTS, decode_special
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
 from tabi.policy.users import make_hash, plain_secret

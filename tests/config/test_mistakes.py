@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.config import Config, Log, Timeouts, check_types, decode_special, parse_config
+from tabi.config import Config, Log, Timeouts, parse_config
+from tabi.config.load import check_types, decode_special
 from tabi.config.mistakes import find_mistakes, in_words, position
 from tabi.errors import ConfigError
 

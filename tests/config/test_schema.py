@@ -1,4 +1,4 @@
-"""The structs of tabi.toml: durations, what is secret, and that nothing unknown is taken."""
+"""The structs of tabi.toml: what is secret, and that nothing unknown is taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.pretty import pretty_repr
 
 from tabi.config import schema
-from tabi.config.schema import Config, EgressConfig, MemberConfig, Seconds, UserConfig
+from tabi.config.schema import Config, EgressConfig, MemberConfig, UserConfig
 
 STRUCTS = [
     kind
@@ -36,34 +36,6 @@ def test_every_key_says_what_it_is() -> None:
             while not source[at + 1].startswith("    ") or source[at].endswith(("(", "[", ",")):
                 at += 1
             assert source[at + 1].startswith('    """'), f"{kind.__name__}.{field}"
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (10, 10),
-        (0.25, 0.25),
-        ("200ms", 0.2),
-        ("5", 5),
-        (" 5 s ", 5),
-        ("1.5min", 90),
-        ("2 h", 7200),
-        ("1d", 86400),
-        (999_999_999, 999_999_999),
-    ],
-)
-def test_durations(value: object, seconds: float) -> None:
-    """A number of seconds, or text with a unit."""
-    assert Seconds.parse(value) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize(
-    "value", [0, -1, 1e9, "0", "1e3", "5 m", "5 s 3", "", "-5", "five", True, None, [1], float("nan")]
-)
-def test_what_is_no_duration_is_a_value_error(value: object) -> None:
-    """Nothing that would never end or be over at once, nor a unit that could be two."""
-    with pytest.raises(ValueError, match="duration"):
-        Seconds.parse(value)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_it_may_let_everything_through(run_once: Run) -> None:
     run_once(main)
 
 
+def test_one_that_derives_needs_only_what_it_changes(run_once: Run) -> None:
+    """The methods that `DialInspector` has let everything through."""
+
+    class Idle(tabi.DialInspector):
+        """Has none of its own."""
+
+    async def main() -> list[str]:
+        below = Recorder()
+        await inspected(Idle(), below).open(SOMEWHERE, allow_any_address, session())
+        return below.asked
+
+    check_inspector(Idle(), "dials")
+    assert run_once(main) == ["example.com:80"]
+
+
 def test_it_may_redirect(run_once: Run) -> None:
     """The address filter judges what is dialled, with the port that is dialled, and the name is that of the other."""
 

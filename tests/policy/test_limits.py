@@ -235,8 +235,8 @@ def test_a_session_ends_after_its_time() -> None:
     """The shortest of all; the lease says so once to whoever carries the session."""
     made = Limits(
         Ledger(),
-        users={"alice": Terms(max_session=2)},  # type: ignore[arg-type]
-        server=Terms(max_session=1),  # type: ignore[arg-type]
+        users={"alice": Terms(max_session=2)},
+        server=Terms(max_session=1),
     )
     lease = admit(made)
     assert lease.overdue(START + SECOND - 1, WALL) is None

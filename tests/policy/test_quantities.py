@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.policy.period import Period
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size, format_moment, format_size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size, format_moment, format_size
 
 
 @pytest.mark.parametrize(
@@ -132,3 +132,31 @@ def test_any_value_is_read_or_refused(value: object) -> None:
 def test_moments_are_shown_in_utc() -> None:
     """As RFC 3339 has them."""
     assert format_moment(1798761600.0) == "2027-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (10, 10),
+        (0.25, 0.25),
+        ("200ms", 0.2),
+        ("5", 5),
+        (" 5 s ", 5),
+        ("1.5min", 90),
+        ("2 h", 7200),
+        ("1d", 86400),
+        (999_999_999, 999_999_999),
+    ],
+)
+def test_durations(value: object, seconds: float) -> None:
+    """A number of seconds, or text with a unit."""
+    assert Seconds.parse(value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 1e9, "0", "1e3", "5 m", "5 s 3", "", "-5", "five", True, None, [1], float("nan")]
+)
+def test_what_is_no_duration_is_a_value_error(value: object) -> None:
+    """Nothing that would never end or be over at once, nor a unit that could be two."""
+    with pytest.raises(ValueError, match="duration"):
+        Seconds.parse(value)

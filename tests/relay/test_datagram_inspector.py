@@ -58,6 +58,23 @@ def test_one_that_derives_needs_only_inspect() -> None:
     assert inspector.begin(Session(1, "listener", CLIENT, 0.0)) == inspector.inspect
 
 
+def test_one_that_derives_may_have_begin_alone() -> None:
+    """One that leaves associations alone, or has other objects look at them, needs no `inspect` of its own."""
+
+    class Leaving(DatagramInspector):
+        def begin(self, session: Session) -> Inspect | None:
+            return None
+
+    inspector = check_inspector(Leaving())
+    sent: list[object] = []
+
+    def emit(payload: object, address: object = None, delay: float = 0.0) -> None:
+        sent.append(payload)
+
+    inspector.inspect(Datagram(Session(1, "listener", CLIENT, 0.0), "up", CLIENT, b"data"), emit)
+    assert sent == []
+
+
 def test_any_object_with_the_methods_is_one() -> None:
     """It need not derive, and may have callables for its methods."""
     alone = Alone()

@@ -27,6 +27,7 @@ from tabi.policy.limits import Limits as Accounts
 from tabi.policy.quantities import Bandwidth, Quota
 from tabi.relay import tunnel as module
 from tabi.relay.carrier import Carrier, Carry
+from tabi.relay.stage import Stage
 from tabi.relay.tunnel import HeadSock, Tunnel, Tunnels
 
 MIB = 1 << 20
@@ -142,6 +143,83 @@ def test_the_kernel_carries_the_rest(run: Run, how: str) -> None:
                     assert (session.up, session.down, session.close) == (len(head) + MIB, 4, "client")
 
     run(main)
+
+
+class Shout(Stage):
+    """Passes everything on in capitals, and says when it was put on."""
+
+    def __init__(self, mark: bytes, fails: bool = False) -> None:
+        super().__init__()
+        self.mark = mark
+        self.fails = fails
+
+    def attached(self) -> None:
+        """Fail, where it is made to."""
+        if self.fails:
+            raise ZeroDivisionError("of the stage")
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage`."""
+        self.emit(self.mark + data.upper())
+
+
+@pytest.mark.parametrize("how", ["relay", "hand_over"])
+def test_the_rest_may_pass_through_stages(run: Run, how: str) -> None:
+    """Those of a direction are in the order from its source on, and the head of the client passes through them too."""
+
+    async def carry(tunnel: Tunnel) -> None:
+        up, down = [Shout(b"1"), Shout(b"2")], [Shout(b"3")]
+        if how == "relay":
+            await tunnel.relay(up, down)
+        else:
+            tunnel.hand_over(up, down)
+
+    async def main() -> None:
+        with Bench() as bench:
+            async with tunnels(bench, carry) as carrier:
+                ends = bench.ends()
+                start(carrier, ends, b"head", b"answer ")
+                assert await read(ends.server, 6) == b"21HEAD"
+                await send_and_end(ends.client, b"up")
+                assert await read_all(ends.server) == b"21UP"
+                await send_and_end(ends.server, b"down")
+                assert await read_all(ends.client) == b"answer 3DOWN"
+                await ends.ended.wait()
+                assert (ends.session.up, ends.session.down, ends.session.close) == (10, 5, "client")
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["relay", "hand_over"])
+@pytest.mark.parametrize("wrong", ["fails", "twice"])
+def test_a_stage_that_cannot_be_put_on(run: Run, caplog: pytest.LogCaptureFixture, how: str, wrong: str) -> None:
+    """It is a failure of the carrier: both ends get a reset, the session has its line, and no stage stays on."""
+    one, other = Shout(b"1"), Shout(b"2", fails=wrong == "fails")
+
+    async def carry(tunnel: Tunnel) -> None:
+        up = [one, other if wrong == "fails" else one]
+        if how == "relay":
+            await tunnel.relay(up)
+        else:
+            tunnel.hand_over(up)
+
+    async def main() -> None:
+        with Bench() as bench:
+            async with tunnels(bench, carry) as carrier:
+                ends = bench.ends()
+                start(carrier, ends)
+                for sock in (ends.client, ends.server):
+                    with pytest.raises(ConnectionResetError):
+                        await read_all(sock)
+                await ends.ended.wait()
+                error = "ZeroDivisionError" if wrong == "fails" else "ValueError"
+                assert (ends.session.close, ends.session.error) == ("error", f"internal error: {error}")
+                assert one.flow is other.flow is None
+
+    caplog.set_level(logging.ERROR, "tabi")
+    run(main)
+    assert [record.getMessage() for record in caplog.records] == ["the carrier of session 1 failed"]
+    caplog.clear()
 
 
 def test_what_was_not_closed_is_closed_at_the_end(run: Run) -> None:

@@ -25,7 +25,8 @@ from sshd import ssh_server
 from support import client, closed_port, request, target
 from tabi import Login, Server, Session
 from tabi.client import Proxy
-from tabi.config import Config, Listen, Log, check_values, load_config, make_config
+from tabi.config import Config, Listen, Log, load_config, make_config
+from tabi.config.check import check_values
 from tabi.egress.base import CONNECTIONS_ALONE, NOBODY_LISTENS
 from tabi.errors import AuthError, ConfigError, ProxyError
 from tabi.net.dial import Dialer, StillDialer

@@ -849,8 +849,8 @@ def test_a_resolver_that_raises_the_systems_errors(run: Run, command: int) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Config(timeouts=Timeouts(idle=0.0)), "timeouts.idle: a duration is more than 0 and less than 1e9 seconds"),  # type: ignore[arg-type]
-        (Config(timeouts=Timeouts(bind=float("nan"))), "timeouts.bind: a duration is more than 0 "),  # type: ignore[arg-type]
+        (Config(timeouts=Timeouts(idle=0.0)), "timeouts.idle: a duration is more than 0 and less than 1e9 seconds"),
+        (Config(timeouts=Timeouts(bind=float("nan"))), "timeouts.bind: a duration is more than 0 "),
         (Config(timeouts=Timeouts(drain=None)), "timeouts.drain: none is no duration"),  # type: ignore[arg-type]
         (Config(workers="2"), "workers: expected integer, got string"),  # type: ignore[arg-type]
         (Config(listen=[Listen(1)]), r"listen\[0\].url: expected string, got integer"),  # type: ignore[arg-type]

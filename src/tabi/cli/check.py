@@ -14,9 +14,9 @@ import click
 import msgspec
 
 from tabi.cli.help import Command
-from tabi.config import Config, encode_special, load_config
+from tabi.config import Config, load_config
 from tabi.config.advice import advise
-from tabi.config.load import in_file
+from tabi.config.load import encode_special, in_file
 from tabi.errors import ConfigError
 from tabi.net.listen import check_unix
 from tabi.observe.access_log import check_output

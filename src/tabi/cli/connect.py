@@ -11,7 +11,7 @@ import threading
 import click
 
 from tabi.cli.help import Command
-from tabi.cli.options import option_ca, option_timeout, option_via
+from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
 from tabi.client import Proxy
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
@@ -29,6 +29,8 @@ CHUNK = 1 << 16
 def connect(destination: str, via: tuple[str, ...], timeout: float, ca: str | None) -> None:
     """Join standard input and output with a connection through a proxy.
 
+    Without --via the variable ALL_PROXY says which proxy, and NO_PROXY what is connected to directly.
+
     As an ssh ProxyCommand:
 
     \b
@@ -36,7 +38,7 @@ def connect(destination: str, via: tuple[str, ...], timeout: float, ca: str | No
     """
     try:
         address = parse_address(destination)
-        proxy = Proxy(*via, timeout=timeout, ca=ca)
+        proxy = make_proxy(via, timeout, ca)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:

@@ -10,8 +10,8 @@ import click
 
 from tabi.cli.connect import join_beside
 from tabi.cli.help import Command
-from tabi.cli.options import option_ca, option_timeout, option_via
-from tabi.client import Opening, Proxy
+from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
+from tabi.client import Opening
 from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
@@ -39,7 +39,7 @@ def listen(via: tuple[str, ...], peer: str | None, wait: float, timeout: float, 
     """
     try:
         check_seconds("--wait", wait)
-        binding = Proxy(*via, timeout=timeout, ca=ca).bind(peer)
+        binding = make_proxy(via, timeout, ca).bind(peer)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     with asyncio.Runner(loop_factory=make_loop) as runner:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from tabi.client import TIMEOUT
+from tabi.client import TIMEOUT, Proxy
+from tabi.errors import ConfigError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -15,7 +16,10 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def option_via(protocols: str) -> Decorator:
     """The option that says through which proxies, of these protocols."""
     return click.option(
-        "--via", metavar="URL", multiple=True, required=True, help=f"{protocols}. Repeated: a chain, in order."
+        "--via",
+        metavar="URL",
+        multiple=True,
+        help=f"{protocols}. Repeated: a chain, in order. Default: what ALL_PROXY says.",
     )
 
 
@@ -25,3 +29,18 @@ option_timeout: Decorator = click.option(
 option_ca: Decorator = click.option(
     "--ca", metavar="FILE", help="Authorities for proxies inside TLS, as PEM. Default: the system's."
 )
+
+
+def make_proxy(via: tuple[str, ...], timeout: float, ca: str | None) -> Proxy:
+    """The proxy that a command goes through: that of its options, or else that of the environment.
+
+    Raises:
+        ConfigError: there is none.
+        ValueError: as `Proxy` and `Proxy.from_environment`.
+    """
+    if via:
+        return Proxy(*via, timeout=timeout, ca=ca)
+    proxy = Proxy.from_environment(timeout=timeout, ca=ca)
+    if not proxy.urls:
+        raise ConfigError("no proxy: give --via URL, or set ALL_PROXY")
+    return proxy

@@ -11,7 +11,7 @@ import click
 
 from tabi.cli.connect import read, write
 from tabi.cli.help import Command
-from tabi.cli.options import option_ca, option_timeout, option_via
+from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
 from tabi.client import Proxy
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
@@ -39,7 +39,7 @@ def udp(destination: str, via: tuple[str, ...], wait: float, hexadecimal: bool, 
             raise ValueError(f"{destination!r} has port 0, which no datagram goes to")
         if not 0 <= wait < 1e9:
             raise ValueError(f"--wait of {wait:g} s, expected 0 or more and less than 1e9")
-        proxy = Proxy(*via, timeout=timeout, ca=ca)
+        proxy = make_proxy(via, timeout, ca)
         proxy.check_socks5("UDP")
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc

@@ -1,16 +1,12 @@
-"""tabi.toml: `schema.py` has what may be in it, `check.py` what types do not say, `load.py` reads it."""
+"""What tabi.toml may say, as structs: `Config` is the whole file. All names of ``__all__`` are public.
 
-from tabi.config.check import check_values
-from tabi.config.load import (
-    PARTS,
-    check_types,
-    decode_limits,
-    decode_special,
-    encode_special,
-    load_config,
-    make_config,
-    parse_config,
-)
+    config = tabi.Config(timeouts=Timeouts(idle=30.0), limits=Limits(connect_rate=Rate.parse("20/s")))
+    config = load_config("tabi.toml")  # or parse_config(text), or make_config(a mapping)
+
+`schema.py` has the structs, `check.py` what types do not say, `load.py` reads the file.
+"""
+
+from tabi.config.load import load_config, make_config, parse_config
 from tabi.config.schema import (
     Auth,
     CheckConfig,
@@ -27,7 +23,6 @@ from tabi.config.schema import (
     Quotas,
     ResolverConfig,
     RuleConfig,
-    Seconds,
     SshConfig,
     StickyConfig,
     Timeouts,
@@ -36,11 +31,11 @@ from tabi.config.schema import (
     UserConfig,
     UsersGrammar,
 )
-from tabi.policy.networks import Network
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
 
 __all__ = [
-    "PARTS",
     "Auth",
+    "Bandwidth",
     "CheckConfig",
     "Clients",
     "Config",
@@ -51,12 +46,15 @@ __all__ = [
     "Listen",
     "Log",
     "MemberConfig",
-    "Network",
+    "Moment",
     "Prefer",
+    "Quota",
     "Quotas",
+    "Rate",
     "ResolverConfig",
     "RuleConfig",
     "Seconds",
+    "Size",
     "SshConfig",
     "StickyConfig",
     "Timeouts",
@@ -64,11 +62,6 @@ __all__ = [
     "Udp",
     "UserConfig",
     "UsersGrammar",
-    "check_types",
-    "check_values",
-    "decode_limits",
-    "decode_special",
-    "encode_special",
     "load_config",
     "make_config",
     "parse_config",

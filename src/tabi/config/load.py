@@ -26,7 +26,6 @@ from tabi.config.schema import (
     Quotas,
     ResolverConfig,
     RuleConfig,
-    Seconds,
     SshConfig,
     StickyConfig,
     Timeouts,
@@ -36,7 +35,7 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:

@@ -7,36 +7,25 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
 from tabi.policy.guard import EXEMPT, PRIVATE
 from tabi.policy.networks import Network
 from tabi.policy.pool import Balance, By
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
+from tabi.policy.quantities import Quota, Rate
 from tabi.policy.users import Secret, parse_hash, plain_secret
 from tabi.url import DEFAULT_PORT, ListenURL, ServerURL, parse_listen_url, parse_server_url
 from tabi.wire.address import Host, parse_ip
 
-UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
-
-
-class Seconds(float):
-    """A duration in seconds, more than 0."""
-
-    @classmethod
-    def parse(cls, value: object) -> Seconds:
-        """Read a number, or a number with ms, s, min, h or d behind it. Raises ValueError."""
-        if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
-            value = float(found[1]) * UNITS[found[2] or "s"]
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f'{value!r} is no duration, expected seconds such as 10 or text such as "200ms"')
-        if not 0 < value < 1e9:
-            raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
-        return cls(value)
-
+if TYPE_CHECKING:  # a program may give plain numbers: they are checked and converted where the configuration is used
+    Bandwidth: TypeAlias = float
+    Moment: TypeAlias = float
+    Seconds: TypeAlias = float
+    Size: TypeAlias = int
+else:
+    from tabi.policy.quantities import Bandwidth, Moment, Seconds, Size
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
 BROADCAST = "255.255.255.255"

@@ -36,9 +36,11 @@ class DialInspector(Protocol):
 
         Rules are not asked again about another destination, the guard is.
         """
+        return None  # type checkers take a method with a docstring alone for an abstract one
 
     async def resolve(self, session: Session | None, name: str) -> None:
         """Called before a name is resolved, here or by the proxy that it goes to, and not for datagrams."""
+        return None
 
 
 class Inspected(Around):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tabi.config import decode_limits
+from tabi.config.load import decode_limits
 from tabi.errors import AuthError
 from tabi.ingress.login import Login, User
 from tabi.ingress.refusal import Refusal, login_failed, login_refused

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tabi.config import decode_limits
+from tabi.config.load import decode_limits
 from tabi.egress.base import Egress
 from tabi.errors import ConfigError, PolicyDenied, TabiError
 from tabi.policy.hook import ask_hook, check_said, prepare

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tabi.config import Network
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.net.stream import Stream
 from tabi.policy.guard import is_inner_client
+from tabi.policy.networks import Network
 from tabi.session import Session
 from tabi.wire.address import Host
 from tabi.wire.proxy_protocol import MAX_HEADER, decode_header, missing_octets

@@ -1,4 +1,4 @@
-"""Sizes, rates, quotas and moments, as people write them in tabi.toml. What cannot be read is a ValueError."""
+"""Durations, sizes, rates, quotas and moments as tabi.toml has them. What cannot be read is a ValueError."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ OCTETS = {"b": 1} | {
 NUMBER = r"(\d+(?:\.\d+)?)\s*"
 SIZE = re.compile(NUMBER + r"([A-Za-z]*)", re.ASCII)
 RATE = re.compile(NUMBER + r"/\s*(s|min|h|d)", re.ASCII)
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
+UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 BITS = {"bit": 1 / 8, "kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
 MAX_SIZE = 1 << 62
@@ -30,6 +32,22 @@ FIRST, LAST = -6e10, 2.5e11
 def is_number(value: object) -> bool:
     """Whether a value of TOML is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Seconds(float):
+    """A duration in seconds, more than 0."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a number, or a number with ms, s, min, h or d behind it. Raises ValueError."""
+        if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
+            value = float(found[1]) * UNITS[found[2] or "s"]
+        if not is_number(value):
+            raise ValueError(f'{value!r} is no duration, expected seconds such as 10 or text such as "200ms"')
+        seconds = cast("float", value)
+        if not 0 < seconds < 1e9:
+            raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
+        return cls(seconds)
 
 
 class Size(int):

@@ -131,6 +131,11 @@ class Stage:
         handle = loop.call_at(when, run)
         self.timers.add(handle)
 
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Have something called after so many seconds; else as `call_at`."""
+        if self.flow is not None:
+            self.call_at(self.flow.loop.time() + seconds, callback)
+
     def go_on(self) -> None:
         """Have the direction read on, where `room` had said 0."""
         if self.flow is not None:

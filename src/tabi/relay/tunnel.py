@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from tabi.errors import LimitExceeded
@@ -23,6 +24,7 @@ from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.carrier import Carry
 from tabi.relay.relays import Relays
+from tabi.relay.stage import Stage
 from tabi.session import Close, Session
 
 log = logging.getLogger("tabi")
@@ -167,21 +169,36 @@ class Tunnel:
         self.server: Stream = run.server
         self.session = run.session
 
-    async def relay(self) -> None:
+    async def relay(self, up: Sequence[Stage] = (), down: Sequence[Stage] = ()) -> None:
         """Have the kernel carry the rest, and return when that has ended. Both streams are closed then.
+
+        Args:
+            up: stages that pass on what the client sends, the one next to the client first. What is not counted only
+                is copied then, in this process.
+            down: stages for what the server sends, the one next to the server first.
 
         Raises:
             RuntimeError: it was handed over already.
             OSError: a stream is closed.
+            ValueError: a stage is on a relay already.
         """
-        await self._run.relay()
+        await self._run.relay(join_stages(up, down))
 
-    def hand_over(self) -> None:
+    def hand_over(self, up: Sequence[Stage] = (), down: Sequence[Stage] = ()) -> None:
         """Have the kernel carry the rest, without a task: from now on the session has nothing to do with the carrier.
 
-        Errors as `relay`.
+        Arguments and errors as `relay`.
         """
-        self._run.hand_over()
+        self._run.hand_over(join_stages(up, down))
+
+
+Stages = list[tuple[int, Stage]]
+"""Each with its direction, UP or DOWN."""
+
+
+def join_stages(up: Sequence[Stage], down: Sequence[Stage]) -> Stages:
+    """Those of both directions."""
+    return [*((UP, stage) for stage in up), *((DOWN, stage) for stage in down)]
 
 
 class Run:
@@ -248,11 +265,15 @@ class Run:
         sock: Any = self.client.sock
         return sock.take() if isinstance(sock, HeadSock) else b""
 
-    async def relay(self) -> None:
+    async def relay(self, stages: Stages) -> None:
         """See `Tunnel.relay`."""
         head, relays = self.give(), self.owner.inner
         self.relayed = relays.reactor.loop.create_future()
-        relays.start(self.client, self.server, self.session, b"", head)
+        try:
+            relays.start(self.client, self.server, self.session, b"", head, stages)
+        except BaseException:
+            self.relayed = None  # it never began
+            raise
         try:
             await self.relayed
         finally:
@@ -263,11 +284,11 @@ class Run:
                 self.session.lease.cut = self.cut
             self.moved += 1
 
-    def hand_over(self) -> None:
+    def hand_over(self, stages: Stages) -> None:
         """See `Tunnel.hand_over`."""
         head = self.give()
+        self.owner.relays.start(self.client, self.server, self.session, b"", head, stages)
         self.handed = True
-        self.owner.relays.start(self.client, self.server, self.session, b"", head)
 
     # --- the end ---
 

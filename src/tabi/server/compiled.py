@@ -7,7 +7,8 @@ import socket
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from tabi.config import Config, Listen, check_values
+from tabi.config import Config, Listen
+from tabi.config.check import check_values
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.config.users import UserTable, make_users
 from tabi.errors import ConfigError

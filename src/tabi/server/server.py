@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from tabi.config import Config, Listen, Log, UserConfig, check_types
+from tabi.config import Config, Listen, Log, UserConfig
+from tabi.config.load import check_types
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
 from tabi.egress.inspected import check_inspector as check_dial_inspector

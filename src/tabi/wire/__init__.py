@@ -5,13 +5,14 @@ peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to wr
 reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
 are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
 octets. Heads and chunks of HTTP, whose requests and responses are other ones, are in `wire.http`: `parse_request`
-gives a head that can be read and changed, `rewrite_request` what a proxy sends on of it.
+gives a head that can be read and changed, `rewrite_request` what a proxy sends on of it. The headers of datagrams are
+in `wire.datagram`, those of haproxy's PROXY protocol in `wire.proxy_protocol`.
 """
 
-from tabi.wire import http
+from tabi.wire import datagram, http, proxy_protocol
 from tabi.wire.address import Address, Host, parse_address
 from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
-from tabi.wire.machine import NEED_DATA
+from tabi.wire.machine import NEED_DATA, State
 from tabi.wire.proxy_protocol import ProxyHeader, SslInfo, TlvType, Transport
 from tabi.wire.sniff import SNIFF_SIZE, Protocol, sniff
 from tabi.wire.socks4 import ClientMachine4, Reply4, ReplyCode4, Request4, ServerMachine4, reply4_code
@@ -58,10 +59,13 @@ __all__ = [
     "ServerMachine",
     "ServerMachine4",
     "SslInfo",
+    "State",
     "TlvType",
     "Transport",
+    "datagram",
     "http",
     "parse_address",
+    "proxy_protocol",
     "reply4_code",
     "sniff",
 ]

@@ -1,6 +1,6 @@
 """Go out through other proxies: TCP and UDP through a chain of two, and a pool that goes on without a dead member.
 
-Run it: python examples/ways_out.py
+Run it: python examples/upstreams.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import socket
 
 import tabi
-from tabi.config import make_config
+from tabi.config import EgressConfig, Listen, Log, RuleConfig
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -30,20 +30,18 @@ class Shout(asyncio.DatagramProtocol):
 
 def front(one: tabi.Server, two: tabi.Server, dead: int) -> tabi.Server:
     """The proxy that clients use: what it says here is what tabi.toml would say."""
-    config = make_config(
-        {
-            "listen": [{"url": "socks5://127.0.0.1:0"}],
-            "log": {"access": "none"},
-            "egress": {
-                "chain": {"chain": [one.url, two.url]},
-                "pool": {"members": [f"socks5://127.0.0.1:{dead}", two.url], "balance": "round-robin"},
-            },
-            "rule": [
-                {"name": "datagrams", "commands": ["associate"], "action": "allow", "via": "chain"},
-                {"name": "by-name", "hosts": ["localhost"], "action": "allow", "via": "chain"},
-                {"name": "others", "action": "allow", "via": "pool"},
-            ],
-        }
+    config = tabi.Config(
+        listen=[Listen("socks5://127.0.0.1:0")],
+        log=Log(access="none"),
+        egress={
+            "chain": EgressConfig(chain=[one.url, two.url]),
+            "pool": EgressConfig(members=[f"socks5://127.0.0.1:{dead}", two.url], balance="round-robin"),
+        },
+        rule=[
+            RuleConfig(name="datagrams", commands=["associate"], via="chain"),
+            RuleConfig(name="by-name", hosts=["localhost"], via="chain"),
+            RuleConfig(name="others", via="pool"),
+        ],
     )
     return tabi.Server(config=config, on_close=told)
 
