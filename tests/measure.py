@@ -13,6 +13,7 @@ import os
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import coverage
 
@@ -36,11 +37,14 @@ class Measure:
 
     def __init__(self, folder: Path) -> None:
         self.coverage = make_coverage(folder / f".coverage.{os.getpid()}")
+        self.caches: set[Any] = set()
+        """Of functions that keep what they have returned: a test of another file may have asked the same before."""
         with self.on(IMPORT):
             # All of them here: else their first lines would belong to the test file that is loaded first.
             for room in ROOMS:
                 for found in pkgutil.iter_modules([str(SOURCE / room)]):
-                    importlib.import_module(f"tabi.{room}.{found.name}")
+                    module = importlib.import_module(f"tabi.{room}.{found.name}")
+                    self.caches.update(one for one in vars(module).values() if hasattr(one, "cache_clear"))
 
     @contextlib.contextmanager
     def on(self, context: str) -> Iterator[None]:
@@ -55,7 +59,11 @@ class Measure:
     def of(self, path: Path) -> contextlib.AbstractContextManager[None]:
         """Measure what a test file does, if it is one of the rooms'."""
         name = path.relative_to(ROOT).as_posix()
-        return self.on(name) if name.startswith(tuple(f"tests/{room}/" for room in ROOMS)) else contextlib.nullcontext()
+        if not name.startswith(tuple(f"tests/{room}/" for room in ROOMS)):
+            return contextlib.nullcontext()
+        for one in self.caches:
+            one.cache_clear()
+        return self.on(name)
 
     def save(self) -> None:
         """Write the data."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from authorities import LONG_AGO, authority, write_server
-from processes import failure, run_tabi
+from processes import failure, run_here, run_tabi
 from tabi.config import Config
 from tabi.policy.users import make_hash
 
@@ -153,7 +153,7 @@ def test_every_key_is_printed_with_its_value_or_default(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     """Nothing has to be configured: the defaults are printed."""
-    done = run_tabi("check", write(tmp_path, ""))
+    done = run_here("check", write(tmp_path, ""))
     assert done.returncode == 0
     assert 'listen[0].url = "mixed://127.0.0.1:1080"\n' in done.stdout.decode()
     assert "users = {}\n" in done.stdout.decode()
@@ -180,7 +180,7 @@ url = "socks5://alice:hunter2@127.0.0.1:1"
 """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    done = run_tabi("check", write(tmp_path, text))
+    done = run_here("check", write(tmp_path, text))
     lines = dict(line.split(" = ", 1) for line in done.stdout.decode().splitlines())
     assert {key: lines[key] for key in lines if key.startswith("rule[")} == {
         "rule[0].action": '"allow"',
@@ -208,7 +208,7 @@ url = "socks5://alice:hunter2@127.0.0.1:1"
 def test_no_secret_is_printed(tmp_path: Path, flags: list[str]) -> None:
     """Neither a password nor its hash shows up."""
     text = make_hash(b"bobs secret")
-    done = run_tabi("check", write(tmp_path, FULL.format(hash=text)), *flags)
+    done = run_here("check", write(tmp_path, FULL.format(hash=text)), *flags)
     assert done.returncode == 0
     output = (done.stdout + done.stderr).decode().replace(str(tmp_path), "")  # whose name has the test's
     assert "secret" not in output
@@ -218,7 +218,7 @@ def test_no_secret_is_printed(tmp_path: Path, flags: list[str]) -> None:
 
 def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
     """--json prints the whole configuration for programs."""
-    done = run_tabi("check", "--json", write(tmp_path, FULL.format(hash=make_hash(b"x"))))
+    done = run_here("check", "--json", write(tmp_path, FULL.format(hash=make_hash(b"x"))))
     data = json.loads(done.stdout)
     assert tuple(data) == Config.__struct_fields__
     assert data["timeouts"]["idle"] == 300
@@ -260,7 +260,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
 def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str) -> None:
     """Exit code 2 and one line, FILE: KEY: what is wrong; a password that is in the way is not quoted."""
     path = write(tmp_path, text)
-    line = failure(run_tabi("check", path), 2)
+    line = failure(run_here("check", path), 2)
     assert line.startswith(f"tabi: {path}: {key}: "), line
     assert "hunter2" not in line
 
@@ -268,7 +268,7 @@ def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, key: str
 def test_all_errors_of_a_file_are_told(tmp_path: Path) -> None:
     """A line for each, in the order of the file: of names, types, values and of what stands somewhere else."""
     path = write(tmp_path, BAD)
-    done = run_tabi("check", path)
+    done = run_here("check", path)
     assert (done.returncode, done.stdout) == (2, b"")
     lines = done.stderr.decode().splitlines()
     start = f"tabi: {path}: "
@@ -284,7 +284,7 @@ def test_all_that_is_in_the_way_of_a_start_is_told(tmp_path: Path) -> None:
     """What the file says is right, and what it names cannot be used."""
     text = '[[listen]]\nurl = "socks5://0.0.0.0:0"\n[[listen]]\nurl = "unix:///nonexistent/a"\n[log]\naccess = "/etc"'
     path = write(tmp_path, text)
-    done = run_tabi("check", path)
+    done = run_here("check", path)
     assert done.returncode == 2
     keys = [line.removeprefix(f"tabi: {path}: ").partition(": ")[0] for line in done.stderr.decode().splitlines()]
     assert keys == ["listen[0].url", "log.access", "listen[1].url"]
@@ -294,10 +294,10 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     """A log that could be written and a path that could be listened at are fine, and neither file is there then."""
     path = write(tmp_path, f'[[listen]]\nurl = "unix://{tmp_path}/tabi.sock"\n[log]\naccess = "{tmp_path}/access.log"')
     before = sorted(tmp_path.iterdir())
-    assert run_tabi("check", path).returncode == 0
+    assert run_here("check", path).returncode == 0
     assert sorted(tmp_path.iterdir()) == before
     (tmp_path / "access.log").write_text("a line\n")
-    assert run_tabi("check", path).returncode == 0
+    assert run_here("check", path).returncode == 0
     assert (tmp_path / "access.log").read_text() == "a line\n"
 
 
@@ -316,28 +316,28 @@ def test_an_expired_certificate_is_a_warning(tmp_path: Path) -> None:
 def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path) -> None:
     """A file that cannot be parsed says where."""
     path = write(tmp_path, "workers = 1\nlisten = !")
-    assert "line 2" in failure(run_tabi("check", path), 2)
+    assert "line 2" in failure(run_here("check", path), 2)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """A missing file is one line with its name."""
     path = tmp_path / "missing.toml"
-    assert f"{path}: No such file" in failure(run_tabi("check", path), 2)
+    assert f"{path}: No such file" in failure(run_here("check", path), 2)
     (tmp_path / "latin1.toml").write_bytes(b'# \xe9\nworkers = "\xff"')
-    assert "latin1.toml" in failure(run_tabi("check", tmp_path / "latin1.toml"), 2)
+    assert "latin1.toml" in failure(run_here("check", tmp_path / "latin1.toml"), 2)
 
 
 def test_open_checks_as_serve_open_would(tmp_path: Path) -> None:
     """An open proxy is an error, unless --open says that it is wanted."""
     path = write(tmp_path, '[[listen]]\nurl = "socks5://0.0.0.0:0"')
-    assert "open proxy" in failure(run_tabi("check", path), 2)
-    assert run_tabi("check", "--open", path).returncode == 0
+    assert "open proxy" in failure(run_here("check", path), 2)
+    assert run_here("check", "--open", path).returncode == 0
 
 
 def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
     """A rule that can never match is a line on stderr, with the file and the key; the file is right all the same."""
     path = write(tmp_path, '[[rule]]\nname = "all"\naction = "deny"\n[[rule]]\nname = "late"\naction = "allow"')
-    done = run_tabi("check", path)
+    done = run_here("check", path)
     assert done.returncode == 0
     assert done.stderr.decode() == f"{path}: rule[1]: late can never match, since all matches all that it would\n"
     assert 'rule[1].name = "late"' in done.stdout.decode()

@@ -25,6 +25,7 @@ from processes import (
     listening,
     receive_all,
     receive_exactly,
+    run_here,
     run_tabi,
     serve,
 )
@@ -250,7 +251,7 @@ def test_a_proxy_that_does_not_answer_is_given_up(run_once: Run) -> None:
 )
 def test_wrong_arguments_are_one_line(via: str, destination: str) -> None:
     """Exit code 2, and no password in the message."""
-    assert "hunter2" not in failure(run_tabi("connect", "--via", via, destination), 2)
+    assert "hunter2" not in failure(run_here("connect", "--via", via, destination), 2)
 
 
 def test_a_break_that_only_the_upload_finds(monkeypatch: pytest.MonkeyPatch) -> None:

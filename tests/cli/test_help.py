@@ -10,7 +10,7 @@ import subprocess
 import click
 import pytest
 
-from processes import PATIENCE, TABI, environment, run_tabi
+from processes import PATIENCE, TABI, environment, run_here, run_tabi
 from tabi.cli.help import Command
 from tabi.cli.main import COMMANDS, app
 
@@ -18,7 +18,7 @@ from tabi.cli.main import COMMANDS, app
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     """`tabi COMMAND -h` explains it with an example, explains each argument and option, and ends with 0."""
-    done = run_tabi(command, "-h")
+    done = run_here(command, "-h")
     text = done.stdout.decode()
     assert done.returncode == 0
     assert text.startswith(f"Usage: tabi {command}")

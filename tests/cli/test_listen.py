@@ -18,6 +18,7 @@ from processes import (
     failure,
     receive_all,
     receive_exactly,
+    run_here,
     run_tabi,
     serve,
 )
@@ -159,4 +160,4 @@ def test_a_proxy_that_is_not_there_is_one_line() -> None:
 )
 def test_wrong_arguments_are_one_line(arguments: list[str]) -> None:
     """Exit code 2, and no password in the message."""
-    assert "hunter2" not in failure(run_tabi("listen", *arguments), 2)
+    assert "hunter2" not in failure(run_here("listen", *arguments), 2)

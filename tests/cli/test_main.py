@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import tabi
-from processes import PATIENCE, TABI, environment, failure, run_tabi
+from processes import PATIENCE, TABI, environment, failure, run_here, run_tabi
 from tabi.cli.main import COMMANDS
 
 
@@ -50,7 +50,7 @@ def test_version() -> None:
 )
 def test_a_wrong_command_line_is_named_in_one_line(arguments: list[str], words: str) -> None:
     """What is unknown, missing or not there yet is refused with exit code 2 and one line that names it."""
-    assert words in failure(run_tabi(*arguments), 2)
+    assert words in failure(run_here(*arguments), 2)
 
 
 def test_debug_adds_the_traceback_and_changes_nothing_else() -> None:

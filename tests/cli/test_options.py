@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from authorities import write_server
 from conftest import Run
 from doubles import config
-from processes import TABI, environment, failure, in_thread, run_program, run_tabi, serve
+from processes import TABI, environment, failure, in_thread, run_here, run_program, serve
 from support import datagram_target, echo, target
 from tabi import Server
 from tabi.cli.help import Command
@@ -152,9 +152,9 @@ def test_the_help_says_the_default_and_the_protocols() -> None:
 def test_every_command_has_them(name: str) -> None:
     """The deadline and the authorities are checked by the library, and an error is one line."""
     arguments = () if name == "listen" else ("192.0.2.1:7",)
-    assert "timeout" in failure(run_tabi(name, "--via", "socks5://127.0.0.1:1", "--timeout", "0", *arguments), 2)
+    assert "timeout" in failure(run_here(name, "--via", "socks5://127.0.0.1:1", "--timeout", "0", *arguments), 2)
     assert "nowhere.pem" in failure(
-        run_tabi(name, "--via", "socks5+tls://127.0.0.1:1", "--ca", "nowhere.pem", *arguments), 2
+        run_here(name, "--via", "socks5+tls://127.0.0.1:1", "--ca", "nowhere.pem", *arguments), 2
     )
 
 

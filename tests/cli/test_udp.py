@@ -17,7 +17,7 @@ import pytest
 
 import tabi
 from conftest import Run
-from processes import PATIENCE, TABI, Serve, environment, failure, in_thread, run_tabi, serve
+from processes import PATIENCE, TABI, Serve, environment, failure, in_thread, run_here, run_tabi, serve
 from support import closed_port, datagram_target, replying, target
 from tabi.cli import udp
 from tabi.wire.address import parse_address
@@ -227,4 +227,4 @@ def test_a_proxy_that_is_not_there_is_one_line() -> None:
 )
 def test_wrong_arguments_are_one_line(via: str, destination: str, options: list[str]) -> None:
     """Exit code 2, and no password in the message."""
-    assert "hunter2" not in failure(run_tabi("udp", "--via", via, *options, destination), 2)
+    assert "hunter2" not in failure(run_here("udp", "--via", via, *options, destination), 2)
