@@ -222,15 +222,14 @@ def test_a_name_that_takes_long_costs_nobody_else_the_connection(run_once: Run) 
             return await honest(octets)
 
         slow.reply = reply  # type: ignore[method-assign]
-        async with server("tcp", slow) as (client, serve):
-            await client.answer("four.test")
-            client.seconds = 0.2
+        async with server("tcp", slow, seconds=0.2) as (client, serve):
+            patient = DnsServer(client.name, client.carrier, PATIENCE)
+            await patient.answer("four.test")
             waiting = asyncio.get_running_loop().create_task(fails(client, "six.test"))
             await asyncio.sleep(0)
-            client.seconds = PATIENCE
-            await client.answer("four.test")
+            await patient.answer("four.test")
             assert await waiting == "no answer within 0.2 s"
-            await client.answer("both.test")
+            await patient.answer("both.test")
             assert serve.connections == 1
             release.set()
 
