@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 
 EXPECTED = {
+    "own_proxy.py": (
+        "socks5 as alice: hello from the destination\n",
+        "http as bob: hello from the destination\n",
+        "http as alice: AuthError\n",
+    ),
     "serve.py": ("listening on socks5://127.0.0.1:", "received: hello from the destination", "sessions left: 0"),
     "users.py": ("alice received: hello from the destination", ": the proxy did not accept the user name"),
     "bind.py": (

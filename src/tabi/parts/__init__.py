@@ -14,8 +14,8 @@ TYPE_CHECKING = False  # not from typing, as in the package above
 if TYPE_CHECKING:
     from tabi.config import Guard, Limits, Rule, Timeouts
     from tabi.ingress.auth_methods import AuthMethod, Refused
-    from tabi.ingress.conversation import Ingress
-    from tabi.ingress.refusal import Refusal
+    from tabi.ingress.conversation import Ingress, MachineConversation
+    from tabi.ingress.refusal import Refusal, login_refused
     from tabi.parts.base import Piece, Relay, Running
     from tabi.parts.commands import (
         Bind,
@@ -44,6 +44,7 @@ __all__ = [
     "Ingress",
     "Limits",
     "Listener",
+    "MachineConversation",
     "Mixed",
     "Piece",
     "Policy",
@@ -62,6 +63,7 @@ __all__ = [
     "Timeouts",
     "Tls",
     "UdpAssociate",
+    "login_refused",
 ]
 
 _HOMES = {
@@ -76,6 +78,7 @@ _HOMES = {
     "Ingress": "ingress.conversation",
     "Limits": "config",
     "Listener": "parts.listener",
+    "MachineConversation": "ingress.conversation",
     "Mixed": "parts.protocols",
     "Piece": "parts.base",
     "Policy": "parts.listener",
@@ -94,6 +97,7 @@ _HOMES = {
     "Timeouts": "config",
     "Tls": "parts.protocols",
     "UdpAssociate": "parts.commands",
+    "login_refused": "ingress.refusal",
 }
 """The module of each name. It is imported when the name is first used: a server needs pieces, a listener a server."""
 

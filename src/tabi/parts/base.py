@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from tabi.config import Timeouts, Tls
@@ -130,9 +130,7 @@ class LeadingGate(Gate):
         if egress is not None:
             return OpenWay(egress, judge)
         session.via = self.direct.name
-        if not self.policy.decides:
-            return OpenWay(self.direct, judge)
-        return OpenWay(None, self.leading(judge))
+        return OpenWay(None if self.policy.decides else self.direct, self.leading(judge))
 
     def leading(self, judge: Judge) -> Judge:
         """The same judge, but it names the egress where the other one says that a destination goes directly."""
@@ -149,7 +147,8 @@ class Value:
 
     def __repr__(self) -> str:
         shown: list[str] = []
-        for one in fields(self) if is_dataclass(self) else ():
+        found: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        for one in found:
             value = getattr(self, one.name)
             if isinstance(value, tuple) and not shown:
                 shown += [repr(one.metadata.get("shown", lambda part: part)(part)) for part in value]

@@ -79,6 +79,9 @@ class Direct(EgressPiece):
     name: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.source, str):
+            raise TypeError("Direct.source: str, expected a list of addresses")
+        object.__setattr__(self, "source", tuple(self.source))
         self.check()
 
     def settings(self) -> Egress:
