@@ -76,6 +76,8 @@ class Running:
     """Whether a client's certificate says who it is."""
     gates: list[tuple[Egress, Gate]] = field(default_factory=list)
     """Those that lead to another egress than the default one."""
+    made: list[tuple[object, Carrier]] = field(default_factory=list)
+    """The carriers of pieces."""
 
     def gate_for(self, egress: object | None) -> Gate:
         """The gate whose default egress is this one; None is that of the server."""
@@ -94,6 +96,9 @@ class Running:
         """The running carrier for what a piece says of it; None is that of the server."""
         if carrier is None:
             return self.carrier
+        for known, found in self.made:
+            if known == carrier:
+                return found
         made: Carrier
         if isinstance(carrier, Relay):
             made = relays = self.relays.sibling(self.relays.done, carrier.idle, carrier.half_closed)
@@ -102,6 +107,7 @@ class Running:
             made = tunnels = Tunnels(carry_of(carrier), self.relays)
             self.closing.push_async_callback(tunnels.close, "shutdown")
         self.carriers.append(made)
+        self.made.append((carrier, made))
         return made
 
     def password_check(self, users: Users) -> Ask:
