@@ -14,7 +14,21 @@ from support import datagram_target, target
 from tabi import ConfigError, Decision, Session, Stream
 from tabi.config import Rule
 from tabi.ingress.conversation import Ingress
-from tabi.parts import Bind, Connect, Http, Listener, Mixed, Piece, Policy, Relay, Running, Socks5, Tls, UdpAssociate
+from tabi.parts import (
+    Bind,
+    Connect,
+    Direct,
+    Http,
+    Listener,
+    Mixed,
+    Piece,
+    Policy,
+    Relay,
+    Running,
+    Socks5,
+    Tls,
+    UdpAssociate,
+)
 from tabi.parts.base import as_piece
 from tabi.wire.sniff import Protocol
 
@@ -181,6 +195,28 @@ def test_datagrams_take_the_egress_of_their_command(run: Run, rules: list[Rule])
                 assert [one.via for one in front.sessions()] == [str(behind.addresses[0])]
             await until(lambda: ended)
             assert [(one.command, one.up) for one in ended] == [("associate", 4)]
+
+    run(main)
+
+
+def test_a_direct_egress_without_settings_is_the_direct_one(run: Run) -> None:
+    """`Direct()` says no more than nothing does: connections and datagrams go as they would without it."""
+    ended: list[Session] = []
+
+    async def main() -> None:
+        async with (
+            target() as port,
+            datagram_target() as udp_port,
+            Listener("127.0.0.1:0", Socks5(Connect(Direct()), UdpAssociate(Direct())), on_close=ended.append) as front,
+        ):
+            proxy = tabi.Proxy(f"socks5://{front.address}")
+            async with proxy.connect("127.0.0.1", port) as stream, proxy.associate() as association:
+                await stream.send_all(b"echo")
+                assert await stream.receive() == b"echo"
+                await association.send(b"echo", ("127.0.0.1", udp_port))
+                assert (await association.receive())[0] == b"echo"
+            await until(lambda: len(ended) == 2)
+        assert [one.via for one in ended] == ["direct", "direct"]
 
     run(main)
 

@@ -12,8 +12,8 @@ import pytest
 import tabi
 from conftest import Run
 from doubles import FakeResolver, unanswering, until
-from support import target
-from tabi import ConfigError, Session
+from support import datagram_target, target
+from tabi import ConfigError, Datagram, Session
 from tabi.config import Check, Member, Timeouts, Udp
 from tabi.config.schema import Seconds
 from tabi.parts import (
@@ -44,6 +44,13 @@ class Unix(tabi.Egress):
         return tabi.Stream.from_socket(near)
 
 
+class Shout(tabi.DatagramInspector):
+    """Changes the payload of each datagram."""
+
+    def inspect(self, datagram: Datagram, emit: Any) -> None:
+        emit(bytes(datagram.payload).upper())
+
+
 class Closed:
     """No egress: it has no `open`."""
 
@@ -57,6 +64,7 @@ WRONG: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: Bind(timeout=0), ConfigError, r"Bind\.timeout: 0, expected seconds"),
     (lambda: Bind(udp={}), TypeError, r"Bind\.udp: dict, expected a tabi\.config\.Udp"),  # type: ignore[arg-type]
     (lambda: UdpAssociate(udp=Udp(ports="9-1")), ConfigError, r"UdpAssociate\.udp: .*lower port first"),
+    (lambda: UdpAssociate(inspector=Shout), TypeError, "Shout is a class"),  # type: ignore[arg-type]
     (lambda: Direct(timeout=-1), ConfigError, r"Direct\.timeout"),
     (lambda: Direct(source="127.0.0.1"), TypeError, r"Direct\.source: str"),
     (lambda: Direct(name="socks5://a"), ConfigError, r"Direct\.name"),
@@ -158,6 +166,22 @@ def test_an_egress_of_a_program_may_bring_a_raw_socket(run: Run) -> None:
                     far.close()
             await until(lambda: len(ended) == 2)
         assert [(one.via, str(one.address)) for one in ended] == [("Unix", "0.0.0.0:0")] * 2
+
+    run(main)
+
+
+def test_a_command_has_its_own_inspector(run: Run) -> None:
+    """The datagrams of its associations are looked at, and those of another listener's are not."""
+
+    async def main() -> None:
+        async with datagram_target() as port:
+            for associate, expected in ((UdpAssociate(inspector=Shout()), b"QUIET"), (UdpAssociate(), b"quiet")):
+                async with (
+                    Listener("127.0.0.1:0", Socks5(associate)) as front,
+                    tabi.Proxy(f"socks5://{front.address}").associate() as association,
+                ):
+                    await association.send(b"quiet", ("127.0.0.1", port))
+                    assert (await association.receive())[0] == expected
 
     run(main)
 

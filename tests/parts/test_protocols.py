@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,6 +125,31 @@ def test_each_protocol_of_a_port_has_users_of_its_own(run: Run) -> None:
             ("http", "bob"),
         ]
         assert next(one for one in ended if one.user == "bob").groups == {"staff"}
+
+    run(main)
+
+
+def test_requests_that_are_forwarded_take_the_egress_of_connect(run: Run) -> None:
+    """One egress for all of HTTP, and for its tunnels the carrier."""
+    ended: list[Session] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    async def main() -> None:
+        async with (
+            target(answer) as port,
+            tabi.Server("socks5://127.0.0.1:0", on_close=ended.append) as behind,
+            Listener("127.0.0.1:0", Http(Connect(behind.url))) as front,
+            client(front.address) as (reader, writer),
+        ):
+            writer.write(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (port, port))
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+            await until(lambda: ended)
+            assert ended[0].destination is not None
+            assert ended[0].destination.port == port
 
     run(main)
 

@@ -84,6 +84,8 @@ class Running:
         if egress is None:
             return self.gate
         leads_to = self.find_egress(egress)
+        if leads_to is self.gate.direct:
+            return self.gate
         for known, gate in self.gates:
             if known is leads_to:
                 return gate

@@ -15,6 +15,7 @@ from tabi.ingress.conversation import Serve
 from tabi.parts.base import Relay, Running, Value, check_seconds
 from tabi.policy.pool import Balance
 from tabi.relay.carrier import carry_of
+from tabi.relay.datagram_inspector import DatagramInspector, check_inspector
 from tabi.wire.socks5 import Command as Number
 
 ANYWHERE, NOT_STICKY = Udp(), Sticky()
@@ -323,19 +324,24 @@ class UdpAssociate(Command):
     Args:
         egress: as of `Connect`. One of your own needs ``associate``.
         udp: where the ports are, and the address that clients are told (`tabi.config.Udp`).
+        inspector: looks at the datagrams, see `tabi.DatagramInspector`. None: that of the listener, if it has one.
     """
 
     egress: object | None = None
     udp: Udp = ANYWHERE
+    inspector: DatagramInspector | None = None
     number: ClassVar[int] = Number.UDP_ASSOCIATE
 
     def __post_init__(self) -> None:
         self.set_egress()
         check_udp(self.udp, "UdpAssociate")
+        if self.inspector is not None:
+            check_inspector(self.inspector)
 
     def build(self, running: Running) -> Serve:
         """See `Command`."""
-        return associate.Associate(running.gate_for(self.egress), running.associations, self.udp)
+        gate = running.gate_for(self.egress)
+        return associate.Associate(gate, running.associations, self.udp, self.inspector)
 
 
 @dataclass(frozen=True, repr=False)
