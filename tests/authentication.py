@@ -9,7 +9,7 @@ from tabi.errors import AuthError, RemoteProtocolError
 from tabi.ingress.auth_methods import Refused
 from tabi.ingress.conversation import MachineConversation
 from tabi.ingress.refusal import login_refused
-from tabi.net.stream import Sock, Stream
+from tabi.net.stream import LayeredSock, Sock, Stream
 from tabi.wire.socks5 import ClientMachine, MethodMessage
 
 METHOD = 0x80
@@ -28,7 +28,7 @@ def message(text: bytes) -> MethodMessage:
     return MethodMessage(bytes((len(text),)) + text)
 
 
-class Hidden:
+class Hidden(LayeredSock):
     """A socket over another one, on which each octet is another: what a method puts below the request."""
 
     def __init__(self, below: Sock) -> None:
@@ -47,6 +47,20 @@ class Hidden:
 
     def send(self, data: bytes | memoryview, /) -> int:
         return self.below.send(hide(bytes(data)))
+
+
+class Turned:
+    """Datagrams with every bit turned around, behind a mark."""
+
+    mark = b"turned"
+
+    def wrap(self, data: bytes) -> bytes:
+        return self.mark + hide(data)
+
+    def unwrap(self, data: bytes) -> bytes:
+        if not data.startswith(self.mark):
+            raise ValueError("the mark is missing")
+        return hide(data.removeprefix(self.mark))
 
 
 def hide(octets: bytes) -> bytes:
@@ -72,6 +86,7 @@ class Questions:
         conversation.session.user = "riddler"
         client = conversation.client
         client.sock = Hidden(client.sock)
+        conversation.session.protection = Turned()
         return None
 
 

@@ -18,7 +18,7 @@ from support import client, closed_port, credentials, request, reset_on_close, t
 from tabi import Config, Login, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
 from tabi.net.failures import resolve_error
-from tabi.observe.observers import OnClose
+from tabi.observe.observers import OnClose, OnOpen, Watch
 from tabi.wire.address import Address, decode_address
 
 LOOPBACK = "socks5://127.0.0.1:0"
@@ -437,3 +437,12 @@ def hear_ends(server: Server, callback: Callable[[Session], object]) -> None:
     sessions = server.parts.sessions
     sessions.ended += (OnClose(callback).ended,)
     sessions.copies = True
+
+
+def hear_opens(server: Server, callback: Callable[[Session], object]) -> None:
+    """Have a server that runs call something with each session that opens, as ``on_open`` of one that is made so."""
+    sessions = server.parts.sessions
+    sessions.watch = Watch([OnOpen(callback)])
+    for index, acceptor in enumerate(server.parts.acceptors):
+        ingress = server.parts.make_ingress(server.compiled, index)
+        acceptor.accepted = sessions.accepting(ingress, server.compiled.config.listen[index].url)

@@ -69,7 +69,7 @@ def test_the_next_request_of_a_connection_knows_its_client_only() -> None:
     for name in Session.__slots__:
         setattr(session, name, "changed")
     session.begin(2, 11.0)
-    stays = {"listener", "client", "protocol", "user", "groups", "limits", "parameters", "watch"}
+    stays = {"listener", "client", "protocol", "user", "groups", "limits", "parameters", "protection", "watch"}
     assert {name for name in Session.__slots__ if getattr(session, name) == "changed"} == stays
     facts = {name: getattr(session, name) for name in Session.__slots__ if name not in stays}
     assert facts == {name: fresh[name] for name in facts} | {"number": 2, "started": 11.0}

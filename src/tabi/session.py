@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -63,6 +63,16 @@ class Decision(msgspec.Struct, frozen=True):
         return f"Decision(action={self.action!r}, rule={self.rule!r}, via={via!r}, reason={self.reason!r})"
 
 
+class DatagramProtection(Protocol):
+    """How the datagrams of a client are wrapped, as its authentication method has agreed."""
+
+    def unwrap(self, data: bytes) -> bytes:
+        """What is in a datagram of the client. Raises ValueError where it was not wrapped as agreed."""
+
+    def wrap(self, data: bytes) -> bytes:
+        """A datagram for the client."""
+
+
 class Session:
     """One client connection and the one request in it.
 
@@ -72,8 +82,9 @@ class Session:
     ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
     ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
     ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program said of
-    the user, besides the configuration. ``member`` is the upstream that a pool chose. ``ended`` is what others want to
-    be told of the end (`when_over`). ``watch`` is told what happens in between, where somebody wants to know.
+    the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the upstream
+    that a pool chose. ``ended`` is what others want to be told of the end (`when_over`). ``watch`` is told what happens
+    in between, where somebody wants to know.
     """
 
     __slots__ = (
@@ -98,6 +109,7 @@ class Session:
         "member",
         "number",
         "parameters",
+        "protection",
         "protocol",
         "reply_code",
         "rule",
@@ -117,6 +129,7 @@ class Session:
         self.groups: frozenset[str] = NO_GROUPS
         self.limits: Any = None  # of config, which stands above
         self.parameters: Any = None  # of policy.grammar, which stands above
+        self.protection: DatagramProtection | None = None
         self.watch: Any = None  # of observe.observers
         self.begin(number, started)
 

@@ -15,8 +15,8 @@ from rich.pretty import pretty_repr
 from conftest import Run
 from doubles import LOOPBACK, Scene, ask_for, config, end_of, greet, read_reply
 from support import client, credentials, request, target
-from tabi import ConfigError, Login, Server, Session, User
-from tabi.config import Listen, Rule
+from tabi import ConfigError, Login, Proxy, ProxyError, Server, Session, User
+from tabi.config import Limits, Listen, Rule
 from tabi.config import User as config_user
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.policy.users import Users, make_hash, parse_hash, plain_secret
@@ -320,3 +320,39 @@ def test_an_authenticate_that_cannot_be_asked(function: Any) -> None:
     """What is not a function of one argument is refused when the server is made, also the form of earlier versions."""
     with pytest.raises(ConfigError, match=r"^authenticate: .*expected a function of one argument, a tabi.Login"):
         Server(LOOPBACK, authenticate=function)
+
+
+@pytest.mark.parametrize("limits", [{"connections": 1}, Limits(connections=1)])
+def test_a_user_with_limits(run: Run, limits: Any) -> None:
+    """A `tabi.User` may have limits: all sessions of that user share them, and rules need not know the user."""
+
+    async def main() -> None:
+        answer = User("eve", limits=limits)
+        async with Server(LOOPBACK, authenticate=lambda login: answer) as server, target() as port:
+            proxy = Proxy(server.url_for("socks5").replace("://", "://eve:x@"))
+            async with proxy.connect("127.0.0.1", port):
+                with pytest.raises(ProxyError, match="not allowed"):
+                    await proxy.connect("127.0.0.1", port)
+            while server.sessions():
+                await asyncio.sleep(0)
+            async with proxy.connect("127.0.0.1", port):
+                pass
+            while server.sessions():
+                await asyncio.sleep(0)
+
+    run(main)
+
+
+def test_limits_that_cannot_be_read(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """They are a failure of the program: nobody is let in without the limits that were meant."""
+
+    async def main() -> None:
+        answer = User("eve", limits={"conections": 1})
+        server = Server(LOOPBACK, authenticate=lambda login: answer)
+        async with server, client(server.addresses[0]) as (reader, writer):
+            assert await greet((reader, writer), b"\x02") == 2
+            writer.write(credentials(b"eve", b"x"))
+            assert await reader.read() == b"\x01\x02"
+
+    run(main)
+    assert "limits.conections: unknown key, expected one of: connections" in caplog.text

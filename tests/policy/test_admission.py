@@ -13,7 +13,7 @@ from gates import HERE, gate, session
 from tabi.errors import LimitExceeded
 from tabi.policy.admission import Admission
 from tabi.policy.ledger import Ledger
-from tabi.policy.limits import Lease, Limits
+from tabi.policy.limits import Given, Lease, Limits
 
 
 def test_limits_are_an_admission() -> None:
@@ -40,7 +40,9 @@ class Shared:
     def __bool__(self) -> bool:
         return True
 
-    async def admit(self, user: str | None, client: Any, now: int, wall: float) -> Lease | None:
+    async def admit(
+        self, user: str | None, client: Any, now: int, wall: float, given: Given | None = None
+    ) -> Lease | None:
         self.asked += 1
         await asyncio.sleep(0)
         refusal = self.answer()

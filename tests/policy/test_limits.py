@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tabi.config.schema import Limits as Terms
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import USED, Ledger
-from tabi.policy.limits import ALL, DOWN, NEAR_END, OVER, STEP, UP, Account, Lease, Limits, Networks
+from tabi.policy.limits import ALL, DOWN, NEAR_END, OVER, STEP, UP, Account, Given, Lease, Limits, Networks
 from tabi.policy.networks import parse_network
 from tabi.policy.quantities import Bandwidth, Quota, Rate, Size
 from tabi.wire.address import Host
@@ -314,3 +314,64 @@ def test_among_whom_a_session_waits() -> None:
     assert everybody.queue_of("alice", client) == "alice"
     assert everybody.queue_of(None, client) == everybody.everybody
     assert not everybody.waits
+
+
+# --- what a program says of a user ---
+
+
+def of_program(groups: tuple[str, ...] = (), **terms: Any) -> Given:
+    """What a program says."""
+    return Given(frozenset(groups), Terms(**terms) if terms else None)
+
+
+def test_a_program_may_limit_a_user_that_the_configuration_does_not_know() -> None:
+    """All sessions of that user share the account; another user has another one, and nobody else has any."""
+    made, two = Limits(Ledger()), of_program(connections=2)
+    leases = [made.admit("eve", CLIENT, START, WALL, two) for _ in range(2)]
+    with pytest.raises(LimitExceeded, match="limit: user eve: 2 connections at once"):
+        made.admit("eve", CLIENT, START, WALL, two)
+    assert made.admit("mallory", CLIENT, START, WALL, two) is not None
+    assert made.admit("eve", CLIENT, START, WALL) is None
+    assert leases[0] is not None
+    leases[0].release()
+    assert made.admit("eve", CLIENT, START, WALL, two) is not None
+
+
+def test_what_a_program_says_later_holds_then() -> None:
+    """What was counted stays counted, and no account is kept twice."""
+    made = limits(quota=Quota.parse("1 MB/day"))
+    lease = made.admit("alice", CLIENT, START, WALL, of_program(quota=Quota.parse("2 kB/day")))
+    assert lease is not None
+    lease.spend(UP, 1500, START)
+    for _ in range(3):
+        again = made.admit("alice", CLIENT, START, WALL, of_program(quota=Quota.parse("3 kB/day")))
+        assert again is not None
+        assert again.left == 1500
+        other = made.admit("alice", CLIENT, START, WALL, of_program(quota=Quota.parse("4 kB/day")))
+        assert other is not None
+        assert other.left == 2500
+    assert len(made.with_quota) == 1
+
+
+def test_a_program_may_put_a_user_into_groups() -> None:
+    """Besides those of the configuration: members share what the group may use; nothing is kept of the user."""
+    groups = {"ops": Terms(connections=1), "dev": Terms(connections=1)}
+    made = Limits(Ledger(), groups=groups, members={"alice": ("dev",)}, users={"carol": Terms(connections=9)})
+    first = made.admit("alice", CLIENT, START, WALL, of_program(("ops", "unknown")))
+    assert first is not None
+    assert {account.name for account in first.accounts} == {"group ops", "group dev"}
+    for user in ("bob", "carol"):
+        with pytest.raises(LimitExceeded, match="group ops"):
+            made.admit(user, CLIENT, START, WALL, of_program(("ops",)))
+    assert made.admit("bob", CLIENT, START, WALL, of_program(("unknown",))) is None
+    assert set(made.by_given) == {"carol"}
+
+
+def test_the_limits_that_a_program_gives_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user beyond it is refused, those that are known are not."""
+    monkeypatch.setattr("tabi.policy.limits.MAX_GIVEN", 2)
+    made, some = Limits(Ledger()), of_program(connections=5)
+    for user in ("a", "b", "a"):
+        assert made.admit(user, CLIENT, START, WALL, some) is not None
+    with pytest.raises(LimitExceeded, match="2 users have limits that a program gives them"):
+        made.admit("c", CLIENT, START, WALL, some)

@@ -113,15 +113,15 @@ def test_without_observers_a_session_tells_nobody(run_once: Run) -> None:
 
 @pytest.mark.parametrize(
     ("hook", "wrong"),
-    [("on_open", "name"), ("on_open", "async"), ("on_close", "name"), ("on_close", "async"), ("decide", "name")],
+    [("on_open", "name"), ("on_open", "two"), ("on_close", "name"), ("on_close", "two"), ("decide", "name")],
 )
 def test_what_cannot_be_called_is_refused(hook: str, wrong: str) -> None:
     """At once, not with the first session."""
 
-    async def waits(session: Session) -> None:
-        """Nobody would wait for it."""
+    def takes_two(session: Session, more: object) -> None:
+        """Nobody would give it the second."""
 
-    given: dict[str, Any] = {hook: "print" if wrong == "name" else waits}
+    given: dict[str, Any] = {hook: "print" if wrong == "name" else takes_two}
     with pytest.raises(ConfigError, match=f"^{hook}: .*expected a function"):
         Server(LISTEN, **given)
 

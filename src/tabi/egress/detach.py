@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 from time import monotonic
 
-from tabi.net.stream import Stream
-from tabi.net.tls import TlsSocket
+from tabi.net.stream import LayeredSock, Stream
 from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import UNSPECIFIED
@@ -22,7 +21,7 @@ def take_socket(stream: Stream) -> socket.socket:
     From under TLS none can be taken: there it is one end of a pair, whose other end a relay joins with the stream as
     long as the loop runs.
     """
-    if not isinstance(stream.sock, TlsSocket):
+    if not isinstance(stream.sock, LayeredSock):
         return stream.detach()
     try:
         ours, theirs = socket.socketpair()

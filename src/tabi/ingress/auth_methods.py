@@ -33,8 +33,9 @@ class AuthMethod(Protocol):
         """Find out who the client is, behind the method's selection, and set the session's user.
 
         A method with messages of its own begins with ``conversation.machine.negotiate`` and ends with ``negotiated``.
-        It may put a layer between the client's stream and its socket (``client.sock``), as TLS does: the request, and
-        all that follows, then comes through that layer. The handshake's deadline runs.
+        It may put a layer between the client's stream and its socket (``client.sock``, a `LayeredSock`), as TLS does:
+        the request, and all that follows, then comes through that layer; and set ``session.protection``, which wraps
+        the client's datagrams. The handshake's deadline runs.
 
         Returns:
             None where the client may go on, else how it is refused.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tabi.config import decode_limits
 from tabi.errors import AuthError
 from tabi.ingress.login import Login, User
 from tabi.ingress.refusal import Refusal, login_failed, login_refused
@@ -84,15 +85,16 @@ async def identify(ask: Ask, session: Session, username: bytes, password: bytes,
                 parameters, found = found.parameters, found.user
             if not isinstance(found, str | User | None):
                 raise TypeError(f"authenticate returned {type(found).__name__}, expected str, tabi.User or None")
+            user = found if isinstance(found, User) else User(found or "")
+            limits = None if user.limits is None else decode_limits(user.limits)
         except AuthError as exc:
             return login_refused(str(exc))
         except Exception as exc:  # the deadline comes as a cancellation: what was asked has failed
             log.exception("authentication failed")
             return login_failed(f"authentication failed: {type(exc).__name__}")
-    user = found if isinstance(found, User) else User(found or "")
     if not user.name:
         return login_refused("wrong user name or password")
-    session.identify(user.name, frozenset(user.groups), user.limits)
+    session.identify(user.name, frozenset(user.groups), limits)
     session.parameters = parameters
     if session.watch is not None:
         session.watch.authenticated(session)

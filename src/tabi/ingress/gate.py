@@ -23,7 +23,7 @@ from tabi.net.udp_path import UdpPath
 from tabi.observe.metrics import Metrics
 from tabi.policy.guard import permit_any
 from tabi.policy.hook import ask_hook
-from tabi.policy.limits import Lease
+from tabi.policy.limits import Given, Lease
 from tabi.policy.own_limits import add_own_limits
 from tabi.policy.policy import Judge, Policy, enforce
 from tabi.policy.rules import Unresolved
@@ -139,7 +139,7 @@ class Gate:
             steps.append(Step("delay", self.ask_delay, self.wait_for_delay))
         if policy.decides:
             steps.append(Step("egress", self.follow, never))
-        if policy.admission:
+        if policy.admission or policy.given_limits:
             steps.append(self.limits_step(policy))
         elif policy.last_word is not None:
             steps.append(Step("limits", self.ask_own_limits, never))
@@ -148,7 +148,7 @@ class Gate:
     def order_open(self, policy: Policy) -> list[Step]:
         """The steps for a session whose destinations are not known yet. Each of them is judged when it comes."""
         steps = [Step("rules", self.ask_rules_openly, never)] if policy.decides else []
-        return [*steps, self.limits_step(policy)] if policy.admission else steps
+        return [*steps, self.limits_step(policy)] if policy.admission or policy.given_limits else steps
 
     def limits_step(self, policy: Policy) -> Step:
         """The step that lets a session begin."""
@@ -348,7 +348,7 @@ class Gate:
         if self.queues and self.queue_of(session) in self.queues:  # others were first
             return WAIT
         try:
-            lease: Any = self.policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
+            lease: Any = self.admit_by(self.policy, session)
         except LimitExceeded as exc:
             if exc.seconds is not None:
                 return WAIT
@@ -356,6 +356,13 @@ class Gate:
             raise
         self.begin(session, lease)
         return None
+
+    def admit_by(self, policy: Policy, session: Session) -> Lease | Awaitable[Lease | None] | None:
+        """Ask a policy to let a session begin. See `Admission.admit`."""
+        given = None
+        if session.limits is not None or session.groups:
+            given = Given(session.groups, session.limits)
+        return policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock(), given)
 
     def ask_own_limits(self, session: Session) -> None:
         """Have a session begin with the limits that the program gives it alone, if it does."""
@@ -420,7 +427,7 @@ class Gate:
         try:
             if client.events & ENDED:
                 raise LimitExceeded("limit: the client has gone while it waited", "wait")
-            lease: Any = policy.admission.admit(session.user, session.client.host, monotonic_ns(), self.clock())
+            lease: Any = self.admit_by(policy, session)
             if policy.admission.waits:
                 lease = await lease
         except LimitExceeded as exc:

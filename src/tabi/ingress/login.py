@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -44,8 +44,9 @@ class User(msgspec.Struct, frozen=True):
     """Goes into the access log, and is what rules match."""
     groups: Sequence[str] = ()
     """Groups that the user belongs to, besides those of tabi.toml, for rules and for limits that members share."""
-    limits: Limits | None = None
-    """What the user may use in all sessions together. None: what tabi.toml says."""
+    limits: Limits | Mapping[str, object] | None = None
+    """What the user may use in all sessions together, as ``limits`` of a user in tabi.toml:
+    ``{"bandwidth": "10 MB/s"}``. Each worker counts it for itself. None: what tabi.toml says."""
 
 
 Authenticate = Callable[[Login], "str | User | Awaitable[str | User | None] | None"]

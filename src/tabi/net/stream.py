@@ -51,6 +51,12 @@ class Sock(Protocol):
     def close(self) -> None: ...
 
 
+class LayeredSock:
+    """The base of a socket that stands over another one, such as TLS: octets cannot be spliced past it."""
+
+    __slots__ = ()
+
+
 class Readiness:
     """What one task waits for on one stream; used again for each wait.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.net.reactor import IN, RDHUP, Reactor
-from tabi.net.stream import MSG_PEEK, Sock, Stream
+from tabi.net.stream import MSG_PEEK, LayeredSock, Sock, Stream
 from tabi.wire.address import Host
 
 READ_SIZE = 1 << 16
@@ -41,7 +41,7 @@ BRIEF = 0.0002
 """Seconds of a handshake's step after which others have their turn. A signature takes about 1 ms."""
 
 
-class TlsSocket:
+class TlsSocket(LayeredSock):
     """A socket for plaintext over one for ciphertext, with the contract of a non-blocking socket.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from tabi.wire.address import Host
 
 if TYPE_CHECKING:
-    from tabi.policy.limits import Lease
+    from tabi.policy.limits import Given, Lease
 
 
 class Admission(Protocol):
@@ -24,7 +24,9 @@ class Admission(Protocol):
     def __bool__(self) -> bool:
         """Whether there is anything to ask it for."""
 
-    def admit(self, user: str | None, client: Host, now: int, wall: float) -> Lease | Awaitable[Lease | None] | None:
+    def admit(
+        self, user: str | None, client: Host, now: int, wall: float, given: Given | None = None
+    ) -> Lease | Awaitable[Lease | None] | None:
         """Let a session begin, on all accounts or on none; None where no limits are for it.
 
         Args:
@@ -32,6 +34,7 @@ class Admission(Protocol):
             client: the address that it comes from.
             now: nanoseconds of the monotonic clock.
             wall: seconds since 1970.
+            given: what a program says of the user, where it says something.
 
         Raises:
             LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.

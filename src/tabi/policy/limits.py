@@ -52,6 +52,9 @@ PACKET = 1460
 
 NEVER = float("inf")
 
+MAX_GIVEN = 100_000
+"""Users who may have limits that a program gives them: the numbers of each are kept as long as the server runs."""
+
 POLL = 0.02
 """Seconds until a session that waits for another to end looks again."""
 
@@ -317,6 +320,13 @@ def expired(user: str | None, expires: float) -> LimitExceeded:
     return LimitExceeded(f"limit: user {user}: expired at {format_moment(expires)}", "expires")
 
 
+class Given(NamedTuple):
+    """What a program says of a user: groups besides those of the configuration, and limits in place of its own."""
+
+    groups: frozenset[str]
+    terms: Terms | None
+
+
 class Standing(NamedTuple):
     """What is limited of a user."""
 
@@ -369,6 +379,7 @@ class Limits:
         self.by_user: dict[str | None, Standing] = {None: Standing(self.everybody, NEVER)}
         self.nobody = self.by_user[None]
         self.by_group: dict[str, Account] = {}
+        self.by_given: dict[str, tuple[Given, Standing]] = {}
         self.by_network = [self.make(f"clients {','.join(map(str, part.networks))}", part.terms) for part in networks]
         self.table = NetworkTable(
             (network, number) for number, part in enumerate(networks) for network in part.networks
@@ -387,10 +398,37 @@ class Limits:
     def standing_of(self, user: str) -> Standing:
         """What is limited of a user that has not come before. Of one that is not in the configuration nothing is kept:
         a program may let in any number of them."""
-        terms, found = self.users.get(user), []
+        standing = self.compose(user, self.users.get(user), self.members.get(user, ()))
+        if standing is not self.nobody:
+            self.by_user[user] = standing
+        return standing
+
+    def standing_given(self, user: str, given: Given) -> Standing:
+        """What is limited of a user of whom a program says something. It is kept as long as the program says the same.
+
+        Raises:
+            LimitExceeded: MAX_GIVEN other users have limits of their own already.
+        """
+        before = self.by_given.get(user)
+        if before is not None and before[0] == given:
+            return before[1]
+        if given.terms is not None and before is None and len(self.by_given) >= MAX_GIVEN:
+            raise LimitExceeded(f"limit: {MAX_GIVEN} users have limits that a program gives them", "users")
+        if before is not None:  # its accounts are made anew, with what was counted
+            replaced = {*before[1].accounts} - {*self.by_group.values(), *self.everybody}
+            self.with_quota = [account for account in self.with_quota if account not in replaced]
+        terms = self.users.get(user) if given.terms is None else given.terms
+        standing = self.compose(user, terms, {*self.members.get(user, ()), *given.groups})
+        if terms is not None:
+            self.by_given[user] = given, standing
+        return standing
+
+    def compose(self, user: str, terms: Terms | None, groups: Iterable[str]) -> Standing:
+        """What is limited of a user with limits and groups."""
+        found = []
         if terms is not None:
             found.append(self.make(f"user {user}", terms))
-        for group in self.members.get(user, ()):
+        for group in groups:
             account = self.by_group.get(group)
             if account is None and group in self.groups:
                 account = self.by_group[group] = self.make(f"group {group}", self.groups[group])
@@ -399,8 +437,7 @@ class Limits:
         expires = self.expires.get(user, NEVER)
         if not found and expires == NEVER:
             return self.nobody
-        standing = self.by_user[user] = Standing((*found, *self.everybody), expires)
-        return standing
+        return Standing((*found, *self.everybody), expires)
 
     def queue_of(self, user: str | None, client: Host) -> str | tuple[Account, ...]:
         """See `Admission`: those of a user; without one, those of clients that have the same limits."""
@@ -410,25 +447,28 @@ class Limits:
         """Whose limits hold for a client."""
         return self.find(user, client)[0]
 
-    def find(self, user: str | None, client: Host) -> tuple[tuple[Account, ...], float]:
-        """The same, and when the user ends."""
+    def find(self, user: str | None, client: Host, given: Given | None = None) -> tuple[tuple[Account, ...], float]:
+        """Whose limits hold for a client, and when the user ends. Raises LimitExceeded as `standing_given`."""
         standing = self.by_user.get(user)
-        if standing is None:
-            assert user is not None
-            standing = self.standing_of(user)
+        if user is not None:
+            if given is not None:
+                standing = self.standing_given(user, given)
+            elif standing is None:
+                standing = self.standing_of(user)
+        assert standing is not None
         if self.by_network and not isinstance(client, str):
             found = self.table.find(client)
             if found:
                 return (self.by_network[min(found)], *standing.accounts), standing.expires
         return standing
 
-    def admit(self, user: str | None, client: Host, now: int, wall: float) -> Lease | None:
-        """Let a session begin, on all accounts or on none; None where no limits are for it.
+    def admit(self, user: str | None, client: Host, now: int, wall: float, given: Given | None = None) -> Lease | None:
+        """Let a session begin, on all accounts or on none; None where no limits are for it. See `Admission`.
 
         Raises:
             LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.
         """
-        accounts, expires = self.find(user, client)
+        accounts, expires = self.find(user, client, given)
         if not accounts and expires is NEVER:
             return None
         if wall >= expires:

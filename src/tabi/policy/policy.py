@@ -69,6 +69,8 @@ class Policy:
         self.hook_waits = last_word is not None and is_async(last_word)
         """Whether the answer of the program has to be awaited."""
         self.admission: Admission = limits if admission is None else admission
+        self.given_limits = False
+        """Whether a program may give limits to users whom it lets in."""
         self.decides = bool(rules) or last_word is not None
         self.labels = frozenset(rule.label for rule in rules)
         self.decisions = {rule.number: Decision(rule.action, rule.label, rule.via) for rule in rules}

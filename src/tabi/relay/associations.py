@@ -21,6 +21,7 @@ from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector, is_plain
 from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.relay.protected_association import ProtectedAssociation
 from tabi.relay.udp_context import UdpContext
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_sockets import Port
@@ -155,8 +156,11 @@ class Associations:
         session.drops = {}
         lease = session.lease
         parts = self.context, self.finished, client, port, session, judge, declared, udp, open_path
-        if inspect is not None:
-            association: Association = InspectedAssociation(*parts, inspect=inspect)
+        association: Association
+        if session.protection is not None:
+            association = ProtectedAssociation(*parts, inspect=inspect, protection=session.protection)
+        elif inspect is not None:
+            association = InspectedAssociation(*parts, inspect=inspect)
         else:
             kind = Association if lease is None or not lease.meters else LimitedAssociation
             association = kind(*parts)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from tabi.net.reactor import Reactor
-from tabi.net.stream import Stream
-from tabi.net.tls import TlsSocket
+from tabi.net.stream import LayeredSock, Stream
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.meter import Meter
 from tabi.relay.pacer import Pacer
@@ -61,8 +60,8 @@ class Relays:
         """
         lease = session.lease
         metered = lease is not None and lease.meters != ()
-        tls = isinstance(client.sock, TlsSocket) or isinstance(server.sock, TlsSocket)
-        relay = (TlsRelay if tls else Relay)(self, client, server, session, monotonic(), metered or bool(stages))
+        layered = isinstance(client.sock, LayeredSock) or isinstance(server.sock, LayeredSock)
+        relay = (TlsRelay if layered else Relay)(self, client, server, session, monotonic(), metered or bool(stages))
         if metered:
             stages = ((UP, Meter(lease, UP, self.pacer)), (DOWN, Meter(lease, DOWN, self.pacer)), *stages)
         if stages:

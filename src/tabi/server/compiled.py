@@ -67,12 +67,14 @@ class Compiled(NamedTuple):
             return old
         return Certificates(listen.tls, f"listen[{index}].tls", required)
 
-    def policy(self, ledger: Ledger, own: Own, decide: LastWord | None = None) -> Policy:
+    def policy(self, ledger: Ledger, own: Own, decide: LastWord | None = None, given_limits: bool = False) -> Policy:
         """What decides, with what this machine knows: its addresses, and what was used. ``decide`` goes before that of
-        the configuration."""
+        the configuration; ``given_limits`` says that a program may give limits to users."""
         self.guard.own = own
         limits = make_limits(self.config, ledger, self.users)
-        return Policy(self.rules, self.guard, limits, decide or self.decide)
+        policy = Policy(self.rules, self.guard, limits, decide or self.decide)
+        policy.given_limits = given_limits
+        return policy
 
     def complete(self) -> Compiled:
         """The same with what does not go from process to process: keys, and what asks for names. Raises ConfigError."""

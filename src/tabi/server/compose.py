@@ -36,11 +36,15 @@ def load_callable(text: str, path: str) -> Any:
 
 
 def check_callback(found: object, path: str) -> None:
-    """Raise ConfigError where something cannot be told of sessions: it is called where nobody can wait."""
+    """Raise ConfigError where something cannot be told of sessions."""
     if not callable(found):
-        raise ConfigError(f"{found!r}, expected a function", path)
-    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(found.__call__):
-        raise ConfigError("expected a function without async: it is called where nobody can wait", path)
+        raise ConfigError(f"{found!r}, expected a function of one argument, a tabi.Session", path)
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError:
+        raise ConfigError("expected a function of one argument, a tabi.Session", path) from None
+    except ValueError:  # no signature is known, as of some functions of extension modules
+        pass
 
 
 def check_last_word(found: object, path: str, text: str = "") -> None:

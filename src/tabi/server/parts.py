@@ -140,7 +140,7 @@ class Parts:
         self.egresses.start()
         self.all_egresses = [self.egresses]
         closing.push_async_callback(self.close_egresses)
-        policy = compiled.policy(given.ledger, given.own, given.decide)
+        policy = compiled.policy(given.ledger, given.own, given.decide, given.authenticate is not None)
         self.gate = sessions.gate = Gate(
             policy, self.dialer, self.egresses.by_name, given.metrics, timeouts.handshake, self.from_url
         )
@@ -192,7 +192,9 @@ class Parts:
         compiled = compiled._replace(certificates=certificates)
         egresses = self.egresses.reloaded(config)
         yield
-        policy = compiled.policy(self.given.ledger, self.given.own, self.given.decide)
+        policy = compiled.policy(
+            self.given.ledger, self.given.own, self.given.decide, self.given.authenticate is not None
+        )
         yield
         self.compiled = compiled
         self.egresses.retire()

@@ -24,6 +24,7 @@ from tabi.ingress.login import Authenticate, check_authenticate
 from tabi.net.listen import AF_UNIX, Given, Listeners, urls_of
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import Resolver
+from tabi.observe.callbacks import Callbacks
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import OnClose, OnOpen, SessionObserver
 from tabi.policy.guard import Own
@@ -68,8 +69,9 @@ class Server:
         dials: stands in front of every egress, see `DialInspector`.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
         open: allow listening beyond loopback without users.
-        on_open: called with each `Session` when its destination is connected, or its association open.
-        on_close: called with each `Session` when it has ended, a refused one too.
+        on_open: ``def`` or ``async def(session)``, called when a session's destination is connected, or its association
+            open.
+        on_close: the same when a session has ended, a refused one too. The server's end waits for async ones.
         observers: are told more of each session, see `SessionObserver`.
         resolver: turns names into addresses, in place of ``[resolver]`` of ``config``: nothing that it says is kept.
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
@@ -131,11 +133,12 @@ class Server:
         self.keeps_quotas = ledger is None  # whoever shares a ledger keeps what is in it
         self.ledger = LocalLedger() if ledger is None else ledger
         self.own = Own()
+        self.callbacks = Callbacks()
         told: list[SessionObserver] = list(observers)
         if on_open is not None:
-            told.append(OnOpen(on_open))
+            told.append(OnOpen(self.callbacks.plain(on_open, "on_open")))
         if on_close is not None:
-            told.append(OnClose(on_close))
+            told.append(OnClose(self.callbacks.plain(on_close, "on_close")))
         self.metrics = Metrics()
         self.given = composition.Given(
             self.ledger,
@@ -186,6 +189,7 @@ class Server:
         self.started = True
         try:
             reactor = get_reactor()
+            self.closing.push_async_callback(self.callbacks.close)
             self.composed = parts = Parts(self.compiled, reactor, self.given, self.closing)
             self.compiled = parts.compiled
             self.keep_quotas(self.compiled)

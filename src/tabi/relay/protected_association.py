@@ -1,0 +1,52 @@
+"""Associations whose client wraps each datagram, as the authentication method has agreed (RFC 1961 section 4, GSSAPI).
+
+What a datagram is wrapped in has the header of RFC 1928 section 7 inside, so that each is taken apart by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabi.net.sockaddr import python_sockaddr
+from tabi.relay.datagram_inspector import Datagram, Emit, Inspect
+from tabi.relay.inspected_association import InspectedAssociation
+from tabi.session import DatagramProtection
+from tabi.wire.datagram import MAX_DATAGRAM
+
+
+def pass_on(datagram: Datagram, emit: Emit) -> None:
+    """Look at nothing."""
+    emit(datagram.payload)
+
+
+class ProtectedAssociation(InspectedAssociation):
+    """An association that unwraps what the client sends, and wraps what the client gets."""
+
+    __slots__ = ("protection",)
+
+    def __init__(self, *args: Any, inspect: Inspect | None, protection: DatagramProtection) -> None:
+        super().__init__(*args, inspect=inspect or pass_on)
+        self.protection = protection
+
+    def up_one(self, data: bytes) -> None:
+        """See `Association.up_one`."""
+        try:
+            plain = self.protection.unwrap(data)
+        except ValueError:
+            self.drop("malformed")
+            return
+        super().up_one(plain)
+
+    def send_down(self, header: bytes, payload: bytes) -> None:
+        """See `Association.send_down`."""
+        data = self.protection.wrap(header + payload)
+        if len(data) > MAX_DATAGRAM:
+            self.drop("too_large")
+            return
+        try:
+            self.port.sock.sendmsg((data,), (), 0, python_sockaddr(self.client))
+        except OSError:
+            self.drop("unsent")
+            return
+        self.session.datagrams_down += 1
+        self.session.down += len(payload)
