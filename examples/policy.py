@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 import tabi
-from tabi.config import Log, Rule, make_config
+from tabi.config import Log, RuleConfig, make_config
 
 
 def decide(session: tabi.Session) -> tabi.Decision | None:
@@ -41,7 +41,7 @@ async def main() -> None:
     port = destination.sockets[0].getsockname()[1]
     config = tabi.Config(
         limits=make_config({"limits": {"quota": "500 kB/day"}}).limits,
-        rule=[Rule("deny", name="no-mail", ports=[25])],
+        rule=[RuleConfig("deny", name="no-mail", ports=[25])],
         log=Log(access="none"),
     )
     async with (

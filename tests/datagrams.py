@@ -16,7 +16,7 @@ from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
 from sockets import turns
 from support import client, request
 from tabi import Server, Session
-from tabi.config import Limits, Listen, Udp, make_config
+from tabi.config import LimitsConfig, Listen, Udp, make_config
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
 from tabi.relay.datagram import Association
@@ -165,14 +165,14 @@ class Place(Serving):
         udp: Udp | None = None,
         url: str = LOOPBACK,
         names: dict[str, list[str]] | None = None,
-        limits: Limits | None = None,
+        limits: LimitsConfig | None = None,
         **seconds: float,
     ) -> None:
         self.resolver = FakeResolver(names)
         self.ended: asyncio.Queue[Session] = asyncio.Queue()
         settings = config(Listen(url, udp=udp or Udp()), **seconds)
         self.server = Server(
-            config=msgspec.structs.replace(settings, limits=limits or Limits()),
+            config=msgspec.structs.replace(settings, limits=limits or LimitsConfig()),
             resolver=self.resolver,
             on_close=self.ended.put_nowait,
         )

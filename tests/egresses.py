@@ -20,7 +20,7 @@ class Recorder(Egress):
         self.credentials = credentials
         self.asked: list[str] = []
 
-    async def open(self, destination: Address, permit: Any, session: Session | None = None) -> Any:
+    async def open(self, destination: Address, address_filter: Any, session: Session | None = None) -> Any:
         self.asked.append(str(destination))
 
 

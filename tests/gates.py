@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from doubles import FakeResolver
-from tabi.config import Config, Rule, make_config
+from tabi.config import Config, RuleConfig, make_config
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.egress.base import Egress
 from tabi.egress.direct import Direct
@@ -19,7 +19,7 @@ from tabi.ingress.gate import Gate
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.observe.metrics import Metrics
-from tabi.policy.hook import LastWord
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
 from tabi.session import Session
@@ -31,21 +31,21 @@ HERE: Any = SimpleNamespace(events=0)
 NAMES = {"inner.test": ["10.0.0.1"], "outer.test": ["8.8.8.8"], "both.test": ["8.8.8.8", "10.0.0.1"]}
 
 
-def make_policy(config: Config, last_word: LastWord | None = None) -> Policy:
+def make_policy(config: Config, decide_hook: DecideHook | None = None) -> Policy:
     """What decides by a configuration."""
-    return Policy(make_rule_set(config), make_guard(config), make_limits(config, Ledger()), last_word)
+    return Policy(make_rule_set(config), make_guard(config), make_limits(config, Ledger()), decide_hook)
 
 
 @contextlib.asynccontextmanager
 async def gate(
-    *rules: Rule, last_word: LastWord | None = None, patience: float = 0.05, **parts: Any
+    *rules: RuleConfig, decide_hook: DecideHook | None = None, patience: float = 0.05, **parts: Any
 ) -> AsyncIterator[Gate]:
     """A gate with a resolver that knows three names, and an egress beside the direct one."""
     config = msgspec.structs.replace(make_config(parts), rule=list(rules))
     dialer = Dialer(get_reactor(), FakeResolver(NAMES), 1)
     egresses: dict[str, Egress] = {"direct": Direct(dialer), "other": Direct(dialer)}
     egresses["other"].name = "other"
-    found = Gate(make_policy(config, last_word), dialer, egresses, Metrics(), patience)
+    found = Gate(make_policy(config, decide_hook), dialer, egresses, Metrics(), patience)
     try:
         yield found
     finally:

@@ -15,7 +15,7 @@ import asyncssh
 
 from processes import PATIENCE, environment, need, receive_exactly, run_program, wait_for
 from support import free_port
-from tabi.config import Ssh as Settings
+from tabi.config import SshConfig as Settings
 from tabi.egress.ssh_keys import SshKeys
 
 

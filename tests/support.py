@@ -18,7 +18,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 GREETING = b"\x05\x01\x00"
 
-permit_outer = Guard().permit_for("nobody", 0)
+permit_outer = Guard().address_filter_for("nobody", 0)
 """What the guard says to a client from outside."""
 
 

@@ -40,7 +40,7 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, target, tunnel
 from tabi import Server, Session
-from tabi.config import Egress, Listen, Udp
+from tabi.config import EgressConfig, Listen, Udp
 from tabi.wire.address import UNSPECIFIED, Address, from_sockaddr, parse_address
 from tabi.wire.datagram import encode_header
 from tabi.wire.proxy_protocol import encode_v1, encode_v2
@@ -1092,7 +1092,7 @@ def test_c38_destinations_learn_who_the_client_is(run: Run, version: Literal[1, 
 
     async def main() -> None:
         encode = encode_v1 if version == 1 else encode_v2
-        settings = msgspec.structs.replace(config(), egress={"direct": Egress(version)})
+        settings = msgspec.structs.replace(config(), egress={"direct": EgressConfig(version)})
         async with Server(config=settings) as server, target() as port, tunnel(server.addresses[0], port) as streams:
             reader, writer = streams
             own = from_sockaddr(writer.get_extra_info("sockname"))

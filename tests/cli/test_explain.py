@@ -241,11 +241,11 @@ def test_a_name_that_a_proxy_resolves_is_not_judged_here(tmp_path: Path) -> None
     rule = "[[rule]]\naction = 'allow'\nvia = 'out'\n[egress.out]\nurl = 'socks5://127.0.0.1:1'\n"
     path.write_text(rule)
     found = explain_json("--from", "203.0.113.9", "connect", "nowhere.invalid:80", config=path)
-    assert (found["action"], found["error"], found["there"]) == ("allow", None, True)
+    assert (found["action"], found["error"], found["proxy_resolves"]) == ("allow", None, True)
     assert found["guard"] == "not asked: the name is the proxy's to resolve"
     path.write_text(f"{rule}resolve = 'here'\n")
     found = explain_json("--from", "203.0.113.9", "connect", "nowhere.invalid:80", config=path)
-    assert (found["reply"], found["there"]) == (4, False)
+    assert (found["reply"], found["proxy_resolves"]) == (4, False)
 
 
 def test_questions_for_names_and_addresses(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from processes import (
 )
 from support import GREETING, free_port, request, target
 from tabi.cli.serve import curl_line, merge, print_ready
-from tabi.config import Config, Listen, User
+from tabi.config import Config, Listen, UserConfig
 from tabi.wire.address import Address, parse_address
 
 # --- what it says, and what is asked for ---
@@ -147,7 +147,7 @@ def test_users_of_the_command_line(tmp_path: Path, run_once: Run) -> None:
 
 def test_a_file_and_options_together(tmp_path: Path) -> None:
     """What is on the command line stands in place of the file's; users are added to those of the file."""
-    file = Config(workers=3, listen=[Listen("socks5://127.0.0.1:1")], users={"alice": User("a", plain=True)})
+    file = Config(workers=3, listen=[Listen("socks5://127.0.0.1:1")], users={"alice": UserConfig("a", plain=True)})
     config = merge(file, ["socks5://127.0.0.1:2"], ["bob:b"], 2, "none").config
     assert [listen.url for listen in config.listen] == ["socks5://127.0.0.1:2"]
     assert set(config.users) == {"alice", "bob"}

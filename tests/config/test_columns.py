@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tabi.config import Limits, User
+from tabi.config import LimitsConfig, UserConfig
 from tabi.config.columns import KNOWN, Column, Has
 from tabi.policy.quantities import Moment
 
@@ -13,11 +13,11 @@ def test_a_column_keeps_what_it_has_read() -> None:
     """Each user is looked for and read once, a name that nobody has too; a column has a bound."""
     read: list[str] = []
 
-    def groups(user: User) -> list[str] | None:
+    def groups(user: UserConfig) -> list[str] | None:
         read.extend(user.groups)
         return user.groups or None
 
-    users = {str(number): User(groups=[str(number)]) for number in range(KNOWN + 1)} | {"none": User()}
+    users = {str(number): UserConfig(groups=[str(number)]) for number in range(KNOWN + 1)} | {"none": UserConfig()}
     column: Column[list[str]] = Column(users, groups, True)
     assert (column.get("7"), column.get("7"), read) == (["7"], ["7"], ["7"])
     assert column.get("stranger", ["x"]) == ["x"]
@@ -33,7 +33,7 @@ def test_a_column_keeps_what_it_has_read() -> None:
 def test_what_users_of_a_configuration_have() -> None:
     """Each thing counts as soon as one of them has it."""
     assert Has.of({}) == Has()
-    assert Has.of({"a": User("x", plain=True), "b": User(expires=Moment.parse("2027-01-01"))}) == Has(
+    assert Has.of({"a": UserConfig("x", plain=True), "b": UserConfig(expires=Moment.parse("2027-01-01"))}) == Has(
         passwords=True, expires=True
     )
-    assert Has.of({"a": User(groups=["g"], limits=Limits(connections=1))}) == Has(groups=True, limits=True)
+    assert Has.of({"a": UserConfig(groups=["g"], limits=LimitsConfig(connections=1))}) == Has(groups=True, limits=True)

@@ -17,7 +17,7 @@ from tabi.config.compile import (
     networks_of,
     proxies_of,
 )
-from tabi.config.schema import Check, Egress, Member
+from tabi.config.schema import CheckConfig, EgressConfig, MemberConfig
 from tabi.errors import ConfigError, LimitExceeded
 from tabi.server.ledger import LocalLedger
 from tabi.wire.address import Address, parse_host
@@ -28,15 +28,15 @@ CLIENT = parse_host("192.0.2.1")
 @pytest.mark.parametrize(
     ("check", "target"),
     [
-        (Check(connect="192.0.2.1:25"), (Address(parse_host("192.0.2.1"), 25), None)),
-        (Check(http="http://a.test/"), (Address("a.test", 80), "/")),
-        (Check(http="http://a.test"), (Address("a.test", 80), "/")),
-        (Check(http="http://a.test:8080/x/y?z=1"), (Address("a.test", 8080), "/x/y?z=1")),
-        (Check(http="http://[2001:db8::1]/x"), (Address(parse_host("2001:db8::1"), 80), "/x")),
-        (Check(http="http://[2001:db8::1]:81/"), (Address(parse_host("2001:db8::1"), 81), "/")),
+        (CheckConfig(connect="192.0.2.1:25"), (Address(parse_host("192.0.2.1"), 25), None)),
+        (CheckConfig(http="http://a.test/"), (Address("a.test", 80), "/")),
+        (CheckConfig(http="http://a.test"), (Address("a.test", 80), "/")),
+        (CheckConfig(http="http://a.test:8080/x/y?z=1"), (Address("a.test", 8080), "/x/y?z=1")),
+        (CheckConfig(http="http://[2001:db8::1]/x"), (Address(parse_host("2001:db8::1"), 80), "/x")),
+        (CheckConfig(http="http://[2001:db8::1]:81/"), (Address(parse_host("2001:db8::1"), 81), "/")),
     ],
 )
-def test_what_a_check_asks_for(check: Check, target: tuple[Address, str | None]) -> None:
+def test_what_a_check_asks_for(check: CheckConfig, target: tuple[Address, str | None]) -> None:
     """A place to connect to, or a URL of HTTP, whose port is 80 and whose path is / where it has none."""
     assert check_target(check) == target
 
@@ -44,18 +44,18 @@ def test_what_a_check_asks_for(check: Check, target: tuple[Address, str | None])
 @pytest.mark.parametrize(
     "check",
     [
-        Check(),
-        Check(connect="a.test:1", http="http://a.test/"),
-        Check(connect="a.test"),
-        Check(http="https://a.test/"),
-        Check(http="http:///x"),
-        Check(http="a.test/x"),
-        Check(http="http://a.test/x y"),
-        Check(http="http://a.test/\r\nX: y"),
-        Check(http="http://a.test/ä"),
+        CheckConfig(),
+        CheckConfig(connect="a.test:1", http="http://a.test/"),
+        CheckConfig(connect="a.test"),
+        CheckConfig(http="https://a.test/"),
+        CheckConfig(http="http:///x"),
+        CheckConfig(http="a.test/x"),
+        CheckConfig(http="http://a.test/x y"),
+        CheckConfig(http="http://a.test/\r\nX: y"),
+        CheckConfig(http="http://a.test/ä"),
     ],
 )
-def test_what_is_no_check_is_a_value_error(check: Check) -> None:
+def test_what_is_no_check_is_a_value_error(check: CheckConfig) -> None:
     """Neither or both of them, another scheme, and what would be more than a path in the request."""
     with pytest.raises(ValueError, match=r"expected|is no host:port"):
         check_target(check)
@@ -63,21 +63,21 @@ def test_what_is_no_check_is_a_value_error(check: Check) -> None:
 
 def test_members_are_named_with_and_without_a_weight() -> None:
     """A text in the list is a member of weight 1; a way out without members has none."""
-    egress = Egress(members=["socks5://a.test:1", Member("b", 3)])
-    assert members_of(egress) == [Member("socks5://a.test:1", 1), Member("b", 3)]
-    assert members_of(Egress()) == []
+    egress = EgressConfig(members=["socks5://a.test:1", MemberConfig("b", 3)])
+    assert members_of(egress) == [MemberConfig("socks5://a.test:1", 1), MemberConfig("b", 3)]
+    assert members_of(EgressConfig()) == []
 
 
 @pytest.mark.parametrize(
     ("egress", "keys"),
     [
-        (Egress(url="socks5://a.test:1"), ["url"]),
-        (Egress(chain=["other", "socks5://a.test:1", "http://b.test:2"]), ["chain[1]", "chain[2]"]),
-        (Egress(members=["other", "socks4://a.test:1"]), ["members[1]"]),
-        (Egress(), []),
+        (EgressConfig(url="socks5://a.test:1"), ["url"]),
+        (EgressConfig(chain=["other", "socks5://a.test:1", "http://b.test:2"]), ["chain[1]", "chain[2]"]),
+        (EgressConfig(members=["other", "socks4://a.test:1"]), ["members[1]"]),
+        (EgressConfig(), []),
     ],
 )
-def test_proxies_have_the_keys_that_mistakes_are_told_with(egress: Egress, keys: list[str]) -> None:
+def test_proxies_have_the_keys_that_mistakes_are_told_with(egress: EgressConfig, keys: list[str]) -> None:
     """Only what is a URL is a proxy; other egresses are named, and looked at by themselves."""
     assert [key for key, _ in proxies_of(egress)] == keys
 

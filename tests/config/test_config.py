@@ -14,26 +14,26 @@ from rich.pretty import pretty_repr
 from tabi.config import (
     PARTS,
     Auth,
-    Check,
+    CheckConfig,
     Clients,
     Config,
-    Egress,
+    EgressConfig,
     Group,
-    Guard,
-    Limits,
+    GuardConfig,
+    LimitsConfig,
     Listen,
     Log,
-    Member,
+    MemberConfig,
     Quotas,
-    Resolver,
-    Rule,
+    ResolverConfig,
+    RuleConfig,
     Seconds,
-    Ssh,
-    Sticky,
+    SshConfig,
+    StickyConfig,
     Timeouts,
     Tls,
     Udp,
-    User,
+    UserConfig,
     UsersGrammar,
     decode_special,
     load_config,
@@ -241,11 +241,11 @@ def test_every_key() -> None:
         ],
         auth=Auth("/etc/tabi/users.jsonl"),
         users={
-            "alice": User(
+            "alice": UserConfig(
                 HASH,
                 groups=["dev"],
                 expires=Moment.parse(date(2027, 1, 1)),
-                limits=Limits(
+                limits=LimitsConfig(
                     connections=100,
                     connect_rate=Rate.parse("20/s"),
                     bandwidth=Bandwidth.parse("10 MB/s"),
@@ -255,13 +255,13 @@ def test_every_key() -> None:
                     over="wait",
                 ),
             ),
-            "jürgen m.": User("sekret", plain=True),
+            "jürgen m.": UserConfig("sekret", plain=True),
         },
-        groups={"dev": Group(Limits(connections=1000))},
-        clients=[Clients(["10.0.0.0/8"], Limits(bandwidth=Bandwidth.parse("1 GB/s")))],
-        limits=Limits(connections=5000),
+        groups={"dev": Group(LimitsConfig(connections=1000))},
+        clients=[Clients(["10.0.0.0/8"], LimitsConfig(bandwidth=Bandwidth.parse("1 GB/s")))],
+        limits=LimitsConfig(connections=5000),
         rule=[
-            Rule(
+            RuleConfig(
                 "allow",
                 "work",
                 ["*.example.com", "re:^img[0-9]+", "198.51.100.0/24"],
@@ -274,35 +274,35 @@ def test_every_key() -> None:
                 "Mon-Fri 08:00-18:00 Europe/Berlin",
                 "direct",
             ),
-            Rule("deny"),
+            RuleConfig("deny"),
         ],
         decide="python:policy:decide",
-        guard=Guard(["private", "192.0.2.0/24"], ["10.20.0.0/16"], ["127.0.0.1"]),
+        guard=GuardConfig(["private", "192.0.2.0/24"], ["10.20.0.0/16"], ["127.0.0.1"]),
         quotas=Quotas("/var/lib/tabi/quotas.sqlite"),
         egress={
-            "direct": Egress(
+            "direct": EgressConfig(
                 2, ["192.0.2.7", "2001:db8:1::/64"], "user", "eth1", 7, Seconds(60), Seconds(30), fast_open=True
             ),
-            "far": Egress(
+            "far": EgressConfig(
                 url="socks5+tls://gate.example",
                 ca="/etc/tabi/authorities.pem",
                 resolve="here",
                 isolate=["user", "session"],
             ),
-            "chain": Egress(chain=["far", "http://10.0.0.7:3128"]),
-            "pool": Egress(
-                members=["chain", Member("socks5://user:password@10.1.1.1:1080", 2.5, ["de", "berlin"])],
+            "chain": EgressConfig(chain=["far", "http://10.0.0.7:3128"]),
+            "pool": EgressConfig(
+                members=["chain", MemberConfig("socks5://user:password@10.1.1.1:1080", 2.5, ["de", "berlin"])],
                 balance="sticky",
-                sticky=Sticky("user+session", Seconds(600)),
-                check=Check("example.com:443", None, Seconds(30), Seconds(2)),
+                sticky=StickyConfig("user+session", Seconds(600)),
+                check=CheckConfig("example.com:443", None, Seconds(30), Seconds(2)),
             ),
-            "web": Egress(members=["chain"], check=Check(http="http://example.com/health")),
-            "jump": Egress(
-                url="ssh://alice@gate.example", ssh=Ssh("/etc/tabi/known_hosts", "/etc/tabi/id_ed25519", False)
+            "web": EgressConfig(members=["chain"], check=CheckConfig(http="http://example.com/health")),
+            "jump": EgressConfig(
+                url="ssh://alice@gate.example", ssh=SshConfig("/etc/tabi/known_hosts", "/etc/tabi/id_ed25519", False)
             ),
         },
         users_grammar=UsersGrammar({"country": "label", "session": "session", "ttl": "ttl"}, "+"),
-        resolver=Resolver(
+        resolver=ResolverConfig(
             ["system", "192.0.2.53", "tls://dns.example", "https://dns.example/dns-query"],
             "/etc/tabi/dns-ca.pem",
             Seconds(0.5),
@@ -995,7 +995,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_no_secret_in_any_repr() -> None:
     """Neither repr nor str nor what rich prints of a configuration or a URL holds a password or a hash."""
     url = parse_url("socks5://alice:sekret@127.0.0.1:1080")
-    for value in (parse_config(EVERYTHING), User("sekret", plain=True), User(HASH), url, {"found": [url]}):
+    for value in (parse_config(EVERYTHING), UserConfig("sekret", plain=True), UserConfig(HASH), url, {"found": [url]}):
         for text in (repr(value), str(value), f"{value}", pretty_repr(value)):
             assert "sekret" not in text
             assert "scrypt" not in text

@@ -10,7 +10,7 @@ import pytest
 from rich.pretty import pretty_repr
 
 from tabi.config import schema
-from tabi.config.schema import Config, Egress, Member, Seconds, User
+from tabi.config.schema import Config, EgressConfig, MemberConfig, Seconds, UserConfig
 
 STRUCTS = [
     kind
@@ -69,12 +69,17 @@ def test_what_is_no_duration_is_a_value_error(value: object) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        User("hunter2", plain=True),
-        Member("socks5://alice:hunter2@192.0.2.1:1080"),
-        Egress(url="socks5://alice:hunter2@192.0.2.1:1080"),
-        Egress(chain=["socks5://192.0.2.1:1", "http://alice:hunter2@192.0.2.1:1080"]),
-        Egress(members=["socks5://alice:hunter2@192.0.2.1:1080", Member("http://alice:hunter2@192.0.2.2:1")]),
-        Config(users={"alice": User("hunter2", plain=True)}, egress={"a": Egress(url="ssh://a:hunter2@192.0.2.1:1")}),
+        UserConfig("hunter2", plain=True),
+        MemberConfig("socks5://alice:hunter2@192.0.2.1:1080"),
+        EgressConfig(url="socks5://alice:hunter2@192.0.2.1:1080"),
+        EgressConfig(chain=["socks5://192.0.2.1:1", "http://alice:hunter2@192.0.2.1:1080"]),
+        EgressConfig(
+            members=["socks5://alice:hunter2@192.0.2.1:1080", MemberConfig("http://alice:hunter2@192.0.2.2:1")]
+        ),
+        Config(
+            users={"alice": UserConfig("hunter2", plain=True)},
+            egress={"a": EgressConfig(url="ssh://a:hunter2@192.0.2.1:1")},
+        ),
     ],
 )
 def test_no_password_is_in_a_repr(part: object) -> None:

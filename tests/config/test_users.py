@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tabi.config import Config, Limits, load_config, make_config
+from tabi.config import Config, LimitsConfig, load_config, make_config
 from tabi.config.users import MAX_LINE, UserTable, make_users
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Moment, Quota
@@ -36,7 +36,9 @@ def test_a_line_says_what_a_table_of_tabi_toml_says(tmp_path: Path) -> None:
     assert len(table) == 3
     found = table["jürgen"]
     assert (found.groups, found.expires) == (["dev"], Moment.parse("2027-01-01"))
-    assert found.limits == Limits(connections=5, bandwidth=Bandwidth.parse("10 MB/s"), quota=Quota.parse("5 GB/month"))
+    assert found.limits == LimitsConfig(
+        connections=5, bandwidth=Bandwidth.parse("10 MB/s"), quota=Quota.parse("5 GB/month")
+    )
     assert found.secret == parse_hash(HASH)
     users = table.secrets()
     assert users is not None

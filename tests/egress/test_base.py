@@ -13,7 +13,7 @@ from tabi.egress.proxy_header import SendProxyHeader
 from tabi.errors import DialError
 from tabi.net.dial import StillDialer
 from tabi.policy.grammar import Parameters
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import UNSPECIFIED, Address
 from tabi.wire.socks5 import Command
 
@@ -25,14 +25,14 @@ def test_one_that_only_opens_refuses_all_else(run_once: Run) -> None:
 
     async def main() -> None:
         egress = Recorder()
-        await egress.open(SOMEWHERE, permit_any)
+        await egress.open(SOMEWHERE, allow_any_address)
         text = f"egress below: {CONNECTIONS_ALONE}"
         for command in ("bind", "associate", "resolve", "resolve_ptr"):
             assert egress.cannot(command) == text
         for command in ("connect", "forward"):
             assert egress.cannot(command) is None
         with pytest.raises(DialError) as caught:
-            await egress.ask(Command.BIND, UNSPECIFIED, permit_any)
+            await egress.ask(Command.BIND, UNSPECIFIED, allow_any_address)
         assert (str(caught.value), caught.value.reply_code) == (text, 7)
         with pytest.raises(DialError) as caught:
             await egress.associate()
@@ -45,7 +45,7 @@ def test_one_that_only_opens_refuses_all_else(run_once: Run) -> None:
 def test_what_opens_nothing_says_so() -> None:
     """The base class alone is no egress."""
     with pytest.raises(NotImplementedError):
-        Egress().open(SOMEWHERE, permit_any)
+        Egress().open(SOMEWHERE, allow_any_address)
 
 
 def test_questions_need_nobody_where_names_are_resolved_here() -> None:
@@ -75,9 +75,9 @@ def test_one_around_another_is_that_one(run_once: Run) -> None:
     async def main() -> None:
         below = Recorder()
         around = Around(below)
-        await around.open(SOMEWHERE, permit_any)
+        await around.open(SOMEWHERE, allow_any_address)
         assert below.asked == ["example.com:80"]
-        for asked in (around.ask(Command.BIND, UNSPECIFIED, permit_any), around.associate()):
+        for asked in (around.ask(Command.BIND, UNSPECIFIED, allow_any_address), around.associate()):
             with pytest.raises(DialError, match=CONNECTIONS_ALONE):
                 await asked
         await around.before_resolve("example.com")

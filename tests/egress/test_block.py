@@ -7,7 +7,7 @@ import pytest
 from conftest import Run
 from tabi.egress.block import Block
 from tabi.errors import PolicyDenied
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Command
 
@@ -18,9 +18,9 @@ def test_block_refuses_everything(run_once: Run) -> None:
     async def main() -> None:
         block = Block("block")
         with pytest.raises(PolicyDenied, match=r"^egress block: example\.com:80$"):
-            await block.open(Address("example.com", 80), permit_any)
+            await block.open(Address("example.com", 80), allow_any_address)
         with pytest.raises(PolicyDenied, match=r"^egress block: example\.com:0$"):
-            await block.ask(Command.RESOLVE, Address("example.com", 0), permit_any)
+            await block.ask(Command.RESOLVE, Address("example.com", 0), allow_any_address)
         with pytest.raises(PolicyDenied, match=r"^egress block: datagrams$"):
             await block.associate()
         assert (block.leads_nowhere, block.describe(), block.cannot("associate")) == (True, "block", None)

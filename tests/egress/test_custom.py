@@ -17,7 +17,7 @@ from egresses import Recorder, session
 from tabi.egress.custom import CustomEgress, check_egresses
 from tabi.errors import ConfigError, DialError, PolicyDenied, ProxyError
 from tabi.net.reactor import get_reactor
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import UNSPECIFIED, Address
 from tabi.wire.socks5 import Command
 
@@ -30,7 +30,7 @@ class OpensOnly:
     def __init__(self, does: Any) -> None:
         self.does = does
 
-    async def open(self, destination: Address, permit: Any, session: tabi.Session | None = None) -> Any:
+    async def open(self, destination: Address, address_filter: Any, session: tabi.Session | None = None) -> Any:
         if isinstance(self.does, BaseException):
             raise self.does
         return await self.does() if callable(self.does) else self.does
@@ -42,10 +42,12 @@ class Able(tabi.Egress):
     name = "able"
     resolves_locally = True
 
-    async def open(self, destination: Address, permit: Any, session: tabi.Session | None = None) -> tabi.Stream:
+    async def open(self, destination: Address, address_filter: Any, session: tabi.Session | None = None) -> tabi.Stream:
         raise NotImplementedError
 
-    async def ask(self, command: int, destination: Address, permit: Any, session: tabi.Session | None = None) -> Any:
+    async def ask(
+        self, command: int, destination: Address, address_filter: Any, session: tabi.Session | None = None
+    ) -> Any:
         raise ZeroDivisionError
 
     async def associate(self, session: tabi.Session | None = None) -> Any:
@@ -117,7 +119,7 @@ def test_its_stream_is_handed_on(run_once: Run) -> None:
             ours.setblocking(False)
             stream = tabi.Stream(get_reactor(), ours)
             egress = custom(OpensOnly(stream))
-            assert await egress.open(SOMEWHERE, permit_any) is stream
+            assert await egress.open(SOMEWHERE, allow_any_address) is stream
             assert (egress.name, egress.describe(), egress.direct, egress.resolves_locally) == ("mine",) * 2 + (
                 False,
             ) * 2
@@ -146,7 +148,7 @@ def test_whatever_it_does_is_a_reply(
 
     async def main() -> None:
         with pytest.raises(tabi.TabiError) as caught:
-            await custom(OpensOnly(does), 0.05).open(SOMEWHERE, permit_any)
+            await custom(OpensOnly(does), 0.05).open(SOMEWHERE, allow_any_address)
         assert str(caught.value).startswith(text)
         assert caught.value.reply_code == reply_code
 
@@ -170,7 +172,7 @@ def test_cancelling_reaches_it(run_once: Run) -> None:
                 ended.set()
 
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(custom(OpensOnly(wait)).open(SOMEWHERE, permit_any))
+            task = group.create_task(custom(OpensOnly(wait)).open(SOMEWHERE, allow_any_address))
             await began.wait()
             task.cancel()
         assert task.cancelled()
@@ -214,11 +216,11 @@ def test_it_may_do_more_than_open(run_once: Run) -> None:
             "mine: over the hills",
         )
         with pytest.raises(DialError, match="egress mine: failed: ZeroDivisionError"):
-            await egress.ask(Command.BIND, UNSPECIFIED, permit_any)
+            await egress.ask(Command.BIND, UNSPECIFIED, allow_any_address)
         with pytest.raises(DialError, match=r"datagrams: no answer within 0\.05 s"):
             await egress.associate()
         plain = custom(OpensOnly(None))
-        for asked in (plain.ask(Command.BIND, UNSPECIFIED, permit_any), plain.associate()):
+        for asked in (plain.ask(Command.BIND, UNSPECIFIED, allow_any_address), plain.associate()):
             with pytest.raises(DialError, match="egress OpensOnly: it carries no datagrams") as caught:
                 await asked
             assert caught.value.reply_code == 7

@@ -14,7 +14,7 @@ from tabi.egress.direct import Direct
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 
 NAMES = {
@@ -39,7 +39,7 @@ def test_it_connects_to_addresses_and_names(run: Run, host: str) -> None:
         direct = make_direct()
         async with target() as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)
-            async with await direct.open(destination, permit_any) as stream:
+            async with await direct.open(destination, allow_any_address) as stream:
                 assert stream.sock.getpeername() == ("127.0.0.1", port)
                 await stream.send_all(b"ping")
                 assert await stream.receive() == b"ping"
@@ -56,7 +56,7 @@ def test_it_connects_over_ipv6(run: Run, host: str) -> None:
         direct = make_direct()
         async with target(host="::1") as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)
-            async with await direct.open(destination, permit_any) as stream:
+            async with await direct.open(destination, allow_any_address) as stream:
                 assert stream.sock.getpeername()[:2] == ("::1", port)
                 await stream.send_all(b"ping")
                 assert await stream.receive() == b"ping"
@@ -99,7 +99,7 @@ def test_a_closed_port_is_a_refusal(run: Run, host: str) -> None:
         with closed_port() as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)
             with pytest.raises(DialError, match=f"{host}:{port}: connection refused") as caught:
-                await direct.open(destination, permit_any)
+                await direct.open(destination, allow_any_address)
             assert caught.value.reply_code == 5
         await direct.dialer.close()
 
@@ -112,7 +112,7 @@ def test_an_unknown_name_is_a_host_that_cannot_be_reached(run: Run) -> None:
     async def main() -> None:
         direct = make_direct()
         with pytest.raises(DialError, match=r"nowhere\.test: ") as caught:
-            await direct.open(Address("nowhere.test", 80), permit_any)
+            await direct.open(Address("nowhere.test", 80), allow_any_address)
         assert caught.value.reply_code == 4
         await direct.dialer.close()
 
@@ -128,7 +128,7 @@ def test_the_deadline_covers_everything(run: Run, host: str) -> None:
         with unanswering("0.0.0.0") as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)
             with pytest.raises(DialError, match=r"no answer within 0\.2 s") as caught:
-                await direct.open(destination, permit_any)
+                await direct.open(destination, allow_any_address)
             assert caught.value.reply_code == 4
         await direct.dialer.close()
 
@@ -143,7 +143,7 @@ def test_a_resolver_that_does_not_answer_is_under_the_deadline_too(run: Run) -> 
         resolver.answering.clear()
         direct = make_direct(resolver, seconds=0.1)
         with pytest.raises(DialError, match="no answer within"):
-            await direct.open(Address("here.test", 80), permit_any)
+            await direct.open(Address("here.test", 80), allow_any_address)
         await direct.dialer.close()
 
     run(main)
@@ -158,7 +158,7 @@ def test_no_descriptor_left_is_our_own_fault(run: Run, host: str) -> None:
         async with target() as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)
             with no_descriptors_left(), pytest.raises(DialError, match="too many open files") as caught:
-                await direct.open(destination, permit_any)
+                await direct.open(destination, allow_any_address)
             assert caught.value.reply_code == 1
         await direct.dialer.close()
 
@@ -174,7 +174,7 @@ def test_a_dial_that_is_cancelled_leaves_nothing(run: Run, host: str, turns: int
         direct = make_direct()
 
         async def dial(destination: Address) -> None:
-            await direct.open(destination, permit_any)
+            await direct.open(destination, allow_any_address)
 
         with unanswering("0.0.0.0") as port:
             destination = Address(host if host.endswith("test") else ip_address(host), port)

@@ -17,7 +17,7 @@ from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address, parse_address
 from tabi.wire.socks5 import Credentials
 
@@ -48,7 +48,7 @@ async def open_through(
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
         egress = HttpConnect(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, dialer.deadlines)
-        return await egress.open(destination, permit_any)
+        return await egress.open(destination, allow_any_address)
     finally:
         await dialer.close()
 

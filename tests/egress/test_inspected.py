@@ -17,7 +17,7 @@ from tabi.egress.direct import Direct
 from tabi.egress.inspected import Inspected, check_inspector
 from tabi.errors import ConfigError, DialError, PolicyDenied
 from tabi.net.dial import StillDialer
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import UNSPECIFIED, Address, parse_address
 from tabi.wire.socks5 import Command
 
@@ -48,19 +48,19 @@ class Noting:
 class Permitting(Recorder):
     """A way out that asks the address filter, as all do."""
 
-    async def open(self, destination: Address, permit: Any, session: tabi.Session | None = None) -> Any:
+    async def open(self, destination: Address, address_filter: Any, session: tabi.Session | None = None) -> Any:
         if not isinstance(destination.host, str):
-            permit(destination.host)
-        await super().open(destination, permit, session)
+            address_filter(destination.host)
+        await super().open(destination, address_filter, session)
 
 
 def filter_of(filtered: list[str]) -> Callable[[tabi.Session, int], Any]:
     """The address filter of each port, which notes what it sees."""
 
-    def permit_for(of: tabi.Session, port: int) -> Any:
+    def address_filter_for(of: tabi.Session, port: int) -> Any:
         return lambda address: filtered.append(f"{address} at {port}")
 
-    return permit_for
+    return address_filter_for
 
 
 def inspected(inspector: Any, below: Any = None, seconds: float = 10) -> Inspected:
@@ -74,10 +74,10 @@ def test_it_may_let_everything_through(run_once: Run) -> None:
     async def main() -> None:
         inspector, below = Noting(), Recorder()
         egress = inspected(inspector, below)
-        await egress.open(SOMEWHERE, permit_any, session())
+        await egress.open(SOMEWHERE, allow_any_address, session())
         for text in ("192.0.2.7:80", "[2001:db8::1]:80"):
-            await egress.open(parse_address(text), permit_any)
-        await egress.open(Address("192.0.2.9", 80), permit_any)
+            await egress.open(parse_address(text), allow_any_address)
+        await egress.open(Address("192.0.2.9", 80), allow_any_address)
         assert inspector.asked == [
             "dial example.com:80 for somebody",
             "resolve example.com",
@@ -99,8 +99,8 @@ def test_it_may_redirect(run_once: Run) -> None:
         for found in (("192.0.2.7", 80), ("192.0.2.8", 443), ("other.test", 80)):
             inspector = Noting(found)
             egress = Inspected(below, inspector, filter_of(filtered), 10)
-            permit: Any = lambda address: filtered.append(f"{address} as asked")  # noqa: E731
-            await egress.open(SOMEWHERE, permit, session())
+            address_filter: Any = lambda address: filtered.append(f"{address} as asked")  # noqa: E731
+            await egress.open(SOMEWHERE, address_filter, session())
         assert below.asked == ["192.0.2.7:80", "192.0.2.8:443", "other.test:80"]
         assert filtered == ["192.0.2.7 as asked", "192.0.2.8 at 443"]
         assert inspector.asked == ["dial example.com:80 for somebody", "resolve other.test"]
@@ -116,8 +116,8 @@ def test_it_may_delay(run_once: Run) -> None:
         inspector.opened.clear()
         egress = inspected(inspector, below)
         async with asyncio.TaskGroup() as group:
-            left = group.create_task(egress.open(SOMEWHERE, permit_any))
-            waits = group.create_task(egress.open(Address("192.0.2.7", 1), permit_any))
+            left = group.create_task(egress.open(SOMEWHERE, allow_any_address))
+            waits = group.create_task(egress.open(Address("192.0.2.7", 1), allow_any_address))
             while len(inspector.asked) < 2:
                 await asyncio.sleep(0)
             assert below.asked == []
@@ -136,7 +136,7 @@ def test_a_delay_has_an_end(run_once: Run) -> None:
         inspector = Noting()
         inspector.opened.clear()
         with pytest.raises(DialError, match=r"example\.com:80: no answer within 0\.05 s") as caught:
-            await inspected(inspector, seconds=0.05).open(SOMEWHERE, permit_any)
+            await inspected(inspector, seconds=0.05).open(SOMEWHERE, allow_any_address)
         assert caught.value.reply_code == 4
 
     run_once(main)
@@ -150,8 +150,8 @@ def test_it_may_refuse(run_once: Run, failure: Exception) -> None:
         below = Recorder()
         egress = inspected(Noting(failure=failure), below)
         asks: list[Awaitable[object]] = [
-            egress.open(SOMEWHERE, permit_any),
-            egress.ask(Command.RESOLVE, SOMEWHERE, permit_any),
+            egress.open(SOMEWHERE, allow_any_address),
+            egress.ask(Command.RESOLVE, SOMEWHERE, allow_any_address),
             egress.before_resolve("example.com"),
         ]
         for asked in asks:
@@ -178,7 +178,7 @@ def test_a_mistake_of_it_is_ours(run_once: Run, caplog: pytest.LogCaptureFixture
 
     async def main() -> None:
         with pytest.raises(DialError) as caught:
-            await inspected(inspector).open(SOMEWHERE, permit_any)
+            await inspected(inspector).open(SOMEWHERE, allow_any_address)
         assert (str(caught.value), caught.value.reply_code) == (text, 1)
 
     with caplog.at_level(logging.ERROR, "tabi"):
@@ -192,7 +192,7 @@ def test_what_is_no_connection_goes_below(run_once: Run) -> None:
     async def main() -> None:
         inspector = Noting()
         egress = inspected(inspector)
-        for asked in (egress.ask(Command.BIND, UNSPECIFIED, permit_any), egress.associate()):
+        for asked in (egress.ask(Command.BIND, UNSPECIFIED, allow_any_address), egress.associate()):
             with pytest.raises(DialError, match="carries no datagrams"):
                 await asked
         assert inspector.asked == []

@@ -11,7 +11,7 @@ from egresses import Recorder, session
 from tabi.egress import isolated
 from tabi.egress.isolated import Isolated
 from tabi.policy.grammar import Parameters
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Credentials
 
@@ -39,11 +39,11 @@ def test_who_belongs_together_has_the_same_user(
 
         way = Isolated(make, apart)
         for who in same:
-            await way.open(Address("x", 1), permit_any, session(*who))
+            await way.open(Address("x", 1), allow_any_address, session(*who))
         assert len(made) == 1
-        await way.open(Address("x", 1), permit_any, session("carol", "3", "192.0.2.3"))
-        await way.open(Address("x", 1), permit_any, session("carol", None, "192.0.2.4"))
-        await way.open(Address("x", 1), permit_any)
+        await way.open(Address("x", 1), allow_any_address, session("carol", "3", "192.0.2.3"))
+        await way.open(Address("x", 1), allow_any_address, session("carol", None, "192.0.2.4"))
+        await way.open(Address("x", 1), allow_any_address)
         names = [one.credentials.username for one in made if one.credentials is not None]
         assert len(set(names)) == len(names) > 1
         assert all(len(name) == 32 for name in names)
@@ -64,7 +64,7 @@ def test_a_bounded_number_of_them_is_kept(run_once: Run, monkeypatch: pytest.Mon
 
         way = Isolated(make, ["user"])
         for user in ("a", "b", "a", "c", "a", "b"):
-            await way.open(Address("x", 1), permit_any, session(user))
+            await way.open(Address("x", 1), allow_any_address, session(user))
         assert len(made) == 4
         assert len(way.egresses) == 2
 

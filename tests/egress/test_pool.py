@@ -22,11 +22,11 @@ from tabi.egress.direct import Direct
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.socks5 import Socks5
 from tabi.errors import AuthError, DialError, LimitExceeded, PolicyDenied, ProxyError, RemoteProtocolError
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.grammar import Parameters
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.pool import Balance, Member, Pool
 from tabi.wire.address import Address, parse_address
 from tabi.wire.socks5 import Credentials
@@ -45,7 +45,7 @@ class Fake(Egress):
         self.peers: list[socket.socket] = []
         self.greeting = b""
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         self.asked += 1
         if isinstance(self.does, Exception):
             raise self.does
@@ -86,7 +86,7 @@ def session(client: str = "192.0.2.1:5") -> Session:
 
 async def open_and_close(egress: Pooled, of: Session | None = None) -> None:
     """Open DESTINATION once."""
-    (await egress.open(DESTINATION, permit_any, of)).close()
+    (await egress.open(DESTINATION, allow_any_address, of)).close()
 
 
 FAULTS = [
@@ -300,12 +300,12 @@ def test_a_way_without_a_proxy_is_not_to_blame_for_destinations(run_once: Run) -
         with closed_port() as port:
             egress = pooled([direct], failures=1)
             with pytest.raises(DialError) as caught:
-                await egress.open(parse_address(f"127.0.0.1:{port}"), permit_any)
+                await egress.open(parse_address(f"127.0.0.1:{port}"), allow_any_address)
             assert caught.value.reply_code == 5
             assert egress.pool.members[0].due is None
             direct.open = Fake("direct", DialError("too many open files", 1, 24)).open  # type: ignore[method-assign]
             with pytest.raises(DialError, match="none of 1 members answers: direct: too many open files"):
-                await egress.open(DESTINATION, permit_any)
+                await egress.open(DESTINATION, allow_any_address)
         await direct.dialer.close()
 
     run_once(main)
@@ -409,8 +409,8 @@ class Upstream(Socks5):
         self.dialer = Dialer(get_reactor(), FakeResolver(), 10)
         super().__init__(Direct(self.dialer), proxy, login, self.dialer.deadlines)
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
-        return await super().open(destination, permit)
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
+        return await super().open(destination, address_filter)
 
 
 @contextlib.asynccontextmanager
@@ -540,7 +540,7 @@ def test_what_a_member_cannot_do_is_no_fault_of_it(run_once: Run) -> None:
             egress = pooled(made, failures=1)
             for _ in range(3):
                 with pytest.raises(DialError, match=r"can do that: egress m\d: it carries") as caught:
-                    await egress.ask(2, DESTINATION, permit_any)
+                    await egress.ask(2, DESTINATION, allow_any_address)
                 assert caught.value.reply_code == 7
                 with pytest.raises(DialError, match="no member that answers can do that"):
                     await egress.associate()
@@ -553,7 +553,7 @@ def test_what_a_member_cannot_do_is_no_fault_of_it(run_once: Run) -> None:
             made[1].ask = refuse  # type: ignore[assignment,method-assign]
             egress = pooled(made, failures=1)
             with pytest.raises(DialError, match="no member that answers can do that"):
-                await egress.ask(2, DESTINATION, permit_any)
+                await egress.ask(2, DESTINATION, allow_any_address)
             assert [member.due is None for member in egress.pool.members] == [True, False]
 
     run_once(main)

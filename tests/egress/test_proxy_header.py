@@ -14,14 +14,14 @@ from conftest import Run
 from doubles import LOOPBACK, FakeResolver, client_from, config, greet, open_bind, open_tunnel, read_reply
 from support import client, closed_port, permit_outer, request, target, tunnel
 from tabi import Config, DialError, PolicyDenied, Proxy, Server, Session
-from tabi.config import Egress, Listen
+from tabi.config import EgressConfig, Listen
 from tabi.egress import base
 from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.session import UNIX
 from tabi.wire.address import Address, parse_address
 from tabi.wire.proxy_protocol import ProxyHeader, decode_header
@@ -51,7 +51,7 @@ class Receiver:
 
 def settings(version: Version, *listen: Listen) -> Config:
     """A configuration that sends the header."""
-    return msgspec.structs.replace(config(*listen), egress={"direct": Egress(version)})
+    return msgspec.structs.replace(config(*listen), egress={"direct": EgressConfig(version)})
 
 
 @contextlib.asynccontextmanager
@@ -89,7 +89,7 @@ def test_the_header_has_the_client_and_the_address_dialled(
     async def main() -> None:
         async with egress(version, dialled) as (way, receiver, port):
             destination = parse_address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-            async with await way.open(destination, permit_any, session_of(source)) as stream:
+            async with await way.open(destination, allow_any_address, session_of(source)) as stream:
                 await stream.send_all(b"ping")
                 assert await stream.receive() == b"ping"
             header = await receiver.headers.get()
@@ -108,7 +108,7 @@ def test_a_client_without_an_ip_address_is_nobody(run: Run, version: Version, so
     async def main() -> None:
         async with egress(version) as (way, receiver, port):
             session = source and session_of(source)
-            async with await way.open(parse_address(f"127.0.0.1:{port}"), permit_any, session or None):
+            async with await way.open(parse_address(f"127.0.0.1:{port}"), allow_any_address, session or None):
                 header = await receiver.headers.get()
                 assert (header.version, header.local, header.source) == (version, True, None)
 
@@ -123,11 +123,11 @@ def test_failures_are_those_of_the_way_below(run: Run) -> None:
             assert way.name == "direct"
             session = session_of("203.0.113.9:1")
             with closed_port() as closed, pytest.raises(DialError, match="refused"):
-                await way.open(parse_address(f"127.0.0.1:{closed}"), permit_any, session)
+                await way.open(parse_address(f"127.0.0.1:{closed}"), allow_any_address, session)
             with pytest.raises(PolicyDenied):
                 await way.open(parse_address(f"127.0.0.1:{port}"), permit_outer, session)
             with pytest.raises(DialError, match="not found"):
-                await way.open(Address("nowhere.test", 80), permit_any, session)
+                await way.open(Address("nowhere.test", 80), allow_any_address, session)
             assert receiver.headers.empty()
 
     run(main)
@@ -156,8 +156,8 @@ def test_a_destination_that_is_gone_before_the_header(run: Run, call: str) -> No
             self.below = below
             self.opened: list[Stream] = []
 
-        async def open(self, destination: Address, permit: object, session: Session | None = None) -> Stream:
-            stream = await self.below.open(destination, permit_any)
+        async def open(self, destination: Address, address_filter: object, session: Session | None = None) -> Stream:
+            stream = await self.below.open(destination, allow_any_address)
             stream.sock = Gone(stream)  # type: ignore[assignment]
             self.opened.append(stream)
             return stream
@@ -167,7 +167,7 @@ def test_a_destination_that_is_gone_before_the_header(run: Run, call: str) -> No
         async with target() as port:
             below = Below(Direct(dialer))
             with pytest.raises(DialError, match="reset") as caught:
-                await SendProxyHeader(below, 2).open(parse_address(f"127.0.0.1:{port}"), permit_any)
+                await SendProxyHeader(below, 2).open(parse_address(f"127.0.0.1:{port}"), allow_any_address)
             assert caught.value.reply_code == 5
             assert [stream.fd for stream in below.opened] == [-1]
         await dialer.close()
@@ -206,7 +206,7 @@ def test_without_the_key_there_is_no_header(run: Run) -> None:
     """0 and absence are the same: the first octet is the client's."""
 
     async def main() -> None:
-        for egresses in ({}, {"direct": Egress()}, {"direct": Egress(0)}):
+        for egresses in ({}, {"direct": EgressConfig()}, {"direct": EgressConfig(0)}):
             configured = msgspec.structs.replace(config(), egress=egresses)
             async with (
                 Server(config=configured) as server,
@@ -283,7 +283,7 @@ def test_tabi_behind_tabi_guards_against_the_client(run: Run) -> None:
         async with Server(config=second, on_close=ended.put_nowait, open=True) as inner:
             dialer = Dialer(get_reactor(), FakeResolver(), 10)
             way = SendProxyHeader(Direct(dialer), 2)
-            async with await way.open(inner.addresses[0], permit_any, session_of("203.0.113.9:50000")) as stream:
+            async with await way.open(inner.addresses[0], allow_any_address, session_of("203.0.113.9:50000")) as stream:
                 await stream.send_all(b"\x05\x01\x00" + request("127.0.0.1", 80))
                 while b"\x05\x02\x00\x01" not in (data := await stream.receive()):
                     assert data == b"\x05\x00"

@@ -15,7 +15,7 @@ from tabi.egress.resolve_locally import ResolveLocally
 from tabi.errors import DialError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address, parse_host
 
 
@@ -56,7 +56,7 @@ def test_a_resolver_that_is_silent_has_a_deadline(run_once: Run) -> None:
             resolver: Any = way.dialer.resolver
             resolver.answering.clear()
             with pytest.raises(DialError, match=r"slow\.test:80: no answer within 0\.05 s"):
-                await way.open(Address("slow.test", 80), permit_any)
+                await way.open(Address("slow.test", 80), allow_any_address)
 
     run_once(main)
 

@@ -16,7 +16,7 @@ from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address, parse_address
 from tabi.wire.socks4 import ClientMachine4, Request4
 
@@ -47,7 +47,7 @@ async def open_through(port: int, destination: Address = NAME, userid: bytes = b
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
         egress = Socks4(Direct(dialer), parse_address(f"127.0.0.1:{port}"), userid, dialer.deadlines)
-        return await egress.open(destination, permit_any)
+        return await egress.open(destination, allow_any_address)
     finally:
         await dialer.close()
 

@@ -19,7 +19,7 @@ from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address, parse_address
 from tabi.wire.socks5 import ClientMachine, Command, Credentials, Reply, ReplyCode
 
@@ -48,7 +48,7 @@ async def open_through(port: int, login: Credentials | None = None, seconds: flo
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
         egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), login, dialer.deadlines)
-        return await egress.open(DESTINATION, permit_any)
+        return await egress.open(DESTINATION, allow_any_address)
     finally:
         await dialer.close()
 
@@ -77,7 +77,7 @@ async def ask_through(port: int, command: int, seconds: float = 10) -> tuple[Str
     dialer = Dialer(get_reactor(), ThreadResolver(), seconds)
     try:
         egress = Socks5(Direct(dialer), parse_address(f"127.0.0.1:{port}"), None, dialer.deadlines)
-        return await egress.ask(command, DESTINATION, permit_any)
+        return await egress.ask(command, DESTINATION, allow_any_address)
     finally:
         await dialer.close()
 
@@ -402,7 +402,7 @@ def test_greeting_and_request_in_one_go(run: Run) -> None:
         proxy = Proxy(scripted((AT_ONCE, b"\x05\x00" + SUCCESS + b"payload")))
         async with proxy.egress() as egress:
             for count in (1, 2):
-                async with await egress.open(DESTINATION, permit_any) as stream:
+                async with await egress.open(DESTINATION, allow_any_address) as stream:
                     assert await stream.receive() == b"payload"
                 assert proxy.count == count
 
@@ -424,7 +424,7 @@ def test_a_refusal_is_one_and_proves_that_the_proxy_takes_it(run: Run) -> None:
         proxy = Proxy(refuses)
         async with proxy.egress() as egress:
             with pytest.raises(ProxyError, match="connection refused") as caught:
-                await egress.open(DESTINATION, permit_any)
+                await egress.open(DESTINATION, allow_any_address)
             assert (caught.value.reply_code, proxy.count, egress.proven) == (5, 1, True)
 
     run(main)
@@ -438,7 +438,7 @@ def test_a_proxy_that_ends_is_asked_again_in_the_rfcs_order(run: Run, first: Han
         proxy = Proxy(first, textbook)
         async with proxy.egress() as egress:
             for count in (2, 3):
-                (await egress.open(DESTINATION, permit_any)).close()
+                (await egress.open(DESTINATION, allow_any_address)).close()
                 assert proxy.count == count
 
     run(main)
@@ -451,7 +451,7 @@ def test_a_proxy_that_throws_the_request_away_is_asked_again(run_once: Run) -> N
         proxy = Proxy(drops_the_rest, seconds=0.4)
         async with proxy.egress() as egress:
             for count in (2, 3):
-                (await egress.open(DESTINATION, permit_any)).close()
+                (await egress.open(DESTINATION, allow_any_address)).close()
                 assert proxy.count == count
 
     run_once(main)
@@ -466,7 +466,7 @@ def test_a_long_deadline_is_no_reason_to_wait_for_a_silent_proxy(
     async def main() -> None:
         proxy = Proxy(drops_the_rest, seconds=600)
         async with proxy.egress() as egress:
-            (await egress.open(DESTINATION, permit_any)).close()
+            (await egress.open(DESTINATION, allow_any_address)).close()
             assert proxy.count == 2
 
     run_once(main)
@@ -483,9 +483,9 @@ def test_a_proxy_that_has_replied_before_is_waited_for(run_once: Run) -> None:
     async def main() -> None:
         proxy = Proxy(scripted((AT_ONCE, b"\x05\x00" + SUCCESS)), stalls, textbook, seconds=0.2)
         async with proxy.egress() as egress:
-            (await egress.open(DESTINATION, permit_any)).close()
+            (await egress.open(DESTINATION, allow_any_address)).close()
             with pytest.raises(ProxyError, match=r"did not answer within 0\.2 s"):
-                await egress.open(DESTINATION, permit_any)
+                await egress.open(DESTINATION, allow_any_address)
             assert (proxy.count, egress.optimistic, egress.proven) == (2, True, False)
 
     run_once(main)
@@ -516,7 +516,7 @@ def test_an_answer_that_has_begun_is_not_asked_for_again(
         proxy = Proxy(answers)
         async with proxy.egress() as egress:
             with pytest.raises(error):
-                await egress.open(DESTINATION, permit_any)
+                await egress.open(DESTINATION, allow_any_address)
             assert proxy.count == 1
 
     run_once(main)
@@ -529,7 +529,7 @@ def test_with_credentials_the_method_is_waited_for(run: Run) -> None:
     async def main() -> None:
         proxy = Proxy(scripted(*steps))
         async with proxy.egress(ALICE) as egress:
-            (await egress.open(DESTINATION, permit_any)).close()
+            (await egress.open(DESTINATION, allow_any_address)).close()
             assert proxy.count == 1
 
     run(main)
@@ -552,7 +552,7 @@ def test_cancelled_while_it_asks_at_once_it_closes_its_connection(run: Run) -> N
         async with proxy.egress() as egress, asyncio.TaskGroup() as group:
 
             async def opening() -> None:
-                await egress.open(DESTINATION, permit_any)
+                await egress.open(DESTINATION, allow_any_address)
 
             task = group.create_task(opening())
             await reached.wait()
@@ -572,6 +572,6 @@ def test_a_name_that_cannot_be_written_is_a_dial_error(run_once: Run, optimistic
         async with proxy.egress() as egress:
             egress.optimistic = optimistic
             with pytest.raises(DialError, match="a host name has 1 to 255 octets"):
-                await egress.open(Address("a" * 256, 1), permit_any)
+                await egress.open(Address("a" * 256, 1), allow_any_address)
 
     run_once(main)

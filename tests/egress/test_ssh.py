@@ -27,7 +27,7 @@ from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.pool import Member, Pool
 from tabi.wire.address import Address, parse_address
 
@@ -91,7 +91,7 @@ def test_ten_megabytes_both_ways(run: Run, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with target() as port, way(tmp_path) as (_, egress):
-            async with await egress.open(Address("localhost", port), permit_any) as stream:
+            async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream, bytes(range(256)) * 40_960)
             await until(lambda: not link_of(egress).channels)
             assert link_of(egress).running == 0
@@ -106,7 +106,7 @@ def test_it_is_a_socket_with_the_servers_address(run_once: Run, tmp_path: Path) 
         async with (
             target() as port,
             way(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             assert isinstance(stream.sock, socket.socket)
             assert stream.sock.getpeername() == ("127.0.0.1", server.port)
@@ -122,7 +122,7 @@ def test_one_connection_for_all(run_once: Run, tmp_path: Path) -> None:
         async with target() as port, way(tmp_path) as (server, egress):
             there = Address("localhost", port)
             for _ in range(2):
-                streams = await asyncio.gather(*(egress.open(there, permit_any) for _ in range(50)))
+                streams = await asyncio.gather(*(egress.open(there, allow_any_address) for _ in range(50)))
                 for stream in streams:
                     await exchange(stream)
                     stream.close()
@@ -152,9 +152,9 @@ def test_each_direction_ends_for_itself(run: Run, tmp_path: Path) -> None:
             target(listen_after_the_end) as second,
             way(tmp_path) as (_, egress),
         ):
-            async with await egress.open(Address("localhost", first), permit_any) as stream:
+            async with await egress.open(Address("localhost", first), allow_any_address) as stream:
                 await exchange_with(stream, b"question", b"answer")
-            async with await egress.open(Address("localhost", second), permit_any) as stream:
+            async with await egress.open(Address("localhost", second), allow_any_address) as stream:
                 assert await stream.receive() == b"greeting"
                 assert await stream.receive() == b""
                 await send(stream, b"late")
@@ -207,7 +207,7 @@ def test_a_reader_that_does_not_read_holds_up_the_sender(run: Run, tmp_path: Pat
     async def main() -> None:
         async with target(pour if direction == "down" else drink) as port, way(tmp_path) as (_, egress):
             async with (
-                await egress.open(Address("localhost", port), permit_any) as stream,
+                await egress.open(Address("localhost", port), allow_any_address) as stream,
                 asyncio.TaskGroup() as group,
             ):
                 if direction == "up":
@@ -235,7 +235,7 @@ def test_what_the_connection_does_not_take_is_not_read(run_once: Run, tmp_path: 
 
     async def main() -> None:
         async with target() as port, way(tmp_path) as (server, egress):
-            streams = [await egress.open(Address("localhost", port), permit_any) for _ in range(20)]
+            streams = [await egress.open(Address("localhost", port), allow_any_address) for _ in range(20)]
             transport = server.connections[0].get_extra_info("socket")
             assert transport is not None
             link = egress.link
@@ -271,12 +271,12 @@ def test_a_client_that_resets_closes_the_channel(run_once: Run, tmp_path: Path) 
 
     async def main() -> None:
         async with target(pour) as port, target() as other, way(tmp_path) as (server, egress):
-            stream = await egress.open(Address("localhost", port), permit_any)
+            stream = await egress.open(Address("localhost", port), allow_any_address)
             await stream.receive()
             stream.reset()
             await ended.wait()
             await until(lambda: not link_of(egress).channels)
-            async with await egress.open(Address("localhost", other), permit_any) as stream:
+            async with await egress.open(Address("localhost", other), allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 1
 
@@ -289,13 +289,13 @@ def test_a_lost_connection_resets_its_channels_and_the_next_request_opens_anothe
     async def main() -> None:
         async with target() as port, way(tmp_path) as (server, egress):
             there = Address("localhost", port)
-            streams = [await egress.open(there, permit_any) for _ in range(3)]
+            streams = [await egress.open(there, allow_any_address) for _ in range(3)]
             server.connections[0].abort()
             for stream in streams:
                 with pytest.raises(ConnectionResetError):
                     await stream.receive()
                 stream.close()
-            async with await egress.open(there, permit_any) as stream:
+            async with await egress.open(there, allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 2
 
@@ -309,7 +309,7 @@ def test_a_server_that_says_goodbye_resets_channels_too(run_once: Run, tmp_path:
         async with (
             target() as port,
             way(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             server.connections[0].close()
             with pytest.raises(ConnectionResetError):
@@ -331,7 +331,7 @@ def test_a_server_that_closes_a_channel_has_sent_all(run_once: Run, tmp_path: Pa
 
     async def main() -> None:
         async with way(tmp_path, lambda server, host, port: Closes()) as (_, egress):
-            async with await egress.open(Address("a.example", 80), permit_any) as stream:
+            async with await egress.open(Address("a.example", 80), allow_any_address) as stream:
                 await until(lambda: stalled(egress))
                 count = 0
                 while data := await stream.receive():
@@ -364,7 +364,7 @@ def test_a_channel_breaks_while_its_client_does_not_read(run: Run, tmp_path: Pat
     async def main() -> None:
         async with (
             way(tmp_path, lambda server, host, port: Pours()) as (server, egress),
-            await egress.open(Address("a.example", 80), permit_any) as stream,
+            await egress.open(Address("a.example", 80), allow_any_address) as stream,
         ):
             await until(lambda: stalled(egress))
             if who == "client":
@@ -396,7 +396,7 @@ def test_no_descriptor_is_left(run_once: Run, tmp_path: Path, monkeypatch: pytes
             await egress.find_link()
             monkeypatch.setattr("tabi.egress.ssh_link.open_pair", fail)
             with pytest.raises(DialError, match=r"^a\.example:80: too many open files$") as caught:
-                await egress.open(Address("a.example", 80), permit_any)
+                await egress.open(Address("a.example", 80), allow_any_address)
             assert caught.value.reply_code == 1
             assert not link_of(egress).channels
 
@@ -411,7 +411,7 @@ def test_a_dead_server_is_noticed(run_once: Run, tmp_path: Path, monkeypatch: py
         async with (
             target() as port,
             way(tmp_path) as (server, egress),
-            await egress.open(Address("localhost", port), permit_any) as stream,
+            await egress.open(Address("localhost", port), allow_any_address) as stream,
         ):
             server.connections[0].data_received = lambda data, datatype=None: None  # type: ignore[method-assign]
             with pytest.raises(ConnectionResetError):
@@ -460,11 +460,11 @@ def test_what_a_refused_channel_becomes(
     async def main() -> None:
         async with target() as port, way(tmp_path, accept) as (server, egress):
             with pytest.raises(ProxyError, match=f"^no.example:80: {words}") as caught:
-                await egress.open(Address("no.example", 80), permit_any)
+                await egress.open(Address("no.example", 80), allow_any_address)
             assert caught.value.reply_code == reply_code
             assert "hunter2" not in str(caught.value)
             assert not link_of(egress).running
-            async with await egress.open(Address("localhost", port), permit_any) as stream:
+            async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 1
 
@@ -480,9 +480,9 @@ def test_more_channels_than_a_connection_may_have(
     async def main() -> None:
         async with target() as port, way(tmp_path) as (_, egress):
             there = Address("localhost", port)
-            async with await egress.open(there, permit_any), await egress.open(there, permit_any):
+            async with await egress.open(there, allow_any_address), await egress.open(there, allow_any_address):
                 with pytest.raises(ProxyError, match="2 channels to the SSH server are open") as caught:
-                    await egress.open(there, permit_any)
+                    await egress.open(there, allow_any_address)
                 assert caught.value.reply_code == 1
 
     run_once(main)
@@ -507,10 +507,10 @@ def test_a_channel_that_is_not_answered_is_given_up(run_once: Run, tmp_path: Pat
             with pytest.raises(
                 ProxyError, match=r"a.example:80: the SSH server did not answer within 0\.05 s"
             ) as caught:
-                await egress.open(Address("a.example", 80), permit_any)
+                await egress.open(Address("a.example", 80), allow_any_address)
             assert caught.value.reply_code is None
             egress.seconds = 10
-            waiting = asyncio.create_task(egress.open(Address("a.example", 80), permit_any))  # noqa: TID251
+            waiting = asyncio.create_task(egress.open(Address("a.example", 80), allow_any_address))  # noqa: TID251
             await until(lambda: len(asked) == 2)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -539,7 +539,7 @@ def test_the_guard_is_asked_and_names_are_the_servers(run_once: Run, tmp_path: P
             with pytest.raises(ProxyError):
                 await egress.open(Address("inner.example", 80), permit_outer)
             with pytest.raises(DialError) as caught:
-                await egress.open(Address("\udc80", 80), permit_any)
+                await egress.open(Address("\udc80", 80), allow_any_address)
             assert caught.value.reply_code == 4
 
     run_once(main)
@@ -552,7 +552,7 @@ def test_the_guard_is_asked_and_names_are_the_servers(run_once: Run, tmp_path: P
 async def refused(egress: Ssh, error: type[TabiError], words: str) -> TabiError:
     """Open anything, and fail."""
     with pytest.raises(error, match=words) as caught:
-        await egress.open(Address("a.example", 80), permit_any)
+        await egress.open(Address("a.example", 80), allow_any_address)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
     await egress.close()
@@ -581,10 +581,10 @@ def test_a_server_that_refuses_is_not_asked_again_at_once(run_once: Run, tmp_pat
             there = Address("localhost", port)
             for _ in range(3):
                 with pytest.raises(AuthError, match=r"does not accept the user by the password$"):
-                    await egress.open(there, permit_any)
+                    await egress.open(there, allow_any_address)
             assert len(server.connections) == 1
             egress.password, egress.refused_until = "hunter2", 0
-            async with await egress.open(there, permit_any) as stream:
+            async with await egress.open(there, allow_any_address) as stream:
                 await exchange(stream)
             assert len(server.connections) == 2
 
@@ -642,7 +642,7 @@ def test_the_key_of_a_proxy_on_the_way_is_not_enough(run_once: Run, tmp_path: Pa
             egress.proxy = Address("server.example", server.port)
             here = Address("127.0.0.1", server.port)
             open_below = egress.below.open
-            egress.below.open = lambda *asked: open_below(here, permit_any)  # type: ignore[method-assign]
+            egress.below.open = lambda *asked: open_below(here, allow_any_address)  # type: ignore[method-assign]
             await refused(egress, RemoteProtocolError, "server.example:[0-9]+: the host key SHA256:.* is not known")
 
     run_once(main)
@@ -688,7 +688,7 @@ def test_a_silent_server_is_given_up(run_once: Run, tmp_path: Path, says: bytes)
         async with ssh_server(tmp_path) as server, target(handle) as port:
             egress = make(server, port=port, seconds=0.1)
             found = await asyncio.gather(
-                *(egress.open(Address("a.example", 80), permit_any) for _ in range(3)), return_exceptions=True
+                *(egress.open(Address("a.example", 80), allow_any_address) for _ in range(3)), return_exceptions=True
             )
             assert [type(one) for one in found] == [ProxyTimeout] * 3
             await refused(egress, ProxyError, r"the SSH server did not answer within 0\.1 s")
@@ -727,8 +727,8 @@ def test_who_leaves_does_not_take_the_attempt_along(run_once: Run, tmp_path: Pat
         async with target() as port, way(tmp_path) as (server, egress):
             there = Address("localhost", port)
             async with asyncio.TaskGroup() as group:
-                first = group.create_task(egress.open(there, permit_any))
-                second = group.create_task(egress.open(there, permit_any))
+                first = group.create_task(egress.open(there, allow_any_address))
+                second = group.create_task(egress.open(there, allow_any_address))
                 await until(lambda: egress.attempt is not None)
                 first.cancel()
             async with second.result() as stream:
@@ -748,7 +748,7 @@ def test_a_retired_one_ends_with_its_last_channel(run_once: Run, tmp_path: Path)
     async def main() -> None:
         async with target() as port, way(tmp_path) as (_, egress):
             there = Address("localhost", port)
-            first, second = await egress.open(there, permit_any), await egress.open(there, permit_any)
+            first, second = await egress.open(there, allow_any_address), await egress.open(there, allow_any_address)
             egress.retire()
             await exchange(first)
             first.close()
@@ -772,7 +772,7 @@ def test_a_retired_one_does_not_wait_for_a_server_that_closes_nothing(
 
     async def main() -> None:
         async with way(tmp_path, lambda server, host, port: Stays()) as (server, egress):
-            stream = await egress.open(Address("a.example", 80), permit_any)
+            stream = await egress.open(Address("a.example", 80), allow_any_address)
             server.connections[0].data_received = lambda data, datatype=None: None  # type: ignore[method-assign]
             egress.retire()
             stream.reset()
@@ -790,7 +790,7 @@ def test_closing_ends_everything_at_once(run_once: Run, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with target() as port, target(silent) as nobody, way(tmp_path) as (server, egress):
-            stream = await egress.open(Address("localhost", port), permit_any)
+            stream = await egress.open(Address("localhost", port), allow_any_address)
             await egress.close()
             with pytest.raises(ConnectionResetError):
                 await stream.receive()
@@ -818,10 +818,10 @@ def test_in_a_pool_a_dead_one_is_passed_over(run_once: Run, tmp_path: Path) -> N
                 dead = make(server, port=nothing)
                 pool = Pool([Member("dead"), Member("good")], "least-connections", failures=1)
                 egress = Pooled("de", pool, {"dead": dead, "good": good}, 10)
-                async with await egress.open(Address("localhost", port), permit_any) as stream:
+                async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                     await exchange(stream)
                 with pytest.raises(ProxyError) as caught:
-                    await egress.open(Address("127.0.0.1", nothing), permit_any)
+                    await egress.open(Address("127.0.0.1", nothing), allow_any_address)
                 assert caught.value.reply_code == 5
                 await dead.close()
                 await dead.below.dialer.close()  # type: ignore[attr-defined]
@@ -841,11 +841,11 @@ def test_in_a_chain(run: Run, tmp_path: Path, scheme: str) -> None:
         async with target(echo) as port, Server(f"{scheme}://127.0.0.1:0") as proxy, way(tmp_path) as (_, egress):
             there, at = Address("localhost", port), proxy.addresses[0]
             behind = kind(egress, at, None, egress.deadlines)
-            async with await behind.open(there, permit_any) as stream:
+            async with await behind.open(there, allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
             first = kind(egress.below, at, None, egress.deadlines)
             through = Ssh(first, egress.proxy, "alice", "hunter2", egress.keys, egress.deadlines)
-            async with await through.open(there, permit_any) as stream:
+            async with await through.open(there, allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
             await through.close()
 
@@ -859,9 +859,9 @@ def test_one_server_through_another(run_once: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with target() as port, way(tmp_path) as (outer, first), ssh_server(tmp_path / "other") as server:
             second = Ssh(first, Address("127.0.0.1", server.port), "alice", "hunter2", server.keys, first.deadlines)
-            async with await second.open(Address("localhost", port), permit_any) as stream:
+            async with await second.open(Address("localhost", port), allow_any_address) as stream:
                 await exchange(stream, bytes(300_000))
-            async with await second.open(Address("localhost", port), permit_any) as stream:
+            async with await second.open(Address("localhost", port), allow_any_address) as stream:
                 outer.connections[0].abort()
                 with pytest.raises(ConnectionResetError):
                     await stream.receive()

@@ -20,13 +20,13 @@ from tabi.config import Config, Listen
 from tabi.egress.chain import make_chain, make_context
 from tabi.egress.direct import Direct
 from tabi.errors import DialError, PolicyDenied, ProxyError, RemoteProtocolError
-from tabi.net.deadline import Deadlines
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import get_tls_shared
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.url import parse_url
 from tabi.wire.address import UNSPECIFIED, Address, parse_address
 
@@ -37,7 +37,7 @@ INSIDE_TLS = ["socks5+tls", "socks4+tls", "https"]
 async def open_through(
     *urls: str,
     destination: Address,
-    permit: Permit = permit_any,
+    address_filter: AddressFilter = allow_any_address,
     session: Session | None = None,
     seconds: float = 10,
     ca: str | None = None,
@@ -48,7 +48,7 @@ async def open_through(
     contexts = [make_context(url, ca) for url in proxies]
     try:
         egress = make_chain(proxies, contexts, Direct(dialer), dialer.deadlines, get_tls_shared(), optimistic=True)
-        return await egress.open(destination, permit, session)
+        return await egress.open(destination, address_filter, session)
     finally:
         await dialer.close()
 
@@ -78,7 +78,7 @@ def test_the_guard_sees_what_is_an_address(run_once: Run, protocol: str, host: s
     async def main() -> None:
         address = Address(ip_address(host) if host[:2] in ("10", "::") else host, 80)
         with closed_port() as port, pytest.raises(PolicyDenied, match="guard: "):
-            await open_through(f"{protocol}://127.0.0.1:{port}", destination=address, permit=permit_outer)
+            await open_through(f"{protocol}://127.0.0.1:{port}", destination=address, address_filter=permit_outer)
 
     run_once(main)
 
@@ -89,9 +89,9 @@ def test_the_guard_does_not_look_at_the_proxy(run_once: Run) -> None:
     async def main() -> None:
         async with Server("socks5://127.0.0.1:0") as server:
             with pytest.raises(ProxyError):
-                await open_through(server.url, destination=Address("nowhere.invalid", 80), permit=permit_outer)
+                await open_through(server.url, destination=Address("nowhere.invalid", 80), address_filter=permit_outer)
             with pytest.raises(DialError, match="neither an address nor a name"):
-                await open_through(server.url, destination=Address("1.2.3.4.5", 80), permit=permit_outer)
+                await open_through(server.url, destination=Address("1.2.3.4.5", 80), address_filter=permit_outer)
 
     run_once(main)
 
@@ -108,7 +108,7 @@ def test_a_name_that_was_decided_on_is_asked_for_as_its_address(run_once: Run, p
             request.destination = destination = Address("example.com", port)
             await talk(await open_through(server.url, destination=destination, session=request))
             with pytest.raises(PolicyDenied):
-                await open_through(server.url, destination=destination, session=request, permit=permit_outer)
+                await open_through(server.url, destination=destination, session=request, address_filter=permit_outer)
             await server.drain()
         assert [str(session.destination) for session in sessions] == [f"127.0.0.1:{port}"]
 
@@ -244,7 +244,7 @@ def test_a_proxy_that_is_silent_or_breaks_is_a_reply(run_once: Run) -> None:
         for handler in (silent, breaks):
             async with target(handler) as port, Server("socks5://127.0.0.1:0") as server:
                 url = parse_url(f"http://127.0.0.1:{port}")
-                short = Deadlines(asyncio.get_running_loop(), 0.05)
+                short = FixedTimeouts(asyncio.get_running_loop(), 0.05)
                 egress = make_chain([url], [None], Direct(server.parts.gate.dialer), short, get_tls_shared())
                 server.parts.gate.replace(server.parts.gate.policy, {"direct": egress})
                 with pytest.raises(ProxyError, match=r"reply 01"):
@@ -299,10 +299,10 @@ def test_a_proxy_that_wants_a_certificate(run_once: Run, tmp_path: Path) -> None
             dialer = Dialer(get_reactor(), ThreadResolver(), 10)
             for context in (files, ready):
                 egress = make_chain([url], [context], Direct(dialer), dialer.deadlines, get_tls_shared())
-                await talk(await egress.open(Address("localhost", port), permit_any))
+                await talk(await egress.open(Address("localhost", port), allow_any_address))
             egress = make_chain([url], [make_context(url, ca)], Direct(dialer), dialer.deadlines, get_tls_shared())
             with pytest.raises((ProxyError, RemoteProtocolError)):
-                await egress.open(Address("localhost", port), permit_any)
+                await egress.open(Address("localhost", port), allow_any_address)
             await dialer.close()
             await server.drain()
 

@@ -16,8 +16,8 @@ from conftest import Run
 from doubles import LOOPBACK, Scene, ask_for, config, end_of, greet, read_reply
 from support import client, credentials, request, target
 from tabi import ConfigError, Login, Proxy, ProxyError, Server, Session, User
-from tabi.config import Limits, Listen, Rule
-from tabi.config import User as config_user
+from tabi.config import LimitsConfig, Listen, RuleConfig
+from tabi.config import UserConfig as config_user
 from tabi.ingress.authenticate import PasswordAuthenticator
 from tabi.policy.users import Users, make_hash, parse_hash, plain_secret
 from tabi.wire.address import Address
@@ -228,7 +228,7 @@ def test_authenticate_names_the_user(run: Run) -> None:
 
 def test_a_user_with_groups(run: Run) -> None:
     """A `tabi.User` may belong to groups: rules for a group hold for this session, besides the groups of the file."""
-    rules = [Rule(action="allow", users=["@dev", "@ops"]), Rule(action="deny")]
+    rules = [RuleConfig(action="allow", users=["@dev", "@ops"]), RuleConfig(action="deny")]
 
     async def answer(login: Login) -> User | str:
         return User(login.username, groups=["ops"]) if login.username != "carol" else "carol"
@@ -322,7 +322,7 @@ def test_an_authenticate_that_cannot_be_asked(function: Any) -> None:
         Server(LOOPBACK, authenticate=function)
 
 
-@pytest.mark.parametrize("limits", [{"connections": 1}, Limits(connections=1)])
+@pytest.mark.parametrize("limits", [{"connections": 1}, LimitsConfig(connections=1)])
 def test_a_user_with_limits(run: Run, limits: Any) -> None:
     """A `tabi.User` may have limits: all sessions of that user share them, and rules need not know the user."""
 

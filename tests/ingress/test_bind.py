@@ -36,12 +36,12 @@ from support import client, free_ports, request
 from tabi import Server, Session
 from tabi.config import Listen, Udp
 from tabi.ingress.bind import BACKLOG, EARLY
-from tabi.ingress.callers import CALLERS_A_TURN, Callers
+from tabi.ingress.bind_listener import CALLERS_A_TURN, BindListener
 from tabi.net.listen import bind_listener
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.guard import Guard
-from tabi.policy.policy import judge_any
+from tabi.policy.policy import allow_any_destination
 from tabi.wire.address import UNSPECIFIED, Address, encode_address, parse_host
 
 OUTSIDE = "203.0.113.9"
@@ -319,7 +319,7 @@ def test_a_bounded_number_of_callers_is_looked_at_in_a_turn(run_once: Run) -> No
         crowd = [socket.socket() for _ in range(2 * CALLERS_A_TURN)]
         for sock in crowd:
             sock.connect(listener.getsockname())
-        callers = Callers(reactor, listener, UNSPECIFIED, stream, [ip_address("127.0.0.9")], None, 0)
+        callers = BindListener(reactor, listener, UNSPECIFIED, stream, [ip_address("127.0.0.9")], None, 0)
         callers.acceptor.on_ready(0)
         assert callers.refused == CALLERS_A_TURN
         callers.acceptor.on_ready(0)
@@ -515,7 +515,7 @@ def test_outer_callers_of_a_client_from_outside_get_through(run: Run) -> None:
         listener = bind_listener(Address(parse_host("127.0.0.1"), 0))
         listener.listen()
         stream = Stream(get_reactor(), near)
-        callers = Callers(stream.reactor, listener, UNSPECIFIED, stream, [], Guard().judge, 0)
+        callers = BindListener(stream.reactor, listener, UNSPECIFIED, stream, [], Guard().check_destination, 0)
         inner, outer, late = tcp_pair(), tcp_pair(), tcp_pair()
         callers.on_caller(inner[0], ("10.0.0.1", 1))
         assert callers.peer is None
@@ -541,7 +541,7 @@ def test_a_peer_that_nobody_took_is_reset(run: Run) -> None:
         listener = bind_listener(Address(parse_host("127.0.0.1"), 0))
         listener.listen()
         stream = Stream(get_reactor(), near)
-        callers = Callers(stream.reactor, listener, UNSPECIFIED, stream, [], judge_any, 0)
+        callers = BindListener(stream.reactor, listener, UNSPECIFIED, stream, [], allow_any_destination, 0)
         ours, theirs = tcp_pair()
         callers.on_caller(ours, ("127.0.0.1", 1))
         callers.close()

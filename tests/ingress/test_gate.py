@@ -13,7 +13,7 @@ import pytest
 
 from conftest import Run
 from gates import HERE, NAMES, enter, gate, limited, session
-from tabi.config import Rule, make_config
+from tabi.config import RuleConfig, make_config
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.errors import DialError, LimitExceeded, PolicyDenied
 from tabi.ingress.gate import SWEEP, Gate, Waiting, as_resolved
@@ -36,7 +36,7 @@ def test_without_rules_everybody_goes_directly(run_once: Run) -> None:
             assert way.egress.name == asks.via == "direct"
             assert (asks.rule, asks.lease) == (None, None)
             with pytest.raises(PolicyDenied, match=r"^guard: 10\.0\.0\.1 is in 10\.0\.0\.0/8"):
-                way.permit(parse_host("10.0.0.1"))  # type: ignore[arg-type]
+                way.address_filter(parse_host("10.0.0.1"))  # type: ignore[arg-type]
 
     run_once(main)
 
@@ -46,7 +46,7 @@ def test_a_rule_refuses(run_once: Run, action: Any) -> None:
     """With its action, its name in the session, and counted."""
 
     async def main() -> None:
-        async with gate(Rule(action, "no-web", ports=[443])) as found:
+        async with gate(RuleConfig(action, "no-web", ports=[443])) as found:
             asks = session()
             with pytest.raises(PolicyDenied, match=f"^rule no-web: {action} outer.test:443$") as caught:
                 await enter(found, asks)
@@ -61,7 +61,7 @@ def test_a_rule_names_the_way_out(run_once: Run) -> None:
     """``via``; and a way that a reload has taken away is a refusal, not an error."""
 
     async def main() -> None:
-        async with gate(Rule("allow", via="other")) as found:
+        async with gate(RuleConfig("allow", via="other")) as found:
             asks = session()
             assert (await enter(found, asks)).name == asks.via == "other"
             assert (await found.enter_slowly(session(), HERE)).egress.name == "other"
@@ -76,7 +76,7 @@ def test_a_decision_that_depends_on_addresses_waits_for_them(run_once: Run) -> N
     """Those that were decided on are kept for the one who dials; a name without any is an error of its own."""
 
     async def main() -> None:
-        async with gate(Rule("deny", "inner", hosts=["10.0.0.0/8"])) as found:
+        async with gate(RuleConfig("deny", "inner", hosts=["10.0.0.0/8"])) as found:
             for name, refused in (("outer.test", False), ("inner.test", True), ("both.test", True)):
                 asks = session(name)
                 assert found.enter(asks) is None
@@ -94,7 +94,7 @@ def test_a_decision_on_a_name_that_is_known_does_not_wait(run_once: Run) -> None
     """Its addresses are those of the cache, and those that are dialled; that it has none is the answer at once."""
 
     async def main() -> None:
-        rules = Rule("deny", "inner", hosts=["10.0.0.0/8"]), Rule("allow", hosts=["8.8.8.8"])
+        rules = RuleConfig("deny", "inner", hosts=["10.0.0.0/8"]), RuleConfig("allow", hosts=["8.8.8.8"])
         async with gate(*rules) as found:
             known = {"inner.test": [parse_host("10.0.0.1")], "outer.test": [parse_host("8.8.8.8")]}
             found.dialer.lookup = known.get  # type: ignore[assignment]
@@ -119,7 +119,7 @@ def test_a_resolver_that_is_silent_has_a_deadline(run_once: Run) -> None:
     """That of connecting."""
 
     async def main() -> None:
-        async with gate(Rule("deny", hosts=["10.0.0.0/8"])) as found:
+        async with gate(RuleConfig("deny", hosts=["10.0.0.0/8"])) as found:
             resolver: Any = found.dialer.resolver
             resolver.answering.clear()
             found.dialer.seconds = 0.01
@@ -133,7 +133,7 @@ def test_numbers_are_looked_at_as_the_addresses_that_they_are(run_once: Run) -> 
     """0x7f.1 is 127.0.0.1 for a rule too; what looks like a number and is none stays a name."""
 
     async def main() -> None:
-        async with gate(Rule("deny", hosts=["127.0.0.0/8"])) as found:
+        async with gate(RuleConfig("deny", hosts=["127.0.0.0/8"])) as found:
             with pytest.raises(PolicyDenied):
                 found.enter(session("0x7f.1"))
 
@@ -162,7 +162,7 @@ def test_a_program_has_the_last_word(run_once: Run) -> None:
         return Decision(via="other") if asks.destination.port == 443 else None
 
     async def main() -> None:
-        async with gate(Rule("deny", "ssh", ports=[22]), last_word=decide) as found:
+        async with gate(RuleConfig("deny", "ssh", ports=[22]), decide_hook=decide) as found:
             assert (await enter(found, session())).name == "other"
             with pytest.raises(PolicyDenied, match=r"^no web today$"):
                 await enter(found, session(port=80))
@@ -187,7 +187,7 @@ def test_a_program_that_fails_lets_nobody_through(
         return True
 
     async def main() -> None:
-        async with gate(last_word=decide) as found:
+        async with gate(decide_hook=decide) as found:
             with pytest.raises(PolicyDenied) as caught:
                 await enter(found, session())
             name = {ValueError: "decide failed: ValueError", PolicyDenied: "its own text"}
@@ -204,20 +204,20 @@ def test_an_association_is_refused_where_no_destination_would_help(run_once: Run
     """At once; else each of its destinations is judged, by rules and by the guard."""
 
     async def main() -> None:
-        async with gate(Rule("deny", "no-udp", commands=["associate"])) as found:
+        async with gate(RuleConfig("deny", "no-udp", commands=["associate"])) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
             with pytest.raises(PolicyDenied, match=r"^rule no-udp"):
                 await found.enter_open(asks, HERE)
-        async with gate(Rule("deny", "dns", ports=[53])) as found:
+        async with gate(RuleConfig("deny", "dns", ports=[53])) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = (await found.enter_open(asks, HERE)).judge
-            judge(Address("outer.test", 443), None)
+            destination_policy = (await found.enter_open(asks, HERE)).destination_policy
+            destination_policy(Address("outer.test", 443), None)
             with pytest.raises(PolicyDenied, match=r"^rule dns"):
-                judge(Address("outer.test", 53), None)
+                destination_policy(Address("outer.test", 53), None)
             with pytest.raises(PolicyDenied, match=r"^guard"):
-                judge(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
+                destination_policy(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
 
     run_once(main)
 
@@ -393,13 +393,13 @@ def test_a_program_that_fails_lets_no_datagram_through(
         return True
 
     async def main() -> None:
-        async with gate(last_word=decide) as found:
+        async with gate(decide_hook=decide) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
-            judge = (await found.enter_open(asks, HERE)).judge
+            destination_policy = (await found.enter_open(asks, HERE)).destination_policy
             for addresses in (None, [parse_host("8.8.8.8")]):
                 with pytest.raises(PolicyDenied) as caught:
-                    judge(Address("outer.test", 443), addresses)  # type: ignore[arg-type]
+                    destination_policy(Address("outer.test", 443), addresses)  # type: ignore[arg-type]
                 name = {PolicyDenied: "its own", type(None): "decide failed: TypeError"}
                 assert str(caught.value) == name.get(type(error), f"decide failed: {type(error).__name__}")
 
@@ -415,13 +415,13 @@ def test_a_program_without_fault_judges_datagrams(run_once: Run) -> None:
         return Decision("deny", reason="not there") if asks.destination.port == 53 else None
 
     async def main() -> None:
-        async with gate(last_word=decide) as found:
-            judge = (await found.enter_open(session("0.0.0.0", 0), HERE)).judge
-            judge(Address("outer.test", 443), [parse_host("8.8.8.8")])  # type: ignore[list-item]
+        async with gate(decide_hook=decide) as found:
+            destination_policy = (await found.enter_open(session("0.0.0.0", 0), HERE)).destination_policy
+            destination_policy(Address("outer.test", 443), [parse_host("8.8.8.8")])  # type: ignore[list-item]
             with pytest.raises(PolicyDenied, match=r"^not there$"):
-                judge(Address("outer.test", 53), None)
+                destination_policy(Address("outer.test", 53), None)
             with pytest.raises(PolicyDenied, match=r"^guard: 10\.0\.0\.1 is in"):
-                judge(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
+                destination_policy(Address("inner.test", 443), [parse_host("10.0.0.1")])  # type: ignore[list-item]
 
     run_once(main)
 
@@ -434,7 +434,7 @@ def test_what_a_program_calls_its_rules_does_not_fill_the_metrics(run_once: Run)
         return None if asks.destination.port == 22 else Decision("deny", f"blocked-{asks.destination}")
 
     async def main() -> None:
-        async with gate(Rule("deny", "ssh", ports=[22]), last_word=decide) as found:
+        async with gate(RuleConfig("deny", "ssh", ports=[22]), decide_hook=decide) as found:
             for port in (22, *range(1000, 1010)):
                 asks = session(port=port)
                 with pytest.raises(PolicyDenied):
@@ -509,7 +509,7 @@ def test_who_waits_meets_what_a_reload_brings(run_once: Run, open_: bool) -> Non
             coming: Any = found.enter_open(asks, HERE) if open_ else enter(found, asks)
             return found.dialer.reactor.loop.create_task(coming)
 
-        def reload(over: str, connections: int, *rules: Rule) -> None:
+        def reload(over: str, connections: int, *rules: RuleConfig) -> None:
             parts: Any = limited(over, connections=connections)
             config = msgspec.structs.replace(make_config(parts), rule=list(rules))
             policy = Policy(make_rule_set(config), make_guard(config), make_limits(config, ledger))
@@ -524,7 +524,7 @@ def test_who_waits_meets_what_a_reload_brings(run_once: Run, open_: bool) -> Non
             await waiting
             waiting = wait()
             await asyncio.sleep(0)
-            reload("wait", 3, Rule("deny", "all"))
+            reload("wait", 3, RuleConfig("deny", "all"))
             with pytest.raises(PolicyDenied, match=r"^rule all"):
                 await waiting
             reload("wait", 1)
@@ -596,7 +596,7 @@ def test_a_refusal_of_an_association_is_counted(run_once: Run) -> None:
     """As one of a connection is: a rule that refuses whatever the destination, and a limit."""
 
     async def main() -> None:
-        async with gate(Rule("drop", "no-udp", commands=["associate"]), **limited(connections=1)) as found:
+        async with gate(RuleConfig("drop", "no-udp", commands=["associate"]), **limited(connections=1)) as found:
             asks = session("0.0.0.0", 0)
             asks.command = "associate"
             with pytest.raises(PolicyDenied) as caught:

@@ -18,7 +18,7 @@ from tabi.egress.base import Egress
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError, LimitExceeded, PolicyDenied
 from tabi.ingress.gate import Gate
-from tabi.ingress.hook import MAX_MADE, HookJudge, MadeEgresses
+from tabi.ingress.hook import MAX_MADE, HookDestinationPolicy, MadeEgresses
 from tabi.net.dial import Dialer
 from tabi.net.reactor import ENDED, get_reactor
 from tabi.policy.limits import UP
@@ -29,13 +29,13 @@ from tabi.wire.address import Address, parse_host
 HOSTS: Any = [parse_host("8.8.8.8")]
 
 
-async def judged(judge: Any, port: int = 443, addresses: Any = HOSTS) -> Any:
+async def judged(destination_policy: Any, port: int = 443, addresses: Any = HOSTS) -> Any:
     """What whoever has datagrams does: ask, wait where that is said, ask again."""
     destination = Address("outer.test", port)
-    verdict = judge(destination, addresses)
+    verdict = destination_policy(destination, addresses)
     if isinstance(verdict, Pending):
         await verdict
-        verdict = judge(destination, addresses)
+        verdict = destination_policy(destination, addresses)
     return verdict
 
 
@@ -61,7 +61,7 @@ def test_the_hook_is_asked_once_for_each_session(run_once: Run, is_async: bool) 
 
     async def main() -> None:
         hook = with_async(decide) if is_async else decide
-        async with gate(last_word=hook, patience=20, **limited("wait", connections=1)) as found:
+        async with gate(decide_hook=hook, patience=20, **limited("wait", connections=1)) as found:
             first, second = session(), session()
             assert (await enter(found, first)).name == "other"
             assert (first.rule, first.decision, first.via) == ("mine", None, "other")
@@ -88,7 +88,7 @@ def test_an_object_may_be_the_hook(run_once: Run) -> None:
     """Its answer is awaited where its ``__call__`` is async."""
 
     async def main() -> None:
-        async with gate(last_word=Called()) as found:
+        async with gate(decide_hook=Called()) as found:
             assert found.enter(session()) is None
             with pytest.raises(PolicyDenied, match=r"^said later$"):
                 await enter(found, session())
@@ -131,7 +131,7 @@ def test_a_hook_that_fails_lets_nobody_through(
         return await does()
 
     async def main() -> None:
-        async with gate(last_word=decide) as found:
+        async with gate(decide_hook=decide) as found:
             with pytest.raises(PolicyDenied) as caught:
                 await enter(found, session())
             assert str(caught.value) == text
@@ -149,7 +149,7 @@ def test_a_task_that_is_cancelled_ends_the_hook(run_once: Run) -> None:
         await asyncio.sleep(10)
 
     async def main() -> None:
-        async with gate(last_word=decide, patience=20) as found:
+        async with gate(decide_hook=decide, patience=20) as found:
             task = asyncio.get_running_loop().create_task(enter(found, session()))
             await entered.wait()
             task.cancel()
@@ -179,7 +179,7 @@ def test_a_delay_comes_before_the_answer(
 
     async def main() -> None:
         monkeypatch.setattr(asyncio, "sleep", note)
-        async with gate(last_word=with_async(decide) if is_async else decide) as found:
+        async with gate(decide_hook=with_async(decide) if is_async else decide) as found:
             for port in (3, 1000):
                 asks = session(port=port)
                 assert found.enter(asks) is None
@@ -205,7 +205,7 @@ def test_limits_of_one_session_alone(run_once: Run, of_the_user: dict[str, Any])
         return Decision(limits={"quota": "1 kB/day", "max_session": 3})
 
     async def main() -> None:
-        async with gate(last_word=decide, **(limited(**of_the_user) if of_the_user else {})) as found:
+        async with gate(decide_hook=decide, **(limited(**of_the_user) if of_the_user else {})) as found:
             for _ in range(2):
                 asks = session()
                 assert found.enter(asks) is not None
@@ -232,7 +232,7 @@ def test_a_limit_of_the_user_refuses_before_those_of_the_session(run_once: Run) 
 
     async def main() -> None:
         hook = with_async(lambda asks: Decision(limits={"connections": 1}))
-        async with gate(last_word=hook, **limited(connections=1)) as found:
+        async with gate(decide_hook=hook, **limited(connections=1)) as found:
             await enter(found, session())
             with pytest.raises(LimitExceeded, match=r"^limit: user alice: 1 connections at once$"):
                 await enter(found, session())
@@ -264,7 +264,7 @@ def test_a_way_out_by_url_or_as_an_object(run_once: Run) -> None:
                 raise ConfigError("no such protocol")
             return Direct(dialer, name="socks5://127.0.0.1:1")
 
-        async with gate(last_word=lambda asks: Decision(via=vias.pop(0))) as found:
+        async with gate(decide_hook=lambda asks: Decision(via=vias.pop(0))) as found:
             found.made.make = make
             assert await enter(found, asks := session()) is await enter(found, session())
             assert asks.via == "socks5://127.0.0.1:1"
@@ -326,19 +326,19 @@ def test_each_destination_is_judged(run_once: Run, is_async: bool) -> None:
             asked.append(port)
             return Decision("deny", reason="not there") if port == 53 else Decision(via=vias[port], delay=port == 4)
 
-        async with gate(last_word=with_async(decide) if is_async else decide) as found:
+        async with gate(decide_hook=with_async(decide) if is_async else decide) as found:
             found.made.make = lambda url: Direct(dialer, name="by url")
-            judge = (await found.enter_open(session("0.0.0.0", 0), HERE)).judge
-            assert isinstance(judge(Address("outer.test", 1), None), Pending) == is_async
+            destination_policy = (await found.enter_open(session("0.0.0.0", 0), HERE)).destination_policy
+            assert isinstance(destination_policy(Address("outer.test", 1), None), Pending) == is_async
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(tabi.ingress.hook, "MAX_DELAY", 0.001)
-                names = [await judged(judge, port) for port in vias]
+                names = [await judged(destination_policy, port) for port in vias]
             assert names == ["other", "by url", "mine", None, None]
             assert found.egress("mine") is mine
             with pytest.raises(PolicyDenied, match=r"^not there$"):
-                await judged(judge, 53)
+                await judged(destination_policy, 53)
             with pytest.raises(PolicyDenied, match=r"^guard: 10\.0\.0\.1 is in"):
-                await judged(judge, 5, [parse_host("10.0.0.1")])
+                await judged(destination_policy, 5, [parse_host("10.0.0.1")])
         await dialer.close()
 
     run_once(main)
@@ -356,38 +356,38 @@ def test_a_verdict_is_kept_for_a_while(run_once: Run, monkeypatch: pytest.Monkey
 
     async def main() -> None:
         nonlocal now
-        async with gate(last_word=decide) as found:
-            judge = (await found.enter_open(session("0.0.0.0", 0), HERE)).judge
-            assert isinstance(judge, HookJudge)
-            await judged(judge)
-            await judged(judge)
+        async with gate(decide_hook=decide) as found:
+            destination_policy = (await found.enter_open(session("0.0.0.0", 0), HERE)).destination_policy
+            assert isinstance(destination_policy, HookDestinationPolicy)
+            await judged(destination_policy)
+            await judged(destination_policy)
             assert len(asked) == 1
             now += tabi.ingress.hook.KEEP_VERDICT
-            await judged(judge)
+            await judged(destination_policy)
             assert len(asked) == 2
             for port in range(1000, 1000 + tabi.ingress.hook.MAX_VERDICTS + 5):
-                await judged(judge, port)
-            assert len(judge.verdicts) == tabi.ingress.hook.MAX_VERDICTS
+                await judged(destination_policy, port)
+            assert len(destination_policy.verdicts) == tabi.ingress.hook.MAX_VERDICTS
 
     run_once(main)
 
 
 def test_a_name_whose_rules_want_addresses_is_resolved_first(run_once: Run) -> None:
     """The hook is asked once the rules have decided."""
-    from tabi.config import Rule
+    from tabi.config import RuleConfig
 
     async def decide(asks: Session) -> Decision:
         assert asks.decision is not None
         return Decision(asks.decision.action, asks.decision.rule)
 
     async def main() -> None:
-        async with gate(Rule("deny", "inner", hosts=["10.0.0.0/8"]), last_word=decide) as found:
-            judge = (await found.enter_open(session("0.0.0.0", 0), HERE)).judge
-            verdict = judge(Address("inner.test", 80), None)
+        async with gate(RuleConfig("deny", "inner", hosts=["10.0.0.0/8"]), decide_hook=decide) as found:
+            destination_policy = (await found.enter_open(session("0.0.0.0", 0), HERE)).destination_policy
+            verdict = destination_policy(Address("inner.test", 80), None)
             assert not isinstance(verdict, Pending)
             assert repr(verdict) == "UNRESOLVED"
             with pytest.raises(PolicyDenied, match=r"^rule inner"):
-                await judged(judge, 80, [parse_host("10.0.0.1")])
+                await judged(destination_policy, 80, [parse_host("10.0.0.1")])
 
     run_once(main)
 
@@ -405,7 +405,7 @@ def test_a_reload_while_the_hook_is_awaited_asks_anew(run_once: Run) -> None:
             found.replace(denying, found.egresses)
 
         denying = Policy(RuleSet([make_rule(0, "deny", Texts())]), Guard(), Limits(Ledger()))
-        async with gate(last_word=decide) as made:
+        async with gate(decide_hook=decide) as made:
             found: Gate = made
             with pytest.raises(PolicyDenied, match=r"^rule rule\[0\]"):
                 await enter(found, session())

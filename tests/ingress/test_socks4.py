@@ -33,9 +33,9 @@ from tabi.config import Listen, Log
 from tabi.ingress import conversation
 from tabi.ingress.conversation import Commands, Conversation
 from tabi.ingress.socks4 import Socks4Ingress
-from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.wire.address import Address, parse_address
 
 SOCKS4 = "socks4://127.0.0.1:0"
@@ -291,7 +291,7 @@ def test_a_user_whom_something_else_has_proved_is_served(run: Run) -> None:
 
     async def main() -> None:
         near, far = tcp_pair()
-        handshake = Deadlines(asyncio.get_running_loop(), 10)
+        handshake = FixedTimeouts(asyncio.get_running_loop(), 10)
         with far:
             async with Stream(get_reactor(), near) as stream:
                 handshake.start(stream)

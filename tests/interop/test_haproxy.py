@@ -19,7 +19,7 @@ from tabi.egress.direct import Direct
 from tabi.egress.proxy_header import SendProxyHeader
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.session import UNIX, Session
 from tabi.wire.address import Address, from_sockaddr, parse_address
 from tabi.wire.proxy_protocol import encode_v1
@@ -197,7 +197,7 @@ def test_haproxy_takes_every_header_that_we_send(run: Run, tmp_path: Path, versi
 
     async def main() -> None:
         dialer = Dialer(get_reactor(), FakeResolver(), 10)
-        async with await SendProxyHeader(Direct(dialer), version).open(address, permit_any, session) as stream:
+        async with await SendProxyHeader(Direct(dialer), version).open(address, allow_any_address, session) as stream:
             await stream.send_all(ASK)
             answer = b""
             while data := await stream.receive():

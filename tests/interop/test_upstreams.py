@@ -32,7 +32,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.net.tls import get_tls_shared
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.url import parse_url
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import encode_header
@@ -194,7 +194,7 @@ def test_greeting_and_request_at_once(
         assert isinstance(egress, Socks5)
         async with target() as port:
             for _ in range(5):
-                async with await egress.open(Address("localhost", port), permit_any) as stream:
+                async with await egress.open(Address("localhost", port), allow_any_address) as stream:
                     await exchange(stream)
         assert egress.optimistic is egress.proven
         assert takes is None or egress.optimistic is takes

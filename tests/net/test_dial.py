@@ -22,7 +22,7 @@ from tabi.net.dial import Dialer, StillDialer
 from tabi.net.reactor import BROKEN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
 
@@ -255,14 +255,14 @@ def test_the_addresses_of_a_name(run_once: Run, name: str, addresses: list[str],
 def test_a_name_with_one_forbidden_address_has_none(run_once: Run) -> None:
     """The guard forbids the name: otherwise it would depend on the order of the answers."""
 
-    def permit(address: IP) -> None:
+    def address_filter(address: IP) -> None:
         if str(address) == "127.0.0.2":
             raise PolicyDenied("forbidden")
 
     async def main() -> None:
         async with dialer("127.0.0.1", "127.0.0.2") as dial:
             with pytest.raises(PolicyDenied, match="forbidden"):
-                await dial.find("name.test", permit)
+                await dial.find("name.test", address_filter)
 
     run_once(main)
 
@@ -622,6 +622,6 @@ def test_a_still_dialer_needs_no_loop_and_opens_nothing(run_once: Run) -> None:
     async def main() -> None:
         for host in (LOCAL, "example.com"):
             with pytest.raises(RuntimeError, match="only looked at"):
-                await still.dial(Address(host, 1), permit_any)
+                await still.dial(Address(host, 1), allow_any_address)
 
     run_once(main)

@@ -508,10 +508,10 @@ def test_where_the_client_of_a_proxy_reaches_us(claimed: str, own: str) -> None:
 def test_a_client_of_a_proxy_that_there_is_no_way_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told the address that its proxy has connected to, unless that is of another family than its own."""
 
-    def no_way(peer: Any) -> Any:
+    def refusal(peer: Any) -> Any:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
-    monkeypatch.setattr(listen, "route_to", no_way)
+    monkeypatch.setattr(listen, "route_to", refusal)
     with open_listener(Address(ip_address("127.0.0.1"), 0)) as sock, socket.create_connection(sock.getsockname()):
         there, _ = sock.accept()
         with there:

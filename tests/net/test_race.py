@@ -26,7 +26,7 @@ from tabi.net.reactor import BROKEN, IN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
 
@@ -169,14 +169,14 @@ def test_an_address_that_answers_at_once_is_no_race(
 def test_a_known_name_is_forbidden_with_one_of_its_addresses(run_once: Run, begun: list[str]) -> None:
     """Before any attempt is made, wherever it stands."""
 
-    def permit(address: IP) -> None:
+    def address_filter(address: IP) -> None:
         if address == ip_address("127.0.0.2"):
             raise PolicyDenied("forbidden")
 
     async def main() -> None:
         async with dialer("127.0.0.1", "127.0.0.2") as dial:
             with pytest.raises(PolicyDenied, match="forbidden"):
-                await dial.dial(Address(NAME, 1), permit)
+                await dial.dial(Address(NAME, 1), address_filter)
         assert not begun
 
     run_once(main)
@@ -193,7 +193,7 @@ def test_the_next_begins_after_the_head_start(run: Run, begun: list[str]) -> Non
             async with dialer("127.0.0.2", "127.0.0.3", "::1") as dial:
                 loop = asyncio.get_running_loop()
                 started = loop.time()
-                async with await dial.dial(Address(NAME, port), permit_any) as stream:
+                async with await dial.dial(Address(NAME, port), allow_any_address) as stream:
                     assert loop.time() - started >= 0.24  # the loop's clock may be a tick early
                     assert stream.sock.getpeername()[0] == "::1"
                     assert stream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -216,7 +216,7 @@ def test_the_next_begins_when_one_has_failed(
         async with (
             target() as port,
             dialer(*dead, "127.0.0.1") as dial,
-            await dial.dial(Address(NAME, port), permit_any) as stream,
+            await dial.dial(Address(NAME, port), allow_any_address) as stream,
         ):
             await stream.send_all(b"ping")
             assert await stream.receive() == b"ping"
@@ -235,7 +235,7 @@ def test_one_that_fails_beside_a_silent_one_lets_the_next_begin(
         with silent("127.0.0.2", "127.0.0.1") as (port, _):
             async with dialer("127.0.0.2", "127.0.0.3", "127.0.0.1") as dial:
                 set_head_start(monkeypatch, 0.01)
-                (await dial.dial(Address(NAME, port), permit_any)).close()
+                (await dial.dial(Address(NAME, port), allow_any_address)).close()
         assert begun == ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
 
     run(main)
@@ -259,7 +259,7 @@ def test_others_run_while_many_addresses_fail_at_once(run_once: Run) -> None:
             async with dialer(*(f"127.0.1.{number}" for number in range(1, 101))) as dial:
                 loop.call_soon(turn)
                 with pytest.raises(DialError, match="connection refused"):
-                    await dial.dial(Address(NAME, port), permit_any)
+                    await dial.dial(Address(NAME, port), allow_any_address)
                 done = True
         await turns()
         assert count >= 6
@@ -306,7 +306,7 @@ def test_one_that_answers_late_wins_all_the_same(run: Run, monkeypatch: pytest.M
 
 async def into(dial: Dialer, port: int) -> Stream:
     """A dial as a coroutine, for a task."""
-    return await dial.dial(Address(NAME, port), permit_any)
+    return await dial.dial(Address(NAME, port), allow_any_address)
 
 
 @pytest.mark.usefixtures("late")
@@ -345,7 +345,7 @@ def test_the_winner_is_a_stream_as_any(run: Run, monkeypatch: pytest.MonkeyPatch
         async with (
             target() as port,
             dialer("127.0.0.3", "127.0.0.1") as dial,
-            await dial.dial(Address(NAME, port), permit_any) as stream,
+            await dial.dial(Address(NAME, port), allow_any_address) as stream,
         ):
             payload = bytes(1 << 20)
             got = bytearray()
@@ -380,7 +380,7 @@ def test_all_have_failed(
         with closed_port() as port:
             async with dialer("255.255.255.255", "127.0.0.1", "127.0.0.2", known=known) as dial:
                 with pytest.raises(DialError, match=rf"^{NAME}:{port}: connection refused$") as caught:
-                    await dial.dial(Address(NAME, port), permit_any)
+                    await dial.dial(Address(NAME, port), allow_any_address)
                 assert caught.value.reply_code == ReplyCode.CONNECTION_REFUSED
 
     run(main)
@@ -398,7 +398,7 @@ def test_none_answers_in_time(
         with nobody(5) as (port, hosts):
             async with dialer(*hosts, seconds=0.05, known=known) as dial:
                 with pytest.raises(DialError, match=rf"^{NAME}:{port}: no answer within 0\.05 s$") as caught:
-                    await dial.dial(Address(NAME, port), permit_any)
+                    await dial.dial(Address(NAME, port), allow_any_address)
                 assert caught.value.reply_code == ReplyCode.HOST_UNREACHABLE
                 assert begun == (hosts if head_start < 1 else hosts[:1])
 
@@ -440,7 +440,7 @@ def test_a_socket_that_cannot_be_used_ends_the_race(run: Run, monkeypatch: pytes
                 with monkeypatch.context() as patch:
                     patch.setattr(dial.reactor, "register", register)
                     with pytest.raises(OSError, match="No space"):
-                        await dial.dial(Address(NAME, port), permit_any)
+                        await dial.dial(Address(NAME, port), allow_any_address)
 
     run(main)
 
@@ -468,7 +468,7 @@ def test_every_attempt_comes_from_a_source(run: Run, monkeypatch: pytest.MonkeyP
         with silent("127.0.0.1") as (port, _):
             async with (
                 dialer("::1", "127.0.0.1") as dial,
-                await dial.dial(Address(NAME, port), permit_any, None, SourceBinding(sources)) as stream,
+                await dial.dial(Address(NAME, port), allow_any_address, None, SourceBinding(sources)) as stream,
             ):
                 assert begun == ["::1", "127.0.0.1"]
                 assert str(used[0]) == "::1"
@@ -486,7 +486,7 @@ def test_without_a_source_of_its_family_an_address_is_passed_over(run_once: Run,
         with silent("127.0.0.1") as (port, _):
             async with (
                 dialer("::1", "127.0.0.1") as dial,
-                await dial.dial(Address(NAME, port), permit_any, None, binding) as stream,
+                await dial.dial(Address(NAME, port), allow_any_address, None, binding) as stream,
             ):
                 assert stream.sock.getsockname()[0] == "127.0.0.9"
         assert begun == ["::1", "127.0.0.1"]
@@ -500,7 +500,7 @@ def test_the_key_of_an_egress_is_named_for_all_addresses(run_once: Run) -> None:
     async def main() -> None:
         async with dialer("127.0.0.1", "127.0.0.2") as dial:
             with pytest.raises(DialError, match=r"\(interface of the egress\)$"):
-                await dial.dial(Address(NAME, 1), permit_any, None, SourceBinding(interface="nothere0"))
+                await dial.dial(Address(NAME, 1), allow_any_address, None, SourceBinding(interface="nothere0"))
 
     run_once(main)
 

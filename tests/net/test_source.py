@@ -22,7 +22,7 @@ from tabi.errors import DialError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
 from tabi.net.source import SourceBinding, address_in
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_given_is_named(run_once: Run) -> None:
         try:
             with pytest.raises(DialError, match=r"\(interface of the egress\)$"):
                 await dialer.dial(
-                    Address(parse_host("127.0.0.1"), 1), permit_any, None, SourceBinding(interface="nothere0")
+                    Address(parse_host("127.0.0.1"), 1), allow_any_address, None, SourceBinding(interface="nothere0")
                 )
         finally:
             await dialer.close()
@@ -135,7 +135,7 @@ def test_connections_come_from_the_source(run: Run, name: str) -> None:
         binding = SourceBinding([ip_network("127.0.0.9"), ip_network("::1")])
         try:
             async with target() as port:
-                stream = await dialer.dial(Address(parse_host(name), port), permit_any, None, binding, session())
+                stream = await dialer.dial(Address(parse_host(name), port), allow_any_address, None, binding, session())
                 assert stream.sock.getsockname()[0] == "127.0.0.9"
                 stream.close()
         finally:
@@ -153,7 +153,7 @@ def test_an_address_of_the_other_family_only_is_a_refusal(run_once: Run) -> None
         try:
             for host in ("::1", "two.test"):
                 with pytest.raises(DialError) as caught:
-                    await dialer.dial(Address(parse_host(host), 1), permit_any, None, binding)
+                    await dialer.dial(Address(parse_host(host), 1), allow_any_address, None, binding)
                 assert caught.value.reply_code == 3
         finally:
             await dialer.close()
@@ -258,12 +258,12 @@ def test_ports_that_are_used_up_lead_to_the_next_source(run_once: Run, monkeypat
         try:
             async with target() as port:
                 destination = Address(parse_host("127.0.0.1"), port)
-                stream = await dialer.dial(destination, permit_any, None, SourceBinding(networks))
+                stream = await dialer.dial(destination, allow_any_address, None, SourceBinding(networks))
                 assert stream.sock.getsockname()[0] == str(tried[1])
                 stream.close()
                 tried.clear()
                 with pytest.raises(DialError) as caught:
-                    await dialer.dial(destination, permit_any, None, SourceBinding(networks[:1]))
+                    await dialer.dial(destination, allow_any_address, None, SourceBinding(networks[:1]))
                 assert caught.value.reply_code == 3
         finally:
             await dialer.close()

@@ -16,9 +16,9 @@ from authorities import client_context, server_context
 from conftest import Run, run_in_loop
 from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
 from tabi.errors import RemoteProtocolError
-from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Sock, Stream
+from tabi.net.timeouts import FixedTimeouts
 
 MIB = 1 << 20
 
@@ -736,7 +736,7 @@ def test_a_deadline_expires_a_stream(run: Run) -> None:
     """One timer for many streams: who is stopped in time goes on, who is not is ended."""
 
     async def main() -> None:
-        deadlines = Deadlines(asyncio.get_running_loop(), 0.05)
+        deadlines = FixedTimeouts(asyncio.get_running_loop(), 0.05)
         async with stream_to_peer() as (late, _), stream_to_peer() as (done, peer):
             deadlines.start(late)
             deadlines.start(done)

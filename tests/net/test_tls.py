@@ -18,9 +18,9 @@ from conftest import Run
 from sockets import Pair, fill, reset, tcp_pair, turns, unix_pair, until, waiting
 from tabi.errors import RemoteProtocolError
 from tabi.net import tls as tls_module
-from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import END_PAUSE, MSG_PEEK, Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import (
     CHUNK,
     MAX_ANSWERS,
@@ -714,7 +714,7 @@ def test_a_handshake_that_stalls_ends_with_its_deadline(run: Run, sent: int) -> 
 
     async def main() -> None:
         async with pair_of() as (stream, peer):
-            deadlines = Deadlines(asyncio.get_running_loop(), 0.05)
+            deadlines = FixedTimeouts(asyncio.get_running_loop(), 0.05)
             deadlines.start(stream)
             with contextlib.suppress(ssl.SSLWantReadError):
                 peer.tls.do_handshake()

@@ -12,7 +12,7 @@ from conftest import Run
 from doubles import until
 from support import datagram_target, target
 from tabi import ConfigError, Decision, Session, Stream
-from tabi.config import Rule
+from tabi.config import RuleConfig
 from tabi.ingress.conversation import Ingress
 from tabi.parts import (
     Bind,
@@ -161,7 +161,7 @@ def test_an_egress_of_a_command_is_taken_where_nobody_names_another(run: Run) ->
             Listener(
                 "127.0.0.1:0",
                 Mixed(Socks5(Connect(behind.url)), Http(Connect(behind.url))),
-                policy=Policy(rules=[Rule(ports=[other], via="block")], decide=decide),
+                policy=Policy(rules=[RuleConfig(ports=[other], via="block")], decide=decide),
                 on_close=ended.append,
             ) as front,
         ):
@@ -178,8 +178,8 @@ def test_an_egress_of_a_command_is_taken_where_nobody_names_another(run: Run) ->
     run(main)
 
 
-@pytest.mark.parametrize("rules", [[], [Rule(ports=[1], action="deny")]])
-def test_datagrams_take_the_egress_of_their_command(run: Run, rules: list[Rule]) -> None:
+@pytest.mark.parametrize("rules", [[], [RuleConfig(ports=[1], action="deny")]])
+def test_datagrams_take_the_egress_of_their_command(run: Run, rules: list[RuleConfig]) -> None:
     """None goes directly, whether or not there are rules that look at each destination."""
     ended: list[Session] = []
 

@@ -14,7 +14,7 @@ from conftest import Run
 from doubles import FakeResolver, unanswering, until
 from support import datagram_target, target
 from tabi import ConfigError, Datagram, Session
-from tabi.config import Check, Member, Timeouts, Udp
+from tabi.config import CheckConfig, MemberConfig, Timeouts, Udp
 from tabi.config.schema import Seconds
 from tabi.parts import (
     Bind,
@@ -38,7 +38,7 @@ class Unix(tabi.Egress):
     def __init__(self) -> None:
         self.far: list[socket.socket] = []
 
-    async def open(self, destination: Any, permit: Any, session: Session | None = None) -> tabi.Stream:
+    async def open(self, destination: Any, address_filter: Any, session: Session | None = None) -> tabi.Stream:
         near, far = socket.socketpair()
         self.far.append(far)
         return tabi.Stream.from_socket(near)
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_told_when_the_piece_is_made(
 def test_passwords_are_not_shown() -> None:
     """URLs of proxies are shown without user and password, wherever they stand."""
     url = "socks5://alice:secret@10.0.0.1:1080"
-    shown = repr([Connect(url), Through(url, url), Pool(url, Member(url)), Mixed(Socks5(Connect(Through(url))))])
+    shown = repr([Connect(url), Through(url, url), Pool(url, MemberConfig(url)), Mixed(Socks5(Connect(Through(url))))])
     assert "secret" not in shown
     assert "10.0.0.1:1080" in shown
 
@@ -97,7 +97,7 @@ def test_settings_are_checked_by_the_listener() -> None:
     with pytest.raises(ConfigError, match=r"direct#2\.mark: 0, expected 1 to"):
         Listener("127.0.0.1:0", Socks5(Connect(Direct(mark=0))))
     with pytest.raises(ConfigError, match=r"pool\.check"):
-        Listener("127.0.0.1:0", Socks5(Connect(Pool("socks5://127.0.0.1:1", check=Check()))))
+        Listener("127.0.0.1:0", Socks5(Connect(Pool("socks5://127.0.0.1:1", check=CheckConfig()))))
 
 
 def test_each_command_connects_within_its_own_time(run: Run) -> None:

@@ -14,7 +14,7 @@ from conftest import Run
 from doubles import FakeResolver, until
 from support import client, datagram_target, target
 from tabi import ConfigError, Datagram, Decision, PolicyDenied, Session
-from tabi.config import Clients, Guard, Limits, Resolver, Rule, Timeouts
+from tabi.config import Clients, GuardConfig, LimitsConfig, ResolverConfig, RuleConfig, Timeouts
 from tabi.config.schema import Seconds
 from tabi.parts import Connect, Direct, Http, Listener, Mixed, Policy, ProxyHeader, Socks4, Socks5, Through
 
@@ -63,7 +63,12 @@ def test_what_is_wrong_is_told_at_once() -> None:
         (ConfigError, r"listen\[0\]\.url", "127.0.0.1:99999", {}),
         (TypeError, "policy: object, expected tabi.parts.Policy", "127.0.0.1:0", {"policy": wrong}),
         (TypeError, "timeouts: dict, expected tabi.parts.Timeouts", "127.0.0.1:0", {"timeouts": {}}),
-        (ConfigError, r"rule\[0\]\.via: there is no", "127.0.0.1:0", {"policy": Policy(rules=[Rule(via="nowhere")])}),
+        (
+            ConfigError,
+            r"rule\[0\]\.via: there is no",
+            "127.0.0.1:0",
+            {"policy": Policy(rules=[RuleConfig(via="nowhere")])},
+        ),
         (ConfigError, "egresses.mine: object, expected", "127.0.0.1:0", {"egresses": {"mine": wrong}}),
         (ConfigError, "on_close: .*expected a function", "127.0.0.1:0", {"on_close": 7}),
         (ConfigError, "decide: 7, expected a function", "127.0.0.1:0", {"policy": Policy(decide=7)}),  # type: ignore[arg-type]
@@ -142,10 +147,10 @@ def test_a_policy_decides(run: Run) -> None:
     async def main() -> None:
         async with target() as port, target() as other:
             policy = Policy(
-                rules=[Rule(ports=[other], action="deny", name="closed")],
-                guard=Guard(deny=["127.0.0.2"], exempt=[]),
-                limits=Limits(connections=1),
-                clients=[Clients(["192.0.2.0/24"], Limits(connections=9))],
+                rules=[RuleConfig(ports=[other], action="deny", name="closed")],
+                guard=GuardConfig(deny=["127.0.0.2"], exempt=[]),
+                limits=LimitsConfig(connections=1),
+                clients=[Clients(["192.0.2.0/24"], LimitsConfig(connections=9))],
                 decide=decide,
             )
             async with Listener("127.0.0.1:0", Mixed(Socks5(), Http()), policy=policy) as front:
@@ -179,7 +184,7 @@ def test_egresses_have_names(run: Run) -> None:
             Listener(
                 "127.0.0.1:0",
                 Mixed(Socks5(Connect(Direct(keepalive=60))), Http(Connect(Direct(keepalive=30, name="slow")))),
-                policy=Policy(rules=[Rule(protocols=["socks5"], users=["nobody"], via="far")]),
+                policy=Policy(rules=[RuleConfig(protocols=["socks5"], users=["nobody"], via="far")]),
                 egresses={"far": Through(behind.url)},
                 on_close=ended.append,
             ) as front,
@@ -195,7 +200,7 @@ def test_egresses_have_names(run: Run) -> None:
 def test_timeouts_and_names_are_those_of_the_listener(run: Run) -> None:
     """A silent client is ended in time; names come from a resolver of the program, or of the settings."""
     ended: list[Session] = []
-    hosts = Resolver(hosts={"here.test": ["127.0.0.1"]})
+    hosts = ResolverConfig(hosts={"here.test": ["127.0.0.1"]})
 
     async def main() -> None:
         async with target() as port:

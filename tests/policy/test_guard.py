@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.errors import ConfigError, PolicyDenied
-from tabi.policy.guard import INNER, Guard, Own, is_inner_client, permit_any
+from tabi.policy.guard import INNER, Guard, LocalAddresses, allow_any_address, is_inner_client
 from tabi.wire.address import Address, Host, parse_host
 
 INNER_ADDRESSES = {
@@ -170,31 +170,31 @@ def test_outer_addresses(address: str) -> None:
 def test_a_client_on_this_machine_may_go_anywhere(client: Host) -> None:
     """On loopback or through a unix socket: it could go there without a proxy. No object is made for it."""
     assert is_inner_client(client)
-    assert EVERYBODY.permit_for(client, 80) is permit_any
-    permit_any(ip_address("127.0.0.1"))
+    assert EVERYBODY.address_filter_for(client, 80) is allow_any_address
+    allow_any_address(ip_address("127.0.0.1"))
 
 
 @pytest.mark.parametrize("client", OUTER_CLIENTS, ids=str)
 def test_a_client_from_outside_is_kept_out(client: Host) -> None:
     """Whoever is not on loopback, a private address or not, reaches nothing inner: reply 02, and the text says why."""
     assert not is_inner_client(client)
-    permit = EVERYBODY.permit_for(client, 80)
+    address_filter = EVERYBODY.address_filter_for(client, 80)
     for text in INNER_ADDRESSES:
         with pytest.raises(
             PolicyDenied, match=r"^guard: .* is in .*, which a client from outside may not reach$"
         ) as caught:
-            permit(ip_address(text))
+            address_filter(ip_address(text))
         assert caught.value.reply_code == 2
     for text in OUTER_ADDRESSES:
-        permit(ip_address(text))
+        address_filter(ip_address(text))
 
 
 def test_several_addresses_are_judged_together() -> None:
     """One inner address among several forbids the name; without addresses there is nothing to say yet."""
-    EVERYBODY.judge(Address("x.example", 80), None)
-    EVERYBODY.judge(Address("x.example", 80), [ip_address("8.8.8.8"), ip_address("1.1.1.1")])
+    EVERYBODY.check_destination(Address("x.example", 80), None)
+    EVERYBODY.check_destination(Address("x.example", 80), [ip_address("8.8.8.8"), ip_address("1.1.1.1")])
     with pytest.raises(PolicyDenied):
-        EVERYBODY.judge(Address("x.example", 80), [ip_address("8.8.8.8"), ip_address("10.0.0.1")])
+        EVERYBODY.check_destination(Address("x.example", 80), [ip_address("8.8.8.8"), ip_address("10.0.0.1")])
 
 
 def test_exceptions_and_further_networks() -> None:
@@ -219,7 +219,7 @@ def test_whom_it_is_not_for() -> None:
 
 def test_the_proxy_itself_is_not_reached() -> None:
     """Its own addresses, as they become known; its listeners even where their network is allowed."""
-    own = Own()
+    own = LocalAddresses()
     guard = Guard(allow=["10.20.0.0/16", "127.0.0.0/8"], own=own)
     assert why("93.184.216.34", guard) is None
     own.addresses = frozenset((ip_address("93.184.216.34"), ip_address("10.20.0.5")))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.config.schema import Limits as Terms
+from tabi.config.schema import LimitsConfig as Terms
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import ALL, DOWN, NEAR_END, OVER, STEP, UP, Account, Given, Lease, Limits, Networks

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tabi.errors import PolicyDenied
-from tabi.policy.guard import Guard, permit_any
+from tabi.policy.guard import Guard, allow_any_address
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits
-from tabi.policy.policy import Pending, Policy, enforce, judge_any
+from tabi.policy.policy import Pending, Policy, allow_any_destination, enforce
 from tabi.policy.rules import UNRESOLVED, RuleSet, Texts, Unresolved, make_rule
 from tabi.session import Decision, Session
 from tabi.wire.address import Address
@@ -27,10 +27,10 @@ def session(client: str = "8.8.4.4") -> Session:
     return made
 
 
-def policy(*texts: dict[str, Any], last_word: Any = None, action: Any = "deny") -> Policy:
+def policy(*texts: dict[str, Any], decide_hook: Any = None, action: Any = "deny") -> Policy:
     """A policy with a rule for each."""
     rules = RuleSet(make_rule(number, action, Texts(**part), via=None) for number, part in enumerate(texts))
-    return Policy(rules, Guard(), Limits(Ledger()), last_word)
+    return Policy(rules, Guard(), Limits(Ledger()), decide_hook)
 
 
 def test_rules_decide() -> None:
@@ -49,12 +49,12 @@ def test_a_program_has_the_last_word() -> None:
     """It sees what the rules decided, overrides it or leaves it; of datagrams it sees the destination of each."""
     seen: list[tuple[Any, Any]] = []
 
-    def last_word(asked: Session) -> Any:
+    def decide_hook(asked: Session) -> Any:
         seen.append((asked.destination, asked.decision))
         assert asked.destination is not None
         return Decision("allow", "mine") if asked.destination.port == 25 else None
 
-    made = policy({}, last_word=last_word)
+    made = policy({}, decide_hook=decide_hook)
     assert made.decide(session(), WHERE, None, 0) == Decision("allow", "mine")
     who, other = session(), Address("y.example", 26)
     assert made.decide(who, other, None, 0) == Decision("deny", "rule[0]")
@@ -65,7 +65,7 @@ def test_a_program_has_the_last_word() -> None:
         with pytest.raises(
             TypeError, match=r"^decide returned .*, expected None or tabi\.Decision of one of allow, deny"
         ):
-            policy(last_word=lambda asked, wrong=wrong: wrong).decide(session(), WHERE, None, 0)
+            policy(decide_hook=lambda asked, wrong=wrong: wrong).decide(session(), WHERE, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_program_has_the_last_word() -> None:
 def test_a_program_with_the_last_word_ends_no_worker(raised: type[BaseException], seen: type[BaseException]) -> None:
     """sys.exit() in it is a failure like any other; Ctrl-C is Ctrl-C."""
 
-    def last_word(asked: Session) -> None:
+    def decide_hook(asked: Session) -> None:
         raise raised
 
     with pytest.raises(seen):
-        policy(last_word=last_word).decide(session(), WHERE, None, 0)
+        policy(decide_hook=decide_hook).decide(session(), WHERE, None, 0)
 
 
 def test_what_is_not_allowed_is_refused_with_its_reason() -> None:
@@ -97,51 +97,51 @@ def test_what_is_not_allowed_is_refused_with_its_reason() -> None:
 def test_judges() -> None:
     """Where there is nothing to ask, nothing is made; else rules and guard see every destination."""
     plain = policy()
-    assert plain.judge_for(session("127.0.0.1"), float) is judge_any
-    judge_any(WHERE, None)
-    assert plain.judge_for(session(), float) == plain.guard.judge
-    assert plain.permit_for(session("127.0.0.1"), 80) is permit_any
-    judge = policy({"ports": ("26",)}, {"hosts": ("9.0.0.0/8",)}).judge_for(session(), float)
-    judge(WHERE, None)
-    judge(WHERE, [ip_address("8.8.8.8")])
+    assert plain.destination_policy_for(session("127.0.0.1"), float) is allow_any_destination
+    allow_any_destination(WHERE, None)
+    assert plain.destination_policy_for(session(), float) == plain.guard.destination_policy
+    assert plain.address_filter_for(session("127.0.0.1"), 80) is allow_any_address
+    destination_policy = policy({"ports": ("26",)}, {"hosts": ("9.0.0.0/8",)}).destination_policy_for(session(), float)
+    destination_policy(WHERE, None)
+    destination_policy(WHERE, [ip_address("8.8.8.8")])
     for destination, addresses in (
         (Address("x.example", 26), None),
         (WHERE, [ip_address("9.9.9.9")]),
         (WHERE, [ip_address("10.0.0.1")]),
     ):
         with pytest.raises(PolicyDenied):
-            judge(destination, addresses)
-    policy({"ports": ("26",)}).judge_for(session("127.0.0.1"), float)(WHERE, [ip_address("10.0.0.1")])
+            destination_policy(destination, addresses)
+    policy({"ports": ("26",)}).destination_policy_for(session("127.0.0.1"), float)(WHERE, [ip_address("10.0.0.1")])
 
 
 def test_judges_say_which_way() -> None:
     """By name where a rule has one that is not straight; and it is known at once where it is for every destination."""
 
-    def allowing(*texts: dict[str, Any], last_word: Any = None) -> Policy:
+    def allowing(*texts: dict[str, Any], decide_hook: Any = None) -> Policy:
         rules = RuleSet(
             make_rule(number, "allow", Texts(part.get("hosts"), ports=part.get("ports")), via=part.get("via"))
             for number, part in enumerate(texts)
         )
-        return Policy(rules, Guard(), Limits(Ledger()), last_word)
+        return Policy(rules, Guard(), Limits(Ledger()), decide_hook)
 
     made = allowing({"via": "tor"})
-    judge = made.judge_for(session(), lambda: 0)
-    assert judge(WHERE, None) == "tor"
+    destination_policy = made.destination_policy_for(session(), lambda: 0)
+    assert destination_policy(WHERE, None) == "tor"
     with pytest.raises(PolicyDenied, match=r"^guard"):
-        judge(WHERE, [ip_address("10.0.0.1")])
+        destination_policy(WHERE, [ip_address("10.0.0.1")])
     assert made.way(session(), 0) == "tor"
     straight = allowing({"via": "direct"})
     assert straight.way(session(), 0) == "direct"
-    assert straight.judge_for(session(), lambda: 0)(WHERE, None) is None
+    assert straight.destination_policy_for(session(), lambda: 0)(WHERE, None) is None
     depends = allowing({"hosts": ("9.0.0.0/8",), "via": "tor"})
-    judge = depends.judge_for(session(), lambda: 0)
-    assert judge(WHERE, None) is UNRESOLVED
-    assert judge(WHERE, [ip_address("9.9.9.9")]) == "tor"
-    assert judge(WHERE, [ip_address("8.8.8.8")]) is None
+    destination_policy = depends.destination_policy_for(session(), lambda: 0)
+    assert destination_policy(WHERE, None) is UNRESOLVED
+    assert destination_policy(WHERE, [ip_address("9.9.9.9")]) == "tor"
+    assert destination_policy(WHERE, [ip_address("8.8.8.8")]) is None
     assert policy({}).way(session(), 0) is None
     assert allowing({"ports": ("53",)}, {"via": "tor"}).way(session(), 0) is None
     assert policy().way(session(), 0) is None
-    assert allowing({"via": "tor"}, last_word=lambda asks: None).way(session(), 0) is None
+    assert allowing({"via": "tor"}, decide_hook=lambda asks: None).way(session(), 0) is None
 
 
 def test_a_verdict_that_takes_time_is_awaited() -> None:
@@ -170,5 +170,5 @@ def test_what_admits_is_the_limits_unless_something_else_does() -> None:
     async def decide(asked: Session) -> None:
         """Say nothing."""
 
-    assert policy(last_word=decide).hook_waits
-    assert not policy(last_word=lambda asked: None).hook_waits
+    assert policy(decide_hook=decide).hook_waits
+    assert not policy(decide_hook=lambda asked: None).hook_waits

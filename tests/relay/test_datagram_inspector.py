@@ -13,7 +13,7 @@ from tabi.wire.address import parse_address
 CLIENT = parse_address("192.0.2.7:4000")
 
 
-class Quiet(DatagramInspector):
+class IdleTimeouts(DatagramInspector):
     """Looks, and has nothing sent."""
 
     def inspect(self, datagram: Datagram, emit: Emit) -> None:
@@ -44,7 +44,7 @@ class Waiting(DatagramInspector):
         raise AssertionError
 
 
-class WaitingToBegin(Quiet):
+class WaitingToBegin(IdleTimeouts):
     """Likewise, where an association begins."""
 
     async def begin(self, session: Session) -> Inspect | None:  # type: ignore[override]
@@ -53,7 +53,7 @@ class WaitingToBegin(Quiet):
 
 def test_one_that_derives_needs_only_inspect() -> None:
     """`begin` is there already, and has every association looked at by the same method."""
-    inspector = Quiet()
+    inspector = IdleTimeouts()
     assert check_inspector(inspector) is inspector
     assert inspector.begin(Session(1, "listener", CLIENT, 0.0)) == inspector.inspect
 
@@ -69,14 +69,14 @@ def test_any_object_with_the_methods_is_one() -> None:
 
 def test_what_can_be_called_with_a_datagram() -> None:
     """A function, a method, anything that is called; nothing that would have to be awaited."""
-    assert all(map(is_plain, (print, Quiet().inspect, functools.partial(print), Quiet)))
+    assert all(map(is_plain, (print, IdleTimeouts().inspect, functools.partial(print), IdleTimeouts)))
     assert not any(map(is_plain, (Waiting().inspect, "text", None)))
 
 
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (Quiet, r"^Quiet is a class, expected an inspector of datagrams: Quiet\(\)$"),
+        (IdleTimeouts, r"^Quiet is a class, expected an inspector of datagrams: Quiet\(\)$"),
         (Unready(), r"Unready object .* is not an inspector of datagrams, expected the methods begin and inspect$"),
         (print, r"^<built-in function print> is not an inspector of datagrams"),
         (Waiting(), r"Waiting\.inspect is async, expected an ordinary method"),

@@ -34,7 +34,7 @@ from http_proxy import (
 from sockets import Bench, Ends, read, read_all, send, waiting
 from sockets import reset as vanish
 from support import client, echo, target
-from tabi.config import Limits, Listen
+from tabi.config import LimitsConfig, Listen
 from tabi.net.dial import Dialer
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
@@ -801,7 +801,7 @@ class Scene:
         session = self.ends.session
         session.destination = request.destination
         if quota is not None:
-            limits = Accounts(Ledger(), users={"alice": Limits(quota=Quota.parse(f"{quota} B/day"))})
+            limits = Accounts(Ledger(), users={"alice": LimitsConfig(quota=Quota.parse(f"{quota} B/day"))})
             session.lease = limits.admit("alice", parse_host("192.0.2.1"), time.monotonic_ns(), 0)
         self.client = Client(self.ends, octets[end:])
         self.server = KeptServer(self.ends.near_server, request.destination, session, None)

@@ -26,7 +26,7 @@ from datagrams import (
     unwrap,
 )
 from sockets import turns, until
-from tabi.config import Limits, Udp, make_config
+from tabi.config import LimitsConfig, Udp, make_config
 from tabi.policy.ledger import USED
 from tabi.relay import inspected_association, udp_context
 from tabi.relay.datagram_inspector import Datagram, Direction, Emit
@@ -89,7 +89,7 @@ def has(sink: Destination, count: int) -> bool:
 
 def limited(limits: dict[str, object]) -> Place:
     """A server on which everybody together has limits."""
-    found: Limits = make_config({"limits": limits}).limits
+    found: LimitsConfig = make_config({"limits": limits}).limits
     return Place(limits=found)
 
 

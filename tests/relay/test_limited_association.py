@@ -7,7 +7,7 @@ import pytest
 from conftest import Run
 from datagrams import Place, association, destination, unwrap
 from sockets import until
-from tabi.config import Limits, make_config
+from tabi.config import LimitsConfig, make_config
 from tabi.policy.ledger import USED
 from tabi.policy.limits import UP
 from tabi.relay import limited_association
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def place(limits: dict[str, object]) -> Place:
     """A server on which everybody together has limits."""
-    found: Limits = make_config({"limits": limits}).limits
+    found: LimitsConfig = make_config({"limits": limits}).limits
     return Place(limits=found)
 
 

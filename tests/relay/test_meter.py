@@ -17,7 +17,7 @@ import pytest
 from authorities import TlsPeer, accept, client_context
 from conftest import Run
 from sockets import Bench, Ends, fill, read, read_all, reset, send, send_and_end, tcp_pair, turns, until, waiting
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.policy.ledger import USED, Ledger
 from tabi.policy.limits import DOWN, QUANTUM, UP, Lease
 from tabi.policy.limits import Limits as Accounts
@@ -87,7 +87,7 @@ def octets(count: int, seed: int = 1) -> bytes:
 
 def accounts(bandwidth: float | None = None, quota: int | None = None, burst: int | None = None) -> Accounts:
     """Limits of one user."""
-    terms = Limits(
+    terms = LimitsConfig(
         bandwidth=None if bandwidth is None else Bandwidth.parse(bandwidth),
         quota=None if quota is None else Quota.parse(f"{quota} B/day"),
         burst=None if burst is None else Size.parse(burst),
@@ -483,7 +483,7 @@ def test_what_the_other_direction_was_short_of_is_not_waited_for(run: Run, clock
     too, and those others go on. There is no bucket that a quota would wait for."""
 
     async def main() -> None:
-        quota, bandwidth = Limits(quota=Quota.parse("1 MB/day")), Limits(bandwidth=Bandwidth.parse(10e6))
+        quota, bandwidth = LimitsConfig(quota=Quota.parse("1 MB/day")), LimitsConfig(bandwidth=Bandwidth.parse(10e6))
         limits = Accounts(Ledger(), users={"alice": quota}, server=bandwidth)
         with clocked_bench(clock) as bench:
             ends, other = limited_ends(bench, limits), bench.ends()

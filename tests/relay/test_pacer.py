@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import DOWN, QUANTUM, UP, Lease
@@ -23,9 +23,9 @@ RATE = 10_000_000
 SECOND = 1_000_000_000
 
 
-def limits(bandwidth: int | None = RATE, quota: str | None = None) -> Limits:
+def limits(bandwidth: int | None = RATE, quota: str | None = None) -> LimitsConfig:
     """Terms of an account."""
-    return Limits(
+    return LimitsConfig(
         bandwidth=None if bandwidth is None else Bandwidth.parse(bandwidth),
         quota=None if quota is None else Quota.parse(quota),
     )

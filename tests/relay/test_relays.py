@@ -18,7 +18,7 @@ from sockets import (
     send_and_end,
     until,
 )
-from tabi.config import Limits, Seconds
+from tabi.config import LimitsConfig, Seconds
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
@@ -151,8 +151,8 @@ def test_a_session_with_a_lease_can_be_ended(run_once: Run) -> None:
     """Its lease learns how; only where octets are counted is it a relay that counts them."""
 
     async def main() -> None:
-        day = Limits(max_session=Seconds(86400))
-        for terms, kind in ((day, Flow), (Limits(quota=Quota.parse("1 GB/day")), StagedFlow)):
+        day = LimitsConfig(max_session=Seconds(86400))
+        for terms, kind in ((day, Flow), (LimitsConfig(quota=Quota.parse("1 GB/day")), StagedFlow)):
             with Bench() as bench:
                 ends = bench.ends()
                 lease = Accounts(Ledger(), server=terms).admit(None, ends.session.client.host, 0, 0)

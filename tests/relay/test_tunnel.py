@@ -18,7 +18,7 @@ import pytest
 from authorities import TlsPeer, client_context, server_context
 from conftest import Run
 from sockets import Bench, Ends, fill, read, read_all, reset, send, send_and_end, tcp_pair, turns, until
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.errors import LimitExceeded
 from tabi.net.stream import MSG_PEEK
 from tabi.net.tls import accept_tls, get_tls_shared
@@ -311,7 +311,7 @@ def test_it_can_be_ended_from_outside(run: Run, how: str, carry: Carry) -> None:
         with Bench() as bench:
             async with tunnels(bench, carry) as carrier:
                 ends = bench.ends()
-                accounts = Accounts(Ledger(), server=Limits(quota=Quota.parse("1 GB/day")))
+                accounts = Accounts(Ledger(), server=LimitsConfig(quota=Quota.parse("1 GB/day")))
                 ends.session.lease = lease = accounts.admit(None, ends.session.client.host, 0, 0)
                 assert lease is not None
                 start(carrier, ends)
@@ -341,7 +341,7 @@ def test_a_quota_ends_a_carrier(run: Run, caplog: pytest.LogCaptureFixture) -> N
         with Bench() as bench:
             async with tunnels(bench, pump) as carrier:
                 ends = bench.ends()
-                accounts = Accounts(Ledger(), server=Limits(quota=Quota.parse("100 kB/day")))
+                accounts = Accounts(Ledger(), server=LimitsConfig(quota=Quota.parse("100 kB/day")))
                 ends.session.lease = accounts.admit(None, ends.session.client.host, 0, 0)
                 start(carrier, ends)
                 sending = asyncio.get_running_loop().create_task(send(ends.client, bytes(MIB)))
@@ -367,7 +367,7 @@ def test_who_waits_for_a_bucket_is_not_idle(run: Run) -> None:
         with Bench() as bench:
             async with tunnels(bench, pump) as carrier:
                 ends = bench.ends()
-                accounts = Accounts(Ledger(), server=Limits(bandwidth=Bandwidth.parse(40_000)))
+                accounts = Accounts(Ledger(), server=LimitsConfig(bandwidth=Bandwidth.parse(40_000)))
                 ends.session.lease = accounts.admit(None, ends.session.client.host, 0, 0)
                 start(carrier, ends)
                 await send(ends.client, bytes(12_000))

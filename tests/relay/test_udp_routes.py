@@ -476,7 +476,7 @@ def test_datagrams_wait_for_a_verdict_that_takes_time(run_once: Run) -> None:
     """Of an address and of a name: they are sent once the judge has spoken, or dropped."""
     settled: set[Address] = set()
 
-    def judge(asked: Address, addresses: object) -> Pending | None:
+    def destination_policy(asked: Address, addresses: object) -> Pending | None:
         async def settle() -> None:
             await asyncio.sleep(0)
             settled.add(asked)
@@ -489,7 +489,7 @@ def test_datagrams_wait_for_a_verdict_that_takes_time(run_once: Run) -> None:
 
     async def main() -> None:
         async with Place(names={"a.test": ["127.0.0.1"]}) as place, association(place.address) as client:
-            place.one.router.judge = judge
+            place.one.router.destination_policy = destination_policy
             with destination() as there:
                 for header in (there.header, encode_header(Address("a.test", there.address.port))):
                     client.send(header + b"hello")

@@ -196,7 +196,7 @@ def test_callers_of_a_bind_wait_for_the_hook(run: Run) -> None:
 
 def test_too_many_callers_are_not_all_judged_at_once(run_once: Run) -> None:
     """Whoever comes beyond those that wait for a verdict is reset."""
-    from tabi.ingress.callers import CALLERS_A_TURN
+    from tabi.ingress.bind_listener import CALLERS_A_TURN
 
     go = asyncio.Event()
 

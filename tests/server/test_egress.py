@@ -12,7 +12,7 @@ from datagrams import Client, destination
 from support import client, target
 from tabi import Server, Session
 from tabi.client import Proxy
-from tabi.config import Rule, make_config
+from tabi.config import RuleConfig, make_config
 
 
 async def say_who(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,7 +39,7 @@ def test_a_rule_sends_some_by_another_way(run: Run) -> None:
             }
         )
         async with target(say_who) as one, target(say_who) as two:
-            config = msgspec.structs.replace(config, rule=[Rule("allow", ports=[two], via="blue")])
+            config = msgspec.structs.replace(config, rule=[RuleConfig("allow", ports=[two], via="blue")])
             async with Server("socks5://127.0.0.1:0", config=config, on_close=ended.put_nowait) as server:
                 assert await who(server.url, one) == "127.0.0.9"
                 assert await who(server.url, two) == "127.0.0.10"

@@ -31,7 +31,7 @@ from tabi.errors import AuthError, ConfigError, ProxyError
 from tabi.net.dial import Dialer, StillDialer
 from tabi.net.reactor import get_reactor
 from tabi.net.tls import TlsShared
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.server.egresses import Egresses
 from tabi.wire.address import UNSPECIFIED, Address
 
@@ -504,7 +504,7 @@ class Counting(tabi.Egress):
         self.proxy = Proxy(url)
         self.opened: list[str] = []
 
-    async def open(self, destination: Address, permit: Any, session: Session | None = None) -> tabi.Stream:
+    async def open(self, destination: Address, address_filter: Any, session: Session | None = None) -> tabi.Stream:
         self.opened.append(str(destination))
         return await self.proxy.connect(*destination)
 
@@ -532,7 +532,7 @@ def test_an_egress_of_a_program_is_one_like_others(run_once: Run) -> None:
                 for name in ("mine", "far", "pool", "alias"):
                     egress = egresses.by_name[name]
                     assert egress.name == name
-                    async with await egress.open(Address("127.0.0.1", port), permit_any, session) as stream:
+                    async with await egress.open(Address("127.0.0.1", port), allow_any_address, session) as stream:
                         await stream.send_all(b"through")
                         assert await stream.receive() == b"through"
                 session.over()
@@ -696,13 +696,13 @@ def test_an_inspector_stands_in_front_of_every_egress_once(run_once: Run) -> Non
             async with composed({}, **parts) as plain:
                 assert plain.by_name is plain.made
                 inspector = Redirecting(Address("127.0.0.1", port))
-                inspection = inspector, lambda session, port: permit_any
+                inspection = inspector, lambda session, port: allow_any_address
                 egresses = Egresses(plain.config, plain.dialer, TlsShared(), inspection=inspection)
                 for one in (egresses, egresses.reloaded(plain.config)):
                     for name in ("direct", "first", "out", "pool"):
                         session = Session(1, "", Address("client", 0), 0.0)
                         session.via = name
-                        stream = await one.by_name[name].open(Address("192.0.2.7", 9), permit_any, session)
+                        stream = await one.by_name[name].open(Address("192.0.2.7", 9), allow_any_address, session)
                         async with stream:
                             await stream.send_all(b"through")
                             assert await stream.receive() == b"through"
@@ -722,7 +722,7 @@ def test_a_question_for_a_name_meets_the_inspector(run_once: Run) -> None:
             assert str(await Proxy(proxy.url).resolve("a.test")) == "192.0.2.7"
             server = proxy.server
             inspector = Redirecting(UNSPECIFIED)
-            inspection = inspector, lambda session, port: permit_any
+            inspection = inspector, lambda session, port: allow_any_address
             egresses = Egresses(config, server.parts.dialer, TlsShared(), inspection=inspection)
             server.parts.gate.replace(server.parts.gate.policy, egresses.by_name)
             with pytest.raises(ProxyError, match="reply 03"):

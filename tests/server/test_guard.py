@@ -18,10 +18,10 @@ from datagrams import Client, destination
 from doubles import FakeResolver, caller, client_from, expect_reset, greet, hear_ends, open_bind, read_reply, until
 from support import client, request, target
 from tabi import Config, Server, Session
-from tabi.config import Guard, Limits, Listen, Log, Rule
+from tabi.config import GuardConfig, LimitsConfig, Listen, Log, RuleConfig
 from tabi.errors import DialError
 from tabi.net.dial import IP, Dialer
-from tabi.policy.guard import Guard as Judge
+from tabi.policy.guard import Guard as DestinationPolicy
 from tabi.relay.udp_routes import UdpRouter
 from tabi.wire.address import Address, parse_host
 from tabi.wire.datagram import encode_header
@@ -45,7 +45,7 @@ Ask = Callable[[Server, str, int], Awaitable[int]]
 
 def guarded(**names: list[str]) -> Server:
     """A server whose guard exempts nobody; what is not among the names has no address."""
-    config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=Guard(exempt=[]))
+    config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=GuardConfig(exempt=[]))
     return Server(
         config=config, resolver=FakeResolver({name.replace("_", "."): found for name, found in names.items()})
     )
@@ -188,7 +188,7 @@ def test_what_is_allowed_is_reached_and_nothing_beside_it(run_once: Run) -> None
     """``guard.allow`` opens a network for every command; a neighbour of it stays closed."""
 
     async def main() -> None:
-        guard = Guard(allow=["127.0.0.1/32"], exempt=[])
+        guard = GuardConfig(allow=["127.0.0.1/32"], exempt=[])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard)
         async with target() as port, Server(config=config) as server:
             assert await ask_socks5(server, "127.0.0.1", port) == 0
@@ -210,7 +210,7 @@ def test_the_proxy_does_not_lead_to_itself(run_once: Run) -> None:
     """Its own listeners are refused even where their network is allowed: a loop would use up all descriptors."""
 
     async def main() -> None:
-        guard = Guard(allow=["127.0.0.0/8"], exempt=[])
+        guard = GuardConfig(allow=["127.0.0.0/8"], exempt=[])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard)
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with Server(config=config, on_close=ended.put_nowait) as server:
@@ -241,7 +241,7 @@ def test_what_was_checked_is_what_is_dialled(run_once: Run, command: str) -> Non
 
     async def main() -> None:
         resolver = Rebinding("127.0.0.2", "127.0.0.1")
-        guard = Guard(allow=["127.0.0.2"], exempt=[])
+        guard = GuardConfig(allow=["127.0.0.2"], exempt=[])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard)
         async with target() as port, Server(config=config, resolver=resolver) as server:
             ask, _ = COMMANDS[command]
@@ -259,7 +259,7 @@ def test_what_rules_saw_is_what_is_dialled(run_once: Run, command: str) -> None:
 
     async def main() -> None:
         resolver = Rebinding("127.0.0.2", "127.0.0.1", "127.0.0.1", "127.0.0.1")
-        rule = Rule("deny", "no-loopback", ["127.0.0.1"])
+        rule = RuleConfig("deny", "no-loopback", ["127.0.0.1"])
         config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), rule=[rule])
         ended: asyncio.Queue[Session] = asyncio.Queue()
         async with target() as port, Server(config=config, resolver=resolver, on_close=ended.put_nowait) as server:
@@ -285,8 +285,8 @@ def test_datagrams_to_a_name_go_where_it_was_checked(run_once: Run) -> None:
 
     async def main() -> None:
         resolver = Rebinding("127.0.0.2", "127.0.0.1")
-        guard = Guard(allow=["127.0.0.2"], exempt=[])
-        config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard, limits=Limits())
+        guard = GuardConfig(allow=["127.0.0.2"], exempt=[])
+        config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=guard, limits=LimitsConfig())
         async with Server(config=config, resolver=resolver) as server, client(server.addresses[0]) as streams:
             with (
                 socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
@@ -566,7 +566,7 @@ def test_localhost_is_inside(run_once: Run, dialled: list[IP], name: str) -> Non
     """As the system's own resolver has it, without a question to anybody."""
 
     async def main() -> None:
-        config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=Guard(exempt=[]))
+        config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=GuardConfig(exempt=[]))
         async with Server(config=config) as server:
             assert await ask_socks5(server, name, 1) == 2
             assert await ask_forward(server, name, 1) == 403
@@ -624,7 +624,7 @@ def test_nobody_from_inside_calls_where_anybody_may(run_once: Run, host: str) ->
 
     async def main() -> None:
         config = Config(
-            listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=Guard(allow=["127.0.0.2"], exempt=[])
+            listen=[Listen("mixed://127.0.0.1:0")], log=Log("none"), guard=GuardConfig(allow=["127.0.0.2"], exempt=[])
         )
         async with Server(config=config) as server, client(server.addresses[0]) as streams:
             address = await open_bind(streams, host)
@@ -667,7 +667,9 @@ def test_the_addresses_of_this_machine_are_known(run_once: Run) -> None:
 
     async def main() -> None:
         config = Config(
-            listen=[Listen("mixed://127.0.0.1:0"), Listen("socks5://[::1]:0")], log=Log("none"), guard=Guard(exempt=[])
+            listen=[Listen("mixed://127.0.0.1:0"), Listen("socks5://[::1]:0")],
+            log=Log("none"),
+            guard=GuardConfig(exempt=[]),
         )
         async with Server(config=config) as server:
             assert ip_address("127.0.0.1") in server.own.addresses
@@ -685,7 +687,7 @@ def test_no_form_of_its_own_listeners_is_reached(run_once: Run, dialled: list[IP
     """Where everything is allowed they still are not: neither the one that was asked nor the other one."""
 
     async def main() -> None:
-        guard = Guard(allow=["0.0.0.0/0", "::/0"], exempt=[])
+        guard = GuardConfig(allow=["0.0.0.0/0", "::/0"], exempt=[])
         config = Config(
             listen=[Listen("mixed://127.0.0.1:0"), Listen("socks5://[::1]:0")], log=Log("none"), guard=guard
         )
@@ -726,10 +728,10 @@ def test_it_is_for_clients_from_elsewhere(run_once: Run, source: str, free: bool
 
 def test_what_is_allowed_inside_does_not_open_what_holds_it() -> None:
     """An IPv4 network that is allowed is no reason to let through an IPv6 address that is closed for its own sake."""
-    guard = Judge(["private", "64:ff9b::/96"], ["10.20.0.0/16"])
+    guard = DestinationPolicy(["private", "64:ff9b::/96"], ["10.20.0.0/16"])
     for text in ("10.20.0.1", "::ffff:10.20.0.1", "2002:a14:1::", "2606:4700::5efe:10.20.0.1"):
         assert guard.catches(ip_address(text), 80) is None
     assert guard.catches(ip_address("fd00::5efe:10.20.0.1"), 80) == "fd00::5efe:a14:1 is in fc00::/7"
     assert guard.catches(ip_address("fe80::5efe:10.20.0.1"), 80) == "fe80::5efe:a14:1 is in fe80::/10"
     assert guard.catches(ip_address("64:ff9b::10.20.0.1"), 80) == "64:ff9b::a14:1 is in 64:ff9b::/96"
-    assert Judge(["private"], ["10.20.0.0/16"]).catches(ip_address("64:ff9b::10.20.0.1"), 80) is None
+    assert DestinationPolicy(["private"], ["10.20.0.0/16"]).catches(ip_address("64:ff9b::10.20.0.1"), 80) is None

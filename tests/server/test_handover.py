@@ -11,7 +11,7 @@ import pytest
 
 from tabi.config import make_config
 from tabi.errors import ConfigError
-from tabi.policy.guard import Own
+from tabi.policy.guard import LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.handover import PIECE, cut, read, write
@@ -32,7 +32,7 @@ def decide(compiled: Compiled, user: str, destination: str) -> str:
     """What becomes of a request."""
     session = Session(1, "socks5://127.0.0.1:0", Address(ip_address("127.0.0.1"), 1), 0)
     session.user, session.command, session.protocol = user, "connect", "socks5"
-    decision = compiled.policy(Ledger(), Own()).find(session, parse_address(destination), None, 0)
+    decision = compiled.policy(Ledger(), LocalAddresses()).find(session, parse_address(destination), None, 0)
     return f"{decision.action} {decision.rule}"  # type: ignore[union-attr]
 
 
@@ -78,7 +78,7 @@ def test_what_is_read_decides_as_what_was_written(memory: int) -> None:
     assert users is not None
     assert users.verify(b"u299", b"x") == "u299"
     assert (found.authenticates, found.open_proxy, len(found.rules)) == (False, False, 204)
-    limits = found.policy(Ledger(), Own()).limits
+    limits = found.policy(Ledger(), LocalAddresses()).limits
     assert limits.expires["u1"] == compiled.users["u1"].expires
 
 

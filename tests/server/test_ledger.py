@@ -10,7 +10,7 @@ from time import monotonic_ns
 
 import pytest
 
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.errors import LimitExceeded
 from tabi.policy.ledger import RUNNING, USED
 from tabi.policy.limits import Limits as Accounts
@@ -111,7 +111,7 @@ def test_a_connection_limit_holds_over_all_workers(ledger: SharedLedger) -> None
     """Two workers and three connections: each counts in its own cell, and both cells count."""
 
     def admit(times: int) -> int:
-        limits = Accounts(ledger, users={"alice": Limits(connections=3)})
+        limits = Accounts(ledger, users={"alice": LimitsConfig(connections=3)})
         admitted = 0
         for _ in range(times):
             with contextlib.suppress(LimitExceeded):
@@ -135,7 +135,7 @@ def test_a_connection_limit_holds_over_all_workers(ledger: SharedLedger) -> None
 
 def test_many_processes_lose_no_octet(ledger: SharedLedger) -> None:
     """Reading and writing stands within the lock: eight processes at once count as one."""
-    limits = Accounts(ledger, server=Limits(quota=Quota.parse("1 TB/day")))
+    limits = Accounts(ledger, server=LimitsConfig(quota=Quota.parse("1 TB/day")))
     limits.turn_periods(86400.0)
 
     def work() -> None:
@@ -180,7 +180,7 @@ def test_one_worker_takes_no_lock() -> None:
 
 def test_networks_share_a_row(ledger: SharedLedger) -> None:
     """The row of a network goes by its text: another process finds the same."""
-    network = Networks([], Limits(connections=1))
+    network = Networks([], LimitsConfig(connections=1))
     assert (
         Accounts(ledger, networks=[network]).by_network[0].at == Accounts(ledger, networks=[network]).by_network[0].at
     )

@@ -14,13 +14,13 @@ from conftest import Run
 from doubles import greet, read_reply
 from support import client, request, target
 from tabi import Server, Session
-from tabi.config import Listen, Rule, make_config
+from tabi.config import Listen, RuleConfig, make_config
 from tabi.wire.address import Address, decode_address
 
 MIXED = Listen("mixed://127.0.0.1:0")
 
 
-def serving(*rules: Rule, on_close: Callable[[Session], object] | None = None, **parts: Any) -> Server:
+def serving(*rules: RuleConfig, on_close: Callable[[Session], object] | None = None, **parts: Any) -> Server:
     """A server with rules, limits and deadlines."""
     config = make_config({"log": {"access": "none"}, **parts})
     return Server(config=msgspec.structs.replace(config, listen=[MIXED], rule=list(rules)), on_close=on_close)
@@ -48,7 +48,7 @@ def test_reset_is_a_reset_in_every_protocol(run_once: Run, protocol: str) -> Non
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        async with serving(Rule("reset", "gone"), on_close=ended.put_nowait) as server:
+        async with serving(RuleConfig("reset", "gone"), on_close=ended.put_nowait) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(octets_of(protocol, 1))
                 if not protocol.startswith(("connect", "forward", "socks4")):
@@ -69,7 +69,7 @@ def test_drop_says_nothing_until_the_handshake_is_over(run_once: Run, protocol: 
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = serving(Rule("drop", "silent"), on_close=ended.put_nowait, timeouts={"handshake": 0.2})
+        server = serving(RuleConfig("drop", "silent"), on_close=ended.put_nowait, timeouts={"handshake": 0.2})
         async with server, client(server.addresses[0]) as (reader, writer):
             began = time.monotonic()
             writer.write(octets_of(protocol, 1))
@@ -97,7 +97,7 @@ def test_commands_are_those_of_the_log(run_once: Run, protocol: str, commands: l
     """A rule about HTTP requests is none about tunnels, but one about tunnels is one about both."""
 
     async def main() -> None:
-        async with target() as port, serving(Rule("deny", commands=commands)) as server:
+        async with target() as port, serving(RuleConfig("deny", commands=commands)) as server:
             async with client(server.addresses[0]) as (reader, writer):
                 writer.write(octets_of(protocol, port))
                 if protocol in ("socks5", "bind", "associate"):
@@ -195,7 +195,9 @@ def test_a_bind_is_within_rules_and_limits(run_once: Run) -> None:
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()
-        server = serving(Rule("deny", hosts=["127.0.0.2"]), on_close=ended.put_nowait, limits={"quota": "1 kB/day"})
+        server = serving(
+            RuleConfig("deny", hosts=["127.0.0.2"]), on_close=ended.put_nowait, limits={"quota": "1 kB/day"}
+        )
         async with server, client(server.addresses[0]) as (reader, writer):
             assert await greet((reader, writer)) == 0
             writer.write(request("0.0.0.0", 0, 2))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.errors import ConfigError
 from tabi.policy.ledger import PERIOD, USED
 from tabi.policy.limits import UP
@@ -30,7 +30,7 @@ NOW = 20_000 * DAY + 3600.0
 
 def make_limits(quota: str = "1 GB/day") -> Accounts:
     """One user with a quota, on a ledger of its own."""
-    return Accounts(LocalLedger(), users={"alice": Limits(quota=Quota.parse(quota))})
+    return Accounts(LocalLedger(), users={"alice": LimitsConfig(quota=Quota.parse(quota))})
 
 
 def use(limits: Accounts, octets: int, wall: float = NOW) -> None:

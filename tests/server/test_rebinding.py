@@ -18,7 +18,7 @@ from datagrams import Client, association, destination
 from doubles import FakeResolver, Streams, caller, expect_reset, greet, open_bind, read_reply, until
 from support import client, request, target
 from tabi import Config, Decision, Server, Session
-from tabi.config import Guard, Listen, Log, Rule
+from tabi.config import GuardConfig, Listen, Log, RuleConfig
 from tabi.wire.address import Address
 from tabi.wire.datagram import encode_header
 
@@ -72,8 +72,8 @@ async def say_where(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 @contextlib.asynccontextmanager
 async def rebinding(
     *answers: str,
-    rules: tuple[Rule, ...] = (),
-    guard: Guard | None = None,
+    rules: tuple[RuleConfig, ...] = (),
+    guard: GuardConfig | None = None,
     decide: Callable[[Session], Decision | None] | None = None,
 ) -> AsyncIterator[Place]:
     """All of it, running."""
@@ -81,7 +81,7 @@ async def rebinding(
     config = Config(
         listen=[Listen("mixed://127.0.0.1:0")],
         log=Log("none"),
-        guard=Guard(allow=[OUTER], exempt=[]) if guard is None else guard,
+        guard=GuardConfig(allow=[OUTER], exempt=[]) if guard is None else guard,
         rule=list(rules),
     )
     server = Server(config=config, resolver=resolver, decide=decide, on_close=ended.put_nowait)
@@ -141,11 +141,11 @@ COMMANDS: dict[str, tuple[Ask, int]] = {
 }
 """What is asked, and the answer to who may not."""
 
-RULES: dict[str, tuple[Rule, ...]] = {
+RULES: dict[str, tuple[RuleConfig, ...]] = {
     "none": (),
-    "deny": (Rule("deny", "secret", [f"{SECRET}/32"]),),
-    "allow": (Rule("allow", "outer", [f"{OUTER}/32"]), Rule("deny", "rest")),
-    "name": (Rule("allow", "by-name", [NAME]), Rule("deny", "rest")),
+    "deny": (RuleConfig("deny", "secret", [f"{SECRET}/32"]),),
+    "allow": (RuleConfig("allow", "outer", [f"{OUTER}/32"]), RuleConfig("deny", "rest")),
+    "name": (RuleConfig("allow", "by-name", [NAME]), RuleConfig("deny", "rest")),
 }
 """Rules that want addresses, and some that do not."""
 
@@ -190,7 +190,7 @@ def test_all_of_an_answer_that_is_permitted_may_be_dialled(run_once: Run, comman
     """Happy Eyeballs works on the addresses that were decided on, and asks nobody again."""
 
     async def main() -> None:
-        guard = Guard(allow=["127.0.0.2/31"], exempt=[])
+        guard = GuardConfig(allow=["127.0.0.2/31"], exempt=[])
         async with rebinding("127.0.0.3 127.0.0.2", SECRET, rules=RULES["deny"], guard=guard) as place:
             assert await place.ask(command) == "127.0.0.3"
             assert place.resolver.asked == [NAME]
@@ -234,8 +234,8 @@ def test_a_kept_connection_is_used_only_where_it_was_decided_on(run_once: Run) -
     """A rule about networks is asked for each request: its answer is for the address that it saw, and no other."""
 
     async def main() -> None:
-        guard = Guard(allow=["127.0.0.0/8"], exempt=[])
-        rules = (Rule("deny", "secret", ["127.0.0.9/32"]),)
+        guard = GuardConfig(allow=["127.0.0.0/8"], exempt=[])
+        rules = (RuleConfig("deny", "secret", ["127.0.0.9/32"]),)
         async with rebinding(OUTER, SECRET, SECRET, "127.0.0.9", rules=rules, guard=guard) as place:
             async with client(place.server.addresses[0]) as streams:
                 assert await ask_forward(streams, place.port) == OUTER
@@ -256,7 +256,7 @@ def test_a_kept_connection_is_judged_by_the_guard_of_its_request(run_once: Run) 
     async def main() -> None:
         async with rebinding(OUTER) as place, client(place.server.addresses[0]) as streams:
             assert await ask_forward(streams, place.port) == OUTER
-            closed = Config(listen=place.config.listen, log=place.config.log, guard=Guard(exempt=[]))
+            closed = Config(listen=place.config.listen, log=place.config.log, guard=GuardConfig(exempt=[]))
             place.server.reload(closed)
             assert await ask_forward(streams, place.port) == 403
             place.server.reload(place.config)

@@ -15,7 +15,7 @@ from conftest import Run
 from processes import PATIENCE, Serve, listening, receive_exactly, serve, tunnels, wait_for
 from support import GREETING, credentials, request, target
 from tabi.client import Proxy
-from tabi.config import Config, Limits, Listen, Log, Rule, Seconds, Timeouts, User, make_config
+from tabi.config import Config, LimitsConfig, Listen, Log, RuleConfig, Seconds, Timeouts, UserConfig, make_config
 from tabi.errors import AuthError, ConfigError, ProxyError
 from tabi.server.server import Server
 from tabi.server.takeover import take_over
@@ -59,19 +59,19 @@ def test_rules_users_and_listeners_of_an_embedded_server(run: Run) -> None:
     """What new sessions meet is the new configuration; an old tunnel goes on; what was counted stays counted."""
 
     async def main() -> None:
-        limits = Limits(connections=2)
+        limits = LimitsConfig(connections=2)
         config = Config(listen=[Listen("socks5://127.0.0.1:0", "none")], log=Log("none"), limits=limits)
         async with target() as port, Server(config=config) as server:
             url = server.url
             async with Proxy(url).connect("127.0.0.1", port) as old:
-                rule = Rule("deny", "closed", ports=[port])
+                rule = RuleConfig("deny", "closed", ports=[port])
                 assert server.reload(msgspec.structs.replace(config, rule=[rule])) == []
                 with pytest.raises(ProxyError, match="02"):
                     await attempt(url, port)
                 await old.send_all(b"still")
                 assert await old.receive() == b"still"
 
-                users = {"alice": User("secret", plain=True)}
+                users = {"alice": UserConfig("secret", plain=True)}
                 closed = [Listen("socks5://127.0.0.1:0", "required")]
                 server.reload(msgspec.structs.replace(config, users=users, listen=closed))
                 with pytest.raises((AuthError, ProxyError)):
@@ -81,10 +81,10 @@ def test_rules_users_and_listeners_of_an_embedded_server(run: Run) -> None:
                     with pytest.raises(ProxyError, match="02"):  # the old one and this: two of two
                         await attempt(named, port)
 
-                config = msgspec.structs.replace(config, limits=Limits())  # tunnels may still be ending
+                config = msgspec.structs.replace(config, limits=LimitsConfig())  # tunnels may still be ending
                 server.reload(msgspec.structs.replace(config, users=users))
                 with pytest.raises(ConfigError, match=r"^rule\[0\]\.via: there is no \[egress\.tor\]$"):
-                    server.reload(msgspec.structs.replace(config, rule=[Rule("allow", via="tor")]))
+                    server.reload(msgspec.structs.replace(config, rule=[RuleConfig("allow", via="tor")]))
                 async with Proxy(named).connect("127.0.0.1", port):
                     pass
                 assert server.reload(msgspec.structs.replace(config, timeouts=Timeouts(idle=Seconds(1)))) == [
@@ -104,7 +104,7 @@ def test_an_embedded_server_keeps_what_it_was_made_with(run: Run) -> None:
     async def main() -> None:
         config = Config(log=Log("none"))
         server = Server("socks5://127.0.0.1:0", users={"alice": "secret"}, config=config)
-        assert server.reload(msgspec.structs.replace(config, limits=Limits(connections=5))) == ["listen"]
+        assert server.reload(msgspec.structs.replace(config, limits=LimitsConfig(connections=5))) == ["listen"]
         async with target() as port, server:
             server.reload(config)
             async with Proxy(server.url).connect("127.0.0.1", port):

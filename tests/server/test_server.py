@@ -39,10 +39,10 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
 from tabi import Config, Proxy, Server, Session
-from tabi.config import Listen, Log, Timeouts, User
+from tabi.config import Listen, Log, Timeouts, UserConfig
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.stream import Stream
 from tabi.policy.users import make_hash
 from tabi.url import parse_url
@@ -310,7 +310,7 @@ def test_close_while_a_password_is_hashed(run: Run) -> None:
     """The threads that compute hashes end with the server."""
 
     async def main() -> None:
-        users = {"alice": User(make_hash(b"secret"))}
+        users = {"alice": UserConfig(make_hash(b"secret"))}
         async with (
             Server(config=msgspec.structs.replace(config(), users=users)) as server,
             client(server.addresses[0]) as (reader, writer),
@@ -517,7 +517,7 @@ def test_an_open_proxy_is_refused(url: str) -> None:
         with pytest.raises(ConfigError, match="open proxy"):
             Server(users={"alice": "secret"}, config=config(listen))
     Server(url, users={"alice": "secret"})
-    Server(url, config=Config(users={"alice": User("secret", plain=True)}))
+    Server(url, config=Config(users={"alice": UserConfig("secret", plain=True)}))
     Server(url, authenticate=Doorman())
     Server(url, open=True)
 
@@ -634,7 +634,9 @@ def test_users_of_the_call_satisfy_a_listener_that_requires_them(run: Run) -> No
 
 def test_secrets_are_in_no_repr_and_no_error() -> None:
     """Neither the server, nor its configuration, nor a refusal of either shows a password."""
-    server = Server(LOOPBACK, users={"alice": "hunter2"}, config=Config(users={"bob": User("hunter3", plain=True)}))
+    server = Server(
+        LOOPBACK, users={"alice": "hunter2"}, config=Config(users={"bob": UserConfig("hunter3", plain=True)})
+    )
     assert "hunter" not in f"{server!r} {server} {server.config!r} {server.compiled.users!r}"
     for listen in ("socks5://alice:hunter2@127.0.0.1:0", "socks9://alice:hunter2@127.0.0.1:0", "socks5://:hunter2@x:y"):
         with pytest.raises(ConfigError) as caught:
@@ -681,11 +683,13 @@ def test_whoever_wants_is_told_when_a_request_is_over(run_once: Run) -> None:
     told: list[str] = []
 
     class Watching(Direct):
-        def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+        def open(
+            self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+        ) -> Awaitable[Stream]:
             assert session is not None
             number = session.number
             session.when_over(lambda: told.append(f"over {number}"))
-            return super().open(destination, permit, session)
+            return super().open(destination, address_filter, session)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.readuntil(b"\r\n\r\n"):
@@ -942,7 +946,7 @@ def test_the_resolver_is_closed_with_the_server(run: Run) -> None:
         (Config(timeouts=Timeouts(drain=None)), "timeouts.drain: none is no duration"),  # type: ignore[arg-type]
         (Config(workers="2"), "workers: expected integer, got string"),  # type: ignore[arg-type]
         (Config(listen=[Listen(1)]), r"listen\[0\].url: expected string, got integer"),  # type: ignore[arg-type]
-        (Config(users={"a": User(1)}), "users.a.password: expected string, got integer"),  # type: ignore[arg-type]
+        (Config(users={"a": UserConfig(1)}), "users.a.password: expected string, got integer"),  # type: ignore[arg-type]
         (Config(log=Log(access=Path("x"))), "PosixPath as a value, expected a type of TOML"),  # type: ignore[arg-type]
     ],
 )

@@ -12,7 +12,7 @@ from conftest import Run
 from doubles import until
 from support import target
 from tabi import Proxy, ProxyError, Server, Session, SessionInfo, SessionObserver
-from tabi.config import Config, Listen, Log, Rule
+from tabi.config import Config, Listen, Log, RuleConfig
 from tabi.errors import ConfigError
 
 LISTEN = "mixed://127.0.0.1:0"
@@ -57,7 +57,7 @@ def test_an_observer_hears_all_of_a_session_in_its_order(run: Run) -> None:
             Server(
                 LISTEN,
                 users={"alice": "secret"},
-                config=Config(rule=[Rule("allow", "all")], log=Log("none")),
+                config=Config(rule=[RuleConfig("allow", "all")], log=Log("none")),
                 observers=[told],
                 on_open=lambda session: calls.append(f"open {session.user}"),
                 on_close=lambda session: calls.append(f"close {session.up}"),
@@ -89,7 +89,7 @@ def test_a_refused_session_is_never_open(run_once: Run) -> None:
     calls: list[str] = []
 
     async def main() -> None:
-        config = Config(listen=[Listen(LISTEN)], rule=[Rule("deny", "none")], log=Log("none"))
+        config = Config(listen=[Listen(LISTEN)], rule=[RuleConfig("deny", "none")], log=Log("none"))
         async with Server(config=config, observers=[Ends()], on_open=lambda _: calls.append("open")) as server:
             with pytest.raises(ProxyError):
                 await Proxy(server.url).connect("127.0.0.1", 1)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from processes import Serve, is_running, paused, refuses, serve, tunnels, wait_for
-from tabi.config import Config, Listen, Log, Rule, Seconds, Timeouts
+from tabi.config import Config, Listen, Log, RuleConfig, Seconds, Timeouts
 from tabi.errors import ConfigError
 from tabi.server import child
 from tabi.server import supervisor as module
@@ -290,7 +290,7 @@ def test_sighup_tells_all_workers(
     """What the file says now is put up for them, with what the command line said; what cannot be taken is named."""
     caplog.set_level("INFO")
     supervisor, system = start([None], {10: signal.SIGHUP, 20: signal.SIGTERM})
-    told = msgspec.structs.replace(supervisor.config, workers=3, rule=[Rule("deny", ports=[25])])
+    told = msgspec.structs.replace(supervisor.config, workers=3, rule=[RuleConfig("deny", ports=[25])])
     supervisor.reread = lambda: compile_config(told)
     published: list[Compiled] = []
 

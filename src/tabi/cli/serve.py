@@ -15,7 +15,7 @@ import msgspec
 
 import tabi
 from tabi.cli.help import Command
-from tabi.config import Config, Egress, Listen, Rule, User, load_config
+from tabi.config import Config, EgressConfig, Listen, RuleConfig, UserConfig, load_config
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.server.child import Child
@@ -110,14 +110,14 @@ def merge(
         said.append("listen")
         config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
     if users:
-        given: dict[str, User] = {}
+        given: dict[str, UserConfig] = {}
         for text in users:
             name, colon, password = text.partition(":")
             if not colon or not name or not password:
                 raise ConfigError("expected NAME:PASSWORD", "-u")
             if name in given:
                 raise ConfigError(f"the user {name} twice", "-u")
-            given[name] = User(password, plain=True)
+            given[name] = UserConfig(password, plain=True)
             said.append(f"users.{name}")
         config = msgspec.structs.replace(config, users=config.users | given)
     if workers is not None:
@@ -129,8 +129,10 @@ def merge(
     if via:
         if "via" in config.egress:
             raise ConfigError("the file has an [egress.via] already, expected another name there", "--via")
-        egress = config.egress | {"via": Egress(chain=via)}
-        config = msgspec.structs.replace(config, egress=egress, rule=[*config.rule, Rule("allow", "--via", via="via")])
+        egress = config.egress | {"via": EgressConfig(chain=via)}
+        config = msgspec.structs.replace(
+            config, egress=egress, rule=[*config.rule, RuleConfig("allow", "--via", via="via")]
+        )
     try:
         return compile_config(config, open_proxy)
     except ConfigError as exc:

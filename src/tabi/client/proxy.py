@@ -26,7 +26,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.resolve import ThreadResolver
 from tabi.net.stream import Stream
 from tabi.net.tls import get_tls_shared
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import UNSPECIFIED, Address, Host, check_found_name, make_host, unmap
 from tabi.wire.socks5 import Command
@@ -153,7 +153,7 @@ class Proxy:
         """Open a connection to an `Address`; the caller closes the stream."""
         direct = not self.urls or self.is_direct(destination)
         async with self.egress(direct) as egress:
-            return await egress.open(destination, permit_any)
+            return await egress.open(destination, allow_any_address)
 
     @asynccontextmanager
     async def egress(self, direct: bool = False) -> AsyncIterator[Egress]:
@@ -202,7 +202,7 @@ class Proxy:
     async def listen(self, destination: Address) -> Listener:
         """The same for an `Address`."""
         async with self.egress() as egress:
-            return await listen(egress, destination, permit_any)
+            return await listen(egress, destination, allow_any_address)
 
     def associate(self) -> Opening[Association]:
         """Open an association, which carries datagrams to anywhere and back: send, receive, close.
@@ -256,7 +256,7 @@ class Proxy:
         if last.protocol != "socks5":
             raise ValueError(f"names and addresses are asked of SOCKS5, and {last} speaks something else")
         async with self.egress() as egress:
-            asked = await egress.ask(command, Address(host, 0), permit_any)
+            asked = await egress.ask(command, Address(host, 0), allow_any_address)
         asked.stream.close()
         return unmap(asked.reply.bound).host
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tabi.config.compile import make_guard, make_rule_set
-from tabi.config.schema import Config, Listen, User
+from tabi.config.schema import Config, Listen, UserConfig
 from tabi.policy.guard import HERE, INNER, PRIVATE
 from tabi.policy.networks import Network, parse_network
 from tabi.policy.overlap import find_hidden
@@ -35,7 +35,7 @@ def advise_on_rules(rules: RuleSet) -> Iterator[str]:
             yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
 
 
-def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, User]) -> Iterator[str]:
+def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, UserConfig]) -> Iterator[str]:
     """Users that no one can be."""
     if config.by_certificate:
         return

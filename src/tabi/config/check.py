@@ -20,7 +20,19 @@ from tabi.config.compile import (
     proxies_of,
     texts_of,
 )
-from tabi.config.schema import SYSTEM, Config, Egress, Limits, Listen, Resolver, Rule, Ssh, Sticky, Udp, User
+from tabi.config.schema import (
+    SYSTEM,
+    Config,
+    EgressConfig,
+    LimitsConfig,
+    Listen,
+    ResolverConfig,
+    RuleConfig,
+    SshConfig,
+    StickyConfig,
+    Udp,
+    UserConfig,
+)
 from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
 from tabi.policy.networks import parse_network
@@ -148,7 +160,7 @@ def udp_errors(udp: Udp, workers: int, path: str) -> Iterator[ConfigError]:
         yield ConfigError(text, f"{path}.ports")
 
 
-def resolver_errors(resolver: Resolver) -> Iterator[ConfigError]:
+def resolver_errors(resolver: ResolverConfig) -> Iterator[ConfigError]:
     """What is wrong with who is asked for names, and with what is kept."""
     urls: list[ServerURL] = []
     if not resolver.servers:
@@ -194,7 +206,7 @@ def is_ip(text: str) -> bool:
     return not any(read(lambda: parse_ip(text), ""))
 
 
-def origin_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
+def origin_errors(egress: EgressConfig, path: str) -> Iterator[ConfigError]:
     """What is wrong with where a way out comes from."""
     yield from network_errors(egress.source, f"{path}.source")
     if not egress.source and egress.source_by != "session":
@@ -205,7 +217,7 @@ def origin_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
         yield ConfigError(f"{egress.mark}, expected 1 to 4294967295", f"{path}.mark")
 
 
-def egress_errors(config: Config, name: str, egress: Egress, names: Collection[str]) -> Iterator[ConfigError]:
+def egress_errors(config: Config, name: str, egress: EgressConfig, names: Collection[str]) -> Iterator[ConfigError]:
     """What is wrong with the proxies that an egress goes through, and with its pool; ``names`` are those of all."""
     path = f"egress.{name}"
     if name == BLOCK:
@@ -225,7 +237,7 @@ def egress_errors(config: Config, name: str, egress: Egress, names: Collection[s
         if name in leads_to(config, name):
             yield ConfigError("leads to itself", path)
         yield from proxy_errors(egress, path)
-    if egress.sticky != Sticky() and egress.balance not in ("hash", "sticky"):
+    if egress.sticky != StickyConfig() and egress.balance not in ("hash", "sticky"):
         yield ConfigError('expected balance = "sticky" or "hash"', f"{path}.sticky")
     for word in egress.sticky.by.split("+"):
         if word not in get_args(By):
@@ -234,7 +246,7 @@ def egress_errors(config: Config, name: str, egress: Egress, names: Collection[s
         yield from read(lambda: egress.check and check_target(egress.check), f"{path}.check")
 
 
-def hop_errors(names: Collection[str], egress: Egress, path: str) -> Iterator[ConfigError]:
+def hop_errors(names: Collection[str], egress: EgressConfig, path: str) -> Iterator[ConfigError]:
     """What is wrong with each proxy of a way out, and with each member of a pool."""
     for index, hop in enumerate(egress.hops):
         key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
@@ -249,7 +261,7 @@ def hop_errors(names: Collection[str], egress: Egress, path: str) -> Iterator[Co
             yield ConfigError(f"the same as members[{same}]", key)
 
 
-def proxy_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
+def proxy_errors(egress: EgressConfig, path: str) -> Iterator[ConfigError]:
     """What is said of proxies that are not there, or are of another kind."""
     hops, members = egress.hops, members_of(egress)
     through = bool(hops or members)
@@ -269,7 +281,7 @@ def proxy_errors(egress: Egress, path: str) -> Iterator[ConfigError]:
         ("balance", egress.balance != "round-robin" and not members, "there are no members"),
         ("check", egress.check is not None and not members, "there are no members"),
         ("ca", egress.ca is not None and not through, "there is no proxy"),
-        ("ssh", egress.ssh != Ssh() and not by_ssh, "there is no SSH server"),
+        ("ssh", egress.ssh != SshConfig() and not by_ssh, "there is no SSH server"),
     ):
         if wrong:
             yield ConfigError(why, f"{path}.{key}")
@@ -304,13 +316,13 @@ def leads_to(config: Config, name: str) -> set[str]:
     return found
 
 
-def check_user(name: str, user: User, without_password: bool) -> Secret | None:
+def check_user(name: str, user: UserConfig, without_password: bool) -> Secret | None:
     """Check a user, and return what its password is compared with. Raises ConfigError as `user_errors` has it."""
     raise_all(user_errors(name, user, without_password))
     return user.secret
 
 
-def user_errors(name: str, user: User, without_password: bool) -> Iterator[ConfigError]:
+def user_errors(name: str, user: UserConfig, without_password: bool) -> Iterator[ConfigError]:
     """What is wrong with a user, each with a path within the user; some need no password, where something else tells
     who they are."""
     if not 0 < len(name.encode()) <= 255:
@@ -362,7 +374,7 @@ def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRu
     yield from limit_errors(config.limits, "limits")
 
 
-def matcher_errors(rule: Rule, path: str) -> Iterator[ConfigError]:
+def matcher_errors(rule: RuleConfig, path: str) -> Iterator[ConfigError]:
     """What is wrong with the matchers of a rule: each of their words is compiled by itself."""
     for key, words in zip(Texts._fields, texts_of(rule), strict=True):
         alone: list[Any] = [(word,) for word in words] if isinstance(words, tuple) and words else [words]
@@ -374,7 +386,7 @@ def matcher_errors(rule: Rule, path: str) -> Iterator[ConfigError]:
                 yield ConfigError(exc.message, f"{path}.{place}")
 
 
-def rule_errors(names: Collection[str], rule: Rule, path: str, listeners: set[str]) -> Iterator[ConfigError]:
+def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: set[str]) -> Iterator[ConfigError]:
     """What is wrong with a rule beside its matchers."""
     if rule.action is None and rule.via is None:
         yield ConfigError("missing", f"{path}.action")
@@ -390,7 +402,7 @@ def rule_errors(names: Collection[str], rule: Rule, path: str, listeners: set[st
         yield ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"{path}.via")
 
 
-def limit_errors(limits: Limits, path: str) -> Iterator[ConfigError]:
+def limit_errors(limits: LimitsConfig, path: str) -> Iterator[ConfigError]:
     """What is wrong with the limits of one account."""
     if limits.connections is not None and not 0 < limits.connections <= 1_000_000:
         yield ConfigError(f"{limits.connections}, expected 1 to 1000000", f"{path}.connections")

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tabi.config.schema import Limits, User
+from tabi.config.schema import LimitsConfig, UserConfig
 from tabi.policy.users import Secret
 
 KNOWN = 10_000
 """Names of which a `Column` keeps what it has read."""
 
-NO_LIMITS = Limits()
+NO_LIMITS = LimitsConfig()
 T = TypeVar("T")
 
 
@@ -29,14 +29,14 @@ class Has(msgspec.Struct):
     """The first secret that is a hash."""
 
     @classmethod
-    def of(cls, users: Mapping[str, User]) -> Has:
+    def of(cls, users: Mapping[str, UserConfig]) -> Has:
         """What users that were checked have."""
         has = cls()
         for user in users.values():
             has.note(user, user.secret if has.sample is None else None)
         return has
 
-    def note(self, user: User, secret: Secret | None) -> None:
+    def note(self, user: UserConfig, secret: Secret | None) -> None:
         """One more user."""
         limits = user.limits
         self.passwords = self.passwords or secret is not None
@@ -57,7 +57,7 @@ class Column(Mapping[str, T]):
         some: whether any user has it: else nobody is looked for.
     """
 
-    def __init__(self, users: Mapping[str, User], read: Callable[[User], T | None], some: bool) -> None:
+    def __init__(self, users: Mapping[str, UserConfig], read: Callable[[UserConfig], T | None], some: bool) -> None:
         self.users = users
         self.read = read
         self.some = some

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabi.config.columns import NO_LIMITS, Column, Has
-from tabi.config.schema import Check, Config, Egress, Member, Rule, User
+from tabi.config.schema import CheckConfig, Config, EgressConfig, MemberConfig, RuleConfig, UserConfig
 from tabi.errors import ConfigError
-from tabi.policy.guard import Guard, Own
+from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.limits import Networks
@@ -34,7 +34,7 @@ def make_rules(config: Config) -> list[Compiled]:
     return rules
 
 
-def texts_of(rule: Rule) -> Texts:
+def texts_of(rule: RuleConfig) -> Texts:
     """The matchers of a rule as they are written."""
 
     def words(given: Sequence[int | str] | None) -> tuple[str, ...] | None:
@@ -81,19 +81,19 @@ def make_limits(config: Config, ledger: Ledger, users: UserTable | None = None) 
     )
 
 
-def groups_of(user: User) -> frozenset[str]:
+def groups_of(user: UserConfig) -> frozenset[str]:
     """The groups of a user, to compare with."""
     return frozenset(user.groups)
 
 
-def columns_of(config: Config, users: UserTable | None) -> Callable[[str, Callable[[User], Any]], Column[Any]]:
+def columns_of(config: Config, users: UserTable | None) -> Callable[[str, Callable[[UserConfig], Any]], Column[Any]]:
     """Makes columns of users, which ask for nothing that nobody has."""
-    table: Mapping[str, User] = config.users if users is None else users
+    table: Mapping[str, UserConfig] = config.users if users is None else users
     has = Has.of(config.users) if users is None else users.has
     return lambda key, read: Column(table, read, getattr(has, key))
 
 
-def make_guard(config: Config, own: Own | None = None) -> Guard:
+def make_guard(config: Config, own: LocalAddresses | None = None) -> Guard:
     """The guard. Raises ConfigError."""
     guard = config.guard
     try:
@@ -144,12 +144,12 @@ def make_hosts(config: Config) -> dict[str, list[IP]]:
 DIRECT, BLOCK = "direct", "block"
 
 
-def members_of(egress: Egress) -> list[Member]:
+def members_of(egress: EgressConfig) -> list[MemberConfig]:
     """The members of a pool, those that are only named too."""
-    return [Member(member) if isinstance(member, str) else member for member in egress.members or ()]
+    return [MemberConfig(member) if isinstance(member, str) else member for member in egress.members or ()]
 
 
-def proxies_of(egress: Egress) -> list[tuple[str, ProxyURL]]:
+def proxies_of(egress: EgressConfig) -> list[tuple[str, ProxyURL]]:
     """The proxies that an egress names by their URLs, each with its key. Raises ValueError."""
     found = [("url" if egress.url is not None else f"chain[{index}]", hop) for index, hop in enumerate(egress.hops)]
     found += [(f"members[{index}]", member.to) for index, member in enumerate(members_of(egress))]
@@ -161,7 +161,7 @@ def name_of(text: str) -> str:
     return str(parse_url(text)) if "://" in text else text
 
 
-def check_target(check: Check) -> tuple[Address, str | None]:
+def check_target(check: CheckConfig) -> tuple[Address, str | None]:
     """What a check connects to, and the path that it asks for. Raises ValueError."""
     if (check.connect is None) == (check.http is None):
         raise ValueError("expected one of connect and http")

@@ -13,26 +13,26 @@ from tabi.config.check import find_errors, limit_errors, raise_all
 from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
     Auth,
-    Check,
+    CheckConfig,
     Clients,
     Config,
-    Egress,
+    EgressConfig,
     Group,
-    Guard,
-    Limits,
+    GuardConfig,
+    LimitsConfig,
     Listen,
     Log,
-    Member,
+    MemberConfig,
     Quotas,
-    Resolver,
-    Rule,
+    ResolverConfig,
+    RuleConfig,
     Seconds,
-    Ssh,
-    Sticky,
+    SshConfig,
+    StickyConfig,
     Timeouts,
     Tls,
     Udp,
-    User,
+    UserConfig,
     UsersGrammar,
 )
 from tabi.errors import ConfigError
@@ -79,7 +79,7 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
         return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
 
-    def trusting(egress: Egress) -> Egress:
+    def trusting(egress: EgressConfig) -> EgressConfig:
         ssh = egress.ssh
         files = {key: str(folder / name) for key in ("known_hosts", "key") if (name := getattr(ssh, key)) is not None}
         if files:
@@ -157,13 +157,13 @@ def encode_special(value: object) -> object:
     raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
 
 
-def decode_limits(value: object) -> Limits:
+def decode_limits(value: object) -> LimitsConfig:
     """Limits that a program gives, as a mapping or as the struct. Raises ConfigError."""
-    if not isinstance(value, Limits):
+    if not isinstance(value, LimitsConfig):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{type(value).__name__}, expected a mapping such as that of a user's limits", "limits")
-        raise_all(find_mistakes(dict(value), Limits, "limits", decode_special)[0])
-        value = msgspec.convert(dict(value), Limits, dec_hook=decode_special)
+        raise_all(find_mistakes(dict(value), LimitsConfig, "limits", decode_special)[0])
+        value = msgspec.convert(dict(value), LimitsConfig, dec_hook=decode_special)
     raise_all(limit_errors(value, "limits"))
     return value
 
@@ -173,21 +173,21 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "listen": Listen,
     "udp": Udp,
     "tls": Tls,
-    "users": User,
+    "users": UserConfig,
     "auth": Auth,
     "groups": Group,
     "clients": Clients,
-    "limits": Limits,
-    "rule": Rule,
-    "guard": Guard,
+    "limits": LimitsConfig,
+    "rule": RuleConfig,
+    "guard": GuardConfig,
     "quotas": Quotas,
-    "egress": Egress,
-    "members": Member,
-    "sticky": Sticky,
-    "check": Check,
-    "ssh": Ssh,
+    "egress": EgressConfig,
+    "members": MemberConfig,
+    "sticky": StickyConfig,
+    "check": CheckConfig,
+    "ssh": SshConfig,
     "users_grammar": UsersGrammar,
-    "resolver": Resolver,
+    "resolver": ResolverConfig,
     "timeouts": Timeouts,
     "log": Log,
 }

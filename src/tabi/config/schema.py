@@ -146,7 +146,7 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(None if text == "unix" else ip_network(text) for text in self.proxy_protocol)
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``limits`` of a user, a group, a network of clients, and ``[limits]`` of the whole server. Default: none."""
 
     connections: int | None = None
@@ -167,7 +167,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     long as a handshake may take. Default: refuse."""
 
 
-class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[users.NAME]``: who may use the proxy."""
 
     password: str | None = None
@@ -179,7 +179,7 @@ class User(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Groups that the user belongs to, for rules and for limits that its members share."""
     expires: Moment | None = None
     """When the user's time is over, such as ``2027-01-01``: sessions end then. A date is its first second, in UTC."""
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     """What the user may use, in all sessions together."""
 
     def __repr__(self) -> str:
@@ -207,7 +207,7 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[groups.NAME]``: users together."""
 
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     """What all members together may use."""
 
 
@@ -216,11 +216,11 @@ class Clients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     networks: list[str]
     """Networks and addresses, such as ``"10.0.0.0/8"``."""
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     """What all clients of these networks together may use."""
 
 
-class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[rule]]``: the first that matches decides; after the last everything is allowed, subject to the guard.
 
     A rule matches if all of its matchers do; one that is left out matches everything.
@@ -255,7 +255,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The egress that an allowed request takes. Default: ``direct``."""
 
 
-class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[guard]``: networks that no client from outside this machine reaches, whatever rules say."""
 
     deny: list[str] = msgspec.field(default_factory=lambda: [PRIVATE])
@@ -274,7 +274,7 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or else in ``~/.local/state/tabi``."""
 
 
-class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MemberConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of ``members``, where more is to be said of it than what it is."""
 
     to: str
@@ -291,7 +291,7 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return []
 
 
-class Sticky(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StickyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``sticky`` of a pool: what ``balance = "sticky"`` and ``"hash"`` go by."""
 
     by: str = "client"
@@ -306,7 +306,7 @@ class Sticky(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cast("list[By]", self.by.split("+"))
 
 
-class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``check`` of a pool: how its members are looked at."""
 
     connect: str | None = None
@@ -319,7 +319,7 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds for one member. Default: 5."""
 
 
-class Ssh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SshConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``ssh`` of an egress: the keys of SSH servers, and ours."""
 
     known_hosts: str | None = None
@@ -331,7 +331,7 @@ class Ssh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     true."""
 
 
-class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EgressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[egress.NAME]``: a way out: from this machine, through a proxy or several, or by one of a pool.
 
     There is always one that is called ``direct``, and one that is called ``block``, which leads nowhere.
@@ -362,19 +362,19 @@ class Egress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Several of them, the nearest first; that one may be the name of an egress. Default: none."""
     ca: str | None = None
     """A file with the authorities of proxies inside TLS, in PEM. Default: the system's."""
-    ssh: Ssh = Ssh()
+    ssh: SshConfig = SshConfig()
     """Keys, for SSH servers among the proxies."""
     resolve: Literal["here", "there"] = "there"
     """Where names become addresses: ``there`` is the proxy's business. Default: there."""
     isolate: list[Literal["user", "session", "client"]] = []
     """For whom a proxy of SOCKS5 gets a user name of its own, as Tor wants it to keep them apart. Default: nobody."""
-    members: list[str | Member] | None = None
+    members: list[str | MemberConfig] | None = None
     """The pool: URLs of proxies, names of egresses. Default: none."""
     balance: Balance = "round-robin"
     """Which member takes a request. Default: round-robin."""
-    sticky: Sticky = Sticky()
+    sticky: StickyConfig = StickyConfig()
     """What ``sticky`` and ``hash`` go by."""
-    check: Check | None = None
+    check: CheckConfig | None = None
     """How members are looked at beside the requests that they get. Default: they are not."""
 
     def __repr__(self) -> str:
@@ -404,7 +404,7 @@ Prefer = Literal["any", "ipv4", "ipv6", "ipv4-only", "ipv6-only"]
 SYSTEM = "system"
 
 
-class Resolver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[resolver]``: what turns names into addresses."""
 
     servers: list[str] = msgspec.field(default_factory=lambda: [SYSTEM])
@@ -471,7 +471,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes; 0 is one for each CPU. Default: 1."""
     listen: list[Listen] = msgspec.field(default_factory=lambda: [Listen()])
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
-    users: dict[str, User] = {}
+    users: dict[str, UserConfig] = {}
     """Who may use the proxy. Default: nobody, which means anybody on loopback."""
     auth: Auth = Auth()
     """More users."""
@@ -479,21 +479,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Groups of users, by name. Default: none has limits."""
     clients: list[Clients] = []
     """Clients by their addresses. Default: none has limits."""
-    limits: Limits = Limits()
+    limits: LimitsConfig = LimitsConfig()
     """What all sessions together may use."""
-    rule: list[Rule] = []
+    rule: list[RuleConfig] = []
     """Who may go where, in this order. Default: everybody everywhere, subject to the guard."""
     decide: str | None = None
     """``python:module:function``: asked for each session after the rules, it has the last word. Default: nobody."""
-    guard: Guard = Guard()
+    guard: GuardConfig = GuardConfig()
     """What clients from outside do not reach."""
     quotas: Quotas = Quotas()
     """Where used quotas are kept."""
-    egress: dict[str, Egress] = {}
+    egress: dict[str, EgressConfig] = {}
     """Ways out, by name. Default: ``direct``."""
     users_grammar: UsersGrammar = UsersGrammar()
     """What user names say beside the user's."""
-    resolver: Resolver = Resolver()
+    resolver: ResolverConfig = ResolverConfig()
     """Names."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""

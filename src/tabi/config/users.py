@@ -22,7 +22,7 @@ from tabi.config.check import check_user
 from tabi.config.columns import Column, Has
 from tabi.config.load import decode_special, encode_special
 from tabi.config.mistakes import find_mistakes, in_words
-from tabi.config.schema import Config, User
+from tabi.config.schema import Config, UserConfig
 from tabi.errors import ConfigError
 from tabi.policy.users import Secret, Users, plain_secret
 
@@ -33,7 +33,9 @@ MAX_LINE = 1 << 16
 """Octets of a line of the file."""
 
 
-class Line(User, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True):
+class Line(
+    UserConfig, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True
+):
     """A user as a line of ``users_file``: as ``[users.NAME]``, and the name."""
 
     name: str
@@ -43,7 +45,7 @@ decoder = msgspec.json.Decoder(Line, dec_hook=decode_special)
 encoder = msgspec.json.Encoder(enc_hook=encode_special)
 
 
-class UserTable(Mapping[str, User]):
+class UserTable(Mapping[str, UserConfig]):
     """All users by name. It does not change.
 
     Args:
@@ -74,13 +76,13 @@ class UserTable(Mapping[str, User]):
             yield str(self.data[at : at + name], "utf-8")
             at += name + text
 
-    def __getitem__(self, name: str) -> User:
+    def __getitem__(self, name: str) -> UserConfig:
         user = self.find(name)
         if user is None:
             raise KeyError(name)
         return user
 
-    def find(self, name: str) -> User | None:
+    def find(self, name: str) -> UserConfig | None:
         """A user, or None."""
         try:
             octets = name.encode()
@@ -111,7 +113,7 @@ class Builder:
         self.lines: dict[bytes, int] = {}
         self.has = Has()
 
-    def add(self, name: str, user: User, secret: Secret | None, text: bytes, line: int = 0) -> int | None:
+    def add(self, name: str, user: UserConfig, secret: Secret | None, text: bytes, line: int = 0) -> int | None:
         """Add a user, who is ``text`` as JSON, of a line of the file, 0 for tabi.toml. None, or, where there is one of
         that name already, its line."""
         octets = name.encode()
@@ -147,7 +149,7 @@ def make_users(config: Config, without_password: bool) -> UserTable:
     """
     builder = Builder()
     for name, user in config.users.items():
-        fields = {key: getattr(user, key) for key in User.__struct_fields__}
+        fields = {key: getattr(user, key) for key in UserConfig.__struct_fields__}
         secret = user.secret if builder.has.sample is None else None  # all were checked: it is only about the first
         builder.add(name, user, secret, encoder.encode(Line(name=name, **fields)))
     if config.auth.users_file is not None:

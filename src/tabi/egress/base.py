@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import NamedTuple
 
 from tabi.errors import DialError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
@@ -57,7 +57,9 @@ class Egress:
 
     # --- what it does ---
 
-    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+    def open(
+        self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Awaitable[Stream]:
         """Return a connected stream that the caller closes.
 
         Args:
@@ -72,7 +74,9 @@ class Egress:
         """
         raise NotImplementedError
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """Have the last proxy on this way carry out a command of SOCKS5 other than CONNECT and UDP ASSOCIATE.
 
         Raises:
@@ -156,13 +160,17 @@ class Around(Egress):
         self.direct = below.direct
         self.source = below.source
 
-    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+    def open(
+        self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Awaitable[Stream]:
         """See `Egress`."""
-        return self.below.open(destination, permit, session)
+        return self.below.open(destination, address_filter, session)
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`."""
-        return await self.below.ask(command, destination, permit, session)
+        return await self.below.ask(command, destination, address_filter, session)
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""

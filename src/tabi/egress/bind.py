@@ -8,7 +8,7 @@ from typing import Self
 from tabi.egress.base import Egress
 from tabi.egress.socks5 import read_reply
 from tabi.errors import ProxyTimeout, TabiError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
 from tabi.session import Session
@@ -82,11 +82,13 @@ class Listener:
         self.close()
 
 
-async def listen(egress: Egress, destination: Address, permit: Permit, session: Session | None = None) -> Listener:
+async def listen(
+    egress: Egress, destination: Address, address_filter: AddressFilter, session: Session | None = None
+) -> Listener:
     """Have the last proxy of a way out listen for one connection from a destination; 0.0.0.0 is from anyone.
 
     Raises:
         As `Egress.ask`.
     """
-    stream, machine, reply = await egress.ask(Command.BIND, destination, permit, session)
+    stream, machine, reply = await egress.ask(Command.BIND, destination, address_filter, session)
     return Listener(stream, machine, unmap(reply.bound))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tabi.egress.base import Asked, Egress
 from tabi.errors import PolicyDenied
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.session import Session
@@ -20,11 +20,13 @@ class Block(Egress):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: {destination}")
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`. Raises PolicyDenied."""
         raise PolicyDenied(f"egress {self.name}: {destination}")
 

@@ -14,7 +14,7 @@ from tabi.egress.socks5 import Socks5
 from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.upstream import Upstream, UpstreamTls
 from tabi.errors import ConfigError
-from tabi.net.deadline import Deadlines
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import TlsShared, load_certificate, make_client_context
 from tabi.url import ProxyURL
 
@@ -68,7 +68,7 @@ def make_context(
 def make_upstream(
     url: ProxyURL,
     below: Egress,
-    deadlines: Deadlines,
+    deadlines: FixedTimeouts,
     tls: UpstreamTls | None = None,
     optimistic: bool = False,
     keys: SshKeys = USER_KEYS,
@@ -100,7 +100,7 @@ def make_chain(
     urls: Sequence[ProxyURL],
     contexts: Sequence[ssl.SSLContext | None],
     below: Egress,
-    deadlines: Deadlines,
+    deadlines: FixedTimeouts,
     shared: TlsShared,
     optimistic: bool = False,
 ) -> Egress:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from tabi.egress.base import Around, Asked, Egress
 from tabi.errors import ConfigError, DialError, TabiError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import connect_error, lookup_error, timeout_error
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
@@ -31,7 +31,9 @@ EXPECTED = "expected an object with async open(destination, permit, session), su
 class Opener(Protocol):
     """The least that a program's egress has. `Egress` has the rest, too."""
 
-    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+    def open(
+        self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Awaitable[Stream]:
         """See `Egress`."""
 
 
@@ -42,9 +44,11 @@ class ConnectionsAlone(Egress):
         self.opener = opener
         self.name = type(opener).__name__
 
-    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+    def open(
+        self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Awaitable[Stream]:
         """See `Egress`."""
-        return self.opener.open(destination, permit, session)
+        return self.opener.open(destination, address_filter, session)
 
 
 class CustomEgress(Around):
@@ -64,19 +68,21 @@ class CustomEgress(Around):
         self.name = name
         self.seconds = seconds
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`."""
-        check_known(destination, permit, session)
-        stream: Any = await self.within(lambda: self.below.open(destination, permit, session), destination)
+        check_known(destination, address_filter, session)
+        stream: Any = await self.within(lambda: self.below.open(destination, address_filter, session), destination)
         if not isinstance(stream, Stream):
             log.error("egress %s: open returned %s, expected a tabi.Stream", self.name, type(stream).__name__)
             raise self.failure("open returned no stream")
         return stream
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`."""
-        check_known(destination, permit, session)
-        return await self.within(lambda: self.below.ask(command, destination, permit, session), destination)
+        check_known(destination, address_filter, session)
+        return await self.within(lambda: self.below.ask(command, destination, address_filter, session), destination)
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""
@@ -109,7 +115,7 @@ class CustomEgress(Around):
         return self.name if text in ("", self.name) else f"{self.name}: {text}"
 
 
-def check_known(destination: Address, permit: Permit, session: Session | None) -> None:
+def check_known(destination: Address, address_filter: AddressFilter, session: Session | None) -> None:
     """Ask the address filter about every address of a destination that is known here. Raises PolicyDenied."""
     host = destination.host
     known = None if session is None else session.known(destination)
@@ -117,7 +123,7 @@ def check_known(destination: Address, permit: Permit, session: Session | None) -
         number = find_number(host) if isinstance(host, str) else host
         known = () if number is None else (number,)
     for address in known:
-        permit(address)
+        address_filter(address)
 
 
 def check_egresses(given: Mapping[str, Opener]) -> None:

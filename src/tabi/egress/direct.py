@@ -7,12 +7,12 @@ from collections.abc import Awaitable
 
 from tabi.egress.base import NOBODY_LISTENS, Egress
 from tabi.errors import DialError
-from tabi.net.dial import IP, Dialer, Permit
+from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import timeout_error
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -29,10 +29,12 @@ class Direct(Egress):
         self.source = source
         self.name = name
 
-    def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Awaitable[Stream]:
+    def open(
+        self, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Awaitable[Stream]:
         """See `Egress`."""
         known = None if session is None else session.known(destination)
-        return self.dialer.dial(destination, permit, known, self.source, session)
+        return self.dialer.dial(destination, address_filter, known, self.source, session)
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""
@@ -55,6 +57,6 @@ class Direct(Egress):
         """The addresses of a name, within the dialer's deadline. Raises DialError."""
         try:
             async with asyncio.timeout(self.dialer.seconds):
-                return await self.dialer.find(name, permit_any)
+                return await self.dialer.find(name, allow_any_address)
         except TimeoutError:
             raise timeout_error(self.dialer.seconds, name) from None

@@ -7,8 +7,8 @@ from http import HTTPStatus
 from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_by_looking
 from tabi.errors import AuthError, ProxyError
-from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
@@ -64,7 +64,7 @@ class HttpConnect(Upstream):
         below: Egress,
         proxy: Address,
         credentials: Credentials | None,
-        deadlines: Deadlines,
+        deadlines: FixedTimeouts,
         tls: UpstreamTls | None = None,
     ) -> None:
         super().__init__(below, proxy, deadlines, tls)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from tabi.egress.base import Around, Asked, Egress
 from tabi.errors import ConfigError, DialError, TabiError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import timeout_error
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
@@ -21,7 +21,7 @@ log = logging.getLogger("tabi")
 
 T = TypeVar("T")
 
-PermitFor = Callable[[Session, int], Permit]
+AddressFilterFor = Callable[[Session, int], AddressFilter]
 """The address filter of a session for a port."""
 
 
@@ -47,32 +47,36 @@ class Inspected(Around):
     Args:
         below: the other egress.
         inspector: is asked first.
-        permit_for: gives the address filter for another port than the one that was asked for.
+        address_filter_for: gives the address filter for another port than the one that was asked for.
         seconds: the deadline for each call of the inspector.
     """
 
-    def __init__(self, below: Egress, inspector: DialInspector, permit_for: PermitFor, seconds: float) -> None:
+    def __init__(
+        self, below: Egress, inspector: DialInspector, address_filter_for: AddressFilterFor, seconds: float
+    ) -> None:
         super().__init__(below)
         self.inspector = inspector
-        self.permit_for = permit_for
+        self.address_filter_for = address_filter_for
         self.seconds = seconds
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`."""
         found = await self.within(lambda: self.inspector.dial(session, destination), destination)
         if found is not None:
             port = destination.port
             destination = self.read(found)
             if session is not None and destination.port != port:
-                permit = self.permit_for(session, destination.port)
+                address_filter = self.address_filter_for(session, destination.port)
         await self.before_lookup(destination, session)
-        return await self.below.open(destination, permit, session)
+        return await self.below.open(destination, address_filter, session)
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`: the inspector hears of names that are to be resolved."""
         if command == Command.RESOLVE:
             await self.before_lookup(destination, session)
-        return await self.below.ask(command, destination, permit, session)
+        return await self.below.ask(command, destination, address_filter, session)
 
     async def before_resolve(self, name: str, session: Session | None = None) -> None:
         """See `Egress`."""

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from tabi.egress.base import Around, Asked, Egress
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.grammar import Parameters
@@ -38,13 +38,15 @@ class Isolated(Around):
         self.apart = apart
         self.egresses: OrderedDict[bytes, Egress] = OrderedDict()
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`."""
-        return await self.egress_of(session).open(destination, permit, session)
+        return await self.egress_of(session).open(destination, address_filter, session)
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`."""
-        return await self.egress_of(session).ask(command, destination, permit, session)
+        return await self.egress_of(session).ask(command, destination, address_filter, session)
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`."""

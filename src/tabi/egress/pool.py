@@ -20,12 +20,12 @@ from typing import NamedTuple, TypeVar
 
 from tabi.egress.base import QUESTIONS, Asked, Egress
 from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.grammar import Parameters
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.pool import By, Member, Pool, make_key
 from tabi.session import Session
 from tabi.wire.address import UNSPECIFIED, Address
@@ -117,7 +117,7 @@ class Pooled(Egress):
         self.reasons: dict[Member, str] = {}  # why each failed last
         self.checking: asyncio.Task[None] | None = None
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`; ``session.member`` is who was chosen, and counts as its request until the session is over.
 
         Raises:
@@ -126,15 +126,19 @@ class Pooled(Egress):
             PolicyDenied, LimitExceeded: as the member's egress.
         """
         key = self.key(destination, session)
-        stream, member = await self.attempt(lambda egress: egress.open(destination, permit, session), key, session)
+        stream, member = await self.attempt(
+            lambda egress: egress.open(destination, address_filter, session), key, session
+        )
         self.end_with(session, member)
         return stream
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`; as `open`. Members that cannot carry out the command are passed over."""
         key = self.key(destination, session)
         asked, member = await self.attempt(
-            lambda egress: if_able(egress.ask(command, destination, permit, session)), key, session
+            lambda egress: if_able(egress.ask(command, destination, address_filter, session)), key, session
         )
         self.end_with(session, member)
         return asked
@@ -429,7 +433,7 @@ async def check_one(egress: Egress, check: Check) -> None:
         RemoteProtocolError: it does not answer in HTTP.
         TabiError, OSError: as the egress and `Stream.receive`.
     """
-    async with await egress.open(check.destination, permit_any) as stream:
+    async with await egress.open(check.destination, allow_any_address) as stream:
         if check.head is None:
             return
         request = f"HEAD {check.head} HTTP/1.1\r\nHost: {check.destination}\r\nConnection: close\r\n\r\n"

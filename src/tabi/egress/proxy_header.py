@@ -6,7 +6,7 @@ import errno
 
 from tabi.egress.base import Around, Egress
 from tabi.errors import TabiError
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import connect_error
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
@@ -29,9 +29,9 @@ class SendProxyHeader(Around):
         self.named = named
         self.version = version
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`."""
-        stream = await self.below.open(destination, permit, session)
+        stream = await self.below.open(destination, address_filter, session)
         try:
             # The address that was dialled: a name in the header would cost the client's address too.
             who = session if self.named else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tabi.egress.base import Around, Asked, Egress
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.failures import timeout_error
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
@@ -26,13 +26,17 @@ class ResolveLocally(Around):
         self.resolves_locally = True
         self.dialer = dialer
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """See `Egress`."""
-        return await self.below.open(await self.resolve(destination, permit, session), permit, session)
+        return await self.below.open(await self.resolve(destination, address_filter, session), address_filter, session)
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`."""
-        return await self.below.ask(command, await self.resolve(destination, permit, session), permit, session)
+        return await self.below.ask(
+            command, await self.resolve(destination, address_filter, session), address_filter, session
+        )
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`: whoever sends the datagrams resolves the names."""
@@ -40,13 +44,13 @@ class ResolveLocally(Around):
         path.resolves_locally = True
         return path
 
-    async def resolve(self, destination: Address, permit: Permit, session: Session | None) -> Address:
+    async def resolve(self, destination: Address, address_filter: AddressFilter, session: Session | None) -> Address:
         """The destination by address. Raises DialError and PolicyDenied."""
         known = None if session is None else session.known(destination)
         if isinstance(destination.host, str) and known is None:
             try:
                 async with asyncio.timeout(self.dialer.seconds):
-                    found = await self.dialer.find(destination.host, permit)
+                    found = await self.dialer.find(destination.host, address_filter)
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return Address(next((one for one in found if one.version == 4), found[0]), destination.port)

@@ -7,8 +7,8 @@ from ipaddress import IPv6Address
 from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, DialError, ProxyError
-from tabi.net.deadline import Deadlines
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks4 import ClientMachine4, ReplyCode4, Request4
@@ -35,7 +35,7 @@ class Socks4(Upstream):
     protocol = "socks4"
 
     def __init__(
-        self, below: Egress, proxy: Address, userid: bytes, deadlines: Deadlines, tls: UpstreamTls | None = None
+        self, below: Egress, proxy: Address, userid: bytes, deadlines: FixedTimeouts, tls: UpstreamTls | None = None
     ) -> None:
         super().__init__(below, proxy, deadlines, tls)
         self.userid = userid

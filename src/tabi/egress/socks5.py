@@ -17,9 +17,9 @@ from tabi.egress.base import Asked, Egress
 from tabi.egress.client_methods import ClientMethod, client_methods
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError
-from tabi.net.deadline import Deadlines
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.udp_path import UdpPath
 from tabi.session import Session
 from tabi.wire.address import UNSPECIFIED, Address, Host, from_sockaddr, unmap
@@ -120,7 +120,7 @@ class Socks5(Upstream):
         below: Egress,
         proxy: Address,
         credentials: Credentials | None,
-        deadlines: Deadlines,
+        deadlines: FixedTimeouts,
         tls: UpstreamTls | None = None,
         optimistic: bool = False,
     ) -> None:
@@ -138,7 +138,7 @@ class Socks5(Upstream):
         if stream is not None:
             return stream
         self.optimistic = False
-        left = Deadlines(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
+        left = FixedTimeouts(self.deadlines.loop, max(0.0, began + self.seconds - monotonic()))
         try:
             return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session, left))
         finally:
@@ -198,9 +198,11 @@ class Socks5(Upstream):
         machine.send(request)  # which is on its way already
         return await stream.peek(1) != b""
 
-    async def ask(self, command: int, destination: Address, permit: Permit, session: Session | None = None) -> Asked:
+    async def ask(
+        self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
+    ) -> Asked:
         """See `Egress`. In a reply to BIND an unspecified address means the proxy's own, and becomes that."""
-        asked = await self.ask_over(self.below, command, self.choose(destination, permit, session), session)
+        asked = await self.ask_over(self.below, command, self.choose(destination, address_filter, session), session)
         host, port = unmap(asked.reply.bound)
         if command == Command.BIND and (not port or (not isinstance(host, str) and host.is_unspecified)):
             try:
@@ -219,7 +221,7 @@ class Socks5(Upstream):
         command: int,
         destination: Address,
         session: Session | None,
-        deadlines: Deadlines | None = None,
+        deadlines: FixedTimeouts | None = None,
     ) -> Asked:
         """Reach the proxy through ``below`` and ask it for a command, in the RFC's order. Errors as `Upstream.open`.
 

@@ -11,10 +11,10 @@ from tabi.egress.ssh_keys import SshKeys
 from tabi.egress.ssh_link import Link
 from tabi.egress.upstream import Upstream
 from tabi.errors import AuthError, ProxyError, RemoteProtocolError, TabiError
-from tabi.net.deadline import Deadlines
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.policy.guard import permit_any
+from tabi.net.timeouts import FixedTimeouts
+from tabi.policy.guard import allow_any_address
 from tabi.session import Session
 from tabi.wire.address import Address
 
@@ -38,7 +38,13 @@ class Ssh(Upstream):
     protocol = "ssh"
 
     def __init__(
-        self, below: Egress, server: Address, username: str, password: str | None, keys: SshKeys, deadlines: Deadlines
+        self,
+        below: Egress,
+        server: Address,
+        username: str,
+        password: str | None,
+        keys: SshKeys,
+        deadlines: FixedTimeouts,
     ) -> None:
         super().__init__(below, server, deadlines)
         self.username = username
@@ -88,7 +94,7 @@ class Ssh(Upstream):
 
     async def open_link(self) -> Link:
         """Reach the server and log in."""
-        stream = await self.below.open(self.proxy, permit_any)
+        stream = await self.below.open(self.proxy, allow_any_address)
         link = Link(self.proxy, get_reactor(), self.end_if_idle)
         try:
             link.names = stream.sock.getsockname(), stream.sock.getpeername()

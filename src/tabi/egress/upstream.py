@@ -13,13 +13,13 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from tabi.egress.base import CONNECTIONS_ALONE, Egress
 from tabi.errors import AuthError, DialError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
-from tabi.net.deadline import Deadlines
-from tabi.net.dial import Permit
+from tabi.net.dial import AddressFilter
 from tabi.net.failures import is_deadline
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import TlsShared, connect_tls
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.session import Session
 from tabi.url import ProxyURL
 from tabi.wire.address import Address
@@ -51,7 +51,7 @@ class Upstream(Egress):
 
     protocol: ClassVar[str]
 
-    def __init__(self, below: Egress, proxy: Address, deadlines: Deadlines, tls: UpstreamTls | None = None) -> None:
+    def __init__(self, below: Egress, proxy: Address, deadlines: FixedTimeouts, tls: UpstreamTls | None = None) -> None:
         self.below = below
         self.proxy = proxy
         self.deadlines = deadlines
@@ -77,7 +77,7 @@ class Upstream(Egress):
         """See `Egress`."""
         return self.below.chooser()
 
-    async def open(self, destination: Address, permit: Permit, session: Session | None = None) -> Stream:
+    async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
         """Return a stream to ``destination`` that the caller closes; see `Egress`.
 
         Raises:
@@ -87,10 +87,10 @@ class Upstream(Egress):
             ProxyError: it refused, broke the connection, or did not answer in time; ``reply_code`` says how.
             RemoteProtocolError: what is there is no such proxy.
         """
-        destination = self.choose(destination, permit, session)
+        destination = self.choose(destination, address_filter, session)
         return await self.connect(destination, session)
 
-    def choose(self, destination: Address, permit: Permit, session: Session | None) -> Address:
+    def choose(self, destination: Address, address_filter: AddressFilter, session: Session | None) -> Address:
         """What to ask the proxy for: the destination itself, whose name the proxy resolves.
 
         But a name that was resolved for a decision becomes an address that this decision was made on: the proxy
@@ -100,11 +100,13 @@ class Upstream(Egress):
         known = None if session is None else session.known(destination)
         if known:
             for address in known:
-                permit(address)
+                address_filter(address)
             return Address(next((ip for ip in known if isinstance(ip, IPv4Address)), known[0]), port)
-        number = (find_number(host) if permit is not permit_any else None) if isinstance(host, str) else host
+        number = (
+            (find_number(host) if address_filter is not allow_any_address else None) if isinstance(host, str) else host
+        )
         if number is not None:
-            permit(number)
+            address_filter(number)
         return destination
 
     async def connect(self, destination: Address, session: Session | None) -> Stream:
@@ -116,7 +118,7 @@ class Upstream(Egress):
         talk: Callable[[Stream], Awaitable[T]],
         session: Session | None,
         below: Egress | None = None,
-        deadlines: Deadlines | None = None,
+        deadlines: FixedTimeouts | None = None,
     ) -> tuple[Stream, T]:
         """Reach the proxy and talk to it, with one deadline over everything from the open connection on.
 
@@ -133,7 +135,7 @@ class Upstream(Egress):
             As ``talk`` and the egress below, but for OSError: that is a ProxyError.
         """
         deadlines = deadlines or self.deadlines
-        stream = await (below or self.below).open(self.proxy, permit_any, session)
+        stream = await (below or self.below).open(self.proxy, allow_any_address, session)
         deadlines.start(stream)
         try:
             if self.tls is not None:

@@ -38,7 +38,7 @@ class Associate:
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
-        egress, judge = await self.gate.enter_open(session, client)
+        egress, destination_policy = await self.gate.enter_open(session, client)
         associations = self.associations
         inspector = self.inspector or associations.inspector
         inspect = None if inspector is None else associations.inspect(session, inspector)
@@ -60,7 +60,9 @@ class Associate:
             session.watch.connected(session)
         opened = None if path is None else (str(session.via), path)
         declared = declared_port(session)
-        associations.start(client, port, session, answer, judge, declared, self.udp, self.open_path, opened, inspect)
+        associations.start(
+            client, port, session, answer, destination_policy, declared, self.udp, self.open_path, opened, inspect
+        )
 
 
 def declared_port(session: Session) -> int:

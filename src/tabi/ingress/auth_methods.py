@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import MachineConversation
 from tabi.ingress.refusal import Refusal, login_refused
-from tabi.net.deadline import Deadlines
+from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.socks5 import Credentials, CredentialsReply, Method, MethodSelection
 
@@ -64,7 +64,7 @@ class UsernamePassword:
 
     method = int(Method.USERNAME_PASSWORD)
 
-    def __init__(self, ask: Ask, handshake: Deadlines) -> None:
+    def __init__(self, ask: Ask, handshake: FixedTimeouts) -> None:
         self.ask = ask
         self.handshake = handshake
 

@@ -14,18 +14,18 @@ from time import monotonic
 from tabi.config import Udp
 from tabi.egress.bind import listen
 from tabi.errors import DialError, LimitExceeded
-from tabi.ingress.callers import Callers, CallersThere
+from tabi.ingress.bind_listener import BindListener, UpstreamBindListener
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
-from tabi.net.dial import IP, Dialer, Permit
+from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import bind_port, client_ip, family_of, own_address, route_to
 from tabi.net.reactor import ENDED
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Sock, Stream
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.networks import unmapped
-from tabi.policy.policy import Judge
+from tabi.policy.policy import DestinationPolicy
 from tabi.relay.carrier import Carrier
 from tabi.session import Session
 from tabi.wire.address import Address, parse_ip
@@ -90,39 +90,39 @@ class Bind:
         answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, session.address))
         self.carrier.start(client, server, session, answer, conversation.trailing_data)
 
-    async def open(self, session: Session, client: Stream) -> Callers | CallersThere:
+    async def open(self, session: Session, client: Stream) -> BindListener | UpstreamBindListener:
         """Decide who may call, and listen: on this machine, or at the last proxy of the way out."""
         assert session.destination is not None
         host, port = session.destination
         expected: list[IP] = []
-        judge: Judge | None = None
-        permit: Permit = permit_any
+        destination_policy: DestinationPolicy | None = None
+        address_filter: AddressFilter = allow_any_address
         if not isinstance(host, str) and unmapped(host).is_unspecified:
-            way, judge = await self.gate.enter_open(session, client)
-            egress = way or self.gate.direct
+            route, destination_policy = await self.gate.enter_open(session, client)
+            egress = route or self.gate.direct
         else:
-            egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
+            egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
         if not egress.direct:
-            listener = await listen(egress, session.destination, permit, session)
-            return CallersThere(listener, client, judge, port)
-        if judge is None:
-            expected = await self.expect(session, permit)
+            listener = await listen(egress, session.destination, address_filter, session)
+            return UpstreamBindListener(listener, client, destination_policy, port)
+        if destination_policy is None:
+            expected = await self.expect(session, address_filter)
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
         own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)
         sock, bound = self.listen(expected, client.sock, session, egress.source)
-        return Callers(self.dialer.reactor, sock, bound, client, expected, judge, port)
+        return BindListener(self.dialer.reactor, sock, bound, client, expected, destination_policy, port)
 
-    async def expect(self, session: Session, permit: Permit) -> list[IP]:
+    async def expect(self, session: Session, address_filter: AddressFilter) -> list[IP]:
         """The addresses that may call. Errors as `find`."""
         assert session.destination is not None
         if session.addresses is None:
-            return await self.find(session.destination, permit)
+            return await self.find(session.destination, address_filter)
         for address in session.addresses:
-            permit(address)
+            address_filter(address)
         return list(session.addresses)
 
-    async def find(self, destination: Address, permit: Permit) -> list[IP]:
+    async def find(self, destination: Address, address_filter: AddressFilter) -> list[IP]:
         """The addresses that may call, every one of them permitted.
 
         Raises:
@@ -133,12 +133,12 @@ class Bind:
         if isinstance(host, str):
             try:
                 async with asyncio.timeout(self.dialer.seconds):
-                    found = await self.dialer.find(host, permit)
+                    found = await self.dialer.find(host, address_filter)
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return [parse_ip(str(address)) for address in found]
         address = parse_ip(str(host))  # IPv4 inside IPv6 calls as IPv4
-        permit(address)
+        address_filter(address)
         return [address]
 
     def listen(
@@ -183,7 +183,7 @@ class Bind:
         except OSError as exc:
             raise local_error(exc, f"listening for {destination}") from exc
 
-    async def wait(self, conversation: Conversation, callers: Callers | CallersThere) -> bool:
+    async def wait(self, conversation: Conversation, callers: BindListener | UpstreamBindListener) -> bool:
         """Wait until the peer has called, or the client has left; False is the latter. What it sends early is kept.
 
         Raises:
@@ -203,7 +203,7 @@ class Bind:
                 if data is not None:
                     if not data:
                         return False
-                    conversation.keep(data)
+                    conversation.push_back(data)
                     continue
             readable = client.readable()
             if room <= 0:

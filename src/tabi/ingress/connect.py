@@ -34,10 +34,10 @@ class Connect:
         session = conversation.session
         assert session.destination is not None
 
-        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
+        egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
 
         began = monotonic()
-        server = await egress.open(session.destination, permit, session)
+        server = await egress.open(session.destination, address_filter, session)
         try:
             session.connect_seconds = monotonic() - began
             if number := find_failure(server):  # reset since it was opened

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from tabi.errors import RemoteProtocolError, TabiError
 from tabi.ingress.refusal import Refusal, refusal_of
-from tabi.net.deadline import Deadlines
 from tabi.net.stream import RESET, Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks4 import ServerMachine4
@@ -50,7 +50,7 @@ class Conversation(Protocol):
     def trailing_data(self) -> bytes:
         """Octets that the client sent behind its request: they are payload."""
 
-    def keep(self, data: bytes) -> None:
+    def push_back(self, data: bytes) -> None:
         """Add to ``trailing_data``."""
 
     def answer(self, reply: Reply) -> None:
@@ -94,7 +94,7 @@ class MachineConversation:
         """See `Conversation`; so for the others."""
         return bytes(self.machine.trailing_data)
 
-    def keep(self, data: bytes) -> None:
+    def push_back(self, data: bytes) -> None:
         self.machine.receive_data(data)
 
     def answer(self, reply: Reply) -> None:
@@ -121,10 +121,10 @@ class Commands:
         handshake: the deadline of the whole handshake, already running when a stream is handed in.
     """
 
-    def __init__(self, serves: Mapping[int, Serve], handshake: Deadlines) -> None:
+    def __init__(self, serves: Mapping[int, Serve], handshake: FixedTimeouts) -> None:
         self.serves = serves
         self.handshake = handshake
-        self.linger = Deadlines(handshake.loop, LINGER)
+        self.linger = FixedTimeouts(handshake.loop, LINGER)
 
     async def carry_out(self, command: int, conversation: Conversation) -> None:
         """Carry out a request, whose destination is the session's, or refuse it."""
@@ -139,7 +139,7 @@ class Commands:
             return
         if last is not None:
             session.close = "server"
-            await self.part(conversation.client, lambda: conversation.answer(last))
+            await self.linger_close(conversation.client, lambda: conversation.answer(last))
 
     async def refuse_request(self, conversation: Conversation, refusal: Refusal) -> None:
         """Refuse a request, in the way that the refusal says."""
@@ -150,11 +150,11 @@ class Commands:
         """Refuse a client, in the way that the refusal says; ``answer`` sends its words in the client's protocol."""
         session.error, session.close = refusal.text, refusal.close
         if refusal.action == "deny":
-            await self.part(client, answer)
+            await self.linger_close(client, answer)
         else:
-            await self.turn_away(client, refusal.action)
+            await self.refuse_silently(client, refusal.action)
 
-    async def turn_away(self, client: Stream, action: str) -> None:
+    async def refuse_silently(self, client: Stream, action: str) -> None:
         """Refuse without an answer: with a reset, or by keeping the client waiting as long as a handshake may take."""
         self.handshake.stop(client)
         if action == "reset":
@@ -170,7 +170,7 @@ class Commands:
         finally:
             self.handshake.stop(client)
 
-    async def part(self, client: Stream, answer: Callable[[], None] = lambda: None) -> None:
+    async def linger_close(self, client: Stream, answer: Callable[[], None] = lambda: None) -> None:
         """End, and stay until the client has read it all: a close with octets unread would be a reset and lose it."""
         self.handshake.stop(client)
         self.linger.start(client)

@@ -14,18 +14,26 @@ from typing import Any, Final, NamedTuple
 
 from tabi.egress.base import Egress
 from tabi.errors import LimitExceeded, PolicyDenied, TabiError
-from tabi.ingress.hook import MAX_DELAY, HookJudge, MadeEgresses, MakeEgress, await_hook, failure_of, with_terms
-from tabi.net.dial import Dialer, Permit
+from tabi.ingress.hook import (
+    MAX_DELAY,
+    HookDestinationPolicy,
+    MadeEgresses,
+    MakeEgress,
+    await_hook,
+    failure_of,
+    with_terms,
+)
+from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.failures import timeout_error
 from tabi.net.reactor import ENDED
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.observe.metrics import Metrics
-from tabi.policy.guard import permit_any
+from tabi.policy.guard import allow_any_address
 from tabi.policy.hook import ask_hook
 from tabi.policy.limits import Given, Lease
 from tabi.policy.own_limits import add_own_limits
-from tabi.policy.policy import Judge, Policy, enforce
+from tabi.policy.policy import DestinationPolicy, Policy, enforce
 from tabi.policy.rules import Unresolved
 from tabi.session import Decision, Session
 from tabi.wire.address import Address, Host, read_number
@@ -38,20 +46,20 @@ LOOK = 0.25
 """Seconds until one that waits looks again, whatever it waits for: limits may be others by then."""
 
 
-class Way(NamedTuple):
+class Route(NamedTuple):
     """What the gate gives a session that may go on."""
 
     egress: Egress
-    permit: Permit
+    address_filter: AddressFilter
     """Asked with each address before it is dialled."""
 
 
-class OpenWay(NamedTuple):
+class OpenRoute(NamedTuple):
     """What the gate gives a session whose destinations are not known yet."""
 
     egress: Egress | None
     """Where all of them go this way, and it is not straight; None: the judge says it of each."""
-    judge: Judge
+    destination_policy: DestinationPolicy
     """Asked for each destination."""
 
 
@@ -134,14 +142,14 @@ class Gate:
         steps = []
         if policy.decides:
             steps.append(Step("rules", self.ask_rules, self.wait_for_addresses))
-        if policy.last_word is not None:
+        if policy.decide_hook is not None:
             steps.append(Step("decide", self.ask_hook, self.wait_for_hook))
             steps.append(Step("delay", self.ask_delay, self.wait_for_delay))
         if policy.decides:
             steps.append(Step("egress", self.follow, never))
         if policy.admission or policy.given_limits:
             steps.append(self.limits_step(policy))
-        elif policy.last_word is not None:
+        elif policy.decide_hook is not None:
             steps.append(Step("limits", self.ask_own_limits, never))
         return steps
 
@@ -160,7 +168,7 @@ class Gate:
 
     # --- one destination ---
 
-    def enter(self, session: Session) -> Way | None:
+    def enter(self, session: Session) -> Route | None:
         """Decide; None where that takes time, for `enter_slowly`.
 
         Raises:
@@ -178,9 +186,9 @@ class Gate:
                 egress = found
         session.via = egress.name
         assert session.destination is not None
-        return Way(egress, self.policy.permit_for(session, session.destination.port))
+        return Route(egress, self.policy.address_filter_for(session, session.destination.port))
 
-    async def enter_slowly(self, session: Session, client: Stream) -> Way:
+    async def enter_slowly(self, session: Session, client: Stream) -> Route:
         """Go on where `enter` has stopped, or begin, and wait for whatever there is to wait for.
 
         Raises:
@@ -191,7 +199,7 @@ class Gate:
         egress = await self.walk(False, session, client, start, found) or self.direct
         session.via = egress.name
         assert session.destination is not None
-        return Way(egress, self.policy.permit_for(session, session.destination.port))
+        return Route(egress, self.policy.address_filter_for(session, session.destination.port))
 
     async def walk(
         self, openly: bool, session: Session, client: Stream, start: int = 0, egress: Egress | None = None
@@ -236,7 +244,7 @@ class Gate:
         name, seconds = session.destination.host, self.dialer.seconds
         try:
             async with asyncio.timeout(seconds):
-                session.addresses = await self.dialer.find(str(name), permit_any)
+                session.addresses = await self.dialer.find(str(name), allow_any_address)
         except TimeoutError:
             raise timeout_error(seconds, session.destination) from None
         if session.watch is not None:
@@ -248,10 +256,10 @@ class Gate:
         policy, decision = self.policy, session.decision
         if policy.hook_waits:
             return WAIT
-        assert policy.last_word is not None
+        assert policy.decide_hook is not None
         assert decision is not None
         try:
-            session.decision = ask_hook(policy.last_word, session, destination_of(session), decision)
+            session.decision = ask_hook(policy.decide_hook, session, destination_of(session), decision)
         except TabiError:
             raise
         except Exception as exc:
@@ -299,7 +307,7 @@ class Gate:
 
     # --- several destinations ---
 
-    async def enter_open(self, session: Session, client: Stream) -> OpenWay:
+    async def enter_open(self, session: Session, client: Stream) -> OpenRoute:
         """Let a session begin whose destinations are not known yet: datagrams, and BIND for anyone.
 
         Raises:
@@ -308,13 +316,13 @@ class Gate:
         """
         egress = await self.walk(True, session, client)
         policy = self.policy
-        judge: Judge
-        if policy.last_word is None:
-            judge = policy.judge_for(session, self.clock)
+        destination_policy: DestinationPolicy
+        if policy.decide_hook is None:
+            destination_policy = policy.destination_policy_for(session, self.clock)
         else:
-            judge = HookJudge(policy, session, self.made, self.patience, self.clock)
+            destination_policy = HookDestinationPolicy(policy, session, self.made, self.patience, self.clock)
         session.via = "direct" if egress is None else egress.name
-        return OpenWay(egress, judge)
+        return OpenRoute(egress, destination_policy)
 
     def ask_rules_openly(self, session: Session) -> Egress | None:
         """What the rules say whatever the destination will be: a refusal, or the way out where it is not straight."""
@@ -325,8 +333,8 @@ class Gate:
             self.follow(session)
         settled = policy.settled(session, now)
         session.rule = None if settled is None else settled.label
-        way = None if settled is None else settled.via
-        return None if way in (None, "direct") else self.egress(way)
+        route = None if settled is None else settled.via
+        return None if route in (None, "direct") else self.egress(route)
 
     def egress(self, name: str) -> Egress:
         """A way out by its name. Raises PolicyDenied where there is none."""

@@ -52,7 +52,7 @@ async def await_hook(
         PolicyDenied: it has raised that, has failed, or has not answered in time.
         CancelledError: the task that asks is cancelled.
     """
-    hook: Any = policy.last_word
+    hook: Any = policy.decide_hook
     try:
         if not policy.hook_waits:
             return ask_hook(hook, session, destination, decision)
@@ -153,7 +153,7 @@ def retire(egress: Any) -> None:
 Verdict = str | PolicyDenied | None
 
 
-class HookJudge:
+class HookDestinationPolicy:
     """Asked for each destination of a session that has several, where there is a program to ask.
 
     Args:
@@ -175,7 +175,7 @@ class HookJudge:
         self.verdicts: dict[tuple[Address, tuple[IP, ...]], tuple[float, Verdict]] = {}
 
     def __call__(self, destination: Address, addresses: Sequence[IP] | None) -> str | Unresolved | None:
-        """See `Judge`; `Pending` where whoever asks has to await something first. Raises PolicyDenied alone."""
+        """See `DestinationPolicy`; `Pending` where whoever asks has to await something first. Raises PolicyDenied alone."""
         if self.verdicts:
             until, verdict = self.verdicts.get((destination, tuple(addresses or ())), (0.0, None))
             if until > monotonic():
@@ -186,9 +186,9 @@ class HookJudge:
             return found
         if policy.hook_waits:
             return Pending(partial(self.settle, destination, addresses, found))
-        assert policy.last_word is not None
+        assert policy.decide_hook is not None
         try:
-            found = ask_hook(policy.last_word, session, destination, found)
+            found = ask_hook(policy.decide_hook, session, destination, found)
         except PolicyDenied:
             raise
         except Exception as exc:

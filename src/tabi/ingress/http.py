@@ -19,12 +19,12 @@ from typing import NamedTuple
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import Commands
-from tabi.ingress.gate import Gate, Way
+from tabi.ingress.gate import Gate, Route
 from tabi.ingress.refusal import Refusal, login_refused, refusal_of
-from tabi.net.deadline import Quiet
 from tabi.net.failures import connect_error
 from tabi.net.reactor import ERR
 from tabi.net.stream import RESET, Stream
+from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.networks import unmapped
 from tabi.relay.carrier import Carrier
 from tabi.relay.exchange import READ_SIZE, Exchange, ExchangeFailed, ServerConnection
@@ -74,7 +74,7 @@ class Forwarding(NamedTuple):
 
     gate: Gate
     pacer: Pacer
-    idle: Quiet
+    idle: IdleTimeouts
     over: Callable[[Session], object]
     kept: KeptConnections
     carrier: Carrier
@@ -130,7 +130,7 @@ class Tunnel:
         self.session = session
         self.trailing_data = trailing_data
 
-    def keep(self, data: bytes) -> None:
+    def push_back(self, data: bytes) -> None:
         self.trailing_data += data
 
     def answer(self, reply: Reply) -> None:
@@ -310,7 +310,7 @@ class Connection:
         """Refuse a request, None where it is not one, in the way that the refusal says; see `answer`."""
         self.session.error, self.session.close = refusal.text, refusal.close
         if refusal.action != "deny":
-            await self.ingress.commands.turn_away(self.client, refusal.action)
+            await self.ingress.commands.refuse_silently(self.client, refusal.action)
             return False
         return await self.answer(request, refusal.status, refusal.error, refusal.text, refusal.fields)
 
@@ -333,7 +333,7 @@ class Connection:
                 raise
             return False
         if not keep:
-            await self.ingress.commands.part(self.client)
+            await self.ingress.commands.linger_close(self.client)
         return keep
 
     async def send(self, octets: bytes) -> None:
@@ -374,11 +374,11 @@ class Connection:
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
         carrier, pacer, idle = self.ingress.carrier, self.ingress.pacer, self.ingress.idle.seconds
-        way = gate.enter(session) or await gate.enter_slowly(session, self.client)
+        route = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
         while not self.gone:
-            server = self.kept_server(request, repeatable, way) or await self.open_server(request, way)
+            server = self.kept_server(request, repeatable, route) or await self.open_server(request, route)
             if self.gone:
                 break
             session.address = server.address
@@ -395,11 +395,11 @@ class Connection:
             if not keep_server:
                 self.close_server()
             if not keep and not self.broken and self.client.fd >= 0:
-                await self.ingress.commands.part(self.client)
+                await self.ingress.commands.linger_close(self.client)
             return keep
         raise ConnectionResetError("the client has gone")
 
-    def kept_server(self, request: Request, repeatable: bool, way: Way) -> ServerConnection | None:
+    def kept_server(self, request: Request, repeatable: bool, route: Route) -> ServerConnection | None:
         """The kept connection where it serves; where not it is closed."""
         server = self.server
         if server is None:
@@ -409,8 +409,8 @@ class Connection:
             and server.destination == request.destination
             and server.user == self.session.user
             and server.parameters == self.session.parameters
-            and server.egress is way.egress
-            and self.may_lead_to(server.address, way)
+            and server.egress is route.egress
+            and self.may_lead_to(server.address, route)
             and server.quiet
         ):
             self.session.member = server.member
@@ -418,24 +418,24 @@ class Connection:
         self.close_server()
         return None
 
-    def may_lead_to(self, address: Address, way: Way) -> bool:
+    def may_lead_to(self, address: Address, route: Route) -> bool:
         """Whether this request may go where a kept connection leads: names and the guard may have changed since."""
-        if not way.egress.direct:  # it leads to a proxy, whose part the rest is
+        if not route.egress.direct:  # it leads to a proxy, whose part the rest is
             return self.session.addresses is None
         host, addresses = address.host, self.session.addresses
         assert not isinstance(host, str)
         if addresses is not None and host not in map(unmapped, addresses):  # it was decided on these
             return False
         try:
-            way.permit(host)
+            route.address_filter(host)
         except PolicyDenied:
             return False
         return True
 
-    async def open_server(self, request: Request, way: Way) -> ServerConnection:
+    async def open_server(self, request: Request, route: Route) -> ServerConnection:
         """A new connection. Errors as `Egress.open`."""
         began, session = monotonic(), self.session
-        stream = await way.egress.open(request.destination, way.permit, session)
+        stream = await route.egress.open(request.destination, route.address_filter, session)
         session.connect_seconds = monotonic() - began
         try:
             address = from_sockaddr(stream.sock.getpeername())
@@ -444,5 +444,5 @@ class Connection:
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
         if session.watch is not None:
             session.watch.connected(session)
-        self.server = ServerConnection(stream, address, session, way.egress)
+        self.server = ServerConnection(stream, address, session, route.egress)
         return self.server

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tabi.config import Limits
+from tabi.config import LimitsConfig
 from tabi.errors import ConfigError
 from tabi.wire.address import Address
 
@@ -44,7 +44,7 @@ class User(msgspec.Struct, frozen=True):
     """Goes into the access log, and is what rules match."""
     groups: Sequence[str] = ()
     """Groups that the user belongs to, besides those of tabi.toml, for rules and for limits that members share."""
-    limits: Limits | Mapping[str, object] | None = None
+    limits: LimitsConfig | Mapping[str, object] | None = None
     """What the user may use in all sessions together, as ``limits`` of a user in tabi.toml:
     ``{"bandwidth": "10 MB/s"}``. Each worker counts it for itself. None: what tabi.toml says."""
 

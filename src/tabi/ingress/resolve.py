@@ -15,7 +15,7 @@ from tabi.egress.base import Egress
 from tabi.errors import DialError, PolicyDenied, RemoteProtocolError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
-from tabi.net.dial import IP, Dialer, Permit
+from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import timeout_error
 from tabi.session import Session
 from tabi.wire.address import Address, Host, check_found_name, unmap
@@ -40,42 +40,44 @@ class Question:
         session = conversation.session
         assert session.destination is not None
         self.check(session.destination)
-        egress, permit = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
+        egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
         if egress.leads_nowhere:
             raise PolicyDenied(f"egress {egress.name}: {session.destination}")
         began = monotonic()
         if egress.resolves_locally:
             if isinstance(session.destination.host, str):
                 await egress.before_resolve(session.destination.host, session)
-            found = await self.find_within(self.gate.dialer, session.destination, permit, session)
+            found = await self.find_within(self.gate.dialer, session.destination, address_filter, session)
         else:
-            found = await self.ask(egress, session.destination, permit, session)
+            found = await self.ask(egress, session.destination, address_filter, session)
         session.connect_seconds = monotonic() - began
         session.address = Address(found, 0)
         return Reply(ReplyCode.SUCCEEDED, session.address)
 
-    async def find_within(self, dialer: Dialer, destination: Address, permit: Permit, session: Session) -> Host:
+    async def find_within(
+        self, dialer: Dialer, destination: Address, address_filter: AddressFilter, session: Session
+    ) -> Host:
         """`find` within the time that connecting has. Raises DialError too where that is over."""
         try:
             async with asyncio.timeout(dialer.seconds):
-                return await self.find(dialer, destination.host, permit, session)
+                return await self.find(dialer, destination.host, address_filter, session)
         except TimeoutError:
             raise timeout_error(dialer.seconds, destination) from None
 
-    async def ask(self, egress: Egress, destination: Address, permit: Permit, session: Session) -> Host:
+    async def ask(self, egress: Egress, destination: Address, address_filter: AddressFilter, session: Session) -> Host:
         """Have the proxy on the way find it. Raises as `Egress.ask`; RemoteProtocolError for what is no answer."""
-        asked = await egress.ask(self.command, destination, permit, session)
+        asked = await egress.ask(self.command, destination, address_filter, session)
         asked.stream.close()
-        return self.take(asked.reply.bound.host, permit)
+        return self.take(asked.reply.bound.host, address_filter)
 
     def check(self, destination: Address) -> None:
         """Raise DialError for what this command cannot be asked about."""
 
-    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> Host:
+    async def find(self, dialer: Dialer, host: Host, address_filter: AddressFilter, session: Session) -> Host:
         """Find it on this machine. Raises DialError and PolicyDenied."""
         raise NotImplementedError
 
-    def take(self, found: Host, permit: Permit) -> Host:
+    def take(self, found: Host, address_filter: AddressFilter) -> Host:
         """Look at what a proxy has found. Raises RemoteProtocolError, DialError, and PolicyDenied."""
         raise NotImplementedError
 
@@ -95,25 +97,25 @@ class Resolve(Question):
         super().__init__(gate)
         self.prefer = prefer
 
-    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> IP:
+    async def find(self, dialer: Dialer, host: Host, address_filter: AddressFilter, session: Session) -> IP:
         """See `Question`."""
         if not isinstance(host, str):
-            permit(host)
+            address_filter(host)
             return host
         found = session.addresses
         if found is None:
-            found = await dialer.find(host, permit)
+            found = await dialer.find(host, address_filter)
         for address in found:
-            permit(address)
+            address_filter(address)
         if self.prefer != "any":  # then they come in that order
             return found[0]
         return next((address for address in found if address.version == 4), found[0])
 
-    def take(self, found: Host, permit: Permit) -> IP:
+    def take(self, found: Host, address_filter: AddressFilter) -> IP:
         """See `Question`."""
         if isinstance(found, str):
             raise RemoteProtocolError(f"the proxy was asked for an address, and gave {found}")
-        permit(found)
+        address_filter(found)
         return found
 
 
@@ -129,14 +131,14 @@ class ResolvePtr(Question):
             text = f"{destination.host}: only an address can be asked for its name"
             raise DialError(text, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
 
-    async def find(self, dialer: Dialer, host: Host, permit: Permit, session: Session) -> str:
+    async def find(self, dialer: Dialer, host: Host, address_filter: AddressFilter, session: Session) -> str:
         """See `Question`."""
         address = unmap(Address(host, 0)).host
         assert not isinstance(address, str)
-        permit(address)  # names of inner networks are no business of clients from outside
+        address_filter(address)  # names of inner networks are no business of clients from outside
         return await dialer.find_name(address)
 
-    def take(self, found: Host, permit: Permit) -> str:
+    def take(self, found: Host, address_filter: AddressFilter) -> str:
         """See `Question`."""
         try:
             return check_found_name(str(found))

@@ -224,7 +224,7 @@ class TlsIngress:
             sock = await accept_tls(client, self.certificates.current(), self.shared)
         except RemoteProtocolError as exc:
             session.error = str(exc)
-            await self.commands.part(client)
+            await self.commands.linger_close(client)
             return
         try:
             certificate = sock.tls.getpeercert()
@@ -232,6 +232,6 @@ class TlsIngress:
                 session.user = user_of(certificate, self.certificates.tls.client_name, self.time())
         except ValueError as exc:
             session.error, session.close = f"TLS: {exc}", "denied"
-            await self.commands.part(client)
+            await self.commands.linger_close(client)
             return
         await self.inner.serve(client, session)

@@ -13,19 +13,19 @@ from typing import Any
 
 from tabi.errors import DialError
 from tabi.net.cache import NameCache
-from tabi.net.deadline import Deadlines
 from tabi.net.failures import connect_error, is_deadline, lookup_error, timeout_error
 from tabi.net.race import Race, find_failure, interleave
 from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
 from tabi.net.source import SourceBinding
 from tabi.net.stream import WRITABLE, Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.address import Address, check_found_name
 from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
-Permit = Callable[[IP], None]
+AddressFilter = Callable[[IP], None]
 """Raises PolicyDenied for an address that must not be dialled."""
 
 Lookup = Callable[[str], Sequence[IP] | None]
@@ -61,7 +61,7 @@ class Dialer:
         self.lookup: Lookup = resolver.lookup if isinstance(resolver, NameCache) else unknown
         """The addresses of a name that are known already, or None. Raises DialError where it is known to have none."""
         self.seconds = seconds
-        self.deadlines = Deadlines(reactor.loop, seconds)
+        self.deadlines = FixedTimeouts(reactor.loop, seconds)
         self.speaks_first = False
 
     def speaking_first(self) -> Dialer:
@@ -77,13 +77,13 @@ class Dialer:
     def within(self, seconds: float) -> Dialer:
         """The same with another deadline. The caller closes its ``deadlines``; the rest is closed with this one."""
         other = copy(self)
-        other.seconds, other.deadlines = seconds, Deadlines(self.reactor.loop, seconds)
+        other.seconds, other.deadlines = seconds, FixedTimeouts(self.reactor.loop, seconds)
         return other
 
     def dial(
         self,
         destination: Address,
-        permit: Permit,
+        address_filter: AddressFilter,
         known: Sequence[IP] | None = None,
         binding: SourceBinding | None = None,
         session: Session | None = None,
@@ -101,22 +101,27 @@ class Dialer:
         if isinstance(host, str):
             known = self.lookup(host) if known is None else known
             if known is None:
-                return self.dial_name(destination, host, permit, binding, session)
+                return self.dial_name(destination, host, address_filter, binding, session)
             if len(known) > 1:
                 for address in known:
-                    permit(address)
+                    address_filter(address)
                 return self.dial_many(destination, known, binding, session)
             (host,) = known
-        permit(host)
+        address_filter(host)
         return self.dial_one(destination, host, binding, session)
 
     async def dial_name(
-        self, destination: Address, name: str, permit: Permit, binding: SourceBinding | None, session: Session | None
+        self,
+        destination: Address,
+        name: str,
+        address_filter: AddressFilter,
+        binding: SourceBinding | None,
+        session: Session | None,
     ) -> Stream:
         """Connect to whatever a name stands for that is not known yet."""
         try:
             async with asyncio.timeout(self.seconds):
-                addresses = await self.find(name, permit)
+                addresses = await self.find(name, address_filter)
                 if len(addresses) > 1:
                     return await self.dial_many(destination, addresses, binding, session)
                 return await self.dial_one(destination, addresses[0], binding, session)
@@ -125,7 +130,7 @@ class Dialer:
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
-    async def find(self, name: str, permit: Permit) -> list[IP]:
+    async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
         """The addresses of a name, best first, every one of them permitted. Who waits sets the deadline.
 
         Raises:
@@ -145,7 +150,7 @@ class Dialer:
             except (OSError, UnicodeError) as exc:  # of an embedding program's, which may not know DialError
                 raise lookup_error(exc, name) from exc
         for address in addresses:
-            permit(address)
+            address_filter(address)
         return addresses
 
     async def find_name(self, address: IP) -> str:
@@ -292,7 +297,7 @@ class StillDialer(Dialer):
         self.reactor = self.resolver = nobody
         self.lookup = unknown
         self.seconds = seconds
-        self.deadlines = Deadlines(nobody, seconds)
+        self.deadlines = FixedTimeouts(nobody, seconds)
         self.speaks_first = False
 
     def start(
@@ -301,7 +306,7 @@ class StillDialer(Dialer):
         """See `Dialer`. Raises RuntimeError."""
         raise RuntimeError(f"{destination}: an egress that is only looked at was used")
 
-    async def find(self, name: str, permit: Permit) -> list[IP]:
+    async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
         """See `Dialer`. Raises RuntimeError."""
         raise RuntimeError(f"{name}: an egress that is only looked at was used")
 

@@ -12,7 +12,7 @@ has a wrong value `tabi.ConfigError`.
 
 TYPE_CHECKING = False  # not from typing, as in the package above
 if TYPE_CHECKING:
-    from tabi.config import Guard, Limits, Rule, Timeouts
+    from tabi.config import GuardConfig, LimitsConfig, RuleConfig, Timeouts
     from tabi.ingress.auth_methods import AuthMethod, Refused
     from tabi.ingress.conversation import Ingress, MachineConversation
     from tabi.ingress.refusal import Refusal, login_refused

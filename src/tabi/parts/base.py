@@ -17,14 +17,14 @@ from tabi.errors import ConfigError
 from tabi.ingress.authenticate import Ask, PasswordAuthenticator
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Ingress
-from tabi.ingress.gate import Gate, OpenWay
+from tabi.ingress.gate import Gate, OpenRoute
 from tabi.ingress.http import Forwarding
 from tabi.ingress.tls import Certificates
-from tabi.net.deadline import Deadlines
 from tabi.net.dial import Dialer
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import TlsShared
-from tabi.policy.policy import Judge
+from tabi.policy.policy import DestinationPolicy
 from tabi.policy.users import Users
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carrier, carry_of
@@ -56,7 +56,7 @@ class Running:
     """What HTTP requests need that are forwarded."""
     connect: Connect
     """Carries out CONNECT by the default egress, with the default carrier."""
-    handshake: Deadlines
+    handshake: FixedTimeouts
     """The deadline of a handshake. It runs when an ingress gets a client."""
     tls_shared: TlsShared
     """What all connections inside TLS share."""
@@ -132,19 +132,19 @@ class LeadingGate(Gate):
         self.timer = None
         self.replace(gate.policy, {**gate.egresses, "direct": egress, egress.name: egress})
 
-    async def enter_open(self, session: Session, client: Stream) -> OpenWay:
+    async def enter_open(self, session: Session, client: Stream) -> OpenRoute:
         """See `Gate`. What would go directly goes by this egress."""
-        egress, judge = await super().enter_open(session, client)
+        egress, destination_policy = await super().enter_open(session, client)
         if egress is not None:
-            return OpenWay(egress, judge)
+            return OpenRoute(egress, destination_policy)
         session.via = self.direct.name
-        return OpenWay(None if self.policy.decides else self.direct, self.leading(judge))
+        return OpenRoute(None if self.policy.decides else self.direct, self.leading(destination_policy))
 
-    def leading(self, judge: Judge) -> Judge:
+    def leading(self, destination_policy: DestinationPolicy) -> DestinationPolicy:
         """The same judge, but it names the egress where the other one says that a destination goes directly."""
 
         def judged(destination: Any, addresses: Any) -> Any:
-            found = judge(destination, addresses)
+            found = destination_policy(destination, addresses)
             return self.direct.name if found is None else found
 
         return judged

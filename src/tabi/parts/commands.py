@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tabi.config import Check, Egress, Member, Prefer, Seconds, Sticky, Udp
+from tabi.config import CheckConfig, EgressConfig, MemberConfig, Prefer, Seconds, StickyConfig, Udp
 from tabi.config.compile import name_of
 from tabi.egress.custom import unusable
 from tabi.errors import ConfigError
@@ -18,14 +18,14 @@ from tabi.relay.carrier import carry_of
 from tabi.relay.datagram_inspector import DatagramInspector, check_inspector
 from tabi.wire.socks5 import Command as Number
 
-ANYWHERE, NOT_STICKY = Udp(), Sticky()
+ANYWHERE, NOT_STICKY = Udp(), StickyConfig()
 
 # --- egresses ---
 
 
-def hidden(member: str | Member) -> str:
+def hidden(member: str | MemberConfig) -> str:
     """The URL of a proxy without its user and password."""
-    return name_of(member.to if isinstance(member, Member) else member)
+    return name_of(member.to if isinstance(member, MemberConfig) else member)
 
 
 class EgressPiece(Value):
@@ -34,7 +34,7 @@ class EgressPiece(Value):
     name: str | None
     timeout: float | None
 
-    def settings(self) -> Egress:
+    def settings(self) -> EgressConfig:
         """What tabi.toml would say under ``[egress.NAME]``."""
         raise NotImplementedError
 
@@ -85,9 +85,9 @@ class Direct(EgressPiece):
         object.__setattr__(self, "source", tuple(self.source))
         self.check()
 
-    def settings(self) -> Egress:
+    def settings(self) -> EgressConfig:
         """See `EgressPiece`."""
-        return Egress(
+        return EgressConfig(
             source=list(self.source),
             source_by=self.source_by,
             interface=self.interface,
@@ -136,9 +136,9 @@ class Through(EgressPiece):
         self.__dict__.update(found, hops=check_urls(hops, "Through"), isolate=tuple(isolate))
         self.check()
 
-    def settings(self) -> Egress:
+    def settings(self) -> EgressConfig:
         """See `EgressPiece`."""
-        return Egress(chain=list(self.hops), ca=self.ca, resolve=self.resolve, isolate=list(self.isolate))
+        return EgressConfig(chain=list(self.hops), ca=self.ca, resolve=self.resolve, isolate=list(self.isolate))
 
     def shown(self) -> str:
         """See `EgressPiece`."""
@@ -159,32 +159,32 @@ class Pool(EgressPiece):
         name: what rules and the access log call it.
     """
 
-    members: tuple[str | Member, ...] = field(metadata={"shown": hidden})
+    members: tuple[str | MemberConfig, ...] = field(metadata={"shown": hidden})
     timeout: float | None = None
     balance: Balance = "round-robin"
-    sticky: Sticky = NOT_STICKY
-    check_by: Check | None = None
+    sticky: StickyConfig = NOT_STICKY
+    check_by: CheckConfig | None = None
     ca: str | None = None
     name: str | None = None
 
     def __init__(
         self,
-        *members: str | Member,
+        *members: str | MemberConfig,
         timeout: float | None = None,
         balance: Balance = "round-robin",
-        sticky: Sticky | None = None,
-        check: Check | None = None,
+        sticky: StickyConfig | None = None,
+        check: CheckConfig | None = None,
         ca: str | None = None,
         name: str | None = None,
     ) -> None:
-        check_urls([one.to if isinstance(one, Member) else one for one in members], "Pool")
+        check_urls([one.to if isinstance(one, MemberConfig) else one for one in members], "Pool")
         found: dict[str, Any] = {"timeout": timeout, "ca": ca, "name": name, "balance": balance, "check_by": check}
         self.__dict__.update(found, members=members, sticky=NOT_STICKY if sticky is None else sticky)
         self.check()
 
-    def settings(self) -> Egress:
+    def settings(self) -> EgressConfig:
         """See `EgressPiece`."""
-        return Egress(
+        return EgressConfig(
             members=list(self.members), balance=self.balance, sticky=self.sticky, check=self.check_by, ca=self.ca
         )
 

@@ -7,7 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from tabi.config import Clients, Config, Egress, Group, Guard, Limits, Listen, Log, Resolver, Rule, Timeouts
+from tabi.config import (
+    Clients,
+    Config,
+    EgressConfig,
+    Group,
+    GuardConfig,
+    LimitsConfig,
+    Listen,
+    Log,
+    ResolverConfig,
+    RuleConfig,
+    Timeouts,
+)
 from tabi.config import check_types as check_config
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
@@ -19,7 +31,7 @@ from tabi.observe.observers import SessionObserver
 from tabi.parts.base import Composed, Piece, as_piece
 from tabi.parts.commands import Direct, EgressPiece
 from tabi.parts.protocols import Tls, walk
-from tabi.policy.hook import LastWord
+from tabi.policy.hook import DecideHook
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.server.compiled import compile_config
 from tabi.server.server import Server
@@ -27,7 +39,7 @@ from tabi.server.sessions import SessionInfo
 from tabi.session import Session
 from tabi.wire.address import Address
 
-PUBLIC_GUARD, DEFAULT_TIMEOUTS, NO_LIMITS, SYSTEM_RESOLVER = Guard(), Timeouts(), Limits(), Resolver()
+PUBLIC_GUARD, DEFAULT_TIMEOUTS, NO_LIMITS, SYSTEM_RESOLVER = GuardConfig(), Timeouts(), LimitsConfig(), ResolverConfig()
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,12 @@ class Policy:
             but for the guard.
     """
 
-    rules: Sequence[Rule] = ()
-    guard: Guard = PUBLIC_GUARD
-    limits: Limits = NO_LIMITS
+    rules: Sequence[RuleConfig] = ()
+    guard: GuardConfig = PUBLIC_GUARD
+    limits: LimitsConfig = NO_LIMITS
     clients: Sequence[Clients] = ()
     groups: Mapping[str, Group] | None = None
-    decide: LastWord | None = None
+    decide: DecideHook | None = None
 
 
 DEFAULT_POLICY = Policy()
@@ -92,7 +104,7 @@ class Listener:
         *,
         policy: Policy = DEFAULT_POLICY,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
-        resolver: Resolver | NameResolver = SYSTEM_RESOLVER,
+        resolver: ResolverConfig | NameResolver = SYSTEM_RESOLVER,
         egresses: Mapping[str, EgressPiece | Opener] | None = None,
         datagrams: DatagramInspector | None = None,
         dials: DialInspector | None = None,
@@ -114,11 +126,11 @@ class Listener:
         listen = Listen(
             url_of(address, piece), users=None if requires else "none", proxy_protocol=list(piece.networks())
         )
-        by_config = isinstance(resolver, Resolver)
+        by_config = isinstance(resolver, ResolverConfig)
         config = Config(
             listen=[listen],
             timeouts=timeouts,
-            resolver=resolver if isinstance(resolver, Resolver) else SYSTEM_RESOLVER,
+            resolver=resolver if isinstance(resolver, ResolverConfig) else SYSTEM_RESOLVER,
             rule=list(policy.rules),
             guard=policy.guard,
             limits=policy.limits,
@@ -231,7 +243,7 @@ class Named:
 
     def __init__(self, given: Mapping[str, EgressPiece | Opener]) -> None:
         self.names: list[tuple[object, str]] = [(Direct(), "direct")]
-        self.settings: dict[str, Egress] = {}
+        self.settings: dict[str, EgressConfig] = {}
         self.given: dict[str, Opener] = {}
         self.timeouts: dict[str, float] = {}
         for name, egress in given.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Any, ClassVar, Literal
 
-from tabi.config import Listen, User
+from tabi.config import Listen, UserConfig
 from tabi.config import Tls as TlsFiles
 from tabi.config.check import check_user
 from tabi.errors import ConfigError
@@ -69,7 +69,7 @@ class Speaking(Piece):
             if not isinstance(name, str) or not isinstance(password, str):
                 raise ConfigError("expected passwords by user name, both of them text", path)
             try:
-                secret = check_user(name, User(password, plain=True), without_password=False)
+                secret = check_user(name, UserConfig(password, plain=True), without_password=False)
             except ConfigError as exc:
                 raise ConfigError(exc.message, path) from None
             assert secret is not None

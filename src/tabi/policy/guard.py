@@ -62,11 +62,11 @@ HERE = NetworkSet([parse_network(text) for text in EXEMPT if text != UNIX], unix
 MEMORY = 4096
 """Addresses whose verdict is remembered."""
 
-Permit = Callable[[IP], None]
+AddressFilter = Callable[[IP], None]
 """Raises PolicyDenied for an address that must not be dialled."""
 
 
-def permit_any(address: IP) -> None:
+def allow_any_address(address: IP) -> None:
     """The guard's answer to a client that it is not for: everything may be dialled."""
 
 
@@ -75,7 +75,7 @@ def is_inner_client(client: Host) -> bool:
     return HERE.has_client(client)
 
 
-class Own:
+class LocalAddresses:
     """What the process has told the guard of itself: its addresses, and the TCP ports that it listens on."""
 
     def __init__(self) -> None:
@@ -101,9 +101,9 @@ class Guard:
         deny: Sequence[str] = (PRIVATE,),
         allow: Sequence[str] = (),
         exempt: Sequence[str] = EXEMPT,
-        own: Own | None = None,
+        own: LocalAddresses | None = None,
     ) -> None:
-        self.own = Own() if own is None else own
+        self.own = LocalAddresses() if own is None else own
         self.private = PRIVATE in deny
         self.denied = (*(INNER if self.private else ()), *parse_all([text for text in deny if text != PRIVATE], "deny"))
         self.table = NetworkTable((network, number) for number, network in enumerate(self.denied))
@@ -158,11 +158,11 @@ class Guard:
         if reason is not None:
             raise PolicyDenied(f"guard: {reason}, which a client from outside may not reach")
 
-    def permit_for(self, client: Host, port: int) -> Permit:
+    def address_filter_for(self, client: Host, port: int) -> AddressFilter:
         """What is asked, with each address before it is dialled, on behalf of a client."""
-        return partial(self.check, port) if self.is_for(client) else permit_any
+        return partial(self.check, port) if self.is_for(client) else allow_any_address
 
-    def judge(self, destination: Address, addresses: Sequence[IP] | None) -> None:
+    def check_destination(self, destination: Address, addresses: Sequence[IP] | None) -> None:
         """The same for all addresses of a destination at once, where they are known."""
         for address in addresses or ():
             self.check(destination.port, address)

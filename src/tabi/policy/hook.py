@@ -12,7 +12,7 @@ from typing import Any, get_args
 from tabi.session import Action, Decision, Session
 from tabi.wire.address import Address
 
-LastWord = Callable[[Session], "Decision | Awaitable[Decision | None] | None"]
+DecideHook = Callable[[Session], "Decision | Awaitable[Decision | None] | None"]
 """What a program says of a session after the rules, whose decision is in ``session.decision``; None: they are right."""
 
 ACTIONS: tuple[str, ...] = get_args(Action)
@@ -25,7 +25,7 @@ def is_async(hook: object) -> bool:
     return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
 
 
-def ask_hook(hook: LastWord, session: Session, destination: Address, decision: Decision) -> Decision:
+def ask_hook(hook: DecideHook, session: Session, destination: Address, decision: Decision) -> Decision:
     """Ask a hook that answers at once.
 
     Raises:

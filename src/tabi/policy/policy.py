@@ -11,15 +11,15 @@ from typing import Any
 
 from tabi.errors import PolicyDenied
 from tabi.policy.admission import Admission
-from tabi.policy.guard import Guard, Permit
-from tabi.policy.hook import LastWord, ask_hook, is_async
+from tabi.policy.guard import AddressFilter, Guard
+from tabi.policy.hook import DecideHook, ask_hook, is_async
 from tabi.policy.limits import Limits
 from tabi.policy.networks import IP
 from tabi.policy.rules import Rule, RuleSet, Unresolved
 from tabi.session import Decision, Session
 from tabi.wire.address import Address
 
-Judge = Callable[[Address, Sequence[IP] | None], "str | Unresolved | None"]
+DestinationPolicy = Callable[[Address, Sequence[IP] | None], "str | Unresolved | None"]
 """Asked for each destination of a session that has several, with its addresses where they are known: gives the name of
 its way out, None for straight, `Unresolved` where that depends on the addresses. Raises PolicyDenied.
 
@@ -39,7 +39,7 @@ class Pending(Unresolved):
 ALLOWED = Decision()
 
 
-def judge_any(destination: Address, addresses: Sequence[IP] | None) -> None:
+def allow_any_destination(destination: Address, addresses: Sequence[IP] | None) -> None:
     """The judge of a client for whom there are neither rules nor a guard."""
 
 
@@ -50,7 +50,7 @@ class Policy:
         rules: in their order.
         guard: keeps clients out of inner networks.
         limits: how much.
-        last_word: asked for every session, after the rules.
+        decide_hook: asked for every session, after the rules.
         admission: lets sessions begin in place of ``limits``: a store that several machines share.
     """
 
@@ -59,19 +59,19 @@ class Policy:
         rules: RuleSet,
         guard: Guard,
         limits: Limits,
-        last_word: LastWord | None = None,
+        decide_hook: DecideHook | None = None,
         admission: Admission | None = None,
     ) -> None:
         self.rules = rules
         self.guard = guard
         self.limits = limits
-        self.last_word = last_word
-        self.hook_waits = last_word is not None and is_async(last_word)
+        self.decide_hook = decide_hook
+        self.hook_waits = decide_hook is not None and is_async(decide_hook)
         """Whether the answer of the program has to be awaited."""
         self.admission: Admission = limits if admission is None else admission
         self.given_limits = False
         """Whether a program may give limits to users whom it lets in."""
-        self.decides = bool(rules) or last_word is not None
+        self.decides = bool(rules) or decide_hook is not None
         self.labels = frozenset(rule.label for rule in rules)
         self.decisions = {rule.number: Decision(rule.action, rule.label, rule.via) for rule in rules}
 
@@ -99,13 +99,13 @@ class Policy:
     ) -> Decision | Unresolved:
         """What the rules say, and the program after them, which must not be one that is awaited. See `find`."""
         decision = self.find(session, destination, addresses, now)
-        if self.last_word is None or isinstance(decision, Unresolved):
+        if self.decide_hook is None or isinstance(decision, Unresolved):
             return decision
-        return ask_hook(self.last_word, session, destination, decision)
+        return ask_hook(self.decide_hook, session, destination, decision)
 
     def settled(self, session: Session, now: float) -> Rule | None:
         """The rule that decides whatever the destination will be, if there is one and no program may differ."""
-        return None if self.last_word is not None else self.rules.find_without_destination(session, now)
+        return None if self.decide_hook is not None else self.rules.find_without_destination(session, now)
 
     def way(self, session: Session, now: float) -> str | None:
         """The way out of a session whatever its destination will be, if a rule names one and no program may differ."""
@@ -116,20 +116,20 @@ class Policy:
         """The rule that refuses a session whatever its destination will be; ``now`` in seconds since 1970."""
         return self.rules.find_refusal(session, now)
 
-    def permit_for(self, session: Session, port: int) -> Permit:
+    def address_filter_for(self, session: Session, port: int) -> AddressFilter:
         """The guard's part: asked with each address before it is dialled."""
-        return self.guard.permit_for(session.client.host, port)
+        return self.guard.address_filter_for(session.client.host, port)
 
-    def judge_for(self, session: Session, clock: Callable[[], float]) -> Judge:
+    def destination_policy_for(self, session: Session, clock: Callable[[], float]) -> DestinationPolicy:
         """What is asked for each of the destinations of a session that has several; ``clock`` in seconds since 1970."""
         if self.decides:
-            return partial(self.judge, session, clock)
-        return self.guard.judge if self.guard.is_for(session.client.host) else judge_any
+            return partial(self.decide_destination, session, clock)
+        return self.guard.check_destination if self.guard.is_for(session.client.host) else allow_any_destination
 
-    def judge(
+    def decide_destination(
         self, session: Session, clock: Callable[[], float], destination: Address, addresses: Sequence[IP] | None
     ) -> str | Unresolved | None:
-        """See `Judge`; ``clock`` in seconds since 1970."""
+        """See `DestinationPolicy`; ``clock`` in seconds since 1970."""
         decision = self.decide(session, destination, addresses, clock())
         if isinstance(decision, Unresolved):
             return decision
@@ -142,7 +142,7 @@ class Policy:
         """Enforce what was decided of one of several destinations, and ask the guard. Raises PolicyDenied."""
         enforce(decision, destination)
         if addresses and self.guard.is_for(session.client.host):
-            self.guard.judge(destination, addresses)
+            self.guard.check_destination(destination, addresses)
 
 
 def enforce(decision: Decision, destination: Address) -> None:

@@ -16,7 +16,7 @@ from tabi.net.reactor import Reactor
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
-from tabi.policy.policy import Judge
+from tabi.policy.policy import DestinationPolicy
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector, is_plain
 from tabi.relay.inspected_association import InspectedAssociation
@@ -132,7 +132,7 @@ class Associations:
         port: Port,
         session: Session,
         answer: bytes,
-        judge: Judge,
+        destination_policy: DestinationPolicy,
         declared: int,
         udp: Udp,
         open_path: OpenPath | None = None,
@@ -155,7 +155,7 @@ class Associations:
         """
         session.drops = {}
         lease = session.lease
-        parts = self.context, self.finished, client, port, session, judge, declared, udp, open_path
+        parts = self.context, self.finished, client, port, session, destination_policy, declared, udp, open_path
         association: Association
         if session.protection is not None:
             association = ProtectedAssociation(*parts, inspect=inspect, protection=session.protection)

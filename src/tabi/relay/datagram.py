@@ -25,7 +25,7 @@ from tabi.net.listen import client_ip
 from tabi.net.reactor import ENDED, IN, READABLE
 from tabi.net.sockaddr import python_sockaddr
 from tabi.net.stream import Stream
-from tabi.policy.policy import Judge
+from tabi.policy.policy import DestinationPolicy
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_routes import UdpRoute, UdpRouter
 from tabi.relay.udp_sockets import COST_APART, Port
@@ -82,7 +82,7 @@ class Association:
         control: Stream,
         port: Port,
         session: Session,
-        judge: Judge,
+        destination_policy: DestinationPolicy,
         declared: int,
         udp: Udp,
         open_path: OpenPath | None,
@@ -97,7 +97,7 @@ class Association:
         self.udp = udp
         self.host = client_ip(session.client.host).packed
         self.client = b""
-        self.router = UdpRouter(self, context, judge, open_path)
+        self.router = UdpRouter(self, context, destination_policy, open_path)
         self.routes = self.router.routes  # asked for each run
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.queued = False

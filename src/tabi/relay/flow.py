@@ -83,7 +83,7 @@ class Flow:
                 if self.pipe is None:
                     self.copy(events & ENDED)
                 else:
-                    self.carry(self.pipe)
+                    self.splice(self.pipe)
             elif events & ERR:
                 self.relay.break_off()
 
@@ -117,7 +117,7 @@ class Flow:
             if count == BUFFER_SIZE:
                 self.pipe = pipe = relay.pipes.take()
                 if pipe is not None:
-                    self.carry(pipe)
+                    self.splice(pipe)
                     return
                 left -= count
                 if left <= 0:
@@ -126,7 +126,7 @@ class Flow:
             elif not to_the_end:
                 return
 
-    def carry(self, pipe: Pipe) -> None:
+    def splice(self, pipe: Pipe) -> None:
         """Splice what the source has: socket -> pipe -> socket, without coming through this process' memory."""
         source_fd, sink_fd, read_end, write_end = self.source_fd, self.sink_fd, pipe.read_end, pipe.write_end
         held, left = pipe.held, SHARE
@@ -179,7 +179,7 @@ class Flow:
         if self.pipe is None:
             self.copy(ENDED)
         else:
-            self.carry(self.pipe)
+            self.splice(self.pipe)
 
     def send_rest(self, rest: bytes) -> bool:
         """Send what was read but not taken; False while some of it remains, or after an error."""

@@ -17,9 +17,9 @@ import logging
 from typing import Any
 
 from tabi.errors import LimitExceeded
-from tabi.net.deadline import Quiet
 from tabi.net.reactor import IN
 from tabi.net.stream import MSG_PEEK, Sock, Stream
+from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.carrier import Carry
 from tabi.relay.relays import Relays
@@ -359,7 +359,7 @@ class Tunnels:
         self.carry = carry
         self.relays = relays
         self.inner = relays.sibling(self.relay_ended)
-        self.quiet = Quiet(relays.reactor.loop, relays.idle)
+        self.quiet = IdleTimeouts(relays.reactor.loop, relays.idle)
         self.active: dict[Session, Run] = {}
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:

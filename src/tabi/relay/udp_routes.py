@@ -19,8 +19,8 @@ from tabi.net.resolve import find_number
 from tabi.net.sockaddr import encode_sockaddr
 from tabi.net.source import SourceBinding
 from tabi.net.udp_path import UdpPath
-from tabi.policy.guard import permit_any
-from tabi.policy.policy import Judge, Pending
+from tabi.policy.guard import allow_any_address
+from tabi.policy.policy import DestinationPolicy, Pending
 from tabi.relay.udp_egresses import OpenPath, UdpEgresses, UpstreamSocket
 from tabi.relay.udp_sockets import DestinationSocket, family_of
 from tabi.session import Drop
@@ -94,19 +94,25 @@ class UdpRouter:
         "association",
         "contacted",
         "context",
+        "destination_policy",
         "egresses",
         "held",
-        "judge",
         "lookups",
         "open_path",
         "routes",
         "sockets",
     )
 
-    def __init__(self, association: Association, context: UdpContext, judge: Judge, open_path: OpenPath | None) -> None:
+    def __init__(
+        self,
+        association: Association,
+        context: UdpContext,
+        destination_policy: DestinationPolicy,
+        open_path: OpenPath | None,
+    ) -> None:
         self.association = association
         self.context = context
-        self.judge = judge
+        self.destination_policy = destination_policy
         self.open_path = open_path
         self.routes: dict[bytes, UdpRoute] = {}  # by header
         self.sockets: tuple[DestinationSocket, ...] = ()  # one for each family, and for each egress through proxies
@@ -190,10 +196,10 @@ class UdpRouter:
         host = destination.host
         if not isinstance(host, str) or find_number(host) is not None:
             return False
-        via = self.judge(destination, None)
+        via = self.destination_policy(destination, None)
         if isinstance(via, Pending):
             await via
-            via = self.judge(destination, None)
+            via = self.destination_policy(destination, None)
         return isinstance(via, str) and not (await self.open_egress(via)).resolves_locally
 
     async def resolve(self, host: Host) -> list[IP]:
@@ -203,7 +209,7 @@ class UdpRouter:
         dialer = self.context.dialer
         try:
             async with asyncio.timeout(dialer.seconds):
-                addresses = await dialer.find(host, permit_any)
+                addresses = await dialer.find(host, allow_any_address)
         except TimeoutError:
             raise DialError(f"{host}: not resolved within {dialer.seconds:g} s", ReplyCode.HOST_UNREACHABLE) from None
         # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
@@ -219,7 +225,7 @@ class UdpRouter:
             The egress that has to be opened first, by name, or what has to be awaited; None where there is neither.
         """
         try:
-            via = self.judge(destination, addresses or None)
+            via = self.destination_policy(destination, addresses or None)
         except PolicyDenied as exc:
             self.refuse(route, "denied", str(exc))
             return None

@@ -13,8 +13,8 @@ from tabi.config.users import UserTable, make_users
 from tabi.errors import ConfigError
 from tabi.ingress.tls import Certificates
 from tabi.net.listen import AF_UNIX
-from tabi.policy.guard import Guard, Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import Guard, LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
 from tabi.policy.rules import RuleSet
@@ -36,7 +36,7 @@ class Compiled(NamedTuple):
     users: UserTable
     certificates: Sequence[Certificates | None]
     """For each listener."""
-    decide: LastWord | None
+    decide: DecideHook | None
     """That of the configuration."""
     authenticates: bool
     open_proxy: bool
@@ -67,7 +67,9 @@ class Compiled(NamedTuple):
             return old
         return Certificates(listen.tls, f"listen[{index}].tls", required)
 
-    def policy(self, ledger: Ledger, own: Own, decide: LastWord | None = None, given_limits: bool = False) -> Policy:
+    def policy(
+        self, ledger: Ledger, own: LocalAddresses, decide: DecideHook | None = None, given_limits: bool = False
+    ) -> Policy:
         """What decides, with what this machine knows: its addresses, and what was used. ``decide`` goes before that of
         the configuration; ``given_limits`` says that a program may give limits to users."""
         self.guard.own = own

@@ -10,18 +10,20 @@ from tabi.config import Config
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.config.users import UserTable
 from tabi.errors import ConfigError
-from tabi.policy.guard import Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
 
 
-def make_policy(config: Config, ledger: Ledger, own: Own, last_word: LastWord | None, users: UserTable) -> Policy:
+def make_policy(
+    config: Config, ledger: Ledger, own: LocalAddresses, decide_hook: DecideHook | None, users: UserTable
+) -> Policy:
     """Compose what decides. Raises ConfigError."""
-    if last_word is None and config.decide is not None:
-        last_word = load_callable(config.decide, "decide")
+    if decide_hook is None and config.decide is not None:
+        decide_hook = load_callable(config.decide, "decide")
     limits = make_limits(config, ledger, users)
-    return Policy(make_rule_set(config, users), make_guard(config, own), limits, last_word)
+    return Policy(make_rule_set(config, users), make_guard(config, own), limits, decide_hook)
 
 
 def load_callable(text: str, path: str) -> Any:
@@ -31,7 +33,7 @@ def load_callable(text: str, path: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except Exception as exc:  # of the module, which may do anything
         raise ConfigError(f"{text}: {type(exc).__name__}: {exc}", path) from exc
-    check_last_word(found, path, f"{text}: ")
+    check_decide_hook(found, path, f"{text}: ")
     return found
 
 
@@ -47,7 +49,7 @@ def check_callback(found: object, path: str) -> None:
         pass
 
 
-def check_last_word(found: object, path: str, text: str = "") -> None:
+def check_decide_hook(found: object, path: str, text: str = "") -> None:
     """Raise ConfigError where something cannot be asked, or told."""
     if not callable(found):
         raise ConfigError(f"{text}{found!r}, expected a function, with async or without", path)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from tabi.config import Config, Sticky
-from tabi.config import Egress as Settings
+from tabi.config import Config, StickyConfig
+from tabi.config import EgressConfig as Settings
 from tabi.config.check import leads_to
 from tabi.config.compile import BLOCK, DIRECT, check_target, members_of, name_of, proxies_of
 from tabi.egress.base import Egress
@@ -18,7 +18,7 @@ from tabi.egress.block import Block
 from tabi.egress.chain import make_context, make_upstream
 from tabi.egress.custom import CustomEgress, Opener
 from tabi.egress.direct import Direct
-from tabi.egress.inspected import DialInspector, Inspected, PermitFor
+from tabi.egress.inspected import AddressFilterFor, DialInspector, Inspected
 from tabi.egress.isolated import Isolated
 from tabi.egress.pool import Check, Pooled
 from tabi.egress.proxy_header import SendProxyHeader
@@ -68,7 +68,7 @@ class Egresses:
         dialer: Dialer,
         shared: TlsShared,
         given: Mapping[str, Opener] = NOTHING,
-        inspection: tuple[DialInspector, PermitFor] | None = None,
+        inspection: tuple[DialInspector, AddressFilterFor] | None = None,
         before: Egresses | None = None,
         timeouts: Mapping[str, float] = NO_TIMEOUTS,
     ) -> None:
@@ -104,9 +104,12 @@ class Egresses:
         """What an egress connects with."""
         return self.dialers.get(name, self.dialer)
 
-    def inspected(self, inspector: DialInspector, permit_for: PermitFor) -> dict[str, Egress]:
+    def inspected(self, inspector: DialInspector, address_filter_for: AddressFilterFor) -> dict[str, Egress]:
         """All of them, with an inspector in front."""
-        return {name: Inspected(one, inspector, permit_for, self.seconds_of(name)) for name, one in self.made.items()}
+        return {
+            name: Inspected(one, inspector, address_filter_for, self.seconds_of(name))
+            for name, one in self.made.items()
+        }
 
     def start(self) -> None:
         """Begin to check the members of pools."""
@@ -251,7 +254,7 @@ def member_of(config: Config, pool: str, member: str) -> object:
     """All that says what a member of a pool is: two that are equal are the same member."""
     settings = config.egress[pool]
     if "://" in member:  # which the pool says how to reach
-        around = msgspec.structs.replace(settings, members=None, balance="random", sticky=Sticky(), check=None)
+        around = msgspec.structs.replace(settings, members=None, balance="random", sticky=StickyConfig(), check=None)
         return around if member in [one.to for one in members_of(settings)] else None
     named = {member, *leads_to(config, member)}
     return {name: config.egress.get(name) for name in named}

@@ -20,18 +20,18 @@ from tabi.ingress.gate import Gate
 from tabi.ingress.refusal import refusal_of
 from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer
-from tabi.net.own import ask
+from tabi.net.local_addresses import ask
 from tabi.net.reactor import get_reactor
 from tabi.net.resolve import find_number
 from tabi.net.tls import TlsShared
 from tabi.observe.metrics import Metrics
 from tabi.policy.grammar import NONE, Grammar, Parameters
-from tabi.policy.guard import Own
+from tabi.policy.guard import LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.policy.networks import unmapped
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
-from tabi.server.explanation import QUESTIONS, Explanation, Recorder, Told, is_name
+from tabi.server.explanation import QUESTIONS, EgressExplainer, Explanation, Recorder, is_name
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -94,7 +94,7 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    own = Own()
+    own = LocalAddresses()
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
     users = make_users(config, without_password=True)
@@ -110,17 +110,17 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     egresses = Egresses(config, dialer, TlsShared())
     patience = config.timeouts.handshake
     gate = Gate(policy, dialer, egresses.by_name, Metrics(), patience, egresses.from_url, lambda: request.now, recorder)
-    told = Told(found, config, policy, session, addresses, no_address)
+    told = EgressExplainer(found, config, policy, session, addresses, no_address)
     try:
         if openly:
-            way = await gate.enter_open(session, NOBODY)
-            failure = failure or recorder.failure or await told.judge_openly(gate, way, anybody)
+            route = await gate.enter_open(session, NOBODY)
+            failure = failure or recorder.failure or await told.explain_openly(gate, route, anybody)
         else:
             egress = (await gate.enter_slowly(session, NOBODY)).egress
             failure = failure or recorder.failure
             refused = told.open(egress)
             failure = failure or refused
-            if failure is None and request.command == "resolve_ptr" and not found.there:
+            if failure is None and request.command == "resolve_ptr" and not found.proxy_resolves:
                 failure = await reverse(found, resolver, request.destination)
     finally:
         gate.close()

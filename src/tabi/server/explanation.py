@@ -12,11 +12,11 @@ import msgspec
 from tabi.config import Config
 from tabi.egress.base import Egress
 from tabi.errors import DialError, PolicyDenied, TabiError
-from tabi.ingress.gate import WAIT, Gate, OpenWay, Step, Wait, destination_of
+from tabi.ingress.gate import WAIT, Gate, OpenRoute, Step, Wait, destination_of
 from tabi.ingress.hook import MAX_DELAY
 from tabi.policy.ledger import USED
 from tabi.policy.limits import Account
-from tabi.policy.policy import Judge, Pending, Policy
+from tabi.policy.policy import DestinationPolicy, Pending, Policy
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
 from tabi.session import Session
@@ -65,7 +65,7 @@ class Explanation(msgspec.Struct):
     """Of a pool: the member that would be taken now, and why; null for any other egress."""
     selects: list[str] = []
     """What the parameters select there."""
-    there: bool = False
+    proxy_resolves: bool = False
     """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
     delay: float | None = None
     """Seconds that the client is made to wait before its answer; null where it is not."""
@@ -196,7 +196,7 @@ def shown_via(via: Any) -> str:
     return via.rpartition("@")[2] if isinstance(via, str) else str(via.name)
 
 
-class Told:
+class EgressExplainer:
     """What becomes of a session behind the gate: on its way out, and by the guard.
 
     Args:
@@ -229,12 +229,12 @@ class Told:
         found, session = self.found, self.session
         assert session.destination is not None
         asks = is_name(session.destination) or session.command == "resolve_ptr"
-        found.there = session.addresses is None and asks and not egress.resolves_locally
+        found.proxy_resolves = session.addresses is None and asks and not egress.resolves_locally
         command = str(session.command)
-        goes = command in ("bind", "associate") or (command in QUESTIONS and found.there)
+        goes = command in ("bind", "associate") or (command in QUESTIONS and found.proxy_resolves)
         failure = self.describe(egress, command if goes else None, str(session.destination))
         refused = self.ask_guard(egress)
-        return failure or refused or (None if found.there else self.no_address)
+        return failure or refused or (None if found.proxy_resolves else self.no_address)
 
     def describe(self, egress: Egress, command: str | None, what: str) -> TabiError | None:
         """Tell a way out, and why it carries neither ``command`` nor, if it leads nowhere, ``what``."""
@@ -263,7 +263,7 @@ class Told:
             self.session.destination,
         )
         assert destination is not None
-        if found.there and is_name(destination):
+        if found.proxy_resolves and is_name(destination):
             later = ", and what it finds is looked at then" if self.session.command == "resolve" else ""
             found.guard = f"not asked: the name is the proxy's to resolve{later}"
         elif not guard.denied:
@@ -276,21 +276,21 @@ class Told:
             reasons = [reason for one in self.addresses if (reason := guard.catches(one, destination.port))]
             found.guard = f"refuses: {'; '.join(reasons)}" if reasons else f"lets {', '.join(found.addresses)} through"
             try:
-                guard.judge(destination, self.addresses)
+                guard.check_destination(destination, self.addresses)
             except PolicyDenied as exc:
                 return exc
         return None
 
-    async def judge_openly(self, gate: Gate, way: OpenWay, anybody: bool) -> TabiError | None:
+    async def explain_openly(self, gate: Gate, route: OpenRoute, anybody: bool) -> TabiError | None:
         """What becomes of an association, or BIND for anybody, and of the one destination that was asked about.
 
         Returns:
             Why the session is refused; what becomes of the destination is another matter.
         """
         found, session, policy = self.found, self.session, self.policy
-        egress = gate.direct if way.egress is None else way.egress
+        egress = gate.direct if route.egress is None else route.egress
         what = "datagrams" if session.command == "associate" else str(session.destination)
-        failure = self.describe(egress, None if way.egress is None else str(session.command), what)
+        failure = self.describe(egress, None if route.egress is None else str(session.command), what)
         settled = policy.settled(session, gate.clock())
         if settled is not None and (failure is not None or anybody):
             found.rules.append(RuleStep(settled.label, True, WHATEVER, settled.action))
@@ -298,11 +298,11 @@ class Told:
             return failure
         found.later = "each is judged when it comes"
         if not anybody:
-            refused = await self.judge(gate, way)
+            refused = await self.explain_destination(gate, route)
             found.later = f"to {session.destination}: " + (f"dropped, {refused}" if refused is not None else "sent")
         return None
 
-    async def judge(self, gate: Gate, way: OpenWay) -> TabiError | None:
+    async def explain_destination(self, gate: Gate, route: OpenRoute) -> TabiError | None:
         """What becomes of a datagram, as an association finds it out: why it is dropped."""
         found, session, destination = self.found, self.session, destination_of(self.session)
         named = is_name(destination)
@@ -310,16 +310,16 @@ class Told:
         looked_at = self.addresses if by_name else None
         for step in self.policy.rules.explain(session, destination, looked_at, gate.clock()):
             found.rules.append(RuleStep(step.rule.label, step.matched, step.why, step.rule.action))
-        egress = gate.direct if way.egress is None else way.egress
+        egress = gate.direct if route.egress is None else route.egress
         refused: TabiError | None = None
         try:
-            via = await self.verdict(way.judge, destination, None if named else self.addresses)
+            via = await self.verdict(route.destination_policy, destination, None if named else self.addresses)
             if named and (isinstance(via, Unresolved) or via is None or gate.egress(via).resolves_locally):
                 if self.no_address is not None:
                     raise self.no_address
-                via = await self.verdict(way.judge, destination, self.addresses)
+                via = await self.verdict(route.destination_policy, destination, self.addresses)
             egress = gate.direct if via is None else gate.egress(str(via))
-            found.there = named and not by_name and not egress.resolves_locally
+            found.proxy_resolves = named and not by_name and not egress.resolves_locally
             refused = self.describe(egress, "associate", "datagrams")
         except TabiError as exc:
             refused = exc
@@ -327,14 +327,14 @@ class Told:
         return refused
 
     async def verdict(
-        self, judge: Judge, destination: Address, addresses: Sequence[IP] | None
+        self, destination_policy: DestinationPolicy, destination: Address, addresses: Sequence[IP] | None
     ) -> str | Unresolved | None:
         """What a judge says, awaited where that takes time. Raises PolicyDenied."""
-        said = judge(destination, addresses)
+        said = destination_policy(destination, addresses)
         if isinstance(said, Pending):
             await said
-            said = judge(destination, addresses)
-        if self.policy.last_word is not None:
+            said = destination_policy(destination, addresses)
+        if self.policy.decide_hook is not None:
             self.found.decide = f"{self.config.decide}: allow" + (f" by {said}" if isinstance(said, str) else "")
         return said
 

@@ -23,13 +23,13 @@ from tabi.ingress.gate import Gate
 from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate
 from tabi.ingress.tls import Certificates
-from tabi.net.deadline import Quiet
-from tabi.net.dial import Dialer, Permit
+from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.listen import BACKLOG, Acceptor, Listeners
-from tabi.net.own import OwnAddresses
+from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import Reactor
 from tabi.net.resolve import Resolver
 from tabi.net.source import SourceBinding
+from tabi.net.timeouts import IdleTimeouts
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
@@ -39,8 +39,8 @@ from tabi.parts.commands import Bind, Command, Resolve, ResolvePtr, UdpAssociate
 from tabi.parts.commands import Connect as ConnectPiece
 from tabi.parts.protocols import proxy_of
 from tabi.policy.grammar import Grammar
-from tabi.policy.guard import Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.users import Users
 from tabi.relay.associations import Associations
@@ -67,9 +67,9 @@ class Given(NamedTuple):
     """What a program gives a server in place of what the configuration says, and what lives through reloads."""
 
     ledger: Ledger
-    own: Own
+    own: LocalAddresses
     metrics: Metrics
-    decide: LastWord | None = None
+    decide: DecideHook | None = None
     authenticate: Authenticate | None = None
     resolver: Resolver | None = None
     observers: Sequence[SessionObserver] = ()
@@ -130,11 +130,11 @@ class Parts:
             closing.push_async_callback(tunnels.close, "shutdown")
             sessions.carriers.append(tunnels)
         sessions.carriers.append(self.relays)
-        idle = Quiet(loop, timeouts.idle)
+        idle = IdleTimeouts(loop, timeouts.idle)
         closing.callback(idle.close)
 
         self.tls_shared = TlsShared()
-        inspection = None if given.dials is None else (given.dials, self.permit_for)
+        inspection = None if given.dials is None else (given.dials, self.address_filter_for)
         timeouts_of = {} if given.composed is None else given.composed.timeouts
         self.egresses = Egresses(config, self.dialer, self.tls_shared, given.egresses, inspection, timeouts=timeouts_of)
         self.egresses.start()
@@ -150,7 +150,7 @@ class Parts:
         self.forwarding = Forwarding(self.gate, self.relays.pacer, idle, sessions.request_over, self.kept, self.carrier)
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
-        self.own_addresses = OwnAddresses(reactor, self.learn_addresses)
+        self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)
         closing.callback(self.own_addresses.close)
         self.take_users(compiled)
 
@@ -262,9 +262,9 @@ class Parts:
         """See `Egresses.from_url`: with the settings that there are now."""
         return self.egresses.from_url(url)
 
-    def permit_for(self, session: Session, port: int) -> Permit:
+    def address_filter_for(self, session: Session, port: int) -> AddressFilter:
         """What the guard says of where a `DialInspector` redirects a session to, by the policy that there is now."""
-        return self.gate.policy.permit_for(session, port)
+        return self.gate.policy.address_filter_for(session, port)
 
     async def close_egresses(self) -> None:
         """Stop checking those that there are now."""

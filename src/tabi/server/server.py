@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tabi.config import Config, Listen, Log, User, check_types
+from tabi.config import Config, Listen, Log, UserConfig, check_types
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
 from tabi.egress.inspected import check_inspector as check_dial_inspector
@@ -27,14 +27,14 @@ from tabi.net.resolve import Resolver
 from tabi.observe.callbacks import Callbacks
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import OnClose, OnOpen, SessionObserver
-from tabi.policy.guard import Own
-from tabi.policy.hook import LastWord
+from tabi.policy.guard import LocalAddresses
+from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.relay.carrier import carry_of
 from tabi.relay.datagram_inspector import DatagramInspector, check_inspector
 from tabi.server import parts as composition
 from tabi.server.compiled import Compiled, compile_config, refuse_open_proxy
-from tabi.server.compose import check_callback, check_last_word
+from tabi.server.compose import check_callback, check_decide_hook
 from tabi.server.ledger import LocalLedger
 from tabi.server.parts import Parts
 from tabi.server.quota_keeper import QuotaKeeper
@@ -88,7 +88,7 @@ class Server:
         *listen: str,
         users: Mapping[str, str] | None = None,
         authenticate: Authenticate | None = None,
-        decide: LastWord | None = None,
+        decide: DecideHook | None = None,
         egresses: Mapping[str, Opener] | None = None,
         carrier: object | None = None,
         datagrams: DatagramInspector | None = None,
@@ -115,7 +115,7 @@ class Server:
             check_dial_inspector(dials, "dials")
         carry = None if carrier is None else carry_of(carrier)
         if decide is not None:
-            check_last_word(decide, "decide")
+            check_decide_hook(decide, "decide")
         for callback, name in ((on_open, "on_open"), (on_close, "on_close")):
             if callback is not None:
                 check_callback(callback, name)
@@ -132,7 +132,7 @@ class Server:
         refuse_open_proxy(compiled, self.sockets)
         self.keeps_quotas = ledger is None  # whoever shares a ledger keeps what is in it
         self.ledger = LocalLedger() if ledger is None else ledger
-        self.own = Own()
+        self.own = LocalAddresses()
         self.callbacks = Callbacks()
         told: list[SessionObserver] = list(observers)
         if on_open is not None:
@@ -203,7 +203,7 @@ class Server:
     def compile(self, config: Config, open: bool) -> Compiled:
         """Compile a configuration, with what this server was made with. Raises ConfigError."""
         if self.plain_users:
-            given = {name: User(password, plain=True) for name, password in self.plain_users.items()}
+            given = {name: UserConfig(password, plain=True) for name, password in self.plain_users.items()}
             config = msgspec.structs.replace(config, users=config.users | given)
         return compile_config(check_types(config), open, self.authenticates, self.egresses)
 

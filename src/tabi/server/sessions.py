@@ -15,10 +15,10 @@ import msgspec
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
-from tabi.net.deadline import Deadlines
 from tabi.net.listen import unix_client
 from tabi.net.reactor import Reactor
 from tabi.net.stream import Stream
+from tabi.net.timeouts import FixedTimeouts
 from tabi.observe.access_log import AccessLog
 from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
 from tabi.relay.associations import Associations
@@ -76,7 +76,7 @@ class Sessions:
 
     def __init__(self, reactor: Reactor, handshake: float, observers: Sequence[SessionObserver]) -> None:
         self.reactor = reactor
-        self.handshake = Deadlines(reactor.loop, handshake)
+        self.handshake = FixedTimeouts(reactor.loop, handshake)
         self.running: dict[Session, asyncio.Task[None] | None] = {}
         """The task of each, None where a relay has it."""
         self.numbers = itertools.count(1)

@@ -18,7 +18,7 @@ class Expirable(Protocol):
         """Called once, when the time is over. Must not raise."""
 
 
-class Deadlines:
+class FixedTimeouts:
     """All deadlines of one length.
 
     Args:
@@ -83,7 +83,7 @@ SWEEPS = 10
 """Looks within the limit: what rests ends at most a tenth of it late."""
 
 
-class Quiet:
+class IdleTimeouts:
     """Ends what has not moved for too long: one sweep over all, so that what moves looks at no clock.
 
     Args:

@@ -27,7 +27,7 @@ READS = 64
 """Messages taken in one turn of the reactor, and of the answer to a question: machines have fewer addresses."""
 
 
-class OwnAddresses:
+class LocalAddressMonitor:
     """Follows the addresses of this machine.
 
     Args:

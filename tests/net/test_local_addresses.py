@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from tabi.net import own
-from tabi.net.own import (
+from tabi.net.local_addresses import (
     ADDRESS,
     ATTRIBUTE,
     DONE,
@@ -30,7 +30,7 @@ from tabi.net.own import (
     IP,
     NEWADDR,
     READS,
-    OwnAddresses,
+    LocalAddressMonitor,
     address_of,
     ask,
     messages,
@@ -56,7 +56,7 @@ def test_it_has_loopback(run: Run) -> None:
 
     async def main() -> None:
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(get_reactor(), told.append)
+        addresses = LocalAddressMonitor(get_reactor(), told.append)
         assert LOOPBACK in told[0]
         assert addresses.addresses == told[0]
         addresses.close()
@@ -73,7 +73,7 @@ def test_a_failure_on_the_way_leaves_nothing_open(run_once: Run) -> None:
             raise ValueError("no")
 
         with pytest.raises(ValueError, match="no"):
-            OwnAddresses(get_reactor(), fail)
+            LocalAddressMonitor(get_reactor(), fail)
 
     run_once(main)
 
@@ -112,7 +112,7 @@ def test_rubbish_is_no_trouble(data: bytes, family: int) -> None:
 
 NAMESPACE = """
 import asyncio, subprocess, sys
-from tabi.net.own import OwnAddresses
+from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import get_reactor, make_loop
 
 def ip(*words):
@@ -120,7 +120,7 @@ def ip(*words):
 
 async def main():
     told = asyncio.Queue()
-    addresses = OwnAddresses(get_reactor(), told.put_nowait)
+    addresses = LocalAddressMonitor(get_reactor(), told.put_nowait)
     print(sorted(map(str, await told.get())))
     ip("address", "add", "192.0.2.7/24", "dev", "lo")
     print(sorted(map(str, await told.get())))
@@ -160,7 +160,7 @@ def test_changes_that_were_too_many_are_asked_for(run_once: Run, monkeypatch: py
 
     async def main() -> None:
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(get_reactor(), told.append)
+        addresses = LocalAddressMonitor(get_reactor(), told.append)
         real = addresses.sock
         netlink: Any = Netlink(OSError(errno.ENOBUFS, "No buffer space available"), b"a change")
         addresses.sock = netlink
@@ -184,7 +184,7 @@ def test_what_cannot_be_asked_keeps_what_was_known(
 
     async def main() -> None:
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(get_reactor(), told.append)
+        addresses = LocalAddressMonitor(get_reactor(), told.append)
 
         def fail() -> Iterator[IP]:
             raise TimeoutError("timed out")
@@ -211,7 +211,7 @@ def test_a_system_without_netlink_serves_all_the_same(
         reactor = get_reactor()
         monkeypatch.setattr(socket, "socket", refuse)
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(reactor, told.append)
+        addresses = LocalAddressMonitor(reactor, told.append)
         monkeypatch.undo()
         assert told == []
         assert "the addresses of this machine are not known" in caplog.text
@@ -300,7 +300,7 @@ def test_a_refused_answer_keeps_what_was_known(
 
     async def main() -> None:
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(get_reactor(), told.append)
+        addresses = LocalAddressMonitor(get_reactor(), told.append)
         with monkeypatch.context() as patch:
             answered(patch, one(1), message(ERROR, number(-errno.EPERM)))
             addresses.look()
@@ -331,7 +331,7 @@ def test_nothing_is_heard_after_the_end(run: Run) -> None:
     async def main() -> None:
         reactor = get_reactor()
         told: list[frozenset[IP]] = []
-        addresses = OwnAddresses(reactor, told.append)
+        addresses = LocalAddressMonitor(reactor, told.append)
         assert addresses.sock is not None
         descriptor = addresses.sock.fileno()
         addresses.close()

@@ -12,7 +12,7 @@ from tabi.net.dial import IP
 from tabi.net.listen import Acceptor
 from tabi.net.reactor import Reactor
 from tabi.net.stream import RESET, Stream
-from tabi.policy.policy import Judge, Pending
+from tabi.policy.policy import DestinationPolicy, Pending
 from tabi.wire.address import Address, from_sockaddr, unmap
 
 CALLERS_A_TURN = 16
@@ -23,7 +23,7 @@ FOREVER = 1e8
 """Seconds: whoever waits sets the deadline."""
 
 
-class Callers:
+class BindListener:
     """Whoever calls on the listening socket of one BIND, up to the one that is expected; the others are reset.
 
     Args:
@@ -42,7 +42,7 @@ class Callers:
         bound: Address,
         client: Stream,
         expected: list[IP],
-        judge: Judge | None,
+        destination_policy: DestinationPolicy | None,
         port: int,
     ) -> None:
         self.reactor = reactor
@@ -50,7 +50,7 @@ class Callers:
         self.bound = bound
         self.client = client
         self.expected = expected
-        self.judge = judge
+        self.destination_policy = destination_policy
         self.port = port
         self.waiting = True
         self.refused = 0
@@ -115,11 +115,11 @@ class Callers:
 
     def may_call(self, host: Any) -> bool | Pending:
         """Whether it is the peer. Its port is not looked at: servers call from others than those they listen on."""
-        if self.judge is None:
+        if self.destination_policy is None:
             return host in self.expected
         try:
             # Whoever is to be reached by another way would not be listened for here.
-            verdict = self.judge(Address(host, self.port), [host])
+            verdict = self.destination_policy(Address(host, self.port), [host])
         except PolicyDenied:
             return False
         return verdict if isinstance(verdict, Pending) else verdict is None
@@ -143,7 +143,7 @@ class Callers:
             reset(self.peer[1])
 
 
-class CallersThere:
+class UpstreamBindListener:
     """Whoever calls the last proxy of a way out, which decides whether that is the one expected.
 
     Args:
@@ -155,11 +155,13 @@ class CallersThere:
 
     others = ""
 
-    def __init__(self, listener: Listener, client: Stream, judge: Judge | None, port: int) -> None:
+    def __init__(
+        self, listener: Listener, client: Stream, destination_policy: DestinationPolicy | None, port: int
+    ) -> None:
         self.listener = listener
         self.bound = listener.address
         self.client = client
-        self.judge = judge
+        self.destination_policy = destination_policy
         self.port = port
         self.taken = False
         self.accepting = client.reactor.loop.create_task(self.accept())
@@ -194,12 +196,12 @@ class CallersThere:
         assert self.listener.peer is not None
         host = self.listener.peer.host
         try:
-            if self.judge is not None:
+            if self.destination_policy is not None:
                 caller, addresses = Address(host, self.port), None if isinstance(host, str) else [host]
-                verdict = self.judge(caller, addresses)
+                verdict = self.destination_policy(caller, addresses)
                 if isinstance(verdict, Pending):
                     await verdict
-                    self.judge(caller, addresses)
+                    self.destination_policy(caller, addresses)
         except BaseException:
             stream.reset()
             raise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from tabi.net import deadline
-from tabi.net.deadline import Deadlines, Quiet
+from tabi.net.timeouts import FixedTimeouts, IdleTimeouts
 
 
 class Timer:
@@ -64,9 +64,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def deadlines(clock: Clock, seconds: float) -> Deadlines:
+def deadlines(clock: Clock, seconds: float) -> FixedTimeouts:
     """Deadlines on a clock of ours."""
-    return Deadlines(cast("asyncio.AbstractEventLoop", clock), seconds)
+    return FixedTimeouts(cast("asyncio.AbstractEventLoop", clock), seconds)
 
 
 class Thing:
@@ -214,7 +214,7 @@ def test_on_a_loop(run: Run) -> None:
             def expire(self) -> None:
                 over.set_result(None)
 
-        under_test = Deadlines(loop, 0.01)
+        under_test = FixedTimeouts(loop, 0.01)
         under_test.start(Waiter())
         await over
         under_test.close()
@@ -231,9 +231,9 @@ class Mover(Thing):
     moved = 0
 
 
-def quiet(clock: Clock, seconds: float) -> Quiet:
+def quiet(clock: Clock, seconds: float) -> IdleTimeouts:
     """The same on a clock of ours."""
-    return Quiet(cast("asyncio.AbstractEventLoop", clock), seconds)
+    return IdleTimeouts(cast("asyncio.AbstractEventLoop", clock), seconds)
 
 
 def test_what_rests_ends_and_what_moves_goes_on(clock: Clock) -> None:
