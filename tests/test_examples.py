@@ -35,6 +35,11 @@ SERVERS = (
 """Those that run until Ctrl-C. Each has 30 lines at most, and its first line of output says where it listens."""
 
 EXPECTED = {
+    "own_proxy.py": (
+        "socks5 as alice: hello from the destination\n",
+        "http as bob: hello from the destination\n",
+        "http as alice: AuthError\n",
+    ),
     "serve.py": ("listening on socks5://127.0.0.1:", "received: hello from the destination", "sessions left: 0"),
     "users.py": ("alice received: hello from the destination", ": the proxy did not accept the user name"),
     "unix_socket.py": ("rights 600\n", "received: hello from the destination\n", "client unix:", "left behind: []\n"),

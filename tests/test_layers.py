@@ -23,7 +23,10 @@ ROOMS = (
     "egress",
     "client",
     "ingress",
+    "parts",
     "server",
+    "parts.listener",
+    "testing",
     "__init__",
     "cli",
     "__main__",
@@ -38,6 +41,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 
 def room_of(module: str) -> str:
     """``tabi.net.dial`` -> ``net``; ``tabi`` -> ``__init__``."""
+    if module in ("tabi.parts", "tabi.parts.listener"):  # what runs pieces is a server, which needs pieces itself
+        return "parts.listener"
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 

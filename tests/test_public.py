@@ -6,10 +6,13 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import tabi
+import tabi.parts
+import tabi.testing
 from processes import PATIENCE, environment
 
 SOURCE = Path(tabi.__file__)
@@ -42,6 +45,29 @@ def test_type_checkers_see_the_same_objects() -> None:
     for name, module in found.items():
         __import__(f"{module}.{name}" if module == "tabi" else str(module))
         assert getattr(tabi, name) is getattr(sys.modules[str(module)], name)
+
+
+@pytest.mark.parametrize("package", [tabi.parts, tabi.testing], ids=lambda package: str(package.__name__))
+def test_a_public_module_has_what_type_checkers_see(package: ModuleType) -> None:
+    """Its names are imported when they are first used too: the same objects, from the same modules, and no other."""
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(Path(str(package.__file__)).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name: str(node.module) for alias in node.names}
+    assert set(found) == set(package.__all__) <= set(dir(package))
+    assert len(package.__all__) == len(set(package.__all__))
+    for name, module in found.items():
+        __import__(module)
+        assert getattr(package, name) is getattr(sys.modules[module], name)
+        assert getattr(package, name).__doc__
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'Sever'"):
+        package.Sever  # noqa: B018
+
+
+def test_pieces_do_not_bring_a_server() -> None:
+    """A server makes pieces of its configuration: only `Listener` needs one."""
+    program = "import sys, tabi.parts; tabi.parts.Mixed; print('tabi.server.server' in sys.modules)"
+    assert python(program).strip() == "False"
 
 
 def test_a_wrong_name_is_an_attribute_error() -> None:

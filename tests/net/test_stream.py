@@ -888,3 +888,51 @@ def test_what_is_known_of_a_connection(run: Run) -> None:
             assert stream.get_extra_info("peername", "gone") == "gone"
 
     run(main)
+
+
+# --- sockets of others ---
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_a_stream_can_be_made_of_a_connected_socket(run: Run, pair: Callable[[], Pair]) -> None:
+    """It sends and receives, whether or not the socket blocked, and closes the socket; unix sockets have no address."""
+
+    async def main() -> None:
+        near, far = pair()
+        near.setblocking(True)
+        with far:
+            async with Stream.from_socket(near) as stream:
+                far.send(b"in")
+                assert await stream.receive() == b"in"
+                await stream.send_all(b"out")
+                assert await read(far, 3) == b"out"
+                named = stream.get_extra_info("peername")
+                assert named == (far.getsockname() if far.family == socket.AF_INET else ("0.0.0.0", 0))
+                assert stream.get_extra_info("sockname")[0] in ("127.0.0.1", "0.0.0.0")
+            assert await read_all(far) == b""
+
+    run(main)
+
+
+def test_a_socket_that_cannot_be_a_stream_stays_what_it_was(run_once: Run) -> None:
+    """One that is not connected, carries datagrams or has TLS is refused, and is still open."""
+
+    async def main() -> None:
+        with socket.socket() as lone, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            with pytest.raises(OSError, match="not connected"):
+                Stream.from_socket(lone)
+            with pytest.raises(ValueError, match="expected a socket of SOCK_STREAM"):
+                Stream.from_socket(datagrams)
+            with pytest.raises(TypeError, match="int, expected a socket"):
+                Stream.from_socket(7)  # type: ignore[arg-type]
+            with (
+                client_context().wrap_socket(socket.socket(), server_hostname="localhost") as inside,
+                pytest.raises(TypeError, match="SSLSocket, expected a socket"),
+            ):
+                Stream.from_socket(inside)
+            assert min(lone.fileno(), datagrams.fileno()) >= 0
+
+    run_once(main)
+    near, far = tcp_pair()
+    with near, far, pytest.raises(RuntimeError, match="no running event loop"):
+        Stream.from_socket(near)

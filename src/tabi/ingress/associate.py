@@ -8,6 +8,7 @@ from tabi.ingress.gate import Gate
 from tabi.net.failures import local_error
 from tabi.net.listen import client_ip, own_address
 from tabi.relay.associations import Associations
+from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Reply, ReplyCode
@@ -20,22 +21,27 @@ class Associate:
         gate: says whether, and for each destination again.
         associations: carry the datagrams from then on.
         udp: what the listener says of its ports.
+        inspector: looks at the datagrams, in place of that of all associations.
     """
 
     name = "associate"
 
-    def __init__(self, gate: Gate, associations: Associations, udp: Udp) -> None:
+    def __init__(
+        self, gate: Gate, associations: Associations, udp: Udp, inspector: DatagramInspector | None = None
+    ) -> None:
         self.gate = gate
         self.open_path = gate.associate  # bound once for all associations
         self.associations = associations
         self.udp = udp
+        self.inspector = inspector
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
         session, client = conversation.session, conversation.client
         egress, destination_policy = await self.gate.enter_open(session, client)
         associations = self.associations
-        inspect = None if associations.inspector is None else associations.inspect(session)
+        inspector = self.inspector or associations.inspector
+        inspect = None if inspector is None else associations.inspect(session, inspector)
         # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
         path = None if egress is None else await egress.associate(session)
         if path is not None:

@@ -74,6 +74,12 @@ class Dialer:
         other.speaks_first = TCP_QUICKACK is not None
         return other
 
+    def within(self, seconds: float) -> Dialer:
+        """The same with another deadline. The caller closes its ``deadlines``; the rest is closed with this one."""
+        other = copy(self)
+        other.seconds, other.deadlines = seconds, FixedTimeouts(self.reactor.loop, seconds)
+        return other
+
     def dial(
         self,
         destination: Address,

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from contextvars import Context
 from typing import Any, Protocol, Self
 
-from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor
+from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor, get_reactor
 from tabi.wire.address import Address, make_host
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7)): close sends RST
@@ -120,6 +120,19 @@ class Readiness:
             self.loop.call_soon(callback, self, context=context)
 
 
+class SocketWithoutAddress(socket.socket):
+    """A socket of a family that has no IP addresses, such as AF_UNIX: whoever asks for them is told 0.0.0.0:0."""
+
+    def getsockname(self) -> Any:
+        """See `socket.socket`."""
+        return "0.0.0.0", 0  # noqa: S104  no place to listen at
+
+    def getpeername(self) -> Any:
+        """See `socket.socket`. Raises OSError where it is not connected."""
+        super().getpeername()
+        return "0.0.0.0", 0  # noqa: S104
+
+
 class Stream:
     """A connected, non-blocking TCP or unix socket. One task may receive while another sends.
 
@@ -143,6 +156,29 @@ class Stream:
         self.reader: Readiness | None = None
         self.writer: Readiness | None = None
         reactor.register(self.fd, self.on_ready)
+
+    @classmethod
+    def from_socket(cls, sock: socket.socket) -> Self:
+        """Make a stream of a connected socket, in the running loop: for an egress that opens sockets by itself.
+
+        The stream owns the socket from then on. It may be of any family, such as AF_UNIX or AF_VSOCK.
+
+        Raises:
+            OSError: it is not connected. The socket is what it was; so below.
+            TypeError: it is not a `socket.socket`, or is an `ssl.SSLSocket`: give what is below, and call `start_tls`.
+            ValueError: it carries datagrams.
+            RuntimeError: no loop is running.
+        """
+        if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
+            raise TypeError(f"{type(sock).__name__}, expected a socket.socket without TLS")
+        if sock.type != socket.SOCK_STREAM:
+            raise ValueError(f"{sock.type!r}, expected a socket of SOCK_STREAM")
+        reactor = get_reactor()
+        sock.getpeername()
+        sock.setblocking(False)
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            sock = SocketWithoutAddress(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        return cls(reactor, sock)
 
     def __repr__(self) -> str:
         return f"<Stream fd={self.fd}>"

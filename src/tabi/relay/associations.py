@@ -102,14 +102,13 @@ class Associations:
         """A port is about to be closed."""
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
-    def inspect(self, session: Session) -> Inspect | None:
-        """Ask the inspector, if there is one, what is to look at the datagrams of an association; None for nothing.
+    def inspect(self, session: Session, inspector: DatagramInspector) -> Inspect | None:
+        """Ask an inspector what is to look at the datagrams of an association; None for nothing.
 
         Raises TabiError where there is to be none: what the inspector raised, or for its failure DialError.
         """
-        assert self.inspector is not None
         try:
-            found = self.inspector.begin(session)
+            found = inspector.begin(session)
             if found is not None and not is_plain(found):
                 raise TypeError(f"begin returned {found!r}, expected an ordinary method or None")
             return found

@@ -73,9 +73,10 @@ class Relays:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
         relay.start(client, server, answer, head)
 
-    def sibling(self, done: Done) -> Relays:
-        """Others that use the same pipes and the same pacer, and tell ``done`` of what has ended."""
-        other = Relays(self.reactor, self.idle, self.half_closed, 0, done)
+    def sibling(self, done: Done, idle: float | None = None, half_closed: float | None = None) -> Relays:
+        """Others that use the same pipes and the same pacer, and tell ``done`` of what has ended. Their limits are
+        those of these unless they are given."""
+        other = Relays(self.reactor, idle or self.idle, half_closed or self.half_closed, 0, done)
         other.pipes, other.pacer = self.pipes, self.pacer
         return other
 

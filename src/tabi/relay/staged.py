@@ -159,14 +159,14 @@ class StagedFlow(Flow):
             if count == BUFFER_SIZE and not self.copying:
                 self.pipe = pipe = self.relay.pipes.take()
                 if pipe is not None:
-                    self.carry(pipe)
+                    self.splice(pipe)
                     return
             elif count < most and not to_the_end:
                 return
             left -= count
         self.wait(QUEUED)
 
-    def carry(self, pipe: Pipe) -> None:
+    def splice(self, pipe: Pipe) -> None:
         """Splice what the source has, until a stage needs the octets."""
         left = SHARE
         while self.drain():
@@ -323,7 +323,7 @@ class StagedFlow(Flow):
             if self.pipe is None:
                 self.copy(ENDED)
             else:
-                self.carry(self.pipe)
+                self.splice(self.pipe)
 
     @property
     def held(self) -> int:

@@ -1,7 +1,4 @@
-"""What a listener speaks, composed once when it opens: each layer wraps the next, a session pays for those it meets.
-
-PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -> socks5, socks4
-"""
+"""What decides, composed of a configuration; and what a program may hand over to be called."""
 
 from __future__ import annotations
 
@@ -9,76 +6,14 @@ import importlib
 import inspect
 from typing import Any
 
-from tabi.config import Config, Listen
+from tabi.config import Config
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.config.users import UserTable
 from tabi.errors import ConfigError
-from tabi.ingress.auth_methods import AuthMethod, UsernamePassword
-from tabi.ingress.authenticate import Ask
-from tabi.ingress.conversation import Commands, Ingress
-from tabi.ingress.http import Forwarding, HttpIngress
-from tabi.ingress.mixed import MixedIngress
-from tabi.ingress.proxy_header import ProxyHeaderIngress
-from tabi.ingress.socks4 import Socks4Ingress
-from tabi.ingress.socks5 import Socks5Ingress
-from tabi.ingress.tls import Certificates, TlsIngress
-from tabi.net.tls import TlsShared
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
-from tabi.wire.sniff import Protocol
-
-
-def make_ingress(
-    listen: Listen,
-    commands: Commands,
-    forwarding: Forwarding,
-    authenticate: Ask | None,
-    required: bool,
-    certificates: Certificates | None,
-    shared: TlsShared,
-) -> Ingress:
-    """Compose the ways in of one listener.
-
-    Args:
-        listen: what it takes.
-        commands: carry out what clients ask for.
-        forwarding: what HTTP requests need beside that.
-        authenticate: asked for every user name and password; None where there are none.
-        required: whether clients must be users.
-        certificates: those of the listener; None where there is no TLS.
-        shared: see `TlsShared`.
-    """
-    url = listen.parsed
-    methods: tuple[AuthMethod, ...] = ()
-    if authenticate is not None:
-        methods = (UsernamePassword(authenticate, commands.handshake),)
-
-    def make_protocols(inside_tls: bool) -> dict[Protocol, Ingress]:
-        """What speaks each protocol."""
-        suffix = "+tls" if inside_tls else ""
-        http = HttpIngress(commands, forwarding, authenticate, required, "https" if inside_tls else "http")
-        return {
-            Protocol.SOCKS5: Socks5Ingress(commands, methods, required, "socks5" + suffix),
-            Protocol.SOCKS4: Socks4Ingress(commands, required, "socks4" + suffix),
-            Protocol.HTTP: http,
-            Protocol.HTTP2: http,  # which says that it does not speak that version
-        }
-
-    outside: dict[Protocol, Ingress] = {}
-    if certificates is not None:
-        inside = choose(url.protocol, make_protocols(inside_tls=True))
-        outside[Protocol.TLS] = TlsIngress(inside, certificates, commands, shared)
-    if not url.tls:
-        outside |= make_protocols(inside_tls=False)
-    ingress = outside[Protocol.TLS] if url.tls else choose(url.protocol, outside)
-    return ProxyHeaderIngress(listen.proxies, ingress) if listen.proxy_protocol else ingress
-
-
-def choose(protocol: str, protocols: dict[Protocol, Ingress]) -> Ingress:
-    """What speaks one protocol, or any of them."""
-    return MixedIngress(protocols) if protocol == "mixed" else protocols[Protocol(protocol)]
 
 
 def make_policy(

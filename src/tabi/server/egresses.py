@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NO_SETTINGS = Settings()
 NOTHING: Mapping[str, Opener] = {}
+NO_TIMEOUTS: Mapping[str, float] = {}
 
 SOURCE = ("source", "source_by", "interface", "mark", "keepalive", "user_timeout", "fast_open")
 """What `SourceBinding` is made of, in its order."""
@@ -55,6 +56,7 @@ class Egresses:
         given: those that a program brings, by name; they are its own to close.
         inspection: who is asked before anything is dialled, and the address filter for where that leads.
         before: those that these take the place of: their pools are remembered.
+        timeouts: seconds for connecting, by the name of an egress; ``timeouts.connect`` is for all others.
 
     Raises:
         ConfigError: the authorities of a proxy cannot be read.
@@ -68,15 +70,19 @@ class Egresses:
         given: Mapping[str, Opener] = NOTHING,
         inspection: tuple[DialInspector, AddressFilterFor] | None = None,
         before: Egresses | None = None,
+        timeouts: Mapping[str, float] = NO_TIMEOUTS,
     ) -> None:
         self.config = config
         self.dialer = dialer
-        self.to_proxies = dialer.speaking_first()
+        self.timeouts = timeouts
+        self.dialers = {name: dialer.within(seconds) for name, seconds in timeouts.items()}
         self.shared = shared
         self.seconds: float = config.timeouts.connect
         self.given = given
         self.inspection = inspection
-        self.made: dict[str, Egress] = {name: CustomEgress(name, one, self.seconds) for name, one in given.items()}
+        self.made: dict[str, Egress] = {
+            name: CustomEgress(name, one, self.seconds_of(name)) for name, one in given.items()
+        }
         self.pools: list[Pooled] = []
         self.before = before
         self.links: list[Ssh] = []
@@ -88,11 +94,22 @@ class Egresses:
 
     def reloaded(self, config: Config) -> Egresses:
         """Those of another configuration, which take the place of these. Raises ConfigError."""
-        return Egresses(config, self.dialer, self.shared, self.given, self.inspection, self)
+        return Egresses(config, self.dialer, self.shared, self.given, self.inspection, self, self.timeouts)
+
+    def seconds_of(self, name: str) -> float:
+        """How long connecting by an egress may take."""
+        return self.timeouts.get(name, self.seconds)
+
+    def dialer_of(self, name: str) -> Dialer:
+        """What an egress connects with."""
+        return self.dialers.get(name, self.dialer)
 
     def inspected(self, inspector: DialInspector, address_filter_for: AddressFilterFor) -> dict[str, Egress]:
         """All of them, with an inspector in front."""
-        return {name: Inspected(one, inspector, address_filter_for, self.seconds) for name, one in self.made.items()}
+        return {
+            name: Inspected(one, inspector, address_filter_for, self.seconds_of(name))
+            for name, one in self.made.items()
+        }
 
     def start(self) -> None:
         """Begin to check the members of pools."""
@@ -103,6 +120,8 @@ class Egresses:
         """Stop checking."""
         for pool in self.pools:
             await pool.close()
+        for dialer in self.dialers.values():
+            dialer.deadlines.close()
 
     def retire(self) -> None:
         """Others take their place: stop checking, and end connections that are kept as soon as nobody uses them."""
@@ -140,8 +159,8 @@ class Egresses:
         if name == BLOCK:
             return Block(name)
         through = bool(settings.members or settings.hops)
-        source = make_source(settings)
-        egress: Egress = Direct(self.to_proxies, source, "") if through else Direct(self.dialer, source, name)
+        source, dialer = make_source(settings), self.dialer_of(name)
+        egress: Egress = Direct(dialer.speaking_first(), source, "") if through else Direct(dialer, source, name)
         if settings.send_proxy_protocol:
             egress = SendProxyHeader(egress, settings.send_proxy_protocol)
         if settings.members:
@@ -150,7 +169,7 @@ class Egresses:
             egress = self.make_chain(name, settings, egress)
         egress.name = name
         if settings.resolve == "here" and not egress.resolves_locally:
-            egress = ResolveLocally(egress, self.dialer)
+            egress = ResolveLocally(egress, dialer)
         return egress
 
     def make_chain(self, name: str, settings: Settings, below: Egress) -> Egress:
@@ -193,7 +212,7 @@ class Egresses:
         if settings.check is not None:
             destination, path = check_target(settings.check)
             check = Check(destination, settings.check.every, settings.check.timeout, path)
-        found = Pooled(name, pool, egresses, self.seconds, by=settings.sticky.words, check=check)
+        found = Pooled(name, pool, egresses, self.seconds_of(name), by=settings.sticky.words, check=check)
         self.pools.append(found)
         return found
 
@@ -217,7 +236,7 @@ class Egresses:
             return self.get(text.removesuffix("://"))
         url, name = parse_url(text), name_of(text)
         self.links = [link for link in self.links if not link.retired or link.is_alive]
-        egress = self.upstream(url, Direct(self.to_proxies, None, name), name, NO_SETTINGS)
+        egress = self.upstream(url, Direct(self.dialer.speaking_first(), None, name), name, NO_SETTINGS)
         egress.name = name
         return egress
 
@@ -225,7 +244,7 @@ class Egresses:
         """The egress through one proxy, for the egress of a name."""
         context = context_for(url, name, settings)
         tls = None if context is None else UpstreamTls(context, self.shared)
-        made = make_upstream(url, below, self.dialer.deadlines, tls, optimistic=True, keys=keys_of(settings))
+        made = make_upstream(url, below, self.dialer_of(name).deadlines, tls, optimistic=True, keys=keys_of(settings))
         if url.protocol == "ssh":
             self.links.append(cast("Ssh", made))
         return made

@@ -16,15 +16,13 @@ from tabi.config import Config
 from tabi.egress.base import Egress
 from tabi.egress.custom import Opener
 from tabi.egress.inspected import DialInspector
-from tabi.ingress.associate import Associate
 from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
-from tabi.ingress.bind import Bind
 from tabi.ingress.connect import Connect
-from tabi.ingress.conversation import Commands, Ingress, Serve
+from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
 from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate
-from tabi.ingress.resolve import Resolve, ResolvePtr
+from tabi.ingress.tls import Certificates
 from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.listen import BACKLOG, Acceptor, Listeners
 from tabi.net.local_addresses import LocalAddressMonitor
@@ -36,6 +34,10 @@ from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import SessionObserver
+from tabi.parts.base import Composed, Running
+from tabi.parts.commands import Bind, Command, Resolve, ResolvePtr, UdpAssociate
+from tabi.parts.commands import Connect as ConnectPiece
+from tabi.parts.protocols import proxy_of
 from tabi.policy.grammar import Grammar
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.hook import DecideHook
@@ -47,12 +49,10 @@ from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.relays import Relays
 from tabi.relay.tunnel import Tunnels
 from tabi.server.compiled import Compiled
-from tabi.server.compose import make_ingress
 from tabi.server.egresses import Egresses, make_source
 from tabi.server.sessions import Sessions
 from tabi.session import Session
 from tabi.wire.address import from_sockaddr
-from tabi.wire.socks5 import Command
 
 log = logging.getLogger("tabi")
 
@@ -77,6 +77,7 @@ class Given(NamedTuple):
     carry: Carry | None = None
     datagrams: DatagramInspector | None = None
     dials: DialInspector | None = None
+    composed: Composed | None = None
 
 
 class Parts:
@@ -121,19 +122,21 @@ class Parts:
         )
         closing.push_async_callback(self.associations.close, "shutdown")
         closing.push_async_callback(self.close_links)
-        self.relays = sessions.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished)
+        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished)
         closing.callback(self.relays.close, "shutdown")
         self.carrier: Carrier = self.relays
         if given.carry is not None:
             self.carrier = tunnels = Tunnels(given.carry, self.relays)
             closing.push_async_callback(tunnels.close, "shutdown")
-        sessions.carrier = self.carrier
+            sessions.carriers.append(tunnels)
+        sessions.carriers.append(self.relays)
         idle = IdleTimeouts(loop, timeouts.idle)
         closing.callback(idle.close)
 
         self.tls_shared = TlsShared()
         inspection = None if given.dials is None else (given.dials, self.address_filter_for)
-        self.egresses = Egresses(config, self.dialer, self.tls_shared, given.egresses, inspection)
+        timeouts_of = {} if given.composed is None else given.composed.timeouts
+        self.egresses = Egresses(config, self.dialer, self.tls_shared, given.egresses, inspection, timeouts=timeouts_of)
         self.egresses.start()
         self.all_egresses = [self.egresses]
         closing.push_async_callback(self.close_egresses)
@@ -218,24 +221,42 @@ class Parts:
 
     def make_ingress(self, compiled: Compiled, index: int) -> Ingress:
         """What a listener speaks, and what carries out its clients' commands."""
+        composed = self.given.composed
+        running = Running(
+            self.gate,
+            self.dialer,
+            self.relays,
+            self.carrier,
+            self.associations,
+            self.forwarding,
+            self.connect,
+            self.sessions.handshake,
+            self.tls_shared,
+            compiled.config.timeouts,
+            self.find_egress,
+            lambda tls, required: compiled.certificates[index] or Certificates(tls, "tls", required),
+            self.closing,
+            self.sessions.carriers,
+        )
+        if composed is not None:
+            running.find_certificates = composed.certificates_for
+            return composed.proxy.build(running)
         config, listen = compiled.config, compiled.config.listen[index]
-        serves: dict[int, Serve] = {
-            Command.CONNECT: self.connect,
-            Command.BIND: Bind(self.gate, self.dialer, self.carrier, listen.udp, config.timeouts.bind),
-            Command.UDP_ASSOCIATE: Associate(self.gate, self.associations, listen.udp),
-        }
+        commands: list[Command] = [ConnectPiece(), Bind(udp=listen.udp), UdpAssociate(udp=listen.udp)]
         if listen.resolve_commands:
-            serves[Command.RESOLVE] = Resolve(self.gate, config.resolver.prefer)
-            serves[Command.RESOLVE_PTR] = ResolvePtr(self.gate)
+            commands += [Resolve(prefer=config.resolver.prefer), ResolvePtr()]
         authenticate: Ask | None = self.given.authenticate or self.authenticator
         if listen.users == "none":
             authenticate = None
         grammar = Grammar(config.users_grammar.keys, config.users_grammar.separator)
         if authenticate is not None and grammar:
             authenticate = with_grammar(authenticate, grammar)
-        commands, required = Commands(serves, self.sessions.handshake), compiled.required(listen)
-        certificates = compiled.certificates[index]
-        return make_ingress(listen, commands, self.forwarding, authenticate, required, certificates, self.tls_shared)
+        return proxy_of(listen, commands, authenticate, compiled.required(listen)).build(running)
+
+    def find_egress(self, egress: object) -> Egress:
+        """The running egress for what a piece says of it."""
+        assert self.given.composed is not None
+        return self.egresses.by_name[self.given.composed.name_of(egress)]
 
     def from_url(self, url: str) -> Egress:
         """See `Egresses.from_url`: with the settings that there are now."""

@@ -23,7 +23,6 @@ from tabi.observe.access_log import AccessLog
 from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carried, Carrier
-from tabi.relay.relays import Relays
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 
@@ -73,8 +72,6 @@ class Sessions:
     """
 
     gate: Gate
-    relays: Relays
-    carrier: Carrier
     associations: Associations
 
     def __init__(self, reactor: Reactor, handshake: float, observers: Sequence[SessionObserver]) -> None:
@@ -84,6 +81,8 @@ class Sessions:
         """The task of each, None where a relay has it."""
         self.numbers = itertools.count(1)
         self.empty: asyncio.Event | None = None
+        self.carriers: list[Carrier] = []
+        """All that may have a session."""
         self.began = methods_of(observers, "began")
         self.ended = methods_of(observers, "ended")
         self.watch = Watch(observers) or None
@@ -184,7 +183,7 @@ class Sessions:
 
     def carried(self, session: Session) -> Carried | None:
         """Who carries a session; None for an association, and where nobody does yet."""
-        return self.carrier.get(session) or self.relays.get(session)
+        return next((found for carrier in self.carriers if (found := carrier.get(session)) is not None), None)
 
     def info(self, session: Session, now: float) -> SessionInfo:
         """One of them."""
