@@ -18,6 +18,8 @@ import msgspec
 import pytest
 
 import tabi
+import tabi.parts
+import tabi.testing
 import tabi.wire
 from conftest import Run
 from support import closed_port, datagram_target, target
@@ -171,7 +173,9 @@ def test_the_client_of_the_readme_connects(run_once: Run) -> None:
     assert "204 No Content" in run_once(main)
 
 
-@pytest.mark.parametrize("module", [tabi, tabi.config, tabi.wire], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [tabi, tabi.config, tabi.parts, tabi.testing, tabi.wire], ids=lambda module: module.__name__
+)
 def test_the_page_on_the_library_has_every_public_name(module: ModuleType) -> None:
     """The first column of a module's tables names all of ``__all__``, each once, and nothing else."""
     page = (ROOT / "docs" / "library.md").read_text()

@@ -14,6 +14,8 @@ import pytest
 
 import tabi
 import tabi.config
+import tabi.parts
+import tabi.testing
 import tabi.wire
 
 PROJECT = Path(__file__).resolve().parent / "typing"
@@ -53,7 +55,9 @@ def test_mistakes_are_found() -> None:
     assert len(re.findall(": error: ", done.stdout)) == len(found)
 
 
-@pytest.mark.parametrize("module", [tabi, tabi.config, tabi.wire], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [tabi, tabi.config, tabi.parts, tabi.testing, tabi.wire], ids=lambda module: module.__name__
+)
 def test_the_project_uses_every_public_name(module: object) -> None:
     """A name that is added is used there: a name or an attribute, or imported."""
     used = set()

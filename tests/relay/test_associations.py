@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from authentication import Turned
 from conftest import Run
 from datagrams import (
     Front,
@@ -21,6 +22,7 @@ from datagrams import (
     unwrap,
 )
 from depth import DEEP
+from doubles import hear_opens
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.errors import LimitExceeded, PolicyDenied
@@ -31,6 +33,7 @@ from tabi.relay.associations import Associations
 from tabi.relay.datagram_inspector import Inspect
 from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
+from tabi.relay.protected_association import ProtectedAssociation
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import encode_header
@@ -129,6 +132,29 @@ def test_who_has_a_meter_has_an_association_that_asks_it(run: Run) -> None:
         limits = make_config({"limits": {"bandwidth": "1 GB/s"}}).limits
         async with Place(limits=limits) as place, association(place.address):
             assert type(place.one) is LimitedAssociation
+
+    run(main)
+
+
+def test_a_session_with_protection_has_an_association_that_unwraps(run: Run) -> None:
+    """What an authentication method has agreed with the client counts for its datagrams, and for no other client's."""
+    turned = Turned()
+
+    def protect(session: Session) -> None:
+        session.protection = turned if session.number == 1 else None
+
+    async def main() -> None:
+        async with Place() as place:
+            hear_opens(place.server, protect)
+            with destination() as echo:
+                async with association(place.address) as client:
+                    assert type(place.one) is ProtectedAssociation
+                    answer = await client.ask(turned.wrap(echo.header + b"x"))
+                    assert unwrap(turned.unwrap(answer)) == (echo.address, b"x")
+                    await place.end(client)
+                async with association(place.address) as client:
+                    assert type(place.one) is datagram.Association
+                    assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
 
     run(main)
 

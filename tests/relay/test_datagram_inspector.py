@@ -93,7 +93,7 @@ def test_what_can_be_called_with_a_datagram() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (IdleTimeouts, r"^Quiet is a class, expected an inspector of datagrams: Quiet\(\)$"),
+        (IdleTimeouts, r"^IdleTimeouts is a class, expected an inspector of datagrams: IdleTimeouts\(\)$"),
         (Unready(), r"Unready object .* is not an inspector of datagrams, expected the methods begin and inspect$"),
         (print, r"^<built-in function print> is not an inspector of datagrams"),
         (Waiting(), r"Waiting\.inspect is async, expected an ordinary method"),

@@ -617,7 +617,7 @@ def test_a_relay_that_holds_something_on_purpose_is_not_idle(run: Run) -> None:
                 assert not ends.ended.is_set()
                 stage.release()
                 bench.relays.sweep(began + 302)
-                bench.relays.sweep(began + 602)
-                assert ends.session.close == "idle"
+                bench.relays.sweep(began + 603)  # 602 may be 299.99… after 302
+                assert (ends.session.close, ends.session.error) == ("idle", None)
 
     run(main)
