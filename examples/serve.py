@@ -21,7 +21,7 @@ async def main() -> None:
     """Start both, open one connection through the proxy, and drain."""
     destination = await asyncio.start_server(greet, "127.0.0.1", 0)
     port = destination.sockets[0].getsockname()[1]
-    # Port 0 takes a free one. Whoever connects must be alice, because there is a user.
+    # Port 0 takes a free one. A client must be alice, because there is a user.
     async with destination, tabi.Server("socks5://127.0.0.1:0", users={"alice": "secret"}) as server:
         print("listening on", server.urls[0])
         # server.url has the user's name and password in it, as a client wants it. Do not log that one.
