@@ -3,7 +3,7 @@
     TabiError
       ProtocolError           a SOCKS conversation went wrong (abstract)
         RemoteProtocolError     the peer broke the RFC
-          HttpError               an HTTP client did, or wants what is not there
+          HttpError               an HTTP client did, or wants what tabi does not have
         LocalProtocolError      our caller used a machine in the wrong order
       DialError               a destination or a proxy could not be reached; an OSError too
         ConnectTimeout          it did not answer in time; a TimeoutError too
@@ -11,11 +11,11 @@
         ProxyTimeout            it did not answer in time; a TimeoutError too
       AuthError               the user name or the password was not accepted
       PolicyDenied            tabi's own rules forbid the request
-      LimitExceeded           it is too much: connections, their rate, a quota, the time of a user
+      LimitExceeded           a limit was reached: connections, their rate, a quota, the time of a user
       ConfigError             the configuration or a command line is wrong
 
 ``reply_code`` is the REP octet of RFC 1928 section 6 that says the same thing on the wire, or None
-where no reply fits. It is an ``int`` so that this module stays at the bottom.
+where no reply fits. It is an ``int`` so that this module imports nothing.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class AuthError(TabiError):
 class PolicyDenied(TabiError):
     """A rule or the guard forbids the destination (reply 02, connection not allowed by ruleset).
 
-    ``action`` is how the client is told: ``deny`` answers, ``reset`` resets its connection, ``drop`` says nothing.
-    ``reply_code`` is another one where a program has chosen it.
+    ``action`` is what the client gets: ``deny`` answers, ``reset`` resets its connection, ``drop`` gives no answer.
+    ``reply_code`` differs if a program has chosen another one.
     """
 
     reply_code = 2
@@ -118,8 +118,8 @@ class LimitExceeded(TabiError):
 class ConfigError(TabiError):
     """The configuration is wrong. ``path`` names the place, such as ``listen[0].url``.
 
-    The text is one line, whatever the configuration has: control characters come out escaped. ``errors`` are all
-    errors that were found, where this is the first of several; else it is the only one of them.
+    The text is always one line: control characters come out escaped. ``errors`` are all
+    errors that were found, if this is the first of several; else it holds only this one.
     """
 
     def __init__(self, message: str, path: str | None = None, errors: tuple[ConfigError, ...] = ()) -> None:

@@ -1,6 +1,6 @@
 """Session: what is known of one request, from accept to its line in the access log.
 
-The rooms pass it along in the direction of the data and each fills in its part. It holds facts, not sockets.
+The packages pass it along in the direction of the data, and each fills in its part. It holds facts, not sockets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Drop = Literal[
     "limited",
     "inspector",
 ]
-"""Why a datagram went nowhere; docs/access-log.md says more of each."""
+"""Why a datagram was dropped; docs/access-log.md explains each reason."""
 
 NO_GROUPS: frozenset[str] = frozenset()
 
@@ -39,17 +39,17 @@ Action = Literal["allow", "deny", "reset", "drop"]
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What becomes of a request: what the rules of tabi.toml decide, and what ``decide`` of a program returns."""
+    """The decision on a request: made by the rules of tabi.toml, or returned by ``decide`` of a program."""
 
     action: Action = "allow"
     """``deny`` refuses with an answer, ``reset`` resets the client's connection, ``drop`` leaves it without an answer
     until the handshake's time is over."""
     rule: str | None = None
-    """What the access log calls it."""
+    """The name of the rule in the access log."""
     via: Any = None
-    """The way out: its name, a proxy's URL, or an object with the protocol ``tabi.Egress``. Default: ``direct``."""
+    """The egress: its name, a proxy's URL, or an object with the protocol ``tabi.Egress``. Default: ``direct``."""
     reason: str | None = None
-    """What the access log has as the error of a request that is not allowed."""
+    """The error in the access log for a request that is not allowed."""
     reply_code: int | None = None
     """The reply of RFC 1928, 1 to 8, that ``deny`` sends. Default: 2."""
     delay: float = 0
@@ -67,24 +67,24 @@ class DatagramProtection(Protocol):
     """How the datagrams of a client are wrapped, as its authentication method has agreed."""
 
     def unwrap(self, data: bytes) -> bytes:
-        """What is in a datagram of the client. Raises ValueError where it was not wrapped as agreed."""
+        """Unwrap a datagram of the client. Raises ValueError if it was not wrapped as agreed."""
 
     def wrap(self, data: bytes) -> bytes:
-        """A datagram for the client."""
+        """Wrap a datagram for the client."""
 
 
 class Session:
     """One client connection and the one request in it.
 
     ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered. Of an
-    association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that went nowhere, by
-    reason; ``drops`` is None for any other command. One that is ``silent`` gets no line: nothing was asked for in it.
-    ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that has the last word.
-    ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave of it.
-    ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program said of
-    the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the upstream
-    that a pool chose. ``ended`` is what others want to be told of the end (`when_over`). ``watch`` is told what happens
-    in between, where somebody wants to know.
+    association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that were dropped, by
+    reason; ``drops`` is None for any other command. A ``silent`` session gets no line: it had no request.
+    ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that makes the final
+    decision. ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave
+    of it. ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program
+    said of the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the
+    upstream that a pool chose. ``ended`` are the functions to call at the end (`when_over`). ``watch`` gets the events
+    in between, if an observer wants them.
     """
 
     __slots__ = (
@@ -166,23 +166,24 @@ class Session:
         self.close: Close = "error"
 
     def known(self, destination: Address) -> Sequence[IPv4Address | IPv6Address] | None:
-        """The addresses that its own destination was decided on; None for any other: that of a proxy on the way."""
+        """The addresses of its own destination that were decided on; None for any other destination, such as a
+        proxy."""
         return self.addresses if destination == self.destination else None
 
     def when_over(self, callback: Callable[[], object]) -> None:
-        """Have something called once, when the request is over and before its line. It must not raise."""
+        """Register a function to call once, when the request is over and before its line. It must not raise."""
         if self.ended is None:
             self.ended = []
         self.ended.append(callback)
 
     def over(self) -> None:
-        """Tell whoever wants to know that the request is over; called by the server."""
+        """Call the functions of `when_over`: the request is over. Called by the server."""
         ended, self.ended = self.ended, None
         for callback in ended or ():
             callback()
 
     def copy(self) -> Session:
-        """The same facts, for somebody who keeps them."""
+        """A copy of these facts, for code that keeps them."""
         other = Session.__new__(Session)
         for name in Session.__slots__:
             setattr(other, name, getattr(self, name))

@@ -1,4 +1,4 @@
-"""SIGHUP, SIGUSR1 and SIGUSR2: what they do by default, which is to end a process, they never do here.
+"""SIGHUP, SIGUSR1 and SIGUSR2: by default they end a process, and here they never do.
 
 The program calls `hold` before it imports anything else, so that this module imports little.
 """
@@ -9,7 +9,7 @@ import signal
 
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 found: dict[int, object] = {}
-"""What these did when the program began, and what `restore` gives back."""
+"""The handlers of these when the program began, which `restore` sets again."""
 
 
 def hold() -> None:
@@ -21,7 +21,7 @@ def hold() -> None:
 
 
 def restore() -> None:
-    """Undo `hold`, in a process that will execute a program that is not ours. A SIGHUP that waits is then delivered."""
+    """Undo `hold`, in a process that will execute another program. A SIGHUP that waits is then delivered."""
     for number in IGNORED:
         if number in found:
             signal.signal(number, signal.SIG_IGN if found[number] == signal.SIG_IGN else signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""URLs of proxies and of listeners: what they may say, and where that is. No I/O.
+"""URLs of proxies and of listeners: their syntax and what they mean. No I/O.
 
     PROTOCOL://[user:password@]host[:port]        a proxy that a client or a chain goes through: socks5 (socks5h is the
                                                   same), socks5+tls, socks4 (socks4a is the same), socks4+tls, http,
@@ -39,8 +39,8 @@ PROXY_PROTOCOLS = {
     "https": ("http", True, 443),
     "ssh": ("ssh", False, 22),
 }
-"""By scheme: what a proxy speaks, whether inside TLS, and its usual port. Names are always the proxy's to resolve, so
-that socks5h and socks4a, which say that elsewhere, say nothing more here."""
+"""By scheme: what a proxy speaks, whether inside TLS, and its usual port. The proxy always resolves names, so that
+socks5h and socks4a, which mean that in other programs, are the same as socks5 and socks4."""
 
 EXPECTED = "expected socks5://[user:password@]host:port, or as protocol " + ", ".join(
     scheme for scheme in PROXY_PROTOCOLS if scheme != "socks5"
@@ -48,7 +48,7 @@ EXPECTED = "expected socks5://[user:password@]host:port, or as protocol " + ", "
 
 
 class ProxyURL(msgspec.Struct, frozen=True):
-    """A proxy: socks5, socks4, http or ssh, where, as whom (never in the repr), and whether inside TLS."""
+    """A proxy: socks5, socks4, http or ssh, where, with which user (never in the repr), and whether inside TLS."""
 
     protocol: str
     address: Address
@@ -58,7 +58,7 @@ class ProxyURL(msgspec.Struct, frozen=True):
 
     @property
     def credentials(self) -> Credentials | None:
-        """As the protocols say them; None where there is no user."""
+        """User name and password as octets; None if there is no user."""
         if self.username is None:
             return None
         return Credentials(self.username.encode(), (self.password or "").encode())
@@ -98,10 +98,10 @@ def parse_url(text: str) -> ProxyURL:
 
 
 def check_credentials(url: ProxyURL, credentials: Credentials) -> None:
-    """Raise ValueError where the proxy's protocol cannot say them."""
+    """Raise ValueError if the proxy's protocol cannot carry them."""
     if url.protocol == "socks4":
         if url.password:
-            raise ValueError("a password, which SOCKS4 cannot say, expected socks4://user@host:port")
+            raise ValueError("a password, which SOCKS4 cannot carry, expected socks4://user@host:port")
         if not 0 < len(credentials.username) <= 255 or 0 in credentials.username:
             raise ValueError("a user name of SOCKS4 has 1 to 255 octets and no NUL")
         return
@@ -118,7 +118,7 @@ def check_credentials(url: ProxyURL, credentials: Credentials) -> None:
 
 
 class UnixSocket(msgspec.Struct, frozen=True):
-    """A place in the file system. ``owner`` and ``group`` are names or numbers; None leaves what the process has."""
+    """A place in the file system. ``owner`` and ``group`` are names or numbers; None keeps those of the process."""
 
     path: str
     mode: int = DEFAULT_MODE
@@ -165,11 +165,11 @@ class ListenURL(msgspec.Struct, frozen=True):
 
     @property
     def tls(self) -> bool:
-        """Whether clients speak it inside TLS, and nothing without."""
+        """Whether clients must speak it inside TLS."""
         return LISTENER_PROTOCOLS[self.scheme][1]
 
     def at(self, address: Address) -> str:
-        """The same at an address that has become known."""
+        """This URL with the address that is now known."""
         return f"{self.scheme}://{address}"
 
     def __str__(self) -> str:
@@ -193,7 +193,7 @@ def parse_listen_url(text: str) -> ListenURL:
     if parts.scheme in LISTENER_PROTOCOLS:
         place = network_place(parts, expected)
         if place.host == "*":
-            raise ValueError("* is no host, expected 0.0.0.0, or [::] for IPv6 and IPv4")
+            raise ValueError("* is not a host, expected 0.0.0.0, or [::] for IPv6 and IPv4")
         return ListenURL(parts.scheme, place)
     query = query_of(parts, LISTENER_KEYS[parts.scheme])
     protocol = query.get("protocol", "mixed")
@@ -201,7 +201,7 @@ def parse_listen_url(text: str) -> ListenURL:
         raise ValueError(f"protocol={protocol}, expected one of {schemes}")
     if parts.scheme == "fd":
         if parts.path or parts.fragment:
-            raise ValueError("something behind the name, expected fd://NAME?protocol=mixed")
+            raise ValueError("something after the name, expected fd://NAME?protocol=mixed")
         return ListenURL(protocol, PassedSocket(unquote(parts.netloc)))
     return ListenURL(protocol, unix_place(parts, query))
 
@@ -252,12 +252,12 @@ def parse_server_url(text: str) -> ServerURL:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError(f"a user, a query or a fragment, {expected}")
     if (parts.path not in ("", "/") and parts.scheme != "https") or not parts.hostname:
-        raise ValueError(f"{'something behind the port' if parts.hostname else 'no host'}, {expected}")
+        raise ValueError(f"{'something after the port' if parts.hostname else 'no host'}, {expected}")
     if parts.port == 0:
         raise ValueError(f"port 0, {expected}")
     host = parse_host(parts.hostname)
     if isinstance(host, str) and parts.scheme in ("udp", "tcp"):
-        raise ValueError(f"{host!r} is no IP address, {expected}")
+        raise ValueError(f"{host!r} is not an IP address, {expected}")
     path = "" if parts.scheme != "https" else DEFAULT_PATH if parts.path in ("", "/") else parts.path
     return ServerURL(parts.scheme, Address(host, parts.port or SERVER_PORTS[parts.scheme]), path)
 
@@ -266,7 +266,7 @@ def parse_server_url(text: str) -> ServerURL:
 
 
 def split(text: str, expected: str) -> SplitResult:
-    """Take a URL apart; a port that is none is found here. Raises ValueError without the text."""
+    """Split a URL; this also finds an invalid port. Raises ValueError without the text."""
     if text.startswith("://") or ("://" not in text and not text.startswith("unix:")):
         raise ValueError(f"the protocol is missing, {expected}")
     if any(character.isspace() or not character.isprintable() for character in text):
@@ -274,7 +274,7 @@ def split(text: str, expected: str) -> SplitResult:
     try:
         parts = urlsplit(text)
     except ValueError:
-        raise ValueError(f"this is no URL, {expected}") from None
+        raise ValueError(f"this is not a URL, {expected}") from None
     if parts.scheme not in LISTENER_KEYS:
         try:
             _ = parts.port
@@ -284,9 +284,9 @@ def split(text: str, expected: str) -> SplitResult:
 
 
 def port_of(text: str) -> str:
-    """A port that is none, for a message. A colon in a password may be taken for the port's: only digits are shown."""
+    """An invalid port, for a message. A colon in a password may be taken for the port's: only digits are shown."""
     found = re.fullmatch(r"[^@:]+://[^@]*:(-?\d{1,20})/?|[^@:]+://[^@/]*@[^@/]*:(-?\d{1,20})/?", text, re.ASCII)
-    return f"port {found[1] or found[2]} is not" if found else "the port is no number"
+    return f"port {found[1] or found[2]} is not" if found else "the port is not a number"
 
 
 def scheme_of(text: str) -> str:
@@ -298,13 +298,13 @@ def network_place(parts: SplitResult, expected: str, default_port: int = DEFAULT
     """Host and port. Raises ValueError."""
     host, port = parts.hostname, parts.port
     if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{'no host' if not host else 'something behind the port'}, {expected}")
+        raise ValueError(f"{'no host' if not host else 'something after the port'}, {expected}")
     address = Address(parse_host(host), default_port if port is None else port)
     if isinstance(address.host, str):
         try:
             address.host.encode("idna")  # as the system's resolver is asked
         except UnicodeError:
-            raise ValueError(f"a label of the host name has not 1 to 63 characters, {expected}") from None
+            raise ValueError(f"a label of the host name must have 1 to 63 characters, {expected}") from None
     return address
 
 
@@ -314,16 +314,16 @@ def credentials_of(parts: SplitResult, expected: str) -> tuple[str | None, str |
         username = None if parts.username is None else unquote(parts.username, errors="strict")
         password = None if parts.password is None else unquote(parts.password, errors="strict")
     except ValueError:
-        raise ValueError(f"this is no URL, {expected}") from None
+        raise ValueError(f"this is not a URL, {expected}") from None
     return username, password
 
 
 def query_of(parts: SplitResult, keys: tuple[str, ...]) -> dict[str, str]:
-    """The query's keys and values, each once; a + is one, as in mixed+tls. Raises ValueError for others."""
+    """The query's keys and values, each once; a + stays a +, as in mixed+tls. Raises ValueError for others."""
     try:
         pairs = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise ValueError("this is no query, expected ?key=value&key=value") from None
+        raise ValueError("this is not a query, expected ?key=value&key=value") from None
     query = dict(pairs)
     unknown = next((key for key in query if key not in keys), None)
     if unknown is not None:

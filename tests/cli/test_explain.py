@@ -282,7 +282,7 @@ def test_questions_for_names_and_addresses(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("socks5://", "http://"))
     for command, asked in (("resolve", "nowhere.invalid:0"), ("resolve_ptr", "8.8.8.8:0")):
         found = explain_json(command, asked, config=path)
-        assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")
+        assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is not a SOCKS5 proxy: {CONNECTIONS_ALONE}")
 
 
 def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
         if command == "bind":  # the last one listens, whatever leads there
             assert (found["reply"], found["egress"]) == (0, through)
         else:
-            assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}")
+            assert (found["reply"], found["error"]) == (7, f"127.0.0.1:1 is not a SOCKS5 proxy: {CONNECTIONS_ALONE}")
         found = explain_json(
             command, asked, config=with_way("members = ['http://127.0.0.1:1', 'socks5://127.0.0.1:2']")
         )
@@ -316,7 +316,7 @@ def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
         found = explain_json(
             command, asked, config=with_way("members = ['http://127.0.0.1:1', 'socks4://127.0.0.1:2']")
         )
-        text = f"pool out: no member can do that: 127.0.0.1:1 is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
+        text = f"pool out: no member can do that: 127.0.0.1:1 is not a SOCKS5 proxy: {CONNECTIONS_ALONE}"
         assert (found["reply"], found["error"]) == (7, text)
         found = explain_json(command, asked, config=with_way("chain = ['block']"))
         assert found["reply"] == 2
@@ -325,7 +325,7 @@ def test_datagrams_and_bind_through_proxies(tmp_path: Path) -> None:
     assert (found["later"], found["egress"]) == ("to nowhere.invalid:53: sent", "out: through socks5://127.0.0.1:2")
     config = with_way("url = 'http://127.0.0.1:2'", "ports = [53]")
     found = explain_json("associate", "8.8.8.8:53", config=config)
-    assert found["later"].startswith("to 8.8.8.8:53: dropped, 127.0.0.1:2 is no SOCKS5 proxy")
+    assert found["later"].startswith("to 8.8.8.8:53: dropped, 127.0.0.1:2 is not a SOCKS5 proxy")
 
 
 # --- parameters in the user name ---
@@ -415,12 +415,12 @@ def test_parameters_as_json(grammar: Callable[[str], Path]) -> None:
         (
             "hash",
             "alice-session-a-ttl-1h",
-            ["session a: always the same member", "ttl 3600 s: nothing, hash remembers nobody"],
+            ["session a: always the same member", "ttl 3600 s: nothing, hash remembers no client"],
         ),
         ("turns", "alice-session-a", ["session a: nothing, turns does not go by it"]),
-        ("turns", "alice-ttl-5", ["ttl 5 s: nothing, turns remembers nobody"]),
+        ("turns", "alice-ttl-5", ["ttl 5 s: nothing, turns remembers no client"]),
         ("pool", "alice-ttl-5", ["ttl 5 s: how long that is remembered without a request"]),
-        ("direct", "alice-country-de", ["nothing: direct is no pool"]),
+        ("direct", "alice-country-de", ["nothing: direct is not a pool"]),
         ("far", "alice-country-de", ["label de: socks5://127.0.0.1:1, socks5://127.0.0.1:2"]),
         ("tor", "alice-session-a", ["session a: a user name of its own at the last proxy"]),
         ("tor", "alice-country-de-session-a", ["session a: a user name of its own at the last proxy"]),

@@ -121,7 +121,7 @@ def test_the_wait_for_a_call_can_be_shorter(proxy: Serve) -> None:
     with Listen("--via", proxy.url, "--wait", "0.05") as running:
         assert running.process.wait(PATIENCE) == 1
         assert running.stderr.read().decode().splitlines()[1:] == [
-            f"tabi: {running.line.strip()}: nobody called within 0.05 s"
+            f"tabi: {running.line.strip()}: no peer called within 0.05 s"
         ]
 
 

@@ -109,7 +109,7 @@ def test_two_that_differ_are_refused() -> None:
         terminal.answer(b"Again: ", b"correct house")
         code, output = terminal.finish()
     assert (code, output) == (2, b"")
-    assert b"tabi: the two are not the same" in terminal.screen
+    assert b"tabi: the two passwords are not the same" in terminal.screen
 
 
 def test_ctrl_c_at_the_prompt_ends_it() -> None:

@@ -143,9 +143,9 @@ def test_a_name_and_a_chain(tmp_path: Path, run_once: Run) -> None:
     ("options", "line", "text"),
     [
         ([], b"x" * 65500, "a datagram of 65500 octets, expected at most 65497"),
-        ([], b"x" * 140000, "a line of more than 131014 octets is no datagram"),
-        (["--hex"], b"xyz", "'xyz' is no hexadecimal"),
-        (["--hex"], "ä".encode(), "'\\xc3\\xa4' is no hexadecimal"),
+        ([], b"x" * 140000, "a line of more than 131014 octets is not a datagram"),
+        (["--hex"], b"xyz", "'xyz' is not hexadecimal"),
+        (["--hex"], "ä".encode(), "'\\xc3\\xa4' is not hexadecimal"),
     ],
 )
 def test_a_line_that_cannot_be_sent_is_one_line(proxy: Serve, options: list[str], line: bytes, text: str) -> None:
@@ -163,7 +163,7 @@ def test_answers_are_waited_for_where_a_line_cannot_be_sent(proxy: Serve) -> Non
         assert running.line() == b"01\n"
         assert running.process.wait(PATIENCE) == 1
         assert running.process.stderr
-        assert running.process.stderr.read() == b"tabi: line 2: 'zz' is no hexadecimal\n"
+        assert running.process.stderr.read() == b"tabi: line 2: 'zz' is not hexadecimal\n"
 
 
 def test_output_that_fails_is_the_only_error(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -431,10 +431,10 @@ def test_a_timeout_that_is_none_is_a_value_error(timeout: float) -> None:
 def test_what_is_neither_text_nor_an_address_is_a_type_error(host: Any) -> None:
     """It would be asked for as a name otherwise."""
     proxy = tabi.Proxy("socks5://127.0.0.1:1")
-    with pytest.raises(TypeError, match="is no host"):
+    with pytest.raises(TypeError, match="is not a host"):
         proxy.connect(host, 1)
     if host is not None:  # anyone
-        with pytest.raises(TypeError, match="is no host"):
+        with pytest.raises(TypeError, match="is not a host"):
             proxy.bind(host)
 
 
@@ -906,7 +906,7 @@ def test_questions_that_cannot_be_asked(run_once: Run) -> None:
         proxy = tabi.Proxy("socks5://127.0.0.1:1")
         with pytest.raises(ValueError, match="1 to 255 octets"):
             await proxy.resolve("")
-        with pytest.raises(ValueError, match=r"'name\.test' is no address"):
+        with pytest.raises(ValueError, match=r"'name\.test' is not an address"):
             await proxy.resolve_ptr("name.test")
         for question in (
             tabi.Proxy("http://alice:secret@127.0.0.1:1").resolve("a"),

@@ -57,7 +57,7 @@ def test_what_a_check_asks_for(check: CheckConfig, target: tuple[Address, str | 
 )
 def test_what_is_no_check_is_a_value_error(check: CheckConfig) -> None:
     """Neither or both of them, another scheme, and what would be more than a path in the request."""
-    with pytest.raises(ValueError, match=r"expected|is no host:port"):
+    with pytest.raises(ValueError, match=r"expected|is not host:port"):
         check_target(check)
 
 

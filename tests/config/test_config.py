@@ -910,7 +910,7 @@ SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or htt
     ("text", "message"),
     [
         ("servers = []", "servers: empty, expected one or more"),
-        ('servers = ["dns.example"]', f"servers[0]: 'dns.example' is no IP address, {SERVERS}"),
+        ('servers = ["dns.example"]', f"servers[0]: 'dns.example' is not an IP address, {SERVERS}"),
         ('servers = ["system", "quic://1.1.1.1"]', f"servers[1]: protocol 'quic', {SERVERS}"),
         ("servers = [1]", "servers[0]: expected string, got integer"),
         ('ca = "ca.pem"', "ca: no server has tls or https"),

@@ -194,14 +194,14 @@ def test_what_cannot_be_sent_is_a_value_error(run_once: Run, data: bytes, destin
 @pytest.mark.parametrize(
     ("destination", "error", "match"),
     [
-        ((None, 53), TypeError, "None is no host"),
-        ((b"127.0.0.1", 53), TypeError, r"b'127\.0\.0\.1' is no host"),
+        ((None, 53), TypeError, "None is not a host"),
+        ((b"127.0.0.1", 53), TypeError, r"b'127\.0\.0\.1' is not a host"),
         (("192.0.2.1", 53.0), ValueError, r"53\.0 is not a port"),
         (("192.0.2.1", True), ValueError, "True is not a port"),
         (("192.0.2.1:53", 53), ValueError, "without a port"),
-        (None, TypeError, r"None is no destination, expected \(host, port\)"),
-        (("192.0.2.1",), TypeError, "is no destination"),
-        (("::1", 53, 0, 0), TypeError, "is no destination"),
+        (None, TypeError, r"None is not a destination, expected \(host, port\)"),
+        (("192.0.2.1",), TypeError, "is not a destination"),
+        (("::1", 53, 0, 0), TypeError, "is not a destination"),
     ],
 )
 def test_what_is_no_destination_is_told(run_once: Run, destination: Any, error: type[Exception], match: str) -> None:
@@ -530,7 +530,7 @@ def test_a_relay_whose_port_is_gone_is_an_error_once(run: Run) -> None:
         with Bed() as bed:
             place = bed.relay.getsockname()
             bed.relay.close()
-            text = f"nobody listens at the proxy's relay 127.0.0.1:{place[1]}"
+            text = f"no program listens at the proxy's relay 127.0.0.1:{place[1]}"
             await bed.association.send(b"x", SOMEWHERE)
             await fails(bed.association.send(b"x", SOMEWHERE), ConnectionRefusedError, text)
             await bed.association.send(b"x", SOMEWHERE)

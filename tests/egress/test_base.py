@@ -60,7 +60,7 @@ def test_one_without_a_pool_selects_nothing() -> None:
     """Neither by the parameters of a user name nor for a session."""
     egress = Recorder()
     assert egress.chooser() is None
-    assert egress.explain_choice(Parameters(("de",))) == ["nothing: below is no pool"]
+    assert egress.explain_choice(Parameters(("de",))) == ["nothing: below is not a pool"]
     assert egress.explain_member(SOMEWHERE, session(), 0) is None
 
 

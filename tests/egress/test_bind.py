@@ -111,7 +111,7 @@ def test_nobody_calls_within_the_callers_own_deadline(run: Run) -> None:
 
     async def main() -> None:
         async with tabi.Server("socks5://127.0.0.1:0") as server, tabi.Proxy(server.url).bind() as listener:
-            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: nobody called within 0.05 s$") as caught:
+            with pytest.raises(tabi.ProxyError, match=f"^{listener.address}: no peer called within 0.05 s$") as caught:
                 await listener.accept(0.05)
             assert caught.value.reply_code is None
             with pytest.raises(TimeoutError):

@@ -97,7 +97,7 @@ def test_a_wrong_type_is_told_at_the_start(given: Any, why: str) -> None:
 @pytest.mark.parametrize("name", ["", 7, "a\nb", "socks5://127.0.0.1:1"])
 def test_a_name_that_no_rule_could_say(name: Any) -> None:
     """It is told at the start too."""
-    with pytest.raises(ConfigError, match="expected a name that can be printed, and is no URL"):
+    with pytest.raises(ConfigError, match="expected a name that can be printed and is not a URL"):
         check_egresses({name: Able()})
 
 

@@ -190,7 +190,7 @@ def test_a_host_that_would_break_the_request_is_a_dial_error(run_once: Run) -> N
     """Nothing is sent for it."""
 
     async def main() -> None:
-        with closed_port() as port, pytest.raises(DialError, match="no host that can be written") as caught:
+        with closed_port() as port, pytest.raises(DialError, match="not a host that can be written") as caught:
             await open_through(port, Address("a b", 80))
         assert caught.value.reply_code == 4
 

@@ -86,5 +86,5 @@ def test_it_describes_itself_without_a_user() -> None:
     assert way.cannot("associate") is not None
     assert (way.leads_nowhere, made) == (False, [Credentials(b"", b"")])
     assert way.explain_choice(Parameters((), "7f3a")) == ["session 7f3a: a user name of its own at the last proxy"]
-    assert way.explain_choice(Parameters(("de",))) == ["nothing: tor is no pool"]
+    assert way.explain_choice(Parameters(("de",))) == ["nothing: tor is not a pool"]
     assert not way.egresses

@@ -109,8 +109,8 @@ def test_what_cannot_be_written_is_a_dial_error(run_once: Run) -> None:
         (91, ProxyError, r"example.com:443: the proxy says rejected or failed \(reply 91\)", 1),
         (92, AuthError, "it cannot reach an identd here", None),
         (93, AuthError, "identd here names another user", None),
-        (0, ProxyError, r"no code of SOCKS4 \(reply 0\)", 1),
-        (255, ProxyError, r"no code of SOCKS4 \(reply 255\)", 1),
+        (0, ProxyError, r"not a code of SOCKS4 \(reply 0\)", 1),
+        (255, ProxyError, r"not a code of SOCKS4 \(reply 255\)", 1),
     ],
 )
 def test_what_a_refusal_becomes(

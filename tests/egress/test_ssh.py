@@ -160,7 +160,7 @@ def test_closing_ends_everything_at_once(run_once: Run, tmp_path: Path) -> None:
             stream.close()
             other = make_egress(server, port=nobody)
             async with asyncio.TaskGroup() as group:
-                waiting = group.create_task(refused(other, ProxyError, "the way out was closed"))
+                waiting = group.create_task(refused(other, ProxyError, "the egress was closed"))
                 await until(lambda: other.attempt is not None)
                 await asyncio.sleep(0.05)
                 await other.close()

@@ -77,7 +77,7 @@ def test_what_is_wrong_with_a_file_names_its_key(tmp_path: Path) -> None:
     (tmp_path / "known_hosts").write_text("")
     for settings, message in (
         ({"known_hosts": "none"}, "known_hosts: {}: No such file or directory"),
-        ({"known_hosts": "rubbish"}, "known_hosts: {}: no file of known_hosts"),
+        ({"known_hosts": "rubbish"}, "known_hosts: {}: not a known_hosts file"),
         ({"key": "none"}, "key: {}: No such file or directory"),
         ({"key": "rubbish"}, "key: {}: no private key that can be used"),
         ({"key": "encrypted"}, "key: {}: encrypted, expected a plain one; the agent can have such a key"),

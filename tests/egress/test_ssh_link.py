@@ -250,7 +250,7 @@ def test_a_host_key_that_is_another_one(run_once: Run, tmp_path: Path, algorithm
     async def main() -> None:
         async with ssh_server(tmp_path) as server:
             (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}")
-            words = rf"the host key.* is none of those in {tmp_path}/known_hosts: somebody may be in between"
+            words = rf"the host key.* is not one of those in {tmp_path}/known_hosts: another machine may be in between"
             await refused(make_egress(server), RemoteProtocolError, words)
             assert server.connections[0].get_extra_info("username") is None
 
@@ -287,9 +287,9 @@ def test_the_key_of_a_proxy_on_the_way_is_not_enough(run_once: Run, tmp_path: Pa
 @pytest.mark.parametrize(
     ("says", "error", "words"),
     [
-        (b"SSH-1.5-old\r\n", RemoteProtocolError, "this is no SSH server that can be spoken with"),
-        (b"SSH-2.0-x\r\n" + bytes(64), RemoteProtocolError, "this is no SSH server that can be spoken with"),
-        (b"\xff" * 100_000, RemoteProtocolError, "this is no SSH server that can be spoken with"),
+        (b"SSH-1.5-old\r\n", RemoteProtocolError, "this is not an SSH server that tabi can talk to"),
+        (b"SSH-2.0-x\r\n" + bytes(64), RemoteProtocolError, "this is not an SSH server that tabi can talk to"),
+        (b"\xff" * 100_000, RemoteProtocolError, "this is not an SSH server that tabi can talk to"),
         (None, ProxyError, "the connection to the SSH server broke before it let us in"),
     ],
     ids=["old", "zeros", "rubbish", "hangs up"],

@@ -562,7 +562,7 @@ class Names(FakeResolver):
     ("resolver", "reply_code", "text"),
     [
         (FakeResolver(), ReplyCode.COMMAND_NOT_SUPPORTED, "the resolver finds no names of addresses"),
-        (Names("no host"), ReplyCode.HOST_UNREACHABLE, "'no host' is no name of a host"),
+        (Names("no host"), ReplyCode.HOST_UNREACHABLE, "'no host' is not a host name"),
         (Names(socket.herror(1, "Unknown host")), ReplyCode.HOST_UNREACHABLE, "unknown host"),
         (Names(UnicodeError("what")), ReplyCode.HOST_UNREACHABLE, "no such name"),
         (Names(OSError(errno.EMFILE, "Too many")), ReplyCode.GENERAL_FAILURE, "too many"),

@@ -404,7 +404,7 @@ def test_what_an_address_is_called(run_once: Run, kind: str) -> None:
                 ("2001:db8::1", Named("six.test", 77)),
                 ("192.0.2.9", Named("nine.test", 77)),
                 ("192.0.2.8", Named(None, 77, "domain name not found")),
-                ("192.0.2.7", Named(None, 77, "'a/b.test.' is no name of a host")),
+                ("192.0.2.7", Named(None, 77, "'a/b.test.' is not a host name")),
             ):
                 zone.asked.clear()
                 assert await client.reverse(ip_address(address)) == expected

@@ -428,7 +428,7 @@ def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     for place in (path, link, tmp_path):
-        with pytest.raises(FileExistsError, match="there is a file that is no socket"):
+        with pytest.raises(FileExistsError, match="there is a file that is not a socket"):
             bind_unix(UnixSocket(str(place)))
     assert link.read_text() == "mine"
 

@@ -111,7 +111,7 @@ def test_what_cannot_be_accepted_on(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     with listening(socket.SOCK_DGRAM, backlog=None) as number:
-        with pytest.raises(ConfigError, match=f"descriptor {number} is no socket of TCP or of unix streams"):
+        with pytest.raises(ConfigError, match=f"descriptor {number} is not a socket of TCP or of unix streams"):
             Passed({number: "x"}).take("x", ())
         os.fstat(number)
     with listening(backlog=None) as number:

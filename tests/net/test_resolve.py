@@ -405,9 +405,9 @@ def test_what_an_address_is_called(run: Run) -> None:
     ("names", "text"),
     [
         ([], "domain name not found"),
-        (["a\\032b.test"], "is no name of a host"),
-        (["10.0.0.1"], "is no name of a host"),
-        ([r"\010\255.test"], "is no name of a host"),
+        (["a\\032b.test"], "is not a host name"),
+        (["10.0.0.1"], "is not a host name"),
+        ([r"\010\255.test"], "is not a host name"),
     ],
 )
 def test_an_address_without_a_name_that_is_one(run_once: Run, names: list[str], text: str) -> None:

@@ -1054,7 +1054,7 @@ def test_the_servers_certificate_names_the_host(run: Run, host: str) -> None:
         ("elsewhere.test", client_context, "TLS: the certificate of the server: Hostname mismatch"),
         ("127.0.0.2", client_context, "TLS: the certificate of the server: IP address mismatch"),
         ("localhost", make_client_context, "TLS: the certificate of the server: unable to get local issuer"),
-        (".localhost", client_context, "TLS: .localhost is no name that a certificate can have"),
+        (".localhost", client_context, "TLS: .localhost is not a name that a certificate can have"),
     ],
 )
 def test_a_certificate_that_is_not_accepted(

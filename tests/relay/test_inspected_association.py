@@ -386,7 +386,7 @@ def test_an_inspector_that_raises(run: Run, caplog: pytest.LogCaptureFixture) ->
         (("text",), TypeError, "the payload is str, expected bytes"),
         ((5,), TypeError, "the payload is int, expected bytes"),
         ((b"x", ("127.0.0.1", 0)), ValueError, "0 is not a port"),
-        ((b"x", (None, 9)), TypeError, "None is no host"),
+        ((b"x", (None, 9)), TypeError, "None is not a host"),
         ((b"x", None, -1.0), ValueError, r"the delay is -1\.0, expected 0 to 3600 seconds"),
         ((b"x", None, float("nan")), ValueError, "the delay is nan"),
         ((b"x", None, float("inf")), ValueError, "the delay is inf"),

@@ -378,7 +378,7 @@ def test_a_pool_gives_datagrams_to_a_member_that_can_carry_them(run: Run) -> Non
                 reply_code, error = await refusal(front)
                 assert reply_code == 7
                 assert error is not None
-                assert error.startswith("pool out: no member that answers can do that: 127.0.0.1:9 is no SOCKS5 proxy")
+                assert error.startswith("pool out: no member that answers can do that: 127.0.0.1:9 is not a SOCKS5 ")
 
     run(main)
 

@@ -272,7 +272,7 @@ def test_what_a_proxy_cannot_carry_is_refused_and_goes_nowhere(run_once: Run, co
                 writer.write(b"\x05\x01\x00" + request("127.0.0.1", port, command))
                 assert (await reader.readexactly(12))[3] == 7
             session = await proxy.ended.get()
-            text = f"127.0.0.1:9 is no SOCKS5 proxy: {CONNECTIONS_ALONE}"
+            text = f"127.0.0.1:9 is not a SOCKS5 proxy: {CONNECTIONS_ALONE}"
             assert (session.error, session.via) == (text, "out")
 
     run_once(main)

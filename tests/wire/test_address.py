@@ -86,14 +86,14 @@ def test_a_host_from_a_program(host: str) -> None:
 @pytest.mark.parametrize("host", [None, 5, b"127.0.0.1", ("x",), True, object()])
 def test_nothing_else_is_a_host(host: object) -> None:
     """Its text would be a name: "None" is one."""
-    with pytest.raises(TypeError, match=r"is no host, expected str, IPv4Address or IPv6Address"):
+    with pytest.raises(TypeError, match=r"is not a host, expected str, IPv4Address or IPv6Address"):
         make_host(host)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:80", "example.com:80", "[::1]:80", "1:2"])
 def test_a_host_with_a_port_is_refused(text: str) -> None:
     """And the message says what is wrong."""
-    with pytest.raises(ValueError, match=r"is no IPv6 address; a host stands here without a port"):
+    with pytest.raises(ValueError, match=r"is not an IPv6 address; expected a host without a port"):
         parse_host(text)
 
 

@@ -56,7 +56,7 @@ def test_a_program_says_where_a_datagram_goes(host: object, port: object, found:
         ("192.0.2.1", 65536, ValueError, "^65536 is not a port"),
         ("192.0.2.1", True, ValueError, "^True is not a port"),
         ("192.0.2.1", "53", ValueError, "^'53' is not a port"),
-        (b"192.0.2.1", 53, TypeError, "is no host"),
+        (b"192.0.2.1", 53, TypeError, "is not a host"),
         ("", 53, ValueError, "^a host name has 1 to 255 octets, this one has 0$"),
     ],
 )

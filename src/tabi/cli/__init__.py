@@ -1,1 +1,1 @@
-"""The commands. Nothing imports this room."""
+"""The commands. Nothing imports this package."""

@@ -45,7 +45,7 @@ NOT_SET = {
     "burst": "there is no bandwidth",
     **dict.fromkeys(("connections", "connect_rate", "bandwidth", "quota", "max_session"), "no limit"),
 }
-"""What it means that a key has no value, where nothing could stand there that says the same."""
+"""What it means that a key has no value, for keys where no value says the same."""
 
 
 @click.command(cls=Command)
@@ -55,8 +55,8 @@ NOT_SET = {
 def check(path: Path, as_json: bool, open_proxy: bool) -> int:
     """Validate a configuration and print it as it would be used, defaults and all.
 
-    Passwords are not shown. Each error is a line with the file and the key, and the exit code is 2. What may not be as
-    it was meant, such as a rule that can never match, is said on stderr.
+    Passwords are not shown. Each error is a line with the file and the key, and the exit code is 2. Possible mistakes,
+    such as a rule that can never match, are reported on stderr.
 
     Example:  tabi check --json tabi.toml
     """
@@ -81,7 +81,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
 
 
 def try_to_compile(config: Config, open_proxy: bool) -> tuple[Compiled | None, list[ConfigError]]:
-    """Compile a configuration; None, and all that is wrong, where it cannot be."""
+    """Compile a configuration; gives None and all errors if that is not possible."""
     try:
         return compile_config(config, open_proxy), []
     except ConfigError as exc:
@@ -89,7 +89,7 @@ def try_to_compile(config: Config, open_proxy: bool) -> tuple[Compiled | None, l
 
 
 def look_around(config: Config, compiled: Compiled | None) -> Iterator[ConfigError]:
-    """Look at what the start would open, and change nothing: all that is in its way."""
+    """Check what the start would open, and change nothing; gives all errors."""
     checks: list[Callable[[], object]] = [partial(check_log, config)]
     if config.quotas.path is not None or (compiled is not None and compiled.with_quotas):
         checks.append(lambda: check_store(path_of(config)))
@@ -164,7 +164,7 @@ def hide_passwords(egress: dict[str, Any]) -> None:
 
 
 def written(data: dict[str, Any]) -> dict[str, Any]:
-    """The same with rates and sizes as people write them."""
+    """A value with rates and sizes as people write them."""
     for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
         limits = part["limits"]
         for key, unit in (("bandwidth", "/s"), ("burst", "")):
@@ -188,7 +188,7 @@ def flatten(value: Any, path: str = "") -> Iterator[str]:
 
 
 def meaning_of(path: str) -> str:
-    """What it means that a key has no value: in a comment, since TOML has no word for that."""
+    """The text for a key without a value: its meaning is a comment, since TOML has no word for that."""
     key = path.rpartition(".")[2]
     if path.startswith("rule["):
         return "none" if key == "via" else "none  # it matches all"

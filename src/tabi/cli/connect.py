@@ -49,7 +49,7 @@ def connect(destination: str, via: tuple[str, ...], timeout: float, ca: str | No
 def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket, carried: bool = False) -> None:
     """Join standard input and output with a socket that `take_socket` gave, and close it.
 
-    ``carried`` says that what goes through it is carried by the loop, which is so for TLS anyway.
+    ``carried`` says that the loop carries its octets, which is always true for TLS.
     """
     with sock:
         sock.setblocking(True)
@@ -66,7 +66,7 @@ def join_beside(loop: asyncio.AbstractEventLoop, sock: socket.socket, carried: b
 
 
 UPLOAD_PATIENCE = 0.5
-"""Seconds in which an upload under way may find that the connection broke, behind what looks like its end."""
+"""Seconds in which a running upload may find that the connection broke, after what looks like its end."""
 
 
 async def open_socket(proxy: Proxy, address: Address) -> socket.socket:
@@ -87,9 +87,9 @@ def join(sock: socket.socket) -> None:
                 sending.clear()
             sock.shutdown(socket.SHUT_WR)
             wait_for_hangup(1)
-            sock.shutdown(socket.SHUT_RDWR)  # nobody is left who could read what comes
+            sock.shutdown(socket.SHUT_RDWR)  # there is no reader for what comes
         except OSError as exc:
-            if isinstance(exc, ConnectionResetError):  # the system tells it once: the other thread sees an orderly end
+            if isinstance(exc, ConnectionResetError):  # reported once: the other thread sees an orderly end
                 broken.append(exc)
             # else the other side is gone, which the main thread finds out too
 
@@ -104,7 +104,7 @@ def join(sock: socket.socket) -> None:
 
 
 def read(fd: int) -> bytes:
-    """Wait for octets, or the end, even where somebody who shares the descriptor has made it non-blocking."""
+    """Wait for octets, or the end, even if another process that shares the descriptor has made it non-blocking."""
     while True:
         try:
             return os.read(fd, CHUNK)
@@ -113,14 +113,14 @@ def read(fd: int) -> bytes:
 
 
 def wait_for_hangup(fd: int) -> None:
-    """Wait until nobody reads what is written to a pipe, a socket or a terminal. With a file that is for ever."""
+    """Wait until a pipe, a socket or a terminal has no reader any more. For a file this waits for ever."""
     poll = select.poll()
     poll.register(fd, 0)  # POLLERR and POLLHUP come unasked
     poll.poll()
 
 
 def write(fd: int, data: bytes) -> None:
-    """Write everything, and wait in the same way."""
+    """Write everything, and wait for room even if the descriptor is non-blocking."""
     view = memoryview(data)
     while view:
         try:

@@ -31,7 +31,7 @@ REFUSED = 3
 
 @click.command("explain", cls=Command)
 @click.argument("command", metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")
-@click.argument("destination", metavar="HOST:PORT", help="What is asked for.")
+@click.argument("destination", metavar="HOST:PORT", help="The destination of the request.")
 @click.option(
     "-c",
     "--config",
@@ -43,8 +43,8 @@ REFUSED = 3
 @click.option(
     "--from", "client", metavar="IP", default="127.0.0.1", help="The client's address, or unix. Default: 127.0.0.1."
 )
-@click.option("--user", metavar="NAME", help="Who it is, with parameters if any. Default: nobody.")
-@click.option("--listener", metavar="URL", help="As the file has it. Default: its first.")
+@click.option("--user", metavar="NAME", help="The user, with parameters if any. Default: none.")
+@click.option("--listener", metavar="URL", help="A listener of the file. Default: the first.")
 @click.option("--protocol", metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}. Default: by URL.")
 @click.option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
@@ -59,7 +59,7 @@ def explain_command(
     at: str | None,
     as_json: bool,
 ) -> int:
-    """Say what would become of a request, rule by rule, and why. Exits with 0 where it is allowed, 3 where not.
+    """Say what would become of a request, rule by rule, and why. Exits with 0 if it is allowed, 3 if not.
 
     The destination's name is resolved, nothing is connected to, and no running server is asked.
 
@@ -70,7 +70,7 @@ def explain_command(
     """
     settings = load_config(config)
     request = make_request(settings, command, destination, client, user, listener, protocol, at)
-    logging.disable()  # what a program of `decide` fails with is in the answer
+    logging.disable()  # the answer has the error of a `decide` program
     try:
         found = asyncio.run(ask(settings, request))
     except ConfigError as exc:
@@ -99,7 +99,7 @@ def make_request(
     protocol: str | None,
     at: str | None,
 ) -> Request:
-    """What was given, checked. Raises ConfigError, which names the option."""
+    """The checked options. Raises ConfigError, which names the option."""
     listen = choose_listener(config, listener)
     url = listen.parsed
     usual = {"mixed": "socks5", "http": "https" if url.tls else "http"}.get(url.protocol, url.protocol)
@@ -155,7 +155,7 @@ def parse_time(text: str | None) -> float:
 
 
 def lines(found: Explanation) -> Iterator[str]:
-    """The answer for people, a line for each thing that was asked."""
+    """The answer for people, line by line."""
     yield f"{found.command} {found.destination}, from {found.client} by {found.protocol} to {found.listener}"
     yield ""
     rows = [("client", found.identity)]
@@ -188,7 +188,7 @@ def lines(found: Explanation) -> Iterator[str]:
 
 
 def parameters_of(parameters: Mapping[str, Any]) -> Iterator[str]:
-    """What a user name says beside the user's, for people."""
+    """The parameters of a user name, for people."""
     yield from (f"label {label}" for label in parameters["labels"])
     if parameters["session"] is not None:
         yield f"session {parameters['session']}"

@@ -9,7 +9,7 @@ import click
 
 
 class HelpFormatter(click.HelpFormatter):
-    """The usual one, with headings in bold; click takes that away where the help does not go to a terminal."""
+    """The usual formatter, with headings in bold; click removes that if the help does not go to a terminal."""
 
     def write_heading(self, heading: str) -> None:
         """Write the heading of a section."""
@@ -17,7 +17,7 @@ class HelpFormatter(click.HelpFormatter):
 
 
 class Context(click.Context):
-    """The context of a command. NO_COLOR in the environment switches colours off on a terminal, too."""
+    """The context of a command. NO_COLOR in the environment switches colours off on a terminal too."""
 
     formatter_class = HelpFormatter
 
@@ -33,5 +33,5 @@ class Command(click.Command):
     context_class = Context
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """Its first sentence, whole, for the list of commands."""
+        """The whole first sentence of the help, for the list of commands."""
         return super().get_short_help_str(200)

@@ -20,7 +20,7 @@ from tabi.net.reactor import make_loop
 
 @click.command(cls=Command)
 @option_via("socks5://[user:password@]host:port, or socks5+tls")
-@click.option("--peer", metavar="HOST", help="Who may call. Default: anyone, the first to call.")
+@click.option("--peer", metavar="HOST", help="The peer that may call. Default: the first to call.")
 @click.option(
     "--wait",
     metavar="SECONDS",
@@ -47,7 +47,7 @@ def listen(via: tuple[str, ...], peer: str | None, wait: float, timeout: float, 
 
 
 async def open_socket(binding: Opening[Listener], wait: float) -> socket.socket:
-    """The socket of the connection to whoever calls; says where to call, and who did."""
+    """The socket of the connection to the peer that calls; prints where to call, and which peer did."""
     async with binding as listener:
         print(listener.address, flush=True)
         print(f"waiting for a connection to {listener.address}", file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """The commands, in the order in which somebody learns them."""
+    """The commands, in the order in which a user learns them."""
 
     context_class = Context
 
@@ -95,7 +95,7 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as exc:
         fail(exc.format_message(), 2)
-    except BrokenPipeError:  # whoever read what we print has read enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (TabiError, OSError, ValueError) as exc:

@@ -14,7 +14,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def option_via(protocols: str) -> Decorator:
-    """The option that says through which proxies, of these protocols."""
+    """The option --via for proxies of these protocols."""
     return click.option(
         "--via",
         metavar="URL",

@@ -25,7 +25,7 @@ def passwd(name: str | None) -> None:
     if sys.stdin.isatty():
         text = getpass("Password: ")
         if getpass("Again: ") != text:
-            raise ConfigError("the two are not the same")
+            raise ConfigError("the two passwords are not the same")
         password = text.encode(errors="surrogateescape")
     else:
         password = sys.stdin.buffer.readline().rstrip(b"\r\n")

@@ -37,10 +37,10 @@ from tabi.server.supervisor import Supervisor
     help="Listen here; may be repeated. Default: mixed://127.0.0.1:1080.",
 )
 @click.option(
-    "-u", "--user", metavar="NAME:PASSWORD", multiple=True, help="Let in this user; nobody else. May be repeated."
+    "-u", "--user", metavar="NAME:PASSWORD", multiple=True, help="Let in this user, and no others. May be repeated."
 )
 @click.option("--workers", metavar="N", type=int, help="Processes; 0 is one for each CPU. Default: 1.")
-@click.option("--open", "open_proxy", is_flag=True, help="Listen beyond loopback although anybody could use it.")
+@click.option("--open", "open_proxy", is_flag=True, help="Listen beyond loopback although anyone could use it.")
 @click.option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout.")
 @click.option(
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
@@ -58,11 +58,11 @@ def serve(
 
     Without options it listens on mixed://127.0.0.1:1080, for programs on this machine only.
 
-    What is given here stands in place of what the file says; users are added to those of the file, and what no rule of
-    the file decides goes by --via.
+    Options replace the values of the file; users are added to those of the file, and requests that no rule of the file
+    decides go through --via.
 
-    Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). Once more: at once.
-    SIGHUP takes the file as it is now, for new connections; what waits for a restart is said.
+    Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). A second signal ends it at
+    once. SIGHUP reloads the file for new connections; a warning names what needs a restart.
 
     Examples:
 
@@ -76,7 +76,7 @@ def serve(
         file = Config() if config is None else load_config(config, values=False)
         return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy)
 
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)  # to it every channel is worth a message
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
     with contextlib.closing(LogWriter()) as writer:
         logging.basicConfig(level="INFO", handlers=[writer])
         compiled = read()
@@ -100,7 +100,7 @@ def merge(
     path: Path | None = None,
     open_proxy: bool = False,
 ) -> Compiled:
-    """The configuration, of the file at ``path``, with what the command line says; compiled.
+    """The compiled configuration: the file at ``path`` with the options of the command line.
 
     Raises:
         ConfigError: it names the option or its key, or the file and the key.
@@ -116,7 +116,7 @@ def merge(
             if not colon or not name or not password:
                 raise ConfigError("expected NAME:PASSWORD", "-u")
             if name in given:
-                raise ConfigError(f"the user {name} twice", "-u")
+                raise ConfigError(f"the user {name} is given twice", "-u")
             given[name] = UserConfig(password, plain=True)
             said.append(f"users.{name}")
         config = msgspec.structs.replace(config, users=config.users | given)
@@ -144,7 +144,7 @@ def merge(
 
 
 def is_of(path: str | None, key: str) -> bool:
-    """Whether the place of an error is a key, or below it."""
+    """Whether the place of an error is this key, or below it."""
     return path is not None and (path == key or path.startswith((f"{key}.", f"{key}[")))
 
 
@@ -157,11 +157,11 @@ CURL = {
     "https": "https",
     "mixed+tls": "https",
 }
-"""The scheme with which curl speaks to a listener; it has none for SOCKS inside TLS."""
+"""The scheme with which curl speaks to a listener; there is none for SOCKS inside TLS."""
 
 
 def curl_line(url: str, users: bool) -> str | None:
-    """A command that goes through a listener, or None where curl knows no way: SOCKS inside TLS, HTTP at a path."""
+    """A command that goes through a listener, or None if curl cannot use it: SOCKS inside TLS, HTTP at a path."""
     scheme, _, place = url.partition("://")
     path, _, query = place.partition("?")
     at_path = scheme == "unix"
@@ -174,7 +174,7 @@ def curl_line(url: str, users: bool) -> str | None:
 
 
 def print_ready(urls: list[str], users: bool, say: Callable[[str], object]) -> None:
-    """Say where it listens, and how to try it. On stderr: stdout is the access log's."""
+    """Print where it listens, and how to try it. On stderr, since stdout is for the access log."""
     lines = [f"listening on {url}\n" for url in urls]
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users) for url in urls))][:1]
     say("".join(lines))

@@ -22,14 +22,14 @@ from tabi.wire.datagram import MAX_DATAGRAM
 @click.command(cls=Command)
 @click.argument("destination", metavar="HOST:PORT", help="Where to; the proxy resolves names.")
 @option_via("socks5://[user:password@]host:port, or socks5+tls")
-@click.option("--wait", metavar="SECONDS", type=float, default=1.0, help="For more, at the end of input. Default: 1.")
+@click.option("--wait", metavar="SECONDS", type=float, default=1.0, help="Wait after the end of input. Default: 1.")
 @click.option("--hex", "hexadecimal", is_flag=True, help="Lines are datagrams in hexadecimal, both ways.")
 @option_timeout
 @option_ca
 def udp(destination: str, via: tuple[str, ...], wait: float, hexadecimal: bool, timeout: float, ca: str | None) -> None:
     """Send each line of standard input as a datagram through a proxy, and print each one that comes as a line.
 
-    At the end of input it goes on until nothing has come for a while; that nothing came at all is no error.
+    At the end of input it goes on until nothing has come for a while; it is not an error if nothing came at all.
 
     Example:  echo hello | tabi udp --via socks5://127.0.0.1:1080 192.0.2.1:7
     """
@@ -68,7 +68,7 @@ async def exchange(proxy: Proxy, address: Address, wait: float, hexadecimal: boo
         except Exception as exc:
             failures.append(exc)
             seconds = 0
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting for this any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits for this any more
             loop.call_soon_threadsafe(end, seconds)
 
     def end(seconds: float) -> None:
@@ -95,7 +95,7 @@ def from_hex(line: bytes) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise ValueError(f"{text[:40]!a}{'...' * (len(text) > 40)} is no hexadecimal") from None
+        raise ValueError(f"{text[:40]!a}{'...' * (len(text) > 40)} is not hexadecimal") from None
 
 
 def lines() -> Iterator[bytes]:
@@ -105,6 +105,6 @@ def lines() -> Iterator[bytes]:
         *whole, rest = (rest + data).split(b"\n")
         yield from whole
         if len(rest) > 2 * MAX_DATAGRAM:
-            raise ValueError(f"a line of more than {2 * MAX_DATAGRAM} octets is no datagram")
+            raise ValueError(f"a line of more than {2 * MAX_DATAGRAM} octets is not a datagram")
     if rest:
         yield rest

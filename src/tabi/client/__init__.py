@@ -12,7 +12,7 @@
         data, address = await association.receive()
 
 `proxy.py` has the class, `opening.py` what its methods return, `environment.py` the variables ALL_PROXY and NO_PROXY,
-`blocking.py` the same for programs without asyncio.
+`blocking.py` the client for programs without asyncio.
 """
 
 from tabi.client.blocking import create_connection

@@ -30,16 +30,16 @@ def create_connection(
     Args:
         address: host and port. The last proxy resolves a name.
         via: the URL of a proxy, several of them as a chain, or a `Proxy`. Default: what the environment says
-            (`Proxy.from_environment`), which may be no proxy.
+            (`Proxy.from_environment`), which may mean no proxy.
         timeout: seconds for reaching each proxy and for its answer, unless ``via`` is a `Proxy`, which has its own. It
-            is then the timeout of the socket as well. None: the socket has none, and 30 seconds hold for each proxy.
+            is also the timeout of the socket. None: the socket has none, and each proxy has 30 seconds.
 
     Returns:
         A blocking socket, which the caller closes. Through TLS or SSH it is one end of a local pair that a thread of
         this process serves.
 
     Raises:
-        RuntimeError: an event loop runs in this thread: there ``await proxy.open_socket(…)`` is right.
+        RuntimeError: an event loop runs in this thread: use ``await proxy.open_socket(…)`` there.
         As `Proxy.connect`.
     """
     try:
@@ -69,7 +69,7 @@ def make_proxy(via: str | Sequence[str] | Proxy | None, timeout: float) -> Proxy
 
 
 class Background:
-    """A loop in a thread of its own, for sockets that something has to serve as long as they live."""
+    """A loop in a thread of its own, for sockets that must be served as long as they live."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -78,7 +78,7 @@ class Background:
         self.thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run something there and wait for it; where the wait is interrupted, it is cancelled."""
+        """Run a coroutine there and wait for it; if the wait is interrupted, it is cancelled."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result()
@@ -98,7 +98,7 @@ starting = threading.Lock()
 
 
 def background() -> Background:
-    """The one of this process; a process that was forked starts its own."""
+    """The background loop of this process; a forked process starts its own."""
     global running
     with starting:
         if running is None or running.pid != os.getpid():

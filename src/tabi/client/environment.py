@@ -1,8 +1,8 @@
 """The proxy that environment variables name, as curl and other programs read them: ALL_PROXY and NO_PROXY.
 
-Of a variable in lower case and in upper case the former counts. NO_PROXY is a list, separated by commas or spaces, of
-what is reached directly: ``*`` for everything; a name, which stands for its subdomains too, with or without a leading
-dot; an address; a network such as ``10.0.0.0/8``. A port may follow: ``example.com:8443``.
+If a variable is set in lower case and in upper case, the lower case counts. NO_PROXY is a list, separated by commas or
+spaces, of what is reached directly: ``*`` for everything; a name, which stands for its subdomains too, with or without
+a leading dot; an address; a network such as ``10.0.0.0/8``. A port may follow: ``example.com:8443``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def all_proxy(environ: Mapping[str, str]) -> ProxyURL | None:
 
 
 def no_proxy(environ: Mapping[str, str]) -> Callable[[Address], bool]:
-    """What says whether NO_PROXY has a destination. Parts that cannot be read match nothing, as elsewhere."""
+    """A function that says whether NO_PROXY names a destination. Parts that cannot be read match nothing, as
+    elsewhere."""
     _, value = read(environ, "no_proxy")
     parts = [part for word in re.split(r"[\s,]+", value) if (part := parse_part(word)) is not None]
     return lambda destination: any(part.has(destination) for part in parts)
 
 
 def read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
-    """The variable's name as it is written in the environment, and its value, empty where there is none."""
+    """The variable's name as it is written in the environment, and its value, empty if there is none."""
     for spelling in (name, name.upper()):
         if spelling in environ:
             return spelling, environ[spelling].strip()
@@ -49,7 +50,7 @@ def read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
 
 
 class Part(NamedTuple):
-    """One word of NO_PROXY: a name or a network; both None is everything."""
+    """One word of NO_PROXY: a name or a network; if both are None it stands for everything."""
 
     name: str | None
     network: Network | None

@@ -1,4 +1,4 @@
-"""What is being opened through a proxy: to be awaited, to be used in ``async with``, or to be run as a task."""
+"""Something that is being opened through a proxy: to be awaited, used in ``async with``, or run as a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Closable(Protocol):
-    """What is opened through a proxy."""
+    """The type of the thing that is opened through a proxy."""
 
     def close(self) -> None: ...
 
@@ -20,7 +20,7 @@ class Opening(Coroutine[Any, Any, Opened]):
     """A coroutine that opens something, once.
 
     ``await`` it, or hand it to `asyncio.create_task` or an `asyncio.TaskGroup`, and close what it returns yourself. Or
-    use it in ``async with``, which closes it. Python warns where nothing of this is done.
+    use it in ``async with``, which closes it. Python warns if none of this is done.
     """
 
     __slots__ = ("coroutine", "opened")

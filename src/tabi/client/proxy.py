@@ -40,14 +40,14 @@ class Proxy:
     Args:
         urls: ``socks5://[user:password@]host:port``, one or more; or socks4, http, https, socks5+tls and
             ``ssh://user[:password]@host``, in any order. SSH servers need ``pip install 'tabi[ssh]'``; their host keys
-            are those of ``~/.ssh/known_hosts``, and the keys for them those of the agent and of ``~/.ssh``.
+            are those of ``~/.ssh/known_hosts``, and our keys are those of the agent and of ``~/.ssh``.
         timeout: seconds for reaching each proxy, and for its answer. Default: 30.
         ca: a file with the authorities that those inside TLS are verified by, in PEM. Default: the system's.
         ssl: a context for those inside TLS, in place of ``ca``; it may have a client certificate.
 
     Raises:
         ValueError: no URL, or one or the timeout is wrong, or ``ca`` cannot be used.
-        ConfigError: asyncssh is missing, and an SSH server among them.
+        ConfigError: asyncssh is missing, and one of the URLs is an SSH server.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Proxy:
         ca: str | os.PathLike[str] | None = None,
         ssl: tls.SSLContext | None = None,
     ) -> Self:
-        """The proxy that ALL_PROXY names, as curl reads it. What NO_PROXY has is connected to directly.
+        """The proxy that ALL_PROXY names, as curl reads it. Destinations in NO_PROXY are connected to directly.
 
         Without ALL_PROXY everything is connected to directly; ``urls`` is empty then.
 
         Args:
             environ: the variables. Default: those of this process, as they are now.
-            timeout: see `Proxy`; so for the others.
+            timeout: see `Proxy`, also for ``ca`` and ``ssl``.
 
         Raises:
             ValueError: ALL_PROXY is not the URL of a proxy. The message does not have its password.
@@ -127,11 +127,11 @@ class Proxy:
 
         Raises:
             TypeError: ``host`` is neither text nor an address.
-            ValueError: ``host`` or ``port`` is none.
+            ValueError: ``host`` or ``port`` is not valid.
             DialError: the first proxy cannot be reached.
             AuthError: a proxy does not accept the user, or wants one.
             ProxyError: a proxy refused, or did not answer; ``reply_code`` says what it sent.
-            RemoteProtocolError: what is there is no such proxy, or its certificate is not accepted.
+            RemoteProtocolError: the server there is not such a proxy, or its certificate is not accepted.
         """
         return Opening(self.open(check_destination(host, port)))
 
@@ -157,7 +157,7 @@ class Proxy:
 
     @asynccontextmanager
     async def egress(self, direct: bool = False) -> AsyncIterator[Egress]:
-        """What leads through all proxies, in the running loop, for as long as something is being opened.
+        """The egress through all proxies, in the running loop, for as long as something is being opened.
 
         ``direct`` says that it leads through none of them.
         """
@@ -175,7 +175,7 @@ class Proxy:
         retire_links(chain)
 
     def need_proxy(self, what: str) -> None:
-        """Raise ValueError where the environment named no proxy."""
+        """Raise ValueError if the environment names no proxy."""
         if not self.urls:
             raise ValueError(f"{what} needs a proxy, and ALL_PROXY names none")
 
@@ -187,7 +187,7 @@ class Proxy:
             raise ValueError(f"{what} needs SOCKS5 all the way, and {other} speaks something else")
 
     def bind(self, peer: Host | None = None) -> Opening[Listener]:
-        """Let the last proxy listen for one connection from ``peer``, a name or an address; None is anyone.
+        """Let the last proxy listen for one connection from ``peer``, a name or an address; None is any peer.
 
         ``listener = await proxy.bind(…)`` leaves closing to the caller, ``async with`` does it.
 
@@ -200,7 +200,7 @@ class Proxy:
         return Opening(self.listen(expected))
 
     async def listen(self, destination: Address) -> Listener:
-        """The same for an `Address`."""
+        """As `bind`, for an `Address`; the caller closes the listener."""
         async with self.egress() as egress:
             return await listen(egress, destination, allow_any_address)
 
@@ -211,14 +211,14 @@ class Proxy:
         every proxy gets an association, and the datagrams go through all of them.
 
         Raises:
-            As `connect`; ValueError too where a proxy does not speak SOCKS5, DialError where there is no way to a
-            proxy's relay.
+            As `connect`; ValueError too where a proxy does not speak SOCKS5, DialError if a proxy's relay cannot be
+            reached.
         """
         self.check_socks5("UDP")
         return Opening(self.open_association())
 
     async def open_association(self) -> Association:
-        """The same; the caller closes it."""
+        """As `associate`; the caller closes the association."""
         async with self.egress() as egress:
             return Association(await egress.associate())
 
@@ -238,11 +238,11 @@ class Proxy:
         """What the last proxy finds that an address is called, by Tor's command RESOLVE_PTR. It proves nothing.
 
         Raises:
-            As `resolve`; ValueError too for what is no address.
+            As `resolve`; ValueError too if it is not an address.
         """
         host = make_host(address)
         if isinstance(host, str):
-            raise ValueError(f"{address!r} is no address")
+            raise ValueError(f"{address!r} is not an address")
         found = str(await self.ask(Command.RESOLVE_PTR, host))
         try:
             return check_found_name(found)
@@ -250,7 +250,7 @@ class Proxy:
             raise RemoteProtocolError(f"the proxy was asked for a name: {exc}") from exc
 
     async def ask(self, command: int, host: Host) -> Host:
-        """What the last proxy says of a name or an address. Raises as `resolve`."""
+        """The answer of the last proxy for a name or an address. Raises as `resolve`."""
         self.need_proxy("a question about names")
         last = self.urls[-1]
         if last.protocol != "socks5":
@@ -263,7 +263,7 @@ class Proxy:
     async def open_connection(
         self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The same as asyncio's streams, for code that wants those.
+        """Open a connection and return it as asyncio's streams, for code that needs those.
 
         Args:
             host: the destination.
@@ -285,7 +285,7 @@ class Proxy:
 
 
 def nothing_is_direct(destination: Address) -> bool:
-    """What a proxy that was given by its URL says of every destination."""
+    """Used for a proxy that was given by its URL: no destination is reached directly."""
     return False
 
 

@@ -23,7 +23,7 @@ Destination = tuple[Host, int]
 
 @lru_cache(4096, typed=True)  # 53.0 and 53 are equal
 def make_header(host: Host, port: int) -> bytes:
-    """What says where a datagram goes. Errors as `make_address`."""
+    """The header for a destination. Errors as `make_address`."""
     return encode_header(make_address(host, port))
 
 
@@ -36,7 +36,7 @@ class Association:
         path: the relays, one or more, with their control connections; closed with this one.
 
     Raises:
-        DialError: there is no way to the relay. All is closed then.
+        DialError: the relay cannot be reached. Everything is closed then.
     """
 
     __slots__ = ("burst", "crowded", "layers", "path", "received", "relay", "sock", "turn", "udp")
@@ -48,7 +48,7 @@ class Association:
         self.received: deque[tuple[bytes, Address]] = deque()
         self.crowded = False
         self.burst = 0  # sent since the last wait
-        self.turn = Lock()  # of those who wait for room
+        self.turn = Lock()  # of the tasks that wait for room
         reactor = path.controls[0].reactor
         path.connect()
         self.sock = path.take_socket()
@@ -62,11 +62,11 @@ class Association:
 
     @property
     def dropped(self) -> int:
-        """Datagrams that came and were none of ours, or were fragments of what never became whole."""
+        """Received datagrams that were not for us, or were fragments of a datagram that never became complete."""
         return self.layers.rejected + self.layers.fragments
 
     def on_end(self) -> None:
-        """A proxy has ended it: whoever waits finds out, after what the kernel still has."""
+        """A proxy has ended it: a task that waits gets the error, after the datagrams that the kernel still has."""
         self.udp.on_ready(IN | OUT)
 
     def check(self) -> None:
@@ -77,13 +77,13 @@ class Association:
     async def send(self, data: bytes | bytearray | memoryview, destination: Address | Destination) -> None:
         """Send one datagram to (host, port), waiting while there is no room; a name is resolved by the last proxy.
 
-        That it arrives nobody knows.
+        There is no sign whether it arrives.
 
         Raises:
-            TypeError: the destination is no pair, or its host neither text nor an address.
-            ValueError: the host or the port is none, or the datagram is longer than 65,507 octets with its header.
+            TypeError: the destination is not a pair, or its host is neither text nor an address.
+            ValueError: the host or the port is not valid, or the datagram is longer than 65,507 octets with its header.
             ConnectionResetError: a proxy has ended the association.
-            ConnectionRefusedError: the machine of the relay says that nobody listens at its port. This datagram was
+            ConnectionRefusedError: the machine of the relay says that no program listens at its port. This datagram was
                 not sent; the association goes on.
             ConnectionAbortedError: it is closed.
             OSError: as send(2).
@@ -91,7 +91,7 @@ class Association:
         try:
             host, port = destination
         except (TypeError, ValueError):
-            raise TypeError(f"{destination!r} is no destination, expected (host, port)") from None
+            raise TypeError(f"{destination!r} is not a destination, expected (host, port)") from None
         header, head = make_header(host, port), self.layers.head
         size = memoryview(data).nbytes
         if len(head) + len(header) + size > MAX_DATAGRAM:
@@ -99,7 +99,7 @@ class Association:
             raise ValueError(f"a datagram of {size} octets, expected at most {room} to this destination")
         if self.burst >= BATCH:
             self.burst = 0
-            await sleep(0)  # who always finds room must not keep the other tasks from running
+            await sleep(0)  # a sender that always finds room must let other tasks run
         self.burst += 1
         while True:
             self.check()
@@ -116,7 +116,8 @@ class Association:
                 raise self.failure(exc) from None
 
     async def room(self) -> None:
-        """Wait for room, or the end. Only meanwhile does the reactor tell of room: it always would."""
+        """Wait for room, or the end. The reactor reports room only during this wait: otherwise it would report it all
+        the time."""
         udp, reactor = self.udp, self.udp.reactor
         if udp.fd < 0 or self.path.ended:
             return
@@ -144,7 +145,7 @@ class Association:
                 await self.udp.readable()
             elif self.crowded:
                 self.crowded = False
-                await sleep(0)  # whoever floods us must not keep the other tasks from running
+                await sleep(0)  # a peer that floods us must not block the other tasks
             else:
                 self.read()
         return self.received.popleft()
@@ -155,7 +156,7 @@ class Association:
     async def __anext__(self) -> tuple[bytes, Address]:
         """Return the next datagram, as `receive` does; the iteration ends when the association is closed.
 
-        The end of the association at the proxy is no end of the iteration: it raises as `receive` does.
+        If the proxy ends the association, the iteration does not end: it raises as `receive` does.
         """
         try:
             return await self.receive()
@@ -165,7 +166,7 @@ class Association:
             raise StopAsyncIteration from None
 
     def read(self) -> None:
-        """Take a batch from the kernel and keep what is ours; raise the error instead if there is one."""
+        """Take a batch from the kernel and keep our datagrams; if there is an error, raise it instead."""
         udp = self.udp
         if udp.events & BROKEN or not udp.reactor.edge_triggered:  # levels do not tell BROKEN
             number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -187,13 +188,13 @@ class Association:
         return ConnectionResetError("the proxy has ended the association")
 
     def failure(self, exc: OSError) -> OSError:
-        """The error to raise for one of the socket: an ICMP message says who it is that does not listen."""
+        """The error to raise for one of the socket: an ICMP message means that no program listens at the relay."""
         if exc.errno == errno.ECONNREFUSED:
-            return ConnectionRefusedError(exc.errno, f"nobody listens at the proxy's relay {self.relay}")
+            return ConnectionRefusedError(exc.errno, f"no program listens at the proxy's relay {self.relay}")
         return exc
 
     def close(self) -> None:
-        """End the association; who waits gets ConnectionAbortedError. Harmless when done twice."""
+        """End the association; tasks that wait get ConnectionAbortedError. Harmless when done twice."""
         self.udp.wake_waiting(ConnectionAbortedError("the association is closed"))
         self.udp.close()
         self.received.clear()

@@ -1,4 +1,4 @@
-"""What an egress is: the base class of all of them, and of those that a program brings."""
+"""The base class of all egresses, also of those that a program brings."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tabi.wire.address import Address
 from tabi.wire.socks5 import ClientMachine, Reply, ReplyCode
 
 CONNECTIONS_ALONE = "it carries no datagrams, no calls of BIND, and no questions for names"
-NOBODY_LISTENS = "it leads straight, and a pool has nobody there who could listen"
+NOBODY_LISTENS = "it has no proxy that could listen for a pool"
 
 CONNECTS = ("connect", "forward")
 QUESTIONS = ("resolve", "resolve_ptr")
 
 
 class Asked(NamedTuple):
-    """What a SOCKS5 proxy says to a command."""
+    """The answer of a SOCKS5 proxy to a command."""
 
     stream: Stream
     """The caller closes it."""
     machine: ClientMachine
-    """Behind the first reply."""
+    """The state after the first reply."""
     reply: Reply
     """A success."""
 
 
 class Egress:
-    """A way out of the server. A subclass needs `open`, and carries connections then::
+    """An egress of the server. A subclass needs only `open` to carry connections::
 
         class Tunnel(tabi.Egress):
             async def open(self, destination, permit, session=None):
@@ -42,18 +42,18 @@ class Egress:
                     permit(destination.host)
                 return await tabi.Proxy(self.url).connect(*destination)
 
-    Whatever else it can do it says by its attributes and by `ask`, `associate` and `cannot`. One egress serves many
+    Its attributes and `ask`, `associate` and `cannot` say what else it can do. One egress serves many
     sessions at the same time.
     """
 
     name: str = ""
-    """What rules and the access log call it. An egress without a name is a part of another one."""
+    """Its name in rules and in the access log. An egress without a name is a part of another one."""
     resolves_locally: bool = False
-    """Whether names that go this way are resolved on this machine."""
+    """Whether this machine resolves the names of destinations."""
     direct: bool = False
-    """Whether no proxy is on it, so that what is at the other end of a stream is the destination."""
+    """Whether it uses no proxy, so that the other end of a stream is the destination."""
     source: SourceBinding | None = None
-    """Where the connections of a direct one come from; None: wherever the system chooses."""
+    """The source of the connections of a direct egress; None: the system chooses."""
 
     # --- what it does ---
 
@@ -77,23 +77,23 @@ class Egress:
     async def ask(
         self, command: int, destination: Address, address_filter: AddressFilter, session: Session | None = None
     ) -> Asked:
-        """Have the last proxy on this way carry out a command of SOCKS5 other than CONNECT and UDP ASSOCIATE.
+        """Let the last proxy of this egress carry out a command of SOCKS5 other than CONNECT and UDP ASSOCIATE.
 
         Raises:
-            DialError: there is none that could (reply 07), or it cannot be reached.
+            DialError: no proxy can do it (reply 07), or it cannot be reached.
             PolicyDenied, AuthError, ProxyError, RemoteProtocolError: as `open`.
         """
         raise self.refusal()
 
     async def associate(self, session: Session | None = None) -> UdpPath:
-        """Open this way for datagrams; the caller closes it. Errors as `ask`."""
+        """Open a path for datagrams; the caller closes it. Errors as `ask`."""
         raise self.refusal()
 
     async def before_resolve(self, name: str, session: Session | None = None) -> None:
-        """Called before a name is resolved here for a client that asks for that alone. May wait; raises TabiError."""
+        """Called before a name is resolved here for a client that asks only for that. May wait; raises TabiError."""
 
     def refusal(self) -> DialError:
-        """The error for a command that cannot go this way."""
+        """The error for a command that this egress cannot carry."""
         return DialError(
             f"egress {self.name or type(self).__name__}: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED
         )
@@ -102,11 +102,11 @@ class Egress:
 
     @property
     def path(self) -> list[str]:
-        """The proxies on it, and the egress that it begins with, for people; none on a direct way."""
+        """The egress that it begins with and its proxies, for people; empty if it is direct."""
         return []
 
     def steps(self) -> list[str]:
-        """What a chain that begins with this egress shows of it: its name, or its path where it has no name."""
+        """How a chain that begins with this egress describes it: by its name, or its path if it has no name."""
         return [self.name] if self.name else self.path
 
     def describe(self) -> str:
@@ -115,7 +115,7 @@ class Egress:
         return f"{self.name}: through {', then '.join(path)}" if path else self.name
 
     def cannot(self, command: str) -> str | None:
-        """Why it cannot carry a command, in words, as far as that is known without asking; None: it may.
+        """The reason why it cannot carry a command, if that is known without asking; None: it may.
 
         ``command`` is called as in the access log: connect, bind, associate, resolve.
         """
@@ -125,29 +125,29 @@ class Egress:
 
     @property
     def leads_nowhere(self) -> bool:
-        """Whether everything that goes this way is refused."""
+        """Whether this egress refuses everything."""
         return False
 
     def chooser(self) -> Egress | None:
-        """The pool on this way that chooses a member for each session."""
+        """The pool in this egress that chooses a member for each session; None if there is no pool."""
         return None
 
     def explain_choice(self, parameters: Parameters) -> list[str]:
-        """What the parameters of a user name select on this way, for people. Raises DialError where that is nobody."""
+        """What the parameters of a user name select here, for people. Raises DialError if no member fits."""
         pool = self.chooser()
-        return [f"nothing: {self.name} is no pool"] if pool is None else pool.explain_choice(parameters)
+        return [f"nothing: {self.name} is not a pool"] if pool is None else pool.explain_choice(parameters)
 
     def explain_member(self, destination: Address, session: Session, now: float) -> str | None:
-        """Which member of a pool a session would take now, and why, for people; None: there is no pool on this way.
+        """Which member of a pool a session would take now, and why, for people; None: there is no pool.
 
-        Nothing changes by that. ``now`` is of `time.monotonic`. Raises DialError where no member is left.
+        This changes nothing. ``now`` is of `time.monotonic`. Raises DialError if no member is left.
         """
         pool = self.chooser()
         return None if pool is None else pool.explain_member(destination, session, now)
 
 
 class Around(Egress):
-    """Does what the egress below does. A subclass does some of it in another way.
+    """Does what the egress below does. A subclass changes a part of it.
 
     Args:
         below: the other egress.

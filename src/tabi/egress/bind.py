@@ -1,4 +1,4 @@
-"""The client's side of BIND, behind the first reply: wait for the peer that calls a proxy."""
+"""The client's side of BIND, after the first reply: wait for the peer that calls a proxy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tabi.wire.address import Address, unmap
 from tabi.wire.socks5 import ClientMachine, Command
 
 ACCEPT_TIMEOUT = 300.0
-"""Seconds until a peer has called. Proxies give up by themselves, tabi after 120: this is for one that does not."""
+"""Seconds to wait for a peer. Proxies give up by themselves, tabi after 120: this is for a proxy that does not."""
 
 
 def check_seconds(what: str, seconds: float) -> None:
@@ -28,7 +28,8 @@ def check_seconds(what: str, seconds: float) -> None:
 class Listener:
     """Where a proxy waits for one peer. The caller closes it, or uses it in ``async with``.
 
-    ``address`` is where the peer must call; ``peer`` is who has called, as the proxy says it, or None until then.
+    ``address`` is where the peer must call; ``peer`` is the peer that has called, as the proxy reports it, or None
+    until then.
     """
 
     __slots__ = ("address", "machine", "peer", "stream")
@@ -48,11 +49,11 @@ class Listener:
         When ``timeout`` seconds are over, or after a cancellation, it can be waited for again.
 
         Raises:
-            ValueError: ``timeout`` is no number of seconds.
-            ProxyError: nobody has called in time: ``reply_code`` is what the proxy sent, None where it was ``timeout``.
+            ValueError: ``timeout`` is not a number of seconds.
+            ProxyError: no peer has called in time: ``reply_code`` is what the proxy sent, None if ``timeout`` ended it.
             RemoteProtocolError: the proxy ended the connection, or does not speak SOCKS5.
             OSError: the connection to the proxy broke.
-            RuntimeError: somebody was accepted already, or the listener is closed.
+            RuntimeError: a peer was accepted already, or the listener is closed.
         """
         check_seconds("a timeout", timeout)
         stream = self.stream
@@ -63,7 +64,7 @@ class Listener:
                 reply = await read_reply(stream, self.machine, self.address)
         except (TabiError, OSError) as exc:
             if is_deadline(exc):
-                raise ProxyTimeout(f"{self.address}: nobody called within {timeout:g} s") from None
+                raise ProxyTimeout(f"{self.address}: no peer called within {timeout:g} s") from None
             self.close()
             raise
         self.stream, self.peer = None, reply.bound
@@ -85,7 +86,7 @@ class Listener:
 async def listen(
     egress: Egress, destination: Address, address_filter: AddressFilter, session: Session | None = None
 ) -> Listener:
-    """Have the last proxy of a way out listen for one connection from a destination; 0.0.0.0 is from anyone.
+    """Let the last proxy of an egress listen for one connection from a destination; 0.0.0.0 allows any peer.
 
     Raises:
         As `Egress.ask`.

@@ -35,5 +35,5 @@ class Block(Egress):
         raise PolicyDenied(f"egress {self.name}: datagrams")
 
     def cannot(self, command: str) -> str | None:
-        """See `Egress`: what is refused can be any command."""
+        """See `Egress`: it refuses every command in the same way, so there is none that it cannot carry."""
         return None

@@ -1,4 +1,4 @@
-"""From URLs of proxies to ways out: one class for each protocol, and a chain, in which each reaches the next."""
+"""From URLs of proxies to egresses: one class for each protocol, and a chain, in which each proxy reaches the next."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tabi.egress.ssh import Ssh
 
 HTTP_PROTOCOLS = ("http/1.1",)
-"""What an HTTP proxy inside TLS is asked for by ALPN: many speak HTTP/2 too."""
+"""The ALPN protocol for an HTTP proxy inside TLS: many speak HTTP/2 too."""
 
 USER_KEYS = SshKeys()
 
@@ -73,7 +73,7 @@ def make_upstream(
     optimistic: bool = False,
     keys: SshKeys = USER_KEYS,
 ) -> Upstream:
-    """The way out through a proxy.
+    """The egress through a proxy.
 
     Args:
         url: the proxy.
@@ -104,7 +104,7 @@ def make_chain(
     shared: TlsShared,
     optimistic: bool = False,
 ) -> Egress:
-    """The way out through several proxies, the first one reached through ``below``; see `make_upstream`.
+    """The egress through several proxies, the first one reached through ``below``; see `make_upstream`.
 
     ``contexts`` are those of `make_context`, one for each URL.
     """
@@ -115,7 +115,7 @@ def make_chain(
 
 
 def find_links(egress: Egress) -> Iterator[Ssh]:
-    """The ways of a chain that keep a connection, the last one first."""
+    """The egresses of a chain that keep a connection, the last one first."""
     while isinstance(egress, Upstream):
         if egress.protocol == "ssh":
             yield cast("Ssh", egress)
@@ -123,7 +123,7 @@ def find_links(egress: Egress) -> Iterator[Ssh]:
 
 
 def retire_links(chain: Egress) -> None:
-    """Let kept connections end with what goes through them now."""
+    """Let kept connections end with the streams that use them now."""
     for link in find_links(chain):
         link.retire()
 

@@ -1,4 +1,5 @@
-"""The client's side of the authentication methods of SOCKS5 (RFC 1928 section 3): each proves who we are in its way."""
+"""The client's side of the authentication methods of SOCKS5 (RFC 1928 section 3): each proves who we are in a different
+way."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class ClientMethod(Protocol):
     """The METHOD octet."""
 
     async def authenticate(self, stream: Stream, machine: ClientMachine) -> None:
-        """Prove to the proxy who we are, behind its choice of this method. The caller sets the deadline.
+        """Prove to the proxy who we are, after it has chosen this method. The caller sets the deadline.
 
         A method with messages of its own begins with ``machine.negotiate`` and ends with ``machine.negotiated``. It may
         put a layer between the stream and its socket, as TLS does: the request then goes through that layer.
@@ -53,6 +54,6 @@ class UsernamePassword:
 
 
 def client_methods(credentials: Credentials | None) -> tuple[ClientMethod, ...]:
-    """What a client offers that has these credentials, or none."""
+    """The methods that a client with these credentials, or without any, offers."""
     none = NoAuthentication()
     return (none,) if credentials is None else (none, UsernamePassword(credentials))

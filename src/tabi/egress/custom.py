@@ -1,4 +1,5 @@
-"""Egresses that a program brings: what they must be, and what keeps a mistake of theirs from harming anything else."""
+"""Egresses that a program brings: what they must provide, and how their mistakes are kept from harming anything
+else."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ class Opener(Protocol):
 
 
 class ConnectionsAlone(Egress):
-    """What an object that has `open` and nothing else becomes."""
+    """The egress made of an object that has only `open`."""
 
     def __init__(self, opener: Opener) -> None:
         self.opener = opener
@@ -52,10 +53,10 @@ class ConnectionsAlone(Egress):
 
 
 class CustomEgress(Around):
-    """Holds an egress of a program: it has a deadline, and whatever it raises becomes a reply.
+    """Holds an egress of a program: it adds a deadline, and turns every exception into a reply.
 
-    The address filter sees the address that a client asks for, and those that a decision was made on, even where the
-    program does not look.
+    The address filter checks the address that a client asks for, and those that a decision was made on, even if the
+    program does not.
 
     Args:
         name: what rules call it.
@@ -89,13 +90,13 @@ class CustomEgress(Around):
         return await self.within(lambda: self.below.associate(session), "datagrams")
 
     async def within(self, use: Callable[[], Awaitable[T]], what: object) -> T:
-        """Use the program's object, within the deadline. Raises TabiError, whatever the object raises."""
+        """Use the program's object, within the deadline. Raises TabiError for every exception of the object."""
         try:
             async with asyncio.timeout(self.seconds):
                 return await use()
         except TabiError:
             raise
-        except OSError as exc:  # TimeoutError is one, and it is the deadline's or means the same
+        except OSError as exc:  # includes TimeoutError, from our deadline or with the same meaning
             if isinstance(exc, TimeoutError):
                 raise timeout_error(self.seconds, what) from exc
             if isinstance(exc, socket.gaierror | socket.herror):
@@ -130,7 +131,7 @@ def check_egresses(given: Mapping[str, Opener]) -> None:
     """Check the egresses that a program brings. Raises ConfigError."""
     for name, egress in given.items():
         if not isinstance(name, str) or not name or not name.isprintable() or "://" in name:
-            raise ConfigError(f"{name!r}, expected a name that can be printed, and is no URL", "egresses")
+            raise ConfigError(f"{name!r}, expected a name that can be printed and is not a URL", "egresses")
         why = unusable(egress)
         if why is not None:
             raise ConfigError(why, f"egresses.{name}")
@@ -149,6 +150,6 @@ def unusable(egress: object) -> str | None:
         inspect.signature(method).bind(None, None, None)
     except TypeError:
         return f"{type(egress).__name__}.open does not take destination, permit and session, {EXPECTED}"
-    except ValueError:  # it tells nothing of its parameters
+    except ValueError:  # its parameters cannot be read
         pass
     return None

@@ -12,14 +12,14 @@ from tabi.wire.address import UNSPECIFIED
 
 FOREVER = 1e9
 HALF_CLOSED = 300.0
-"""Seconds that the bridge of `take_socket` stays quiet at most once one side has ended."""
+"""Maximum idle seconds of the bridge of `take_socket` after one side has ended."""
 
 
 def take_socket(stream: Stream) -> socket.socket:
     """Take the socket away from a stream, non-blocking.
 
-    From under TLS none can be taken: there it is one end of a pair, whose other end a relay joins with the stream as
-    long as the loop runs.
+    It cannot be taken away from under TLS: then it is one end of a pair, and a relay joins the other end with the
+    stream as long as the loop runs.
     """
     if not isinstance(stream.sock, LayeredSock):
         return stream.detach()

@@ -19,7 +19,7 @@ from tabi.wire.socks5 import ReplyCode
 
 
 class Direct(Egress):
-    """Connects to destinations from this machine: from a source of its own, where it has one."""
+    """Connects to destinations from this machine: from its own source, if it has one."""
 
     resolves_locally = True
     direct = True
@@ -41,7 +41,7 @@ class Direct(Egress):
         return UdpPath(self, self.find, self.source)
 
     def refusal(self) -> DialError:
-        """See `Egress`: a server listens for BIND by itself, so whoever asks this egress to is a pool."""
+        """See `Egress`: a server listens for BIND by itself, so only a pool calls this."""
         return DialError(f"egress {self.name}: {NOBODY_LISTENS}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
     def cannot(self, command: str) -> str | None:

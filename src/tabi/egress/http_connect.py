@@ -24,10 +24,10 @@ REPLY_BY_STATUS: dict[int, int] = {
     451: ReplyCode.NOT_ALLOWED,
     501: ReplyCode.COMMAND_NOT_SUPPORTED,
     502: ReplyCode.HOST_UNREACHABLE,
-    503: ReplyCode.HOST_UNREACHABLE,  # squid's and tinyproxy's for whatever they could not reach
+    503: ReplyCode.HOST_UNREACHABLE,  # squid's and tinyproxy's for all that they could not reach
     504: ReplyCode.HOST_UNREACHABLE,
 }
-"""What a status says in the words of RFC 1928; any other is a general failure."""
+"""The reply code of RFC 1928 for a status; any other status is a general failure."""
 
 REPLY_BY_ERROR: dict[str, int] = {
     "connection_limit_reached": ReplyCode.NOT_ALLOWED,
@@ -43,7 +43,7 @@ REPLY_BY_ERROR: dict[str, int] = {
     "http_request_denied": ReplyCode.NOT_ALLOWED,
     "proxy_internal_error": ReplyCode.GENERAL_FAILURE,
 }
-"""The same of Proxy-Status (RFC 9209 section 2.3), which knows more than the status."""
+"""The reply code for an error of Proxy-Status (RFC 9209 section 2.3), which says more than the status."""
 
 
 class HttpConnect(Upstream):
@@ -81,14 +81,14 @@ class HttpConnect(Upstream):
         async def ask(stream: Stream) -> None:
             await stream.send_all(octets)
             check_answer(await read_by_looking(stream, machine), destination, self.credentials is not None)
-            stream.replied = None  # what leads to this proxy may have said where it connected from to reach it
+            stream.replied = None  # a proxy before this one may have set it
 
         stream, _ = await self.converse(ask, session)
         return stream
 
 
 def check_answer(answer: ConnectAnswer, destination: Address, known: bool) -> None:
-    """Raise what a status that is no success means; ``known`` says whether credentials were sent."""
+    """Raise the error for a status that is not a success; ``known`` says whether credentials were sent."""
     status = answer.status
     if 200 <= status < 300:
         return
@@ -109,7 +109,7 @@ def check_answer(answer: ConnectAnswer, destination: Address, known: bool) -> No
 
 
 def phrase(status: int) -> str:
-    """A status with its registered words: the proxy's own could be anything."""
+    """A status with its registered phrase: the text of the proxy may hold anything."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

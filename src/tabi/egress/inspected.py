@@ -1,4 +1,4 @@
-"""The seam in front of an egress: what stands there may delay, refuse or redirect a connection, or fail a name."""
+"""An inspector in front of an egress: it may delay, refuse or redirect a connection, or refuse a name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DialInspector(Protocol):
     async def dial(self, session: Session | None, destination: Address) -> Address | None:
         """Called before a connection is opened for a session. Returns where it is to go instead; None: as asked.
 
-        Rules are not asked again about another destination, the guard is.
+        For another destination the guard is asked again, but not the rules.
         """
         return None  # type checkers take a method with a docstring alone for an abstract one
 
@@ -91,7 +91,7 @@ class Inspected(Around):
             await self.within(lambda: self.inspector.resolve(session, host), destination)
 
     async def within(self, ask: Callable[[], Awaitable[T]], what: Address) -> T:
-        """Ask the inspector, within the deadline. Raises TabiError, whatever it raises."""
+        """Ask the inspector, within the deadline. Raises TabiError for every exception of it."""
         try:
             async with asyncio.timeout(self.seconds):
                 return await ask()
@@ -104,7 +104,7 @@ class Inspected(Around):
             raise self.failure(f"failed: {type(exc).__name__}") from exc
 
     def read(self, found: Any) -> Address:
-        """The destination that an inspector gives. Raises DialError for what is none."""
+        """The destination that an inspector gives. Raises DialError if it is not valid."""
         try:
             host, port = found
             if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:

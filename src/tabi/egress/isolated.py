@@ -1,4 +1,4 @@
-"""An egress through a SOCKS5 proxy that gets another user name for each of those who are to be kept apart."""
+"""An egress through a SOCKS5 proxy that uses another user name for each client, session or user to isolate."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from tabi.wire.address import Address
 from tabi.wire.socks5 import Credentials
 
 KEPT = 1024
-"""Egresses that are kept; beyond that the one that rested longest is made anew when it is needed."""
+"""Egresses that are kept; beyond that the one that was idle longest is dropped, and made again if it is needed."""
 
 Apart = Literal["user", "session", "client"]
 
 
 class Isolated(Around):
-    """Goes through a proxy of SOCKS5 as another user for each of those who are to be kept apart.
+    """Goes through a SOCKS5 proxy with another user name for each client, session or user to isolate.
 
-    Tor does not let two streams share a circuit whose user names differ (IsolateSOCKSAuth, torrc(5)); it takes any.
+    Tor does not let two streams with different user names share a circuit (IsolateSOCKSAuth, torrc(5)); it accepts any
+    user name.
 
     Args:
         make: makes the egress with a user's credentials.
-        apart: of what there must be another user for each: user, session (of the user name's parameters), client.
+        apart: what gets a user name of its own: user, session (of the user name's parameters), client.
     """
 
     def __init__(self, make: Callable[[Credentials], Egress], apart: Sequence[Apart]) -> None:
@@ -53,7 +54,7 @@ class Isolated(Around):
         return await self.egress_of(session).associate(session)
 
     def egress_of(self, session: Session | None) -> Egress:
-        """The egress of those whom a session belongs to."""
+        """The egress for the group that a session belongs to."""
         name = blake2b(self.key_of(session).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest().encode()
         egress = self.egresses.get(name)
         if egress is None:
@@ -64,7 +65,7 @@ class Isolated(Around):
         return egress
 
     def key_of(self, session: Session | None) -> str:
-        """What they have in common, and no others."""
+        """The key of the group: what its sessions, and no others, have in common."""
         if session is None:
             return ""
         parameters = session.parameters
@@ -79,7 +80,7 @@ class Isolated(Around):
 
     @cached_property
     def below(self) -> Egress:  # type: ignore[override]
-        """One that is only looked at: but for the user name all are the same."""
+        """An egress for inspection only: all are the same but for the user name."""
         return self.make(Credentials(b"", b""))
 
     def describe(self) -> str:

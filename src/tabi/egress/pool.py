@@ -1,12 +1,12 @@
 """The egress through a pool: one of several upstreams, another one where that fails, and checks of them all.
 
-Who is chosen and who is out, `policy.pool` decides. Here its choices are opened, each failure is laid at the member's
-door or at the destination's, and a request whose member fails goes to another one: until a stream is open not an octet
-has gone to the destination, so that nothing is sent twice.
+`policy.pool` decides which member is chosen and which one is out. This module opens its choices, decides whether a
+failure is the member's or the destination's, and passes a request whose member fails to another one. Until a stream is
+open no octet has gone to the destination, so nothing is sent twice.
 
 Some failures leave a doubt: an upstream that took the request and then said nothing, or "general failure", may be ill,
-or the destination does not answer. They count where another member reaches that destination, and at a trial; else one
-client that asks for what nobody reaches would have all members out.
+or the destination does not answer. They count if another member reaches that destination, and at a trial; else one
+client that asks for a destination that no member reaches would put all members out.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from tabi.wire.socks5 import ReplyCode
 log = logging.getLogger("tabi")
 
 REASONS = 5
-"""Members whose failures an error tells; of others their number."""
+"""Members whose failures an error lists; the others are counted."""
 
 FEW = 5
-"""Members that a description names; of others their number."""
+"""Members that a description names; the others are counted."""
 
 CHECKS_AT_ONCE = 16
 
@@ -52,23 +52,23 @@ OF_DESTINATION = frozenset(
         ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
     )
 )
-"""Replies with which an upstream that works refuses a destination: another one would not do better."""
+"""Replies with which a working upstream refuses a destination: another one would not do better."""
 
 
 T = TypeVar("T")
 Use = Callable[[Egress], Awaitable[T]]
-"""What is to be done with a member's way out."""
+"""What to do with the egress of a member."""
 
 
 class Unable(TabiError):
-    """A member cannot do what it was used for, which is no fault of it."""
+    """A member cannot do what was asked, which does not count as its failure."""
 
 
 class Check(NamedTuple):
     """How the members of a pool are checked."""
 
     destination: Address
-    """What is connected to through each."""
+    """The destination to connect to through each member."""
     every: float = 10.0
     """Seconds between two rounds."""
     seconds: float = 5.0
@@ -78,7 +78,7 @@ class Check(NamedTuple):
 
 
 class Pooled(Egress):
-    """Leads through whichever member its pool chooses.
+    """Leads through the member that its pool chooses.
 
     Args:
         name: what rules call it.
@@ -88,7 +88,7 @@ class Pooled(Egress):
         seconds: the deadline for all members that a request is tried with, together.
         each: the deadline for one of them, a third of ``seconds`` by default: there is time for others. More than an
             egress takes to find that its proxy cannot be reached: that leaves no doubt.
-        by: what of a request ``hash`` and ``sticky`` go by.
+        by: the parts of a request that ``hash`` and ``sticky`` use.
         label: only members with this one.
         check: has `start` check the members; None: only requests tell how they are.
     """
@@ -118,7 +118,8 @@ class Pooled(Egress):
         self.checking: asyncio.Task[None] | None = None
 
     async def open(self, destination: Address, address_filter: AddressFilter, session: Session | None = None) -> Stream:
-        """See `Egress`; ``session.member`` is who was chosen, and counts as its request until the session is over.
+        """See `Egress`; ``session.member`` is the chosen member, and the request counts for it until the session is
+        over.
 
         Raises:
             DialError: no member answers (general failure), or one found that the destination cannot be reached.
@@ -151,14 +152,14 @@ class Pooled(Egress):
         return path
 
     def end_with(self, session: Session | None, member: Member) -> None:
-        """Have a member's request be over when the session is."""
+        """End a member's request with the session."""
         if session is None:
-            self.pool.end(member)  # nobody tells when it is over
+            self.pool.end(member)  # without a session nothing tells its end
         else:
             session.when_over(partial(self.pool.end, member))
 
     async def attempt(self, use: Use[T], key: str, session: Session | None) -> tuple[T, Member]:
-        """Use one member after the other until one does it. Errors as `open`; DialError 07 where none can."""
+        """Use one member after the other until one succeeds. Errors as `open`; DialError 07 if none can."""
         pool, doubts = self.pool, list[Member]()
         label, ttl, lacking = self.wishes(session)
         tried = set(lacking)
@@ -193,7 +194,7 @@ class Pooled(Egress):
         ``left`` are the seconds for this member and all others.
 
         Raises:
-            Whatever the member's egress raises; TimeoutError where that took too long.
+            All that the member's egress raises; TimeoutError if it took too long.
         """
         pool = self.pool
         trial = pool.begin(member)
@@ -207,7 +208,7 @@ class Pooled(Egress):
             pool.end(member)
             if isinstance(exc, TabiError | OSError):
                 if left < self.each and is_deadline(exc):
-                    # It had only what others had left of the time, and has not failed.
+                    # It had only the time that other members left, so this is not its failure.
                     self.reasons.setdefault(member, f"no answer within the {left:.2g} s that were left")
                 else:
                     decided = self.note(member, exc, None if trial else doubts)
@@ -218,14 +219,15 @@ class Pooled(Egress):
         return found
 
     def key(self, destination: Address, session: Session | None) -> str:
-        """What ``hash`` and ``sticky`` go by."""
+        """The key that ``hash`` and ``sticky`` use."""
         if session is None:
             return make_key(self.by, "", None, str(destination.host))
         token = None if session.parameters is None else session.parameters.session
         return make_key(self.by, str(session.client.host), session.user, str(destination.host), token)
 
     def wishes(self, session: Session | None) -> tuple[str | None, float | None, frozenset[Member]]:
-        """What a user name asks for: a label, seconds for a sticky key, and members that lack another of its labels."""
+        """The wishes in a user name: a label, seconds for a sticky key, and members to skip, which lack another of its
+        labels."""
         parameters = None if session is None else session.parameters
         if parameters is None or not parameters.labels:
             return self.label, None if parameters is None else parameters.ttl, frozenset()
@@ -234,7 +236,7 @@ class Pooled(Egress):
         return first, parameters.ttl, frozenset(lacking)
 
     def explain(self, tried: Collection[Member], label: str | None, lacking: Collection[Member]) -> str:
-        """Why nobody was left: what each of the members that a request may go to said last."""
+        """The error if no member is left: the last failure of each member that the request may go to."""
         members = [m for m in self.pool.members if (label is None or label in m.labels) and m not in lacking]
         if not members:
             return no_member(self.name)
@@ -253,7 +255,7 @@ class Pooled(Egress):
         return f"{self.name}: {self.pool.balance} of {shown(self.pool.members)}"
 
     def cannot(self, command: str) -> str | None:
-        """See `Egress`: one member that can is enough. None of them listens for BIND on this machine."""
+        """See `Egress`: one member that can do it is enough. None of them listens for BIND on this machine."""
         if self.resolves_locally and command in QUESTIONS:
             return None
         reasons = [
@@ -284,7 +286,7 @@ class Pooled(Egress):
             found.append(f"session {token}: {kept.get(balance or '', f'nothing, {self.name} does not go by it')}")
         if ttl is not None:
             kept = {"sticky": "how long that is remembered without a request"}
-            what = kept.get(self.pool.balance, f"nothing, {self.name} remembers nobody")
+            what = kept.get(self.pool.balance, f"nothing, {self.name} remembers no client")
             found.append(f"ttl {ttl:g} s: {what}")
         return found
 
@@ -300,10 +302,10 @@ class Pooled(Egress):
     # --- what is known of the members ---
 
     def note(self, member: Member, exc: TabiError | OSError, doubts: list[Member] | None) -> bool:
-        """Note what an error tells of a member; where it is doubtful and ``doubts`` is given, there.
+        """Note what an error says about a member; in ``doubts``, if that is given and the error is doubtful.
 
         Returns:
-            Whether it told anything for sure.
+            Whether it said anything for certain.
         """
         if isinstance(exc, Unable):
             return False
@@ -315,7 +317,7 @@ class Pooled(Egress):
                 return False
             self.note_failure(member, reason)
             return True
-        if isinstance(exc, ProxyError | DialError):  # the destination's part: whoever says so works
+        if isinstance(exc, ProxyError | DialError):  # the destination's part: a member that reports this works
             self.note_success(member)
             return True
         return False
@@ -341,7 +343,7 @@ class Pooled(Egress):
             self.checking = asyncio.Task(self.check_again(self.check), loop=loop, name=f"tabi-check-{self.name}")
 
     def stop(self) -> asyncio.Task[None] | None:
-        """Check no more; what is under way ends by itself."""
+        """Start no more checks; those under way end by themselves."""
         task, self.checking = self.checking, None
         if task is not None:
             task.cancel()
@@ -375,14 +377,14 @@ class Pooled(Egress):
             try:
                 async with asyncio.timeout(check.seconds):
                     await check_one(self.egresses[member], check)
-            except (TabiError, OSError) as exc:  # whatever it is: the destination was chosen because it can be reached
+            except (TabiError, OSError) as exc:  # any failure: the destination was chosen because it can be reached
                 self.note_failure(member, f"check: {reason_of(exc, check.seconds)}")
             else:
                 self.note_success(member)
 
 
 async def if_able(used: Awaitable[T]) -> T:
-    """What a member gives. Raises Unable where it says that it cannot."""
+    """The result of a member. Raises Unable if it says that it cannot do it."""
     try:
         return await used
     except (DialError, ProxyError) as exc:
@@ -392,7 +394,7 @@ async def if_able(used: Awaitable[T]) -> T:
 
 
 def no_member(name: str) -> str:
-    """What is said where a user name has labels that no member of a pool has."""
+    """The message for a user name with labels that no member of a pool has."""
     return f"pool {name}: no member has what the user name asks for"
 
 
@@ -404,7 +406,7 @@ def shown(members: Sequence[Member]) -> str:
 
 def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:
     """Whether a failure is the upstream's, and not that of the destination, of a rule or of the client."""
-    if egress.direct:  # no proxy is between: whatever it is, the destination does not answer
+    if egress.direct:  # without a proxy it is always the destination that does not answer
         return isinstance(exc, DialError) and exc.reply_code not in OF_DESTINATION
     if isinstance(exc, ProxyError):
         return exc.reply_code not in OF_DESTINATION
@@ -412,7 +414,7 @@ def is_fault(exc: TabiError | OSError, egress: Egress) -> bool:
 
 
 def is_doubtful(exc: TabiError | OSError) -> bool:
-    """Whether a fault may be the destination's all the same."""
+    """Whether a failure may nevertheless be the destination's."""
     if isinstance(exc, ProxyError):
         return exc.reply_code in (None, ReplyCode.GENERAL_FAILURE)
     return isinstance(exc, TimeoutError) and not isinstance(exc, DialError)
@@ -426,7 +428,7 @@ def reason_of(exc: TabiError | OSError, seconds: float) -> str:
 
 
 async def check_one(egress: Egress, check: Check) -> None:
-    """Connect to the destination of a check, and ask it if that is wanted. Who waits sets the deadline.
+    """Connect to the destination of a check, and ask it if that is wanted. The caller sets the deadline.
 
     Raises:
         ProxyError: it answers with a status of 500 or more.

@@ -21,7 +21,7 @@ class SendProxyHeader(Around):
     Args:
         below: opens the destination.
         version: of the header, 1 or 2.
-        named: say who the client is; else the header says that nobody is meant but this machine.
+        named: say who the client is; else the header is only about this machine.
     """
 
     def __init__(self, below: Egress, version: int, named: bool = True) -> None:
@@ -46,14 +46,14 @@ class SendProxyHeader(Around):
 
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`. A proxy takes the datagrams of a control connection from the address that this comes from: they
-        come from this machine, whoever the client is."""
+        come from this machine, not from the client's address."""
         path = await self.below.associate(session)
         path.egress = SendProxyHeader(self.below, self.version, named=False)
         return path
 
 
 def encode_header(version: int, session: Session | None, destination: Address) -> bytes:
-    """The header for a session. Of a client without an IP address nothing is said: UNKNOWN, or LOCAL in version 2."""
+    """The header for a session. For a client without an IP address it says UNKNOWN, or LOCAL in version 2."""
     client = session.client if session is not None and not isinstance(session.client.host, str) else None
     if version == 1:
         return encode_v1(client, destination)

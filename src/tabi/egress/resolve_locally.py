@@ -1,4 +1,4 @@
-"""An egress around another one that is asked for addresses only."""
+"""An egress around another one that gets only addresses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ResolveLocally(Around):
         )
 
     async def associate(self, session: Session | None = None) -> UdpPath:
-        """See `Egress`: whoever sends the datagrams resolves the names."""
+        """See `Egress`: the code that sends the datagrams resolves the names."""
         path = await self.below.associate(session)
         path.resolves_locally = True
         return path

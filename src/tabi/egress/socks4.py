@@ -41,7 +41,7 @@ class Socks4(Upstream):
         self.userid = userid
 
     async def connect(self, destination: Address, session: Session | None) -> Stream:
-        """See `Upstream`. Raises DialError (reply 08) for an IPv6 address, which SOCKS4 has no room for."""
+        """See `Upstream`. Raises DialError (reply 08) for an IPv6 address, which SOCKS4 cannot carry."""
         if isinstance(destination.host, IPv6Address):
             text = f"{destination}: SOCKS4 carries no IPv6 address, and {self.proxy} speaks nothing else"
             raise DialError(text, ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED)
@@ -62,10 +62,10 @@ class Socks4(Upstream):
 
 
 def check_reply4(code: int, destination: Address) -> None:
-    """Raise what a CD other than granted means: AuthError where it is about who we are, else ProxyError."""
+    """Raise the error for a CD other than granted: AuthError if it is about our user ID, else ProxyError."""
     if code == ReplyCode4.GRANTED:
         return
-    text = f"the proxy says {REPLY4_TEXTS.get(code, 'no code of SOCKS4')} (reply {code})"
+    text = f"the proxy says {REPLY4_TEXTS.get(code, 'not a code of SOCKS4')} (reply {code})"
     if code in (ReplyCode4.NO_IDENTD, ReplyCode4.USERID_MISMATCH):
         raise AuthError(f"{destination}: {text}")
     raise ProxyError(f"{destination}: {text}", ReplyCode.GENERAL_FAILURE)

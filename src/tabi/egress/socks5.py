@@ -1,10 +1,10 @@
 """The egress through a SOCKS5 proxy, and the client's side of the handshake on any stream.
 
 RFC 1928 has the client wait for the method before it sends its request. Where only one method is offered there is
-nothing to wait for: sent together they save a round trip (optimistic). Most proxies take that; some, microsocks for
-example, throw away what comes behind the greeting. So a proxy is watched the first time it is asked so: if it ends
-or is silent for PATIENCE, it is asked again on a connection of its own in the RFC's order, and always so from then on.
-Nothing but the greeting and the request has been sent by then, so nothing is done twice that matters.
+nothing to wait for: sent together they save a round trip (optimistic). Most proxies accept that; some, microsocks for
+example, discard what follows the greeting. So a proxy is watched the first time it is asked this way: if it ends or is
+silent for PATIENCE, it is asked again on a new connection in the RFC's order, and from then on always in that order.
+Only the greeting and the request have been sent by then, so nothing that matters is done twice.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def read_reply(stream: Stream, machine: ClientMachine, destination: Addres
     if not isinstance(reply, Reply):
         raise RemoteProtocolError("the proxy sent no reply")
     if reply.reply_code:
-        text = REPLY_TEXTS.get(reply.reply_code, "no code of RFC 1928")  # type: ignore[call-overload]
+        text = REPLY_TEXTS.get(reply.reply_code, "not a code of RFC 1928")  # type: ignore[call-overload]
         raise ProxyError(f"{destination}: the proxy says {text} (reply {reply.reply_code:02})", reply.reply_code)
     return reply
 
@@ -98,7 +98,7 @@ PATIENCE = 1.0
 destination looks the same; then this has cost a connection, and a round trip each time from then on."""
 
 FRACTION = 0.25
-"""Of the deadline of a proxy's part, if that is less."""
+"""PATIENCE as a share of the deadline of a proxy's part, if that is less."""
 
 
 class Socks5(Upstream):
@@ -145,7 +145,7 @@ class Socks5(Upstream):
             left.close()
 
     async def connect_at_once(self, destination: Address, session: Session | None) -> Stream | None:
-        """The same optimistically; None where the proxy is to be asked in the RFC's order. Errors as `open`."""
+        """Ask for a connection optimistically; None if the proxy must be asked in the RFC's order. Errors as `open`."""
         machine = ClientMachine()
         request = Request(Command.CONNECT, destination)
         try:
@@ -164,7 +164,7 @@ class Socks5(Upstream):
             stream, replied = await self.converse(ask, session)
         except ProxyError as exc:
             if exc.reply_code is None:
-                self.proven = False  # what it was silent to may be another program by now
+                self.proven = False  # another program may listen there by now
             raise
         if replied:
             return stream
@@ -172,10 +172,11 @@ class Socks5(Upstream):
         return None
 
     async def replies(self, stream: Stream, machine: ClientMachine, request: Request, octets: bytes) -> bool:
-        """Send greeting and request, and say whether a reply begins to come: else the proxy has ended, or stays silent.
+        """Send greeting and request; returns whether a reply begins to come, or else the proxy has ended or stays
+        silent.
 
         Raises:
-            AuthError, RemoteProtocolError: the method is another one, or none.
+            AuthError, RemoteProtocolError: the proxy chose another method, or none.
         """
         try:
             await stream.send_all(octets)
@@ -187,7 +188,7 @@ class Socks5(Upstream):
             if machine.eof and not machine.buffer:
                 return False
             raise
-        except OSError:  # TimeoutError is one; or it has closed with the request unread, which is a reset
+        except OSError:  # includes TimeoutError; or a reset, as the proxy closed with the request unread
             if stream.expired:
                 raise
             return False
@@ -195,7 +196,7 @@ class Socks5(Upstream):
     async def begins(self, stream: Stream, machine: ClientMachine, request: Request) -> bool:
         """Whether a reply begins to come. Errors as `replies` and `Stream.receive`."""
         check_method((await read_exactly(stream, machine)).method, self.methods)
-        machine.send(request)  # which is on its way already
+        machine.send(request)  # it was sent already
         return await stream.peek(1) != b""
 
     async def ask(
@@ -240,7 +241,7 @@ class Socks5(Upstream):
     async def associate(self, session: Session | None = None) -> UdpPath:
         """See `Egress`: where it leads through several proxies, each of them gets an association.
 
-        What leads to this proxy must carry datagrams too, and they go the way that its control connection goes.
+        The egress below must carry datagrams too, and they take the same path as the control connection.
         """
         path = await self.below.associate(session)
         try:
@@ -264,7 +265,7 @@ class Socks5(Upstream):
     async def find_relay(self, bound: Address, own: Host, path: UdpPath) -> Address:
         """Where the proxy's relay is, by address: an unspecified one means the proxy's own.
 
-        Of a name's addresses one of the proxy's family is preferred: it knows us by the address that we have there.
+        Of a name's addresses one of the proxy's family is preferred: it knows us by our address of that family.
         """
         host, port = unmap(bound)
         if not port:
@@ -283,14 +284,14 @@ class Socks5(Upstream):
 
 
 def with_bound(asked: Asked) -> Stream:
-    """The stream to a destination, which keeps what the proxy said of it."""
+    """The stream to a destination; it keeps the address in the proxy's reply."""
     asked.stream.replied = asked.reply.bound
     return asked.stream
 
 
 def peer_of(stream: Stream) -> Address:
-    """The address at the other end. Raises ProxyError where the proxy has reset it behind its reply."""
+    """The address at the other end. Raises ProxyError if the proxy has reset the connection after its reply."""
     try:
         return from_sockaddr(stream.sock.getpeername())
     except OSError as exc:
-        raise ProxyError("the proxy has reset the connection behind its reply") from exc
+        raise ProxyError("the proxy has reset the connection after its reply") from exc

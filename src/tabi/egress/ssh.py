@@ -1,5 +1,5 @@
 """The egress through an SSH server: each destination is a channel (direct-tcpip, RFC 4254 section 7.2) of one
-connection, which the first request opens and all share."""
+connection. The first request opens it, and all share it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tabi.session import Session
 from tabi.wire.address import Address
 
 REFUSED = 5.0
-"""Seconds that a server which did not let us in, or is not who it must be, is not asked again: many shut out for longer
-whoever tries again and again (PerSourcePenalties of sshd_config(5))."""
+"""Seconds before a server that refused us, or has the wrong host key, is asked again: many block a client that tries
+too often for longer (PerSourcePenalties of sshd_config(5))."""
 
 
 class Ssh(Upstream):
@@ -29,7 +29,7 @@ class Ssh(Upstream):
     Args:
         below: the egress that reaches the server itself.
         server: where it listens.
-        username: whom it knows us as.
+        username: our name on the server.
         password: offered where given.
         keys: our keys, and those that the server may have.
         deadlines: says how long logging in may take, from the open connection on, and for opening each channel.
@@ -58,7 +58,7 @@ class Ssh(Upstream):
         self.retired = False
 
     async def connect(self, destination: Address, session: Session | None) -> Stream:
-        """See `Upstream`. What leads to the server serves all, and is chosen for nobody."""
+        """See `Upstream`. The connection to the server serves all sessions, and is not chosen for one of them."""
         self.requests += 1
         try:
             link = await self.find_link()
@@ -70,10 +70,10 @@ class Ssh(Upstream):
             self.end_if_idle()
 
     def chooser(self) -> None:
-        """See `Egress`: whom a pool below has chosen serves all sessions."""
+        """See `Egress`: the member that a pool below has chosen serves all sessions."""
 
     async def find_link(self) -> Link:
-        """The connection, once it is there: who comes first opens it, and others wait for the same. Whoever is
+        """The connection, when it is ready: the first request opens it, and others wait for the same. A request that is
         cancelled leaves it to them. Errors as `Link.log_in` and as the egress below."""
         if self.link is not None and self.link.alive:
             return self.link
@@ -89,7 +89,7 @@ class Ssh(Upstream):
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if attempt.cancelled() and task is not None and not task.cancelling():
-                raise ProxyError(f"{self.proxy}: the way out was closed") from None
+                raise ProxyError(f"{self.proxy}: the egress was closed") from None
             raise
 
     async def open_link(self) -> Link:
@@ -106,7 +106,7 @@ class Ssh(Upstream):
         return link
 
     def settle(self, attempt: asyncio.Task[Link]) -> None:
-        """An attempt is over; where it failed, the next request makes another one, after a refusal a while later."""
+        """An attempt is over. If it failed, the next request makes another one; after a refusal there is a pause."""
         self.attempt = self.last_refusal = None
         if not attempt.cancelled():
             exc = attempt.exception()
@@ -124,12 +124,12 @@ class Ssh(Upstream):
         return self.attempt is not None or self.requests > 0 or (self.link is not None and self.link.alive)
 
     def retire(self) -> None:
-        """No more requests are to come, but for those under way: the connection ends with its last channel."""
+        """Accept no more requests; those under way go on, and the connection ends with its last channel."""
         self.retired = True
         self.end_if_idle()
 
     def end_if_idle(self) -> None:
-        """The same, whenever a request or a channel is over."""
+        """After `retire`, end the connection when the last request and channel are over."""
         if self.retired and not self.requests and self.link is not None:
             self.link.end_if_idle()
 

@@ -4,9 +4,9 @@ The socket is one end of a pair (`net.pair`); the other one is a stream like any
 
     destination  <->  SSH server  <== one connection ==>  Channel  <->  pair  <->  relay, client
 
-It lives in callbacks, of the reactor on one side and of asyncssh on the other. What one side does not take is not read
-from the other: a channel holds one read towards the server and its window towards the client, WINDOW, not more. An end
-is passed on as an end, each direction for itself, and whatever breaks one side resets the other.
+It lives in callbacks, of the reactor on one side and of asyncssh on the other. Octets that one side does not take are
+not read from the other: a channel holds at most one read towards the server and its window, WINDOW, towards the client.
+An end is passed on as an end, in each direction separately, and a failure of one side resets the other.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
         """The server has opened the channel."""
-        if self.over:  # nobody waits for it any more
+        if self.over:  # no task waits for it any more
             chan.abort()
             return
         self.chan = chan
@@ -102,8 +102,8 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
         self.go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The channel is no more. Without an error the server has closed it, which says that all has been sent; many
-        servers do that without a word of the end before."""
+        """The channel has ended. Without an error the server has closed it, so all has been sent; many servers close
+        without sending an end before."""
         self.chan = None
         self.link.forget(self)
         if self.over:
@@ -128,7 +128,7 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
             self.read()
 
     def read(self) -> None:
-        """Send on what the client has sent, as much as goes."""
+        """Forward what the client has sent, as much as possible."""
         left = SHARE
         while self.readable and not (self.over or self.full or self.up_ended or self.link.full):
             if left <= 0:
@@ -161,13 +161,13 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
         self.end_if_both_ended()
 
     def go_on(self) -> None:
-        """Read again, in the next turn."""
+        """Read again in the next turn."""
         if self.readable and not self.over:
             self.reactor.later(self.read)
         self.watch()
 
     def send_rest(self) -> None:
-        """Send what had found no room, and let the channel go on."""
+        """Send the rest that found no room before, and let the channel go on."""
         try:
             sent = self.sock.send(self.rest)
         except BlockingIOError:
@@ -185,7 +185,7 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
         self.watch()
 
     def watch(self) -> None:
-        """On a level-triggered reactor: hear of what can be used."""
+        """On a level-triggered reactor: watch only the events that can be used."""
         if not self.over and not self.reactor.edge_triggered:
             reading = not (self.readable or self.up_ended)
             self.reactor.watch(self.fd, (reading and IN) | (self.rest != b"" and OUT))
@@ -193,7 +193,7 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
     # --- the end ---
 
     def pass_end_on(self) -> None:
-        """Tell the client that no more will come, behind all that came."""
+        """Tell the client that no more will come, after all that came."""
         if self.over or self.rest:
             return
         try:
@@ -223,7 +223,7 @@ class Channel(asyncssh.SSHTCPSession[bytes]):
             self.chan.abort()
 
     def close_socket(self) -> None:
-        """Close our end. The channel may be there a while longer, until the server has closed it too."""
+        """Close our end. The channel may exist a while longer, until the server has closed it too."""
         self.over = True
         self.rest = b""
         self.reactor.close(self.sock)

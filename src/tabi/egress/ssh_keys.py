@@ -1,4 +1,4 @@
-"""Who we are to an SSH server, and which host keys it may have. asyncssh is loaded where somebody asks."""
+"""Who we are to an SSH server, and which host keys it may have. asyncssh is loaded only if it is needed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SSH_PORT = 22
 
 
 class SshKeys(NamedTuple):
-    """Where keys are, ours and those of servers; a password is the URL's part."""
+    """Where our keys and those of servers are; a password is in the URL."""
 
     known_hosts: str | None = None
     """A file of known_hosts; None is the user's own."""
     key: str | None = None
-    """A file with our private key. None: where there is no password, those of ~/.ssh."""
+    """A file with our private key. None: those of ~/.ssh, if there is no password."""
     agent: bool = True
     """Whether the user's agent is asked too, where there is neither a password nor ``key``."""
 
     def options(self, password: str | None) -> dict[str, Any]:
-        """What asyncssh is told of us. It reads nothing in ~/.ssh that is not wanted."""
+        """The options for asyncssh. It reads nothing in ~/.ssh that is not wanted."""
         if self.key is not None or password is not None:
             # None are no keys, and no agent; () are those of ~/.ssh.
             keys: Any = None if self.key is None else [self.key]
@@ -34,7 +34,7 @@ class SshKeys(NamedTuple):
         return {"client_keys": (), "agent_path": () if self.agent else None}
 
     def describe(self, password: str | None) -> str:
-        """What is offered to a server, without secrets."""
+        """The keys that are offered to a server, without secrets."""
         offered = ["the password"] if password is not None else []
         if self.key is not None:
             offered.append(f"the key {self.key}")
@@ -61,8 +61,8 @@ class SshKeys(NamedTuple):
     def find_host(self, server: Address) -> tuple[Any, ...]:
         """What is known of a server, by its name alone: keys, authorities, what is revoked, and the same of X.509.
 
-        The address at the other end of the connection is no part of it. It may be that of a proxy in between, whose
-        own host key would then do for any server behind it. Errors as `read_known_hosts`.
+        The address at the other end of the connection is not part of it. It may be that of a proxy in between, and then
+        its host key would be accepted for any server behind it. Errors as `read_known_hosts`.
         """
         import asyncssh
 
@@ -78,7 +78,7 @@ class SshKeys(NamedTuple):
         except OSError as exc:
             raise ConfigError(f"{self.known_hosts_path}: {exc.strerror or exc}", "known_hosts") from exc
         except ValueError as exc:
-            raise ConfigError(f"{self.known_hosts_path}: no file of known_hosts", "known_hosts") from exc
+            raise ConfigError(f"{self.known_hosts_path}: not a known_hosts file", "known_hosts") from exc
         if self.key is None:
             return
         try:
@@ -93,7 +93,7 @@ class SshKeys(NamedTuple):
 
 
 def need_asyncssh(server: object, path: str | None = None) -> None:
-    """Raise ConfigError where what speaks with a server is not installed."""
+    """Raise ConfigError if the package that speaks SSH is not installed."""
     try:
         import asyncssh  # noqa: F401
     except ImportError as exc:

@@ -1,6 +1,6 @@
 """One connection to an SSH server, from its first octet to its last: logging in, opening channels, ending.
 
-What goes wrong is told in our own words. Those of a server could be anything, the password that it was sent included.
+Errors are told in our own words. The text of a server may hold anything, even the password that was sent to it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ KEEPALIVE = 10.0
 """Seconds without an octet until a server is asked whether it is still there."""
 
 UNANSWERED = 2
-"""Questions that may stay so: at the next one the connection is given up."""
+"""Questions that may stay without an answer: at the next one the connection is given up."""
 
 MAX_CHANNELS = 4096
-"""Those of one connection, with those that are still being opened or closed."""
+"""Channels of one connection, with those that are still being opened or closed."""
 
 LINGER = 30.0
 """Seconds that the server has to close the last channels of a connection that is to end."""
@@ -64,8 +64,8 @@ REPLY_BY_WORDS: tuple[tuple[str, int, str], ...] = (
     ("name resolution", ReplyCode.HOST_UNREACHABLE, "name not resolved"),
     ("resolve", ReplyCode.HOST_UNREACHABLE, "name not resolved"),
 )
-"""What a server says of a connection that failed is text (RFC 4254 section 5.1 has one code for all): what is told
-there, in lower case, its reply code, and how we say it."""
+"""What a server says of a connection that failed is text (RFC 4254 section 5.1 has one code for all): a part of that
+text in lower case, its reply code, and our own text."""
 
 
 class Link(asyncssh.SSHClient):
@@ -100,13 +100,14 @@ class Link(asyncssh.SSHClient):
     # --- what asyncssh calls ---
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """The connection begins. Its transport tells it when there is no room, and it does not listen: so we do."""
+        """The connection begins. asyncssh ignores the transport when that reports that there is no room: so we handle
+        it."""
         self.conn = conn
         conn.pause_writing = self.pause_writing  # type: ignore[method-assign]
         conn.resume_writing = self.resume_writing  # type: ignore[method-assign]
 
     def pause_writing(self) -> None:
-        """What is to be sent waits: no channel reads on."""
+        """There is no room to send: no channel reads on."""
         self.full = True
 
     def resume_writing(self) -> None:
@@ -121,7 +122,7 @@ class Link(asyncssh.SSHClient):
         return False
 
     def begin_auth(self, username: str) -> None:
-        """The server is who it must be, and asks who we are."""
+        """The server has proved who it is, and asks who we are."""
         self.asked = True
 
     # --- logging in ---
@@ -134,8 +135,8 @@ class Link(asyncssh.SSHClient):
         Raises:
             AuthError: the server does not accept the user.
             ProxyError: the connection broke, or the server did not answer in time.
-            RemoteProtocolError: there is no SSH server, or it has not the host key that it must have.
-            DialError: our part of it cannot be used: a file of keys, the user name.
+            RemoteProtocolError: there is no SSH server, or it has the wrong host key.
+            DialError: our side cannot be used: a file of keys, the user name.
         """
         host, port = self.server
         try:
@@ -182,7 +183,7 @@ class Link(asyncssh.SSHClient):
             return ProxyError(f"{server}: the connection to the SSH server broke before it let us in")
         if self.asked and isinstance(exc, asyncssh.DisconnectError):
             return AuthError(f"{server}: the SSH server does not accept the user by {keys.describe(password)}")
-        return RemoteProtocolError(f"{server}: this is no SSH server that can be spoken with ({type(exc).__name__})")
+        return RemoteProtocolError(f"{server}: this is not an SSH server that tabi can talk to ({type(exc).__name__})")
 
     def host_key_error(self, exc: Exception, keys: SshKeys) -> RemoteProtocolError:
         """What to do about a host key."""
@@ -194,7 +195,7 @@ class Link(asyncssh.SSHClient):
         key = self.host_key and f" {self.host_key}"
         if self.known:
             return RemoteProtocolError(
-                f"{self.server}: the host key{key} is none of those in {path}: somebody may be in between; "
+                f"{self.server}: the host key{key} is not one of those in {path}: another machine may be in between; "
                 "if it was changed, put the new one there"
             )
         return RemoteProtocolError(
@@ -210,7 +211,7 @@ class Link(asyncssh.SSHClient):
         Raises:
             ProxyError: the server refused, broke the connection or did not answer in time; ``reply_code`` says how.
             DialError: there is no descriptor left.
-            ValueError: the destination cannot be said.
+            ValueError: the destination cannot be written in the protocol.
         """
         host, port = str(destination.host), destination.port
         host.encode()
@@ -229,7 +230,7 @@ class Link(asyncssh.SSHClient):
         channel = Channel(self, ours, self.reactor)
         self.channels.add(channel)
         self.running += 1
-        # If nobody waits any more it goes on, to close what the server may open yet.
+        # Without a waiting task it goes on, to close a channel that the server may open later.
         opening = asyncio.Task(
             self.conn.create_connection(lambda: channel, host, port, window=WINDOW), loop=self.reactor.loop
         )
@@ -270,7 +271,7 @@ class Link(asyncssh.SSHClient):
         return ProxyError(f"{destination}: the SSH server could not connect", ReplyCode.GENERAL_FAILURE)
 
     def forget(self, channel: Channel) -> None:
-        """A channel is no more."""
+        """A channel has ended."""
         self.channels.discard(channel)
         self.idle()
 
@@ -282,7 +283,7 @@ class Link(asyncssh.SSHClient):
     # --- the end ---
 
     def end_if_idle(self) -> None:
-        """End it where it has no channel. For those that only the server has not closed yet it waits a while."""
+        """End it if it has no channel. It waits a while for channels that only the server has not closed yet."""
         if self.conn is None or self.running or not self.alive:
             return
         if not self.channels:
@@ -306,8 +307,8 @@ class Link(asyncssh.SSHClient):
 
 
 class EndSocket(socket.socket):
-    """The client's end of a pair: a socket like any other, but that its addresses are those of the connection to the
-    server, which others may see, and not of a pair within this machine."""
+    """The client's end of a pair: a socket like any other, but its addresses are those of the connection to the server,
+    which others may see, and not those of a pair within this machine."""
 
     def __init__(self, sock: socket.socket, names: tuple[Any, Any]) -> None:
         super().__init__(sock.family, sock.type, sock.proto, sock.detach())

@@ -1,7 +1,7 @@
-"""What the ways out through one proxy have in common: reach it, TLS first where it wants that, ask it, and call
-what goes wrong by its name.
+"""The common part of all egresses through one proxy: reach it, with TLS first if it wants that, ask it, and turn
+failures into the right errors.
 
-Vocabulary: to *ask* is to send the request and to read the proxy's answer; what stands behind it is the destination's.
+Vocabulary: to *ask* is to send the request and to read the proxy's answer; what follows it is the destination's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Upstream(Egress):
 
     @property
     def url(self) -> ProxyURL:
-        """The proxy for people, without a user."""
+        """The proxy, as text for people, without its user."""
         return ProxyURL(self.protocol, self.proxy, tls=self.tls is not None)
 
     @property
@@ -85,7 +85,7 @@ class Upstream(Egress):
             DialError: the proxy cannot be reached, or cannot be asked for such a destination.
             AuthError: it does not accept the user, or wants one.
             ProxyError: it refused, broke the connection, or did not answer in time; ``reply_code`` says how.
-            RemoteProtocolError: what is there is no such proxy.
+            RemoteProtocolError: the server there is not such a proxy.
         """
         destination = self.choose(destination, address_filter, session)
         return await self.connect(destination, session)
@@ -93,8 +93,8 @@ class Upstream(Egress):
     def choose(self, destination: Address, address_filter: AddressFilter, session: Session | None) -> Address:
         """What to ask the proxy for: the destination itself, whose name the proxy resolves.
 
-        But a name that was resolved for a decision becomes an address that this decision was made on: the proxy
-        could find another one. Raises PolicyDenied; DialError for a name that is a number, but no address.
+        But if a name was resolved for a decision, the proxy is asked for an address of that decision: it could find
+        another one. Raises PolicyDenied; DialError for a name that is a number, but no address.
         """
         host, port = destination
         known = None if session is None else session.known(destination)
@@ -124,7 +124,7 @@ class Upstream(Egress):
 
         Args:
             talk: asks.
-            session: on whose behalf: what leads to the proxy may choose by it.
+            session: on whose behalf; the egress below may choose by it.
             below: reaches the proxy in place of the usual egress.
             deadlines: in place of the usual ones.
 
@@ -132,7 +132,7 @@ class Upstream(Egress):
             The stream, which the caller closes, and what ``talk`` gave.
 
         Raises:
-            As ``talk`` and the egress below, but for OSError: that is a ProxyError.
+            As ``talk`` and the egress below, but an OSError becomes a ProxyError.
         """
         deadlines = deadlines or self.deadlines
         stream = await (below or self.below).open(self.proxy, allow_any_address, session)
@@ -147,7 +147,7 @@ class Upstream(Egress):
             stream.close()
             if is_deadline(exc):
                 raise ProxyTimeout(f"{self.proxy}: the proxy did not answer within {self.seconds:g} s") from None
-            if isinstance(exc, AuthError):  # in a chain it matters whose it is
+            if isinstance(exc, AuthError):  # in a chain the proxy's name matters
                 raise AuthError(f"{self.proxy}: {exc}") from exc
             if isinstance(exc, RemoteProtocolError):  # and its reply code is for clients that break the RFC
                 raise RemoteProtocolError(f"{self.proxy}: {exc}") from exc
@@ -160,17 +160,17 @@ class Upstream(Egress):
 
     def refusal(self) -> DialError:
         """See `Egress`."""
-        return DialError(f"{self.proxy} is no SOCKS5 proxy: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
+        return DialError(f"{self.proxy} is not a SOCKS5 proxy: {CONNECTIONS_ALONE}", ReplyCode.COMMAND_NOT_SUPPORTED)
 
     def unsayable(self, exc: ValueError) -> DialError:
-        """The error for a destination that this proxy's protocol cannot say."""
+        """The error for a destination that this proxy's protocol cannot express."""
         return DialError(f"{self.proxy}: {exc}", ReplyCode.HOST_UNREACHABLE)
 
 
 async def read_exactly(stream: Stream, machine: Any, spare: int = 0) -> Any:
     """Read the proxy's next message, and no octet more; ``missing`` of the machine says how many there are at least.
 
-    ``spare`` octets more may be asked for where nothing can stand behind the message: then the read comes back short,
+    ``spare`` octets more may be asked for if nothing can follow the message: then the read comes back short,
     which says that the queue is empty, and the next one need not find out (10 us for a connection).
     """
     while (message := machine.next_event()) is NEED_DATA:
@@ -179,7 +179,7 @@ async def read_exactly(stream: Stream, machine: Any, spare: int = 0) -> Any:
 
 
 async def read_by_looking(stream: Stream, machine: Any) -> Any:
-    """The same where only what has come tells how long a message is: look at it first, and take what belongs to it."""
+    """Read the next message if only its own octets tell its length: peek first, then take what belongs to it."""
     while True:
         data = await stream.peek(PEEK)
         machine.receive_data(data)

@@ -3,10 +3,10 @@
 An inbox takes what waits at a socket with one recvmmsg(2) and groups it into runs: datagrams that follow each other,
 come from one sender, begin with the same octets (the SOCKS header) and have the same length. An outbox passes runs on,
 each with one GSO send (UDP_SEGMENT, udp(7)), all of them with one sendmmsg(2). No payload becomes a Python object: the
-kernel writes the head of a datagram apart from its payload (two entries of its iovec), and reads the head that it goes
-out with from elsewhere again.
+kernel writes the head of a datagram apart from its payload (two entries of its iovec), and reads the head that is sent
+with it from another place.
 
-What the kernel coalesced on receipt (UDP_GRO) is one message with several datagrams in it: a run already.
+What the kernel coalesced on receipt (UDP_GRO) is one message with several datagrams in it: that is already a run.
 
 For the layout below, of 64-bit little-endian Linux; `net.datagram` has the interface and chooses.
 """
@@ -26,11 +26,11 @@ from tabi.wire.datagram import MAX_DATAGRAM
 Sock = socket.SocketType
 
 BATCH = 64
-"""Datagrams (or what was coalesced) taken in one call."""
+"""Datagrams (or coalesced messages) taken in one call."""
 
 SLOT = 65728
-"""Octets between two datagrams in memory: the longest one, and no multiple of a page, so that they do not fall on the
-same lines of the cache. Pages that no datagram ever reached cost nothing."""
+"""Octets between two datagrams in memory: the longest one, and not a multiple of a page, so that they do not fall on
+the same lines of the cache. Pages that no datagram ever reached cost nothing."""
 
 MAX_HEAD = 512
 """Octets of the longest head: SOCKS headers for MAX_HOPS proxies. That for the destination has at most 262 (RSV, FRAG,
@@ -59,7 +59,7 @@ class Run:
     """Datagrams of one sender that begin with the same octets; what an inbox gives until it receives again.
 
     Its names cost nothing: an inbox fills the same objects again and again, so that none is made for a batch, and a
-    name is read as fast as a place in a tuple. Whoever passes on fewer datagrams of it says so in it.
+    name is read as fast as a place in a tuple. Code that passes on fewer datagrams of a run changes the run.
     """
 
     name: bytes = b""  # the sender's sockaddr
@@ -147,7 +147,7 @@ class BatchInbox:
         self.lengths = self.messages.octets.cast("I")[14::16]
         self.control_sizes = messages[5::8]
         self.full_control = repeat(CONTROL, BATCH)
-        self.coalesced_sizes = self.controls.octets.cast("I")[4::6]  # behind a struct cmsghdr of 16 octets
+        self.coalesced_sizes = self.controls.octets.cast("I")[4::6]  # after a struct cmsghdr of 16 octets
         if self.coalesced:
             self.control_sizes[:] = self.full_control
         self.split = -1
@@ -374,7 +374,7 @@ class BatchOutbox:
                 done += taken
                 continue
             number = ctypes.get_errno()
-            if number == errno.EAGAIN:  # no room: what a router does whose queue is full
+            if number == errno.EAGAIN:  # no room: dropped, as by a router with a full queue
                 self.unsent += sum(count for count, _ in loads[done:])
                 break
             if loads[done][0] > 1 and number in GSO_REFUSED:
@@ -386,7 +386,7 @@ class BatchOutbox:
         self.used = 0
 
     def send_singly(self, fd: int, message: int, limit: int) -> None:
-        """Send the datagrams of a message one by one, in its place; if that goes, ``limit`` is the limit of GSO."""
+        """Send the datagrams of a message one by one instead; if that works, ``limit`` becomes the limit of GSO."""
         before, (count, _) = self.sent, self.loads[message]
         words, vectors = self.messages.words, self.vectors.words
         at = 8 * message

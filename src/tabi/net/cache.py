@@ -1,8 +1,8 @@
 """Names that are known already: answers within their time to live, and hosts of the configuration.
 
-A name that is known costs a look into a dict: no task, no turn of the loop (`NameCache.lookup`). One that is not is
-asked for once, by all who want to know it meanwhile (`NameCache.resolve`), and that lasts until it is answered, whoever
-has left: the next one finds the answer.
+A name that is known costs a look into a dict: no task, no turn of the loop (`NameCache.lookup`). Any other name is
+asked for once, on behalf of all tasks that want it (`NameCache.resolve`). The question lasts until it is answered, even
+if the tasks have left: the next one finds the answer.
 
 Times are seconds of the clock that is passed in. RFC 2308 is about negative answers, RFC 9520 about failures.
 """
@@ -24,23 +24,23 @@ SIZE = 10_000
 """Names that are kept: about 5 MB when it is full."""
 
 MIN_TTL, MAX_TTL = 1.0, 3600.0
-"""Seconds that an answer is kept at least, whatever it says, or says nothing, and at most: nobody waits for days until
-a destination is found that has moved."""
+"""Minimum and maximum seconds that an answer is kept, whatever its time to live. The maximum makes sure that a
+destination that has moved is found again soon."""
 
 NEGATIVE_TTL = 5.0
-"""Seconds that it is kept at most that a name does not exist or has no address."""
+"""Maximum seconds to remember that a name does not exist or has no address."""
 
 FAILURE_TTL = 1.0
-"""The same where it could not be found out: RFC 9520 section 3.2 wants 1 s to 5 min, so that a name server in trouble
+"""Seconds to remember that a lookup failed: RFC 9520 section 3.2 wants 1 s to 5 min, so that a name server in trouble
 is not asked again for each client."""
 
 
 class Entry(NamedTuple):
-    """What is known of a name, or of an address."""
+    """The facts about a name, or about an address."""
 
     until: float
     addresses: tuple[IP, ...]
-    """Of a name, best first; empty where there are none, which is an error."""
+    """Of a name, best first; empty if there are none, which is an error."""
     text: str = ""
     """That error's text, the name in it."""
     name: str | None = None
@@ -108,7 +108,7 @@ class NameCache:
         return entry.addresses or found(entry)
 
     async def resolve(self, name: str) -> list[IP]:
-        """See `Resolver`. Who waits sets the deadline.
+        """See `Resolver`. The caller sets the deadline.
 
         Raises:
             DialError: there are none; at once while LOOKUPS others are asked for.
@@ -119,7 +119,7 @@ class NameCache:
         return list(found(await self.find(self.key_of(name))))
 
     async def reverse(self, address: IP) -> str:
-        """What an address is called, as `check_found_name` has it. Who waits sets the deadline.
+        """What an address is called, as `check_found_name` has it. The caller sets the deadline.
 
         Raises:
             DialError: as `resolve`.
@@ -145,7 +145,7 @@ class NameCache:
         return question.result()
 
     def key_of(self, name: str) -> str:
-        """What a name is asked for and known as."""
+        """The form of a name that is asked for and remembered."""
         key = name.lower()
         return key.removesuffix(".") or key if self.names_alone else key
 
@@ -157,7 +157,7 @@ class NameCache:
         def answered(question: asyncio.Task[Entry]) -> None:
             del self.questions[key]
             if not question.cancelled():
-                question.exception()  # perhaps nobody waits any more to whom it could be told
+                question.exception()  # retrieved here, because perhaps no task waits for it any more
 
         question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key))
         question.add_done_callback(answered)
@@ -175,7 +175,7 @@ class NameCache:
                 until = self.end_of(named.ttl, named.name is not None)
                 entry = Entry(until, (), f"{key}: {named.text}", named.name)
         except DialError as exc:
-            if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure: nothing is known of it
+            if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure says nothing about the name
                 raise
             entry = Entry(self.clock() + FAILURE_TTL, (), str(exc))
         self.keep(key, entry)
@@ -188,7 +188,7 @@ class NameCache:
         return self.clock() + min(max(seconds, self.min_ttl), most)
 
     def make_entry(self, name: str, addresses: Iterable[IP], until: float, text: str = "no address") -> Entry:
-        """What becomes of an answer: the addresses in their order, or why there are none."""
+        """The entry for an answer: the addresses in their order, or why there are none."""
         given = tuple(dict.fromkeys(addresses))
         ordered = order(given, self.prefer)
         if given and not ordered:
@@ -196,7 +196,7 @@ class NameCache:
         return Entry(until, ordered, "" if ordered else f"{name}: {text}")
 
     def keep(self, key: str | IP, entry: Entry) -> None:
-        """Remember, and forget whom nobody has asked for."""
+        """Remember an entry, and forget the one that was not asked for the longest."""
         if self.size:
             self.entries[key] = entry
             self.entries.move_to_end(key)
@@ -213,7 +213,7 @@ class NameCache:
 
 
 def found(entry: Entry) -> Sequence[IP]:
-    """The addresses of an entry. Raises DialError where there are none."""
+    """The addresses of an entry. Raises DialError if there are none."""
     if not entry.addresses:
         raise DialError(entry.text, ReplyCode.HOST_UNREACHABLE)
     return entry.addresses

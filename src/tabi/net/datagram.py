@@ -31,7 +31,7 @@ DATAGRAM = int(socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What is used of what the kernel offers."""
+    """The features of the kernel that are used."""
 
     batches: bool
     """recvmmsg and sendmmsg."""
@@ -90,7 +90,7 @@ def open_socket(family: int, coalesced: bool) -> Sock:
 def overflow(sock: Sock) -> int:
     """Datagrams that the kernel dropped because the socket's receive buffer was full.
 
-    It is the count that SO_RXQ_OVFL would add to each datagram, asked for once: none is lost that nothing came behind.
+    It is the count that SO_RXQ_OVFL would add to each datagram, but asked for once, so it includes the last drops.
     """
     try:
         found = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (MEMINFO_DROPS + 1))
@@ -123,7 +123,7 @@ class Outbox(Protocol):
     octets: int
     unsent: int
     limit: int
-    """Octets of the longest datagram that GSO takes on its way; lowered where a send shows it."""
+    """Octets of the longest datagram that GSO accepts on the path; lowered if a send shows that it is less."""
 
     def begin(self, sock: Sock, limit: int) -> None:
         """Begin to collect for a socket."""
@@ -132,7 +132,7 @@ class Outbox(Protocol):
         """Have a run sent to a sockaddr, ``head`` in front of each payload."""
 
     def send(self) -> None:
-        """Send what was collected. A datagram that the system does not take is not waited for."""
+        """Send what was collected. It does not wait for a datagram that the system does not take."""
 
 
 class PlainInbox:
@@ -220,7 +220,7 @@ class DatagramIo:
             self.outbox = PlainOutbox(payloads)
 
     def describe(self) -> str:
-        """What is used and how large the buffers have become, for people. Raises OSError."""
+        """The features that are used and the size of the buffers, for people. Raises OSError."""
         names = (("batches", f"batches of {BATCH}"), ("segments", "GSO"), ("coalesced", "GRO"))
         used = [text for name, text in names if getattr(self.features, name)] or ["a call for each datagram"]
         sock = self.open_socket(socket.AF_INET)
@@ -232,12 +232,12 @@ class DatagramIo:
         return f"{', '.join(used)}; receive buffers of {granted >> 10} KiB{hint}"
 
     def open_socket(self, family: int, headed: bool = False) -> Sock:
-        """See the function of that name. Datagrams that are ``headed`` are not coalesced: their sender could make it
-        cost as much as he likes to part them again."""
+        """See the function of that name. Datagrams that are ``headed`` are not coalesced: a sender could make it
+        expensive to split them again."""
         return open_socket(family, self.features.coalesced and not headed)
 
     def receive_whole(self, sock: Sock, family: int) -> list[bytes]:
-        """Take up to BATCH datagrams (more where they were coalesced) of a connected socket, as octets."""
+        """Take up to BATCH datagrams of a connected socket, as octets; more if they were coalesced."""
         inbox = self.inboxes[family]
         return [inbox.payload(run, index) for run in inbox.receive(sock, 0) for index in range(run.count)]
 
@@ -246,7 +246,7 @@ threads = threading.local()
 
 
 def get_datagram_io() -> DatagramIo:
-    """This thread's: what is in it is used up before anything else of the thread runs."""
+    """The `DatagramIo` of this thread. Its content is used up before any other code of the thread runs."""
     io: DatagramIo | None = getattr(threads, "io", None)
     if io is None:
         io = threads.io = DatagramIo(probe(os.environ.get("TABI_DATAGRAMS")))

@@ -65,17 +65,18 @@ class Dialer:
         self.speaks_first = False
 
     def speaking_first(self) -> Dialer:
-        """The same for connections on which we speak at once, as with any proxy; closed with this one.
+        """A dialer for connections on which we send first, as with any proxy; closed with this one.
 
         The last packet of TCP's handshake then waits for the first octets and goes with them (tcp(7), TCP_QUICKACK):
-        one packet less, of which both kernels have the work, and the proxy is woken once, not twice.
+        this saves one packet for both kernels, and the proxy is woken once, not twice.
         """
         other = copy(self)
         other.speaks_first = TCP_QUICKACK is not None
         return other
 
     def within(self, seconds: float) -> Dialer:
-        """The same with another deadline. The caller closes its ``deadlines``; the rest is closed with this one."""
+        """A copy of this dialer with another deadline. The caller closes its ``deadlines``; the rest is closed with
+        this one."""
         other = copy(self)
         other.seconds, other.deadlines = seconds, FixedTimeouts(self.reactor.loop, seconds)
         return other
@@ -118,7 +119,7 @@ class Dialer:
         binding: SourceBinding | None,
         session: Session | None,
     ) -> Stream:
-        """Connect to whatever a name stands for that is not known yet."""
+        """Resolve a name that is not known yet, and connect to it."""
         try:
             async with asyncio.timeout(self.seconds):
                 addresses = await self.find(name, address_filter)
@@ -131,7 +132,7 @@ class Dialer:
             raise timeout_error(self.seconds, destination) from None
 
     async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
-        """The addresses of a name, best first, every one of them permitted. Who waits sets the deadline.
+        """The addresses of a name, best first, every one of them permitted. The caller sets the deadline.
 
         Raises:
             DialError: it has none.
@@ -154,10 +155,11 @@ class Dialer:
         return addresses
 
     async def find_name(self, address: IP) -> str:
-        """What an address is called, as `check_found_name` has it. Who waits sets the deadline.
+        """What an address is called, as `check_found_name` has it. The caller sets the deadline.
 
         Raises:
-            DialError: nothing, or the resolver is an embedding program's that does not know it of any (reply 07).
+            DialError: it has no name, or the resolver of the embedding program cannot find the names of addresses
+                (reply 07).
         """
         reverse: Reverse | None = getattr(self.resolver, "reverse", None)
         if reverse is None:
@@ -198,8 +200,8 @@ class Dialer:
     async def dial_many(
         self, destination: Address, addresses: Sequence[IP], binding: SourceBinding | None, session: Session | None
     ) -> Stream:
-        """Connect to whichever address answers first. The first one's answer, where it comes at once, costs no more
-        than that of an only one."""
+        """Connect to the address that answers first. If the first address answers at once, this costs no more than a
+        connection to a single address."""
         first: Stream | DialError
         try:
             first = self.start(destination, addresses[0], binding, session)
@@ -251,7 +253,7 @@ class Dialer:
     def start_at(
         self, destination: Address, host: IP, binding: SourceBinding | None = None, source: IP | None = None
     ) -> Stream:
-        """The same from one address, or from whichever the system chooses."""
+        """Begin to connect from one address, or from one that the system chooses."""
         family = AF_INET if isinstance(host, IPv4Address) else AF_INET6
         try:
             sock = SocketType(family, NONBLOCK, 0)
@@ -286,7 +288,7 @@ class Dialer:
 
 
 class StillDialer(Dialer):
-    """Opens nothing. It needs no loop: egresses that have it can be looked at, and not be used.
+    """Opens nothing, and needs no loop: its egresses can be inspected, but not used.
 
     Args:
         seconds: what the other dialer would have.
@@ -304,15 +306,15 @@ class StillDialer(Dialer):
         self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """See `Dialer`. Raises RuntimeError."""
-        raise RuntimeError(f"{destination}: an egress that is only looked at was used")
+        raise RuntimeError(f"{destination}: an egress for inspection only was used")
 
     async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
         """See `Dialer`. Raises RuntimeError."""
-        raise RuntimeError(f"{name}: an egress that is only looked at was used")
+        raise RuntimeError(f"{name}: an egress for inspection only was used")
 
 
 def prepare(binding: SourceBinding, sock: SocketType, source: IP | None, destination: Address) -> None:
-    """Give a socket what a source binding has for it. Raises DialError, which names the key that failed."""
+    """Apply a source binding to a socket. Raises DialError, which names the key that failed."""
     try:
         binding.prepare(sock, source)
     except OSError as exc:

@@ -35,10 +35,10 @@ from tabi.url import ServerURL
 from tabi.wire.socks5 import ReplyCode
 
 IDLE = 10.0
-"""Seconds after which a connection is closed that nobody has asked anything over (RFC 7766 section 6.2.3)."""
+"""Seconds after which an idle connection is closed (RFC 7766 section 6.2.3)."""
 
 PADDING = 128
-"""What encrypted questions are filled up to a multiple of, in octets (RFC 8467 section 4.1)."""
+"""Encrypted questions are padded to a multiple of this, in octets (RFC 8467 section 4.1)."""
 
 MAX_MESSAGE = 65535
 TYPE = "application/dns-message"
@@ -48,7 +48,7 @@ class Carrier(Protocol):
     """Brings a question to a name server and its answer back."""
 
     async def exchange(self, query: QueryMessage) -> dns.message.Message:
-        """Ask. Who asks sets the deadline.
+        """Ask. The caller sets the deadline.
 
         Raises:
             OSError, EOFError, ssl.SSLError, httpx2.HTTPError, DNSException, DialError: there is no answer.
@@ -144,7 +144,7 @@ def read_answer(message: dns.message.Message) -> Answer:
 
 
 def read_named(message: dns.message.Message) -> Named:
-    """The same of an address: what it is called."""
+    """The name of the address that was asked for. Raises as `read_chain`."""
     chain, text = read_chain(message)
     named = make_named([record.target.to_text() for record in chain.answer or ()], chain.minimum_ttl)
     return named._replace(text=text) if text else named
@@ -154,7 +154,7 @@ def read_chain(message: dns.message.Message) -> tuple[ChainingResult, str]:
     """The records of the name that was asked for, or of what it is an alias of; other records say nothing.
 
     Returns:
-        Them, and why there are none, where that is known.
+        The records, and why there are none, if that is known.
 
     Raises:
         Refused: the server failed.
@@ -177,7 +177,7 @@ class Place:
         self.turn = 0
 
     async def find(self) -> tuple[list[str], int]:
-        """The addresses, in the order to try them, and whose turn it is. Raises DialError where there are none."""
+        """The addresses, in the order to try them, and whose turn it is. Raises DialError if there are none."""
         addresses: Sequence[object] = [self.host]
         if isinstance(self.host, str):
             assert self.bootstrap is not None
@@ -186,7 +186,7 @@ class Place:
         return [str(address) for address in (*addresses[first:], *addresses[:first])], self.turn
 
     def failed(self, turn: int) -> None:
-        """The next time it is the next one's turn. Questions that fail side by side count once."""
+        """Move on to the next address. Questions that fail at the same time count once."""
         if turn == self.turn:
             self.turn += 1
 
@@ -208,7 +208,8 @@ class StreamCarrier:
         self.connections: set[Connection] = set()
 
     async def exchange(self, query: QueryMessage) -> dns.message.Message:
-        """See `Carrier`. What a server closes as it is asked is asked once more: it may have been idle for it too."""
+        """See `Carrier`. If the server closes the connection during a question, it is asked once more: the connection
+        may have been idle."""
         connection, fresh = await self.connect()
         try:
             return await self.ask(connection, query)
@@ -219,7 +220,7 @@ class StreamCarrier:
         return await self.ask(connection, query)
 
     async def ask(self, connection: Connection, query: QueryMessage) -> dns.message.Message:
-        """Ask over a connection; when nothing at all has come by the time that is over, it is taken for dead."""
+        """Ask over a connection. If nothing at all comes before the deadline, the connection counts as dead."""
         answered = connection.answered
         try:
             return await connection.ask(query)
@@ -294,7 +295,7 @@ class Connection:
             del self.waiting[query.id]
 
     async def read(self) -> None:
-        """Give each answer to whoever waits for it, until the connection ends or is idle."""
+        """Give each answer to the task that waits for it, until the connection ends or is idle."""
         try:
             while True:
                 try:
@@ -317,14 +318,14 @@ class Connection:
                 await self.writer.wait_closed()
 
     def receive(self, octets: bytes) -> None:
-        """Take an answer; one that nobody has asked for is none."""
+        """Take an answer, and ignore one that no task has asked for."""
         self.answered += 1
         query, future = self.waiting.get(int.from_bytes(octets[:2], "big"), (None, None))
         if query is None or future is None or future.done():
             return
         try:
             message = dns.message.from_wire(octets)
-        except Exception as exc:  # dnspython raises more than it says for what is no message
+        except Exception as exc:  # for a broken message dnspython raises more than it documents
             future.set_exception(Refused(f"no message: {exc}"))
             return
         if query.is_response(message):
@@ -355,7 +356,8 @@ class HttpsCarrier:
         return httpx2.AsyncClient(http2=True, verify=self.context, trust_env=False, timeout=None, headers=headers)
 
     async def exchange(self, query: QueryMessage) -> dns.message.Message:
-        """See `Carrier`. The request goes to an address, so that nobody looks the name up; it is in SNI and in Host."""
+        """See `Carrier`. The request goes to an address, so that the name is not looked up again; it is in SNI and in
+        Host."""
         query.id = 0  # RFC 8484 section 4.1
         addresses, turn = await self.place.find()
         client, answered = self.client, self.answered
@@ -372,7 +374,7 @@ class HttpsCarrier:
         self.answered += 1
         try:
             message = dns.message.from_wire(octets)
-        except Exception as exc:  # dnspython raises more than it says for what is no message
+        except Exception as exc:  # for a broken message dnspython raises more than it documents
             raise Refused(f"no message: {exc}") from exc
         if not query.is_response(message):
             raise Refused("an answer to another question")

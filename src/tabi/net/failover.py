@@ -1,4 +1,4 @@
-"""Several sources of answers, of which one that fails gives way to the next."""
+"""Several sources of answers: if one fails, the next is asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AVOID = 30.0
 """Seconds in which a source that has failed is asked after all others."""
 
 LOCALHOST = Answer([IPv4Address("127.0.0.1"), IPv6Address("::1")], None)
-"""RFC 6761 section 6.3: what localhost is, no name server is asked."""
+"""RFC 6761 section 6.3: name servers are not asked for localhost."""
 
 
 class Failover:

@@ -46,7 +46,7 @@ REPLY_BY_DNS_ERROR: dict[int, int] = {
 
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 
-# What says most about the destination comes first: of a host with several addresses it is the answer.
+# The first of these that occurs is the answer for a host with several addresses: it says most about it.
 TELLING = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -58,7 +58,7 @@ def connect_error(number: int, what: object) -> DialError:
 
 
 def most_telling(failures: Sequence[DialError]) -> DialError:
-    """Of the failures of several addresses, at least one, the one that is the answer."""
+    """Choose the answer among the failures of several addresses; there is at least one."""
     found = {failure.errno or errno.EIO: failure for failure in reversed(failures)}
     return found[next((number for number in TELLING if number in found), min(found))]
 
@@ -69,7 +69,8 @@ def resolve_error(number: int, text: str, name: str) -> DialError:
 
 
 def lookup_error(exc: OSError | UnicodeError, name: str) -> DialError:
-    """The same for what a resolver of an embedding program raises, such as `socket.getaddrinfo` and `gethostbyaddr`."""
+    """The error for what a resolver of an embedding program raises, such as `socket.getaddrinfo` and
+    `gethostbyaddr`."""
     unknown = isinstance(exc, UnicodeError | socket.herror)
     unknown = unknown or (isinstance(exc, socket.gaierror) and exc.errno in NO_SUCH_NAME)
     text = getattr(exc, "strerror", None) or ("no such name" if unknown else "not resolved")
@@ -88,5 +89,5 @@ def timeout_error(seconds: float, what: object) -> DialError:
 
 
 def is_deadline(exc: BaseException) -> bool:
-    """Whether an error says that a deadline of ours is over, and not what came of it, or the kernel's ETIMEDOUT."""
+    """Whether an error is the end of our own deadline; not an error made from it, or the kernel's ETIMEDOUT."""
     return isinstance(exc, TimeoutError) and exc.errno is None and not isinstance(exc, DialError | ProxyError)

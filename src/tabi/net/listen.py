@@ -32,14 +32,14 @@ log = logging.getLogger("tabi")
 AF_UNIX = getattr(socket, "AF_UNIX", None)
 BACKLOG = 4096
 MAX_NUMBER = (1 << 32) - 2
-"""Of a user or a group: the next one, -1, means nobody (chown(2))."""
+"""The largest number of a user or a group: the next one, -1, means no change (chown(2))."""
 
 ACCEPTS_A_TURN = 64
 BACK_OFF = 0.1
 """Seconds without accepting after the system had no descriptor or memory left."""
 
 WARN_EVERY = 60.0
-"""Seconds in which being short of descriptors is said once, and that it is over."""
+"""Minimum seconds between two warnings that no descriptor is left."""
 
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 NONBLOCK = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -56,7 +56,7 @@ IP = IPv4Address | IPv6Address
 LOOPBACK = ipv4(b"\x7f\0\0\1")
 
 ABSENT = frozenset((errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
-"""What binding to an address comes to that a name has and this machine has not, as ::1 where IPv6 is turned off."""
+"""Errors of binding to an address that a name has but this machine does not, such as ::1 if IPv6 is turned off."""
 
 TRIES = 16
 """Free ports that are tried until one is free at every address of a name."""
@@ -75,7 +75,7 @@ class Listeners:
     """The listening sockets of a configuration, a list for each listener, and the files of those that are unix sockets.
 
     Args:
-        sockets: of the first listeners, in place of opening them. Whoever has made them removes their files.
+        sockets: of the first listeners, in place of opening them. The code that made them removes their files.
     """
 
     def __init__(self, sockets: Sequence[Given] = ()) -> None:
@@ -83,7 +83,7 @@ class Listeners:
         self.files: list[tuple[str, int, int]] = []  # path, device and inode
 
     def open(self, listen: Sequence[Listen], passed: Passed | None = None) -> None:
-        """Bind the sockets of those listeners that have none yet, or take over what was passed.
+        """Bind the sockets of the listeners that have none yet, or take over what was passed.
 
         Args:
             listen: all listeners.
@@ -195,22 +195,23 @@ def bind_name(name: str, port: int) -> list[socket.socket]:
 
 
 def bind_unix(place: UnixSocket) -> socket.socket:
-    """Listen at a path. The file never has wider rights than it is to have, and replaces only that of a dead process.
+    """Listen at a path. The file never has more rights than configured, and replaces only that of a dead process.
 
     Raises:
         ConfigError: there is no such user or group.
-        OSError: as bind(2), chown(2) and chmod(2); EADDRINUSE where somebody listens, EEXIST where it is no socket.
+        OSError: as bind(2), chown(2) and chmod(2); EADDRINUSE if a process listens there, EEXIST if the file is not a
+            socket.
     """
     owner, group = owners(place)
     remove_stale(place.path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        os.fchmod(sock.fileno(), 0)  # bind(2) gives the file the rights of the socket, less the umask: nobody's yet
+        os.fchmod(sock.fileno(), 0)  # bind(2) gives the file the rights of the socket, less the umask: none for now
         sock.bind(place.path)
         try:
             if (owner, group) != (-1, -1):
                 os.chown(place.path, owner, group, follow_symlinks=False)
-            sock.listen(BACKLOG)  # before anybody may connect, and find that nobody listens
+            sock.listen(BACKLOG)  # first, so that a client that may connect finds a listener
             os.chmod(place.path, place.mode)
         except BaseException:
             os.unlink(place.path)
@@ -222,7 +223,7 @@ def bind_unix(place: UnixSocket) -> socket.socket:
 
 
 def check_unix(place: UnixSocket) -> None:
-    """See whether `bind_unix` would find what it needs, and change nothing.
+    """Check whether `bind_unix` would find what it needs, and change nothing.
 
     Raises:
         ConfigError: there is no such user or group.
@@ -258,11 +259,12 @@ def remove_stale(path: str) -> None:
     """Remove the socket of a process that is gone.
 
     Raises:
-        OSError: EADDRINUSE where it lives, EEXIST where it is something else, EACCES where it cannot be found out.
+        OSError: EADDRINUSE if the process lives, EEXIST if the file is not a socket, EACCES if this cannot be found
+            out.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+            raise FileExistsError(errno.EEXIST, "there is a file that is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             sock.connect(path)
     except FileNotFoundError:
@@ -295,7 +297,7 @@ def url_of(url: ListenURL, sock: socket.socket) -> str:
 
 
 def unix_client(sock: Any) -> Address:
-    """Who is at the other end of a unix socket: the user of the process that has connected (SO_PEERCRED, unix(7))."""
+    """The peer of a unix socket: the user of the process that has connected (SO_PEERCRED, unix(7))."""
     _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return Address(UNIX, uid)
 
@@ -308,11 +310,11 @@ def client_ip(host: Any) -> IP:
 def own_address(sock: Any, client: Address) -> Address:
     """The address of this machine that a client reaches, and the port of its listener (0: it came by none).
 
-    It is the one that the client has connected to. A client that came through a unix socket is on this machine. For one
-    that a PROXY header speaks of, it is the address that packets to it leave from: the connection is its proxy's.
+    It is the one that the client has connected to. A client that came through a unix socket is on this machine. For a
+    client named in a PROXY header, it is the address that packets to it leave from: the connection is its proxy's.
 
     Raises:
-        OSError: there is no way to the client, or it has gone.
+        OSError: there is no route to the client, or it has gone.
     """
     if client.host == UNIX:
         return Address(LOOPBACK, 0)
@@ -368,8 +370,9 @@ def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:
 class Acceptor:
     """Accepts on one listening socket, whose owner closes it after `stop`.
 
-    When descriptors or memory are used up it waits and tries again: who is connected stays, who comes waits in the
-    backlog, and nothing spins. ``room`` is asked first, so that whoever is accepted gets a way out as well.
+    When descriptors or memory are used up it waits and tries again: connected clients stay, new clients wait in the
+    backlog, and no CPU time is wasted. ``room`` is asked first, so that there is a descriptor for the egress of each
+    client too.
     """
 
     def __init__(self, reactor: Reactor, sock: socket.socket, accepted: Accepted, room: Room) -> None:
@@ -404,7 +407,7 @@ class Acceptor:
             self.reactor.forget(self.sock.fileno())
 
     def on_ready(self, events: int) -> None:
-        """Take a share of what waits; the rest shows up in the next turn, for this is level-triggered."""
+        """Accept some of the waiting connections; the rest follows in the next turn, since this is level-triggered."""
         accept = self.sock._accept  # type: ignore[attr-defined]  # socket.accept less an object and a system call
         family = self.family
         room = self.room()

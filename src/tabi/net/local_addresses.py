@@ -1,4 +1,4 @@
-"""The addresses of this machine, as they are and as they change: rtnetlink(7), without a dump for each look."""
+"""The addresses of this machine, as they are and as they change: rtnetlink(7), without a dump for each lookup."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LocalAddressMonitor:
         self.sock = sock
 
     def on_ready(self, events: int) -> None:
-        """The reactor's handler: something has changed. What exactly is asked for, so that none may be missed."""
+        """The reactor's handler: something has changed. All addresses are read again, so that no change is missed."""
         sock = self.sock
         assert sock is not None
         for _ in range(READS):

@@ -1,6 +1,6 @@
 """Two sockets that are the ends of one TCP connection within this machine.
 
-A socketpair(2) cannot carry a reset: who reads would take the end of something broken for an orderly one. This can.
+A socketpair(2) cannot carry a reset: a reader would take a broken connection for an orderly end. This pair can.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 
 HERE = ("127.0.0.1", 0)
 STRANGERS = 16
-"""Connections of others that are sent away before this is given up."""
+"""Connections of other processes that are refused before `open_pair` gives up."""
 
 SECONDS = 1.0
 """Until the kernel has joined its own two ends, which takes microseconds."""
@@ -41,10 +41,10 @@ def open_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def accept(listener: socket.socket, expected: object) -> socket.socket:
-    """The connection from ``expected``: whoever else is on this machine could call in between. Raises OSError."""
+    """The connection from ``expected``: other processes on this machine could connect first. Raises OSError."""
     for _ in range(STRANGERS):
         sock, peer = listener.accept()
         if peer == expected:
             return sock
         sock.close()
-    raise OSError(errno.ECONNABORTED, "strangers connect in place of our own socket")
+    raise OSError(errno.ECONNABORTED, "other processes connect in place of our own socket")

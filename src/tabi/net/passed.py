@@ -1,4 +1,5 @@
-"""Sockets that a service manager has opened and passes on: sd_listen_fds(3) of systemd, and whoever does the same."""
+"""Sockets that a service manager has opened and passes on: sd_listen_fds(3) of systemd, and managers that do the
+same."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ FIRST = 3
 """The descriptor of the first one; the others follow (SD_LISTEN_FDS_START)."""
 
 UNNAMED = "unknown"
-"""The name of those that have none."""
+"""The name of sockets that have none."""
 
 FAMILIES = frozenset(getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name))
 
 
 class Passed:
-    """What was passed and is not taken yet: names by descriptor."""
+    """Sockets that were passed and not taken yet: names by descriptor."""
 
     def __init__(self, names: dict[int, str]) -> None:
         self.names = names
@@ -31,7 +32,7 @@ class Passed:
         """The sockets of a name, or the one with a number; for "" all those that are not in ``names`` either way.
 
         Raises:
-            ConfigError: there is none, or it is nothing that can be accepted on.
+            ConfigError: there is none, or it cannot accept connections.
         """
         if name.isascii() and name.isdecimal():
             numbers = [int(name)]
@@ -57,7 +58,7 @@ class Passed:
         return socks
 
     def warn(self) -> None:
-        """Say what nobody has taken."""
+        """Log the sockets that no listener has taken."""
         for fd, name in self.names.items():
             if fd not in self.taken:
                 log.warning("descriptor %d, %s, was passed, but no listener takes it (fd://%s)", fd, name, name)
@@ -86,18 +87,18 @@ def take_passed(environ: MutableMapping[str, str]) -> Passed:
 
 
 def adopt(fd: int) -> socket.socket:
-    """Make a socket of a descriptor, which it then owns. Raises ConfigError where nobody can be accepted on it."""
+    """Make a socket of a descriptor, which it then owns. Raises ConfigError if it cannot accept connections."""
     try:
         sock = socket.socket(fileno=fd)
     except (OSError, OverflowError) as exc:
         raise ConfigError(f"descriptor {fd}: {getattr(exc, 'strerror', None) or 'there is none'}") from exc
     if sock.family not in FAMILIES or sock.type != socket.SOCK_STREAM:
         sock.detach()
-        raise ConfigError(f"descriptor {fd} is no socket of TCP or of unix streams (ListenStream=)")
+        raise ConfigError(f"descriptor {fd} is not a socket of TCP or of unix streams (ListenStream=)")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.detach()
         raise ConfigError(f"descriptor {fd} does not listen, expected a listening socket (Accept=no)")
     sock.set_inheritable(False)
     if sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # whoever is accepted inherits it
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it
     return sock

@@ -1,8 +1,8 @@
 """A race of connections to several addresses of one destination: Happy Eyeballs (RFC 8305 section 5).
 
-Each attempt has a head start on the next, one that fails starts the next at once, the first that is open wins, and the
-others are closed. An attempt is a socket with a handler: there is one task, the caller's, and at most one timer,
-whatever the number of addresses.
+Each attempt has a head start before the next. An attempt that fails starts the next one at once. The first that is open
+wins, and the others are closed. An attempt is a socket with a handler: there is one task, the caller's, and at most one
+timer, for any number of addresses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HEAD_START = 0.25
 """Seconds that an attempt has before the next one begins: the Connection Attempt Delay of RFC 8305 section 8."""
 
 BURST = 16
-"""Attempts that may fail at once, one behind the other, before other tasks run: a name may have many addresses."""
+"""Attempts that may fail at once, one after the other, before other tasks run: a name may have many addresses."""
 
 
 class Race:
@@ -51,12 +51,12 @@ class Race:
         self.expired = False
 
     async def run(self, first: Stream | DialError, others: Sequence[IP]) -> Stream:
-        """Go on from the first attempt, which is under way and the race's from now on, or has failed.
+        """Go on from the first attempt, which is under way or has failed; from now on the race owns it.
 
         Raises:
-            DialError: none could be connected to: what says most about the destination.
+            DialError: no address could be connected to; it is the error that says most about the destination.
             TimeoutError: the race has expired.
-            OSError: a socket cannot be used, whatever its address.
+            OSError: no socket can be used, for any address.
         """
         try:
             waiting = self.add(first)
@@ -89,7 +89,7 @@ class Race:
             return self.add(exc)
 
     def add(self, attempt: Stream | DialError) -> bool:
-        """What has become of an attempt so far; returns whether it has to be waited for."""
+        """Check an attempt; returns whether it has to be waited for."""
         if isinstance(attempt, DialError):
             self.failures.append(attempt.with_traceback(None))
             return False
@@ -126,7 +126,7 @@ class Race:
             timer.cancel()
 
     async def wait(self) -> None:
-        """Wait for whatever happens next. Raises TimeoutError if that is the end."""
+        """Wait for the next event. Raises TimeoutError if the race has expired."""
         if not self.expired and self.winner is None:
             await self.waiter
         if self.expired and self.winner is None:
@@ -139,7 +139,7 @@ class Race:
 
 
 def find_failure(stream: Stream) -> int:
-    """The system's number of what has become of a connection that was begun; 0: it is open."""
+    """The system's error number of a connection that was begun; 0: it is open."""
     if stream.events & BROKEN or not stream.reactor.edge_triggered:  # levels do not tell BROKEN from OUT
         return stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return 0

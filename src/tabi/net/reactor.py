@@ -5,15 +5,16 @@ edge-triggered (epoll(7)) and for both directions; a handler is called with the 
 it has not used up. There are three hostings of the same interface:
 
     SelectorReactor   inside the selector of a loop of ours: one epoll, one poll a turn. What `tabi serve` runs on.
-    NestedReactor     an epoll of its own, registered once in anybody's loop. What an embedded Server runs on.
+    NestedReactor     an epoll of its own, registered once in any loop. What an embedded Server runs on.
     PortableReactor   the loop's own add_reader and add_writer, where there is no epoll.
 
-Handlers of the first two see edges, of the third levels: so whoever will not read for now says so with ``watch``, which
-costs an edge-triggered reactor nothing.
+Handlers of the first two see edges, of the third levels: so code that will not read for now says so with ``watch``,
+which costs an edge-triggered reactor nothing.
 
 The answers of the handshakes of one turn are sent at its end, back to back (`send_at_end`): waking a peer that sleeps
-on another core is the largest single cost of a short session, and a peer that is awake already costs nothing. Measured
-with benchmarks/compare, scenario conn: 98 us of CPU a connection in place of 122. For relayed octets it gains nothing.
+on another core is the largest single cost of a short session, and waking a peer that is already awake costs nothing.
+Measured with benchmarks/compare, scenario conn: 98 us of CPU a connection in place of 122. For relayed octets it gains
+nothing.
 
 A descriptor must not be closed, and its number not be given to another socket, while events of the same batch still
 speak of it: ``close`` waits for the end of the turn.
@@ -46,7 +47,7 @@ BATCH = 256
 
 
 class Socket(Protocol):
-    """What is closed here: `socket.socket`, or the C class below it."""
+    """A socket to close: `socket.socket`, or the C class below it."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -70,11 +71,11 @@ class Reactor:
         raise NotImplementedError
 
     def register_reader(self, fd: int, handler: Handler) -> None:
-        """The same, but hear only of what arrives: a datagram socket would tell of room after everything it sends."""
+        """Call the handler only for what arrives: a datagram socket would report room after every send."""
         raise NotImplementedError
 
     def register_listener(self, fd: int, handler: Handler) -> None:
-        """The same for a listening socket: level-triggered, and of several workers only one is woken."""
+        """Call the handler for a listening socket: level-triggered, and only one of several workers is woken."""
         raise NotImplementedError
 
     def forget(self, fd: int) -> None:
@@ -87,7 +88,7 @@ class Reactor:
     def mute(self, fd: int, muted: bool) -> None:
         """Hear no more of what arrives at ``fd``, or hear of it again, of what has arrived meanwhile too.
 
-        For whoever will not read for a while: an edge for each packet would wake the process for nothing.
+        For code that will not read for a while: an edge for each packet would wake the process for nothing.
         """
 
     def replace(self, fd: int, handler: Handler) -> None:
@@ -112,7 +113,7 @@ class Reactor:
             self.flush()
 
     def flush(self) -> None:
-        """Send what `send_at_end` has put off: before something that must come behind it."""
+        """Send what `send_at_end` has put off: before something that must come after it."""
         outbox, self.outbox = self.outbox, []
         for send, data in outbox:
             try:
@@ -174,12 +175,12 @@ class ReactorSelector(selectors.BaseSelector):
         return (IN if events & selectors.EVENT_READ else 0) | (OUT if events & selectors.EVENT_WRITE else 0)
 
     def number(self, fileobj: Any) -> int:
-        """The descriptor of a file object; of one that was closed meanwhile, the one it was registered with."""
+        """The descriptor of a file object; if that was closed, the one it was registered with."""
         fd: int = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         return next((key.fd for key in self.keys.values() if key.fileobj is fileobj), fd) if fd < 0 else fd
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """See `selectors.BaseSelector`; so for the others."""
+        """See `selectors.BaseSelector`; this holds for the methods below too."""
         fd = self.number(fileobj)
         if fd in self.keys:
             raise KeyError(f"{fileobj!r} is already registered")
@@ -236,7 +237,7 @@ class ReactorSelector(selectors.BaseSelector):
 
 
 class Registered(Mapping[Any, selectors.SelectorKey]):
-    """What a ReactorSelector knows, by number and by file object: asyncio asks it either way."""
+    """The registrations of a ReactorSelector, by number and by file object: asyncio uses both."""
 
     def __init__(self, selector: ReactorSelector) -> None:
         self.selector = selector
@@ -290,7 +291,7 @@ class SelectorReactor(Reactor):
 class NestedReactor(SelectorReactor):
     """An epoll is itself a descriptor that can be polled: the loop sees one reader for all sockets.
 
-    The epoll is open only while something is registered, so that nothing of it stays behind in a foreign loop.
+    The epoll is open only while something is registered, so that nothing stays behind in a loop that is not ours.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -353,7 +354,7 @@ class NestedReactor(SelectorReactor):
 
 
 class PortableReactor(Reactor):
-    """On add_reader and add_writer of any loop: levels in place of edges, so interest follows `watch`."""
+    """Uses add_reader and add_writer of any loop: levels in place of edges, so interest follows `watch`."""
 
     edge_triggered = False
 
@@ -413,7 +414,7 @@ reactors: dict[asyncio.AbstractEventLoop, Reactor] = {}
 
 
 def get_reactor(loop: asyncio.AbstractEventLoop | None = None) -> Reactor:
-    """The reactor of a loop (of the running one): made at the first call, the same ever after.
+    """The reactor of a loop (default: the running one). It is made at the first call.
 
     TABI_REACTOR=portable or nested forces one of these.
     """

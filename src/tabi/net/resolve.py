@@ -22,20 +22,20 @@ LOOKUPS = 1000
 """Questions under way at a time in a worker. Each is two queries, and c-ares hangs when its 65,536 ids are used up."""
 
 TIMEOUT, TRIES = 1, 3
-"""Seconds that a name server has at first, doubled with each try; and tries. A question that nobody answers ends after
+"""Seconds that a name server has at first, doubled with each try; and tries. A question without an answer ends after
 7 seconds (1 + 2 + 4) at most, with two name servers after 14, about when its waiters leave. The tries are c-ares' own:
 it cuts the seconds itself for a server that is quick as a rule, and fewer would give up names that take it long."""
 
 
 NO_ADDRESS = (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
-"""How c-ares says that a name was asked for and has no address; all else says that it was not found out."""
+"""Errors of c-ares for a name that has no address. All others mean that the lookup failed."""
 
 ALONE = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
 """Without flags c-ares says EDNS by itself."""
 
 
 class Resolver(Protocol):
-    """What dialling needs of a resolver."""
+    """The part of a resolver that dialling needs."""
 
     async def resolve(self, name: str) -> list[IP]:
         """Addresses of ``name``, best first, at least one.
@@ -49,29 +49,29 @@ class Resolver(Protocol):
 
 
 class Answer(NamedTuple):
-    """What a name server says of a name."""
+    """The answer of a name server for a name."""
 
     addresses: list[IP]
-    """Best first; empty where the name does not exist or has none."""
+    """Best first; empty if the name does not exist or has none."""
     ttl: float | None
-    """Seconds that the answer may be kept; None where nothing says it."""
+    """Seconds that the answer may be kept; None if that is not known."""
     text: str = "no address"
     """Why there are none."""
 
 
 class Named(NamedTuple):
-    """What a name server says of an address."""
+    """The answer of a name server for an address."""
 
     name: str | None
     """As `check_found_name` has it; None where the address has none."""
     ttl: float | None
     """See `Answer`."""
     text: str = "no name"
-    """Why there is none."""
+    """Why there is no name."""
 
 
 def make_named(texts: Iterable[str | bytes], ttl: float | None) -> Named:
-    """The first of some names that is one: what is said of an address may be anything."""
+    """The first of some names that is valid: an answer about an address may hold anything."""
     reason = "no name"
     for text in texts:
         try:
@@ -88,7 +88,7 @@ class Source(Protocol):
         """Ask for ``name``. The source itself limits how long that takes.
 
         Raises:
-            DialError: nobody answered, or only that they cannot.
+            DialError: no server answered, or they answered only that they cannot.
         """
 
     async def reverse(self, address: IP) -> Named:
@@ -99,10 +99,10 @@ class Source(Protocol):
 
 
 def find_number(name: str) -> IPv4Address | None:
-    """`read_number` for whoever resolves: c-ares takes some numbers for something else, others for names.
+    """`read_number` for resolvers: c-ares takes some numbers for something else, others for names.
 
     Raises:
-        DialError: the last label is a number, as no name's is, but the whole is no address.
+        DialError: the last label is a number, which no name has, but the whole is not an address.
     """
     try:
         return read_number(name)
@@ -121,7 +121,7 @@ def pointer_of(address: IP) -> str:
 
 
 def read_pointers(name: str, records: Sequence[Any]) -> Named:
-    """What records of c-ares say that a name points to, or what it is an alias of; others say nothing."""
+    """What the records of c-ares say a name points to, or what it is an alias of; other records are ignored."""
     aliases = {record.name.lower(): record for record in records if record.type == pycares.QUERY_TYPE_CNAME}
     chain = []
     while (alias := aliases.pop(name, None)) is not None:
@@ -151,8 +151,8 @@ class ThreadResolver:
 class SystemResolver:
     """c-ares, with /etc/resolv.conf, /etc/hosts and nsswitch.conf as the system has them.
 
-    c-ares cannot take one question back. So a question lasts until c-ares has answered, whoever has waited for it: it
-    counts that long, and who asks for the same name meanwhile waits for the same answer.
+    c-ares cannot take one question back. So a question lasts until c-ares has answered, even if no task waits for it:
+    it counts that long, and a task that asks for the same name meanwhile waits for the same answer.
 
     Args:
         loop: on which the answers arrive.
@@ -176,7 +176,7 @@ class SystemResolver:
         self.questions: dict[str | IP, asyncio.Future[Any]] = {}
 
     async def resolve(self, name: str) -> list[IP]:
-        """See `Resolver`; a DialError too, at once, while LOOKUPS others are asked for. Who waits sets the deadline."""
+        """See `Resolver`; raises DialError at once while LOOKUPS others are asked for. The caller sets the deadline."""
         answer = await self.answer(name)
         if not answer.addresses:
             raise resolve_error(aiodns.error.ARES_ENODATA, answer.text, name)
@@ -195,7 +195,7 @@ class SystemResolver:
     async def reverse(self, address: IP) -> Named:
         """See `Source`. Where the hosts file is asked too, c-ares gives no time to live; it keeps answers by itself.
 
-        Nor does it tell then whether an address has no name or that was not found out.
+        Then it also does not tell whether an address has no name or the lookup failed.
         """
         found = await self.find(address)
         if isinstance(found, str):
@@ -205,7 +205,7 @@ class SystemResolver:
         return make_named((found.name, *found.aliases), None)
 
     async def find(self, key: str | IP) -> Any:
-        """What c-ares says of a name, or of an address; text is why there is nothing. Raises DialError."""
+        """The answer of c-ares for a name or an address; a text says why there is none. Raises DialError."""
         question = self.questions.get(key) or self.ask(key)
         await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
         try:
@@ -223,7 +223,7 @@ class SystemResolver:
 
         def answered(question: asyncio.Future[Any]) -> None:
             del self.questions[key]
-            question.exception()  # perhaps nobody waits any more to whom it could be told
+            question.exception()  # retrieved here, because perhaps no task waits for it any more
 
         question: asyncio.Future[Any]
         if isinstance(key, str):

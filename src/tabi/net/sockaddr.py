@@ -13,10 +13,10 @@ from tabi.wire.address import Address, ipv4, ipv6
 
 
 def encode_sockaddr(address: Address) -> bytes:
-    """The sockaddr of an address that is no name: 16 octets for IPv4, 28 for IPv6.
+    """The sockaddr of an address, not of a name: 16 octets for IPv4, 28 for IPv6.
 
     Raises:
-        OSError: there is no such interface as a link-local address names.
+        OSError: a link-local address names an interface that does not exist.
     """
     host, port = address
     if isinstance(host, IPv4Address):

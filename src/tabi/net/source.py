@@ -1,4 +1,4 @@
-"""Where connections come from, and what their sockets are given before they connect: for each egress, if it asks.
+"""The source addresses of connections, and the options of their sockets before they connect: per egress, if set.
 
 A source is an address of this machine, or a prefix that is routed to it: of a prefix every session, user or client gets
 an address of its own, which no interface need have (IP_FREEBIND, ip(7)). The port is chosen with the connection and not
@@ -34,8 +34,8 @@ class SourceBinding:
     """What an egress gives its sockets.
 
     Args:
-        sources: addresses and prefixes to come from; none: whatever the system chooses.
-        sticky: who always gets the same of them: nobody (each session another one), a user, a client's address.
+        sources: addresses and prefixes to come from; none: the system chooses.
+        sticky: what keeps the same source: session (each one has another), user, or client (the client's address).
         interface: its name; connections leave by it (SO_BINDTODEVICE, socket(7)).
         mark: for routing and firewalls (SO_MARK, socket(7)); it takes CAP_NET_ADMIN.
         keepalive: seconds without an octet until the peer is asked whether it still lives; None: it is not.
@@ -69,7 +69,7 @@ class SourceBinding:
         self.choose = choose or random.SystemRandom()
 
     def describe(self) -> list[str]:
-        """The sources for people."""
+        """The sources, as text for people."""
         networks = [network for version in (4, 6) for network in self.sources[version]]
         return [str(one if one.num_addresses > 1 else one.network_address) for one in networks]
 
@@ -92,14 +92,14 @@ class SourceBinding:
             yield address_in(network, number >> 16 if key is not None else self.choose.getrandbits(128))
 
     def key_of(self, session: Session | None) -> bytes | None:
-        """Whose choice is always the same; None for nobody's."""
+        """The key that a source is chosen by; None for a random choice."""
         if session is None or self.sticky == "session":
             return None
         who = session.user if self.sticky == "user" and session.user is not None else str(session.client.host)
         return f"{self.sticky} {who}".encode()
 
     def prepare(self, sock: socket.SocketType, source: IP | None) -> None:
-        """Give a socket, of TCP or UDP, all that it is to have. Raises OSError; ``filename`` is the key that failed."""
+        """Set all options of a TCP or UDP socket. Raises OSError; ``filename`` is the key that failed."""
         for key, options in self.options_of(sock, source):
             try:
                 for level, option, value in options:
@@ -110,7 +110,7 @@ class SourceBinding:
                 raise OSError(exc.errno, exc.strerror, key) from exc
 
     def prepare_listener(self, sock: socket.SocketType, source: IP | None) -> None:
-        """Give a socket that is to listen what has to do with that: the caller binds it. Raises OSError."""
+        """Set the options that a listening socket needs; the caller binds it. Raises OSError."""
         if self.interface is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.interface)
         if self.mark is not None:

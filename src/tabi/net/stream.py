@@ -25,7 +25,7 @@ BURST = 1 << 20
 """Octets that `Stream.send_all` sends without a wait before it lets other tasks run."""
 
 SEND_COST = 4096
-"""What a call of send(2) counts for besides its octets: many short ones take their time too."""
+"""What a call of send(2) counts in addition to its octets: many short calls take time too."""
 
 MSG_PEEK = int(socket.MSG_PEEK)
 END_PAUSE = 0.02
@@ -52,13 +52,13 @@ class Sock(Protocol):
 
 
 class LayeredSock:
-    """The base of a socket that stands over another one, such as TLS: octets cannot be spliced past it."""
+    """The base of a socket on top of another one, such as TLS: octets cannot be spliced past it."""
 
     __slots__ = ()
 
 
 class Readiness:
-    """What one task waits for on one stream; used again for each wait.
+    """The object that a task awaits on a stream; used again for each wait.
 
     To asyncio it is a future (the protocol of ``_asyncio_future_blocking``, which `asyncio.isfuture` tests for): the
     task adds its callback, and a cancelled task calls ``cancel``. `wake` may be called from the reactor only, where no
@@ -121,7 +121,7 @@ class Readiness:
 
 
 class SocketWithoutAddress(socket.socket):
-    """A socket of a family that has no IP addresses, such as AF_UNIX: whoever asks for them is told 0.0.0.0:0."""
+    """A socket of a family that has no IP addresses, such as AF_UNIX: it reports 0.0.0.0:0."""
 
     def getsockname(self) -> Any:
         """See `socket.socket`."""
@@ -164,7 +164,7 @@ class Stream:
         The stream owns the socket from then on. It may be of any family, such as AF_UNIX or AF_VSOCK.
 
         Raises:
-            OSError: it is not connected. The socket is what it was; so below.
+            OSError: it is not connected. The socket is unchanged; this holds for the errors below too.
             TypeError: it is not a `socket.socket`, or is an `ssl.SSLSocket`: give what is below, and call `start_tls`.
             ValueError: it carries datagrams.
             RuntimeError: no loop is running.
@@ -185,11 +185,11 @@ class Stream:
 
     @property
     def bound(self) -> Address | None:
-        """Where the proxy connected from, as its reply says it (BND): many say 0.0.0.0. None: it is no SOCKS proxy."""
+        """Where the proxy connected from, as its reply says it (BND): many say 0.0.0.0. None: not a SOCKS proxy."""
         return getattr(self, "replied", None)
 
     def on_ready(self, events: int) -> None:
-        """The reactor's handler: remember what is ready and resume who waits for it."""
+        """The reactor's handler: remember what is ready, and resume the task that waits for it."""
         self.events |= events
         reader, writer = self.reader, self.writer
         if self.unsent and events & WRITABLE:
@@ -202,7 +202,7 @@ class Stream:
             writer.wake()
 
     def watch_waiting(self, events: int) -> None:
-        """On a level-triggered reactor: hear only of what a task still waits for behind these events."""
+        """On a level-triggered reactor: watch only the events that a task still waits for after these."""
         reading = self.reader is not None and self.reader.callback is not None and not events & READABLE
         writing = self.writer is not None and self.writer.callback is not None and not events & WRITABLE
         self.reactor.watch(self.fd, (reading and IN) | ((writing or self.unsent != b"") and OUT))
@@ -237,7 +237,7 @@ class Stream:
             raise ConnectionAbortedError("the stream is closed")
 
     def receive_nowait(self, size: int) -> bytes | None:
-        """Return what is there, up to ``size`` octets, ``b""`` at the end, or None where there is nothing yet."""
+        """Return the octets that are there, up to ``size``; ``b""`` at the end; None if there is nothing yet."""
         if not self.events & READABLE:
             return None
         try:
@@ -278,14 +278,14 @@ class Stream:
         return b"".join(parts)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """What comes, in pieces, until the peer ends. Errors as `receive`."""
+        """Yield what comes, in pieces, until the peer ends. Errors as `receive`."""
         while data := await self.receive():
             yield data
 
     async def peek(self, size: int, known: int = 0) -> bytes:
         """Return up to ``size`` octets as soon as there are more than ``known``, or the end is in sight; take none.
 
-        ``b""`` is the end. Levels do not show one behind octets that are left where they are: there it is waited on,
+        ``b""`` is the end. On levels an end after octets that stay in the queue is not visible: there the call waits,
         as for a peer that has paused. Errors as `receive`.
         """
         while True:
@@ -297,7 +297,7 @@ class Stream:
                 else:
                     if len(data) > known or not data or self.events & ENDED:
                         return data
-                    self.events &= ~IN  # what comes behind these octets is a new edge
+                    self.events &= ~IN  # what comes after these octets is a new edge
                     if not self.reactor.edge_triggered:
                         await asyncio.sleep(PEEK_PAUSE)  # a level would call at once, and again
                         continue
@@ -315,7 +315,7 @@ class Stream:
         while view:
             if self.burst > BURST:
                 self.burst = 0
-                await asyncio.sleep(0)  # who always finds room must not keep the other tasks from running
+                await asyncio.sleep(0)  # a sender that always finds room must let other tasks run
                 self.check()
             try:
                 sent = self.sock.send(view)
@@ -329,13 +329,13 @@ class Stream:
 
     def send_soon(self, data: bytes) -> None:
         """Send a message that is known to fit, at the end of the reactor's turn: an empty send buffer takes 4 KiB and
-        more (tcp(7)). That the peer is gone is found by the next receive."""
+        more (tcp(7)). If the peer is gone, the next receive finds it."""
         self.reactor.send_at_end(self.sock.send, data)
 
     def send_later(self, data: bytes) -> None:
         """Send a message at the end of the reactor's turn, and what finds no room then as soon as there is some.
 
-        Whoever adds more looks at ``unsent`` first. That the peer is gone is found by the next receive.
+        A caller that adds more checks ``unsent`` first. If the peer is gone, the next receive finds it.
         """
         self.reactor.send_at_end(self.send_now, data)
 
@@ -355,7 +355,8 @@ class Stream:
                 self.watch_waiting(0)
 
     def go_on_sending(self, events: int) -> None:
-        """There is room, or nobody to send to any more. A reset is left for the next receive: it is told only once."""
+        """Send more: there is room, or the peer is gone. A reset is left for the next receive: it is reported only
+        once."""
         data, self.unsent = self.unsent, b""
         if not events & BROKEN:
             try:
@@ -376,7 +377,7 @@ class Stream:
             self.reactor.loop.call_later(END_PAUSE, self.send_eof_again)
 
     def send_eof_again(self) -> None:
-        """The same later. That the peer is gone is found by the next receive."""
+        """Try again later to send the end. If the peer is gone, the next receive finds it."""
         if self.fd >= 0:
             try:
                 self.send_eof()
@@ -389,13 +390,13 @@ class Stream:
         self.wake_waiting(TimeoutError("the deadline is over"))
 
     def wake_waiting(self, error: BaseException) -> None:
-        """Fail whoever waits on this stream."""
+        """Fail the tasks that wait on this stream."""
         for waiter in (self.reader, self.writer):
             if waiter is not None:
                 waiter.wake_soon(error)
 
     def close(self) -> None:
-        """Close the socket; who still waits on it gets ConnectionAbortedError. Harmless when done twice."""
+        """Close the socket; tasks that still wait on it get ConnectionAbortedError. Harmless when done twice."""
         if self.fd >= 0:
             self.fd = -1
             self.wake_waiting(ConnectionAbortedError("the stream is closed"))
@@ -418,18 +419,18 @@ class Stream:
             RemoteProtocolError: the handshake failed, or the certificate is not accepted.
             As `receive`.
         """
-        from tabi.net.tls import connect_tls, get_tls_shared  # which stands on streams
+        from tabi.net.tls import connect_tls, get_tls_shared  # late, because it imports this module
 
         await connect_tls(self, context, make_host(server_hostname), get_tls_shared())
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What asyncio's transports tell by the same names.
+        """The same information as asyncio's transports give, by the same names.
 
         ``peername``, ``sockname`` (as of `socket.socket`), ``socket`` (to look at, not to read or write), and inside
         TLS ``ssl_object``, ``sslcontext``, ``peercert``, ``cipher``, ``compression``.
 
         Returns:
-            ``default`` where there is no such thing, or not any more.
+            ``default`` if there is no such thing, or no longer.
         """
         tls = getattr(self.sock, "tls", None)
         asked: dict[str, Callable[[], Any]] = {
@@ -465,7 +466,7 @@ class Stream:
 
         Raises:
             ConnectionAbortedError: the stream is closed.
-            OSError: there is TLS on the socket; the stream is what it was.
+            OSError: there is TLS on the socket; the stream is unchanged.
         """
         if self.fd < 0:
             raise ConnectionAbortedError("the stream is closed")

@@ -1,4 +1,4 @@
-"""Deadlines for many things that may all wait equally long: a queue and one timer.
+"""Deadlines for many things with the same time limit: a queue and one timer.
 
 `asyncio.timeout` costs 4 us and a heap entry for each use. All handshakes have the same limit, so the first to begin is
 the first to end: a dict in the order of insertion is the whole structure, and the timer stands for its head only.
@@ -41,7 +41,7 @@ class FixedTimeouts:
             self.timer = self.loop.call_later(self.seconds, self.tick)
 
     def stop(self, thing: Expirable) -> None:
-        """It has done in time. Harmless if it was not waiting."""
+        """Cancel the deadline of ``thing``. Harmless if it was not waiting."""
         self.pending.pop(thing, None)
 
     def left(self, thing: Expirable) -> float:
@@ -49,7 +49,7 @@ class FixedTimeouts:
         return max(0.0, self.pending.get(thing, 0.0) - monotonic())
 
     def tick(self) -> None:
-        """End what is overdue and wait for the next."""
+        """End all that is overdue, and set the timer for the next."""
         self.timer = None
         now = monotonic()
         overdue = []
@@ -71,16 +71,16 @@ class FixedTimeouts:
 
 
 class Moving(Protocol):
-    """What may rest for so long only: ``moved`` changes with everything that it does."""
+    """What may be idle for a limited time: ``moved`` changes with everything that it does."""
 
     moved: int
 
     def expire(self) -> None:
-        """Called when nothing has moved for too long, and again if nothing has come of it. Must not raise."""
+        """Called when nothing has moved for too long, and again if it still does not move. Must not raise."""
 
 
 SWEEPS = 10
-"""Looks within the limit: what rests ends at most a tenth of it late."""
+"""Sweeps within the limit: an idle thing ends at most a tenth of the limit late."""
 
 
 class IdleTimeouts:

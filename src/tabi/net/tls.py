@@ -1,8 +1,8 @@
 """TLS over a stream: a socket over a socket, and the handshake of either side.
 
 OpenSSL works on memory here (ssl.MemoryBIO); what it wants read or sent goes through the socket below in reads of up
-to 64 KiB for many records. That is as fast as `ssl.SSLSocket`, can end one direction and go on reading (RFC 8446
-section 6.1), and TLS may be inside TLS.
+to 64 KiB for many records. That is as fast as `ssl.SSLSocket`. It can also end one direction and go on reading (RFC
+8446 section 6.1), and allows TLS inside TLS.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ READ_SIZE = 1 << 16
 """Octets of one read from the socket below."""
 
 CHUNK = 1 << 15
-"""Octets that are encrypted before they are sent: what a connection holds for a peer that does not read."""
+"""Octets that are encrypted before they are sent: the most that a connection keeps for a peer that does not read."""
 
 MAX_ANSWERS = 1 << 17
 """Octets that a peer may make OpenSSL answer (KeyUpdate) without reading them."""
 
 MAX_FRUITLESS = 4 * READ_SIZE
-"""Octets that one call reads without one of payload in them: who sends nothing but KeyUpdate keeps others waiting."""
+"""Octets that one call reads without one of payload in them: a peer that sends only KeyUpdate would keep others
+waiting."""
 
 HANDSHAKE_READ = 1 << 14
 MAX_HANDSHAKE = 1 << 17
@@ -102,9 +103,9 @@ class TlsSocket(LayeredSock):
         return data
 
     def recv_into(self, buffer: bytearray | memoryview, /) -> int:
-        """Fill ``buffer`` as far as possible; a short result means that nothing more is there. 0 is the end.
+        """Fill ``buffer`` as far as possible; a short result means that there is no more yet. 0 is the end.
 
-        An end without close_notify is an end: most clients end so, and what is relayed knows its own.
+        An end without close_notify is an end: most clients end so, and the relayed protocol has its own end.
 
         Raises:
             BlockingIOError: nothing is there.
@@ -132,7 +133,7 @@ class TlsSocket(LayeredSock):
                     count += octets
             except ssl.SSLWantReadError:
                 pass
-            except ssl.SSLZeroReturnError:  # what an end is called where we have ended too
+            except ssl.SSLZeroReturnError:  # the end, if we have ended too
                 self.note_end()
             except ssl.SSLError:
                 self.answer()  # the alert
@@ -163,7 +164,7 @@ class TlsSocket(LayeredSock):
             self.reactor.later(self.tell_end)
 
     def tell_end(self) -> None:
-        """Tell whoever reads here, as an edge would."""
+        """Wake the task that reads here, as an edge would."""
         handler = self.reactor.handlers.get(self.fileno())
         if handler is not None:
             handler(RDHUP)
@@ -179,8 +180,8 @@ class TlsSocket(LayeredSock):
     # --- sending ---
 
     def send(self, data: bytes | memoryview, /) -> int:
-        """As send(2), but what was encrypted has to be sent: the next call must begin with the octets that were not
-        taken by this one. It sends what waits and says then how many of them that was.
+        """As send(2), but encrypted octets must be sent: the next call must begin with the octets that this one did not
+        take. It sends those that wait, and then returns their number.
 
         Raises:
             BlockingIOError: the socket below is full.
@@ -236,7 +237,7 @@ class TlsSocket(LayeredSock):
         self.flush()
 
     def close(self) -> None:
-        """Close both; close_notify is sent if that can be done at once and the close is no reset."""
+        """Close both; close_notify is sent if that can be done at once and the close is not a reset."""
         if not self.silent:
             try:
                 self.say_end()
@@ -247,7 +248,7 @@ class TlsSocket(LayeredSock):
     # --- what is the same below ---
 
     def fileno(self) -> int:
-        """See `Sock`; so for the others."""
+        """See `Sock`; this holds for the methods below too."""
         return self.below.fileno()
 
     def getsockname(self) -> Any:
@@ -277,7 +278,7 @@ class TlsShared:
         self.turn = asyncio.Lock()
 
     def buffer_over(self, below: Sock) -> memoryview:
-        """The buffer of those that are so deep in TLS: whoever reads through another one needs its own."""
+        """The buffer for sockets at this depth of TLS: a socket that reads through another one needs its own buffer."""
         depth = 0
         while isinstance(below, TlsSocket):
             depth, below = depth + 1, below.below
@@ -290,7 +291,7 @@ shared_by_loop: dict[asyncio.AbstractEventLoop, TlsShared] = {}
 
 
 def get_tls_shared() -> TlsShared:
-    """That of the running loop, for who is no server."""
+    """The `TlsShared` of the running loop, for code that is not a server."""
     loop = asyncio.get_running_loop()
     shared = shared_by_loop.get(loop)
     if shared is None:
@@ -333,7 +334,7 @@ NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
 
 def load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Load a certificate with its key, both in PEM. Nobody is asked for a passphrase.
+    """Load a certificate with its key, both in PEM. It never asks for a passphrase.
 
     Raises:
         ConfigError: one of the files cannot be used; ``path`` is certificate or key.
@@ -364,7 +365,7 @@ def load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> Non
 async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared) -> TlsSocket:
     """Do the server's part of a handshake, and put TLS between the stream and its socket.
 
-    What the client has sent behind its handshake is received next. The deadline is the caller's.
+    What the client has sent after its handshake is received next. The caller sets the deadline.
 
     Returns:
         The stream's socket from now on.
@@ -379,12 +380,13 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared)
 
 
 async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, shared: TlsShared) -> TlsSocket:
-    """The same for the client's part; ``host`` is whom the certificate has to name, and SNI where it is a name."""
+    """Do the client's part of a handshake; the certificate must name ``host``, which is also the SNI if it is a
+    name."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
         tls = context.wrap_bio(incoming, outgoing, server_hostname=str(host))
     except ValueError:  # ssl's own words are of server_hostname
-        raise RemoteProtocolError(f"TLS: {host} is no name that a certificate can have") from None
+        raise RemoteProtocolError(f"TLS: {host} is not a name that a certificate can have") from None
     return await shake_hands(server, tls, incoming, outgoing, shared, "server")
 
 

@@ -31,12 +31,12 @@ READS = 16
 
 
 class UdpPath:
-    """What an egress opens for an association; whoever asked for it closes it.
+    """What an egress opens for an association; the caller closes it.
 
     Args:
-        egress: what is to go the same way goes through it.
+        egress: the egress that everything on this path goes through.
         find: the addresses of a name, on this machine.
-        binding: where datagrams that go directly come from; None: wherever the system chooses.
+        binding: where datagrams that go directly come from; None: the system chooses.
     """
 
     __slots__ = (
@@ -82,7 +82,7 @@ class UdpPath:
         self.relays.append(relay)
 
     def layers(self) -> Layers:
-        """The headers of what goes through the relays."""
+        """The headers of datagrams that go through the relays."""
         return Layers(self.relays[1:])
 
     def connect(self, headed: bool = False) -> None:
@@ -109,7 +109,7 @@ class UdpPath:
             raise local_error(exc, relay) from exc
 
     def take_socket(self) -> Sock:
-        """The socket, which is the caller's to close now."""
+        """Give the socket to the caller, who closes it."""
         sock, self.sock = self.sock, None
         assert sock is not None
         return sock
@@ -124,7 +124,7 @@ class UdpPath:
             self.on_control(control, control.events)
 
     def on_control(self, control: Stream, events: int) -> None:
-        """The reactor's handler of a control connection: octets mean nothing, the end does."""
+        """The reactor's handler of a control connection: its octets mean nothing, its end matters."""
         if control.fd < 0 or not (events & ENDED or self.has_ended(control)):
             return
         control.reactor.watch(control.fd, 0)
@@ -134,7 +134,7 @@ class UdpPath:
             on_end()
 
     def has_ended(self, control: Stream) -> bool:
-        """Read what is there, for an end waits behind it; much is read in several turns."""
+        """Read what is there, for an end may follow it; much is read in several turns."""
         for _ in range(READS):
             try:
                 if not control.sock.recv(4096):
@@ -147,7 +147,7 @@ class UdpPath:
         return False
 
     def close(self) -> None:
-        """Close the connections, and so the associations, and a socket that nobody took. Harmless when done twice."""
+        """Close the connections, and so the associations, and a socket that was not taken. Harmless when done twice."""
         self.on_end = None
         if self.sock is not None:
             self.take_socket().close()

@@ -1,1 +1,1 @@
-"""What operators see: the access log."""
+"""For operators: the access log, metrics and observers of sessions."""

@@ -1,7 +1,7 @@
 """The access log: one JSON object a line for each session, when it ends.
 
 The loop only formats and collects lines; a thread writes them in batches, so that a slow disk or a reader that stopped
-reading holds up no session. What cannot be written is lost, counted, and said so.
+reading holds up no session. Lines that cannot be written are lost and counted, and a warning gives their number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tabi.session import Drop, Session
 log = logging.getLogger("tabi")
 
 LIMIT = 4 << 20
-"""Octets that may wait for the writer; what comes beyond is lost."""
+"""Octets that may wait for the writer; more lines are lost."""
 
 DELAY = 0.2
 """Seconds that a line waits for others to be written with."""
@@ -34,7 +34,7 @@ ATOMIC = 4096
 """PIPE_BUF (pipe(7)): a write up to here is not mixed with those of another worker on the same pipe."""
 
 FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""How a file is opened; O_NONBLOCK not to wait for a FIFO's reader: a file takes no notice of it."""
+"""How a file is opened; O_NONBLOCK avoids the wait for a FIFO's reader, and has no effect on a file."""
 
 PATIENCE = 1.0
 """Seconds that the end of the program waits for a reader that does not read."""
@@ -77,7 +77,7 @@ encode = msgspec.json.Encoder().encode
 
 
 class Clock:
-    """The time of day as RFC 3339 in UTC with milliseconds; a text serves for all that asks within its millisecond."""
+    """The time of day as RFC 3339 in UTC with milliseconds; one text serves all calls within its millisecond."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
@@ -134,7 +134,7 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
         )
     try:
         return encode(record) + b"\n"
-    except UnicodeEncodeError:  # a name of a user that is no text
+    except UnicodeEncodeError:  # a user name that is not text
         record.user = record.user and record.user.encode("utf-8", "backslashreplace").decode()
         record.error = record.error and record.error.encode("utf-8", "backslashreplace").decode()
         return encode(record) + b"\n"
@@ -147,11 +147,11 @@ class Output(Protocol):
         """Write as many lines as can be; returns how many, or raises OSError."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
 
 
 class DescriptorOutput:
-    """Standard output or error, which are not ours to close or to make non-blocking."""
+    """Standard output or error, which we must not close or make non-blocking."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -163,7 +163,7 @@ class DescriptorOutput:
         return len(lines)
 
     def close(self) -> None:
-        """Nothing is ours."""
+        """Nothing to close."""
 
 
 class FileOutput:
@@ -194,7 +194,7 @@ class FileOutput:
         if self.fd < 0:
             self.open()
         if stat.S_ISREG(os.fstat(self.fd).st_mode):
-            # A disk that filled up may have taken half a line: the next one does not go on behind it.
+            # A disk that filled up may have taken half a line: the next one must begin a new line.
             torn, self.torn = self.torn, True
             write_all(self.fd, b"\n" * torn + b"".join(lines))
             self.torn = False
@@ -248,7 +248,7 @@ def write_all(fd: int, data: bytes) -> None:
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BlockingIOError:  # somebody else made our standard output non-blocking
+        except BlockingIOError:  # another process made our standard output non-blocking
             select.select((), (fd,), ())
 
 
@@ -262,7 +262,7 @@ def open_output(target: str) -> Output:
 
 
 def check_output(target: str) -> None:
-    """See whether `open_output` could open it, and create no file. Raises OSError."""
+    """Check whether `open_output` could open it, without creating a file. Raises OSError."""
     if target in ("stdout", "stderr", "syslog", "none"):
         return
     if os.path.exists(target):
@@ -320,7 +320,7 @@ class AccessLog(SessionObserver):
             self.call_later(DELAY, self.flush)
 
     def flush(self) -> None:
-        """Hand what was collected to the writer, unless it is still at the last batch."""
+        """Hand the collected lines to the writer, unless it still writes the last batch."""
         self.scheduled = False
         if not self.idle.is_set():
             if self.lines and not self.closed:

@@ -1,4 +1,4 @@
-"""``on_open`` and ``on_close`` of a program where they are async: each call is a task that somebody owns."""
+"""``on_open`` and ``on_close`` of a program where they are async: each call is a task, which `Callbacks` owns."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Callbacks:
         self.dropped = 0
 
     def plain(self, function: Callable[[Session], Any], title: str) -> Tell:
-        """What is called for each session: a function that is not async as it is."""
+        """The function to call for each session; one that is not async is returned unchanged."""
         if not is_async(function):
             return function
         return lambda session: self.start(function(session.copy()), title) if self.has_room(title) else None
 
     def has_room(self, title: str) -> bool:
-        """Whether another call may begin. The first one that may not is logged, and each thousandth behind it."""
+        """Whether another call may begin. The first one that may not is logged, and then each thousandth."""
         if len(self.tasks) < MAX_RUNNING:
             return True
         if self.dropped % 1000 == 0:
@@ -58,7 +58,7 @@ class Callbacks:
         task.add_done_callback(self.tasks.discard)
 
     async def run(self, call: Awaitable[object], title: str) -> None:
-        """Await one call; what it raises is logged, and stops nobody."""
+        """Await one call; an exception of it is logged, and stops nothing."""
         try:
             async with asyncio.timeout(LONGEST):
                 await call

@@ -1,14 +1,15 @@
-"""Metrics: what a worker has counted, in the text format of Prometheus (version 0.0.4)."""
+"""Metrics: the counts of a worker, in the text format of Prometheus (version 0.0.4)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 HELP: Final = {
-    "tabi_denied_total": "Requests that a rule or the program that has the last word refused, by action and rule.",
+    "tabi_denied_total": "Requests that a rule or the program's final decision refused, by action and rule.",
     "tabi_limited_total": "Requests and sessions that a limit refused, had wait or ended, by the limit's key.",
 }
-"""Every metric, with what it says. Labels take their values from the configuration only, so that they are bounded."""
+"""Every metric, with its description. Labels take their values from the configuration only, so that they are
+bounded."""
 
 
 class Metrics:
@@ -23,7 +24,7 @@ class Metrics:
         self.counts[key] = self.counts.get(key, 0) + 1
 
     def value(self, name: str, **labels: str) -> int:
-        """What was counted so far."""
+        """The counts so far."""
         return self.counts.get((name, tuple(labels.items())), 0)
 
     def render(self) -> str:

@@ -1,4 +1,5 @@
-"""Observers of sessions: told what becomes of each. The access log is one, and so are ``on_open`` and ``on_close``."""
+"""Observers of sessions: they get the events of each session. The access log is one, and so are ``on_open`` and
+``on_close``."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ Tell = Callable[[Session], object]
 
 
 class SessionObserver:
-    """Told of each session as it goes on, in the event loop: whoever is told must not take long.
+    """Gets the events of each session, in the event loop: its methods must not take long.
 
-    A subclass has the methods that it wants; the others cost nothing. What one raises is logged, and stops nobody. The
+    A subclass has the methods that it wants; the others cost nothing. An exception is logged, and stops nothing. The
     session belongs to the server: `Session.copy` gives one to keep.
     """
 
@@ -43,13 +44,13 @@ class SessionObserver:
 
 
 def methods_of(observers: Sequence[SessionObserver], event: str) -> tuple[Tell, ...]:
-    """Those who want to hear of an event. A method that only says what it is for does not count."""
+    """The observers that want an event. A method that has only a docstring does not count."""
     own = [one for one in observers if getattr(type(one), event) is not getattr(SessionObserver, event)]
     return tuple(getattr(one, event) for one in own)
 
 
 def tell(methods: tuple[Tell, ...], session: Session) -> None:
-    """Tell all of them."""
+    """Tell all observers."""
     for method in methods:
         try:
             method(session)
@@ -63,7 +64,7 @@ def say_failed(method: Tell) -> None:
 
 
 class Watch:
-    """What a session tells between its begin and its end; there is none where nobody listens.
+    """Gets the events of a session between its begin and its end; there is none if no observer wants them.
 
     Args:
         observers: all of them.

@@ -4,7 +4,7 @@ Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``ne
 peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back,
 reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
 are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
-octets. Heads and chunks of HTTP, whose requests and responses are other ones, are in `wire.http`: `parse_request`
+octets. Heads and chunks of HTTP, which has its own requests and responses, are in `wire.http`: `parse_request`
 gives a head that can be read and changed, `rewrite_request` what a proxy sends on of it. The headers of datagrams are
 in `wire.datagram`, those of haproxy's PROXY protocol in `wire.proxy_protocol`.
 """

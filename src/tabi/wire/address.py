@@ -74,7 +74,7 @@ class Address(NamedTuple):
 
 
 UNSPECIFIED = Address(ipv4(bytes(4)), 0)
-"""0.0.0.0:0, what a failure reply bears as BND."""
+"""0.0.0.0:0, the BND of a failure reply."""
 
 
 def foreign(text: str) -> int:
@@ -83,11 +83,11 @@ def foreign(text: str) -> int:
 
 
 def to_idna(text: str) -> str:
-    """Convert a name to IDNA/ASCII (RFC 3490). The codec is slow, so it sees nothing much longer than a name can be.
+    """Convert a name to IDNA/ASCII (RFC 3490). The codec is slow, so the length of a text is limited first.
 
     Raises:
         ValueError: it has more than 255 characters, a label of more than 63, or more than MAX_FOREIGN outside ASCII,
-            a character that stands for several counted as these; or it is no international name.
+            a character that stands for several counted as these; or it is not an international name.
     """
     if len(text) > MAX_NAME:
         raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has more")
@@ -100,7 +100,7 @@ def to_idna(text: str) -> str:
     try:
         return text.encode("idna").decode("ascii")
     except UnicodeError as exc:
-        raise ValueError(f"{text!r} is no valid international name") from exc
+        raise ValueError(f"{text!r} is not a valid international name") from exc
 
 
 @lru_cache(4096)
@@ -108,20 +108,20 @@ def parse_host(text: str) -> Host:
     """Read a host as people write it: IPv4, IPv6 with or without brackets, or a name, which becomes IDNA/ASCII.
 
     Raises:
-        ValueError: it is empty, longer than 255 octets, or no name can look like that; or as `to_idna` raises it.
+        ValueError: it is empty, longer than 255 octets, or not a valid name; or as `to_idna` raises it.
     """
     ascii_text = text if text.isascii() else to_idna(text)
     if not 0 < len(ascii_text) <= MAX_NAME:
         raise ValueError(f"a host name has 1 to {MAX_NAME} octets, this one has {len(ascii_text)}")
     if any(not "!" <= character <= "~" for character in ascii_text):
         raise ValueError(f"{text!r} holds white space or control characters")
-    # Behind IDNA, which also turns other scripts' digits and full stops into those of an address.
+    # After IDNA, which also turns other scripts' digits and full stops into those of an address.
     literal = ascii_text[1:-1] if ascii_text.startswith("[") and ascii_text.endswith("]") else ascii_text
     if ":" in literal:
         try:
             return IPv6Address(literal)
         except ValueError:
-            raise ValueError(f"{text!r} is no IPv6 address; a host stands here without a port") from None
+            raise ValueError(f"{text!r} is not an IPv6 address; expected a host without a port") from None
     try:
         return IPv4(literal)
     except ValueError:
@@ -134,10 +134,10 @@ NUMBER = re.compile(r"0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)", re.ASCII)
 def read_number(name: str) -> IPv4Address | None:
     """Read a name that is a number as the C library does: ``127.1``, ``0x7f.1``, ``0177.0.0.1``, ``2130706433``.
 
-    Resolvers take some of these for something else, others for names. None where the name is none of them.
+    Resolvers take some of these for something else, others for names. None if the name is not a number.
 
     Raises:
-        ValueError: the last label is a number, as no name's is, but the whole is no address.
+        ValueError: the last label is a number, which no name has, but the whole is not an address.
     """
     last = name.removesuffix(".").rpartition(".")[2]
     if not (last.isascii() and last.isdigit()) and not last.lower().startswith("0x"):
@@ -163,17 +163,17 @@ MAX_FOUND = 253
 
 
 def check_found_name(text: str) -> str:
-    """Take what somebody in the net says that an address is called: it may be anything, and goes on to others.
+    """Check a name that a server in the net gives for an address: it may hold anything, and is passed on to others.
 
     Returns:
         The name, without a dot at its end: letters, digits, - and _ in labels of 1 to 63.
 
     Raises:
-        ValueError: it is none, or looks like an address.
+        ValueError: it is not a name, or looks like an address.
     """
     name = text.removesuffix(".")
     if len(name) > MAX_FOUND or not FOUND.fullmatch(name) or read_number(name) is not None:
-        raise ValueError(f"{text[:MAX_FOUND]!r} is no name of a host")
+        raise ValueError(f"{text[:MAX_FOUND]!r} is not a host name")
     return name
 
 
@@ -183,10 +183,10 @@ ISATAP = (b"\0\0\x5e\xfe", b"\x02\0\x5e\xfe")
 
 
 def embedded_ipv4(address: IPv4Address | IPv6Address) -> IPv4Address | None:
-    """The IPv4 address to which something on the way may take an IPv6 one, or None.
+    """The IPv4 address that a device on the path may translate an IPv6 address to, or None.
 
     IPv4-mapped and -compatible (RFC 4291 section 2.5.5), translated (RFC 2765 section 2.1), NAT64 (RFC 6052), 6to4 (RFC
-    3056), ISATAP (RFC 5214 section 6.1). ``::`` and ``::1`` are none.
+    3056), ISATAP (RFC 5214 section 6.1). ``::`` and ``::1`` give None.
     """
     if isinstance(address, IPv4Address):
         return None
@@ -207,14 +207,14 @@ def make_host(host: object) -> Host:
         ValueError: as `parse_host`.
     """
     if not isinstance(host, str | IPv4Address | IPv6Address):
-        raise TypeError(f"{host!r} is no host, expected str, IPv4Address or IPv6Address")
+        raise TypeError(f"{host!r} is not a host, expected str, IPv4Address or IPv6Address")
     return parse_host(str(host))
 
 
 def parse_port(text: str) -> int:
     """Read a port, 0 to 65535; raises ValueError otherwise."""
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise ValueError(f"{text!r} is no port, expected 0 to 65535")
+        raise ValueError(f"{text!r} is not a port, expected 0 to 65535")
     return int(text)
 
 
@@ -222,11 +222,11 @@ def parse_address(text: str) -> Address:
     """Read ``host:port`` or ``[ipv6]:port``.
 
     Raises:
-        ValueError: there is no port, or the host is none.
+        ValueError: there is no port, or the host is not valid.
     """
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):
-        raise ValueError(f"{text!r} is no host:port")
+        raise ValueError(f"{text!r} is not host:port")
     return Address(parse_host(host), parse_port(port))
 
 
@@ -236,13 +236,14 @@ def from_sockaddr(sockaddr: tuple[Any, ...]) -> Address:
 
 
 def unmap(address: Address) -> Address:
-    """The same, but IPv4 where it is IPv4 inside IPv6, as a dual-stack socket has it."""
+    """An IP socket's address as Python's sockets give it; IPv4 inside IPv6, as a dual-stack socket has it, becomes
+    IPv4."""
     host, port = address
     return Address(parse_ip(str(host)), port) if isinstance(host, IPv6Address) else address
 
 
 def encode_address(address: Address) -> bytes:
-    """ATYP, ADDR and PORT of one address. Raises ValueError for a name that is no ASCII of 1 to 255 octets."""
+    """ATYP, ADDR and PORT of one address. Raises ValueError for a name that is not ASCII of 1 to 255 octets."""
     host, port = address
     if isinstance(host, str):
         name = host.encode("ascii")
@@ -253,10 +254,10 @@ def encode_address(address: Address) -> bytes:
 
 
 def decode_host(name: bytes, field: str) -> Host:
-    """Read what a client wrote where a name belongs; ``field`` is the protocol's word for it, for the error.
+    """Read what a client wrote in the field of a name; ``field`` is the protocol's word for it, for the error.
 
     Raises:
-        RemoteProtocolError: no host can look like that (reply 04).
+        RemoteProtocolError: it is not a valid host (reply 04).
     """
     try:
         # Some clients send the name as UTF-8, and some send an address as text: parse_host knows both.
@@ -272,7 +273,7 @@ def decode_address(data: bytes | bytearray, at: int) -> tuple[Address, int] | No
     """Read the address field that begins at ``data[at]``.
 
     Returns:
-        The address and the index behind it, or None while octets are missing.
+        The address and the index after it, or None while octets are missing.
 
     Raises:
         RemoteProtocolError: unknown ATYP (reply 08), or a name that cannot exist (reply 04).

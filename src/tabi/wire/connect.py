@@ -4,16 +4,16 @@
                 Host: host:port CRLF
                 Proxy-Authorization: Basic base64(user:password) CRLF      with credentials (RFC 7617)
                 CRLF
-    answer      the head of a response; those with 1xx in front of it are skipped, but for 101, which nobody asked for
+    answer      the head of a response; those with 1xx before it are skipped, except 101, which was not asked for
 
 The machine is one of `wire/machine.py`:
 
     ConnectMachine     send()s               reads                    and goes on
     REQUEST            ConnectRequest        ConnectAnswer            OPEN (2xx) or CLOSED
 
-A head is read as `wire/http.py` reads it, so what could be read in two ways is none. What follows a 2xx is payload,
+A head is read as `wire/http.py` reads it, so an ambiguous head is refused. What follows a 2xx is payload,
 whatever Content-Length says (RFC 9112 section 6.3, rule 2), and is left as ``trailing_data``; what follows any other
-answer is text for people and means nothing here. An error holds no text of the proxy's, which may be anybody.
+answer is text for people and means nothing here. An error holds no text of the proxy, which may be hostile.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from tabi.wire.machine import CLOSED, NEED_DATA, OPEN, REQUEST, REQUEST_SENT, De
 from tabi.wire.socks5 import Credentials
 
 ANSWER_LIMIT = 8192
-"""Octets of the answer's head: a 407 that offers Negotiate has the longest ones. A head is searched from its beginning
-each time that octets come, which a short one is worth."""
+"""Octets of the answer's head: a 407 that offers Negotiate has the longest one. A head is searched from its beginning
+each time that octets come, which is cheap for a short one."""
 
 MAX_INTERIM = 32
 """Heads with 1xx in front of the answer."""
 
-# RFC 9209 section 2.3: the first member tells what the proxy that is farthest away has met.
+# RFC 9209 section 2.3: the first member is the error of the proxy that is farthest away.
 ERROR = re.compile(rb"\r\n(?i:proxy-status):[^\r]*?;[\t ]*error=([a-z_]{1,40})(?![^\r;,\t ])")
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):
-    """Where to, and who asks."""
+    """The destination and the credentials."""
 
     destination: Address
     credentials: Credentials | None = None
@@ -62,12 +62,12 @@ def encode_connect(message: ConnectRequest) -> bytes:
     """Write the head of a request.
 
     Raises:
-        ValueError: the host cannot be written, or the credentials cannot: a user name has no colon, neither has control
-            octets (RFC 7617 section 2). The message holds none of them.
+        ValueError: the host cannot be written, or the credentials cannot: a user name has no colon, and neither of them
+            has control octets (RFC 7617 section 2). The message holds none of them.
     """
     authority = str(message.destination).encode("ascii", "replace")
     if not AUTHORITY.fullmatch(authority):
-        raise ValueError(f"{message.destination!s}: no host that can be written in HTTP")
+        raise ValueError(f"{message.destination!s}: not a host that can be written in HTTP")
     lines = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (authority, authority)
     if message.credentials is not None:
         lines += b"Proxy-Authorization: Basic %b\r\n" % encode_basic(message.credentials)
@@ -77,10 +77,10 @@ def encode_connect(message: ConnectRequest) -> bytes:
 def encode_basic(credentials: Credentials) -> bytes:
     """The counterpart of `http.decode_basic`, without its scheme. Raises ValueError."""
     if b":" in credentials.username:
-        raise ValueError("a user name with a colon, which Basic of HTTP cannot say (RFC 7617)")
+        raise ValueError("a user name with a colon, which HTTP Basic cannot carry (RFC 7617)")
     both = b"%b:%b" % (credentials.username, credentials.password)
     if CONTROL.search(both):
-        raise ValueError("control characters in a user name or a password, which Basic of HTTP cannot say (RFC 7617)")
+        raise ValueError("control characters in a user name or a password, which HTTP Basic cannot carry (RFC 7617)")
     return b2a_base64(both, newline=False)
 
 
@@ -107,7 +107,7 @@ class ConnectMachine(Machine):
         self.interim = 0
 
     def next_event(self) -> Any:
-        """As `Machine.next_event`. Raises RemoteProtocolError also for interim answers without end."""
+        """As `Machine.next_event`. Raises RemoteProtocolError also for too many interim answers."""
         while (message := super().next_event()) is not NEED_DATA and is_interim(message):
             self.interim += 1
             if self.interim > MAX_INTERIM:
@@ -116,7 +116,7 @@ class ConnectMachine(Machine):
         return message
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind an answer."""
+        """Change the state after an answer."""
         if not is_interim(message):
             self.state = OPEN if 200 <= message.status < 300 else CLOSED
 
@@ -125,7 +125,7 @@ class ConnectMachine(Machine):
 
         Raises:
             LocalProtocolError: it does not fit the state.
-            ValueError: it cannot be written; the state is what it was.
+            ValueError: it cannot be written; the state is unchanged.
         """
         if self.state is REQUEST and isinstance(message, ConnectRequest):
             octets = encode_connect(message)

@@ -1,4 +1,4 @@
-"""The header of a relayed datagram, several for several relays, and what comes in fragments: RFC 1928 section 7.
+"""The header of a relayed datagram, the headers for several relays, and fragments: RFC 1928 section 7.
 
 No I/O, no clock.
 
@@ -61,7 +61,7 @@ class Reassembler:
     The queue is abandoned when its time is over, when a fragment comes whose position is lower than the highest so
     far or leaves a gap (which nothing lower could fill any more), when the address changes or the limit is passed. The
     highest fragment once more, octet for octet, is dropped alone; the first one begins again. ``dropped`` counts the
-    fragments that reached nobody.
+    fragments that were not delivered.
 
     Args:
         limit: octets of payload of one datagram.
@@ -82,7 +82,7 @@ class Reassembler:
     def add(self, frag: int, address: Address, payload: bytes, now: float) -> bytes | None:
         """Take one datagram; returns a payload that is whole now, or None. ``now`` is in seconds, of any clock.
 
-        A whole datagram (FRAG 0) is handed back as it is; a queue that it came across is abandoned.
+        A whole datagram (FRAG 0) is handed back as it is; a queue that was open then is abandoned.
         """
         self.expire(now)
         position, highest = frag & ~LAST, len(self.parts)
@@ -128,30 +128,30 @@ class Layers:
 
     | to relay 2 | to relay 3 | to the destination | DATA |  ->  relay 1  ->  relay 2  ->  relay 3  ->  destination
 
-    Back they come as they went, with the relay that each was received from, and the destination's header innermost.
+    On the way back the headers are the same: each names the relay it came from, and the destination's is innermost.
 
     Args:
-        relays: the addresses of those behind the first; none where there is but one.
+        relays: the addresses of the relays after the first; empty if there is only one.
     """
 
     __slots__ = ("head", "layers", "rejected")
 
     def __init__(self, relays: Sequence[Address]) -> None:
         self.head = b"".join(map(encode_header, relays))
-        """What stands in front of the destination's header."""
+        """The headers in front of the destination's header."""
         # What a datagram's headers must say, outermost first: the next relay, and in the end anyone.
         self.layers: list[tuple[Address | None, Reassembler]] = [(relay, Reassembler()) for relay in (*relays, None)]
         self.rejected = 0
-        """Datagrams that came by no relay of these, or were none of RFC 1928."""
+        """Datagrams that did not come through these relays, or do not follow RFC 1928."""
 
     @property
     def fragments(self) -> int:
-        """Fragments of what never became whole."""
+        """Fragments of datagrams that never became complete."""
         return sum(reassembler.dropped for _, reassembler in self.layers)
 
     @property
     def octets(self) -> int:
-        """What waits for the rest of a datagram."""
+        """The fragments that wait for the rest of their datagram."""
         return sum(reassembler.octets for _, reassembler in self.layers)
 
     def unwrap(self, datagram: bytes, now: float) -> tuple[bytes, Address] | None:
@@ -178,7 +178,7 @@ class Layers:
         return datagram, source
 
     def read(self, head: bytes) -> Address | None:
-        """Where datagrams that begin so come from, if these octets are all their headers, of whole datagrams."""
+        """The source of datagrams that begin with these octets, if these are exactly the headers of whole datagrams."""
         at = 0
         for relay, reassembler in self.layers:
             try:
@@ -191,11 +191,11 @@ class Layers:
         return source if at == len(head) else None
 
     def expire(self, now: float) -> None:
-        """Abandon what did not become whole in time."""
+        """Abandon the datagrams that did not become complete in time."""
         for _, reassembler in self.layers:
             reassembler.expire(now)
 
     def abandon(self) -> None:
-        """Abandon what is not whole yet."""
+        """Abandon the datagrams that are not complete yet."""
         for _, reassembler in self.layers:
             reassembler.abandon()

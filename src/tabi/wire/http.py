@@ -1,8 +1,8 @@
 """HTTP/1.0 and 1.1 as a forward proxy reads and writes it: RFC 9112, with the words of RFC 9110. No I/O.
 
-Forwarding reads a head and makes what is sent on of it in one go (`decode_request`, `decode_response`). Who wants to
-look at fields, or to change them, parses the head first (`wire/http_head.py`) and has it rewritten: the same comes of
-it. What both need of HTTP is apart:
+Forwarding reads a head and makes what is sent on of it in one go (`decode_request`, `decode_response`). Code that wants
+to read or change fields parses the head first (`wire/http_head.py`) and has it rewritten: the result is the same. The
+parts that both need are in other modules:
 
     http_syntax.py     lines, octets and targets         http_framing.py    content, connection, upgrade
     http_fields.py     fields and their values           http_answer.py     answers of the proxy itself
@@ -76,7 +76,7 @@ VIA = (b"\r\nVia: 1.0 tabi", b"\r\nVia: 1.1 tabi")
 CODING = b"\r\nTransfer-Encoding: chunked"
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*("?)')
 MEMBER = re.compile(rb'(?:[^",]++|"(?:[^"\\]++|\\.)*")+')
-"""Of a list of RFC 8941, with its parameters, where every string has its end."""
+"""A member of a list of RFC 8941, with its parameters, where every string has its end."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -170,11 +170,11 @@ def decode_request(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int =
 
 
 def rewrite_request(head: RequestHead) -> Request:
-    """Make of a head what `decode_request` makes of its octets.
+    """Make a request of a head, as `decode_request` does of octets.
 
     Raises:
         HttpError: as `decode_request`.
-        ValueError: its first line was changed to what is not one.
+        ValueError: its first line was changed and is not valid.
     """
     method, target, authority, path, digit = head.match_line().groups()
     return forward_request(method, target, authority, path, digit, head.fields.encode())
@@ -243,11 +243,11 @@ def decode_response(
 
 
 def rewrite_response(head: ResponseHead, method: str) -> Response:
-    """Make of a head what `decode_response` makes of its octets.
+    """Make a response of a head, as `decode_response` does of octets.
 
     Raises:
         RemoteProtocolError: as `decode_response`.
-        ValueError: its first line was changed to what is not one.
+        ValueError: its first line was changed and is not valid.
     """
     digit, code, reason = head.match_line().groups(b"")
     try:
@@ -270,7 +270,8 @@ def forward_response(method: str, digit: bytes, code: bytes, reason: bytes, fiel
 
 
 def proxy_status_of_others(value: bytes) -> bytes:
-    """The field without the members that claim to be of tabi: where one is, the answer is our own (RFC 9209)."""
+    """The field without the members that claim to come from tabi: only our own answers have such a member (RFC
+    9209)."""
     value = value.replace(b"\n", b",")
     if not all(STRING.findall(value)):
         return b""  # what is not a list means nothing (RFC 8941 section 4.2)

@@ -1,4 +1,4 @@
-"""What an HTTP proxy itself says and asks: its errors (RFC 9209), its word to a CONNECT, Basic credentials. No I/O."""
+"""The answers of an HTTP proxy itself: errors (RFC 9209), the answer to CONNECT, Basic credentials. No I/O."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def decode_basic(value: bytes) -> tuple[bytes, bytes] | None:
 
 
 def encode_connection(keep_alive: bool, minor: int) -> bytes:
-    """The Connection field for a client of HTTP/1.<minor>, CRLF in front, empty where none is needed."""
+    """The Connection field for a client of HTTP/1.<minor>, with CRLF in front; empty if none is needed."""
     if not keep_alive:
         return b"\r\nConnection: close"
     return b"" if minor else b"\r\nConnection: keep-alive"

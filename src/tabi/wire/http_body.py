@@ -5,8 +5,8 @@
     trailers   NAME: VALUE CRLF, any number
     the end    CRLF
 
-Whoever forwards a chunked body sends its octets as they came, so all that matters is to see the same end as whoever
-reads it behind us: what two readers could take for two things is refused.
+A proxy forwards the octets of a chunked body unchanged, so it must find the same end as the next reader: what two
+readers could understand in two ways is refused.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_CHUNK_LINE = 256
 """Octets of a line with a chunk's size, its extensions and CRLF. Extensions mean something only between neighbours."""
 
 MAX_TRAILERS = 8192
-"""Octets of all lines behind the last chunk."""
+"""Octets of all lines after the last chunk."""
 
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 """RFC 9110 section 5.6.2: methods, names of fields and other words."""
 
 TEXT = rb"[\t -~\x80-\xff]*+"
-"""RFC 9110 section 5.5: what may stand in a line, that is anything but control octets; HTAB may."""
+"""RFC 9110 section 5.5: a line may hold anything but control octets; HTAB is allowed."""
 
 LF = re.compile(rb"\n")
 # 60 bits: what is 2**63 or more is negative to some readers. Leading zeros count, for some have room for 16 digits.
@@ -63,12 +63,12 @@ class Chunked:
         """Read on; returns how many octets of ``data`` belong to the body, fewer than all only when `done`.
 
         Args:
-            data: what has come behind the octets of the last call.
+            data: the octets that came after those of the last call.
             payload: gets the content alone, as slices of ``data``, valid as long as its octets stay where they are.
 
         Raises:
-            RemoteProtocolError: it is not chunked, or a line is longer than allowed. Whose fault that is knows who
-                calls: the answer is 400 in a request, 502 in a response.
+            RemoteProtocolError: it is not chunked, or a line is longer than allowed. The caller chooses the answer: 400
+                for a request, 502 for a response.
         """
         view, at, size = memoryview(data), 0, len(data)
         while at < size and not self.done:
@@ -83,7 +83,7 @@ class Chunked:
         return at
 
     def scan_line(self, view: memoryview, at: int) -> int:
-        """Read what is there of a line; returns the index behind it."""
+        """Read the available part of a line; returns the index after it."""
         room = LIMITS.get(self.expects, self.room) - len(self.line)
         found = LF.search(view, at, at + room)
         end = found.end() if found else min(at + room, len(view))
@@ -99,7 +99,7 @@ class Chunked:
         return end
 
     def read_line(self, line: bytes) -> None:
-        """Take a whole line, its LF included, for what is expected."""
+        """Take a whole line, its LF included, as the expected one."""
         if self.expects is SIZE:
             found = SIZE_LINE.fullmatch(line)
             if found is None:
@@ -116,6 +116,6 @@ class Chunked:
             self.room -= len(line)
             found = TRAILER_LINE.fullmatch(line)
             if found is None:
-                raise RemoteProtocolError("trailers: a line that is no field")  # which may hold a secret
+                raise RemoteProtocolError("trailers: a line that is not a field")  # which may hold a secret
             if found[1].lower() in NOT_IN_TRAILERS:
                 raise RemoteProtocolError(f"trailers: {found[1].decode()} is only for the head")

@@ -29,13 +29,14 @@ HOP_BY_HOP = frozenset(
     b"te transfer-encoding upgrade".split()
 )
 """Fields that are for one connection (RFC 9110 section 7.6.1), Transfer-Encoding, which is written anew, and Close,
-which is not a field, but may be named in Connection as if it were."""
+which is not a field, but may be named in Connection like one."""
 
 REWRITTEN_OF_RESPONSE = HOP_BY_HOP | {b"content-length"}
 REWRITTEN = REWRITTEN_OF_RESPONSE | {b"host"}
 PROTECTED_IN_RESPONSE = REWRITTEN_OF_RESPONSE | {b"cache-control", b"via"}
 PROTECTED = PROTECTED_IN_RESPONSE | {b"expect", b"host", b"max-forwards"}
-"""What Connection cannot take away: what is rewritten, and what is for all on the way (RFC 9110 section 7.6.1)."""
+"""Fields that Connection cannot remove: those that are rewritten, and those for all recipients (RFC 9110 section
+7.6.1)."""
 
 
 class Fields:
@@ -53,7 +54,7 @@ class Fields:
 
     @classmethod
     def decode(cls, octets: bytes) -> Fields:
-        """Take the fields of a head that was found to be one: each is CRLF, name, colon, value."""
+        """Read the fields of a head that was checked before: each is CRLF, name, colon, value."""
         fields = cls()
         for line in octets.split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
@@ -79,7 +80,7 @@ class Fields:
         return [value.strip(b" \t") for other, value in self.raw if other.lower() == name]
 
     def get(self, name: bytes) -> bytes | None:
-        """The value of the first field with this name, None where there is none."""
+        """The value of the first field with this name, None if there is none."""
         return next(iter(self.get_all(name)), None)
 
     def add(self, name: bytes, value: bytes) -> None:
@@ -120,7 +121,7 @@ def checked(name: bytes, value: bytes) -> Field:
 def any_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
     """A pattern of a field, its CRLF in front, that has one of these names; its groups are name and value.
 
-    Most fields have none of them, and are left at the first letter: each is tried once, in a set, which is fast.
+    Most fields have another name, and fail at the first letter: each is tried once, in a set, which is fast.
     """
     initials = groupby(sorted(names), lambda name: name[:1])
     words = [
@@ -136,7 +137,7 @@ CONTENT_LENGTH = any_of([b"content-length"])
 
 
 def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
-    """Those of the fields that mean something here, by the name in lower case, and the others.
+    """The fields that mean something here, by the name in lower case, and the others.
 
     Values of several fields with one name have LF between them, which stands in none. Content-Length stays among the
     others, in its shortest form.
@@ -160,7 +161,7 @@ def without(fields: bytes, options: frozenset[bytes], protected: frozenset[bytes
 
 
 def members(value: bytes | None) -> frozenset[bytes]:
-    """What a field that is a list of words holds in all of its lines, in lower case; nothing if there is none."""
+    """The words of a list field from all of its lines, in lower case; empty if there is no such field."""
     if value is None:
         return NO_OPTIONS
     value = value.lower()
@@ -168,7 +169,7 @@ def members(value: bytes | None) -> frozenset[bytes]:
 
 
 def decode_number(value: bytes, what: str) -> int:
-    """Up to 18 digits, so that nobody's 64 bits overflow; ``what`` is for the error."""
+    """Read a number of up to 18 digits, which fits 64 bits in every reader; ``what`` is for the error."""
     if not value.isdigit() or len(value) > 18:
         if b"\n" in value:
             raise too_many(value, what)
@@ -182,5 +183,6 @@ def too_many(value: bytes, what: str) -> HttpError:
 
 
 def shown(value: bytes) -> str:
-    """A value for an error, a comma behind it; nothing if it is more than one short word, for it may be anything."""
+    """A value for an error, with a comma after it; nothing if it is more than one short word, for it may hold
+    anything."""
     return f"{value.decode()!r}, " if SHORT_WORD.fullmatch(value) else ""

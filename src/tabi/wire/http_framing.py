@@ -1,4 +1,4 @@
-"""How an HTTP/1 message is framed: where its content ends, and what becomes of the connection behind it. No I/O.
+"""How an HTTP/1 message is framed: where its content ends, and what happens to the connection after it. No I/O.
 
     Content-Length, Transfer-Encoding     octets of content, CHUNKED, or UNTIL_CLOSE        RFC 9112 section 6.3
     HEAD, CONNECT, 1xx, 204, 304          no content, whatever the fields say               RFC 9112 section 6.3
@@ -113,7 +113,7 @@ def decode_length(known: Known, minor: int) -> int | None:
         raise too_many(coding, "Transfer-Encoding")
     if not minor:
         raise HttpError("Transfer-Encoding in HTTP/1.0, expected Content-Length")
-    # We send no TE, so that nobody may use another coding on the way back.
+    # We send no TE, so that no server may use another coding on the way back.
     if coding.lower() != b"chunked":
         raise HttpError(f"Transfer-Encoding: {shown(coding)}expected chunked", 501)
     return CHUNKED

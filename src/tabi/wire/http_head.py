@@ -48,7 +48,7 @@ class RequestHead:
         return f"RequestHead({self.method}, {self.fields})"  # the target may hold a secret
 
     def match_line(self) -> re.Match[bytes]:
-        """Match the request line against its grammar. Raises ValueError where it was changed to what is not one."""
+        """Match the request line against its grammar. Raises ValueError if it was changed and is not valid."""
         line = f"{self.method} {self.target} HTTP/1.{self.minor}".encode("utf-8", "replace")
         found = REQUEST_LINE_ONLY.fullmatch(line)
         if found is None:
@@ -88,7 +88,7 @@ class ResponseHead:
         return f"ResponseHead({self.status}, {self.fields})"
 
     def match_line(self) -> re.Match[bytes]:
-        """Match the status line against its grammar. Raises ValueError where it was changed to what is not one."""
+        """Match the status line against its grammar. Raises ValueError if it was changed and is not valid."""
         found = STATUS_LINE_ONLY.fullmatch(b"HTTP/1.%d %d %b" % (self.minor, self.status, self.reason))
         if found is None:
             raise ValueError("status line: expected a version, a status of three digits and a reason of one line")

@@ -5,8 +5,8 @@
     then        NAME ":" OWS VALUE OWS CRLF            any number of fields
                 CRLF
 
-What two readers of the same octets could take for two things is refused: folded lines, lines that end in LF alone,
-control octets. An error goes to the log, so it holds nothing of what the peer wrote but a number or a version.
+What two readers of the same octets could understand in two ways is refused: folded lines, lines that end in LF alone,
+control octets. An error goes to the log, so of the peer's text it holds only a number or a version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD_LIMIT = 32768
 
 FIELDS_LIMIT = 200
 EMPTY_LINES = 4
-"""Empty lines in front of a request that are ignored: section 2.2 has one, which old clients sent behind a POST."""
+"""Empty lines in front of a request that are ignored: section 2.2 has one, which old clients sent after a POST."""
 
 HTTP_PORT = 80
 
@@ -46,14 +46,14 @@ STATUS_LINE_ONLY = re.compile(STATUS_LINE)
 FIELD = re.compile(FIELD_LINE + rb"(?=\r\n)")
 SPACE_BEFORE_COLON = re.compile(rb"(?<=\n)(" + TOKEN + rb")[ \t]++:")
 LINES = re.compile(rb"(?:[^\x00-\x08\x0a-\x1f\x7f]++|\r\n)*(?:\r\Z)?")
-"""A head as far as it has come."""
+"""The part of a head that has come so far."""
 
 OLD_REQUEST_LINE = re.compile(TOKEN + rb" (?!HTTP/)[!-~]++")
 """Of HTTP/0.9, which has no versions and no fields."""
 
 OTHER_VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
 OTHER_URI = re.compile(rb"(?!(?i:http|ws):)[A-Za-z][A-Za-z0-9+.-]*+://")
-# Of what RFC 3986 lets a name hold, what names of hosts have: nothing percent-encoded, nothing that parts lists.
+# Of the characters that RFC 3986 allows in a name, those of host names: no percent-encoding, no list separators.
 AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|[A-Za-z0-9._~-]{1,255})(?::([0-9]{0,5}))?")
 
 
@@ -118,7 +118,7 @@ def check_beginning(data: bytes | bytearray, at: int, limit: int, seen: int, che
 
 
 def wrong_head(head: bytes, check_line: CheckLine) -> HttpError:
-    """What is wrong with a whole head, without the text of its fields."""
+    """The error in a whole head, without the text of its fields."""
     start = head.index(b"\r\n")
     try:
         check_line(head[:start])
@@ -213,6 +213,6 @@ def parse_authority(text: bytes, default_port: int | None) -> tuple[Address, byt
         raise ValueError("no port, expected host:port")
     try:
         address = Address(parse_host(host), parse_port(digits) if digits else default_port or 0)
-    except ValueError:  # which tells what it was
+    except ValueError:  # its message has the text
         raise ValueError("no IPv6 address in brackets, or a port above 65535") from None
     return address, str(address).removesuffix(f":{HTTP_PORT}").encode()

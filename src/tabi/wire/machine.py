@@ -1,4 +1,4 @@
-"""What the SOCKS machines of every version and of both sides share: states, the buffer, the way through them. No I/O.
+"""The common part of the SOCKS machines of all versions and both sides: states, the buffer, the transitions. No I/O.
 
 A machine is a state and a buffer. The state says which message of the peer comes next; `Machine.decoders` says what
 reads it. A broken conversation stays broken. Which states a version has, and in which order, is in its own module.
@@ -24,7 +24,7 @@ NEED_DATA: Final = NeedData()
 
 
 class State(IntEnum):
-    """Where a machine stands: which message it reads, or which one it waits to be told."""
+    """The state of a machine: the message that it reads next, or that the caller must send next."""
 
     GREETING = auto()
     GREETING_SEEN = auto()
@@ -49,7 +49,7 @@ NEGOTIATION, SECOND_REPLY, OPEN, CLOSED = State.NEGOTIATION, State.SECOND_REPLY,
 BIND = 2  # the one command with two replies, and the same number in both versions
 
 Decoder = Callable[[bytearray], "tuple[Any, int] | None"]
-"""Gives the message at the beginning of a buffer and the octets that it has, or None while some are missing."""
+"""Gives the message at the beginning of a buffer and its number of octets, or None while some are missing."""
 
 
 def check_version(data: bytearray, expected: int, what: str) -> None:
@@ -73,7 +73,7 @@ class Machine:
         self.command = 0
 
     def receive_data(self, data: bytes) -> None:
-        """Take octets from the peer; ``b""`` means that there will be no more."""
+        """Take octets from the peer; ``b""`` means that no more will come."""
         if data:
             self.buffer += data
         else:
@@ -115,18 +115,18 @@ class Machine:
         return NEED_DATA
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind a message of the peer."""
+        """Change the state after a message of the peer."""
         raise NotImplementedError
 
     def after_reply(self, succeeded: bool) -> State:
-        """The state behind a reply: BIND has two (RFC 1928 section 6), a failure ends everything."""
+        """The state after a reply: BIND has two (RFC 1928 section 6), a failure ends everything."""
         if not succeeded:
             return CLOSED
         return SECOND_REPLY if self.command == BIND and self.state is not SECOND_REPLY else OPEN
 
     @property
     def trailing_data(self) -> bytes:
-        """The octets behind the last message. They are payload once the state is OPEN."""
+        """The octets after the last message. They are payload once the state is OPEN."""
         return bytes(self.buffer)
 
     def wrong(self, message: Any) -> LocalProtocolError:

@@ -13,10 +13,10 @@ Version 2 (section 2.2), binary, in network order:
     |    12     |         1         |  1  |   2    | 0 ... 216 | variable |    LENGTH: of all that follows it
     +-----------+-------------------+-----+--------+-----------+----------+
 
-Whoever can send a header can claim any address: decode only what comes from a proxy that is trusted, and expect a
-header from it always; nothing here guesses whether there is one.
+A peer that can send a header can claim any address: decode only what comes from a trusted proxy, and always expect a
+header from it; nothing here guesses whether there is one.
 
-What the client sends follows at once, and who reads the header must not take octets of that. Look with MSG_PEEK, at
+The octets of the client follow at once, and the reader of the header must not take any of them. Look with MSG_PEEK, at
 most at `MAX_HEADER`, and take what `decode_header` says that the header has; where that is None, take no more than
 `missing_octets` at a time, since a descriptor stays readable while octets are only looked at.
 """
@@ -86,11 +86,11 @@ class Transport(IntEnum):
 
 
 class ProxyHeader(msgspec.Struct, frozen=True):
-    """Who the client is.
+    """The client that a header names.
 
     Attributes:
         version: 1 or 2.
-        local: nothing is said about a client (LOCAL, UNKNOWN, UNSPEC): the connection's own two addresses count.
+        local: the header names no client (LOCAL, UNKNOWN, UNSPEC): the connection's own two addresses count.
         source: the client's address; None when local or of AF_UNIX. IPv4 inside IPv6 is IPv4.
         destination: what the client connected to; None when source is.
         transport: UNSPEC when local.
@@ -110,7 +110,7 @@ class SslInfo(msgspec.Struct, frozen=True):
 
     Attributes:
         client: bits: 1 for TLS, 2 for a certificate over this connection, 4 for one over its TLS session.
-        verify: 0 where nothing was wrong with the certificate, which is also sent where there was none.
+        verify: 0 if nothing was wrong with the certificate; 0 is also sent if there was none.
         version: as "TLSv1.3".
         common_name: of the client certificate, whether `verified` or not.
     """
@@ -134,13 +134,13 @@ def decode_header(data: bytes | bytearray, limit: int = MAX_HEADER) -> tuple[Pro
 
     Args:
         data: the connection's octets from the first one on.
-        limit: octets of a whole header of version 2; more cannot make whoever reads keep more than that.
+        limit: octets of a whole header of version 2; a reader never has to keep more than that.
 
     Returns:
         The header and the octets that it has, or None while octets are missing.
 
     Raises:
-        RemoteProtocolError: it is no header, a broken one, one that is too long, or its checksum is wrong. Before it
+        RemoteProtocolError: it is not a header, a broken one, one that is too long, or its checksum is wrong. Before it
             is whole where that is certain, as section 2.1 recommends.
     """
     return decode_v2(data, limit) if data[:1] == SIGNATURE[:1] else decode_v1(data)
@@ -273,7 +273,7 @@ def decode_ssl(value: bytes) -> SslInfo:
     """Read the value of a TLV of type SSL: client 1 octet, verify 4, then TLVs of its own, unknown ones skipped.
 
     Raises:
-        RemoteProtocolError: it is too short, goes beyond its end, or holds a text twice or one that is none.
+        RemoteProtocolError: it is too short, goes beyond its end, or holds a text twice, or an invalid text.
     """
     if len(value) < 5:
         raise RemoteProtocolError(f"PROXY header: SSL of {len(value)} octets, expected 5 or more")
@@ -295,8 +295,8 @@ def decode_ssl(value: bytes) -> SslInfo:
 def encode_fields(source: Address | None, destination: Address | None) -> tuple[bytes, bytes, int, int] | None:
     """The hosts, both of 4 octets or both of 16, and the ports; None where a host is None or a name.
 
-    Of mixed families the IPv4 one is written inside IPv6: so the client's address arrives (section 4.2), while to say
-    nothing is only for what "is not possible to correctly fill" (section 2.1).
+    Of mixed families the IPv4 one is written inside IPv6: so the client's address arrives (section 4.2). A header
+    without addresses is only for what "is not possible to correctly fill" (section 2.1).
     """
     if source is None or destination is None or isinstance(source.host, str) or isinstance(destination.host, str):
         return None
@@ -329,7 +329,7 @@ def encode_v2(
 ) -> bytes:
     """The header of version 2 for a stream: AF_INET, AF_INET6, or UNSPEC where a host is None or a name.
 
-    UNSPEC is one that receivers may refuse, and haproxy 2.6 does: a name as destination costs the client's address too.
+    Receivers may refuse UNSPEC, and haproxy 2.6 does: a name as destination loses the client's address too.
 
     Args:
         source: the client.

@@ -1,10 +1,10 @@
 """Which protocol a connection speaks, told by its first octets, which stay where they are. No I/O.
 
 SOCKS4           04
-SOCKS5           05, with any NMETHODS behind it
+SOCKS5           05, with any NMETHODS after it
 TLS              16 03: a record of the handshake, of any version
 HTTP/1           a method, which is a token (RFC 9110 section 5.6.2), and a space
-HTTP/2           the preface of RFC 9113 section 3.4, up to the version: a client that has asked nobody
+HTTP/2           the preface of RFC 9113 section 3.4, up to the version: from a client with prior knowledge
 PROXY v1, v2     the signatures of the PROXY protocol, section 2
 """
 
@@ -35,7 +35,7 @@ class Protocol(StrEnum):
     UNKNOWN = "unknown"
 
 
-# SOCKS first: it is asked for most.
+# SOCKS first: it is the most frequent.
 SIGNATURES = (
     (b"\x05", Protocol.SOCKS5),
     (b"\x04", Protocol.SOCKS4),

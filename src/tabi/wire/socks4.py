@@ -15,7 +15,7 @@ The machines are those of `wire/machine.py`. There is no greeting and no authent
     ClientMachine4     send()s               reads                    and goes on
     REQUEST            Request4              Reply4 (BIND: twice)     OPEN or CLOSED
 
-USERID and NAME end where a NUL stands, so that it is their limits that bound the buffer: a request has at most 520
+USERID and NAME end at a NUL, so their limits bound the buffer: a request has at most 520
 octets, and one that has grown beyond its limit without a NUL is refused before the NUL comes.
 """
 
@@ -51,14 +51,14 @@ HEAD = 8
 
 MAX_USERID = 255
 """Octets of USERID that a server reads: as many as a user name of RFC 1929 has. With NAME and one read of 500 octets a
-client has less than 1 KiB here, and nobody knows who it is."""
+client has less than 1 KiB here, before it is authenticated."""
 
 NAME_FOLLOWS = b"\x00\x00\x00\x01"
 """The DSTIP that clients of 4a write; every 0.0.0.x but 0.0.0.0 means the same."""
 
 
 class ReplyCode4(IntEnum):
-    """CD of a reply. The last two speak of identd, which tabi does not ask."""
+    """CD of a reply. The last two are about identd, which tabi does not ask."""
 
     GRANTED = 0x5A
     REJECTED = 0x5B
@@ -70,7 +70,7 @@ GRANTED, REJECTED = int(ReplyCode4.GRANTED), int(ReplyCode4.REJECTED)
 
 
 def reply4_code(reply_code: int) -> int:
-    """The CD that says what a REP of RFC 1928 says: SOCKS4 knows success, and one failure for every reason."""
+    """The CD for a REP of RFC 1928: SOCKS4 has success, and one failure for every reason."""
     return GRANTED if reply_code == ReplyCode.SUCCEEDED else REJECTED
 
 
@@ -99,7 +99,7 @@ def encode_request4(message: Request4) -> bytes:
     """Write plain SOCKS4 where DSTIP can say the destination, otherwise SOCKS4a.
 
     Raises:
-        ValueError: a NUL in USERID, or a name that is no ASCII of 1 to 255 octets without one.
+        ValueError: a NUL in USERID, or a name that is not ASCII of 1 to 255 octets without NUL.
     """
     (host, port), userid = message.destination, message.userid
     if 0 in userid:
@@ -178,7 +178,7 @@ class ServerMachine4(Machine):
         self.decoders = {REQUEST: partial(decode_request4, max_userid=max_userid)}
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind the client's request."""
+        """Change the state after the client's request."""
         self.state, self.command = REQUEST_SEEN, message.command
 
     def send(self, message: Reply4) -> bytes:
@@ -198,7 +198,7 @@ class ClientMachine4(Machine):
     decoders: Mapping[State, Decoder] = {REQUEST_SENT: decode_reply4, SECOND_REPLY: decode_reply4}
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind a reply."""
+        """Change the state after a reply."""
         self.state = self.after_reply(message.code == GRANTED)
 
     def send(self, message: Request4) -> bytes:
@@ -206,7 +206,7 @@ class ClientMachine4(Machine):
 
         Raises:
             LocalProtocolError: it does not fit the state.
-            ValueError: it cannot be written; the state is what it was.
+            ValueError: it cannot be written; the state is unchanged.
         """
         if self.state is REQUEST and isinstance(message, Request4):
             octets = encode_request4(message)

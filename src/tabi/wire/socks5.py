@@ -1,7 +1,7 @@
 """SOCKS5: RFC 1928 and, for user name and password, RFC 1929. No I/O.
 
 Theory of operation. Each message has one class, one ``encode_*`` and one ``decode_*``; both machines use the same.
-What a machine is, is in `wire/machine.py`; this is the way of these two through its states:
+`wire/machine.py` says what a machine is. These are the states of the two machines:
 
     ServerMachine      reads                 then send()s             and goes on
     GREETING           Greeting              MethodSelection          CREDENTIALS, NEGOTIATION, REQUEST or CLOSED
@@ -16,9 +16,9 @@ What a machine is, is in `wire/machine.py`; this is the way of these two through
 A method with messages of its own, such as GSSAPI, has the state NEGOTIATION: `negotiate` says how long its messages
 are, both sides read and send any number of `MethodMessage`s, and `negotiated` goes on with the request.
 
-Between a message that was read and the answer to it, a machine is in *_SEEN, and the other way round *_SENT: whoever
-calls in the wrong order gets LocalProtocolError. From any octets of a peer come messages or RemoteProtocolError,
-nothing else. What follows the last message is ``trailing_data``; it belongs to the destination.
+Between a message that was read and the answer to it, a machine is in *_SEEN, and the other way round *_SENT: a call in
+the wrong order raises LocalProtocolError. From any octets of a peer come messages or RemoteProtocolError, nothing else.
+What follows the last message is ``trailing_data``; it belongs to the destination.
 
 The buffer needs no limit of its own: no message is longer than 513 octets, or than the method in NEGOTIATION allows,
 and the caller stops to feed the machine at the first message. So it holds less than that and one read.
@@ -71,7 +71,7 @@ class Command(IntEnum):
     """CMD, RFC 1928 section 4; the last two are of Tor's socks-extensions.txt, section 2.
 
     RESOLVE has a name as DST, and the reply's BND is its address. RESOLVE_PTR has an address, and BND is its name, with
-    ATYP 3. DST.PORT says nothing, BND.PORT is 0, and the server closes behind its reply.
+    ATYP 3. DST.PORT means nothing, BND.PORT is 0, and the server closes after its reply.
     """
 
     CONNECT = 1
@@ -136,12 +136,12 @@ class MethodMessage(msgspec.Struct, frozen=True):
 
 
 MessageLength = Callable[[bytearray], int]
-"""Says how many octets a method's message has that begins with these (one or more): at least that many, while too few
-are there to know. Raises RemoteProtocolError where they cannot be one, or are too many."""
+"""Gives the length of a method's message that begins with these octets (one or more), or a lower bound while there are
+too few to know. Raises RemoteProtocolError if they cannot be a message, or it is too long."""
 
 
 class Request(msgspec.Struct, frozen=True):
-    """VER, CMD, RSV, DST: ``command`` stays an int where it is none of Command."""
+    """VER, CMD, RSV, DST: ``command`` stays an int if it is not a Command."""
 
     command: int
     destination: Address
@@ -253,7 +253,7 @@ class Socks5Machine(Machine):
     message_length: MessageLength
 
     def negotiate(self, message_length: MessageLength) -> None:
-        """Begin the negotiation of the method that was chosen. Raises LocalProtocolError where none was."""
+        """Begin the negotiation of the method that was chosen. Raises LocalProtocolError if none was chosen."""
         if self.state is not NEGOTIATION:
             raise LocalProtocolError(f"cannot negotiate in state {self.state.name}")
         self.message_length = message_length
@@ -301,7 +301,7 @@ class ServerMachine(Socks5Machine):
     }
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind a message of the client."""
+        """Change the state after a message of the client."""
         if self.state is REQUEST:
             self.command = message.command
         self.state = self.after[self.state]
@@ -341,7 +341,7 @@ class ClientMachine(Socks5Machine):
         self.offered = b""
 
     def receive(self, message: Any) -> None:
-        """Move the state on behind a message of the server."""
+        """Change the state after a message of the server."""
         if isinstance(message, Reply):
             self.state = self.after_reply(message.reply_code == SUCCEEDED)
         elif isinstance(message, CredentialsReply):
@@ -357,7 +357,7 @@ class ClientMachine(Socks5Machine):
 
         Raises:
             LocalProtocolError: it does not fit the state.
-            ValueError: it cannot be written; the state is what it was.
+            ValueError: it cannot be written; the state is unchanged.
         """
         state = self.state
         if state is GREETING and isinstance(message, Greeting):
@@ -380,7 +380,7 @@ class ClientMachine(Socks5Machine):
     def missing(self) -> int:
         """Octets that the message under way still needs for certain; 0 when none is awaited.
 
-        Who reads no more than this never takes an octet of the payload behind the reply.
+        A reader that reads no more than this never takes an octet of the payload after the reply.
         """
         if self.state is NEGOTIATION:
             return self.message_length(self.buffer) - len(self.buffer) if self.buffer else 1
@@ -396,4 +396,4 @@ AFTER_SELECTION = {
     int(Method.USERNAME_PASSWORD): CREDENTIALS,
     int(Method.NO_ACCEPTABLE_METHODS): CLOSED,
 }
-"""The state behind a method; all others negotiate by messages of their own."""
+"""The state after a method; all other methods negotiate by messages of their own."""
