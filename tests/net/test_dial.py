@@ -621,7 +621,7 @@ def test_a_still_dialer_needs_no_loop_and_opens_nothing(run_once: Run) -> None:
 
     async def main() -> None:
         for host in (LOCAL, "example.com"):
-            with pytest.raises(RuntimeError, match="only looked at"):
+            with pytest.raises(RuntimeError, match="for inspection only"):
                 await still.dial(Address(host, 1), allow_any_address)
 
     run_once(main)
