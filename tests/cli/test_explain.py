@@ -52,8 +52,8 @@ def test_every_rule_the_guard_and_the_limits_are_told() -> None:
 
 client    user alice, of @dev
 rules     no-mail             no          ports: 80 is not 25, 465-587
-          no-trackers         no          hosts: 169.254.169.254 is none of *.doubleclick.net, re:^ads?[0-9]*\\.
-          office-hours        no          hosts: 169.254.169.254 is none of *.example.com, 198.51.100.0/24
+          no-trackers         no          hosts: 169.254.169.254 is not one of *.doubleclick.net, re:^ads?[0-9]*\\.
+          office-hours        no          hosts: 169.254.169.254 is not one of *.example.com, 198.51.100.0/24
           guests-browse       no          users: alice is not guest
           guests-only-browse  no          users: alice is not guest
           none matches: allowed, subject to the guard
@@ -200,7 +200,7 @@ def test_what_was_used_of_a_quota_is_told(tmp_path: Path) -> None:
         (["connect", "a:1", "--protocol", "ftp"], "--protocol: 'ftp', expected one of: socks5, socks4"),
         (
             ["connect", "a:1", "--user", "carol"],
-            "--user: 'carol' can be nobody here: there is no [users.carol], and mixed://0.0.0.0:1080 has no",
+            "--user: 'carol' is not a user here: there is no [users.carol], and mixed://0.0.0.0:1080 has no",
         ),
         (["connect", "a:1", "--listener", "x"], "--listener: 'x', expected one of: mixed://0.0.0.0:1080"),
     ],
@@ -438,7 +438,7 @@ def test_what_parameters_select(grammar: Callable[[str], Path], via: str, name: 
         ("alice-country-de-color-red", "user name: unknown key 'color', expected one of: country, ", None),
         ("alice-country-de-country-fr", "user name: country twice", None),
         ("alice-session", "user name: session: expected a value of 1 to 64 characters", None),
-        ("alice-ttl-soon", "user name: 'soon' is no time to live, ", None),
+        ("alice-ttl-soon", "user name: 'soon' is not a time to live, ", None),
         ("alice-country-xx", "pool pool: no member has what the user name asks for", "alice"),
         ("alice-country-de-city-paris", "pool pool: no member has what the user name asks for", "alice"),
     ],

@@ -25,7 +25,7 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
         ),
         (
             "[[rule]]\nusers = ['@dev']\naction = 'allow'",
-            ["rule[0].users: nobody is in @dev, so rule[0] can never match"],
+            ["rule[0].users: no user is in @dev, so rule[0] can never match"],
         ),
         (
             f"[[rule]]\nusers = ['alicce', '@dev', 'alice']\naction = 'deny'\n{ALICE}groups = ['dev']",

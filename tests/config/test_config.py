@@ -61,7 +61,7 @@ EGRESS = (
 SOME = "client, user, host, session"
 LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over"
 BANDWIDTH = (
-    "groups.dev.limits.bandwidth: '10' is no bandwidth, "
+    "groups.dev.limits.bandwidth: '10' is not a bandwidth, "
     'expected octets per second such as 1000000 or text such as "10 MB/s"'
 )
 RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via"
@@ -497,7 +497,7 @@ def test_a_configuration_does_not_change() -> None:
         ),
         (
             "[[rule]]\naction = 'drop'\nvia = 'direct'",
-            "rule[0].via: a way out for what is not allowed: action is drop",
+            "rule[0].via: an egress for what is not allowed: action is drop",
         ),
         (
             "[[rule]]\naction = 'deny'\nlisteners = ['socks5://127.0.0.1:1']",
@@ -505,14 +505,14 @@ def test_a_configuration_does_not_change() -> None:
         ),
         (
             "[guard]\ndeny = ['privat']",
-            "guard.deny[0]: 'privat' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+            "guard.deny[0]: 'privat' is not a network, expected such as 10.0.0.0/8 or 2001:db8::1",
         ),
         ("[[clients]]\nnetworks = []", "clients[0].networks: empty, expected one or more"),
         ("[[clients]]\nlimits = {}", "clients[0].networks: missing"),
         ("[clients]\nnetworks = []", "clients: expected array of tables, got table: write [[clients]]"),
         (
             "[[clients]]\nnetworks = ['x']",
-            "clients[0].networks[0]: 'x' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+            "clients[0].networks[0]: 'x' is not a network, expected such as 10.0.0.0/8 or 2001:db8::1",
         ),
         ("decide = 'policy.py'", "decide: 'policy.py', expected python:module:function"),
         ("limits = { connections = 0 }", "limits.connections: 0, expected 1 to 1000000"),
@@ -525,7 +525,7 @@ def test_a_configuration_does_not_change() -> None:
         ("[egress.direct]\nbogus = 1", f"egress.direct.bogus: unknown key, expected one of: {EGRESS}"),
         (
             "[egress.a]\nsource = ['here']",
-            "egress.a.source[0]: 'here' is no network, expected such as 10.0.0.0/8 or 2001:db8::1",
+            "egress.a.source[0]: 'here' is not a network, expected such as 10.0.0.0/8 or 2001:db8::1",
         ),
         (
             "[egress.a]\nsource = ['10.0.0.1/8']",
@@ -621,7 +621,7 @@ def test_a_configuration_does_not_change() -> None:
         ),
         (
             "[users_grammar]\nseparator = 'ab'",
-            "users_grammar: 'ab', expected one character that is no letter and no digit",
+            "users_grammar: 'ab', expected one character that is not a letter or a digit",
         ),
         (
             "[users_grammar]\nkeys = { a = 'b' }",
@@ -873,9 +873,9 @@ def test_one_port_is_not_shared_by_processes(workers: int) -> None:
         ("nan", "a duration is more than 0 and less than 1e9 seconds, this one is nan"),
         ("inf", "a duration is more than 0 and less than 1e9 seconds, this one is inf"),
         ("'0 ms'", "a duration is more than 0 and less than 1e9 seconds, this one is 0.0"),
-        ("true", 'true is no duration, expected seconds such as 10 or text such as "200ms"'),
-        ("'soon'", "'soon' is no duration, expected seconds such as 10 or text such as \"200ms\""),
-        ("[1]", '[1] is no duration, expected seconds such as 10 or text such as "200ms"'),
+        ("true", 'true is not a duration, expected seconds such as 10 or text such as "200ms"'),
+        ("'soon'", "'soon' is not a duration, expected seconds such as 10 or text such as \"200ms\""),
+        ("[1]", '[1] is not a duration, expected seconds such as 10 or text such as "200ms"'),
     ],
 )
 def test_a_bad_duration_names_its_key(key: str, value: str, message: str) -> None:
@@ -924,13 +924,13 @@ SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or htt
         ("hosts = {a = ['1.1.1.1'], b = [1]}", "hosts.b[0]: expected string, got integer"),
         ("hosts = {a = []}", "hosts.a: empty, expected one address or more"),
         ("hosts = {a = ['::1', 'b']}", "hosts.a[1]: 'b', expected an IP address"),
-        ("hosts = {'*.a' = ['::1']}", "hosts.*.a: '*.a' is no name"),
-        ("hosts = {'10.0.0.1' = ['::1']}", "hosts.10.0.0.1: '10.0.0.1' is no name"),
-        ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is no name"),
+        ("hosts = {'*.a' = ['::1']}", "hosts.*.a: '*.a' is not a name"),
+        ("hosts = {'10.0.0.1' = ['::1']}", "hosts.10.0.0.1: '10.0.0.1' is not a name"),
+        ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is not a name"),
         ("hosts = {'1.2.3.4.5' = ['::1']}", "hosts.1.2.3.4.5: neither an address nor a name"),
         ("hosts = {a = ['::1'], A = ['::1']}", "hosts.A: the same name twice"),
         ("hosts = {'a.' = ['::1'], a = ['::1']}", "hosts.a: the same name twice"),
-        ("hosts = {'.' = ['::1']}", "hosts..: '.' is no name"),
+        ("hosts = {'.' = ['::1']}", "hosts..: '.' is not a name"),
     ],
 )
 def test_a_mistake_about_names_names_its_key(text: str, message: str) -> None:
@@ -1032,7 +1032,7 @@ def test_durations(value: object, seconds: float) -> None:
 )
 def test_what_is_no_duration(value: object) -> None:
     """No other units, signs or exponents, no switches."""
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="is not a duration"):
         Seconds.parse(value)
 
 

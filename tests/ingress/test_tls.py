@@ -480,7 +480,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     tls = write_server(tmp_path)
     Path(tls.key).unlink()
     os.mkfifo(tls.key)
-    with pytest.raises(ConfigError, match=r"^listen\[0\]\.tls\.key: .*: is no regular file$"):
+    with pytest.raises(ConfigError, match=r"^listen\[0\]\.tls\.key: .*: is not a regular file$"):
         Certificates(tls, "listen[0].tls", False)
 
 
@@ -682,7 +682,7 @@ def break_files(folder: Path, how: str) -> tuple[Tls, str, str]:
     if how == "folder":
         key.unlink()
         key.mkdir()
-        return tls, "key", f"{key}: is no regular file"
+        return tls, "key", f"{key}: is not a regular file"
     if how == "weak certificate":
         certificate.write_bytes(weak(key))
         return tls, "certificate", f"{certificate}: ee key too small"

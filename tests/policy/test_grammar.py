@@ -44,9 +44,9 @@ def test_names_are_parted(name: str, user: str, parameters: Parameters) -> None:
         (f"alice-session-{'x' * 65}", "session: expected a value of 1 to 64 characters"),
         ("alice-country-de-country-fr", "country twice"),
         ("alice-country-de-", "unknown key ''"),
-        ("alice-ttl-soon", "'soon' is no time to live"),
-        ("alice-ttl-0", "'0' is no time to live"),
-        ("alice-ttl-31d", "'31d' is no time to live, expected such as 600 or 10m, at most 30d"),
+        ("alice-ttl-soon", "'soon' is not a time to live"),
+        ("alice-ttl-0", "'0' is not a time to live"),
+        ("alice-ttl-31d", "'31d' is not a time to live, expected such as 600 or 10m, at most 30d"),
     ],
 )
 def test_what_is_no_parameter_is_refused(name: str, message: str) -> None:

@@ -246,8 +246,8 @@ def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch)
     ("arguments", "path", "message"),
     [
         ((["private", "10.0.0.1/8"],), "deny[0]", "has host bits set, expected 10.0.0.0/8"),
-        (([], ["home"]), "allow[0]", "is no network"),
-        (([], [], ["home"]), "exempt[0]", "is no network"),
+        (([], ["home"]), "allow[0]", "is not a network"),
+        (([], [], ["home"]), "exempt[0]", "is not a network"),
     ],
 )
 def test_what_cannot_be_read_is_said(arguments: Any, path: str, message: str) -> None:

@@ -29,10 +29,10 @@ def test_networks_and_addresses_are_read() -> None:
     ("text", "wrong"),
     [
         ("10.0.0.1/8", "'10.0.0.1/8' has host bits set, expected 10.0.0.0/8"),
-        ("example.com", "'example.com' is no network, expected such as 10.0.0.0/8 or 2001:db8::1"),
-        ("10.0.0.0/33", "is no network"),
-        ("fe80::1%eth0", "is no network"),
-        ("", "is no network"),
+        ("example.com", "'example.com' is not a network, expected such as 10.0.0.0/8 or 2001:db8::1"),
+        ("10.0.0.0/33", "is not a network"),
+        ("fe80::1%eth0", "is not a network"),
+        ("", "is not a network"),
     ],
 )
 def test_what_is_no_network_is_refused(text: str, wrong: str) -> None:

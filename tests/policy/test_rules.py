@@ -122,13 +122,13 @@ def test_all_matchers_of_a_rule_must_match() -> None:
             "hosts[0]",
             "has a star within, expected *.example.com; for anything else there is re:",
         ),
-        ({"hosts": ("x", "re:(")}, "hosts[1]", "'re:(' is no regular expression: missing )"),
+        ({"hosts": ("x", "re:(")}, "hosts[1]", "'re:(' is not a regular expression: missing )"),
         ({"hosts": ("10.0.0.1/8",)}, "hosts[0]", "has host bits set, expected 10.0.0.0/8"),
         ({"hosts": ("a b",)}, "hosts[0]", "holds white space"),
         ({"ports": ("80-",)}, "ports[0]", "'80-', expected a port or a range such as 465-587"),
         ({"ports": ("81-80",)}, "ports[0]", "expected a port or a range"),
         ({"ports": ("65536",)}, "ports[0]", "expected a port or a range"),
-        ({"clients": ("10.0.0.0/8", "home")}, "clients[1]", "'home' is no network"),
+        ({"clients": ("10.0.0.0/8", "home")}, "clients[1]", "'home' is not a network"),
         ({"commands": ("conect",)}, "commands[0]", "'conect', expected one of: connect, bind, associate, forward"),
         (
             {"protocols": ("socks",)},
@@ -257,15 +257,15 @@ def test_explanations_name_the_first_matcher_that_says_no() -> None:
         "ports: 443 is not 25, 465-587",
         "clients: 198.51.100.9 is not 10.0.0.0/8",
         "hours: it is not Tue",
-        "hosts: example.com is none of *.example.de",
-        "hosts: example.com is none of 10.0.0.0/8 by its name, and was not resolved",
+        "hosts: example.com is not one of *.example.de",
+        "hosts: example.com is not one of 10.0.0.0/8 by its name, and was not resolved",
         "hosts *.com; ports 443; hours Mon",
     ]
     assert [step.matched for step in steps] == [False] * 9 + [True]
     resolved = compiled.explain(session("alice"), Address("example.com", 443), [ip_address("9.9.9.9")], MONDAY_NOON)
-    assert resolved[8].why == "hosts: example.com (9.9.9.9) is none of 10.0.0.0/8"
+    assert resolved[8].why == "hosts: example.com (9.9.9.9) is not one of 10.0.0.0/8"
     address = compiled.explain(session("alice"), Address(ip_address("9.9.9.9"), 443), None, MONDAY_NOON)
-    assert address[8].why == "hosts: 9.9.9.9 is none of 10.0.0.0/8"
+    assert address[8].why == "hosts: 9.9.9.9 is not one of 10.0.0.0/8"
     assert address[-1].why == "matches everything"
     assert "users: nobody is not" in compiled.explain(session(), Address("x", 443), None, MONDAY_NOON)[3].why
 

@@ -346,7 +346,7 @@ def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pyt
             await place.end(client)
 
     run(main)
-    assert "datagrams of nobody's: 1" in caplog.text
+    assert "datagrams of no association: 1" in caplog.text
 
 
 def test_senders_are_forgotten_in_the_order_of_their_first_datagram(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

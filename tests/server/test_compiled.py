@@ -49,7 +49,7 @@ def test_all_is_checked_that_a_start_would_refuse(tmp_path: Path) -> None:
         ({"listen": [{"url": "mixed://0.0.0.0:0"}]}, r"listen\[0\]\.url: .* would be an open proxy"),
         (
             {"listen": [{"url": "socks4://127.0.0.1:0"}], "users": {"a": {"password": "x", "plain": True}}},
-            r"listen\[0\]\.url: .* could be used by nobody",
+            r"listen\[0\]\.url: .* could not be used by any client",
         ),
         (
             {

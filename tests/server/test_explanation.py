@@ -20,7 +20,7 @@ from tabi.server.explanation import shown_via, terms_of
         ({"bandwidth": "1 MB/s", "burst": "10 kB"}, ["1 MB/s each way", "10 kB at once"]),
         ({"quota": "4 kB/day"}, ["4 kB/day (25% used)"]),
         ({"max_session": "1 min"}, ["60 s for a session"]),
-        ({"connections": 3, "over": "wait"}, ["3 connections at once", "who is over waits"]),
+        ({"connections": 3, "over": "wait"}, ["3 connections at once", "requests beyond these wait"]),
     ],
 )
 def test_limits_are_told_with_their_units(limits: dict[str, object], told: list[str]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def advise(config: Config, users: UserTable | None = None) -> list[str]:
-    """What somebody should look at, a line each, in the words of the configuration; ``users`` as `make_rule_set`."""
+    """Lines of advice, in the words of the configuration; ``users`` as `make_rule_set`."""
     rules = make_rule_set(config, users)
     known = config.users if users is None else users
     return [*advise_on_rules(rules), *advise_on_users(config, rules, known), *advise_on_guests(config, rules)]
@@ -30,13 +30,13 @@ def advise_on_rules(rules: RuleSet) -> Iterator[str]:
     for rule, by in find_hidden(rules):
         if by is None:
             groups = ", ".join(rule.texts.users or ())
-            yield f"rule[{rule.number}].users: nobody is in {groups}, so {rule.label} can never match"
+            yield f"rule[{rule.number}].users: no user is in {groups}, so {rule.label} can never match"
         else:
             yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
 
 
 def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, UserConfig]) -> Iterator[str]:
-    """Users that no one can be."""
+    """Users in rules that no client can be."""
     if config.by_certificate:
         return
     for rule in rules:
@@ -46,7 +46,7 @@ def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, UserConf
 
 
 def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:
-    """Inner networks that clients reach who are no users, on this machine or in it."""
+    """Inner networks that clients without a user can reach."""
     listeners = [listen.url for listen in config.listen if takes_guests(config, listen)]
     if not listeners:
         return
@@ -71,7 +71,7 @@ def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:
 
 
 def takes_guests(config: Config, listen: Listen) -> bool:
-    """Whether clients from other machines may come to a listener and need be no users."""
+    """Whether clients from other machines may use a listener without a user."""
     place = listen.parsed.place
     if listen.wants_user(config.has_users) or (not isinstance(place, Address) and not listen.proxy_protocol):
         return False
@@ -91,7 +91,7 @@ def is_within(network: Network, others: Iterable[Network]) -> bool:
 
 
 def rule_for_guests(rules: RuleSet, network: Network, listeners: list[str]) -> Rule | None:
-    """The rule that decides for clients that are no users and want to go to a network: the first that lets them go to
+    """The rule that decides for clients without a user that want to go to a network: the first that lets them go to
     some of it, or that keeps them from all of it."""
     for rule in rules:
         conditions, hosts = rule.conditions, rule.hosts

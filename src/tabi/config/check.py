@@ -1,4 +1,4 @@
-"""What the types of the schema alone do not say. Each function gives all that is wrong with its part."""
+"""Checks that the types of the schema alone do not make. Each function gives all mistakes of its part."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from tabi.wire.address import Address, parse_ip
 
 
 def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> list[CompiledRule]:
-    """Check what types alone do not say. Returns the rules, which are compiled for that.
+    """Check what types alone do not check. Returns the rules, which are compiled for that.
 
-    Raises ConfigError, whose ``errors`` are all that is wrong.
+    Raises ConfigError, whose ``errors`` are all mistakes.
 
     ``known_otherwise`` says that a program knows who its users are, so that those here need no password; ``egresses``
     are the names of those that it brings.
@@ -58,7 +58,7 @@ def check_values(config: Config, known_otherwise: bool = False, egresses: Collec
 
 
 def raise_all(errors: Iterable[ConfigError]) -> None:
-    """Raise the first of several errors, which has all of them, if there are any."""
+    """Raise the first of several errors, if there are any; it has all of them."""
     found = tuple(errors)
     if found:
         raise ConfigError(found[0].message, found[0].path, found)
@@ -70,7 +70,7 @@ def find_errors(
     egresses: Collection[str] = (),
     rules: list[CompiledRule] | None = None,
 ) -> Iterator[ConfigError]:
-    """All that is wrong and that types alone do not say; arguments as `check_values`. ``rules`` gets the rules."""
+    """All mistakes that types alone do not find; arguments as `check_values`. ``rules`` gets the rules."""
     rules = [] if rules is None else rules
     names = (DIRECT, BLOCK, *config.egress, *egresses)
     for name in egresses:
@@ -102,7 +102,7 @@ def find_errors(
 
 
 def read(parse: Callable[[], object], path: str, expected: str = "") -> Iterator[ConfigError]:
-    """Why a value cannot be read, if it cannot."""
+    """The reason if a value cannot be read."""
     try:
         parse()
     except ValueError as exc:
@@ -135,7 +135,7 @@ def listen_errors(config: Config, listen: Listen, index: int) -> Iterator[Config
 
 
 def place_of(listen: Listen) -> object:
-    """Where a listener is, None where that cannot be read."""
+    """The place of a listener, None if it cannot be read."""
     try:
         return listen.parsed.place
     except ValueError:
@@ -143,7 +143,7 @@ def place_of(listen: Listen) -> object:
 
 
 def tls_errors(listen: Listen, url: ListenURL, path: str) -> Iterator[ConfigError]:
-    """Whether TLS is there where it is asked for, and nowhere else."""
+    """What is wrong with TLS: it must be there if the URL asks for it, and only then."""
     if url.tls and listen.tls is None:
         yield ConfigError('missing, expected { certificate = "…", key = "…" }', path)
     if listen.tls is not None and not url.tls and url.protocol != "mixed":
@@ -152,7 +152,7 @@ def tls_errors(listen: Listen, url: ListenURL, path: str) -> Iterator[ConfigErro
 
 
 def udp_errors(udp: Udp, workers: int, path: str) -> Iterator[ConfigError]:
-    """What is wrong with where datagrams are to be."""
+    """What is wrong with the addresses and ports for datagrams."""
     yield from read(lambda: udp.address, f"{path}.advertise")
     yield from read(lambda: udp.port_range, f"{path}.ports")
     if udp.shared and workers != 1:
@@ -161,7 +161,7 @@ def udp_errors(udp: Udp, workers: int, path: str) -> Iterator[ConfigError]:
 
 
 def resolver_errors(resolver: ResolverConfig) -> Iterator[ConfigError]:
-    """What is wrong with who is asked for names, and with what is kept."""
+    """What is wrong with the name servers, and with what is kept."""
     urls: list[ServerURL] = []
     if not resolver.servers:
         yield ConfigError("empty, expected one or more", "resolver.servers")
@@ -179,7 +179,7 @@ def resolver_errors(resolver: ResolverConfig) -> Iterator[ConfigError]:
 
 
 def host_errors(config: Config) -> Iterator[ConfigError]:
-    """What is wrong with the names of the configuration; each is looked at by itself where something is."""
+    """What is wrong with the names of the configuration; each is checked alone if something is wrong."""
     try:
         make_hosts(config)
         return
@@ -198,7 +198,7 @@ def host_errors(config: Config) -> Iterator[ConfigError]:
             for index, text in enumerate(texts)
             if index and not is_ip(text)
         ]
-    yield from found or [first]  # the same name twice is wrong because of another one
+    yield from found or [first]  # a name is a duplicate only because of another one
 
 
 def is_ip(text: str) -> bool:
@@ -207,7 +207,7 @@ def is_ip(text: str) -> bool:
 
 
 def origin_errors(egress: EgressConfig, path: str) -> Iterator[ConfigError]:
-    """What is wrong with where a way out comes from."""
+    """What is wrong with the source addresses of an egress."""
     yield from network_errors(egress.source, f"{path}.source")
     if not egress.source and egress.source_by != "session":
         yield ConfigError("there is no source", f"{path}.source_by")
@@ -247,7 +247,7 @@ def egress_errors(config: Config, name: str, egress: EgressConfig, names: Collec
 
 
 def hop_errors(names: Collection[str], egress: EgressConfig, path: str) -> Iterator[ConfigError]:
-    """What is wrong with each proxy of a way out, and with each member of a pool."""
+    """What is wrong with each proxy of an egress, and with each member of a pool."""
     for index, hop in enumerate(egress.hops):
         key = f"{path}.url" if egress.url is not None else f"{path}.chain[{index}]"
         yield from hop_error(names, hop, key, index == 0 and egress.url is None)
@@ -262,7 +262,7 @@ def hop_errors(names: Collection[str], egress: EgressConfig, path: str) -> Itera
 
 
 def proxy_errors(egress: EgressConfig, path: str) -> Iterator[ConfigError]:
-    """What is said of proxies that are not there, or are of another kind."""
+    """What an egress says about proxies that are not there, or are of another kind."""
     hops, members = egress.hops, members_of(egress)
     through = bool(hops or members)
     urls = [parse_url(hop) for hop in hops if "://" in hop]
@@ -298,7 +298,7 @@ def hop_error(names: Collection[str], text: str, path: str, named: bool) -> Iter
 
 
 def hidden(text: str) -> str:
-    """What may have been meant as a URL, without what may have been meant as a password."""
+    """A text that may be a URL, without the part that may be a password."""
     _, at, after = text.rpartition("@")
     return f"…@{after}" if at else text
 
@@ -323,7 +323,7 @@ def check_user(name: str, user: UserConfig, without_password: bool) -> Secret | 
 
 
 def user_errors(name: str, user: UserConfig, without_password: bool) -> Iterator[ConfigError]:
-    """What is wrong with a user, each with a path within the user; some need no password, where something else tells
+    """What is wrong with a user, each with a path within the user; some need no password, if something else proves
     who they are."""
     if not 0 < len(name.encode()) <= 255:
         yield ConfigError("a user name has 1 to 255 octets (RFC 1929)", "name")
@@ -375,7 +375,7 @@ def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRu
 
 
 def matcher_errors(rule: RuleConfig, path: str) -> Iterator[ConfigError]:
-    """What is wrong with the matchers of a rule: each of their words is compiled by itself."""
+    """What is wrong with the matchers of a rule: each of their words is compiled alone."""
     for key, words in zip(Texts._fields, texts_of(rule), strict=True):
         alone: list[Any] = [(word,) for word in words] if isinstance(words, tuple) and words else [words]
         for index, word in enumerate(alone):
@@ -387,7 +387,7 @@ def matcher_errors(rule: RuleConfig, path: str) -> Iterator[ConfigError]:
 
 
 def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: set[str]) -> Iterator[ConfigError]:
-    """What is wrong with a rule beside its matchers."""
+    """What is wrong with a rule, apart from its matchers."""
     if rule.action is None and rule.via is None:
         yield ConfigError("missing", f"{path}.action")
     if rule.name is not None and not (rule.name and rule.name.isprintable()):
@@ -399,7 +399,7 @@ def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: 
     if rule.via is not None and rule.via not in names:
         yield ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"{path}.via")
     if rule.via is not None and rule.action not in (None, "allow"):
-        yield ConfigError(f"a way out for what is not allowed: action is {rule.action}", f"{path}.via")
+        yield ConfigError(f"an egress for what is not allowed: action is {rule.action}", f"{path}.via")
 
 
 def limit_errors(limits: LimitsConfig, path: str) -> Iterator[ConfigError]:

@@ -1,4 +1,4 @@
-"""What `policy` asks of users, one thing at a time: their secrets, groups, limits. Read when it is asked for."""
+"""What `policy` needs of users, one property at a time: their secrets, groups, limits. Read on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Has(msgspec.Struct):
-    """What some of the users have: nothing is asked of all where none has it."""
+    """The properties that some users have: a property that no user has is never looked up."""
 
     passwords: bool = False
     groups: bool = False
@@ -49,12 +49,12 @@ class Has(msgspec.Struct):
 
 
 class Column(Mapping[str, T]):
-    """One thing of each user, read when it is asked for, and kept then.
+    """One property of each user, read on demand, and then kept.
 
     Args:
-        users: of whom.
-        read: gives it, None where there is none.
-        some: whether any user has it: else nobody is looked for.
+        users: the table of users.
+        read: gives the property, None if the user does not have it.
+        some: whether any user has it: if not, no user is looked up.
     """
 
     def __init__(self, users: Mapping[str, UserConfig], read: Callable[[UserConfig], T | None], some: bool) -> None:
@@ -94,6 +94,6 @@ class Column(Mapping[str, T]):
             if len(self.known) >= KNOWN:
                 del self.known[next(iter(self.known))]
             user = self.users.get(name)
-            # A name that nobody has is kept too: whoever tries it again shall not learn that by the time it takes.
+            # An unknown name is kept too: a client that tries it again must not learn that from the time taken.
             value = self.known[name] = None if user is None else self.read(user)
         return default if value is None else value

@@ -58,14 +58,14 @@ def make_rule_set(config: Config, users: UserTable | None = None, rules: list[Co
     Args:
         config: has the rules.
         users: all users. Default: those that the configuration itself has.
-        rules: those of the configuration, where they were compiled already.
+        rules: those of the configuration, if they were compiled already.
     """
     groups = columns_of(config, users)("groups", groups_of)
     return RuleSet(make_rules(config) if rules is None else rules, groups)
 
 
 def make_limits(config: Config, ledger: Ledger, users: UserTable | None = None) -> Accounts:
-    """All accounts that have limits, on a ledger; ``users`` as above."""
+    """All accounts that have limits, on a ledger; ``users`` as in `make_rule_set`."""
     column = columns_of(config, users)
     return Accounts(
         ledger,
@@ -87,7 +87,7 @@ def groups_of(user: UserConfig) -> frozenset[str]:
 
 
 def columns_of(config: Config, users: UserTable | None) -> Callable[[str, Callable[[UserConfig], Any]], Column[Any]]:
-    """Makes columns of users, which ask for nothing that nobody has."""
+    """Makes columns of users, which never look up a property that no user has."""
     table: Mapping[str, UserConfig] = config.users if users is None else users
     has = Has.of(config.users) if users is None else users.has
     return lambda key, read: Column(table, read, getattr(has, key))
@@ -116,14 +116,14 @@ def networks_of(words: Sequence[str], path: str) -> list[Network]:
 
 
 def make_hosts(config: Config) -> dict[str, list[IP]]:
-    """Names of the configuration, as they are looked for, and their addresses. Raises ConfigError."""
+    """Names of the configuration, in the form of a lookup, and their addresses. Raises ConfigError."""
     hosts: dict[str, list[IP]] = {}
     for name, texts in config.resolver.hosts.items():
         path = f"resolver.hosts.{name}"
         try:
             host = parse_host(name)
             if not isinstance(host, str) or read_number(host) is not None or "*" in host or host == ".":
-                raise ValueError(f"{name!r} is no name")
+                raise ValueError(f"{name!r} is not a name")
             host = host.lower().removesuffix(".")
             if host in hosts:
                 raise ValueError("the same name twice")
@@ -139,13 +139,13 @@ def make_hosts(config: Config) -> dict[str, list[IP]]:
     return hosts
 
 
-# --- ways out ---
+# --- egresses ---
 
 DIRECT, BLOCK = "direct", "block"
 
 
 def members_of(egress: EgressConfig) -> list[MemberConfig]:
-    """The members of a pool, those that are only named too."""
+    """The members of a pool, including those that are only named."""
     return [MemberConfig(member) if isinstance(member, str) else member for member in egress.members or ()]
 
 
@@ -157,7 +157,7 @@ def proxies_of(egress: EgressConfig) -> list[tuple[str, ProxyURL]]:
 
 
 def name_of(text: str) -> str:
-    """What a proxy, or an egress, is called: a URL without its user and password. Raises ValueError."""
+    """The name of a proxy or an egress: a URL without its user and password. Raises ValueError."""
     return str(parse_url(text)) if "://" in text else text
 
 

@@ -1,4 +1,4 @@
-"""Reading tabi.toml: from text to checked structs; what is wrong becomes a message that names the file and the key."""
+"""Reading tabi.toml: from text to checked structs; a mistake becomes a message that names the file and the key."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_config(path: str | Path, egresses: Collection[str] = (), values: bool =
     Args:
         path: of the file.
         egresses: the names of those that a program brings (``egresses`` of `Server`), which the file may use.
-        values: whether what types alone do not say is checked too: not where `compile_config` follows.
+        values: whether to check what types alone do not check: not needed if `compile_config` follows.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
@@ -105,7 +105,7 @@ def parse_config(text: str, egresses: Collection[str] = (), values: bool = True)
         data = tomllib.loads(text)
     except RecursionError:
         raise ConfigError("nested too deeply") from None
-    except ValueError as exc:  # TOMLDecodeError is one; a number of 5,000 digits is another
+    except ValueError as exc:  # such as TOMLDecodeError, and a number of 5,000 digits
         raise ConfigError(str(exc).partition(";")[0]) from exc
     return make_config(data, egresses, values)
 
@@ -123,9 +123,9 @@ def make_config(data: dict[str, Any], egresses: Collection[str] = (), values: bo
 
 
 def all_mistakes(data: dict[str, Any], first: str) -> ConfigError:
-    """All that is wrong with a tabi.toml whose types are; ``first`` is what msgspec says of it."""
+    """All mistakes of a tabi.toml with wrong types; ``first`` is msgspec's message."""
     mistakes, left = find_mistakes(data, Config, "", decode_special)
-    if not mistakes:  # what no value by itself is wrong with
+    if not mistakes:  # no single value is wrong
         return in_words(first, "")
     values = find_errors(msgspec.convert(left, Config, dec_hook=decode_special))
     errors = in_order([*mistakes, *without_echoes(mistakes, values, data)], data)
@@ -146,7 +146,7 @@ SPECIAL: dict[type, Callable[[object], object]] = {
 
 
 def encode_special(value: object) -> object:
-    """The same back: as TOML has it. Raises ConfigError for what is none of these."""
+    """Turn a value of these types back into TOML. Raises ConfigError for any other type."""
     if isinstance(value, Rate | Quota):
         return str(value)
     if isinstance(value, Size):

@@ -1,6 +1,6 @@
-"""All mistakes of a tabi.toml at once: what is of a wrong type or name is told in the words of the file, key by key.
+"""All mistakes of a tabi.toml at once: a wrong type or name is reported in the words of the file, key by key.
 
-msgspec stops at the first. It is asked again for each value by itself, but only where it has found one.
+msgspec stops at the first mistake. If there is one, each value is checked again alone.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def find_mistakes(value: Any, kind: Any, path: str, decode: Decode) -> tuple[lis
 
     Args:
         value: as TOML has it.
-        kind: what it is to be.
+        kind: the type that it must have.
         path: where it is.
         decode: see `Decode`.
     """
@@ -89,7 +89,7 @@ def find_mistakes(value: Any, kind: Any, path: str, decode: Decode) -> tuple[lis
 
 
 def find_in_table(table: dict[str, Any], kind: Any, path: str, decode: Decode) -> tuple[list[ConfigError], Any]:
-    """The same for a table of the schema."""
+    """All mistakes of a table of the schema, and what is left of it."""
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     found: list[ConfigError] = []
     left: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def in_words(message: str, path: str) -> ConfigError:
 
 
 ABSENCE = re.compile(r"^(there (is|are) no (?!\[)|missing|no server)|no users|plain = true")
-"""What is said of something that is not there: it may stand there, and be what a mistake is about."""
+"""Messages about a missing part: the part may be in the file, but have a mistake itself."""
 
 NAMED = ("listen", "rule", "clients", "users", "groups", "egress")
 """Tables that have parts, each for itself."""
@@ -146,9 +146,9 @@ NAMED = ("listen", "rule", "clients", "users", "groups", "egress")
 def without_echoes(
     mistakes: list[ConfigError], values: Iterable[ConfigError], data: dict[str, Any]
 ) -> list[ConfigError]:
-    """What is wrong with values, but for what is only so because of mistakes."""
+    """What is wrong with values, without errors that only follow from other mistakes."""
     paths = [str(error.path) for error in mistakes]
-    # What is within the limits of a user has nothing to do with the password.
+    # The limits of a user have nothing to do with the password.
     parts = {part_of(path, data) for path in paths if not re.search(r"^users\..*\.limits\.", path)}
     return [
         error
@@ -164,7 +164,7 @@ def part_of(path: str, data: dict[str, Any]) -> tuple[int, ...]:
 
 
 def is_within(path: str, other: str) -> bool:
-    """Whether a path is another one, or leads on from there."""
+    """Whether a path is equal to another one, or lies below it."""
     return path == other or path.startswith((f"{other}.", f"{other}["))
 
 

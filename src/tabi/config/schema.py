@@ -1,4 +1,4 @@
-"""The schema of tabi.toml: frozen structs, one for each part. What is not here is an error, never ignored.
+"""The schema of tabi.toml: frozen structs, one for each part. A key that is not here is an error, never ignored.
 
 Durations are float seconds; the file may also say text such as "200ms" or "5 min".
 """
@@ -35,14 +35,14 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``udp`` of a listener: where the sockets of its associations are, and of its BINDs."""
 
     advertise: str | None = None
-    """The IP address that clients are told in place of this machine's own: for a proxy behind NAT or in a container."""
+    """The IP address that clients get instead of this machine's own: for a proxy behind NAT or in a container."""
     ports: str | None = None
     """``"40000-40999"``: ports to take, for a firewall. ``"shared"``: one UDP port, the listener's own, for all
     associations. Default: any free port, one for each association."""
     fragments: Literal["reassemble", "drop"] = "reassemble"
     """What becomes of datagrams in fragments (RFC 1928 section 7). Default: reassemble."""
     senders: Literal["contacted", "any"] = "contacted"
-    """Whose datagrams reach the client: hosts that it has sent to, or anybody. Default: contacted."""
+    """The hosts whose datagrams reach the client: those that it has sent to, or any. Default: contacted."""
 
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
@@ -86,13 +86,13 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``tls`` of a listener: files in PEM, looked at again when they change."""
 
     certificate: str
-    """The server's certificate, and behind it those between it and the authority."""
+    """The server's certificate, followed by the intermediate certificates."""
     key: str
     """Its private key, without a passphrase."""
     client_ca: str | None = None
-    """Certificates of the authorities whose clients are users by their own certificate. Default: none is asked for."""
+    """Authorities of client certificates: a client with one is a user. Default: no certificate is asked for."""
     client_name: Literal["cn", "dns", "email", "uri"] = "cn"
-    """What of a client's certificate is the user's name: the subject's CN, or the SAN of a kind. Default: cn."""
+    """The field of a client's certificate with the user's name: the subject's CN, or a kind of SAN. Default: cn."""
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,8 +109,8 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: Tls | None = None
     """Certificate and key; ``mixed`` takes clients with TLS and without then. Default: no TLS."""
     proxy_protocol: list[str] = []
-    """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` is whoever comes
-    through a unix socket. From others it is refused. Default: none."""
+    """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` means clients
+    of a unix socket. From others it is refused. Default: none."""
     resolve_commands: bool = False
     """Whether clients of SOCKS5 may ask for the address of a name and for the name of an address, by Tor's commands
     RESOLVE and RESOLVE_PTR. Default: false."""
@@ -143,7 +143,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_rate: Rate | None = None
     """How often one may begin, such as ``"20/s"``; so many may begin at once."""
     bandwidth: Bandwidth | None = None
-    """Octets of payload per second, each way for itself, such as ``"10 MB/s"``."""
+    """Octets of payload per second, for each direction alone, such as ``"10 MB/s"``."""
     burst: Size | None = None
     """Octets that may flow at once after a pause, never less than a tenth of a second of ``bandwidth``. Default: that
     much, at least 4 KiB."""
@@ -160,8 +160,8 @@ class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[users.NAME]``: who may use the proxy."""
 
     password: str | None = None
-    """A hash as ``tabi passwd`` prints it; the password itself only with ``plain = true``. Without one nobody can log
-    in by password: for users by certificate, and those of a program."""
+    """A hash as ``tabi passwd`` prints it; the password itself only with ``plain = true``. Without one the user cannot
+    log in by password: for users by certificate, and those of a program."""
     plain: bool = False
     """Whether ``password`` is the password itself. Default: false."""
     groups: list[str] = []
@@ -179,7 +179,7 @@ class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def secret(self) -> Secret | None:
-        """What is compared with, None where there is no password. Raises ValueError where the hash is none."""
+        """What passwords are compared with, None if there is no password. Raises ValueError if the hash is invalid."""
         if self.password is None:
             return None
         return plain_secret(self.password) if self.plain else parse_hash(self.password)
@@ -190,7 +190,7 @@ class Auth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     users_file: str | None = None
     """A file with more users, an object of JSON a line: ``{"name": "alice", "password": "$scrypt$…"}``, with the keys
-    of ``[users.NAME]``. Default: there is none."""
+    of ``[users.NAME]``. Default: no file."""
 
 
 class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -216,10 +216,10 @@ class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     action: Literal["allow", "deny", "reset", "drop"] | None = None
-    """What becomes of the request; a rule that has ``via`` allows unless it says otherwise, any other has to say it.
+    """What becomes of the request. A rule with ``via`` allows by default; any other rule must have an action.
 
     ``deny`` answers (reply 02), ``reset`` resets the client's connection, ``drop`` leaves it without an answer until
-    the handshake's time is over. Of datagrams all three drop what is not allowed."""
+    the handshake's time is over. For datagrams, all three drop what is not allowed."""
     name: str | None = None
     """What the access log calls it. Default: its place, ``rule[3]``."""
     hosts: list[str] | None = None
@@ -250,26 +250,26 @@ class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deny: list[str] = msgspec.field(default_factory=lambda: [PRIVATE])
     """Networks, and ``"private"`` for all that are not public, the proxy's own addresses with them; ``[]`` for none."""
     allow: list[str] = []
-    """Networks that are reached all the same."""
+    """Networks that clients may reach nevertheless."""
     exempt: list[str] = msgspec.field(default_factory=lambda: list(EXEMPT))
-    """Clients that it is not for: networks, ``"unix"``. Default: those on this machine, who could go there anyway."""
+    """Clients that the guard ignores: networks, ``"unix"``. Default: those on this machine, which need no proxy."""
 
 
 class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[quotas]``: where it is kept what was used."""
+    """``[quotas]``: where used quotas are stored."""
 
     path: str | None = None
-    """A file of SQLite, made where there is none. Default: ``quotas.sqlite`` in the state directory that systemd gives
+    """A file of SQLite, made if it does not exist. Default: ``quotas.sqlite`` in the state directory that systemd gives
     or else in ``~/.local/state/tabi``."""
 
 
 class MemberConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One of ``members``, where more is to be said of it than what it is."""
+    """One of ``members``, with settings of its own."""
 
     to: str
     """The URL of a proxy, or the name of an egress."""
     weight: float = 1
-    """Its part, as against the weights of the others. Default: 1."""
+    """Its share, relative to the weights of the others. Default: 1."""
     labels: list[str] = []
     """Groups that it can be chosen from. Default: none."""
 
@@ -296,7 +296,7 @@ class StickyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``check`` of a pool: how its members are looked at."""
+    """``check`` of a pool: how its members are checked."""
 
     connect: str | None = None
     """``host:port`` that is connected to through each of them."""
@@ -314,32 +314,32 @@ class SshConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     known_hosts: str | None = None
     """A file with the host keys that servers must have. Default: ``~/.ssh/known_hosts``."""
     key: str | None = None
-    """A file with our private key, not encrypted. Default: where the URL has no password, those of ``~/.ssh``."""
+    """A file with our private key, not encrypted. Default: the keys of ``~/.ssh``, if the URL has no password."""
     agent: bool = True
-    """Whether the agent at ``SSH_AUTH_SOCK`` is asked for keys, where there is neither a password nor ``key``. Default:
+    """Whether the agent at ``SSH_AUTH_SOCK`` is asked for keys, if there is neither a password nor ``key``. Default:
     true."""
 
 
 class EgressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[egress.NAME]``: a way out: from this machine, through a proxy or several, or by one of a pool.
+    """``[egress.NAME]``: how connections leave: directly, through one or more proxies, or by a member of a pool.
 
-    There is always one that is called ``direct``, and one that is called ``block``, which leads nowhere.
+    An egress ``direct`` always exists, and an egress ``block``, which leads nowhere.
     """
 
     send_proxy_protocol: Literal[0, 1, 2] = 0
     """The version of the PROXY header that every destination of a CONNECT or of a forwarded request
-    is sent first, or the first proxy; 0 is none. Default: 0."""
+    is sent first, or the first proxy; 0 means no header. Default: 0."""
     source: list[str] = []
     """Addresses of this machine, and prefixes that are routed to it, to come from. Default: as the system chooses."""
     source_by: Literal["session", "user", "client"] = "session"
-    """Who always has the same of them: nobody, since each session gets another one, a user, a client's address.
-    Default: session."""
+    """What keeps the same source address: ``user``, ``client`` (its address), or ``session``: each session gets
+    another one. Default: session."""
     interface: str | None = None
     """The interface that connections and datagrams leave by. Default: as the system chooses."""
     mark: int | None = None
     """SO_MARK, for routing and firewalls, 1 to 4294967295; needs CAP_NET_ADMIN. Default: none."""
     keepalive: Seconds | None = None
-    """Seconds without an octet until the destination is asked whether it still lives. Default: it is not."""
+    """Seconds without an octet until a keepalive probe goes to the destination. Default: no probes."""
     user_timeout: Seconds | None = None
     """Seconds that octets may be unacknowledged until the connection is given up (tcp(7)). Default: the system's."""
     fast_open: bool = False
@@ -348,15 +348,15 @@ class EgressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str | None = None
     """The proxy to go through, such as ``socks5://user:password@host:port``. Default: none."""
     chain: list[str] | None = None
-    """Several of them, the nearest first; that one may be the name of an egress. Default: none."""
+    """Several proxies, the nearest first; the first may be the name of an egress. Default: none."""
     ca: str | None = None
     """A file with the authorities of proxies inside TLS, in PEM. Default: the system's."""
     ssh: SshConfig = SshConfig()
     """Keys, for SSH servers among the proxies."""
     resolve: Literal["here", "there"] = "there"
-    """Where names become addresses: ``there`` is the proxy's business. Default: there."""
+    """Where names are resolved: ``there`` is at the proxy, ``here`` on this machine. Default: there."""
     isolate: list[Literal["user", "session", "client"]] = []
-    """For whom a proxy of SOCKS5 gets a user name of its own, as Tor wants it to keep them apart. Default: nobody."""
+    """What gets its own user name at a SOCKS5 proxy, so that Tor keeps the traffic apart. Default: nothing."""
     members: list[str | MemberConfig] | None = None
     """The pool: URLs of proxies, names of egresses. Default: none."""
     balance: Balance = "round-robin"
@@ -364,7 +364,7 @@ class EgressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sticky: StickyConfig = StickyConfig()
     """What ``sticky`` and ``hash`` go by."""
     check: CheckConfig | None = None
-    """How members are looked at beside the requests that they get. Default: they are not."""
+    """How members are checked, in addition to the requests that they get. Default: no checks."""
 
     def __repr__(self) -> str:
         return "Egress()"
@@ -383,7 +383,7 @@ class UsersGrammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     keys: dict[str, Literal["label", "session", "ttl"]] = {}
     """By key, what its value selects: members of a pool by a label, a session that keeps its member, for how long.
-    Default: there are none."""
+    Default: no keys."""
     separator: str = "-"
     """Stands between name, keys and values; one character. Default: -."""
 
@@ -397,27 +397,27 @@ class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[resolver]``: what turns names into addresses."""
 
     servers: list[str] = msgspec.field(default_factory=lambda: [SYSTEM])
-    """Who is asked: ``"system"`` (resolv.conf and the hosts file), an IP address, ``udp://``, ``tcp://``, ``tls://``,
-    ``https://host/dns-query``; where one fails, the next. Default: the system."""
+    """The servers: ``"system"`` (resolv.conf and the hosts file), an IP address, ``udp://``, ``tcp://``, ``tls://``,
+    ``https://host/dns-query``; if one fails, the next is asked. Default: the system."""
     ca: str | None = None
     """Certificates of the authorities that servers with tls and https are trusted by, a file in PEM. Default: the
     system's."""
     timeout: Seconds = Seconds(2)
-    """How long one server has for an answer, where ``servers`` is not the system alone. Default: 2."""
+    """How long one server has for an answer, if ``servers`` is not the system alone. Default: 2."""
     tries: int = 2
-    """How often all of them are asked. Default: 2."""
+    """How often all servers are asked. Default: 2."""
     prefer: Prefer = "any"
     """Which kind of a name's addresses is tried first, or is the only one. Default: any, the order of the answer."""
     hosts: dict[str, list[str]] = {}
-    """Names that nobody is asked for, and their addresses."""
+    """Names that are answered without a server, and their addresses."""
     cache: int = 10_000
     """Names that are kept, 0 for none. Default: 10000."""
     min_ttl: Seconds = Seconds(1)
     """How long an answer is kept at least, whatever its own time to live. Default: 1."""
     max_ttl: Seconds = Seconds(3600)
-    """And at most. Default: 3600."""
+    """How long an answer is kept at most. Default: 3600."""
     negative_ttl: Seconds = Seconds(5)
-    """And at most that a name does not exist, or has no address. Default: 5."""
+    """How long it is kept at most that a name does not exist, or has no address. Default: 5."""
 
     @property
     def parsed(self) -> tuple[ServerURL | None, ...]:
@@ -433,13 +433,13 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect: Seconds = Seconds(10)
     """Resolving and connecting together. Default: 10."""
     idle: Seconds = Seconds(300)
-    """Without an octet in either direction. Default: 300."""
+    """Time without an octet in either direction. Default: 300."""
     half_closed: Seconds = Seconds(60)
-    """The same, once one side has ended. Default: 60."""
+    """Time without an octet in either direction, once one side has ended. Default: 60."""
     bind: Seconds = Seconds(120)
     """From the first reply to BIND until the peer has connected. Default: 120."""
     udp_idle: Seconds = Seconds(120)
-    """Without a datagram in either direction. Default: 120."""
+    """Time without a datagram in either direction. Default: 120."""
     drain: Seconds = Seconds(30)
     """For running sessions after SIGTERM or Ctrl-C. Default: 30."""
 
@@ -461,7 +461,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: list[Listen] = msgspec.field(default_factory=lambda: [Listen()])
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, UserConfig] = {}
-    """Who may use the proxy. Default: nobody, which means anybody on loopback."""
+    """The users. Default: no users: then any client on loopback may use the proxy."""
     auth: Auth = Auth()
     """More users."""
     groups: dict[str, Group] = {}
@@ -471,19 +471,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitsConfig = LimitsConfig()
     """What all sessions together may use."""
     rule: list[RuleConfig] = []
-    """Who may go where, in this order. Default: everybody everywhere, subject to the guard."""
+    """The rules, in this order. Default: everything is allowed, subject to the guard."""
     decide: str | None = None
-    """``python:module:function``: asked for each session after the rules, it has the last word. Default: nobody."""
+    """``python:module:function``: asked for each session after the rules, it has the last word. Default: none."""
     guard: GuardConfig = GuardConfig()
     """What clients from outside do not reach."""
     quotas: Quotas = Quotas()
     """Where used quotas are kept."""
     egress: dict[str, EgressConfig] = {}
-    """Ways out, by name. Default: ``direct``."""
+    """Egresses, by name. Default: ``direct``."""
     users_grammar: UsersGrammar = UsersGrammar()
-    """What user names say beside the user's."""
+    """Parameters in user names."""
     resolver: ResolverConfig = ResolverConfig()
-    """Names."""
+    """How names are resolved."""
     timeouts: Timeouts = Timeouts()
     """Deadlines."""
     log: Log = Log()
@@ -491,7 +491,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_users(self) -> bool:
-        """Whether there are users, or a file for them: who empties it shuts everybody out."""
+        """Whether there are users, or a file for them: an empty file shuts every client out."""
         return bool(self.users) or self.auth.users_file is not None
 
     @property

@@ -2,9 +2,9 @@
 
 There may be 100,000 of them. As objects they would cost seconds and much memory in each worker, and a reload would hold
 up the traffic for as long as it takes to make them. So each stays the text that it is, in one piece of memory that
-workers share, and becomes a `User` when somebody asks for it:
+workers share, and becomes a `User` when it is first needed:
 
-    slots (4 octets each)     where a user's record begins, 0 for nobody; found by the CRC-32 of the name
+    slots (4 octets each)     where a user's record begins, 0 if none; found by the CRC-32 of the name
     records                   octets of the name (2), octets of the text (4), the name, the text: an object of JSON
 """
 
@@ -86,7 +86,7 @@ class UserTable(Mapping[str, UserConfig]):
         """A user, or None."""
         try:
             octets = name.encode()
-        except UnicodeEncodeError:  # a name that came as octets which are no UTF-8
+        except UnicodeEncodeError:  # a name that came as octets which are not UTF-8
             return None
         data, place = self.data, crc32(octets) & self.mask
         while at := self.slots[place]:
@@ -98,7 +98,7 @@ class UserTable(Mapping[str, UserConfig]):
         return None
 
     def secrets(self) -> Users | None:
-        """Who can log in by a password; None where nobody can."""
+        """The users that can log in by a password; None if there are none."""
         if not self.has.passwords:
             return None
         return Users(Column(self, lambda user: user.secret, True), self.has.sample or plain_secret(b""))
@@ -114,8 +114,8 @@ class Builder:
         self.has = Has()
 
     def add(self, name: str, user: UserConfig, secret: Secret | None, text: bytes, line: int = 0) -> int | None:
-        """Add a user, who is ``text`` as JSON, of a line of the file, 0 for tabi.toml. None, or, where there is one of
-        that name already, its line."""
+        """Add a user: ``text`` is JSON from a line of the file, 0 for tabi.toml. Returns None, or the line of a user
+        that already has the name."""
         octets = name.encode()
         if octets in self.lines:
             return self.lines[octets]
@@ -126,7 +126,7 @@ class Builder:
         return None
 
     def build(self) -> UserTable:
-        """The table. Raises ConfigError where it would be larger than 4 GiB."""
+        """The table. Raises ConfigError if it would be larger than 4 GiB."""
         slots = FEWEST_SLOTS
         while slots < 2 * len(self.places):
             slots *= 2
@@ -150,7 +150,7 @@ def make_users(config: Config, without_password: bool) -> UserTable:
     builder = Builder()
     for name, user in config.users.items():
         fields = {key: getattr(user, key) for key in UserConfig.__struct_fields__}
-        secret = user.secret if builder.has.sample is None else None  # all were checked: it is only about the first
+        secret = user.secret if builder.has.sample is None else None  # all were checked: only the first matters
         builder.add(name, user, secret, encoder.encode(Line(name=name, **fields)))
     if config.auth.users_file is not None:
         read_users(config.auth.users_file, builder, without_password)

@@ -18,9 +18,9 @@ class Associate:
     """Opens a port and hands it over, with the control connection, to an association.
 
     Args:
-        gate: says whether, and for each destination again.
+        gate: says whether a session may go on, and decides again for each destination.
         associations: carry the datagrams from then on.
-        udp: what the listener says of its ports.
+        udp: the ports of the listener.
         inspector: looks at the datagrams, in place of that of all associations.
     """
 
@@ -42,7 +42,7 @@ class Associate:
         associations = self.associations
         inspector = self.inspector or associations.inspector
         inspect = None if inspector is None else associations.inspect(session, inspector)
-        # Where all datagrams go through a proxy the client is told at once if that cannot carry them.
+        # If all datagrams go through a proxy that cannot carry them, the client is told at once.
         path = None if egress is None else await egress.associate(session)
         if path is not None:
             path.connect(headed=True)

@@ -19,7 +19,7 @@ class Refused(NamedTuple):
     """How a method refuses a client."""
 
     answer: Any
-    """The message that says so."""
+    """The message that tells the client."""
     refusal: Refusal
 
 
@@ -30,7 +30,7 @@ class AuthMethod(Protocol):
     """The METHOD octet."""
 
     async def authenticate(self, conversation: MachineConversation) -> Refused | None:
-        """Find out who the client is, behind the method's selection, and set the session's user.
+        """Find out who the client is, after the method's selection, and set the session's user.
 
         A method with messages of its own begins with ``conversation.machine.negotiate`` and ends with ``negotiated``.
         It may put a layer between the client's stream and its socket (``client.sock``, a `LayeredSock`), as TLS does:
@@ -38,7 +38,7 @@ class AuthMethod(Protocol):
         the client's datagrams. The handshake's deadline runs.
 
         Returns:
-            None where the client may go on, else how it is refused.
+            None if the client may go on, else how it is refused.
 
         Raises:
             TimeoutError, RemoteProtocolError, OSError: as `Ingress.serve`.
@@ -91,7 +91,7 @@ class MethodChoice:
     def __init__(self, methods: tuple[AuthMethod, ...], required: bool) -> None:
         none = NoAuthentication()
         self.known: tuple[AuthMethod, ...] = (none, *methods)
-        """For a client whose certificate has said who it is."""
+        """For a client whose certificate names its user."""
         self.unknown = methods if required else (*methods, none)
 
     def choose(self, session: Session, offered: bytes) -> AuthMethod | Refused:

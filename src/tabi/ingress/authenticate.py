@@ -1,4 +1,4 @@
-"""Asking who the client is, without holding up anyone else."""
+"""Asking who the client is, without delaying other clients."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Answer = str | User | Parted | None
 
 
 Ask = Callable[[Login], "Answer | Awaitable[Answer]"]
-"""`Authenticate`, or the same behind a grammar of user names."""
+"""`Authenticate`, or a version that first applies a grammar of user names."""
 
 
 def with_grammar(authenticate: Ask, grammar: Grammar) -> Ask:
-    """Ask for the user's own name, where it comes with parameters."""
+    """Ask for the user's own name, if it comes with parameters."""
 
     async def ask(login: Login) -> Answer:
         try:
@@ -61,7 +61,7 @@ async def identify(ask: Ask, session: Session, username: bytes, password: bytes,
     """Ask who a client is, within ``seconds``, and set the session's user.
 
     Returns:
-        None where it is a user, else how it is refused.
+        None if it is a user, else how it is refused.
 
     Raises:
         TimeoutError: the answer took too long.

@@ -1,6 +1,6 @@
 """BIND (RFC 1928 sections 4 and 6), in six steps: decide, listen, answer, wait, answer again, carry.
 
-Where the way out leads through a proxy of SOCKS5, that one listens.
+If the egress leads through a SOCKS5 proxy, that proxy listens.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ BACKLOG = 16
 """Callers that may wait in the kernel: one is expected."""
 
 EARLY = 1 << 16
-"""Octets taken from a client before its peer has called, on a reactor that cannot tell of an end behind them."""
+"""Octets taken from a client before its peer has called, on a reactor that cannot report an end after them."""
 
 
 class Bind:
     """Lets one peer call: listens for it, tells the client where and then who called, and hands both to a carrier.
 
-    Where nobody calls in time, the second reply is 06, TTL expired: the one code of RFC 1928 section 6 that speaks of
-    time and accuses neither the peer nor the proxy.
+    If no peer calls in time, the second reply is 06, TTL expired: the only code of RFC 1928 section 6 that is about
+    time and blames neither the peer nor the proxy.
 
     Args:
-        gate: says whether, and where anyone may call for each caller again.
+        gate: says whether a session may go on; if any peer may call, it decides again for each caller.
         dialer: finds the addresses of a peer that has a name, within its own deadline.
         carrier: has both streams from then on.
         udp: the listener's ports, and the address that clients are told.
@@ -91,7 +91,7 @@ class Bind:
         self.carrier.start(client, server, session, answer, conversation.trailing_data)
 
     async def open(self, session: Session, client: Stream) -> BindListener | UpstreamBindListener:
-        """Decide who may call, and listen: on this machine, or at the last proxy of the way out."""
+        """Decide which peers may call, and listen: on this machine, or at the last proxy of the egress."""
         assert session.destination is not None
         host, port = session.destination
         expected: list[IP] = []
@@ -126,7 +126,7 @@ class Bind:
         """The addresses that may call, every one of them permitted.
 
         Raises:
-            DialError: a name has none, or they were not found in time.
+            DialError: a name has no address, or none was found in time.
             PolicyDenied: as ``permit`` raises it.
         """
         host = destination.host
@@ -137,14 +137,14 @@ class Bind:
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return [parse_ip(str(address)) for address in found]
-        address = parse_ip(str(host))  # IPv4 inside IPv6 calls as IPv4
+        address = parse_ip(str(host))  # a peer with IPv4 inside IPv6 calls as IPv4
         address_filter(address)
         return [address]
 
     def listen(
         self, expected: list[IP], control: Sock, session: Session, binding: SourceBinding | None
     ) -> tuple[socket.socket, Address]:
-        """Listen where the expected peer can call; where anyone may, on every address of the client's family.
+        """Listen where the expected peer can call; if any peer may call, on every address of the client's family.
 
         ``binding`` says where its connections would come from: there it may call.
 
@@ -152,7 +152,7 @@ class Bind:
             The listening socket, and the address that the client is told.
 
         Raises:
-            DialError: there is no way to the peer, no free port, or no descriptor.
+            DialError: there is no route to the peer, no free port, or no descriptor.
         """
         destination = session.destination
         source = None
@@ -184,7 +184,7 @@ class Bind:
             raise local_error(exc, f"listening for {destination}") from exc
 
     async def wait(self, conversation: Conversation, callers: BindListener | UpstreamBindListener) -> bool:
-        """Wait until the peer has called, or the client has left; False is the latter. What it sends early is kept.
+        """Wait until the peer has called, or the client has left (False). What it sends early is kept.
 
         Raises:
             OSError: the client was reset.
@@ -198,7 +198,7 @@ class Bind:
                 return False
             room = EARLY - len(conversation.trailing_data)
             if not reactor.edge_triggered and room > 0:
-                # Levels show an end only where nothing is left to read in front of it.
+                # Levels show an end only if nothing is left to read before it.
                 data = client.receive_nowait(room)
                 if data is not None:
                     if not data:

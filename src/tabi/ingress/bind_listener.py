@@ -1,4 +1,4 @@
-"""Whoever calls for a BIND, up to the one that is expected: on this machine, or at the last proxy of a way out."""
+"""The peers that call for a BIND, up to the expected one: on this machine, or at the last proxy of an egress."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ CALLERS_A_TURN = 16
 
 
 FOREVER = 1e8
-"""Seconds: whoever waits sets the deadline."""
+"""Seconds: the task that waits sets the deadline."""
 
 
 class BindListener:
-    """Whoever calls on the listening socket of one BIND, up to the one that is expected; the others are reset.
+    """The peers that call on the listening socket of one BIND, up to the expected one; the others are reset.
 
     Args:
         reactor: on which it listens.
         sock: listens already; it is closed by `close`.
         bound: the address that the client is told.
-        client: whose reader is woken when the peer has called.
-        expected: the addresses of the peer; none where anyone may call whom ``judge`` lets through.
-        port: that the client has named.
+        client: its reader is woken when the peer has called.
+        expected: the addresses of the peer; if empty, any peer may call that ``judge`` lets through.
+        port: the port that the client has named.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class BindListener:
         self.last_refused: Address | None = None
         self.peer: tuple[Address, Any] | None = None
         self.judging: dict[asyncio.Task[None], Any] = {}
-        """Those whose verdict takes time, and their sockets."""
+        """The callers whose verdict takes time, and their sockets."""
         self.acceptor = Acceptor(reactor, sock, self.on_caller, lambda: CALLERS_A_TURN)
         self.acceptor.start()
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing to wait for any more: the peer has called."""
+        """Whether the wait is over: the peer has called."""
         return self.peer is not None
 
     @property
     def others(self) -> str:
-        """Who called in vain, for the error."""
+        """The callers that were refused, for the error."""
         return f"; callers refused: {self.refused}, the last from {self.last_refused}" if self.refused else ""
 
     def on_caller(self, sock: Any, sockaddr: Any) -> None:
-        """Keep the one that is expected, reset anybody else. Called by the acceptor."""
+        """Keep the expected peer, reset any other. Called by the acceptor."""
         caller = from_sockaddr(sockaddr)
         verdict = self.waiting and self.may_call(caller.host)
         if isinstance(verdict, Pending):
@@ -102,13 +102,13 @@ class BindListener:
         task.add_done_callback(self.judged)
 
     async def wait_for_verdict(self, caller: Address, sock: Any, pending: Pending) -> None:
-        """Wait for the verdict on a caller. Whoever waits for the peer sets the deadline."""
+        """Wait for the verdict on a caller. The task that waits for the peer sets the deadline."""
         await pending
         if self.keeps(caller, sock, self.may_call(caller.host) is True) and self.client.reader is not None:
             self.client.reader.wake_soon()
 
     def judged(self, task: asyncio.Task[None]) -> None:
-        """A caller has its verdict, or nobody waits for that any more."""
+        """A caller has its verdict, or no task waits for it any more."""
         sock = self.judging.pop(task)
         if task.cancelled():
             reset(sock)
@@ -118,7 +118,7 @@ class BindListener:
         if self.destination_policy is None:
             return host in self.expected
         try:
-            # Whoever is to be reached by another way would not be listened for here.
+            # A peer that is reached by another egress would not call here.
             verdict = self.destination_policy(Address(host, self.port), [host])
         except PolicyDenied:
             return False
@@ -133,7 +133,7 @@ class BindListener:
         return caller, stream
 
     def close(self) -> None:
-        """Stop listening, and close a peer that nobody took."""
+        """Stop listening, and close a peer that was not taken."""
         self.acceptor.stop()
         self.waiting = False
         for task in self.judging:
@@ -144,13 +144,13 @@ class BindListener:
 
 
 class UpstreamBindListener:
-    """Whoever calls the last proxy of a way out, which decides whether that is the one expected.
+    """The peer that calls the last proxy of an egress, which decides whether that is the expected one.
 
     Args:
         listener: at the proxy; closed by `close`.
-        client: whose reader is woken when it is over.
-        judge: asked for the caller, where anyone may call.
-        port: that the client has named.
+        client: its reader is woken when the wait is over.
+        judge: asked for the caller, if any peer may call.
+        port: the port that the client has named.
     """
 
     others = ""
@@ -169,22 +169,22 @@ class UpstreamBindListener:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing to wait for any more: the peer has called, or the proxy has given up."""
+        """Whether the wait is over: the peer has called, or the proxy has given up."""
         return self.accepting.done()
 
     def wake(self, accepting: asyncio.Task[Stream]) -> None:
-        """Tell whoever waits on the client."""
+        """Wake the task that waits on the client."""
         if not accepting.cancelled():
-            accepting.exception()  # it may be that nobody asks for it any more
+            accepting.exception()  # perhaps no task asks for it any more
         if self.client.reader is not None:
             self.client.reader.wake_soon()
 
     async def accept(self) -> Stream:
-        """The stream of the peer. Who waits sets the deadline.
+        """The stream of the peer. The task that waits sets the deadline.
 
         Raises:
-            ProxyError, RemoteProtocolError: nobody has called, as the proxy says it, or it is gone.
-            PolicyDenied: the one who has called must not.
+            ProxyError, RemoteProtocolError: no peer has called, as the proxy says, or the proxy is gone.
+            PolicyDenied: the peer that has called must not call.
         """
         try:
             stream = await self.listener.accept(FOREVER)
@@ -215,7 +215,7 @@ class UpstreamBindListener:
         return unmap(self.listener.peer), stream
 
     def close(self) -> None:
-        """Stop waiting, and close a peer that nobody took."""
+        """Stop waiting, and close a peer that was not taken."""
         self.listener.close()
         accepting = self.accepting
         if not accepting.done():
@@ -225,6 +225,6 @@ class UpstreamBindListener:
 
 
 def reset(sock: Any) -> None:
-    """Close with a reset, so that nobody takes it for an orderly end."""
+    """Close with a reset, so that the peer does not take it for an orderly end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()

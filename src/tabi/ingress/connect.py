@@ -16,10 +16,10 @@ from tabi.wire.socks5 import Reply, ReplyCode
 
 
 class Connect:
-    """Opens the way that a client asks for and hands both streams to a carrier.
+    """Connects to the destination that a client asks for, and hands both streams to a carrier.
 
     Args:
-        gate: says whether, and which way.
+        gate: says whether a session may go on, and by which egress.
         carrier: has both streams from then on.
     """
 

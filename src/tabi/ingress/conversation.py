@@ -24,7 +24,7 @@ LINGER = 2.0
 
 
 class Ingress(Protocol):
-    """Speaks with a client from the first octet on that the layer before has left."""
+    """Speaks with a client, from the first octet that the layer before has left."""
 
     protocol: str
 
@@ -35,7 +35,7 @@ class Ingress(Protocol):
 
         Raises:
             TimeoutError: the handshake took too long.
-            RemoteProtocolError: the client broke the protocol, and was told if there is a way to say it.
+            RemoteProtocolError: the client broke the protocol, and was told if the protocol allows it.
             OSError: the connection broke.
         """
 
@@ -48,13 +48,13 @@ class Conversation(Protocol):
 
     @property
     def trailing_data(self) -> bytes:
-        """Octets that the client sent behind its request: they are payload."""
+        """Octets that the client sent after its request: they are payload."""
 
     def push_back(self, data: bytes) -> None:
         """Add to ``trailing_data``."""
 
     def answer(self, reply: Reply) -> None:
-        """Send a reply behind which the conversation goes on, or ends."""
+        """Send a reply, after which the conversation goes on or ends."""
 
     def last_answer(self, reply: Reply) -> bytes:
         """The reply that a relay sends before everything else."""
@@ -91,7 +91,7 @@ class MachineConversation:
 
     @property
     def trailing_data(self) -> bytes:
-        """See `Conversation`; so for the others."""
+        """See `Conversation`."""
         return bytes(self.machine.trailing_data)
 
     def push_back(self, data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""The gate: what each command asks before it opens anything. May the client go there, which way out, is it too much?
+"""The gate: what each command asks before it opens anything. May the client go there, by which egress, is it too much?
 
-The order of a decision is written once, in `Gate.order`: rules, the program of ``decide``, its delay, the way out,
-limits. `tabi explain` asks the same steps, with a recorder around each.
+The order of a decision is written once, in `Gate.order`: rules, the program of ``decide``, its delay, the egress,
+limits. `tabi explain` runs the same steps, with a recorder around each.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from tabi.session import Decision, Session
 from tabi.wire.address import Address, Host, read_number
 
 SWEEP = 1.0
-"""Seconds between two looks at who must end: a user whose time is over, a session that was long enough."""
+"""Seconds between two checks for sessions that must end: the user's time is over, or the session was long enough."""
 
 
 LOOK = 0.25
-"""Seconds until one that waits looks again, whatever it waits for: limits may be others by then."""
+"""Seconds until a session that waits looks again, whatever it waits for: limits may have changed by then."""
 
 
 class Route(NamedTuple):
@@ -58,13 +58,13 @@ class OpenRoute(NamedTuple):
     """What the gate gives a session whose destinations are not known yet."""
 
     egress: Egress | None
-    """Where all of them go this way, and it is not straight; None: the judge says it of each."""
+    """The egress if all destinations take it, and it is not direct; None: the judge decides for each destination."""
     destination_policy: DestinationPolicy
     """Asked for each destination."""
 
 
 class Wait(Enum):
-    """What a step says where its answer takes time."""
+    """What a step returns if its answer takes time."""
 
     WAIT = 0
 
@@ -77,9 +77,9 @@ class Step(NamedTuple):
 
     name: str
     ask: Callable[[Session], Egress | Wait | None]
-    """Answers at once: the way out, None where the session just goes on, WAIT. Raises TabiError for a refusal."""
+    """Answers at once: the egress, None if the session just goes on, or WAIT. Raises TabiError for a refusal."""
     wait: Callable[[Session, Stream], Awaitable[Egress | None]]
-    """Takes the time where the answer was WAIT. Raises TabiError for a refusal."""
+    """Waits, if the answer was WAIT. Raises TabiError for a refusal."""
 
 
 Recorder = Callable[[Step], Step]
@@ -94,10 +94,10 @@ class Gate:
         dialer: asked for names that a decision depends on.
         egresses: by name; ``direct`` is the default.
         metrics: count what is refused.
-        patience: seconds from the start of a session that it waits at most where a limit has it wait.
+        patience: seconds from the start of a session that it waits at most if a limit makes it wait.
         make_egress: makes an egress from the URL of a proxy that a program names.
         clock: seconds since 1970.
-        recorder: put around each step, for whoever wants to know what they say.
+        recorder: put around each step, for a caller that wants to know the answers.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Gate:
         self.leases: set[Lease] = set()
         self.queues: dict[Hashable, Waiting] = {}
         self.paused: dict[Session, tuple[int, Egress]] = {}
-        """Sessions between `enter` and `enter_slowly`: the step that takes time, and the way out so far."""
+        """Sessions between `enter` and `enter_slowly`: the step that takes time, and the egress so far."""
         self.timer: asyncio.TimerHandle | None = None
         self.replace(policy, egresses)
 
@@ -169,7 +169,7 @@ class Gate:
     # --- one destination ---
 
     def enter(self, session: Session) -> Route | None:
-        """Decide; None where that takes time, for `enter_slowly`.
+        """Decide; None if that takes time, for `enter_slowly`.
 
         Raises:
             PolicyDenied: a rule, or the program that has the last word, forbids it.
@@ -192,7 +192,7 @@ class Gate:
         """Go on where `enter` has stopped, or begin, and wait for whatever there is to wait for.
 
         Raises:
-            PolicyDenied, LimitExceeded: as `enter`; also where ``client`` has gone while it waited.
+            PolicyDenied, LimitExceeded: as `enter`; also if ``client`` has gone while it waited.
             DialError: the name has no address, or that was not found out in time.
         """
         start, found = self.paused.pop(session, (0, None))
@@ -204,10 +204,10 @@ class Gate:
     async def walk(
         self, openly: bool, session: Session, client: Stream, start: int = 0, egress: Egress | None = None
     ) -> Egress | None:
-        """Ask the steps one after another, from the first again where a reload has brought another policy meanwhile.
+        """Run the steps one after another; start again if a reload has brought another policy meanwhile.
 
         Returns:
-            The way out, None for the direct one.
+            The egress, None for the direct one.
         """
         while True:
             policy, steps = self.policy, self.open_steps if openly else self.steps
@@ -239,7 +239,7 @@ class Gate:
         return None
 
     async def wait_for_addresses(self, session: Session, client: Stream) -> None:
-        """Find the addresses of the destination: those that are decided on are those that are dialled."""
+        """Find the addresses of the destination: the decision and the dialling use the same addresses."""
         assert session.destination is not None
         name, seconds = session.destination.host, self.dialer.seconds
         try:
@@ -252,7 +252,7 @@ class Gate:
         self.ask_rules(session)
 
     def ask_hook(self, session: Session) -> Wait | None:
-        """What the program says, in ``session.decision``. Raises PolicyDenied where it fails."""
+        """What the program says, in ``session.decision``. Raises PolicyDenied if it fails."""
         policy, decision = self.policy, session.decision
         if policy.hook_waits:
             return WAIT
@@ -277,14 +277,14 @@ class Gate:
         return WAIT if session.decision is not None and session.decision.delay else None
 
     async def wait_for_delay(self, session: Session, client: Stream) -> None:
-        """Have the client wait. Raises PolicyDenied where it has gone meanwhile."""
+        """Have the client wait. Raises PolicyDenied if it has gone meanwhile."""
         assert session.decision is not None
         await asyncio.sleep(min(session.decision.delay, MAX_DELAY))
         if client.events & ENDED:
             raise PolicyDenied("decide: the client has gone while it waited")
 
     def follow(self, session: Session) -> Egress:
-        """Do what was decided: the way out. Raises PolicyDenied."""
+        """Carry out the decision: return the egress. Raises PolicyDenied."""
         decision = session.decision
         assert decision is not None
         assert session.destination is not None
@@ -325,7 +325,7 @@ class Gate:
         return OpenRoute(egress, destination_policy)
 
     def ask_rules_openly(self, session: Session) -> Egress | None:
-        """What the rules say whatever the destination will be: a refusal, or the way out where it is not straight."""
+        """What the rules decide for every destination: a refusal, or the egress if it is not direct."""
         policy, now = self.policy, self.clock()
         rule = policy.refusal(session, now)
         if rule is not None:
@@ -337,23 +337,23 @@ class Gate:
         return None if route in (None, "direct") else self.egress(route)
 
     def egress(self, name: str) -> Egress:
-        """A way out by its name. Raises PolicyDenied where there is none."""
+        """An egress by its name. Raises PolicyDenied if there is no such egress."""
         egress = self.egresses.get(name) or self.made.by_name.get(name)
         if egress is None:
             raise PolicyDenied(f"decide: there is no egress {name}")
         return egress
 
     async def associate(self, session: Session, name: str) -> UdpPath:
-        """Open a way out for datagrams; the caller closes it. Errors as `Egress.associate`, and PolicyDenied."""
+        """Open an egress for datagrams; the caller closes it. Errors as `Egress.associate`, and PolicyDenied."""
         return await self.egress(name).associate(session)
 
     # --- limits ---
 
     def ask_limits(self, session: Session) -> Wait | None:
-        """Have a session admitted; WAIT where it is to wait. Raises LimitExceeded where it is refused."""
+        """Have a session admitted; WAIT if it must wait. Raises LimitExceeded if it is refused."""
         if session.lease is not None:  # admitted before a reload
             return None
-        if self.queues and self.queue_of(session) in self.queues:  # others were first
+        if self.queues and self.queue_of(session) in self.queues:  # other sessions were first
             return WAIT
         try:
             lease: Any = self.admit_by(self.policy, session)
@@ -390,7 +390,7 @@ class Gate:
                 self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
 
     def queue_of(self, session: Session) -> Hashable:
-        """Among whom a session waits."""
+        """The queue in which a session waits."""
         return self.policy.admission.queue_of(session.user, session.client.host)
 
     async def wait_for_limits(self, session: Session, client: Stream) -> None:
@@ -407,7 +407,7 @@ class Gate:
         try:
             async with asyncio.timeout(patience):
                 if self.policy.admission.waits and name not in self.queues:
-                    why = await self.admit(session, client, None)  # one round trip, and nobody waits for another's
+                    why = await self.admit(session, client, None)  # one round trip, no session waits for another's
                     if why is None:
                         return
                 queue = self.queues.setdefault(name, Waiting())
@@ -427,9 +427,9 @@ class Gate:
             raise LimitExceeded(f"{text}; waited {patience:.3g} s", why.limit if why else "wait") from None
 
     async def admit(self, session: Session, client: Stream, before: LimitExceeded | None) -> LimitExceeded | None:
-        """Have a session admitted that waits, by the policy that there is now; else say why it is to wait on.
+        """Have a session admitted that waits, by the current policy; else return why it must wait longer.
 
-        ``before`` is why it has waited so far: that was counted. Raises LimitExceeded where it is refused.
+        ``before`` is why it has waited so far: that was counted. Raises LimitExceeded if it is refused.
         """
         policy = self.policy
         try:
@@ -460,7 +460,7 @@ class Gate:
             self.timer = self.dialer.reactor.loop.call_later(SWEEP, self.tick)
 
     def sweep(self, now: int, wall: float) -> None:
-        """End whose time is over; ``now`` in nanoseconds of the monotonic clock, ``wall`` in seconds since 1970."""
+        """End sessions whose time is over; ``now`` in monotonic nanoseconds, ``wall`` in seconds since 1970."""
         self.policy.limits.turn_periods(wall)
         for lease in tuple(self.leases):
             if lease.ended is None and (error := lease.overdue(now, wall)) is not None:
@@ -494,7 +494,7 @@ async def never(session: Session, client: Stream) -> None:
 
 
 def destination_of(session: Session) -> Address:
-    """The destination of a session, the address where it is a number."""
+    """The destination of a session, as an address if it is a number."""
     destination = session.destination
     assert destination is not None
     host = as_resolved(destination.host)
@@ -502,7 +502,7 @@ def destination_of(session: Session) -> Address:
 
 
 def as_resolved(host: Host) -> Host:
-    """A name that is a number is the address that a resolver makes of it; what is no address at all stays a name."""
+    """A name that is a number becomes the address that a resolver makes of it; any other name stays a name."""
     if not isinstance(host, str):
         return host
     try:

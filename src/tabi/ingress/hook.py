@@ -1,4 +1,4 @@
-"""The decide hook where it may wait: an answer that is awaited, a delay, and the egresses that only a program names."""
+"""The decide hook if it may wait: an answer that is awaited, a delay, and the egresses that only a program names."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tabi.wire.address import Address
 log = logging.getLogger("tabi")
 
 MAX_DELAY = 60.0
-"""Seconds that a decision may have a client wait: each of them holds a descriptor."""
+"""Seconds that a decision may make a client wait: each of them holds a descriptor."""
 
 MAX_MADE = 64
 """Egresses that a program has named by URL or as an object and that are kept; beyond that the oldest goes."""
 
 MAX_VERDICTS, KEEP_VERDICT = 256, 10.0
-"""Verdicts on destinations of one session that are kept, and for how many seconds: whoever waited asks once more."""
+"""Verdicts on destinations of one session that are kept, and for how many seconds: a task that waited asks again."""
 
 MakeEgress = Callable[[str], Egress]
-"""Makes an egress from the URL of a proxy. Raises ValueError or ConfigError where it is none."""
+"""Makes an egress from the URL of a proxy. Raises ValueError or ConfigError if it is not one."""
 
 
 def failure_of(exc: Exception) -> PolicyDenied:
-    """The refusal that a failure of a program becomes: nobody is let through by a mistake."""
+    """The refusal that a failure of a program becomes: no client gets through because of a mistake."""
     log.error("decide failed", exc_info=exc)
     return PolicyDenied(f"decide failed: {type(exc).__name__}")
 
@@ -46,7 +46,7 @@ def failure_of(exc: Exception) -> PolicyDenied:
 async def await_hook(
     policy: Policy, session: Session, destination: Address, decision: Decision, most: float
 ) -> Decision:
-    """Ask a hook, and await its answer where that is needed, for ``most`` seconds.
+    """Ask a hook, and await its answer if needed, for ``most`` seconds.
 
     Raises:
         PolicyDenied: it has raised that, has failed, or has not answered in time.
@@ -80,7 +80,7 @@ async def await_hook(
 
 
 def with_terms(decision: Decision) -> Decision:
-    """A decision whose limits are read. Raises PolicyDenied where they are none."""
+    """A decision with parsed limits. Raises PolicyDenied if they are invalid."""
     try:
         return msgspec.structs.replace(decision, limits=decode_limits(decision.limits))
     except ConfigError as exc:
@@ -97,7 +97,7 @@ class MadeEgresses:
     def __init__(self, make: MakeEgress | None) -> None:
         self.make = make
         self.taken: Container[str] = ()
-        """The names of the configuration, which mean other egresses."""
+        """The names of the configuration, which belong to other egresses."""
         self.by_url: OrderedDict[str, Egress] = OrderedDict()
         self.by_name: dict[str, Egress] = {}
 
@@ -124,7 +124,7 @@ class MadeEgresses:
             raise failure_of(exc) from exc
 
     def name_of(self, via: Any) -> str:
-        """A name by which `get` finds it: datagrams ask for their way out by its name."""
+        """A name by which `get` finds it: datagrams ask for their egress by its name."""
         egress = self.find(via)
         name, number = egress.name, 1
         while name in self.taken or self.by_name.get(name, egress) is not egress:
@@ -145,7 +145,7 @@ class MadeEgresses:
 
 
 def retire(egress: Any) -> None:
-    """End the connections that an egress keeps, as soon as nobody uses them."""
+    """End the connections that an egress keeps, as soon as they are unused."""
     if callable(end := getattr(egress, "retire", None)):
         end()
 
@@ -154,11 +154,11 @@ Verdict = str | PolicyDenied | None
 
 
 class HookDestinationPolicy:
-    """Asked for each destination of a session that has several, where there is a program to ask.
+    """Asked for each destination of a session that has several, if there is a program to ask.
 
     Args:
-        policy: of the session, for as long as it runs.
-        session: whose destinations are judged.
+        policy: the policy of the session, for as long as it runs.
+        session: the session whose destinations are judged.
         made: the egresses that the program names.
         patience: seconds that an answer may take.
         clock: seconds since 1970.
@@ -206,7 +206,7 @@ class HookDestinationPolicy:
         return via if isinstance(via, str) and "://" not in via else self.made.name_of(via)
 
     async def settle(self, destination: Address, addresses: Sequence[IP] | None, decision: Decision) -> None:
-        """Wait for the verdict on one destination, and keep it for whoever asks again."""
+        """Wait for the verdict on one destination, and keep it for the next question."""
         verdict: Verdict
         try:
             if self.policy.hook_waits:

@@ -4,8 +4,8 @@
     GET, POST, …   http://host/path  each request is a session: decide, open (or use again), forward, log
 
 A client's connection keeps at most one connection to a destination, its own and of one user: what a server has learned
-about one (NTLM) never serves another. Requests that change something never go out on one that was used before, for
-nobody can tell whether a server that closes it has taken them (RFC 9112 section 9.3.1).
+about one (NTLM) never serves another. Requests that change something never go out on a used connection: if
+the server closes it, it is unknown whether the server has taken them (RFC 9112 section 9.3.1).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tabi.wire.http import (
 )
 from tabi.wire.socks5 import Command, Reply, ReplyCode
 
-# RFC 9110 section 9.2.2, less those that nobody sends through a proxy twice by intention.
+# RFC 9110 section 9.2.2, without those that no client means to send twice through a proxy.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 
 
@@ -64,12 +64,12 @@ class Forwarding(NamedTuple):
     """What forwarding needs of a server.
 
     Attributes:
-        gate: says whether a request may be carried, and which way.
-        pacer: has those wait whose limits leave no room.
+        gate: says whether a request may be carried, and by which egress.
+        pacer: makes sessions wait if their limits leave no room.
         idle: ends the connections on which nothing moves.
-        over: hands in a session whose request is over, and begins it anew for the next.
+        over: reports a session whose request is over, and begins it anew for the next request.
         kept: gets the connections that wait for another request.
-        carrier: has both streams of what has changed to another protocol (101).
+        carrier: gets both streams when the protocol has changed (101).
     """
 
     gate: Gate
@@ -86,8 +86,8 @@ class HttpIngress:
     Args:
         commands: carry out CONNECT, and refuse. Their handshake's deadline is that of every request's head.
         forwarding: what all other requests need.
-        authenticate: asked for every user name and password; None where there are no users.
-        required: whether a client without a user is refused. One whose certificate has said who it is has a user.
+        authenticate: asked for every user name and password; None if there are no users.
+        required: whether a client without a user is refused. A certificate that names a user makes one.
         protocol: its name in the access log.
     """
 
@@ -119,7 +119,7 @@ class HttpIngress:
             self.idle.forget(connection)
             connection.close_server()
             if client.unsent:
-                connection.break_off()  # it has part of an answer only
+                connection.break_off()  # it has only part of an answer
 
 
 class Tunnel:
@@ -175,7 +175,7 @@ class Connection:
             self.exchange.expire()
 
     def cut(self, why: str) -> None:
-        """A limit ends the request: whoever waits on either side hears of it."""
+        """A limit ends the request: the tasks that wait on either side get the error."""
         error = LimitExceeded(why, "max_session")
         for stream in (self.client, self.server.stream if self.server is not None else None):
             if stream is not None:
@@ -281,7 +281,7 @@ class Connection:
         if request.method == "CONNECT":
             return await self.open_tunnel(request)
         if request.final_recipient:
-            # RFC 9110 section 7.6.2: the answer is ours, and there is nothing to say beyond that we are here.
+            # RFC 9110 section 7.6.2: the answer is ours, and says only that we are here.
             text = "Max-Forwards is 0: this proxy is the last on the way"
             if request.method == "TRACE":
                 return await self.refuse(request, Refusal(text, ReplyCode.GENERAL_FAILURE, 501))
@@ -293,7 +293,7 @@ class Connection:
             return await self.refuse(request, refusal_of(exc))
 
     async def authenticate(self, request: Request) -> Refusal | None:
-        """Find out who asks; how it is refused where it is nobody. Raises TimeoutError where that takes too long."""
+        """Find out who the client is; a refusal if it is not a valid user. Raises TimeoutError if it takes too long."""
         ingress, session = self.ingress, self.session
         if session.user is not None:
             return None
@@ -307,7 +307,7 @@ class Connection:
     # --- answers of our own ---
 
     async def refuse(self, request: Request | None, refusal: Refusal) -> bool:
-        """Refuse a request, None where it is not one, in the way that the refusal says; see `answer`."""
+        """Refuse a request, None if it is not valid, in the way that the refusal says; see `answer`."""
         self.session.error, self.session.close = refusal.text, refusal.close
         if refusal.action != "deny":
             await self.ingress.commands.refuse_silently(self.client, refusal.action)
@@ -319,7 +319,7 @@ class Connection:
     ) -> bool:
         """Answer for the destination; whether the connection goes on, which it does where no content is under way."""
         self.session.reply_code = status
-        # What a client sends behind a CONNECT without waiting is meant for the destination: never read it as requests.
+        # What a client sends after a CONNECT without waiting is meant for the destination: never read it as requests.
         if request is None or request.body or request.method == "CONNECT" or self.ingress.kept.draining:
             keep = False
         else:
@@ -368,7 +368,7 @@ class Connection:
         """Forward a request and its answer; whether the connection goes on.
 
         Raises:
-            DialError, PolicyDenied, LimitExceeded: the destination cannot be opened, or no more may be carried.
+            DialError, PolicyDenied, LimitExceeded: the destination cannot be opened, or a limit is reached.
             OSError: the client's connection broke.
         """
         repeatable = request.method in REPEATABLE and not request.body
@@ -400,7 +400,7 @@ class Connection:
         raise ConnectionResetError("the client has gone")
 
     def kept_server(self, request: Request, repeatable: bool, route: Route) -> ServerConnection | None:
-        """The kept connection where it serves; where not it is closed."""
+        """The kept connection if it can be used; if not, it is closed."""
         server = self.server
         if server is None:
             return None

@@ -1,4 +1,4 @@
-"""What a client has said of itself, for the function that knows the users; and what that function may answer."""
+"""What a client says about itself, for the function that knows the users; and what that function may answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tabi.wire.address import Address
 
 
 class Login(msgspec.Struct, frozen=True):
-    """A user name and a password that a client has sent, and how it came. The password is not in the repr.
+    """A user name and a password that a client has sent, and how they came. The password is not in the repr.
 
     Octets that are not UTF-8 come as surrogates ("surrogateescape").
     """
@@ -38,7 +38,7 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user whom a program knows, with what tabi.toml would say under ``[users.NAME]``."""
+    """A user from a program, with the settings that tabi.toml has under ``[users.NAME]``."""
 
     name: str
     """Goes into the access log, and is what rules match."""
@@ -54,12 +54,12 @@ Authenticate = Callable[[Login], "str | User | Awaitable[str | User | None] | No
 
 
 def check_authenticate(function: object) -> None:
-    """Raise ConfigError where something cannot be asked as `Authenticate` is."""
+    """Raise ConfigError if something cannot be called as `Authenticate`."""
     if not callable(function):
         raise ConfigError(f"{function!r}, expected a function of one argument, a tabi.Login", "authenticate")
     try:
         inspect.signature(function).bind(None)
     except TypeError:
         raise ConfigError("expected a function of one argument, a tabi.Login", "authenticate") from None
-    except ValueError:  # no signature is known, as of some functions of extension modules
+    except ValueError:  # the signature is unknown, as for some functions of extension modules
         pass

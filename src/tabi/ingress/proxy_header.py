@@ -13,13 +13,13 @@ from tabi.wire.proxy_protocol import MAX_HEADER, decode_header, missing_octets
 
 
 class ProxyHeaderIngress:
-    """Takes the header from whoever is trusted to send one, and hands the connection on.
+    """Takes the header from a trusted proxy, and hands the connection on.
 
-    A proxy that is trusted must send it: without it, its clients would all be the proxy itself. From anybody else it is
-    what no protocol begins with.
+    A proxy that is trusted must send it: without it, its clients would all be the proxy itself. From any other client
+    it is an error, since no protocol begins with it.
 
     Args:
-        proxies: the networks of the proxies that are trusted; None is whoever comes through a unix socket.
+        proxies: the networks of the trusted proxies; None means clients of a unix socket.
         inner: speaks with the client behind the header.
     """
 
@@ -49,7 +49,7 @@ class ProxyHeaderIngress:
             if not data:
                 raise RemoteProtocolError(f"PROXY header: the proxy at {session.client} ended after {taken!r}")
             found = decode_header(taken + data)
-            # What is whole is taken to its end; of what is not, only what certainly belongs to it.
+            # A complete header is taken to its end; of an incomplete one, only what certainly belongs to it.
             size = found[1] - len(taken) if found else min(len(data), missing_octets(taken + data))
             taken += client.sock.recv(size)
             if found:

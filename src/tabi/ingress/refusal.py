@@ -1,4 +1,4 @@
-"""What a refused client is told: made once of an error, encoded by each protocol.
+"""What a refused client is told: made once from an error, encoded by each protocol.
 
 SOCKS5 sends the reply code of RFC 1928 section 6 that the error has (`net/failures.py` chose it), SOCKS4 the one that
 comes nearest (`wire.socks4.reply4_code`), HTTP the status and the error type of RFC 9209 section 2.3 that `TABLE` says.
@@ -40,10 +40,10 @@ class Refusal(NamedTuple):
         text: for the access log, and for people who read the answer of HTTP.
         reply_code: of RFC 1928 section 6.
         status: of HTTP.
-        error: the error type of Proxy-Status, None where none fits.
+        error: the error type of Proxy-Status, None if no type fits.
         action: ``deny`` answers, ``reset`` resets the client's connection, ``drop`` says nothing.
         fields: more fields of HTTP's answer.
-        login_status: the STATUS of RFC 1929 where the user name and the password are what is refused.
+        login_status: the STATUS of RFC 1929 if the user name and the password are refused.
         close: how the session has ended, for the access log.
     """
 
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     errnos: tuple[int | None, ...] = ()
 
     def has(self, exc: TabiError) -> bool:
-        """Whether an error belongs here."""
+        """Whether an error belongs to this row."""
         if not isinstance(exc, self.kinds) or self.reply_code not in (None, exc.reply_code):
             return False
         return not self.errnos or (isinstance(exc, DialError) and exc.errno in self.errnos)
@@ -96,7 +96,7 @@ TABLE = (
     Row(502, "dns_error", errnos=(None,)),
     Row(500, "proxy_internal_error"),
 )
-"""The first row that has an error is the one."""
+"""The first row that matches an error counts."""
 
 
 def refusal_of(exc: TabiError) -> Refusal:
@@ -104,7 +104,7 @@ def refusal_of(exc: TabiError) -> Refusal:
     # Another proxy may have sent any number.
     known = exc.reply_code is not None and exc.reply_code in REPLIES
     reply_code = exc.reply_code if known and exc.reply_code is not None else ReplyCode.GENERAL_FAILURE
-    if isinstance(exc, HttpError | ExchangeFailed):  # which have found their status
+    if isinstance(exc, HttpError | ExchangeFailed):  # they have found their status
         return Refusal(str(exc), reply_code, exc.status, exc.error, close=CLOSE.get(exc.status, "error"))
     row = next(row for row in TABLE if row.has(exc))
     if isinstance(exc, PolicyDenied):
@@ -113,10 +113,10 @@ def refusal_of(exc: TabiError) -> Refusal:
 
 
 def login_refused(text: str) -> Refusal:
-    """Make the refusal of a client that has to be a user and has not proven to be one."""
+    """Make the refusal of a client that must be a user and has not proven it."""
     return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied")
 
 
 def login_failed(text: str) -> Refusal:
-    """Make the refusal of a client of whom we could not find out who it is: that says nothing about the client."""
+    """Make the refusal of a client when we failed to find out who it is: that says nothing about the client."""
     return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, login_status=2)

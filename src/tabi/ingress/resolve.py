@@ -1,7 +1,7 @@
 """RESOLVE and RESOLVE_PTR (Tor's socks-extensions.txt, section 2): one answer from the resolver, and the end.
 
-The question goes where a connection would go: where names are resolved on this machine, it is asked here; else the
-proxy on the way is asked, by the same command, and nobody here learns the name. The guard sees what is found.
+The question goes where a connection would go: if names are resolved on this machine, it is asked here; else the
+proxy on the way is asked, by the same command, and this machine does not resolve the name. The guard sees the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Question:
     """What both commands have in common: decide, find, answer.
 
     Args:
-        gate: says whether, and which way.
+        gate: says whether a session may go on, and by which egress.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Question:
     async def find_within(
         self, dialer: Dialer, destination: Address, address_filter: AddressFilter, session: Session
     ) -> Host:
-        """`find` within the time that connecting has. Raises DialError too where that is over."""
+        """`find` within the time that connecting has. Also raises DialError if that time is over."""
         try:
             async with asyncio.timeout(dialer.seconds):
                 return await self.find(dialer, destination.host, address_filter, session)
@@ -65,13 +65,13 @@ class Question:
             raise timeout_error(dialer.seconds, destination) from None
 
     async def ask(self, egress: Egress, destination: Address, address_filter: AddressFilter, session: Session) -> Host:
-        """Have the proxy on the way find it. Raises as `Egress.ask`; RemoteProtocolError for what is no answer."""
+        """Have the proxy on the way find it. Raises as `Egress.ask`; RemoteProtocolError for an invalid answer."""
         asked = await egress.ask(self.command, destination, address_filter, session)
         asked.stream.close()
         return self.take(asked.reply.bound.host, address_filter)
 
     def check(self, destination: Address) -> None:
-        """Raise DialError for what this command cannot be asked about."""
+        """Raise DialError for a destination that this command does not support."""
 
     async def find(self, dialer: Dialer, host: Host, address_filter: AddressFilter, session: Session) -> Host:
         """Find it on this machine. Raises DialError and PolicyDenied."""
@@ -83,11 +83,11 @@ class Question:
 
 
 class Resolve(Question):
-    """A name, and the client gets one of its addresses; of an address, which some ask about, itself.
+    """RESOLVE: the client names a host and gets one of its addresses; for an address it gets the address itself.
 
     Args:
-        gate: says whether, and which way.
-        prefer: the resolver's; where all are equal an address of IPv4 is taken, which every client can use.
+        gate: says whether a session may go on, and by which egress.
+        prefer: the resolver's; if all are equal, an IPv4 address is taken, which every client can use.
     """
 
     name = "resolve"
@@ -120,7 +120,7 @@ class Resolve(Question):
 
 
 class ResolvePtr(Question):
-    """An address, and the client gets its name, as whoever owns the address says."""
+    """RESOLVE_PTR: the client names an address and gets its name, as the owner of the address has set it."""
 
     name = "resolve_ptr"
     command = Command.RESOLVE_PTR
@@ -135,7 +135,7 @@ class ResolvePtr(Question):
         """See `Question`."""
         address = unmap(Address(host, 0)).host
         assert not isinstance(address, str)
-        address_filter(address)  # names of inner networks are no business of clients from outside
+        address_filter(address)  # clients from outside must not learn names of inner networks
         return await dialer.find_name(address)
 
     def take(self, found: Host, address_filter: AddressFilter) -> str:

@@ -32,14 +32,14 @@ class Socks4Ingress:
 
     Args:
         commands: carry out what is asked for.
-        required: whether clients must be users. Then only those are served whose certificate has said who they are: a
+        required: whether clients must be users. Then only clients whose certificate names their user are served: a
             USERID is a claim, not a proof.
         protocol: its name in the access log.
     """
 
     def __init__(self, commands: Commands, required: bool, protocol: str = "socks4") -> None:
         self.protocol = protocol
-        # CD 3 is no command here: UDP ASSOCIATE begins in SOCKS5.
+        # CD 3 is not a command here: UDP ASSOCIATE is new in SOCKS5.
         serves = {command: serve for command, serve in commands.serves.items() if command in COMMANDS}
         self.commands = Commands(serves, commands.handshake)
         self.handshake = commands.handshake

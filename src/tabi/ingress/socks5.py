@@ -18,8 +18,8 @@ class Socks5Ingress:
 
     Args:
         commands: carry out what is asked for.
-        methods: how a client may say who it is, beside saying nothing; in the order of preference.
-        required: whether a client without a user is refused. One whose certificate has said who it is has a user.
+        methods: how a client may prove who it is, in the order of preference.
+        required: whether a client without a user is refused. A certificate that names a user makes one.
         protocol: its name in the access log.
     """
 

@@ -1,4 +1,4 @@
-"""The TLS ingress: the handshake, and who the client is by its certificate; what is inside goes to another ingress."""
+"""The TLS ingress: the handshake, and the client's user by its certificate; another ingress speaks inside TLS."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Certificates:
         self.context = self.load()
 
     def state(self) -> State:
-        """What tells whether a file is another one than before; None is one that is not there."""
+        """State that shows whether a file has changed; None for a missing file."""
         return tuple(state_of(name) for name in (self.tls.certificate, self.tls.key, self.tls.client_ca) if name)
 
     def current(self) -> ssl.SSLContext:
-        """The context for a new connection. Files that cannot be used leave the one before, and a line in the log."""
+        """The context for a new connection. If a file is unusable, the previous one stays, and the log gets a line."""
         now = self.time()
         if now < self.next_look:
             return self.context
@@ -99,16 +99,16 @@ class Certificates:
         return context
 
     def look_at(self, key: str, name: str) -> None:
-        """Refuse what is no file: to read a FIFO or a device could take for ever, and everybody would wait."""
+        """Refuse what is not a regular file: to read a FIFO or a device could take for ever, and block all clients."""
         try:
             mode = os.stat(name).st_mode
         except OSError as exc:
             raise self.error(key, name, exc.strerror or str(exc)) from None
         if not stat.S_ISREG(mode):
-            raise self.error(key, name, "is no regular file")
+            raise self.error(key, name, "is not a regular file")
 
     def load_authorities(self, context: ssl.SSLContext, key: str, name: str) -> None:
-        """Load certificates, or see whether there are any."""
+        """Load certificates, or check whether there are any."""
         try:
             context.load_verify_locations(name)
         except ssl.SSLError:
@@ -130,12 +130,12 @@ class Certificates:
 
 @lru_cache(100)
 def warn_once(text: str) -> None:
-    """Say it once in a program and the workers that it forks."""
+    """Log a message once in a program and the workers that it forks."""
     log.warning("%s", text)
 
 
 def fault_of(context: ssl.SSLContext, certificate: str) -> str | None:
-    """What is wrong with the time of a server's certificate: found by a client who trusts just this one."""
+    """What is wrong with the validity period of a server's certificate: found by a client that trusts only it."""
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags = ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -156,7 +156,7 @@ def fault_of(context: ssl.SSLContext, certificate: str) -> str | None:
 
 
 def state_of(name: str) -> tuple[int, int, int] | None:
-    """What tells whether a file has changed, or None where it is not there."""
+    """State that shows whether a file has changed, or None if it does not exist."""
     try:
         found = os.stat(name)
     except OSError:
@@ -173,7 +173,7 @@ def user_of(certificate: dict[str, Any], kind: str, now: float) -> str:
         now: the time, in seconds since 1970. A resumed session's certificate was verified when the session began.
 
     Raises:
-        ValueError: there is none, or more than one, or its time is over.
+        ValueError: there is no name, or more than one, or the certificate has expired.
     """
     if ssl.cert_time_to_seconds(certificate["notAfter"]) < now:
         raise ValueError("the certificate of the client has expired")
@@ -195,7 +195,7 @@ class TlsIngress:
 
     Args:
         inner: speaks with the client inside TLS.
-        certificates: what the server shows, and what clients have to.
+        certificates: what the server shows, and what clients must show.
         commands: let a client that is refused read why.
         shared: see `TlsShared`.
         time: a clock in seconds since 1970.

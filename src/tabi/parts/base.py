@@ -36,7 +36,7 @@ from tabi.wire.sniff import Protocol
 
 @dataclass
 class Running:
-    """The running parts that the pieces of one listener are built upon.
+    """The running parts on which the pieces of one listener are built.
 
     A piece of your own needs few of them: ``connect`` carries out CONNECT, ``handshake`` is the deadline that an
     ingress stops (``handshake.stop(client)``) as soon as it has the client's request.
@@ -49,11 +49,11 @@ class Running:
     relays: Relays
     """Carry sessions to their end."""
     carrier: Carrier
-    """Who gets both streams where a piece says nothing else: the relays, or a carrier of the whole server."""
+    """Gets both streams if a piece does not say otherwise: the relays, or a carrier of the whole server."""
     associations: Associations
     """Carry datagrams."""
     forwarding: Forwarding
-    """What HTTP requests need that are forwarded."""
+    """What forwarded HTTP requests need."""
     connect: Connect
     """Carries out CONNECT by the default egress, with the default carrier."""
     handshake: FixedTimeouts
@@ -63,7 +63,7 @@ class Running:
     timeouts: Timeouts
     """The deadlines, in seconds."""
     find_egress: Callable[[Any], Egress]
-    """Gives the running egress for what a piece says of it."""
+    """Gives the running egress for the egress that a piece names."""
     find_certificates: Callable[[Tls, bool], Certificates]
     """Gives a listener's certificates; True asks every client for one."""
     closing: contextlib.AsyncExitStack
@@ -75,12 +75,12 @@ class Running:
     by_certificate: bool = False
     """Whether a client's certificate says who it is."""
     gates: list[tuple[Egress, Gate]] = field(default_factory=list)
-    """Those that lead to another egress than the default one."""
+    """The gates whose default egress is another one, and that egress."""
     made: list[tuple[object, Carrier]] = field(default_factory=list)
     """The carriers of pieces."""
 
     def gate_for(self, egress: object | None) -> Gate:
-        """The gate whose default egress is this one; None is that of the server."""
+        """The gate with this default egress; None means the gate of the server."""
         if egress is None:
             return self.gate
         leads_to = self.find_egress(egress)
@@ -95,7 +95,7 @@ class Running:
         return gate
 
     def carrier_for(self, carrier: object | None) -> Carrier:
-        """The running carrier for what a piece says of it; None is that of the server."""
+        """The running carrier for the carrier of a piece; None means that of the server."""
         if carrier is None:
             return self.carrier
         for known, found in self.made:
@@ -120,11 +120,11 @@ class Running:
 
 
 class LeadingGate(Gate):
-    """A gate with another default egress. It shares everything else with the gate that it is made of.
+    """A gate with another default egress. It shares everything else with the gate that it is made from.
 
     Args:
-        gate: the other one.
-        egress: goes by the name ``direct`` here: it is taken where neither a rule nor ``decide`` names another one.
+        gate: the gate that it is made from.
+        egress: has the name ``direct`` here: it is taken if neither a rule nor ``decide`` names another one.
     """
 
     def __init__(self, gate: Gate, egress: Egress) -> None:
@@ -133,7 +133,7 @@ class LeadingGate(Gate):
         self.replace(gate.policy, {**gate.egresses, "direct": egress, egress.name: egress})
 
     async def enter_open(self, session: Session, client: Stream) -> OpenRoute:
-        """See `Gate`. What would go directly goes by this egress."""
+        """See `Gate`. Traffic that would go directly takes this egress."""
         egress, destination_policy = await super().enter_open(session, client)
         if egress is not None:
             return OpenRoute(egress, destination_policy)
@@ -141,7 +141,7 @@ class LeadingGate(Gate):
         return OpenRoute(None if self.policy.decides else self.direct, self.leading(destination_policy))
 
     def leading(self, destination_policy: DestinationPolicy) -> DestinationPolicy:
-        """The same judge, but it names the egress where the other one says that a destination goes directly."""
+        """A judge that names this egress if the given judge says that a destination goes directly."""
 
         def judged(destination: Any, addresses: Any) -> Any:
             found = destination_policy(destination, addresses)
@@ -170,7 +170,7 @@ class Value:
 class Piece(Value):
     """Speaks with a client, as a value: what `Socks5`, `Http`, `Mixed`, `Tls` and `ProxyHeader` are.
 
-    One of your own derives from this and has `build`; it may have other pieces inside::
+    A piece of your own derives from this and has `build`; it may have other pieces inside::
 
         class Counted(Piece):
             def __init__(self, inner):
@@ -196,11 +196,11 @@ class Piece(Value):
         raise NotImplementedError
 
     def inside(self) -> Sequence[Piece]:
-        """The pieces that this one hands clients on to."""
+        """The pieces to which this one hands clients on."""
         return ()
 
     def egresses(self) -> list[object]:
-        """The egresses that it names, those of the pieces inside too."""
+        """The egresses that it names, including those of the pieces inside."""
         return [egress for piece in self.inside() for egress in piece.egresses()]
 
     def requires_user(self, by_certificate: bool = False) -> bool:
@@ -249,7 +249,7 @@ def as_piece(found: object, where: str) -> Piece:
 
 
 def check_seconds(seconds: object, path: str) -> None:
-    """Raise ConfigError where something is no duration, None is none."""
+    """Raise ConfigError if something is not a duration; None is allowed."""
     if seconds is None:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e9:
@@ -262,7 +262,7 @@ class Relay(Value):
 
     Args:
         idle: seconds without an octet in either direction. None: ``timeouts.idle``.
-        half_closed: the same, once one side has ended. None: ``timeouts.half_closed``.
+        half_closed: seconds without an octet, once one side has ended. None: ``timeouts.half_closed``.
     """
 
     idle: float | None = None
@@ -274,7 +274,7 @@ class Relay(Value):
 
 
 class Composed(NamedTuple):
-    """What a proxy that was composed by hand gives a server in place of its configuration's listeners."""
+    """What a hand-composed proxy gives a server in place of its configuration's listeners."""
 
     proxy: Piece
     names: Sequence[tuple[object, str]]
@@ -282,7 +282,7 @@ class Composed(NamedTuple):
     timeouts: Mapping[str, float]
     """Seconds for connecting, by the name of an egress."""
     certificates: Sequence[tuple[Tls, bool, Certificates]]
-    """Those that were read already."""
+    """The certificates that were already read."""
 
     def name_of(self, egress: object) -> str:
         """What the server calls an egress."""

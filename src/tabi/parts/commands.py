@@ -29,7 +29,7 @@ def hidden(member: str | MemberConfig) -> str:
 
 
 class EgressPiece(Value):
-    """A way out, as a value."""
+    """An egress, as a value."""
 
     name: str | None
     timeout: float | None
@@ -39,7 +39,7 @@ class EgressPiece(Value):
         raise NotImplementedError
 
     def shown(self) -> str:
-        """What it is called where nobody gave it a name: without secrets."""
+        """Its name if no name was given: without secrets."""
         raise NotImplementedError
 
     def check(self) -> None:
@@ -47,24 +47,24 @@ class EgressPiece(Value):
         path = type(self).__name__
         check_seconds(self.timeout, f"{path}.timeout")
         if self.name is not None and (not isinstance(self.name, str) or not self.name or "://" in self.name):
-            raise ConfigError(f"{self.name!r}, expected a name that is no URL", f"{path}.name")
+            raise ConfigError(f"{self.name!r}, expected a name that is not a URL", f"{path}.name")
 
 
 @dataclass(frozen=True, repr=False)
 class Direct(EgressPiece):
-    """From this machine to the destination.
+    """An egress from this machine directly to the destination.
 
     Args:
         timeout: seconds for resolving and connecting together. None: ``timeouts.connect`` of the listener.
         source: addresses of this machine, and prefixes that are routed to it, to come from. Default: as the system
             chooses.
-        source_by: who always has the same of them: ``session`` (nobody), ``user`` or ``client``.
+        source_by: what keeps the same source: ``user``, ``client``, or ``session`` (each session gets another one).
         interface: the interface that connections leave by.
         mark: SO_MARK, 1 to 4294967295; needs CAP_NET_ADMIN.
-        keepalive: seconds without an octet until the destination is asked whether it still lives.
+        keepalive: seconds without an octet until a keepalive probe goes to the destination.
         user_timeout: seconds that octets may be unacknowledged until the connection is given up.
         fast_open: whether the first octets go with the first packet (RFC 7413).
-        send_proxy_protocol: the version of the PROXY header that each destination is sent first; 0 is none.
+        send_proxy_protocol: the version of the PROXY header that each destination is sent first; 0 means no header.
         name: what rules and the access log call it.
     """
 
@@ -105,14 +105,14 @@ class Direct(EgressPiece):
 
 @dataclass(frozen=True, repr=False, init=False)
 class Through(EgressPiece):
-    """Through one proxy after another.
+    """An egress through one proxy after another.
 
     Args:
         hops: their URLs, the nearest first, such as ``socks5://user:password@host:1080``.
         timeout: seconds until the destination is connected. None: ``timeouts.connect`` of the listener.
         ca: a file with the authorities of proxies inside TLS, in PEM. Default: the system's.
-        resolve: where names become addresses: ``there`` is the proxy's business, ``here`` this machine's.
-        isolate: for whom a proxy of SOCKS5 gets a user name of its own: ``user``, ``session``, ``client``.
+        resolve: where names are resolved: ``there`` is at the proxy, ``here`` on this machine.
+        isolate: what gets its own user name at a SOCKS5 proxy: ``user``, ``session``, ``client``.
         name: what rules and the access log call it.
     """
 
@@ -147,14 +147,14 @@ class Through(EgressPiece):
 
 @dataclass(frozen=True, repr=False, init=False)
 class Pool(EgressPiece):
-    """By one of several proxies. One that fails gives way to the next.
+    """An egress through one of several proxies. If one fails, the next is tried.
 
     Args:
-        members: URLs of proxies, or `tabi.config.Member` where more is to be said of one.
+        members: URLs of proxies, or `tabi.config.Member` for a member with settings of its own.
         timeout: seconds until the destination is connected. None: ``timeouts.connect`` of the listener.
         balance: which member takes a request, as ``balance`` in tabi.toml.
         sticky: what ``sticky`` and ``hash`` go by, a `tabi.config.Sticky`.
-        check: how members are looked at beside the requests that they get, a `tabi.config.Check`.
+        check: how members are checked, in addition to their requests, a `tabi.config.Check`.
         ca: a file with the authorities of proxies inside TLS, in PEM. Default: the system's.
         name: what rules and the access log call it.
     """
@@ -194,7 +194,7 @@ class Pool(EgressPiece):
 
 
 def check_urls(urls: Sequence[str], path: str) -> tuple[str, ...]:
-    """URLs of proxies. Raises ConfigError, and TypeError for what is no text."""
+    """URLs of proxies. Raises ConfigError, and TypeError for what is not text."""
     if not urls:
         raise ConfigError("expected the URL of a proxy, or several", path)
     for index, url in enumerate(urls):
@@ -210,10 +210,10 @@ def check_urls(urls: Sequence[str], path: str) -> tuple[str, ...]:
 
 
 def as_egress(found: object, where: str) -> object | None:
-    """Check what a command says of its egress: None, a piece, the URL of a proxy, or an object with `open`.
+    """Check the egress of a command: None, a piece, the URL of a proxy, or an object with `open`.
 
     Raises:
-        TypeError, ConfigError: it is none of them.
+        TypeError, ConfigError: it is not one of these.
     """
     if found is None or isinstance(found, EgressPiece):
         return found
@@ -240,18 +240,18 @@ class Command(Value):
         raise NotImplementedError
 
     def set_egress(self) -> None:
-        """Check the egress, and keep it as what it is. Raises TypeError and ConfigError."""
+        """Check the egress, and store it. Raises TypeError and ConfigError."""
         object.__setattr__(self, "egress", as_egress(self.egress, type(self).__name__))
 
 
 def check_carrier(carrier: object | None) -> None:
-    """Raise TypeError where something carries nothing."""
+    """Raise TypeError if something is not a carrier."""
     if carrier is not None and not isinstance(carrier, Relay):
         carry_of(carrier)
 
 
 def check_udp(udp: object, where: str) -> None:
-    """Raise TypeError where something does not say where ports are, and ConfigError where it says it wrongly."""
+    """Raise TypeError if something is not a `Udp`, and ConfigError if its values are wrong."""
     if not isinstance(udp, Udp):
         raise TypeError(f"{where}.udp: {type(udp).__name__}, expected a tabi.config.Udp")
     for key in ("address", "port_range"):
@@ -266,9 +266,9 @@ class Connect(Command):
     """CONNECT: a connection to a destination.
 
     Args:
-        egress: the way out where no rule names another one: `Direct`, `Through`, `Pool`, the URL of a proxy, or a
+        egress: the egress if no rule names another one: `Direct`, `Through`, `Pool`, the URL of a proxy, or a
             `tabi.Egress` of your own. None: directly.
-        carrier: who gets both streams: a `Relay`, or ``async def(tunnel: tabi.Tunnel)``. None: the relay, or the
+        carrier: gets both streams: a `Relay`, or ``async def(tunnel: tabi.Tunnel)``. None: the relay, or the
             carrier of the listener.
     """
 
@@ -292,7 +292,7 @@ class Bind(Command):
     """BIND: one peer may call the client.
 
     Args:
-        egress: as of `Connect`; where it leads through a proxy of SOCKS5, that one listens.
+        egress: as of `Connect`; if it leads through a SOCKS5 proxy, that proxy listens.
         timeout: seconds from the first reply until the peer has called. None: ``timeouts.bind`` of the listener.
         udp: where the ports are, and the address that clients are told (`tabi.config.Udp`).
         carrier: as of `Connect`.

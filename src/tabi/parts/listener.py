@@ -44,16 +44,16 @@ PUBLIC_GUARD, DEFAULT_TIMEOUTS, NO_LIMITS, SYSTEM_RESOLVER = GuardConfig(), Time
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may go where, and how much.
+    """Which client may go where, and how much it may use.
 
     Args:
         rules: `tabi.config.Rule` in their order; the first that matches decides, after the last all is allowed.
         guard: networks that no client from outside this machine reaches, whatever rules say. Default: the private ones.
         limits: what all sessions together may use.
         clients: limits of clients by their addresses.
-        groups: limits that the members of groups share, by the name of the group. ``authenticate`` says who is in one.
+        groups: limits that the members of groups share, by the name of the group. ``authenticate`` gives the groups.
         decide: ``def`` or ``async def(session) -> tabi.Decision | None``, asked after the rules; it has the last word,
-            but for the guard.
+            except for the guard.
     """
 
     rules: Sequence[RuleConfig] = ()
@@ -192,8 +192,8 @@ class Listener:
         return await self.server.drain(seconds)
 
     async def close(self) -> None:
-        """Stop at once: sessions that still run end as ``shutdown``. Harmless when done twice, and runs to its end
-        whoever cancels the task that waits for it."""
+        """Stop at once: sessions that still run end as ``shutdown``. Harmless when done twice. It runs to its end
+        even if the task that waits for it is cancelled."""
         await self.server.close()
 
     @property
@@ -210,16 +210,16 @@ class Listener:
 
     @property
     def addresses(self) -> list[Address]:
-        """All of them. Raises RuntimeError where it does not listen."""
+        """All addresses. Raises RuntimeError if it does not listen."""
         return self.server.addresses
 
     @property
     def metrics(self) -> Metrics:
-        """What was refused by rules and limits so far: ``metrics.render()`` is text for Prometheus."""
+        """The requests that rules and limits have refused so far: ``metrics.render()`` is text for Prometheus."""
         return self.server.metrics
 
     def sessions(self) -> list[SessionInfo]:
-        """Those that run, as they are now, the oldest first. `tabi.SessionInfo.end` ends one."""
+        """The running sessions, as they are now, the oldest first. `tabi.SessionInfo.end` ends one."""
         return self.server.sessions()
 
 
@@ -238,7 +238,7 @@ class Named:
     """Gives each egress of the pieces its name.
 
     Args:
-        given: those that have names already.
+        given: the egresses that have names already.
     """
 
     def __init__(self, given: Mapping[str, EgressPiece | Opener]) -> None:
@@ -265,7 +265,7 @@ class Named:
         self.put(egress, name)
 
     def put(self, egress: Any, name: str) -> None:
-        """Take one by a name."""
+        """Find an egress by a name."""
         self.names.append((egress, name))
         if isinstance(egress, EgressPiece):
             self.settings[name] = egress.settings()

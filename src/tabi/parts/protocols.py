@@ -31,7 +31,7 @@ from tabi.wire.socks5 import Command as Number
 
 @dataclass(frozen=True, init=False, repr=False)
 class Speaking(Piece):
-    """What the protocols have in common that carry out commands: who their clients may be."""
+    """What the protocols that carry out commands have in common: the users that clients may be."""
 
     commands: tuple[Command, ...]
     users: Mapping[str, str] | None = field(repr=False)
@@ -108,7 +108,7 @@ class Socks5(Speaking):
         authenticate: ``async def(login: tabi.Login) -> str | tabi.User | None`` in place of users.
         methods: other authentication methods, in the order of preference. They go before user name and password. See
             `AuthMethod`.
-        required: whether a client must be a user. None: it must where there are users, or something else that finds
+        required: whether a client must be a user. None: it must if there are users, or another method that finds
             out who it is.
     """
 
@@ -149,11 +149,11 @@ class Socks5(Speaking):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Socks4(Speaking):
-    """SOCKS4 and SOCKS4a. Nothing in them proves a user: where one is required, only a TLS certificate makes one.
+    """SOCKS4 and SOCKS4a. Nothing in them proves a user: if one is required, only a TLS certificate proves it.
 
     Args:
         commands: what clients may ask for: `Connect`, `Bind`. Default: both.
-        required: whether a client must be a user. None: where TLS certificates say who clients are.
+        required: whether a client must be a user. None: it must if TLS certificates say who clients are.
     """
 
     speaks = (Protocol.SOCKS4,)
@@ -177,11 +177,11 @@ class Http(Speaking):
         connect: carries out CONNECT; requests that are forwarded go by its egress too.
         users: passwords by user name (Proxy-Authorization: Basic).
         authenticate: ``async def(login: tabi.Login) -> str | tabi.User | None`` in place of users.
-        required: whether a client must be a user. None: it must where there are users, or where TLS certificates say
+        required: whether a client must be a user. None: it must if there are users, or if TLS certificates say
             who clients are.
     """
 
-    speaks = (Protocol.HTTP, Protocol.HTTP2)  # the latter is told that it is not spoken
+    speaks = (Protocol.HTTP, Protocol.HTTP2)  # a client of the latter is told that it is not spoken
     scheme = "http"
     takes = (Number.CONNECT,)
 
@@ -249,11 +249,12 @@ class Tls(Piece):
 
     Args:
         inner: what is spoken inside.
-        certificate: a file in PEM: the server's certificate, and behind it those between it and the authority. It is
-            read again when it changes.
+        certificate: a file in PEM: the server's certificate, followed by the intermediate certificates. It is read
+            again when it changes.
         key: a file in PEM with the private key, without a passphrase.
-        client_ca: a file with the authorities whose clients are users by their own certificate. None asks for none.
-        client_name: what of a client's certificate is the user's name: ``cn``, ``dns``, ``email``, ``uri``.
+        client_ca: a file with authorities: a client with a certificate of one is a user. None: no certificate is asked
+            for.
+        client_name: the field of a client's certificate with the user's name: ``cn``, ``dns``, ``email``, ``uri``.
     """
 
     inner: Piece
@@ -302,8 +303,8 @@ class ProxyHeader(Piece):
 
     Args:
         inner: what is spoken behind it.
-        proxies: the networks of those that are trusted, and must send it, such as ``"10.0.0.0/8"``; ``"unix"`` is
-            whoever comes through a unix socket. From others the header is refused.
+        proxies: the networks of the trusted proxies, which must send it, such as ``"10.0.0.0/8"``; ``"unix"``
+            means clients of a unix socket. From others the header is refused.
     """
 
     inner: Piece
@@ -342,19 +343,19 @@ class ProxyHeader(Piece):
 
 
 def walk(piece: Piece) -> list[Piece]:
-    """A piece, and all that are inside it."""
+    """A piece, and all pieces inside it."""
     return [piece, *(found for inner in piece.inside() for found in walk(inner))]
 
 
 def proxy_of(listen: Listen, commands: Sequence[Command], authenticate: Ask | None, required: bool) -> Piece:
     """The pieces of one listener of a configuration.
 
-    PROXY header -> mixed, where there is TLS and the same without -> TLS -> mixed -> socks5, socks4, http
+    PROXY header -> mixed, if clients may come with and without TLS -> TLS -> mixed -> socks5, socks4, http
 
     Args:
         listen: what it takes.
         commands: what its clients of SOCKS5 may ask for.
-        authenticate: asked for every user name and password; None where there are none.
+        authenticate: asked for every user name and password; None if there are no users.
         required: whether clients must be users.
     """
     url, tls = listen.parsed, listen.tls

@@ -1,4 +1,4 @@
-"""Who may go where: pure decisions, without I/O and without a clock.
+"""Which client may go where: pure decisions, without I/O and without a clock.
 
 Vocabulary: the *guard* keeps clients from outside away from inner networks; *users* are names with passwords.
 """

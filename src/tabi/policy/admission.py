@@ -1,7 +1,7 @@
-"""Admission: the seam behind which sessions are counted, and which says whether one more may begin.
+"""Admission: the interface that counts sessions, and says whether one more may begin.
 
 `policy.limits.Limits` is the one of this machine, and answers at once. A store that several machines share stands here
-too: its answer is awaited, in one round trip. Neither is known to what carries the octets: that has the lease.
+too: its answer is awaited, in one round trip. The code that carries the octets knows neither: it has the lease.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class Admission(Protocol):
     def admit(
         self, user: str | None, client: Host, now: int, wall: float, given: Given | None = None
     ) -> Lease | Awaitable[Lease | None] | None:
-        """Let a session begin, on all accounts or on none; None where no limits are for it.
+        """Let a session begin, on all accounts or on none; None if no limits apply to it.
 
         Args:
-            user: whose it is, if it has a user.
+            user: the user of the session, if it has one.
             client: the address that it comes from.
             now: nanoseconds of the monotonic clock.
             wall: seconds since 1970.
-            given: what a program says of the user, where it says something.
+            given: what a program says about the user, if it says anything.
 
         Raises:
-            LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.
+            LimitExceeded: it may not. ``seconds`` says when to try again if the session may wait, else it is None.
         """
 
     def queue_of(self, user: str | None, client: Host) -> Hashable:
-        """Among whom a session waits for room: those with an equal key, the first of them first."""
+        """The queue in which a session waits for room: sessions with an equal key, the first one first."""
 
     def turn_periods(self, wall: float) -> None:
-        """Begin what quotas have a new period; ``wall`` is in seconds since 1970. Called every second."""
+        """Begin the new periods of quotas that are due; ``wall`` is in seconds since 1970. Called every second."""

@@ -1,4 +1,4 @@
-"""How a pool chooses among its members: in turn, by their load, by lot, or by a hash. None looks at all of them."""
+"""How a pool chooses among its members: in turn, by their load, at random, or by a hash. None looks at all members."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ POINTS = 160
 
 
 class Member:
-    """One of a pool.
+    """One member of a pool.
 
     Args:
-        name: unique in its pool. Where a key is hashed it alone says what the member gets, in every process.
-        weight: its part, as against the weights of others; more than 0. ``round-robin`` does not look at it.
+        name: unique in its pool. If a key is hashed, only the name decides what the member gets, in every process.
+        weight: its share relative to the weights of others; more than 0. ``round-robin`` ignores it.
         labels: groups that it can be chosen from.
 
     ``running`` counts its requests, ``failures`` those that failed in a row. ``due`` is when it is tried again if it is
@@ -100,7 +100,7 @@ class Queue:
 
 
 class Balancer:
-    """Chooses among the members that are in: `add` and `remove` say which. An empty method is what it need not know."""
+    """Chooses among the members that are in: `add` and `remove` say which. A balancer overrides what it needs."""
 
     why: str
     """The reason of a choice, for people."""
@@ -115,16 +115,16 @@ class Balancer:
         """A member's ``running`` has changed; it may be out."""
 
     def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """Whom a request goes to; None: there is nobody left."""
+        """The member that a request goes to; None if no member is left."""
         raise NotImplementedError
 
     def foresee(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """Whom `choose` would give. Nothing changes by that; None too where only a lot will say it."""
+        """The member that `choose` would give; None also if a random draw decides. This changes nothing."""
         return self.choose(key, now, tried)
 
 
 class Turns(Balancer):
-    """One after the other; where weights count, each as often as its weight says and evenly spread.
+    """Members in turn; if weights count, each as often as its weight says, and evenly spread.
 
     Each member has the moment of its next turn, and turns of a member are 1 / weight apart. What smooth weighted round
     robin does by adding to every member at each choice, this does with one of them.
@@ -144,7 +144,7 @@ class Turns(Balancer):
         return 1 / member.weight if self.weighted else 1.0
 
     def add(self, member: Member) -> None:
-        """It begins at the present moment: nobody who was away catches up."""
+        """A member begins at the present moment: one that was out does not catch up."""
         self.queue.put(member, self.moment + self.phases[member] * self.step(member))
 
     def remove(self, member: Member) -> None:
@@ -168,7 +168,7 @@ class Turns(Balancer):
 
 
 class Least(Balancer):
-    """Who has the fewest requests for its weight; of equals the one whose last change is longest ago."""
+    """The member with the fewest requests for its weight; of equals, the one whose last change is longest ago."""
 
     why = "it has the fewest requests for its weight"
 
@@ -177,7 +177,7 @@ class Least(Balancer):
 
     def add(self, member: Member) -> None:
         """See `Balancer`."""
-        # With the request that it would get: of idle ones the heaviest is first.
+        # With the request that it would get: of idle members the heaviest is first.
         self.queue.put(member, (member.running + 1) / member.weight)
 
     def remove(self, member: Member) -> None:
@@ -196,7 +196,7 @@ class Least(Balancer):
 
 
 class Drawn(Balancer):
-    """Any, as often as its weight says in the long run."""
+    """A random member, as often as its weight says in the long run."""
 
     why = "drawn by weight"
 
@@ -236,10 +236,10 @@ class Drawn(Balancer):
 
 
 class Ring(Balancer):
-    """A consistent hash: a key goes to the member whose point follows on the ring, the next one where that is out.
+    """A consistent hash: a key goes to the member whose point follows on the ring, or the next one if that is out.
 
-    So only the keys of a member that is out move, and come back with it. One that is due takes part: whose key is its
-    own is its trial, and the keys of others stay where they are. All points stay on the ring.
+    So only the keys of a member that is out move, and come back with it. A member that is due takes part: the next
+    request with one of its keys is its trial, and the keys of others stay where they are. All points stay on the ring.
     """
 
     why = "the key's hash leads to it"
@@ -274,7 +274,7 @@ def points_of(name: str, count: int) -> list[int]:
 
 
 def make_balancer(members: Sequence[Member], balance: Balance, random: Random) -> Balancer:
-    """What chooses among members, all of which are in; ``random`` is what lots are drawn from."""
+    """The balancer for members, all of which are in; ``random`` gives the random draws."""
     balancer: Balancer
     if balance == "random":
         balancer = Drawn(random)

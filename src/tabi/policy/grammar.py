@@ -1,7 +1,7 @@
 """Parameters in the user name, as commercial pools of proxies have them: ``alice-country-de-session-7f3a-ttl-10m``.
 
-A grammar names the keys and what each of them selects. What stands in front of the first key is the user's name, whose
-password it is that counts; behind it keys and values take turns. A name without any key is a name and nothing else.
+A grammar names the keys and what each of them selects. The text before the first key is the user's name, and the
+password is that user's; after it keys and values alternate. A name without any key is just a name.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Selects = Literal["label", "session", "ttl"]
 SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 TTL = re.compile(r"(\d{1,9})(s|m|min|h|d)?", re.ASCII)
 MAX_VALUE = 64
-"""Characters of a value: whoever makes up a token need not make it long."""
+"""Characters of a value: a client that makes up a token does not need a long one."""
 
 MAX_TTL = 30 * 86400
 """Seconds."""
 
 
 class Parameters(NamedTuple):
-    """What a user name says beside the user's."""
+    """What a user name says in addition to the name of the user."""
 
     labels: tuple[str, ...] = ()
     session: str | None = None
@@ -42,12 +42,12 @@ class Grammar:
         separator: between the name, keys and values; one character.
 
     Raises:
-        ValueError: a key is empty or has the separator in it, or the separator is none.
+        ValueError: a key is empty or has the separator in it, or the separator is invalid.
     """
 
     def __init__(self, keys: Mapping[str, Selects], separator: str = "-") -> None:
         if len(separator) != 1 or separator.isalnum():
-            raise ValueError(f"{separator!r}, expected one character that is no letter and no digit")
+            raise ValueError(f"{separator!r}, expected one character that is not a letter or a digit")
         for key in keys:
             if not key or separator in key or not key.isprintable():
                 raise ValueError(f"{key!r}, expected a word without {separator!r}")
@@ -58,13 +58,13 @@ class Grammar:
         return bool(self.keys)
 
     def read(self, name: str) -> tuple[str, Parameters]:
-        """Part a user name.
+        """Split a user name.
 
         Returns:
             The user's own name, and the parameters.
 
         Raises:
-            ValueError: behind the first key something is no key, comes twice, or has no value that can be read.
+            ValueError: after the first key something is not a key, comes twice, or has no valid value.
         """
         words = name.split(self.separator)
         first = next((place for place, word in enumerate(words) if place and word in self.keys), None)
@@ -96,5 +96,5 @@ def parse_ttl(text: str) -> float:
     found = TTL.fullmatch(text)
     seconds = 0 if found is None else int(found[1]) * SECONDS[found[2] or ""]
     if not 0 < seconds <= MAX_TTL:
-        raise ValueError(f"user name: {text!r} is no time to live, expected such as 600 or 10m, at most 30d")
+        raise ValueError(f"user name: {text!r} is not a time to live, expected such as 600 or 10m, at most 30d")
     return seconds

@@ -37,7 +37,7 @@ INNER: tuple[Network, ...] = tuple(
         "240.0.0.0/4",  # reserved, RFC 1112; some networks use it as a private one. With broadcast
         "::/128",  # unspecified: Linux takes it for loopback
         "::1/128",  # loopback
-        "64:ff9b:1::/48",  # translators of the network's own, RFC 8215: where IPv4 is in there only they know
+        "64:ff9b:1::/48",  # the network's own translators, RFC 8215: only they know where the IPv4 address is in it
         "100::/64",  # discard, RFC 6666
         "2001::/32",  # Teredo, RFC 4380: an IPv4 server and an IPv4 client
         "2001:2::/48",  # laboratories, RFC 5180
@@ -51,7 +51,7 @@ INNER: tuple[Network, ...] = tuple(
         "ff00::/8",  # multicast
     )
 )
-"""What ``private`` stands for, beside the addresses of the proxy itself."""
+"""What ``private`` stands for, in addition to the addresses of the proxy itself."""
 
 PRIVATE = "private"
 EXEMPT = ("127.0.0.0/8", "::1", UNIX)
@@ -67,16 +67,16 @@ AddressFilter = Callable[[IP], None]
 
 
 def allow_any_address(address: IP) -> None:
-    """The guard's answer to a client that it is not for: everything may be dialled."""
+    """The guard's answer for an exempt client: everything may be dialled."""
 
 
 def is_inner_client(client: Host) -> bool:
-    """Whether a client is on loopback or came through a unix socket, so that nothing is gained by keeping it away."""
+    """Whether a client is on loopback or came through a unix socket, so that the guard would protect nothing."""
     return HERE.has_client(client)
 
 
 class LocalAddresses:
-    """What the process has told the guard of itself: its addresses, and the TCP ports that it listens on."""
+    """What the guard knows about its own process: the addresses, and the TCP ports that it listens on."""
 
     def __init__(self) -> None:
         self.addresses: frozenset[IP] = frozenset()
@@ -87,10 +87,10 @@ class Guard:
     """Keeps clients out of inner networks.
 
     Args:
-        deny: networks and addresses, and the word ``private``; none: there is no guard.
-        allow: networks and addresses that are reached all the same.
-        exempt: clients that it is not for: networks, addresses, ``unix``.
-        own: what the process says of itself.
+        deny: networks and addresses, and the word ``private``; if empty, there is no guard.
+        allow: networks and addresses that are allowed nevertheless.
+        exempt: clients that the guard ignores: networks, addresses, ``unix``.
+        own: the addresses and ports of this process.
 
     Raises:
         ConfigError: something of this cannot be read.
@@ -131,13 +131,13 @@ class Guard:
         return verdict
 
     def verdict(self, host: IP) -> str | None:
-        """The same, whatever the port."""
+        """Why an address is not reached, whatever the port, or None."""
         address = unmapped(host)
         if address in self.allowed:
             return None
         inside = embedded_ipv4(address)
         if inside is not None and inside in self.allowed:
-            inside = None  # is no reason then; what holds it may be closed for its own sake
+            inside = None  # not a reason then; the address that contains it may still be denied
         for one in (address, inside):
             found = [] if one is None else self.table.find(one)
             if found:
@@ -159,17 +159,17 @@ class Guard:
             raise PolicyDenied(f"guard: {reason}, which a client from outside may not reach")
 
     def address_filter_for(self, client: Host, port: int) -> AddressFilter:
-        """What is asked, with each address before it is dialled, on behalf of a client."""
+        """The check of each address before it is dialled for a client."""
         return partial(self.check, port) if self.is_for(client) else allow_any_address
 
     def check_destination(self, destination: Address, addresses: Sequence[IP] | None) -> None:
-        """The same for all addresses of a destination at once, where they are known."""
+        """Check all addresses of a destination at once, if they are known. Raises PolicyDenied."""
         for address in addresses or ():
             self.check(destination.port, address)
 
 
 def parse_all(words: Sequence[str], key: str) -> list[Network]:
-    """Read networks. Raises ConfigError, which names the one that is none."""
+    """Read networks. Raises ConfigError, which names the invalid one."""
     found = []
     for index, word in enumerate(words):
         try:

@@ -1,6 +1,6 @@
-"""The decide hook: a program that is asked after the rules, and has the last word. What it says is checked here.
+"""The decide hook: a program that is asked after the rules, and has the last word. Its answer is checked here.
 
-One whose answer is awaited is asked in `ingress.hook`: in this room nothing waits.
+A hook whose answer is awaited is called in `ingress.hook`: nothing in this package waits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tabi.session import Action, Decision, Session
 from tabi.wire.address import Address
 
 DecideHook = Callable[[Session], "Decision | Awaitable[Decision | None] | None"]
-"""What a program says of a session after the rules, whose decision is in ``session.decision``; None: they are right."""
+"""What a program decides for a session after the rules, whose decision is in ``session.decision``; None keeps it."""
 
 ACTIONS: tuple[str, ...] = get_args(Action)
 
@@ -29,7 +29,7 @@ def ask_hook(hook: DecideHook, session: Session, destination: Address, decision:
     """Ask a hook that answers at once.
 
     Raises:
-        TypeError, ValueError: it has said something else than a decision.
+        TypeError, ValueError: it has returned something other than a decision.
         Exception: whatever the hook raises.
     """
     asked = prepare(session, destination, decision)
@@ -43,7 +43,7 @@ def ask_hook(hook: DecideHook, session: Session, destination: Address, decision:
 
 
 def prepare(session: Session, destination: Address, decision: Decision) -> Session:
-    """The session as the hook sees it: a copy where it asks for another destination, as datagrams do."""
+    """The session as the hook sees it: a copy if it asks for another destination, as datagrams do."""
     if destination != session.destination:
         session = session.copy()
         session.destination = destination
@@ -52,7 +52,7 @@ def prepare(session: Session, destination: Address, decision: Decision) -> Sessi
 
 
 def check_said(said: Any) -> Decision:
-    """Check what a hook has said. Raises TypeError and ValueError."""
+    """Check what a hook has returned. Raises TypeError and ValueError."""
     if not isinstance(said, Decision) or said.action not in ACTIONS:
         raise TypeError(f"decide returned {said!r}, expected None or tabi.Decision of one of {', '.join(ACTIONS)}")
     via, code, delay = said.via, said.reply_code, said.delay

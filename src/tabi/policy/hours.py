@@ -1,8 +1,8 @@
 """Hours: times of the week at which a rule holds, such as ``Mon-Fri 08:00-18:00 Europe/Berlin``.
 
-    [DAYS] [TIMES] [ZONE]     DAYS   Mon-Fri, Sat,Sun, Fri-Mon, daily; all where there are none
-                              TIMES  08:00-18:00, 22:00-06:00,12:00-13:00; all day where there are none
-                              ZONE   a name of the IANA database; UTC where there is none
+    [DAYS] [TIMES] [ZONE]     DAYS   Mon-Fri, Sat,Sun, Fri-Mon, daily; all days if left out
+                              TIMES  08:00-18:00, 22:00-06:00,12:00-13:00; all day if left out
+                              ZONE   a name of the IANA database; UTC if left out
 
 The wall clock of the zone decides, also on the days on which it is moved. Times across midnight belong to the day on
 which they begin; the end is the first minute that does not belong to them.
@@ -25,7 +25,7 @@ def load_zone(name: str) -> ZoneInfo:
     """A time zone by its name. Raises ValueError."""
     try:
         return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):  # of a path, of a folder, of a name that is not there
+    except (ValueError, OSError, KeyError):  # for a path, a folder, or an unknown name
         raise ValueError(f"unknown time zone {name!r}, expected one such as Europe/Berlin or UTC") from None
 
 
@@ -36,7 +36,7 @@ class Hours:
 
     def __init__(self, text: str, minutes: bytes, zone: ZoneInfo) -> None:
         self.text = text
-        self.minutes = minutes  # of the week from Monday 00:00: 1 where it holds
+        self.minutes = minutes  # of the week from Monday 00:00: 1 if the rule holds
         self.zone = zone
 
     def __str__(self) -> str:
@@ -87,21 +87,21 @@ def parse_days(word: str) -> list[int]:
     for part in word.lower().split(","):
         first, dash, last = part.partition("-")
         if first not in DAYS or (dash and last not in DAYS):
-            raise ValueError(f"{part!r} are no days, expected such as Mon-Fri or Sat,Sun")
+            raise ValueError(f"{part!r} are not days, expected such as Mon-Fri or Sat,Sun")
         begin, end = DAYS.index(first), DAYS.index(last or first)
         days += [(begin + index) % 7 for index in range((end - begin) % 7 + 1)]
     return days
 
 
 def parse_times(text: str) -> tuple[int, int]:
-    """Read times as minutes of the day, the end beyond 1440 where it is on the next one. Raises ValueError."""
+    """Read times as minutes of the day, the end beyond 1440 if it is on the next day. Raises ValueError."""
     found = TIMES.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} are no times, expected such as 08:00-18:00")
+        raise ValueError(f"{text!r} are not times, expected such as 08:00-18:00")
     hour, minute, last_hour, last_minute = map(int, found.groups())
     begin, end = hour * 60 + minute, last_hour * 60 + last_minute
     if minute > 59 or last_minute > 59 or begin >= DAY or end > DAY:
-        raise ValueError(f"{text!r} is no time of the day, expected 00:00 to 24:00")
+        raise ValueError(f"{text!r} is not a time of day, expected 00:00 to 24:00")
     if begin == end:
         raise ValueError(f"{text!r} begins and ends at the same time; the whole day is 00:00-24:00")
     return begin, end if end > begin else end + DAY

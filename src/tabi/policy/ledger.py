@@ -1,14 +1,14 @@
 """The ledger: what each account has running and has used, in cells of 64 bits. No I/O: shared memory is handed in.
 
-An account is one for whom limits are: a user, a group, a network of clients, the whole server. It has a row:
+Limits apply to an account: a user, a group, a network of clients, or the whole server. It has a row:
 
     RATE UP DOWN          the state of its three buckets, nanoseconds of the monotonic clock (see `limits.py`)
     USED PERIOD SAVED     octets used in the quota's period, the second since 1970 when that began, and how many of
                           them are on disk
     RUNNING, ...          sessions under way, a cell for each worker: what a worker that died had is taken back
 
-Rows go by names, so that a reload finds what was counted before. A row is made when its account is first used: there
-may be very many users, and few of them come.
+Rows have names, so that a reload finds what was counted before. A row is made when its account is first used: there
+may be very many users, of which few are active.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Used(NamedTuple):
 
 
 class Usage(Protocol):
-    """What a store of quotas asks: the ledger."""
+    """The ledger, as a store of quotas uses it."""
 
     def unsaved(self) -> list[Used]:
         """What was used since it was stored."""
@@ -44,11 +44,11 @@ class UsageStore(Protocol):
         """By account, when its period began (seconds since 1970) and the octets used. Raises ConfigError."""
 
     def save(self, usage: Usage, /) -> bool:
-        """Add what was used since the last time. False where that failed: then the next time has it all."""
+        """Add what was used since the last time. False if that failed: then the next call adds all of it."""
 
 
 class Ledger:
-    """The ledger of one thread. Those of several, and of several processes, are subclasses (`server/ledger.py`).
+    """The ledger of one thread. Ledgers for several threads or processes are subclasses (`server/ledger.py`).
 
     Args:
         workers: how many processes have a cell for what they have running.
@@ -67,12 +67,12 @@ class Ledger:
         return f"Ledger({len(self.rows)} accounts)"
 
     def row(self, name: str) -> int:
-        """The index of the first cell of an account's row, which is made with zeros where there is none."""
+        """The index of the first cell of an account's row. If there is no row, one is made with zeros."""
         at = self.rows.get(name)
         return self.add_row(name) if at is None else at
 
     def add_row(self, name: str) -> int:
-        """The same for a row that this process does not know yet."""
+        """The index of the first cell of a row that this process does not know yet."""
         self.enter()
         try:
             self.learn()
@@ -87,17 +87,17 @@ class Ledger:
         return at
 
     def learn(self) -> None:
-        """Take up the rows that other processes have made, where there are any; between `enter` and `leave`."""
+        """Take up the rows that other processes have made, if there are any; between `enter` and `leave`."""
 
     def tell(self, name: str) -> None:
-        """Tell other processes, where there are any, that the next row is for this account; as `learn`."""
+        """Tell other processes, if there are any, that the next row is for this account; as `learn`."""
 
     def extend(self, cells: int) -> None:
         """Have at least so many cells."""
         self.cells.extend([0] * (cells - len(self.cells)))
 
     def enter(self) -> None:
-        """Keep others out, where there are any: threads, other processes."""
+        """Keep others out, if there are any: threads, other processes."""
 
     def leave(self) -> None:
         """Let them in again."""
@@ -109,7 +109,7 @@ class Ledger:
         return sum(self.cells[at + RUNNING : at + self.width])
 
     def forget_worker(self, worker: int) -> None:
-        """A worker is gone, and all that it had running."""
+        """A worker has ended, and so have all its sessions."""
         self.enter()
         self.learn()
         self.extend(len(self.rows) * self.width)
@@ -120,7 +120,7 @@ class Ledger:
     # --- what is on disk ---
 
     def restore(self, stored: Mapping[str, tuple[int, int]]) -> None:
-        """Take what was stored: by account, the period's start and the octets used. What is counted already stays."""
+        """Take what was stored: by account, the period's start and the octets used. What was already counted stays."""
         for name, (period, octets) in stored.items():
             at = self.row(name)
             self.enter()

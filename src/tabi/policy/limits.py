@@ -23,7 +23,7 @@ from tabi.wire.address import Host
 __all__ = ["ALL", "DOWN", "OVER", "UP", "Account", "Lease", "Limits", "Networks", "Terms", "Used"]
 
 ALL = 1 << 40
-"""Octets that may move at once where nothing limits them: more than anybody asks for."""
+"""Octets that may move at once if nothing limits them: more than any flow asks for."""
 
 OVER = -1
 """What may move when a quota is used up."""
@@ -32,8 +32,8 @@ BURST_SECONDS = 0.1
 """A bucket holds at least what flows in that time."""
 
 OWED = 10**9
-"""Nanoseconds for which what flows in is kept for who waits for it, whatever the bucket holds: who is served in rounds
-(`relay.pacer`) loses nothing by a round that is late."""
+"""Nanoseconds for which what flows in is kept for a flow that waits, whatever the bucket holds: a flow that is served
+in rounds (`relay.pacer`) loses nothing if a round is late."""
 
 LEAST_BURST = 4096
 """Octets that it holds at least unless ``burst`` says otherwise: a slow account shall still move whole packets."""
@@ -48,19 +48,19 @@ QUANTUM = 1 << 17
 """Octets that one of many moves before the next has its turn, where a bucket is empty."""
 
 PACKET = 1460
-"""Octets below which a bucket counts as empty: who is paced shall not send crumbs."""
+"""Octets below which a bucket counts as empty, so that a paced flow does not send tiny pieces."""
 
 NEVER = float("inf")
 
 MAX_GIVEN = 100_000
-"""Users who may have limits that a program gives them: the numbers of each are kept as long as the server runs."""
+"""Users that may have limits from a program: the numbers of each are kept as long as the server runs."""
 
 POLL = 0.02
 """Seconds until a session that waits for another to end looks again."""
 
 
 class Terms(Protocol):
-    """The limits of one account; None is no limit. `config.Limits` says more of each."""
+    """The limits of one account; None means no limit. `config.Limits` describes each of them."""
 
     @property
     def connections(self) -> int | None: ...
@@ -86,7 +86,7 @@ class Networks(NamedTuple):
 
 
 class Account:
-    """One for whom limits are, and the row in the ledger that has its numbers.
+    """An account: limits apply to it, and a row of the ledger holds its numbers.
 
     ``waiting`` counts those of this process that wait for its buckets.
     """
@@ -129,9 +129,9 @@ class Account:
         self.slack = 0 if rate is None else self.gap * (max(1, rate.count) - 1)
         self.cost = 0.0  # nanoseconds of an octet
         self.burst = self.most = 0  # nanoseconds that the bucket holds, and the same in octets
-        self.owed = 0  # nanoseconds that it holds for who waits
-        self.serving = False  # whether those who waited are served
-        self.least = self.batch = 1  # octets for which one who waits goes on, and one who moves in bulk
+        self.owed = 0  # nanoseconds that it holds for flows that wait
+        self.serving = False  # whether the flows that waited are served
+        self.least = self.batch = 1  # octets for which a waiting flow goes on, and a bulk flow
         if terms.bandwidth is not None:
             self.cost = 1e9 / terms.bandwidth
             octets = least_burst(terms.bandwidth, terms.burst)
@@ -148,18 +148,18 @@ class Account:
 
     @property
     def used_up(self) -> str:
-        """What is said when the quota is used up."""
+        """The message when the quota is used up."""
         return f"limit: {self.name}: the quota of {self.quota} is used up"
 
     def free(self, direction: int, now: int) -> int:
-        """Octets in one of its buckets; less than 0 where it was overdrawn."""
+        """Octets in one of its buckets; less than 0 if it was overdrawn."""
         missing = self.ledger.cells[self.at + direction] - now
         if self.serving:
             return int(min(-missing, self.owed) / self.cost)
         return self.most if missing <= -self.burst else int(-missing / self.cost)
 
     def refusal(self, now: int) -> LimitExceeded | None:
-        """Why another session may not begin now; None where it may. Changes nothing."""
+        """Why another session may not begin now; None if it may. Changes nothing."""
         cells, at, ledger = self.ledger.cells, self.at, self.ledger
         if self.quota is not None and cells[at + USED] >= self.quota.octets:
             return LimitExceeded(self.used_up, "quota")
@@ -202,7 +202,7 @@ class Lease:
     """What one session may move, on all of its accounts. `release` ends it.
 
     ``meters`` are those of its accounts that count octets. ``short`` is the one that let nothing through last.
-    ``cut`` is set by whoever carries the session: called with a text, it ends it at once. ``ended`` says that it is to.
+    The carrier of the session sets ``cut``: called with a text, it ends the session at once. ``ended`` asks for that.
     """
 
     __slots__ = ("accounts", "cut", "ended", "ends", "expires", "ledger", "meters", "released", "short", "user")
@@ -289,7 +289,7 @@ class Lease:
         return None
 
     def exhausted(self) -> str:
-        """What is said where `spend` has returned OVER, or what is `left` is too little."""
+        """The message when `spend` has returned OVER, or when too little is `left`."""
         cells = self.ledger.cells
         quotas = [
             (account.quota.octets - cells[account.at + USED], account.used_up)
@@ -299,7 +299,7 @@ class Lease:
         return min(quotas)[1]
 
     def end(self, error: LimitExceeded) -> None:
-        """The session's time is over: whoever carries it hears of it now, or when it looks."""
+        """The session's time is over: its carrier is told now, or finds out when it next looks."""
         self.ended = error
         if self.cut is not None:
             self.cut(str(error))
@@ -309,26 +309,26 @@ class Lease:
         if self.released:
             return
         self.released = True
-        self.cut = None  # refers to who has this lease: a circle
+        self.cut = None  # refers to the object that has this lease: a reference cycle
         ledger = self.ledger
         for account in self.accounts:  # no other process writes this cell
             ledger.cells[account.at + ledger.column] -= 1
 
 
 def expired(user: str | None, expires: float) -> LimitExceeded:
-    """What is said of a user whose time is over."""
+    """The message for a user whose time is over."""
     return LimitExceeded(f"limit: user {user}: expired at {format_moment(expires)}", "expires")
 
 
 class Given(NamedTuple):
-    """What a program says of a user: groups besides those of the configuration, and limits in place of its own."""
+    """What a program says about a user: groups beside those of the configuration, and limits that replace its own."""
 
     groups: frozenset[str]
     terms: Terms | None
 
 
 class Standing(NamedTuple):
-    """What is limited of a user."""
+    """The accounts of a user."""
 
     accounts: tuple[Account, ...]
     expires: float
@@ -342,8 +342,8 @@ class Cut(Protocol):
 
 
 class Limits:
-    """The accounts of everybody, and who has which: the `Admission` of this machine. Those of users and groups are made
-    when they are first asked for.
+    """All accounts, and which session has which: the `Admission` of this machine. The accounts of users and groups
+    are made when they are first needed.
 
     Args:
         ledger: has their numbers, and keeps them over a reload.
@@ -374,7 +374,7 @@ class Limits:
         self.members = members
         self.expires = expires
         self.with_quota: list[Account] = []
-        """Those of the accounts that were made."""
+        """The accounts that were made so far."""
         self.everybody = () if server is None else (self.make("server", server),)
         self.by_user: dict[str | None, Standing] = {None: Standing(self.everybody, NEVER)}
         self.nobody = self.by_user[None]
@@ -389,22 +389,22 @@ class Limits:
         return bool(self.users or self.groups or self.by_network or self.everybody or self.expires)
 
     def make(self, name: str, terms: Terms) -> Account:
-        """An account that nobody has asked for before."""
+        """An account that was not asked for before."""
         account = Account(name, terms, self.ledger)
         if account.quota is not None:
             self.with_quota.append(account)
         return account
 
     def standing_of(self, user: str) -> Standing:
-        """What is limited of a user that has not come before. Of one that is not in the configuration nothing is kept:
-        a program may let in any number of them."""
+        """The accounts of a user that has not come before. Nothing is kept for a user that is not in the
+        configuration: a program may let in any number of them."""
         standing = self.compose(user, self.users.get(user), self.members.get(user, ()))
         if standing is not self.nobody:
             self.by_user[user] = standing
         return standing
 
     def standing_given(self, user: str, given: Given) -> Standing:
-        """What is limited of a user of whom a program says something. It is kept as long as the program says the same.
+        """The accounts of a user about whom a program says something. They are kept while the program says the same.
 
         Raises:
             LimitExceeded: MAX_GIVEN other users have limits of their own already.
@@ -424,7 +424,7 @@ class Limits:
         return standing
 
     def compose(self, user: str, terms: Terms | None, groups: Iterable[str]) -> Standing:
-        """What is limited of a user with limits and groups."""
+        """The accounts of a user with limits and groups."""
         found = []
         if terms is not None:
             found.append(self.make(f"user {user}", terms))
@@ -440,15 +440,15 @@ class Limits:
         return Standing((*found, *self.everybody), expires)
 
     def queue_of(self, user: str | None, client: Host) -> str | tuple[Account, ...]:
-        """See `Admission`: those of a user; without one, those of clients that have the same limits."""
+        """See `Admission`: the sessions of a user; without a user, those of clients that have the same limits."""
         return self.accounts_of(None, client) if user is None else user
 
     def accounts_of(self, user: str | None, client: Host) -> tuple[Account, ...]:
-        """Whose limits hold for a client."""
+        """The accounts whose limits apply to a client."""
         return self.find(user, client)[0]
 
     def find(self, user: str | None, client: Host, given: Given | None = None) -> tuple[tuple[Account, ...], float]:
-        """Whose limits hold for a client, and when the user ends. Raises LimitExceeded as `standing_given`."""
+        """The accounts that apply to a client, and when its user expires. Raises LimitExceeded as `standing_given`."""
         standing = self.by_user.get(user)
         if user is not None:
             if given is not None:
@@ -463,10 +463,10 @@ class Limits:
         return standing
 
     def admit(self, user: str | None, client: Host, now: int, wall: float, given: Given | None = None) -> Lease | None:
-        """Let a session begin, on all accounts or on none; None where no limits are for it. See `Admission`.
+        """Let a session begin, on all accounts or on none; None if no limits apply to it. See `Admission`.
 
         Raises:
-            LimitExceeded: it may not. ``seconds`` says when to try again where it is to wait, else it is None.
+            LimitExceeded: it may not. ``seconds`` says when to try again if the session may wait, else it is None.
         """
         accounts, expires = self.find(user, client, given)
         if not accounts and expires is NEVER:
@@ -494,7 +494,7 @@ class Limits:
         return Lease(ledger, accounts, user, now + longest * 1e9, expires)
 
     def turn_periods(self, wall: float) -> None:
-        """Begin what quotas have a new period; ``wall`` is in seconds since 1970."""
+        """Begin the new periods of quotas that are due; ``wall`` is in seconds since 1970."""
         for account in self.with_quota:
             if not account.since <= wall < account.until:
                 self.ledger.enter()

@@ -26,16 +26,16 @@ def parse_network(text: str) -> Network:
             pass
         else:
             raise ValueError(f"{text!r} has host bits set, expected {wider}")
-    raise ValueError(f"{text!r} is no network, expected such as 10.0.0.0/8 or 2001:db8::1")
+    raise ValueError(f"{text!r} is not a network, expected such as 10.0.0.0/8 or 2001:db8::1")
 
 
 def unmapped(address: IP) -> IP:
-    """IPv4 inside IPv6, as a dual-stack socket has it, as what it is."""
+    """Turn IPv4 inside IPv6, as a dual-stack socket has it, into plain IPv4."""
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
 
 
 class NetworkTable:
-    """Networks and the numbers of those that have named them.
+    """Networks, and the numbers of the rules or parts that name them.
 
     Args:
         pairs: networks with numbers; a network may come with several.
@@ -103,7 +103,7 @@ class NetworkSet:
         return hash((self.networks, self.unix))
 
     def has_client(self, client: Host) -> bool:
-        """Whether a client belongs to it, by its address or as one of a unix socket."""
+        """Whether a client belongs to it, by its address or because it uses a unix socket."""
         if isinstance(client, str):
             return self.unix and client == UNIX
         return unmapped(client) in self

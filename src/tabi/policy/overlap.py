@@ -1,7 +1,8 @@
-"""Overlap: rules that can never match, since one in front of them matches whatever they would.
+"""Overlap: rules that can never match, since an earlier rule matches everything that they would match.
 
-For each rule a request that it matches is made up, and only those in front of it that match that one too are compared
-with it, so that 20,000 rules take no longer than 20,000 decisions. One that several others hide together is not found.
+For each rule a request that it matches is made up. Only earlier rules that match this request too are compared with
+the rule, so that 20,000 rules take no longer than 20,000 decisions. A rule that only several others together hide is
+not found.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from tabi.session import UNIX, Session
 from tabi.wire.address import Address, Host, parse_host
 
 COMPARED = 1000
-"""Rules that one is compared with at most: only patterns and the like can be so many."""
+"""Rules that one is compared with at most: only patterns and similar matchers reach this number."""
 
 ANYBODY = parse_host("192.0.2.1")
 
 
 class Hidden(NamedTuple):
-    """A rule that can never match, and the one in front of it that is why; None where it is for nobody."""
+    """A rule that can never match, and the earlier rule that hides it; None if the rule applies to no user."""
 
     rule: Rule
     by: Rule | None
@@ -85,12 +86,12 @@ def covers(rules: RuleSet, first: Rule, later: Rule) -> bool:
 
 
 def has_words(one: Set[str] | None, other: Set[str] | None, known: tuple[str, ...]) -> bool:
-    """The same for words of which there are only those known."""
+    """Whether a matcher of words from a fixed list (``known``) includes all that a later one matches."""
     return one is None or (other or set(known)) <= one
 
 
 def has_users(rules: RuleSet, one: Conditions, other: Conditions) -> bool:
-    """The same for users and groups."""
+    """Whether a matcher of users and groups includes all that a later one matches."""
     if one.users is None:
         return True
     if other.users is None:
@@ -101,7 +102,7 @@ def has_users(rules: RuleSet, one: Conditions, other: Conditions) -> bool:
 
 
 def has_ports(one: tuple[tuple[int, int], ...] | None, other: tuple[tuple[int, int], ...] | None) -> bool:
-    """The same for ranges of ports."""
+    """Whether ranges of ports include all that later ones match."""
     if one is None:
         return True
     if other is None:
@@ -116,7 +117,7 @@ def has_ports(one: tuple[tuple[int, int], ...] | None, other: tuple[tuple[int, i
 
 
 def has_networks(one: NetworkSet, other: NetworkSet) -> bool:
-    """The same for networks, and clients of unix sockets."""
+    """Whether networks, and clients of unix sockets, include all that later ones match."""
     return (one.unix or not other.unix) and all(has_network(one, network) for network in other.networks)
 
 
@@ -127,7 +128,7 @@ def has_network(one: NetworkSet, network: Network) -> bool:
 
 
 def has_hours(one: Hours | None, other: Hours | None) -> bool:
-    """The same for hours; those of different zones are not compared."""
+    """Whether hours include all later ones; hours of different zones are not compared."""
     if one is None:
         return True
     if other is None:
@@ -136,12 +137,12 @@ def has_hours(one: Hours | None, other: Hours | None) -> bool:
 
 
 def has_hosts(first: Rule, one: Hosts, later: Rule, other: Hosts | None) -> bool:
-    """The same for destinations."""
+    """Whether the hosts of a rule include all destinations of a later one."""
     if one.everything:
         return True
     if other is None or other.everything:
         return False
-    # One that allows wants all addresses of a name in its networks, where one that refuses takes any of them.
+    # A rule that allows needs all addresses of a name in its networks; a rule that refuses needs only one.
     comparable = first.refuses or not later.refuses or not other.networks
     texts = {pattern.pattern for pattern in one.patterns}
     return (

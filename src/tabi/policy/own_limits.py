@@ -1,4 +1,4 @@
-"""The limits of one session alone, which a program has given it, beside those of its accounts."""
+"""The limits that a program gives to one session alone, in addition to those of its accounts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_own_limits(lease: Lease | None, terms: Terms, user: str | None, now: int
 
     ``now`` is in nanoseconds of the monotonic clock, ``wall`` in seconds since 1970.
     """
-    ledger = Ledger()  # of this session alone: nobody else counts in it
+    ledger = Ledger()  # of this session alone: no other session counts in it
     account = Account("session", terms, ledger)
     if account.quota is not None:
         account.turn_period(wall)

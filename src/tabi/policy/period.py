@@ -11,7 +11,7 @@ from tabi.policy.hours import load_zone
 Unit = Literal["day", "month"]
 
 BACK = 86400
-"""Seconds that a clock may be set back without a period beginning again. Beyond that it was wrong before."""
+"""Seconds that a clock may be set back without a new period. If it is set back further, it was wrong before."""
 
 
 class Period(NamedTuple):
@@ -35,7 +35,7 @@ class Period(NamedTuple):
         return first_second((today.replace(day=1) + timedelta(days=32)).replace(day=1), zone)
 
     def turn(self, stored: int, used: int, now: float) -> tuple[int, int]:
-        """What becomes of a count at a time.
+        """What a count becomes at a given time.
 
         Args:
             stored: when the period began in which it was counted, 0 for none.
@@ -43,8 +43,8 @@ class Period(NamedTuple):
             now: seconds since 1970.
 
         Returns:
-            The period's start and the count: 0 in a new period, as it was in the same one. Where the clock was set back
-            nothing begins anew: by up to a day the later period goes on, by more the count moves to the present one.
+            The period's start and the count: 0 in a new period, as it was in the same one. If the clock was set back,
+            no period begins again: by up to a day the later period goes on, by more the count moves to the present one.
         """
         start = self.start(now)
         if start > stored:
@@ -53,7 +53,7 @@ class Period(NamedTuple):
 
 
 def first_second(day: date, zone: ZoneInfo) -> int:
-    """The first second of a day, in seconds since 1970: midnight, or what follows where a zone leaves midnight out.
+    """The first second of a day, in seconds since 1970: midnight, or the next moment if a zone skips midnight.
 
     The time stamp of a midnight that does not exist is by the offset before it, which is just where the gap ends.
     """

@@ -20,14 +20,14 @@ from tabi.session import Decision, Session
 from tabi.wire.address import Address
 
 DestinationPolicy = Callable[[Address, Sequence[IP] | None], "str | Unresolved | None"]
-"""Asked for each destination of a session that has several, with its addresses where they are known: gives the name of
-its way out, None for straight, `Unresolved` where that depends on the addresses. Raises PolicyDenied.
+"""Asked for each destination of a session that has several, with its addresses if they are known: gives the name of
+its egress, None for direct, `Unresolved` if that depends on the addresses. Raises PolicyDenied.
 
-Where the answer takes time it gives an `Unresolved` that is awaitable (`Pending`): await it, then ask again."""
+If the answer takes time it gives an `Unresolved` that is awaitable (`Pending`): await it, then ask again."""
 
 
 class Pending(Unresolved):
-    """What a judge says where its answer takes time: await it, then ask the judge again."""
+    """What a judge returns if its answer takes time: await it, then ask the judge again."""
 
     def __init__(self, settle: Callable[[], Awaitable[None]]) -> None:
         self.settle = settle
@@ -40,7 +40,7 @@ ALLOWED = Decision()
 
 
 def allow_any_destination(destination: Address, addresses: Sequence[IP] | None) -> None:
-    """The judge of a client for whom there are neither rules nor a guard."""
+    """The judge of a client to which neither rules nor a guard apply."""
 
 
 class Policy:
@@ -78,16 +78,16 @@ class Policy:
     def find(
         self, session: Session, destination: Address, addresses: Sequence[IP] | None, now: float
     ) -> Decision | Unresolved:
-        """What the rules say of a session that asks for a destination.
+        """What the rules decide for a session that asks for a destination.
 
         Args:
-            session: who asks, and how.
-            destination: what for; a name that is a number is expected as the address that it is.
-            addresses: of a destination that is a name, where it was resolved.
+            session: the client that asks, and how it asks.
+            destination: the host and port; a name that is a number is expected as an address.
+            addresses: of a destination that is a name, if it was resolved.
             now: seconds since 1970.
 
         Returns:
-            The decision, or `Unresolved` where it depends on the addresses of a name.
+            The decision, or `Unresolved` if it depends on the addresses of a name.
         """
         rule = self.rules.find(session, destination, addresses, now)
         if rule is None:
@@ -97,18 +97,18 @@ class Policy:
     def decide(
         self, session: Session, destination: Address, addresses: Sequence[IP] | None, now: float
     ) -> Decision | Unresolved:
-        """What the rules say, and the program after them, which must not be one that is awaited. See `find`."""
+        """What the rules decide, and then the program, whose answer must not need an await. See `find`."""
         decision = self.find(session, destination, addresses, now)
         if self.decide_hook is None or isinstance(decision, Unresolved):
             return decision
         return ask_hook(self.decide_hook, session, destination, decision)
 
     def settled(self, session: Session, now: float) -> Rule | None:
-        """The rule that decides whatever the destination will be, if there is one and no program may differ."""
+        """The rule that decides whatever the destination will be, if there is one and no program may change it."""
         return None if self.decide_hook is not None else self.rules.find_without_destination(session, now)
 
     def way(self, session: Session, now: float) -> str | None:
-        """The way out of a session whatever its destination will be, if a rule names one and no program may differ."""
+        """The egress of a session for every destination, if a rule names one and no program may change it."""
         rule = self.settled(session, now)
         return None if rule is None or rule.refuses else rule.via
 
@@ -146,7 +146,7 @@ class Policy:
 
 
 def enforce(decision: Decision, destination: Address) -> None:
-    """Raise PolicyDenied where a decision is not to allow."""
+    """Raise PolicyDenied if a decision does not allow."""
     if decision.action != "allow":
         who = f"rule {decision.rule}" if decision.rule else "decide"
         text = decision.reason or f"{who}: {decision.action} {destination}"

@@ -34,16 +34,16 @@ class Foresight(NamedTuple):
     """What a choice would be, and why."""
 
     member: Member | None
-    """None: only a lot will say it."""
+    """None: only a random draw decides it."""
     why: str
     among: int
-    """How many it could be."""
+    """How many members are possible."""
 
 
 class Group:
-    """The members with one label, or all: a balancer for those that are in, and who is out until when.
+    """The members with one label, or all members: a balancer for those that are in, and when each other one returns.
 
-    ``strict`` says that the balancer itself looks for who is due: it may not give a request to just anyone.
+    ``strict`` says that the balancer itself finds the member that is due: not every member may take any request.
     """
 
     __slots__ = ("balancer", "members", "resting", "strict")
@@ -55,7 +55,7 @@ class Group:
         self.balancer = make_balancer(members, balance, random)
 
     def choose(self, key: str, now: float, tried: Collection[Member]) -> Member | None:
-        """Who is due first, for nobody else finds out whether it works; then as the balancer says."""
+        """A member that is due comes first, since only a trial shows whether it works; else the balancer chooses."""
         if not self.strict:
             entry = self.resting.first(tried, now)
             if entry is not None:
@@ -63,7 +63,7 @@ class Group:
         return self.balancer.choose(key, now, tried)
 
     def foresee(self, key: str, now: float, tried: Collection[Member]) -> Foresight | None:
-        """What `choose` would give, and why; None where that is nobody. Nothing changes by that."""
+        """The member that `choose` would give, and why; None if it would give none. This changes nothing."""
         left = [member for member in self.members.values() if member not in tried and may_take(member, now)]
         if not left:
             return None
@@ -96,7 +96,7 @@ class Pool:
         store: what keys stick to, and what is known of members. Default: one of its own.
 
     Raises:
-        ValueError: there is no member, two have the same name, or there is no such balance.
+        ValueError: there is no member, two members have the same name, or the balance is unknown.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Pool:
         self.balance = balance
         self.failures = failures
         self.shortest, self.longest = backoff
-        random = random or Random()  # noqa: S311 - who takes a request is no secret
+        random = random or Random()  # noqa: S311 - the choice of a member is not a secret
         labels = sorted({label for member in self.members for label in member.labels})
         self.groups: dict[str | None, Group] = {None: Group(self.members, balance, random)}
         for label in labels:
@@ -156,7 +156,7 @@ class Pool:
         label: str | None = None,
         ttl: float | None = None,
     ) -> Member | None:
-        """Choose who takes a request. `begin` follows at once where it is to go there.
+        """Choose the member that takes a request. Call `begin` at once if the request goes there.
 
         Args:
             key: what ``hash`` and ``sticky`` go by (`make_key`); others do not look at it.
@@ -166,7 +166,7 @@ class Pool:
             ttl: seconds for a sticky key, in place of the pool's.
 
         Returns:
-            None where each is out and not due, or was tried, or none has the label.
+            None if each member is out and not due, or was tried, or does not have the label.
         """
         group = self.groups.get(label)
         if group is None:
@@ -188,7 +188,7 @@ class Pool:
     def foresee(
         self, key: str, now: float, tried: Collection[Member] = (), label: str | None = None
     ) -> Foresight | None:
-        """What `choose` would give, and why; None where that is nobody. Nothing changes by that."""
+        """The member that `choose` would give, and why; None if it would give none. This changes nothing."""
         group = self.groups.get(label)
         if group is None:
             return None
@@ -202,7 +202,7 @@ class Pool:
         """Count a request that goes to a member; `end` is called once for it.
 
         Returns:
-            Whether it is the member's trial. Then it ends with `worked`, `failed` or `undecided`, or nobody goes there.
+            Whether it is the member's trial. Then `worked`, `failed` or `undecided` ends it, or it is not used.
         """
         member.running += 1
         trial = member.due is not None and not member.trying
@@ -221,13 +221,13 @@ class Pool:
             group.balancer.moved(member)
 
     def undecided(self, member: Member) -> None:
-        """Its trial, if one is under way, is over without an answer: the next request is another one."""
+        """Its trial, if one is under way, is over without an answer: the next request is a new trial."""
         if member.trying:
             assert member.due is not None
             self.rest(member, member.due)
 
     def worked(self, member: Member) -> bool:
-        """A request, or a check, found that it works: it is in, and nothing is held against it.
+        """A request, or a check, found that a member works: it is in, and its failures are forgotten.
 
         Returns:
             Whether it was out.
@@ -246,7 +246,7 @@ class Pool:
         return True
 
     def failed(self, member: Member, now: float) -> bool:
-        """A request, or a check, failed by the member's fault.
+        """A request, or a check, failed because of the member.
 
         While it is out this counts for its trial, or when it is due: what began before must not add to the back-off.
 
@@ -275,7 +275,7 @@ class Pool:
 
 
 def make_key(by: Sequence[By], client: str, user: str | None, host: str, session: str | None = None) -> str:
-    """The key of a request for ``hash`` and ``sticky``: what ``by`` names of its client, its user, where it goes, and
+    """The key of a request for ``hash`` and ``sticky``: what ``by`` names of its client, its user, its destination, and
     the session that its user name names.
 
     No two requests that differ in these have the same key: nothing of them holds a NUL.

@@ -1,6 +1,6 @@
 """What a pool remembers of its keys and its members, by the names of members: it may outlive the pool.
 
-A pool asks for keys at each choice, so that answers have to be at hand; it tells of health only when that changes.
+A pool asks for keys at each choice, so the store must answer at once; it reports health only when that changes.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 KEYS = 10_000
-"""Sticky keys that are remembered; beyond that the one that rested longest is forgotten."""
+"""Sticky keys that are remembered; beyond that the key that was unused longest is forgotten."""
 
 StickyKey = tuple[str | None, str]
 """A label, or None, and the key of a request."""
 
 
 class Health(NamedTuple):
-    """What is held against a member."""
+    """The failures that are recorded for a member."""
 
     failures: int
-    """In a row."""
+    """Failures in a row."""
     backoff: float
     """Seconds that it was out the last time."""
     due: float | None
-    """When it is tried again; None: it is not out."""
+    """When it is tried again; None if it is not out."""
 
 
 class PoolStore(Protocol):
@@ -37,17 +37,17 @@ class PoolStore(Protocol):
         """Have a key stick to a member for ``ttl`` seconds from now."""
 
     def get_health(self, member: str) -> Health | None:
-        """What is held against a member; None: nothing."""
+        """The failures that are recorded for a member; None if there are none."""
 
     def put_health(self, member: str, health: Health | None) -> None:
-        """Keep it."""
+        """Record the failures of a member."""
 
     def succeed(self, same: Collection[str]) -> PoolStore:
         """The store of the pool that takes this one's place; ``same`` are the members that are still what they were."""
 
 
 class MemoryStore:
-    """In the memory of one worker.
+    """A store in the memory of one worker.
 
     Args:
         keys: sticky keys that are remembered.
@@ -89,7 +89,7 @@ class MemoryStore:
             self.health[member] = health
 
     def succeed(self, same: Collection[str]) -> MemoryStore:
-        """See `PoolStore`: a copy, for requests that are under way may end in the pool of before."""
+        """See `PoolStore`: a copy, since requests that are under way may end in the previous pool."""
         other = MemoryStore(self.keys)
         other.stuck = self.stuck.copy()
         other.health = {member: health for member, health in self.health.items() if member in same}

@@ -1,4 +1,4 @@
-"""Durations, sizes, rates, quotas and moments as tabi.toml has them. What cannot be read is a ValueError."""
+"""Durations, sizes, rates, quotas and moments as tabi.toml has them. A value that cannot be read raises ValueError."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BITS = {"bit": 1 / 8, "kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
 MAX_SIZE = 1 << 62
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = -6e10, 2.5e11
-"""Seconds between which a moment lies: from the year 69 to 9891."""
+"""The bounds of a moment in seconds: from the year 69 to 9891."""
 
 
 def is_number(value: object) -> bool:
@@ -39,11 +39,11 @@ class Seconds(float):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read a number, or a number with ms, s, min, h or d behind it. Raises ValueError."""
+        """Read a number, or a number with ms, s, min, h or d after it. Raises ValueError."""
         if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
             value = float(found[1]) * UNITS[found[2] or "s"]
         if not is_number(value):
-            raise ValueError(f'{value!r} is no duration, expected seconds such as 10 or text such as "200ms"')
+            raise ValueError(f'{value!r} is not a duration, expected seconds such as 10 or text such as "200ms"')
         seconds = cast("float", value)
         if not 0 < seconds < 1e9:
             raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
@@ -55,13 +55,13 @@ class Size(int):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read an integer, or a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB behind it."""
+        """Read an integer, or a number with B, kB, MB, GB, TB, KiB, MiB, GiB or TiB after it."""
         octets: object = value
         if isinstance(value, str) and (found := SIZE.fullmatch(value.strip())):
             factor = OCTETS.get(found[2].lower() or "b")
             octets = None if factor is None else round(float(found[1]) * factor)
         if not isinstance(octets, int) or isinstance(octets, bool):
-            raise ValueError(f'{value!r} is no size, expected octets such as 65536 or text such as "10 MB"')
+            raise ValueError(f'{value!r} is not a size, expected octets such as 65536 or text such as "10 MB"')
         if not 0 < octets < MAX_SIZE:
             raise ValueError(f"a size is more than 0 and less than 4 EiB, this one is {value!r}")
         return cls(octets)
@@ -83,12 +83,12 @@ class Rate(float):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read a number per second, or a number with /s, /min, /h or /d behind it."""
+        """Read a number per second, or a number with /s, /min, /h or /d after it."""
         number, seconds, text = value, 1, f"{value}/s"
         if isinstance(value, str) and (found := RATE.fullmatch(value.strip())):
             number, seconds, text = float(found[1]), SECONDS[found[2]], value.strip()
         if not is_number(number):
-            raise ValueError(f'{value!r} is no rate, expected events per second such as 20 or text such as "20/s"')
+            raise ValueError(f'{value!r} is not a rate, expected events per second such as 20 or text such as "20/s"')
         amount = float(cast("float", number))
         if not 1e-6 <= amount / seconds <= 1e9:
             raise ValueError(f"a rate is more than 0 and at most 1e9 per second, this one is {value!r}")
@@ -113,7 +113,7 @@ class Bandwidth(float):
             number = float(found[1]) * factor if found and factor else None
         if not is_number(number):
             raise ValueError(
-                f'{value!r} is no bandwidth, expected octets per second such as 1000000 or text such as "10 MB/s"'
+                f'{value!r} is not a bandwidth, expected octets per second such as 1000000 or text such as "10 MB/s"'
             )
         octets = float(cast("float", number))
         if not 1 <= octets <= 1e12:
@@ -122,7 +122,7 @@ class Bandwidth(float):
 
 
 class Quota:
-    """So many octets in each day or month."""
+    """A number of octets in each day or month."""
 
     __slots__ = ("octets", "period")
 
@@ -133,7 +133,7 @@ class Quota:
     @classmethod
     def parse(cls, value: object) -> Quota:
         """Read text such as ``50 GB/month`` or ``2 GB/day Europe/Berlin``; without a zone it is UTC."""
-        expected = f'{value!r} is no quota, expected text such as "50 GB/month" or "2 GB/day Europe/Berlin"'
+        expected = f'{value!r} is not a quota, expected text such as "50 GB/month" or "2 GB/day Europe/Berlin"'
         if not isinstance(value, str):
             raise ValueError(expected)
         size, slash, rest = value.partition("/")
@@ -177,7 +177,7 @@ class Moment(float):
             moment = (aware - EPOCH).total_seconds()
         if is_number(moment) and FIRST <= cast("float", moment) < LAST:
             return cls(cast("float", moment))
-        raise ValueError(f"{value!r} is no time, expected such as 2027-01-01 or 2027-01-01T12:00:00Z")
+        raise ValueError(f"{value!r} is not a time, expected such as 2027-01-01 or 2027-01-01T12:00:00Z")
 
 
 def format_moment(seconds: float) -> str:

@@ -34,7 +34,7 @@ REFUSALS = frozenset(("deny", "reset", "drop"))
 
 
 class Unresolved:
-    """What `RuleSet.find` says where the first match depends on the addresses of a name."""
+    """What `RuleSet.find` returns if the first match depends on the addresses of a name."""
 
     def __repr__(self) -> str:
         return "UNRESOLVED"
@@ -51,7 +51,7 @@ class Conditions(NamedTuple):
     listeners: frozenset[str] | None = None
     users: frozenset[str] | None = None
     groups: frozenset[str] | None = None
-    """Those of ``users`` with a @. Where one of both is not None, the other is not either."""
+    """The words of ``users`` with a @. ``users`` and ``groups`` are both None, or neither is."""
     ports: tuple[tuple[int, int], ...] | None = None
     clients: NetworkSet | None = None
     hours: Hours | None = None
@@ -96,12 +96,12 @@ class Rule(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """Its name for people."""
         return self.name or f"rule[{self.number}]"
 
     @property
     def refuses(self) -> bool:
-        """Whether it is one that does not allow."""
+        """Whether the rule does not allow."""
         return self.action in REFUSALS
 
 
@@ -126,7 +126,7 @@ def make_rule(number: int, action: Action, texts: Texts, name: str | None = None
     groups = None if texts.users is None else frozenset(word[1:] for word in texts.users if word.startswith("@"))
     commands = words_of(texts.commands, COMMANDS, "commands")
     if commands is not None and "connect" in commands:
-        commands |= {"forward"}  # a request of HTTP asks for no less than a tunnel
+        commands |= {"forward"}  # an HTTP request needs the same permission as a tunnel
     conditions = Conditions(
         commands=commands,
         protocols=words_of(texts.protocols, PROTOCOLS, "protocols"),
@@ -162,7 +162,7 @@ def each(words: Sequence[str] | None, parse: Any, key: str) -> Any:
 
 
 def words_of(words: Sequence[str] | None, known: Sequence[str], key: str) -> frozenset[str] | None:
-    """Words out of a list. Raises ConfigError."""
+    """Words from a fixed list. Raises ConfigError."""
     if words is None:
         return None
     for index, word in enumerate(words):
@@ -199,7 +199,7 @@ def make_hosts(words: Sequence[str]) -> Hosts:
             else:
                 names.append(parse_name(word))
         except re.error as exc:
-            raise ConfigError(f"{word!r} is no regular expression: {exc}", f"hosts[{index}]") from None
+            raise ConfigError(f"{word!r} is not a regular expression: {exc}", f"hosts[{index}]") from None
         except ValueError as exc:
             raise ConfigError(str(exc), f"hosts[{index}]") from None
     found = NetworkSet(networks) if networks else NO_NETWORKS
@@ -207,7 +207,7 @@ def make_hosts(words: Sequence[str]) -> Hosts:
 
 
 def is_network(word: str) -> bool:
-    """Whether a word is a network or an address, and no name."""
+    """Whether a word is a network or an address, and not a name."""
     return "/" in word or ":" in word or word.replace(".", "").isdigit()
 
 
@@ -230,7 +230,7 @@ def normal(name: str) -> str:
 class Asked(NamedTuple):
     """A destination as rules look at it.
 
-    ``addresses`` are None where a name was not resolved. For rules that refuse, what stands inside IPv6 addresses
+    ``addresses`` are None if a name was not resolved. For rules that refuse, what stands inside IPv6 addresses
     counts too: ``every_form`` has it.
     """
 
@@ -286,12 +286,12 @@ class RuleSet:
         self.networks = NetworkTable(networks)
         self.clients = NetworkTable(clients)
         self.always = next(filter(matches_all, self.rules[:1]), None)
-        """The first rule, where it matches whatever there is: then nothing has to be looked up (`tabi serve --via`)."""
+        """The first rule, if it matches everything: then nothing has to be looked up (`tabi serve --via`)."""
 
     def file(
         self, position: int, rule: Rule, networks: list[tuple[Network, int]], clients: list[tuple[Network, int]]
     ) -> None:
-        """Put a rule where it is found."""
+        """Put a rule into the index that finds it."""
         hosts, conditions = rule.hosts, rule.conditions
         if hosts is not None:
             for name in hosts.names:
@@ -325,14 +325,14 @@ class RuleSet:
         """The first rule that matches, or None.
 
         Args:
-            session: who asks, and how.
-            destination: for what; a name that is a number is expected as the address that it is.
-            addresses: of a name, where it was resolved.
+            session: the client that asks, and how it asks.
+            destination: the host and port; a name that is a number is expected as an address.
+            addresses: of a name, if it was resolved.
             now: seconds since 1970.
 
         Returns:
-            UNRESOLVED where that depends on the addresses of a name which are not there: a rule with networks, all of
-            whose other matchers match, comes before the first match.
+            UNRESOLVED if that depends on the unknown addresses of a name: a rule with networks, whose other matchers
+            all match, comes before the first match.
         """
         if self.always is not None or not self.rules:
             return self.always
@@ -373,7 +373,7 @@ class RuleSet:
         return found
 
     def depends(self, session: Session, port: int, now: float, end: int) -> bool:
-        """Whether a rule in front of ``end`` asks for the network of a name."""
+        """Whether a rule before ``end`` needs the network of a name."""
         return any(
             first < end and self.holds(conditions, session, port, now)
             for conditions, first in self.network_kinds.items()
@@ -397,7 +397,7 @@ class RuleSet:
         return hours is None or hours.includes(now)
 
     def groups_of(self, session: Session) -> frozenset[str]:
-        """The groups of a session's user: those of the configuration, and those that a program said."""
+        """The groups of a session's user: those of the configuration, and those from a program."""
         groups = self.groups.get(session.user or "", NO_GROUPS)
         return groups | session.groups if session.groups else groups
 
@@ -412,9 +412,9 @@ class RuleSet:
 
     @staticmethod
     def leads(rule: Rule, hosts: Hosts, asked: Asked) -> bool:
-        """Whether a destination is one of a rule's hosts: by its name, or by its addresses where they are known.
+        """Whether a destination is one of a rule's hosts: by its name, or by its addresses if they are known.
 
-        A rule that refuses takes one address of several for the whole, one that allows wants all of them.
+        For a rule that refuses, one address of several is enough; a rule that allows needs all of them.
         """
         everything, names, suffixes, networks, patterns = hosts
         if everything or asked.text in names or any(pattern.search(asked.text) for pattern in patterns):
@@ -460,7 +460,7 @@ class RuleSet:
         return steps
 
     def mismatch(self, rule: Rule, session: Session, asked: Asked, now: float) -> str | None:
-        """The first matcher that says no, and to what; None where all match."""
+        """The first matcher that does not match, and the value; None if all match."""
         conditions, texts = rule.conditions, rule.texts
         seen = {
             "commands": session.command,
@@ -480,10 +480,10 @@ class RuleSet:
             return f"hours: it is not {texts.hours}"
         if rule.hosts is not None and not self.leads(rule, rule.hosts, asked):
             if rule.hosts.networks and asked.addresses is None:
-                return f"hosts: {asked.text} is none of {shown(texts.hosts)} by its name, and was not resolved"
+                return f"hosts: {asked.text} is not one of {shown(texts.hosts)} by its name, and was not resolved"
             addresses = ", ".join(map(str, asked.addresses or ()))
             what = asked.text if addresses in ("", asked.text) else f"{asked.text} ({addresses})"
-            return f"hosts: {what} is none of {shown(texts.hosts)}"
+            return f"hosts: {what} is not one of {shown(texts.hosts)}"
         return None
 
 

@@ -22,7 +22,7 @@ MAX_MEMORY = (1 << 30) + (1 << 20)
 
 KEY_SIZE, SALT_SIZE = 32, 16
 KEY_SIZES = (16, 32, 64)
-"""Octets of the keys that programs make; another size is a hash that was cut or that something was added to."""
+"""Octets of the keys that programs make; another size means that the hash was cut or extended."""
 
 PREFIX = "$scrypt$"
 
@@ -31,7 +31,7 @@ PROVEN_LIMIT = 10_000
 
 
 class Secret(NamedTuple):
-    """What is stored of one password: a salted key, or the password itself where ``log_n`` is 0."""
+    """What is stored for one password: a salted key, or the password itself if ``log_n`` is 0."""
 
     log_n: int
     block: int
@@ -44,7 +44,7 @@ class Secret(NamedTuple):
 
     @property
     def is_hash(self) -> bool:
-        """Whether to verify takes long."""
+        """Whether verifying takes long."""
         return self.log_n > 0
 
 
@@ -61,10 +61,10 @@ def make_hash(password: bytes, salt: bytes | None = None) -> str:
 
 
 def parse_hash(text: str) -> Secret:
-    """Read what `make_hash` wrote.
+    """Read a hash that `make_hash` wrote.
 
     Raises:
-        ValueError: it is no such hash, or its cost is out of bounds. The text is not in the message.
+        ValueError: it is not such a hash, or its cost is out of bounds. The message does not contain the text.
     """
     expected = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints it"
     parts = text.split("$")
@@ -110,7 +110,7 @@ def to_base64(data: bytes) -> str:
 
 
 def from_base64(text: str) -> bytes:
-    """The counterpart of to_base64; bits behind the last octet must be 0 (RFC 4648 section 3.5). Raises ValueError."""
+    """The counterpart of to_base64; bits after the last octet must be 0 (RFC 4648 section 3.5). Raises ValueError."""
     data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     if to_base64(data) != text.rstrip("="):
         raise ValueError("bits behind the last octet")
@@ -129,7 +129,7 @@ class Users:
         self.secrets = secrets
         if sample is None:
             sample = next((secret for secret in secrets.values() if secret.is_hash), plain_secret(b""))
-        # Who asks for an unknown user waits as long as for a known one.
+        # A client that names an unknown user waits as long as one that names a known user.
         self.decoy = sample._replace(key=os.urandom(KEY_SIZE))
         self.proof_key = os.urandom(32)
         self.proven: dict[bytes, float] = {}
@@ -147,7 +147,7 @@ class Users:
         return (self.find(username)[1] or self.decoy).is_hash
 
     def find(self, username: bytes) -> tuple[str, Secret | None]:
-        """A user's name as text, and the secret where there is such a user."""
+        """A user's name as text, and the secret if there is such a user."""
         try:
             name = username.decode()
         except UnicodeDecodeError:
@@ -161,12 +161,12 @@ class Users:
         if stored.is_hash:
             same = hmac.compare_digest(derive(password, stored), stored.key)
         else:
-            # Digests have one length, so that not even the length of the password is told by the time taken.
+            # Digests have one length, so that the time taken does not tell even the length of the password.
             same = hmac.compare_digest(self.proof(b"", password), self.proof(b"", stored.key))
         return name if same and secret is not None else None
 
     def proof(self, username: bytes, password: bytes) -> bytes:
-        """A key for a pair that says nothing about it."""
+        """A key for a pair, which tells nothing about the pair."""
         return hmac.digest(self.proof_key, len(username).to_bytes(2, "big") + username + password, "sha256")
 
     def recall(self, username: bytes, password: bytes, now: float) -> str | None:

@@ -47,7 +47,7 @@ class Associations:
         done: called with the session of each association that has ended.
         time: a clock in seconds.
         binding: where datagrams toward destinations come from; None: whatever the system chooses.
-        inspector: looks at all datagrams, see `DatagramInspector`. TypeError is raised where it cannot be one.
+        inspector: looks at all datagrams, see `DatagramInspector`. TypeError is raised if it is not a valid inspector.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Associations:
 
     @property
     def controls(self) -> int:
-        """Connections that keep associations at proxies open: descriptors beside those of the associations."""
+        """Connections that keep associations at proxies open: descriptors in addition to those of the associations."""
         return self.context.controls
 
     @property
     def binding(self) -> SourceBinding | None:
-        """Where datagrams that go directly come from; a new one is for the sockets to come."""
+        """The source of datagrams that go directly; a new value is for future sockets."""
         return self.context.binding
 
     @binding.setter
@@ -87,7 +87,7 @@ class Associations:
     def open_port(self, local: Address, udp: Udp) -> Port:
         """A port on the address that a client has connected to: a new one, or the one that all share there.
 
-        ``local`` is that address and the listener's port. Raises OSError where none is free.
+        ``local`` is that address and the listener's port. Raises OSError if no port is free.
         """
         host, number = local
         assert not isinstance(host, str)
@@ -103,9 +103,9 @@ class Associations:
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
     def inspect(self, session: Session, inspector: DatagramInspector) -> Inspect | None:
-        """Ask an inspector what is to look at the datagrams of an association; None for nothing.
+        """Ask an inspector which function inspects the datagrams of an association; None for none.
 
-        Raises TabiError where there is to be none: what the inspector raised, or for its failure DialError.
+        Raises TabiError if the association is refused: what the inspector raised, or DialError for its failure.
         """
         try:
             found = inspector.begin(session)
@@ -119,7 +119,7 @@ class Associations:
             raise DialError("the inspector of datagrams failed", ReplyCode.GENERAL_FAILURE) from exc
 
     def end(self, session: Session, reason: Close, error: str | None = None) -> bool:
-        """End the association of a session; False where there is none. ``error`` is for the log's line."""
+        """End the association of a session; False if there is none. ``error`` is for the log's line."""
         for association in self.active:
             if association.session is session:
                 association.end(reason, error)
@@ -147,7 +147,7 @@ class Associations:
             session: gets the counts and the way it ended.
             answer: the reply, sent first.
             judge: asked for every destination.
-            declared: the port that the client will send from, or 0 where it did not say.
+            declared: the port that the client will send from, or 0 if it did not say.
             udp: what the listener says about fragments and senders.
             open_path: opens whatever egress the judge names.
             opened: one that is connected, by its name.

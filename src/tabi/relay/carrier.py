@@ -1,6 +1,6 @@
-"""Carrier: who gets both streams of a session once they are open.
+"""Carrier: the object that gets both streams of a session once they are open.
 
-The relays are one (`relay.relays`). What wraps one, to look into the octets or to change them, is another. A program's
+The relays are one (`relay.relays`). A wrapper around one, which reads or changes the octets, is another. A program's
 own carrier is an async function, which `relay.tunnel` runs in a task.
 """
 
@@ -32,13 +32,13 @@ class Carrier(Protocol):
     """Carries sessions to their end."""
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
-        """Take both streams over. For the caller they are closed from now on, and so is the session for it.
+        """Take both streams over. The caller must treat them, and the session, as closed from now on.
 
         Args:
             client: the stream to the client.
             server: the stream to the destination.
             session: gets the octets and the way it ended.
-            answer: what the client gets before everything else, if anything; it counts as no payload.
+            answer: what the client gets before everything else, if anything; it does not count as payload.
             head: what the client has sent already; it comes before everything else that the client sends.
         """
 
@@ -59,7 +59,7 @@ def carry_of(carrier: object) -> Carry:
     """The async function of a program's own carrier: the carrier itself, or its method ``carry``.
 
     Raises:
-        TypeError: it is no such thing, or does not take a tunnel.
+        TypeError: it is not such a function, or does not take a tunnel.
     """
     carry = getattr(carrier, "carry", carrier)
     if isinstance(carrier, type) or not is_async(carry):

@@ -1,4 +1,4 @@
-"""Associations: datagrams between a client and whomever it sends to, RFC 1928 section 7.
+"""Associations: datagrams between a client and its destinations, RFC 1928 section 7.
 
 An association is the client's control connection, its port (a UDP socket of its own or a share of one that many use)
 and a UDP socket for each family of destinations, opened with the first datagram that needs it. It has no task: the
@@ -7,7 +7,7 @@ reactor calls it. It ends with its control connection, or when nothing was relay
 Datagrams travel in runs (`net.batch`). A run whose head is known goes where its route says without becoming Python
 objects. Whatever else there is (a new destination, a name, a fragment, rubbish) is taken apart, one by one.
 
-    up      client -> port: whose is it? -> route of the head: an address, or refused, or waiting for the resolver
+    up      client -> port: which association? -> route of the head: an address, or refused, or waiting for the resolver
     down    destination -> has the client sent to that host? -> header of the sender -> port -> client
 
 Hot path: benchmarks/compare pays for what is called with each run (udp) and for each association (voices).
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tabi.relay.udp_context import UdpContext
 
 READS = 8
-"""Reads from a control connection in one turn of the reactor: nothing that a client says there is worth more."""
+"""Reads from a control connection in one turn of the reactor: nothing that a client says there matters."""
 
 
 class Association:
@@ -70,10 +70,10 @@ class Association:
     )
 
     fit_down: ClassVar[Any] = None
-    """Asked for each run on its way to the client, where there is somebody to ask (`limited_association.py`)."""
+    """Called for each run on its way to the client, if limits apply (`limited_association.py`)."""
 
     inspected: ClassVar[bool] = False
-    """Whether somebody looks at each datagram, so that those toward the client go to `carry_down` one by one."""
+    """Whether each datagram is inspected, so that those toward the client go to `carry_down` one by one."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Association:
     def on_control(self, events: int = ENDED) -> None:
         """The reactor's handler: the end of the control connection is the end of the association.
 
-        Section 7 knows nothing that a client could say there, so that it is read and dropped.
+        Section 7 defines no message on it, so anything that the client sends is read and dropped.
         """
         if self.closed or self.queued or not events & READABLE:
             return
@@ -158,7 +158,7 @@ class Association:
     # --- from the client ---
 
     def up(self, run: Run) -> int:
-        """Carry a run from the client; `flush` sends it. Returns what it cost beside the usual, see COST_APART."""
+        """Carry a run from the client; `flush` sends it. Returns what it cost beyond the usual, see COST_APART."""
         route = self.routes.get(run.head)
         if route is None or route.sock is None or self.fragments or run.size + len(route.head) > MAX_DATAGRAM:
             return self.up_apart(run, route)
@@ -189,13 +189,13 @@ class Association:
             self.limit = limit
 
     def up_apart(self, run: Run, route: UdpRoute | None) -> int:
-        """Carry a run one by one: it is new, refused, fragmented or no datagram of RFC 1928."""
+        """Carry a run one by one: it is new, refused, fragmented or not a datagram of RFC 1928."""
         head, count = run.head, run.count
         refusal = route.refusal if route is not None and route.until > self.context.time() else None
         if refusal is not None and self.fragments is None:
             self.drop(refusal, count)
             return 0
-        self.flush()  # what came before goes before
+        self.flush()  # keep the order: send what came before
         payload = self.port.inbox.payload
         for index in range(count):
             self.up_one(head + payload(run, index))
@@ -218,7 +218,7 @@ class Association:
         self.carry_up(address, payload)
 
     def carry_up(self, address: Address, payload: bytes) -> None:
-        """Carry one datagram to its destination, or have it wait until it is known where that is."""
+        """Carry one datagram to its destination, or make it wait until that is known."""
         route = self.router.find(address)
         if route.sock is not None:
             self.send_up(route, payload)
@@ -259,7 +259,7 @@ class Association:
         self.session.down += len(payload)
 
     def lets_in(self, host: bytes) -> bool:
-        """Whether the client may hear a host, by the octets of its address; none stand for a name."""
+        """Whether the client may get datagrams of a host, by the octets of its address; no octets stand for a name."""
         return self.udp.senders != "contacted" or host in self.router.contacted
 
     def reassemble(self, frag: int, address: Address, payload: bytes) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The seam for whoever wants to see, change, hold up or drop datagrams: what an inspector is, and what it is shown."""
+"""The interface for inspectors, which see, change, delay or drop datagrams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Datagram(msgspec.Struct, frozen=True):
     """What is known of the association; its counts are live, and it is the same object for all of its datagrams."""
     direction: Direction
     address: Address
-    """``up``: the destination that the client has named, by name or address. ``down``: who has sent the datagram."""
+    """``up``: the destination that the client has named, by name or address. ``down``: the sender of the datagram."""
     payload: bytes
 
     def __repr__(self) -> str:
@@ -33,7 +33,7 @@ class Emit(Protocol):
     """Sends a payload on, in the direction of the datagram that it was given with.
 
     It may be called any number of times, at once or later, in the thread of the loop. After the end of the association
-    it does nothing. What goes up is decided upon as what the client sends: rules and the guard hold.
+    it does nothing. What goes up is treated as if the client had sent it: rules and the guard apply.
     """
 
     def __call__(
@@ -51,13 +51,13 @@ class Emit(Protocol):
                 association. More is dropped and counted as ``waiting``, and so is what waits at the end.
 
         Raises:
-            TypeError: the payload is no octets, or the address no pair of host and port.
-            ValueError: the host, the port or the delay is none.
+            TypeError: the payload is not octets, or the address is not a pair of host and port.
+            ValueError: the host, the port or the delay is invalid.
         """
 
 
 Inspect = Callable[[Datagram, Emit], object]
-"""Is called with each datagram of one association. Where it does not emit, nothing is sent."""
+"""Called with each datagram of one association. If it does not emit, nothing is sent."""
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ class DatagramInspector(Protocol):
             def inspect(self, datagram, emit):
                 emit(datagram.payload.upper())
 
-    An inspector is called in the thread of the loop, so it must not block. Where it raises, the datagram is dropped and
+    An inspector is called in the thread of the loop, so it must not block. If it raises, the datagram is dropped and
     counted as ``inspector``, the first error of an association is logged, and the association goes on. Associations
     that it looks at are slower: each of their datagrams is taken apart, whereas others go through in batches.
     """
@@ -90,7 +90,7 @@ class DatagramInspector(Protocol):
 
 
 def is_plain(method: object) -> bool:
-    """Whether something can be called, and does its work then: an async function would be awaited by nobody."""
+    """Whether something is callable and not async: an async function would never be awaited."""
     return callable(method) and not introspection.iscoroutinefunction(method)
 
 

@@ -1,6 +1,6 @@
 """One HTTP/1.1 request and its answer, carried between a client's connection and a destination's.
 
-The head is sent on as `wire/http.py` rewrites it, content as it comes, in both directions at once where the request has
+The head is sent on as `wire/http.py` rewrites it, content as it comes, in both directions at once if the request has
 some. What decides, dials and speaks with the client is not here: it hands in both connections (`ingress/http.py`).
 """
 
@@ -47,9 +47,9 @@ class ClientConnection(Protocol):
 
     Attributes:
         client: its stream.
-        buffer: what was read from it behind the request's head.
+        buffer: what was read from it after the request's head.
         session: of the request.
-        moved: counts all that moves, so that idle connections are seen.
+        moved: counts all that moves, so that idle connections are found.
         gone: the client has reset it.
         keeps: it may wait for another request.
     """
@@ -90,9 +90,9 @@ class ServerConnection:
     """The connection to a destination that a client's connection keeps.
 
     Attributes:
-        address: where it leads, that of a proxy on the way where there is one.
-        user, parameters: for whom it was opened, and to whom the destination may have tied it (NTLM, Negotiate).
-        egress, member: the way that it goes.
+        address: where it leads: the destination, or a proxy on the way if there is one.
+        user, parameters: of the user that opened it; the destination may have tied it to them (NTLM, Negotiate).
+        egress, member: the egress that it takes, and its member.
         buffer: what was read from it and is not used up.
         used: it has answered a request.
     """
@@ -117,7 +117,7 @@ class ServerConnection:
         if self.buffer or stream.events & ENDED:
             return False
         if not stream.reactor.edge_triggered:
-            stream.events |= IN  # nothing has told of what came while nobody waited
+            stream.events |= IN  # no event was seen for what came while no task waited
         try:
             # What is known of its readiness may be of octets that were read already.
             return not stream.events & IN or stream.receive_nowait(1) is None
@@ -126,15 +126,15 @@ class ServerConnection:
 
 
 class Exchange:
-    """One request and its answer, in both directions at once where the request has content.
+    """One request and its answer, in both directions at once if the request has content.
 
     Args:
         connection: of the client.
         server: of the destination.
         request: what was asked for.
-        carrier: has both streams of what has changed to another protocol (101).
-        pacer: has this wait where limits leave no room.
-        idle: seconds after which `expire` is called where nothing moves; for the error.
+        carrier: gets both streams when the protocol has changed (101).
+        pacer: makes the exchange wait if limits leave no room.
+        idle: seconds after which `expire` is called if nothing moves; for the error.
     """
 
     __slots__ = (
@@ -175,7 +175,7 @@ class Exchange:
         self.idle = idle
         self.body = make_body(request.body)
         self.answered = False  # whether the client has any of the final answer
-        self.reading = False  # whether the client is waited for, that it sends more
+        self.reading = False  # whether we wait for the client to send more
         self.uploaded = False  # whether the destination's socket has taken the whole request
         # Of the client, found while its content was read.
         self.fault: OSError | RemoteProtocolError | LimitExceeded | None = None
@@ -183,7 +183,7 @@ class Exchange:
         self.lease = lease if lease is not None and lease.meters else None
 
     def expire(self) -> None:
-        """The idle deadline: whoever waits on either side gets TimeoutError."""
+        """The idle deadline: the tasks that wait on either side get TimeoutError."""
         self.stream.expire()
         if self.answered:
             self.client.expire()
@@ -260,15 +260,15 @@ class Exchange:
                 session.down += count
 
     def too_much(self, exc: LimitExceeded) -> ExchangeFailed:
-        """What a limit means before an answer."""
+        """The error for a limit before an answer."""
         return ExchangeFailed(429, "connection_limit_reached", str(exc))
 
     def wrong_answer(self, what: str) -> ExchangeFailed:
-        """What an answer that breaks the protocol means."""
+        """The error for an answer that breaks the protocol."""
         return ExchangeFailed(502, "http_protocol_error", f"{self.request.destination}: {what}")
 
     def lost(self, exc: OSError) -> ExchangeFailed:
-        """What a broken connection to the destination means before an answer."""
+        """The error for a connection to the destination that breaks before an answer."""
         destination = self.request.destination
         if isinstance(exc, TimeoutError):
             seconds = self.idle
@@ -301,7 +301,7 @@ class Exchange:
             self.uploaded = True
         except (OSError, RemoteProtocolError, LimitExceeded) as exc:
             self.fault = exc
-            stream.reset()  # it must not take what it has for the whole; and nobody waits for its answer any more
+            stream.reset()  # it must not take what it has for the whole; and no task waits for its answer any more
 
     async def answer(self) -> tuple[bool, bool]:
         """Read the destination's answer and send it on; see `run`."""
@@ -334,7 +334,7 @@ class Exchange:
             self.connection.moved += 1
             if not response.interim:
                 return response
-            self.server.used = False  # it has seen the request: to ask again would be to ask twice
+            self.server.used = False  # it has seen the request: to ask again would repeat it
             if request.minor:
                 await self.connection.send(encode_response(response, True))
         raise self.wrong_answer(f"more than {INTERIM_LIMIT} interim responses")
@@ -342,7 +342,7 @@ class Exchange:
     async def switch(self, response: Response) -> None:
         """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
         if self.request.upgrade is None:
-            raise self.wrong_answer("101, and nobody asked for it")
+            raise self.wrong_answer("101, which was not requested")
         await self.connection.send(encode_response(response, True) + self.server.buffer)
         self.session.down += len(self.server.buffer)
         self.carrier.start(self.client, self.stream, self.session, b"", bytes(self.connection.buffer))
@@ -351,7 +351,7 @@ class Exchange:
         """Send an answer on; whether the client's connection goes on, and the destination's."""
         request, client, server, session = self.request, self.client, self.server, self.session
         body = make_body(response.body)
-        chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know them: they are taken apart
+        chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know chunks: they are taken apart
         keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
         keep = keep and self.connection.keeps
         head = encode_response(response, keep, request.minor)
@@ -405,7 +405,7 @@ class Exchange:
         return keep, response.keep_alive and self.uploaded and body.done and not server.buffer
 
     def blame(self, exc: OSError | RemoteProtocolError | LimitExceeded, sending: bool) -> str:
-        """Who has broken an answer off, and how; ``sending`` says that the client was being sent to."""
+        """Which side has broken an answer off, and how; ``sending`` says that octets were being sent to the client."""
         whose = "the client" if sending else str(self.request.destination)
         if isinstance(exc, TimeoutError) and exc.errno is None:
             seconds = self.idle

@@ -44,7 +44,7 @@ NOTHING = Counted(0)
 
 
 def make_body(octets: int) -> Body:
-    """What follows content as ``Request.body`` and ``Response.body`` announce it."""
+    """The object that follows content as ``Request.body`` and ``Response.body`` announce it."""
     if not octets:
         return NOTHING
     if octets == CHUNKED:

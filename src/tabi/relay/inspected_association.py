@@ -1,7 +1,7 @@
-"""Associations whose datagrams somebody looks at, one by one: see `relay.datagram_inspector`.
+"""Associations whose datagrams are inspected, one by one: see `relay.datagram_inspector`.
 
-They take a way of their own. What the client sends is taken apart instead of going to the outbox; what destinations
-send is handed over by `DestinationSocket.meet`, which is called for senders that are not known: here all of them.
+They work differently. What the client sends is taken apart instead of going to the outbox; what destinations
+send is handed over by `DestinationSocket.meet`, which is called for unknown senders: here, for all senders.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ MAX_DELAYED, MAX_DELAYED_OCTETS = 1024, 1 << 20
 """Datagrams of one association that wait for their time, and what they take."""
 
 DELAYED_COST = 256
-"""Octets that one takes beside its payload."""
+"""Octets that a datagram takes in addition to its payload."""
 
 MAX_DELAY = 3600.0
 """Seconds that a datagram may wait."""
 
 Delayed = tuple[float, int, Direction, Address, bytes]
-"""When, a number that keeps equal times in order, and what."""
+"""The time, a number that keeps equal times in order, and the datagram."""
 
 
 class InspectedAssociation(Association):
     """An association that calls ``inspect`` with each datagram, and sends what that emits.
 
-    Within limits the client pays for what it sends, before anybody has looked at it, and for what it gets.
+    Within limits the client pays for what it sends, before it is inspected, and for what it gets.
     """
 
     __slots__ = ("delayed", "delayed_octets", "failed", "inspect", "meter", "numbers", "taken", "timer")
@@ -85,7 +85,7 @@ class InspectedAssociation(Association):
             self.show(Datagram(self.session, "down", source, payload))
 
     def show(self, datagram: Datagram) -> None:
-        """Call the inspector. Where it raises, the datagram is dropped, and the first time is logged."""
+        """Call the inspector. If it raises, the datagram is dropped, and the first error is logged."""
         try:
             self.inspect(datagram, partial(self.emit, datagram))
         except Exception:
@@ -140,13 +140,13 @@ class InspectedAssociation(Association):
             self.set_timer(delay)
 
     def set_timer(self, delay: float) -> None:
-        """Have `send_delayed` called for the one that is next."""
+        """Have `send_delayed` called for the next datagram."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = self.context.reactor.loop.call_later(delay, self.send_delayed)
 
     def send_delayed(self) -> None:
-        """Send those whose time has come."""
+        """Send the datagrams whose time has come."""
         self.timer = None
         now, delayed = self.context.time(), self.delayed
         while delayed and delayed[0][0] <= now:

@@ -1,4 +1,4 @@
-"""Associations within limits: what is too fast is dropped, as a narrow way drops it; a used up quota is the end."""
+"""Associations within limits: what is too fast is dropped, as on a slow link; a used up quota ends the association."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DatagramMeter:
             if room < 0 or lease.left < size:
                 # Not here: the batch under way still has runs of the association.
                 association.context.reactor.later(partial(association.cut, lease.exhausted()))
-            fitting = min(count, room // size) if room > 0 else 0  # a size of 0 is short of room where that is OVER
+            fitting = min(count, room // size) if room > 0 else 0  # a size of 0 does not fit if room is OVER
             if not fitting and room >= 0 and lease.left >= size and lease.is_full(direction, now):
                 fitting = 1  # larger than the bucket: it would never pass, and is paid back by those behind it
             association.drop("limited", count - fitting)

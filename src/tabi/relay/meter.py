@@ -1,8 +1,8 @@
-"""The meter of limits: a stage that says how much may be read, and charges what was.
+"""The meter of limits: a stage that says how much may be read, and charges what was read.
 
-What a direction has read it has been charged for, so that what is under way in several of them is never more than
-there is. Where a bucket is empty nothing is read, TCP slows the sender down, and the pacer lets the direction go on.
-The meter sees no octets: a limited direction is spliced as any other, only with how much at once is another.
+A direction is charged for what it has read, so that several directions together never use more than there is.
+If a bucket is empty, nothing is read, TCP slows the sender down, and the pacer lets the direction go on.
+The meter sees no octets: a limited direction is spliced as any other, only in smaller steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tabi.relay.stage import Stage
 
 
 class Meter(Stage):
-    """Charges one direction. ``left`` is what the allowance said last; ``taken`` see `relay.pacer.Waiter`."""
+    """Charges one direction. ``left`` is the last answer of the allowance; for ``taken`` see `relay.pacer.Waiter`."""
 
     copies = False
 
@@ -32,8 +32,8 @@ class Meter(Stage):
         self.queued = False  # whether the pacer has it
 
     def room(self, most: int) -> int:
-        """See `Stage.room`. A small read goes by what was said last: that is what others may have taken meanwhile at
-        most, for each of them."""
+        """See `Stage.room`. A small read uses the last answer: other directions may have taken as much meanwhile, each
+        of them."""
         if self.queued:
             return 0
         room = self.left
@@ -45,7 +45,7 @@ class Meter(Stage):
                 return min(room, most)
             if turn > 0:
                 return min(room, most, turn)
-            # Once more: since that was said the other direction may have been short, and of another account.
+            # Once more: since that answer the other direction may have been short, and of another account.
             room = self.lease.spend(self.direction, 0, monotonic_ns())
         self.left = 0
         if room < 0:
@@ -75,6 +75,6 @@ class Meter(Stage):
         return self.queued
 
     def closed(self, unsent: int) -> None:
-        """See `Stage.closed`. What reached nobody is given back."""
+        """See `Stage.closed`. Octets that were not delivered are given back."""
         if unsent:
             self.lease.spend(self.direction, -unsent, monotonic_ns())

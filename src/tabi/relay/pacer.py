@@ -1,8 +1,8 @@
-"""The pacer: who waits for room in a bucket, and in which order they go on.
+"""The pacer: the flows that wait for room in a bucket, and the order in which they go on.
 
-Whoever finds a bucket empty waits in the queue of the account that it belongs to, one for each direction. Some times a
-second every queue is served from its front with what has flowed into the bucket meanwhile. Who has taken little goes
-first, so that a keystroke does not wait behind fifty downloads; who has taken a quantum stands behind the others.
+A flow that finds a bucket empty waits in a queue of the bucket's account, one for each direction. Several times a
+second every queue is served from its front with what has flowed into the bucket meanwhile. A flow that took little goes
+first, so that a keystroke does not wait behind fifty downloads; a flow that took a quantum goes to the end.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from tabi.errors import LimitExceeded
 from tabi.policy.limits import QUANTUM, Account, Lease
 
 TICK = 0.05
-"""Seconds until the next round while somebody waits who has taken little."""
+"""Seconds until the next round while a flow waits that has taken little."""
 
 LONG_TICK = 0.2
-"""The same where all have taken much: each round wakes the process and finds its caches cold, which costs as much CPU
-as to carry 1 MB, and a transfer that is under way for long does not mind."""
+"""Seconds until the next round if all have taken much: a round wakes the process with cold caches, which costs as much
+CPU as to carry 1 MB, and long transfers can wait."""
 
 
 class Allowance(Protocol):
-    """What may move, in both directions: `policy.limits.Lease`, or what another store says.
+    """What may move, in both directions: `policy.limits.Lease`, or that of another store.
 
     ``short`` is the account that let nothing through last, ``crowded`` whether others wait for one of its accounts.
     """
@@ -37,28 +37,28 @@ class Allowance(Protocol):
 
     def spend(self, direction: int, octets: int, now: int, /) -> int:
         """Charge octets (less than 0: given back); how many more may be taken now. 0: a bucket is empty, less than 0:
-        no more may ever be. Must answer at once: what is shared with other machines is charged behind it."""
+        no more may ever be. Must answer at once: what is shared with other machines is charged afterwards."""
 
     def exhausted(self) -> str:
         """Why no more may be taken."""
 
 
 class Waiter(Protocol):
-    """Who waits."""
+    """A flow that waits."""
 
     @property
     def lease(self) -> Allowance: ...
 
     direction: int
     taken: int
-    """Octets since it last stood behind the others."""
+    """Octets since it last went to the end of the queue."""
 
     def go(self, room: int) -> None:
         """Called once, with the octets that it may take. Must not raise."""
 
 
 class Queue:
-    """Those who wait for one account in one direction."""
+    """The flows that wait for one account in one direction."""
 
     __slots__ = ("heavy", "light")
 
@@ -74,7 +74,7 @@ class Pacer:
     """Every queue of one worker.
 
     Args:
-        loop: whose timer is used.
+        loop: its timer is used.
         time: the monotonic clock, in nanoseconds.
     """
 
@@ -86,7 +86,7 @@ class Pacer:
         self.wait_seconds = 0.0  # that the timer was set for
 
     def wait(self, waiter: Waiter) -> None:
-        """Have it wait for the account that was short of room when its lease last found none."""
+        """Make it wait for the account that last let nothing through."""
         account = waiter.lease.short
         assert account is not None
         key = account, waiter.direction
@@ -101,7 +101,7 @@ class Pacer:
         self.come_by(LONG_TICK if waiter.taken >= QUANTUM else TICK)
 
     def come_by(self, seconds: float) -> None:
-        """Have the next round in so many seconds, or sooner if it was to be."""
+        """Start the next round in so many seconds, or sooner if that is planned."""
         if self.timer is not None:
             if self.wait_seconds <= seconds:
                 return
@@ -110,7 +110,7 @@ class Pacer:
         self.timer = self.loop.call_later(seconds, self.tick)
 
     def tick(self) -> None:
-        """Serve every queue, and again after a while as long as somebody waits."""
+        """Serve every queue, and again after a while as long as a flow waits."""
         self.timer = None
         now = self.time()
         for key, queue in tuple(self.queues.items()):
@@ -123,7 +123,7 @@ class Pacer:
             self.come_by(TICK if any(queue.light for queue in self.queues.values()) else LONG_TICK)
 
     def serve(self, account: Account, direction: int, queue: Queue, now: int) -> None:
-        """Let those go on for whom there is room, each at most once."""
+        """Let flows go on while there is room, each at most once."""
         for waiters, least in ((queue.light, account.least), (queue.heavy, account.batch)):
             for _ in range(len(waiters)):
                 if account.free(direction, now) < least:
@@ -172,7 +172,7 @@ class Turn:
     def __init__(self, lease: Lease, direction: int, room: asyncio.Future[int]) -> None:
         self.lease = lease
         self.direction = direction
-        self.taken = QUANTUM  # content: it stands behind what is small
+        self.taken = QUANTUM  # content: it waits behind small messages
         self.room = room
 
     def go(self, room: int) -> None:

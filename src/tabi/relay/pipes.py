@@ -34,7 +34,7 @@ class PipePool:
     """What the flows of one reactor share: the pipes, and the buffer of those that copy.
 
     Args:
-        limit: pipes in existence at the same time; 0 where there is no splice, and every flow copies.
+        limit: pipes in existence at the same time; 0 if there is no splice: then every flow copies.
     """
 
     __slots__ = ("buffer", "idle", "lent", "limit", "view")
@@ -47,7 +47,7 @@ class PipePool:
         self.view = memoryview(self.buffer)
 
     def take(self) -> Pipe | None:
-        """Return an empty pipe, or None when there is none to be had: then copying goes on."""
+        """Return an empty pipe, or None if none can be made: then copying goes on."""
         if self.idle:
             self.lent += 1
             return self.idle.pop()
@@ -73,6 +73,6 @@ class PipePool:
             self.idle.append(pipe)
 
     def close(self) -> None:
-        """Close the pipes that nobody uses."""
+        """Close the unused pipes."""
         while self.idle:
             self.idle.pop().close()

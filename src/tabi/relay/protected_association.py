@@ -1,6 +1,6 @@
 """Associations whose client wraps each datagram, as the authentication method has agreed (RFC 1961 section 4, GSSAPI).
 
-What a datagram is wrapped in has the header of RFC 1928 section 7 inside, so that each is taken apart by itself.
+The header of RFC 1928 section 7 is inside the wrapping, so that each datagram is taken apart alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tabi.wire.datagram import MAX_DATAGRAM
 
 
 def pass_on(datagram: Datagram, emit: Emit) -> None:
-    """Look at nothing."""
+    """Inspect nothing."""
     emit(datagram.payload)
 
 

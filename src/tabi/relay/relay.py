@@ -23,7 +23,7 @@ UNREAD = 64
 
 
 class Over:
-    """What the flows of a closed relay still ask: a turn may be under way in them."""
+    """What the flows of a closed relay still use: a turn may be under way in them."""
 
     closed = True
 
@@ -102,7 +102,7 @@ class Relay:
             self.break_off(self.down.source)
 
     def watch(self) -> None:
-        """On a level-triggered reactor: hear of what can be used, and of nothing else."""
+        """On a level-triggered reactor: ask only for events that can be used."""
         if self.levels and not self.closed:
             for here, there in ((self.up, self.down), (self.down, self.up)):
                 reading = here.state == READY and not here.ended
@@ -131,7 +131,7 @@ class Relay:
         (flow if isinstance(flow, StagedFlow) else self.change_over(flow)).add(stage)
 
     def put_on(self, stages: Iterable[tuple[int, Stage]]) -> None:
-        """Put stages on before the relay starts: all of them, or none where one raises. Errors as `add_stage`."""
+        """Put stages on before the relay starts: all of them, or none if one raises. Errors as `add_stage`."""
         try:
             for direction, stage in stages:
                 self.add_stage(direction, stage)
@@ -142,7 +142,7 @@ class Relay:
             raise
 
     def remove_stage(self, stage: Stage) -> None:
-        """Take a stage off; what it holds goes out first. Harmless where it is not on, or the relay has closed."""
+        """Take a stage off; what it holds goes out first. Harmless if it is not on, or the relay has closed."""
         flow = stage.flow
         if flow is not None and flow.relay is self:
             flow.remove(stage)
@@ -175,7 +175,7 @@ class Relay:
     def break_off(self, whole: Sock | None = None, reason: Close = "reset") -> None:
         """One side was reset or failed: the other gets a reset too, not what looks like an orderly end.
 
-        ``whole`` is the other one, where that is known.
+        ``whole`` is the other side, if that is known.
         """
         if not self.closed:
             for sock in (self.up.source, self.down.source) if whole is None else (whole,):
@@ -186,7 +186,7 @@ class Relay:
             self.close(reason)
 
     def fail(self, error: str) -> None:
-        """Something of ours has failed in it: both sides get a reset."""
+        """An error of our own has occurred in it: both sides get a reset."""
         if not self.closed:
             self.session.error = error
             self.break_off(reason="error")
@@ -204,7 +204,7 @@ class Relay:
                 for _ in range(UNREAD):
                     if not flow.source.recv_into(self.pipes.view):
                         break
-            except OSError:  # there is nothing, or nobody any more
+            except OSError:  # there is nothing to read, or the peer is gone
                 pass
         self.close(reason)
 
@@ -227,7 +227,7 @@ class Relay:
         self.relays.finished(self)
 
     def sweep(self, now: float, idle: float, half_closed: float) -> None:
-        """End it if nothing has moved for ``idle`` seconds, or ``half_closed`` where one side has ended.
+        """End it if nothing has moved for ``idle`` seconds, or ``half_closed`` if one side has ended.
 
         Looks at the octets only, so that a chunk costs no look at a clock.
         """

@@ -1,4 +1,4 @@
-"""Relays: all of one worker, which kind each of them is, and the one sweep over them."""
+"""Relays: all relays of one worker, the kind of each, and the one sweep over them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Relays:
 
     Args:
         idle: seconds without an octet in either direction after which a relay is closed.
-        half_closed: the same where one side has ended.
+        half_closed: seconds without an octet, if one side has ended.
         pipes: how many pipes may exist at once.
         done: called with the session of each relay that has ended.
     """
@@ -74,8 +74,8 @@ class Relays:
         relay.start(client, server, answer, head)
 
     def sibling(self, done: Done, idle: float | None = None, half_closed: float | None = None) -> Relays:
-        """Others that use the same pipes and the same pacer, and tell ``done`` of what has ended. Their limits are
-        those of these unless they are given."""
+        """Other relays that use the same pipes and the same pacer, and call ``done`` for each that has ended. Limits
+        that are not given stay the same."""
         other = Relays(self.reactor, idle or self.idle, half_closed or self.half_closed, 0, done)
         other.pipes, other.pacer = self.pipes, self.pacer
         return other

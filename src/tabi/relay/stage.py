@@ -2,9 +2,9 @@
 
 A stage may hold, delay, change, drop, end or reset. It is put on a running relay and taken off again
 (`Relay.add_stage`, `Relay.remove_stage`). Its methods are called inside the reactor, one after the other: they must
-neither block nor wait. Whoever wants something to happen later asks for a timer.
+neither block nor wait. A stage that wants to do something later asks for a timer.
 
-A stage that only counts sees no octets: as long as all stages of a direction are such, the kernel splices it. The
+A stage that only counts sees no octets: if all stages of a direction only count, the kernel splices it. The
 others get the octets themselves, and the direction is copied.
 """
 
@@ -36,7 +36,7 @@ class Next(Protocol):
 class Stage:
     """Passes everything on as it comes. A subclass overrides what it does differently.
 
-    One object is for one direction of one relay. ``flow`` is what hosts it, None while it is on no relay. ``ended``
+    One object is for one direction of one relay. ``flow`` is what hosts it, None while it is not on a relay. ``ended``
     says that the end has reached it, ``said_end`` that it has passed one on.
     """
 
@@ -60,28 +60,28 @@ class Stage:
     # --- what a subclass overrides ---
 
     def attached(self) -> None:
-        """It was put on. It cannot emit yet. What it raises goes to whoever puts it on, and it is not on then."""
+        """It was put on. It cannot emit yet. If it raises, it is not on, and the caller gets the error."""
 
     def room(self, most: int) -> int:
-        """How many octets may be read now, ``most`` at most. After a 0 nothing is read until somebody calls `go_on`."""
+        """How many octets may be read now, ``most`` at most. After a 0 nothing is read until `go_on` is called."""
         return most
 
     def note(self, count: int) -> None:
         """So many octets were read."""
 
     def receive(self, data: bytes) -> None:
-        """Octets have come: `emit` them, now or later, or others in their place."""
+        """Octets have come: `emit` them, or other octets, now or later."""
         self.emit(data)
 
     def receive_end(self) -> None:
-        """The source has ended: call `emit_end`, now or behind what is held."""
+        """The source has ended: call `emit_end`, now or after what is held."""
         self.emit_end()
 
     def flush(self) -> None:
-        """It is being taken off: emit all that it holds, in order. An end that it holds goes out behind that."""
+        """It is being taken off: emit all that it holds, in order. An end that it holds goes out after that."""
 
     def closed(self, unsent: int) -> None:
-        """The relay has closed: in order, by a reset or by a limit. ``unsent`` octets were read and reached nobody."""
+        """The relay has closed: in order, by a reset or by a limit. ``unsent`` octets were read and not delivered."""
 
     def holds(self, now: float) -> bool:
         """Whether it holds the direction still on purpose, so that the relay is not idle: it has a timer then."""
@@ -93,10 +93,10 @@ class Stage:
     # --- what a subclass calls ---
 
     def emit(self, data: bytes) -> None:
-        """Pass octets on. They are dropped behind an end, and where the relay has closed.
+        """Pass octets on. They are dropped after an end, and if the relay has closed.
 
         Raises:
-            RuntimeError: it was never put on a relay, or is one that only counts.
+            RuntimeError: it was never put on a relay, or it only counts.
         """
         if self.next is None:
             raise RuntimeError("a stage cannot emit before it is on a relay, nor one that only counts")
@@ -104,7 +104,7 @@ class Stage:
             self.next.receive(data)
 
     def emit_end(self) -> None:
-        """Pass an end on. Where the source has not ended by itself, nothing more is read from it. Errors as `emit`."""
+        """Pass an end on. If the source has not ended by itself, nothing more is read from it. Errors as `emit`."""
         if self.next is None:
             raise RuntimeError("a stage cannot end before it is on a relay, nor one that only counts")
         if not self.said_end:
@@ -137,7 +137,7 @@ class Stage:
             self.call_at(self.flow.loop.time() + seconds, callback)
 
     def go_on(self) -> None:
-        """Have the direction read on, where `room` had said 0."""
+        """Make the direction read on, if `room` had returned 0."""
         if self.flow is not None:
             self.flow.go_on()
 
@@ -155,7 +155,7 @@ class Stage:
             self.receive_end()
 
     def leave(self) -> None:
-        """It is on no relay any more."""
+        """It was taken off its relay."""
         self.flow = None
         for timer in self.timers:
             timer.cancel()

@@ -66,11 +66,11 @@ class StagedFlow(Flow):
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Whose timers the stages use."""
+        """The loop with the timers of the stages."""
         return self.relay.reactor.loop
 
     def add(self, stage: Stage) -> None:
-        """Put a stage on, behind those that are on already. What the pipe holds goes out in front of it."""
+        """Put a stage on, behind those that are on already. What the pipe holds goes out first."""
         stage.ended = stage.said_end = self.finishing
         stage.flow = self
         try:
@@ -106,7 +106,7 @@ class StagedFlow(Flow):
         self.copying = follower is not self
 
     def run(self, callback: Callable[[], object]) -> None:
-        """Call something of a stage, and read on where it has made room."""
+        """Call a method of a stage, and read on if it has made room."""
         try:
             callback()
         except Exception as exc:
@@ -224,7 +224,7 @@ class StagedFlow(Flow):
             self.fail(exc)
 
     def source_end(self) -> None:
-        """The source has ended: its end passes through the stages behind its octets."""
+        """The source has ended: its end passes through the stages after its octets."""
         self.source_ended = True
         self.give_pipe_back()
         self.run(self.first.end)
@@ -235,7 +235,7 @@ class StagedFlow(Flow):
     # --- writing ---
 
     def receive(self, data: bytes) -> None:
-        """Have the sink take what the last stage has emitted, behind what it has not taken yet."""
+        """Have the sink take what the last stage has emitted, after what it has not taken yet."""
         if self.finishing or self.relay.closed:
             return
         if self.kept or (self.pipe is not None and self.pipe.held):
@@ -246,7 +246,7 @@ class StagedFlow(Flow):
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.kept += data  # it reached nobody
+            self.kept += data  # it was not delivered
             self.relay.break_off()
             return
         self.octets += sent
@@ -267,7 +267,7 @@ class StagedFlow(Flow):
         super().end()
 
     def drain(self) -> bool:
-        """Have the sink take what the pipe holds, then what was kept; False while some remains, or where it is over."""
+        """Have the sink take what the pipe holds, then what was kept; False while some remains, or if it is over."""
         pipe, kept = self.pipe, self.kept
         try:
             while pipe is not None and pipe.held:

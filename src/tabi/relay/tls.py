@@ -44,7 +44,7 @@ class TlsRelay(Relay):
 
     def break_off(self, whole: Sock | None = None, reason: Close = "reset") -> None:
         """See `Relay.break_off`. But a client that has all it wanted often closes with our close_notify unread, and
-        its kernel makes a reset of that: where it has sent nothing since, this is an end like any other."""
+        its kernel makes a reset of that: if it has sent nothing since, this is an end like any other."""
         if reason == "reset" and self.up.octets == self.up_to_end and not self.up.held:
             self.close(self.first)
         else:

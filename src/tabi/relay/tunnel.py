@@ -37,9 +37,9 @@ PATIENCE = 5.0
 
 
 class HeadSock:
-    """A socket in front of which there are octets that were read already. It steps aside when they have been taken.
+    """A socket with octets that were already read from it, to be read again. It removes itself when they are read.
 
-    It stays where something else was put upon it, such as TLS.
+    It stays if something else was put upon it, such as TLS.
     """
 
     def __init__(self, stream: Stream, head: bytes) -> None:
@@ -51,7 +51,7 @@ class HeadSock:
         stream.events |= IN
 
     def __getattr__(self, name: str) -> Any:
-        """All else is as below."""
+        """Everything else is as in the socket below."""
         return getattr(self.below, name)
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
@@ -84,13 +84,13 @@ class HeadSock:
         return int(self.below.detach())
 
     def take(self) -> bytes:
-        """Give the octets away and step aside."""
+        """Return the octets and remove itself."""
         head, self.head = self.head, b""
         self.step_aside()
         return head
 
     def step_aside(self) -> None:
-        """What has arrived at the socket meanwhile is told: a reader that got less than it asked for waits for that."""
+        """Report what has arrived at the socket meanwhile: a reader that got less than it asked for waits for that."""
         if self.stream.sock is self:
             self.stream.sock = self.below
         self.stream.reactor.later(self.tell)
@@ -108,7 +108,7 @@ class TunnelStream(Stream):
     __slots__ = ("direction", "failures", "run")
 
     def __init__(self, stream: Stream, run: Run, direction: int) -> None:
-        self.reactor = stream.reactor  # there is the socket registered already
+        self.reactor = stream.reactor  # the socket is already registered there
         self.sock: Sock = stream.sock
         self.fd, self.events, self.peer, self.unsent = stream.fd, stream.events, stream.peer, stream.unsent
         self.expired = False
@@ -173,8 +173,8 @@ class Tunnel:
         """Have the kernel carry the rest, and return when that has ended. Both streams are closed then.
 
         Args:
-            up: stages that pass on what the client sends, the one next to the client first. What is not counted only
-                is copied then, in this process.
+            up: stages that pass on what the client sends, the one next to the client first. If a stage
+                does not only count, this process copies the octets.
             down: stages for what the server sends, the one next to the server first.
 
         Raises:
@@ -193,11 +193,11 @@ class Tunnel:
 
 
 Stages = list[tuple[int, Stage]]
-"""Each with its direction, UP or DOWN."""
+"""Each stage with its direction, UP or DOWN."""
 
 
 def join_stages(up: Sequence[Stage], down: Sequence[Stage]) -> Stages:
-    """Those of both directions."""
+    """The stages of both directions."""
     return [*((UP, stage) for stage in up), *((DOWN, stage) for stage in down)]
 
 
@@ -256,7 +256,7 @@ class Run:
     # --- relays ---
 
     def give(self) -> bytes:
-        """Prepare both streams for a relay; what the client has sent and nobody has received."""
+        """Prepare both streams for a relay; returns what the client has sent and the carrier has not received."""
         if self.relayed is not None or self.handed or self.finished:
             raise RuntimeError("the tunnel is relayed already")
         for stream in (self.client, self.server):
@@ -278,7 +278,7 @@ class Run:
             await self.relayed
         finally:
             relay = relays.get(self.session)
-            if relay is not None:  # whoever waits was cancelled
+            if relay is not None:  # the task that waits was cancelled
                 relay.close(self.reason or "shutdown")
             if self.session.lease is not None:
                 self.session.lease.cut = self.cut
@@ -293,7 +293,7 @@ class Run:
     # --- the end ---
 
     def expire(self) -> None:
-        """See `Moving`. A relay has its own idle time, and who waits for a bucket is not idle."""
+        """See `Moving`. A relay has its own idle time, and a carrier that waits for a bucket is not idle."""
         if not self.handed and not self.paced and (self.relayed is None or self.relayed.done()):
             self.end("idle")
 
@@ -339,13 +339,13 @@ class Run:
         del self.client, self.server
 
     def ending(self, cancelled: bool) -> Close:
-        """How a carrier has ended that has raised nothing, and that nobody has ended from outside."""
+        """How a carrier has ended that has raised nothing, and was not ended from outside."""
         if cancelled:
             return "shutdown"
         return self.first or "server" if self.relayed is None else self.session.close  # as the relay has set it
 
     def explain(self, error: BaseException) -> Close:
-        """Say in the session what a carrier has raised, and in the log what no peer and no limit has caused."""
+        """Record what a carrier has raised: in the session, and in the log if neither a peer nor a limit caused it."""
         session, leaves = self.session, leaves_of(error)
         known = self.client.failures + self.server.failures
         strange = next((leaf for leaf in leaves if not isinstance(leaf, LimitExceeded) and leaf not in known), None)

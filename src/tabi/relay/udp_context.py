@@ -34,7 +34,7 @@ class HeldMemory:
 
 @dataclass(slots=True, eq=False)
 class UdpContext:
-    """What an association needs and does not own."""
+    """What an association needs but does not own."""
 
     reactor: Reactor  # calls its sockets
     io: DatagramIo  # receives and sends for all of them
@@ -42,7 +42,7 @@ class UdpContext:
     binding: SourceBinding | None  # where datagrams that go directly come from; None: whatever the system chooses
     time: Callable[[], float]  # a clock in seconds
     memory: HeldMemory = field(default_factory=HeldMemory)
-    buffer: bytearray = field(default_factory=partial(bytearray, 4096))  # what clients say, and nobody reads
+    buffer: bytearray = field(default_factory=partial(bytearray, 4096))  # what clients say, which is ignored
     controls: int = 0  # connections that keep associations at proxies open
     lookups: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -3,7 +3,7 @@
 Through proxies all datagrams leave by one socket to the first relay, with the headers of the others in front of the
 destination's (`wire.datagram.Layers`), and what comes back bears them too.
 
-Hot path: `DestinationSocket.on_ready` is called with each batch; here is what a head costs that was not seen before.
+Hot path: `DestinationSocket.on_ready` is called with each batch; here is the cost of a new head.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ OpenPath = Callable[[Session, str], Awaitable[UdpPath]]
 class UpstreamSocket(DestinationSocket):
     """An association's socket toward the first of the relays of an egress.
 
-    Who sends is told by the head of a run, which is all of its headers where it has the length of ``split``. ``anyone``
-    says that a name was sent to: which address that has only the last proxy knows.
+    The head of a run tells the sender: it is all of the headers if it has the length of ``split``. ``anyone`` says
+    that a name was sent to: only the last proxy knows the address of a name.
     """
 
     __slots__ = ("address", "anyone", "context", "layers", "path")
@@ -68,7 +68,7 @@ class UpstreamSocket(DestinationSocket):
         """
         host = None
         if addresses:
-            # A name whose addresses were decided on: IPv4 first, for whether the proxy has IPv6 nobody knows.
+            # A name whose addresses were decided on: IPv4 first, since it is unknown whether the proxy has IPv6.
             host = next((address for address in addresses if address.version == 4), addresses[0])
             destination = Address(host, destination.port)
         else:
@@ -99,7 +99,7 @@ class UpstreamSocket(DestinationSocket):
         return self.anyone or self.association.lets_in(b"" if isinstance(host, str) else host.packed)
 
     def unwrap_apart(self, run: Run) -> None:
-        """Take the headers off one by one: of datagrams of other senders than before, fragments, rubbish."""
+        """Take the headers off one by one: of datagrams of new senders, fragments, rubbish."""
         association = self.association
         self.outbox.send()  # what came before goes before
         fitting = run if association.fit_down is None else association.fit_down(run)
@@ -157,7 +157,7 @@ class UdpEgresses:
 
     Args:
         router: has the sockets that they need.
-        context: what it was given itself.
+        context: the context of the association.
         open_path: opens one.
     """
 
@@ -178,7 +178,7 @@ class UdpEgresses:
         if task is None:
             task = self.opening[via] = self.context.look_up(self.open_one(via))
             task.add_done_callback(partial(self.opened, via))
-        return await asyncio.shield(task)  # each of those who wait may be cancelled by itself
+        return await asyncio.shield(task)  # each task that waits may be cancelled alone
 
     async def open_one(self, via: str) -> UdpPath:
         """Open an egress. Raises TabiError."""
@@ -194,7 +194,7 @@ class UdpEgresses:
         """An egress is open, or will not be."""
         del self.opening[via]
         if not task.cancelled():
-            task.exception()  # told to whoever waits
+            task.exception()  # the tasks that wait get it
 
     def use(self, via: str, path: UdpPath) -> None:
         """Have datagrams leave by a path that is connected. It is closed with the association."""

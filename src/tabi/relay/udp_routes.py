@@ -4,7 +4,7 @@
 
 What needs the resolver or a proxy is done in a task, while the destination's datagrams wait.
 
-Hot path: a run whose head is known finds its route in one lookup, in `Association.up`; here is what a new one costs.
+Hot path: a run whose head is known finds its route in one lookup, in `Association.up`; here is the cost of a new route.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class UdpRoute:
         self.waiting: list[bytes] = []
 
     def refuse(self, reason: Drop, until: float = float("inf")) -> None:
-        """Drop what waits and what comes, as long as that."""
+        """Drop what waits and what comes, until then."""
         self.sock = None
         self.refusal, self.until = reason, until
         self.waiting.clear()
@@ -85,7 +85,7 @@ class UdpRouter:
 
     Args:
         association: sends what has waited for a route, and counts what was dropped.
-        context: what it was given itself.
+        context: the context of the association.
         judge: asked for every destination.
         open_path: opens whatever egress the judge names.
     """
@@ -122,7 +122,7 @@ class UdpRouter:
         self.held = 0  # octets that wait
 
     def hold(self, route: UdpRoute, payload: bytes) -> bool:
-        """Have a payload wait for its route; False where there is no room for it."""
+        """Have a payload wait for its route; False if there is no room for it."""
         octets, memory = len(payload), self.context.memory
         crowded = len(route.waiting) >= MAX_WAITING or self.held + octets > MAX_HELD
         if crowded or not memory.has_room(octets):
@@ -212,7 +212,7 @@ class UdpRouter:
                 addresses = await dialer.find(host, allow_any_address)
         except TimeoutError:
             raise DialError(f"{host}: not resolved within {dialer.seconds:g} s", ReplyCode.HOST_UNREACHABLE) from None
-        # Of a name with both kinds, that which the client has itself: nobody tells when a datagram arrives nowhere.
+        # Of a name with both kinds, the client's own kind: a datagram that arrives nowhere gives no error.
         addresses.sort(key=lambda address: len(address.packed) != len(self.association.host))
         return addresses
 
@@ -222,7 +222,7 @@ class UdpRouter:
         Without addresses the destination is a name that the proxy resolves.
 
         Returns:
-            The egress that has to be opened first, by name, or what has to be awaited; None where there is neither.
+            The egress that has to be opened first, by name, or what has to be awaited; None if there is neither.
         """
         try:
             via = self.destination_policy(destination, addresses or None)
@@ -313,7 +313,7 @@ class UdpRouter:
         upstream.close()
 
     def refuse(self, route: UdpRoute, reason: Drop, text: str, seconds: float = float("inf")) -> None:
-        """Drop what waits for a route, and what comes in ``seconds``. The first text is the log line's ``error``."""
+        """Drop what waits for a route or comes within ``seconds``. The first text is the log line's ``error``."""
         self.association.drop(reason, len(route.waiting))
         self.release(route.waiting)
         route.refuse(reason, self.context.time() + seconds)

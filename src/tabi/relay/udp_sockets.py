@@ -1,7 +1,7 @@
 """The two ends of an association: the port that its client sends to, and its sockets toward destinations.
 
-Each is a UDP socket with a handler of the reactor, which takes a batch, asks whose each run is, passes it on, and stops
-after its share of the turn.
+Each is a UDP socket with a handler of the reactor, which takes a batch, finds the association of each run, passes it
+on, and stops after its share of the turn.
 
 Hot path: benchmarks/compare pays for every line of `on_ready` with each batch (udp) and each association (voices).
 """
@@ -35,7 +35,7 @@ SHARE = 1 << 20
 """What one socket may cost in one turn of the reactor, in octets; then the others have their turn."""
 
 COST, COST_APART = 512, 8192
-"""What a datagram costs beside its octets, and one that must be taken apart, in the time that octets take."""
+"""What a datagram costs in addition to its octets, and one that must be taken apart, in the time that octets take."""
 
 MAX_SENDERS = 1024
 """Senders whose header an association remembers; beyond that it forgets the oldest."""
@@ -54,10 +54,10 @@ def family_of(host: IP) -> int:
 class Port:
     """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
 
-    Many share it where there is ``on_close``, which is called when the last of them has left.
+    Many share it if there is ``on_close``, which is called when the last of them has left.
 
     A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
-    or else that of its first datagram (C17 of docs/conformance.md). Everyone else is dropped and counted.
+    or else that of its first datagram (C17 of docs/conformance.md). Datagrams from others are dropped and counted.
     """
 
     __slots__ = (
@@ -86,7 +86,7 @@ class Port:
         self.wrong_source = 0
         self.queued = self.closed = False
         self.clients: dict[bytes, Association] = {}  # by sockaddr
-        # That have not sent yet: by IP address and declared port, the oldest first.
+        # Associations that have not sent yet: by IP address and declared port, the oldest first.
         self.expected: dict[tuple[bytes, int], dict[Association, None]] = {}
         self.sock = io.open_socket(family, headed=True)
         try:
@@ -127,7 +127,7 @@ class Port:
         self.on_ready()
 
     def pin(self, run: Run) -> Association | None:
-        """Find out whose first datagram this is; None, and it is counted, where it is nobody's."""
+        """Find the association of a first datagram; None if there is none: then the datagram is counted."""
         name = run.name
         host, number = ip_octets(name), int.from_bytes(name[2:4], "big")
         same = self.expected.get((host, number)) or self.expected.get((host, 0))
@@ -169,13 +169,13 @@ class Port:
             self.reactor.close(self.sock)
 
     def close_if_unused(self) -> None:
-        """Close a port that nobody shares any more. Harmless when done twice."""
+        """Close a port that no association shares any more. Harmless when done twice."""
         if self.clients or self.expected or self.closed:
             return
         self.closed = True
         lost = overflow(self.sock)
         if self.wrong_source or lost:
-            text = "shared UDP port %d: datagrams of nobody's: %d, overflowed: %d"
+            text = "shared UDP port %d: datagrams of no association: %d, overflowed: %d"
             log.info(text, self.number, self.wrong_source, lost)
         assert self.on_close is not None
         self.on_close(self)
@@ -185,8 +185,8 @@ class Port:
 class DestinationSocket:
     """An association's socket toward the destinations of one family that it reaches by one egress.
 
-    Who sends is told by a run's name, the sender's sockaddr, or ``by_head``: by what its datagrams begin with. The head
-    has ``split`` octets.
+    A run's name, the sender's sockaddr, tells the sender; with ``by_head``, the first octets of its datagrams do. The
+    head has ``split`` octets.
     """
 
     __slots__ = (
@@ -282,8 +282,8 @@ class DestinationSocket:
             self.outbox.add(run, self.association.client, header)
 
     def meet(self, run: Run) -> bytes | None:
-        """The header for datagrams of a sender that was not heard of yet. None where they are dropped, since the client
-        must not hear it, or taken apart."""
+        """The header for datagrams of a new sender. None if they are dropped, since the client must not get them, or
+        are taken apart."""
         name, association = run.name, self.association
         if not association.lets_in(ip_octets(name)):
             association.drop("unsolicited", run.count)

@@ -1,7 +1,7 @@
 """The channel between the supervisor and one of its processes: messages in JSON, through a pair of sockets.
 
-The kernel keeps messages apart (SOCK_SEQPACKET), and a message may carry open files. Whoever sends never waits: what
-the other end does not take yet is kept, up to a bound. What is large goes as a file in memory: its descriptor is sent.
+The kernel keeps messages apart (SOCK_SEQPACKET), and a message may carry open files. A sender never waits: what
+the other end does not take yet is kept, up to a bound. Large data goes as a file in memory: its descriptor is sent.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Message(NamedTuple):
 
     body: dict[str, Any]
     fds: list[int]
-    """Descriptors that came with it. They belong to whoever receives it."""
+    """Descriptors that came with it. They belong to the receiver."""
 
 
 class Channel:
-    """One end.
+    """One end of a channel.
 
     Nothing of it waits but `receive_within`. In a process that has a loop, `watch` has messages delivered; in one that
     sleeps in sigtimedwait(2), `interrupt` has SIGIO sent.
@@ -71,7 +71,7 @@ class Channel:
     def send(self, body: Mapping[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send a message, or keep it until it can be sent; the descriptors stay the caller's.
 
-        Returns whether it was taken: not where the other end is gone, or too many messages wait already.
+        Returns whether it was taken: it is not if the other end is gone, or too many messages wait already.
 
         Raises:
             ValueError: it is too large.
@@ -118,7 +118,7 @@ class Channel:
             self.loop.remove_writer(self.sock)
 
     def receive(self) -> Message | None:
-        """The next message, or None where none has come.
+        """The next message, or None if none has come.
 
         Raises:
             EOFError: the other end is gone, and nothing is left to read.
@@ -157,14 +157,14 @@ class Channel:
         return message.body
 
     def receive_within(self, seconds: float) -> Message | None:
-        """The next message, or None where none comes in that time. Raises as `receive` does."""
+        """The next message, or None if none comes in that time. Raises as `receive` does."""
         select.select((self.sock,), (), (), seconds)
         return self.receive()
 
     def watch(
         self, loop: asyncio.AbstractEventLoop, handle: Callable[[Message], object], ended: Callable[[], object]
     ) -> None:
-        """Have each message handled in a loop, and hear of the end. What is not a message ends the channel, too."""
+        """Have each message handled in a loop, and report the end. What is not a message ends the channel, too."""
 
         def readable() -> None:
             try:
@@ -206,7 +206,7 @@ class Channel:
 
 
 def make_channel() -> tuple[Channel, Channel]:
-    """Both ends of a new one."""
+    """Both ends of a new channel."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return Channel(one), Channel(other)
 

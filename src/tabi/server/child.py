@@ -1,4 +1,4 @@
-"""The processes that the supervisor starts, beside what they do: when each is started again, and how it begins."""
+"""The processes that the supervisor starts: when each is started again, and how it begins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 1.0
 
 
 class Place:
-    """One place for a process: who fills it, and when it is filled again if nobody does."""
+    """One place for a process: the process in it, and when the next one starts if it is empty."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
@@ -80,7 +80,7 @@ class Child(Place):
     Args:
         name: as messages and ps(1) have it.
         run: what it does, with its end of the channel.
-        keeps: descriptors that it needs, beside the standard streams and the channel. It has no others.
+        keeps: descriptors that it needs, in addition to the standard streams and the channel. It has no others.
         says_ready: whether its first message says that it is ready, so that the start waits for it.
     """
 
@@ -99,7 +99,7 @@ class Child(Place):
 
     def start(self) -> None:
         """Fork it. Raises OSError."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, it could not be reaped
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent had it ignored, it could not be reaped
         channel = self.fork()
         if channel is None:
             return
@@ -112,7 +112,7 @@ class Child(Place):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
                 file.write(self.name)
-            gc.freeze()  # what the supervisor has is not looked at, which would copy its memory
+            gc.freeze()  # the collector must not visit the supervisor's objects, which would copy its memory
             self.run(channel)
             code = 0
         except BaseException:
@@ -121,7 +121,7 @@ class Child(Place):
             os._exit(code)
 
     def keep_up(self, now: float) -> None:
-        """Start it, if it does not run and it is time. Where that fails it is tried again later."""
+        """Start it, if it does not run and it is time. If that fails it is tried again later."""
         if self.pid is None and self.due <= now:
             try:
                 self.start()
@@ -129,7 +129,7 @@ class Child(Place):
                 self.said(f"{self.name} could not be started: {exc.strerror}", now)
 
     def reap(self, now: float) -> None:
-        """Take note of its end, which nobody has asked for."""
+        """Take note of its end, which was not ordered."""
         if self.pid is None:
             return
         pid, status = os.waitpid(self.pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""The configuration, compiled once: read, checked and made into what decides. Whoever has it need not look again."""
+"""The configuration, compiled once: read, checked, and made into the parts that decide. It needs no second check."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tabi.wire.address import Address, from_sockaddr
 class Compiled(NamedTuple):
     """What `compile_config` makes of a configuration.
 
-    ``authenticates`` says that a program knows users too, ``open_proxy`` that anybody may use it who can reach it.
+    ``authenticates`` says that a program authenticates users too, ``open_proxy`` that any client that reaches it may
+    use it.
     """
 
     config: Config
@@ -36,9 +37,9 @@ class Compiled(NamedTuple):
     guard: Guard
     users: UserTable
     certificates: Sequence[Certificates | None]
-    """For each listener."""
+    """The certificates of each listener."""
     decide: DecideHook | None
-    """That of the configuration."""
+    """The function that ``decide`` of the configuration names."""
     authenticates: bool
     open_proxy: bool
     make_resolver: MakeResolver | None = None
@@ -52,11 +53,11 @@ class Compiled(NamedTuple):
 
     @property
     def has_logins(self) -> bool:
-        """Whether anybody can log in by a password, or may be able to after the next reload."""
+        """Whether a user can log in by a password, or may be able to after the next reload."""
         return self.authenticates or self.users.has.passwords or self.config.auth.users_file is not None
 
     def certificates_of(self, index: int, before: Compiled | None = None) -> Certificates | None:
-        """Those of a listener, by preference the ones that are in use; one of the client is required where nothing else
+        """The certificates of a listener, if possible the ones in use; a client certificate is required if nothing else
         can prove a user. Raises ConfigError."""
         listen = self.config.listen[index]
         if listen.tls is None:
@@ -71,7 +72,7 @@ class Compiled(NamedTuple):
     def policy(
         self, ledger: Ledger, own: LocalAddresses, decide: DecideHook | None = None, given_limits: bool = False
     ) -> Policy:
-        """What decides, with what this machine knows: its addresses, and what was used. ``decide`` goes before that of
+        """The policy, with what this machine knows: its addresses, and what was used. ``decide`` replaces that of
         the configuration; ``given_limits`` says that a program may give limits to users."""
         self.guard.own = own
         limits = make_limits(self.config, ledger, self.users)
@@ -80,7 +81,7 @@ class Compiled(NamedTuple):
         return policy
 
     def complete(self) -> Compiled:
-        """The same with what does not go from process to process: keys, and what asks for names. Raises ConfigError."""
+        """A copy with the parts that cannot be sent between processes: keys, and the resolver. Raises ConfigError."""
         if self.certificates and self.make_resolver is not None:
             return self
         certificates = [self.certificates_of(index) for index in range(len(self.config.listen))]
@@ -90,7 +91,7 @@ class Compiled(NamedTuple):
 
     @property
     def with_quotas(self) -> bool:
-        """Whether anybody has a quota."""
+        """Whether any account has a quota."""
         config = self.config
         some = [config.limits, *[one.limits for one in config.groups.values()], *[one.limits for one in config.clients]]
         return self.users.has.quotas or any(limits.quota is not None for limits in some)
@@ -99,16 +100,16 @@ class Compiled(NamedTuple):
 def compile_config(
     config: Config, open_proxy: bool = False, authenticates: bool = False, egresses: Collection[str] = ()
 ) -> Compiled:
-    """Check a configuration, read the files that it names, and make of it what decides.
+    """Check a configuration, read the files that it names, and make the parts that decide.
 
     Args:
         config: its types are right: it is from a file, or went through `check_types`.
         open_proxy: allow listening beyond loopback without users.
-        authenticates: a program knows who is a user, so that those of the configuration need no password.
+        authenticates: a program authenticates users, so that those of the configuration need no password.
         egresses: the names of those that a program brings.
 
     Raises:
-        ConfigError: something of it is wrong, or would make an open proxy.
+        ConfigError: something in it is wrong, or would make an open proxy.
     """
     rules = check_values(config, authenticates, egresses)
     make_resolver = prepare_resolver(config)
@@ -121,7 +122,7 @@ def compile_config(
     for index, listen in enumerate(config.listen):
         if listen.parsed.protocol == "socks4" and made.required(listen) and not listen.by_certificate:
             raise ConfigError(
-                f'{listen.url} could be used by nobody, since SOCKS4 has no passwords: say users = "none", '
+                f'{listen.url} could not be used by any client, since SOCKS4 has no passwords: say users = "none", '
                 "or take another protocol",
                 f"listen[{index}].url",
             )
@@ -129,12 +130,12 @@ def compile_config(
 
 
 def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
-    """Raise ConfigError for a listener that anybody in the network could use: by its URL, or by its sockets."""
+    """Raise ConfigError for a listener that any client in the network could use: by its URL, or by its sockets."""
     for index, listen in enumerate(compiled.config.listen):
         if compiled.open_proxy or compiled.required(listen):
             continue
         place = listen.parsed.place
-        known = [place] if isinstance(place, Address) else []  # through a unix socket nobody comes from outside
+        known = [place] if isinstance(place, Address) else []  # clients of a unix socket are on this machine
         opened = itertools.chain(*sockets[index : index + 1])
         known += [from_sockaddr(sock.getsockname()) for sock in opened if sock.family != AF_UNIX]
         if listen.proxy_protocol:
@@ -147,7 +148,7 @@ def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.sock
             host = address.host
             if not (host == "localhost" if isinstance(host, str) else host.is_loopback):
                 where = listen.url if address == place else f"{listen.url} at {address}"
-                why = f", since {host} is no loopback address" if isinstance(host, str) else ""
+                why = f", since {host} is not a loopback address" if isinstance(host, str) else ""
                 raise ConfigError(
                     f"{where} would be an open proxy{why}: add a user (-u NAME:PASSWORD), listen on 127.0.0.1, "
                     "or say --open if anybody who reaches this address may use it",

@@ -1,4 +1,4 @@
-"""What decides, composed of a configuration; and what a program may hand over to be called."""
+"""The policy, composed from a configuration; and the functions of a program that may be called."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tabi.policy.policy import Policy
 def make_policy(
     config: Config, ledger: Ledger, own: LocalAddresses, decide_hook: DecideHook | None, users: UserTable
 ) -> Policy:
-    """Compose what decides. Raises ConfigError."""
+    """Compose the policy. Raises ConfigError."""
     if decide_hook is None and config.decide is not None:
         decide_hook = load_callable(config.decide, "decide")
     limits = make_limits(config, ledger, users)
@@ -38,18 +38,18 @@ def load_callable(text: str, path: str) -> Any:
 
 
 def check_callback(found: object, path: str) -> None:
-    """Raise ConfigError where something cannot be told of sessions."""
+    """Raise ConfigError if something cannot be called with sessions."""
     if not callable(found):
         raise ConfigError(f"{found!r}, expected a function of one argument, a tabi.Session", path)
     try:
         inspect.signature(found).bind(None)
     except TypeError:
         raise ConfigError("expected a function of one argument, a tabi.Session", path) from None
-    except ValueError:  # no signature is known, as of some functions of extension modules
+    except ValueError:  # the signature is unknown, as for some functions of extension modules
         pass
 
 
 def check_decide_hook(found: object, path: str, text: str = "") -> None:
-    """Raise ConfigError where something cannot be asked, or told."""
+    """Raise ConfigError if something cannot be called."""
     if not callable(found):
         raise ConfigError(f"{text}{found!r}, expected a function, with async or without", path)

@@ -42,7 +42,7 @@ MAX_CLIENTS = 16
 """Connections at a time."""
 
 CREDENTIALS = struct.Struct("3i")
-"""pid, uid and gid of who has connected (SO_PEERCRED, unix(7))."""
+"""pid, uid and gid of the client (SO_PEERCRED, unix(7))."""
 
 
 def folders(environ: Mapping[str, str]) -> list[Path]:
@@ -141,7 +141,7 @@ class Control:
         return None if uid in (0, os.geteuid()) else f"not for user {uid}"
 
     async def answer_next(self, reader: asyncio.StreamReader) -> tuple[dict[str, Any] | None, bool]:
-        """The answer for the next request, None where there is none, and whether the connection goes on."""
+        """The answer for the next request, None if there is no request, and whether the connection goes on."""
         try:
             request = await read_frame(reader, MAX_REQUEST)
         except ValueError as exc:
@@ -173,7 +173,7 @@ def open_socket(folder: Path, pid: int) -> tuple[Path, socket.socket]:
     a server that is gone is replaced, and no two servers do so at once.
 
     Raises:
-        OSError: it cannot be done, or others could do what they like there.
+        OSError: it cannot be done, or other users could write there.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
@@ -199,7 +199,7 @@ def open_socket(folder: Path, pid: int) -> tuple[Path, socket.socket]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Have a folder alone among servers. Raises OSError; BlockingIOError where somebody else keeps it to himself."""
+    """Lock a folder against other servers. Raises OSError; BlockingIOError if another process keeps it locked."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + LOCK_PATIENCE
@@ -220,7 +220,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def find_socket(environ: Mapping[str, str]) -> Path:
-    """The control socket of the server that runs. Raises TabiError where there is none, or more than one."""
+    """The control socket of the server that runs. Raises TabiError if there is none, or more than one."""
     alive = []
     for folder in folders(environ):
         for path in sorted(folder.glob("control*.sock")):
@@ -247,7 +247,7 @@ def ask_server(path: Path, command: str, timeout: float = PATIENCE, **arguments:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout)
             sock.connect(str(path))
-            with contextlib.suppress(BrokenPipeError):  # it has refused already, and says why
+            with contextlib.suppress(BrokenPipeError):  # it has refused already, and its answer says why
                 sock.sendall(encode_frame({"command": command, **arguments}))
             answer = receive_frame(sock, MAX_ANSWER)
     except (OSError, EOFError, ValueError) as exc:

@@ -51,11 +51,11 @@ class Egresses:
 
     Args:
         config: checked.
-        dialer: connects, and resolves names. To look at egresses a `StillDialer` is enough.
+        dialer: connects, and resolves names. To inspect egresses a `StillDialer` is enough.
         shared: see `TlsShared`.
         given: those that a program brings, by name; they are its own to close.
-        inspection: who is asked before anything is dialled, and the address filter for where that leads.
-        before: those that these take the place of: their pools are remembered.
+        inspection: the inspector that is asked before each dial, and the address filter for its redirects.
+        before: the egresses that these replace: their pools are remembered.
         timeouts: seconds for connecting, by the name of an egress; ``timeouts.connect`` is for all others.
 
     Raises:
@@ -93,7 +93,7 @@ class Egresses:
         """What sessions take. What these lead through is not inspected again."""
 
     def reloaded(self, config: Config) -> Egresses:
-        """Those of another configuration, which take the place of these. Raises ConfigError."""
+        """The egresses of another configuration, which replace these. Raises ConfigError."""
         return Egresses(config, self.dialer, self.shared, self.given, self.inspection, self, self.timeouts)
 
     def seconds_of(self, name: str) -> float:
@@ -105,7 +105,7 @@ class Egresses:
         return self.dialers.get(name, self.dialer)
 
     def inspected(self, inspector: DialInspector, address_filter_for: AddressFilterFor) -> dict[str, Egress]:
-        """All of them, with an inspector in front."""
+        """All egresses, with an inspector in front."""
         return {
             name: Inspected(one, inspector, address_filter_for, self.seconds_of(name))
             for name, one in self.made.items()
@@ -124,7 +124,7 @@ class Egresses:
             dialer.deadlines.close()
 
     def retire(self) -> None:
-        """Others take their place: stop checking, and end connections that are kept as soon as nobody uses them."""
+        """Other egresses replace these: stop checking, and end kept connections as soon as they are unused."""
         for pool in self.pools:
             pool.stop()
         for link in self.links:
@@ -141,7 +141,7 @@ class Egresses:
         return sum(len(link.link.channels) for link in self.links if link.link is not None)
 
     async def close_links(self) -> None:
-        """End them at once: behind the relays, so that these end in their own way."""
+        """End the kept connections at once: after the relays, so that these end in their own way."""
         for link in self.links:
             await link.close()
 
@@ -155,7 +155,7 @@ class Egresses:
         return egress
 
     def make(self, name: str, settings: Settings) -> Egress:
-        """Make one."""
+        """Make an egress."""
         if name == BLOCK:
             return Block(name)
         through = bool(settings.members or settings.hops)
@@ -173,7 +173,7 @@ class Egresses:
         return egress
 
     def make_chain(self, name: str, settings: Settings, below: Egress) -> Egress:
-        """Through one proxy after the other."""
+        """Make an egress through one proxy after the other."""
         urls = []
         for hop in settings.hops:
             if "://" in hop:
@@ -196,7 +196,7 @@ class Egresses:
         return Isolated(make, settings.isolate)
 
     def make_pool(self, name: str, settings: Settings, below: Egress) -> Egress:
-        """By one of several."""
+        """Make an egress that uses one of several members."""
         members: list[Member] = []
         egresses: dict[str, Egress] = {}
         for member in members_of(settings):
@@ -217,7 +217,7 @@ class Egresses:
         return found
 
     def remember(self, pool: str, members: Sequence[str]) -> PoolStore | None:
-        """What a pool of this name knew before, of members that are still what they were. None: there was no such."""
+        """What an earlier pool of this name knew about unchanged members. None if there was no such pool."""
         before = self.before
         old = None if before is None else next((one.pool for one in before.pools if one.name == pool), None)
         if before is None or old is None:
@@ -241,7 +241,7 @@ class Egresses:
         return egress
 
     def upstream(self, url: ProxyURL, below: Egress, name: str, settings: Settings) -> Egress:
-        """The egress through one proxy, for the egress of a name."""
+        """The egress through one proxy, for the egress with a name."""
         context = context_for(url, name, settings)
         tls = None if context is None else UpstreamTls(context, self.shared)
         made = make_upstream(url, below, self.dialer_of(name).deadlines, tls, optimistic=True, keys=keys_of(settings))
@@ -251,7 +251,7 @@ class Egresses:
 
 
 def member_of(config: Config, pool: str, member: str) -> object:
-    """All that says what a member of a pool is: two that are equal are the same member."""
+    """The identity of a pool's member: two equal ones are the same member."""
     settings = config.egress[pool]
     if "://" in member:  # which the pool says how to reach
         around = msgspec.structs.replace(settings, members=None, balance="random", sticky=StickyConfig(), check=None)
@@ -261,7 +261,7 @@ def member_of(config: Config, pool: str, member: str) -> object:
 
 
 def context_for(url: ProxyURL, name: str, settings: Settings) -> ssl.SSLContext | None:
-    """What trusts a proxy inside TLS. Raises ConfigError."""
+    """The TLS context that trusts a proxy. Raises ConfigError."""
     try:
         return make_context(url, settings.ca)
     except ValueError as exc:
@@ -274,7 +274,7 @@ def keys_of(settings: Settings) -> SshKeys:
 
 
 def check_files(config: Config) -> None:
-    """Look at all files that egresses through TLS and SSH servers need. Raises ConfigError."""
+    """Check all files that egresses through TLS and SSH servers need. Raises ConfigError."""
     for name, settings in config.egress.items():
         path = f"egress.{name}"
         if settings.ca is not None:

@@ -1,4 +1,4 @@
-"""Explaining what would become of a request: the parts that decide are those of the server, and nothing is dialled."""
+"""Explaining what would happen to a request: the server's own parts decide, and nothing is dialled."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Nobody:
-    """The client of a request that is only explained: it waits for its answer, and does not go."""
+    """The client of a request that is only explained: it waits for its answer, and never disconnects."""
 
     events = 0
 
@@ -67,7 +67,7 @@ class Answered:
 
     Args:
         addresses: of the destination.
-        failure: why there are none.
+        failure: why there are no addresses.
     """
 
     def __init__(self, addresses: Sequence[IP] | None, failure: DialError | None) -> None:
@@ -81,7 +81,7 @@ class Answered:
         return list(self.addresses or ())
 
     async def reverse(self, address: IP) -> str:
-        """See `Resolver`: nobody asks for it here."""
+        """See `Resolver`: it is not used here."""
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -89,7 +89,7 @@ class Answered:
 
 
 async def explain(config: Config, request: Request, resolver: NameCache, quotas: Path | None = None) -> Explanation:
-    """What would become of a request. ``quotas`` is the file that says what was used.
+    """What would happen to a request. ``quotas`` is the file that says what was used.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -149,7 +149,7 @@ def begin(config: Config, users: UserTable, request: Request) -> tuple[Session, 
         command=request.command,
         destination=str(request.destination),
         time=datetime.fromtimestamp(request.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        identity="nobody, since the login fails" if failure is not None else identity_of(config, users, request, user),
+        identity="no user, since the login fails" if failure is not None else identity_of(config, users, request, user),
         login=request.user,
         parameters=None if session.parameters is None else parameters._asdict(),
     )
@@ -172,7 +172,7 @@ def conclude(found: Explanation, request: Request, failure: TabiError | None) ->
 
 
 def refuse_question(request: Request) -> DialError | None:
-    """Why a question for an address or a name is none that a listener answers."""
+    """Why a listener does not answer a question for an address or a name."""
     if request.command not in QUESTIONS:
         return None
     if not request.listen.resolve_commands:
@@ -197,13 +197,13 @@ def reply_to(protocol: str, failure: TabiError) -> int | None:
 
 
 def is_anybody(destination: Address) -> bool:
-    """Whether an address stands for none in particular."""
+    """Whether an address stands for any address."""
     host = destination.host
     return not isinstance(host, str) and unmapped(host).is_unspecified
 
 
 def read_login(config: Config, request: Request) -> tuple[str | None, Parameters]:
-    """The user's own name and the parameters, where a client logs in: a certificate's name is taken as it is.
+    """The user's own name and the parameters, if a client logs in: a certificate's name is taken as it is.
 
     Raises:
         AuthError: the parameters cannot be read.
@@ -218,14 +218,14 @@ def read_login(config: Config, request: Request) -> tuple[str | None, Parameters
 
 
 def check_user(config: Config, request: Request) -> None:
-    """Raise ConfigError for a user that nothing in a configuration can bring to the listener."""
+    """Raise ConfigError for a user that no client of the listener can be."""
     users = make_users(config, without_password=True)
     try:
         user, _ = read_login(config, request)
     except AuthError:  # the login is refused, and that is the answer
         return
     if user is not None and user not in users and not request.listen.by_certificate:
-        text = f"{user!r} can be nobody here: there is no [users.{user}], and {request.listen.url} has no tls.client_ca"
+        text = f"{user!r} is not a user here: there is no [users.{user}], and {request.listen.url} has no tls.client_ca"
         raise ConfigError(text, "--user")
 
 
@@ -261,7 +261,7 @@ async def resolve(
 
 
 async def reverse(found: Explanation, resolver: NameCache, destination: Address) -> DialError | None:
-    """Ask what an address is called; returns why it has no name."""
+    """Look up the name of an address; returns why it has no name."""
     assert not isinstance(destination.host, str)
     try:
         found.resolver = f"{destination.host} is called {await resolver.reverse(destination.host)}"

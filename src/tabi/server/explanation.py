@@ -1,4 +1,4 @@
-"""What is told of a request: the steps of the gate with a recorder around each, the way out, and the guard."""
+"""The explanation of a request: the steps of the gate with a recorder around each, the egress, and the guard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUESTIONS = ("resolve", "resolve_ptr")
 
 
 class RuleStep(msgspec.Struct):
-    """What one rule said."""
+    """The answer of one rule."""
 
     rule: str
     matched: bool
@@ -48,14 +48,14 @@ class Explanation(msgspec.Struct):
     destination: str
     time: str
     identity: str
-    """Who the client is to the listener, and whether that is enough."""
+    """The client's identity at the listener, and whether that is enough."""
     login: str | None = None
     """The user name as it was given, with its parameters."""
     parameters: dict[str, Any] | None = None
-    """These: labels, session and ttl; null where there are none."""
+    """The parameters: labels, session and ttl; null if there are none."""
     rules: list[RuleStep] = []
     decide: str | None = None
-    """What the program of ``decide`` said; null where there is none."""
+    """The answer of the program of ``decide``; null if there is none."""
     resolver: str = "not asked"
     addresses: list[str] = []
     guard: str = "not asked"
@@ -68,19 +68,19 @@ class Explanation(msgspec.Struct):
     proxy_resolves: bool = False
     """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
     delay: float | None = None
-    """Seconds that the client is made to wait before its answer; null where it is not."""
+    """Seconds that the client must wait before its answer; null if it need not wait."""
     later: str | None = None
-    """Of an association and of BIND for anybody: what becomes of datagrams, or callers."""
+    """For an association, and for BIND that any peer may call: what becomes of datagrams, or callers."""
     action: str = "allow"
     rule: str | None = None
     reply: int | None = 0
     error: str | None = None
-    """As the access log would have them; a destination that cannot be reached is another matter."""
+    """As the access log would have them; whether the destination can be reached is not tested."""
 
 
 class Recorder:
-    """Stands around the steps of the gate, and notes what each looked at and said. What one refuses the next ones are
-    asked all the same: the first refusal is the answer.
+    """Stands around the steps of the gate, and notes what each checked and answered. After a refusal the next steps
+    still run: the first refusal is the answer.
 
     Args:
         found: gets it.
@@ -113,7 +113,7 @@ class Recorder:
         look: Callable[[Session], None] = getattr(self, f"note_{step.name}")
 
         def ask(session: Session) -> Egress | Wait | None:
-            if step.name == "delay":  # it is told, and not waited for
+            if step.name == "delay":  # it is recorded, and not waited for
                 look(session)
                 return None
             if step.name in ("decide", "egress") and session.decision is None:  # the rules could not decide
@@ -158,7 +158,7 @@ class Recorder:
             self.found.rules.append(RuleStep(step.rule.label, step.matched, step.why, step.rule.action))
 
     def note_decide(self, session: Session) -> None:
-        """Tell what the program has said."""
+        """Record the answer of the program."""
         decision = session.decision
         if isinstance(self.failure, PolicyDenied) or decision is None:
             self.found.decide = f"{self.failure}"
@@ -177,7 +177,7 @@ class Recorder:
         self.found.action, self.found.rule = session.decision.action, session.decision.rule
 
     def note_limits(self, session: Session) -> None:
-        """Tell the limits that hold. They are asked as if nothing else were under way."""
+        """Tell the limits that hold. They are checked as if no other session were running."""
         limits, user, lines = self.policy.limits, session.user, self.found.limits
         lease = session.lease
         accounts = limits.accounts_of(user, session.client.host) if lease is None else lease.accounts
@@ -192,12 +192,12 @@ WHATEVER = "whatever its destination"
 
 
 def shown_via(via: Any) -> str:
-    """A way out that a program has named, without secrets."""
+    """An egress that a program has named, without secrets."""
     return via.rpartition("@")[2] if isinstance(via, str) else str(via.name)
 
 
 class EgressExplainer:
-    """What becomes of a session behind the gate: on its way out, and by the guard.
+    """What happens to a session behind the gate: at its egress, and at the guard.
 
     Args:
         found: gets it.
@@ -205,7 +205,7 @@ class EgressExplainer:
         policy: that it makes.
         session: which the gate has let through, or not.
         addresses: of its destination.
-        no_address: why there are none.
+        no_address: why there are no addresses.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class EgressExplainer:
         self.no_address = no_address
 
     def open(self, egress: Egress) -> TabiError | None:
-        """What the way out and the guard say of the destination of a session; why they refuse it."""
+        """Record what the egress and the guard say about a session's destination; return why they refuse it."""
         found, session = self.found, self.session
         assert session.destination is not None
         asks = is_name(session.destination) or session.command == "resolve_ptr"
@@ -237,7 +237,7 @@ class EgressExplainer:
         return failure or refused or (None if found.proxy_resolves else self.no_address)
 
     def describe(self, egress: Egress, command: str | None, what: str) -> TabiError | None:
-        """Tell a way out, and why it carries neither ``command`` nor, if it leads nowhere, ``what``."""
+        """Record an egress, and why it does not carry ``command`` or, if it leads nowhere, ``what``."""
         found, session = self.found, self.session
         found.egress = egress.describe()
         reason = None if command is None else egress.cannot(command)
@@ -255,7 +255,7 @@ class EgressExplainer:
         return None
 
     def ask_guard(self, egress: Egress) -> PolicyDenied | None:
-        """Tell what the guard says of the addresses that would be dialled; why it refuses them."""
+        """Record the guard's answer for the addresses that would be dialled; return why it refuses them."""
         guard, client, found, destination = (
             self.policy.guard,
             self.session.client.host,
@@ -282,10 +282,10 @@ class EgressExplainer:
         return None
 
     async def explain_openly(self, gate: Gate, route: OpenRoute, anybody: bool) -> TabiError | None:
-        """What becomes of an association, or BIND for anybody, and of the one destination that was asked about.
+        """Record what happens to an association, or BIND for any peer, and to the one destination that was asked about.
 
         Returns:
-            Why the session is refused; what becomes of the destination is another matter.
+            Why the session is refused; the destination is recorded separately.
         """
         found, session, policy = self.found, self.session, self.policy
         egress = gate.direct if route.egress is None else route.egress
@@ -329,7 +329,7 @@ class EgressExplainer:
     async def verdict(
         self, destination_policy: DestinationPolicy, destination: Address, addresses: Sequence[IP] | None
     ) -> str | Unresolved | None:
-        """What a judge says, awaited where that takes time. Raises PolicyDenied."""
+        """The answer of a judge, awaited if that takes time. Raises PolicyDenied."""
         said = destination_policy(destination, addresses)
         if isinstance(said, Pending):
             await said
@@ -340,12 +340,12 @@ class EgressExplainer:
 
 
 def is_name(destination: Address) -> bool:
-    """Whether somebody has to resolve it."""
+    """Whether the name must be resolved."""
     return isinstance(destination.host, str)
 
 
 def terms_of(account: Account, known: bool) -> list[str]:
-    """The limits of an account for people; ``known`` says that what was used is."""
+    """The limits of an account for people; ``known`` says that the used amount is known."""
     terms, found = account.terms, []
     if terms.connections is not None:
         found.append(f"{terms.connections} connections at once")
@@ -359,7 +359,7 @@ def terms_of(account: Account, known: bool) -> list[str]:
         found.append(describe_quota(account, terms.quota, known))
     if terms.max_session is not None:
         found.append(f"{terms.max_session:g} s for a session")
-    return [*found, "who is over waits"] if terms.over == "wait" else found
+    return [*found, "requests beyond these wait"] if terms.over == "wait" else found
 
 
 def describe_quota(account: Account, quota: Quota, known: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 MAX_REQUEST = 65_536
-"""Octets of what is asked."""
+"""Octets of a request."""
 
 MAX_ANSWER = 16 << 20
 """Octets of an answer."""
@@ -28,7 +28,7 @@ def encode_frame(body: Mapping[str, Any]) -> bytes:
 
 
 def decode_length(head: bytes, limit: int) -> int:
-    """How many octets follow. Raises ValueError where those are too many."""
+    """How many octets follow. Raises ValueError if those are too many."""
     (length,) = LENGTH.unpack(head)
     if length > limit:
         raise ValueError(f"a frame of {length} octets, expected at most {limit}")
@@ -36,7 +36,7 @@ def decode_length(head: bytes, limit: int) -> int:
 
 
 async def read_frame(reader: asyncio.StreamReader, limit: int) -> dict[str, Any] | None:
-    """The next frame, or None where the other end has ended in front of it.
+    """The next frame, or None if the other end has ended before it.
 
     Raises:
         ValueError: it is too large, or not a JSON object.
@@ -55,7 +55,7 @@ def receive_frame(sock: socket.socket, limit: int) -> dict[str, Any]:
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """So many octets. Raises EOFError where the other end ends before."""
+    """So many octets. Raises EOFError if the other end ends before that."""
     data = bytearray()
     while len(data) < size:
         part = sock.recv(min(size - len(data), 1 << 16))

@@ -1,7 +1,7 @@
-"""Handing a compiled configuration from one process to another, so that whoever takes it is never held up.
+"""Handing a compiled configuration from one process to another, so that the receiver is never held up.
 
 What is unpickled at once holds a process up for as long as that takes, such as 0.1 s for 10,000 rules. So a large
-container is cut into pieces of a few items, each a pickle of its own, and whoever reads them may do something else
+container is cut into pieces of a few items, each a pickle of its own, and the reader may do something else
 between two. Users are not unpickled at all: their table is memory that both processes share.
 
     octets of the pieces (8), the pieces, each behind its length (4), padding to a page, the table of users
@@ -35,7 +35,7 @@ CONTAINERS: dict[type, type] = {dict: dict, list: list, set: set, tuple: list, f
 
 
 class Cutter(pickle.Pickler):
-    """Pickles one object; large containers in it become pieces in front of it."""
+    """Pickles one object; large containers in it become pieces before it."""
 
     def __init__(self, file: io.BytesIO, pieces: list[bytes], numbers: dict[int, int]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -59,7 +59,7 @@ class Cutter(pickle.Pickler):
 
 
 def cut(value: Any, pieces: list[bytes], numbers: dict[int, int]) -> None:
-    """Pickle something and add it behind the pieces that it needs."""
+    """Pickle something and add it after the pieces that it needs."""
     file = io.BytesIO()
     Cutter(file, pieces, numbers).dump(value)
     pieces.append(file.getvalue())
@@ -111,7 +111,7 @@ def write(compiled: Compiled, fd: int) -> None:
 
 def read(fd: int) -> Generator[None, None, Compiled]:
     """Read what `write` has written, a piece between two yields. The file may be closed then. Certificates are not in
-    it; what ``decide`` names is imported.
+    it; the function that ``decide`` names is imported.
 
     Raises:
         ConfigError: that cannot be imported.

@@ -1,8 +1,8 @@
-"""Ledgers that others look into as well: the thread that stores what was used, and all workers of a supervisor.
+"""Ledgers that are shared: the thread that stores what was used, and all workers of a supervisor.
 
 The cells of several processes are memory that they share. What is read and then written stands between `enter` and
-`leave`: a record lock of fcntl(2), which the kernel takes back when its holder dies, so that a killed worker holds up
-nobody. Both together cost 1 us, and only where there are several workers and limits.
+`leave`: a record lock of fcntl(2), which the kernel takes back when its holder dies, so that a killed worker blocks no
+other one. Both together cost 1 us, and only with several workers and limits.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SharedLedger(LocalLedger):
             self.map()
 
     def map(self) -> None:
-        """Have all cells that there are; the memory that they had before goes with the last who looks at it."""
+        """Have all cells that there are; their old memory is freed with the last reference to it."""
         size = os.fstat(self.fd).st_size
         cells: Any = memoryview(mmap.mmap(self.fd, size)).cast("q") if size else []
         self.cells = cells

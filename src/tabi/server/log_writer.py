@@ -1,7 +1,8 @@
 """The messages of `tabi serve` on standard error, written by a process of their own.
 
-A terminal that is halted or a pipe that nobody reads blocks whoever writes to it. So the supervisor and the workers
-only hand their messages over, which never waits: what the writer does not take is lost, counted, and said so. All of
+A terminal that is halted or a pipe that is not read blocks any process that writes to it. So the supervisor and the
+workers only hand their messages over, which never waits: messages that the writer does not take are lost, counted,
+and reported. All of
 them share one socket, which keeps messages apart (SOCK_SEQPACKET).
 """
 
@@ -49,9 +50,9 @@ class LogWriter(logging.Handler):
             self.lost += 1
 
     def write(self, channel: Channel) -> None:
-        """What the process does: write, until nobody is left to hand over messages."""
+        """The work of the process: write, until no process is left to hand over messages."""
         while data := self.source.recv(MAX_MESSAGE):
-            with contextlib.suppress(OSError):  # nobody reads them any more
+            with contextlib.suppress(OSError):  # no process reads them any more
                 write_all(2, data)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""``[resolver]`` composed: who is asked for names, behind one cache."""
+"""``[resolver]`` composed: the name servers, behind one cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MakeResolver = Callable[[asyncio.AbstractEventLoop], NameCache]
 
 
 def prepare_resolver(config: Config) -> MakeResolver:
-    """Look at everything that a resolver needs, and return what makes it on a loop.
+    """Check everything that a resolver needs, and return a function that makes it on a loop.
 
     Raises:
         ConfigError: dnspython is missing, or the file of authorities cannot be used.
@@ -72,7 +72,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
 
 
 def need_dnspython(server: str) -> None:
-    """Raise ConfigError where what speaks with a server is not installed."""
+    """Raise ConfigError if the library for a server's protocol is not installed."""
     try:
         import tabi.net.dns_client  # noqa: F401
     except ImportError as exc:
@@ -80,7 +80,7 @@ def need_dnspython(server: str) -> None:
 
 
 def make_context(ca: str | None) -> ssl.SSLContext:
-    """What trusts servers. Raises ConfigError."""
+    """The TLS context that trusts the servers. Raises ConfigError."""
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as exc:  # ssl.SSLError is one

@@ -1,4 +1,4 @@
-"""Tells the service manager how it stands, if it asks for that: sd_notify(3), for Type=notify."""
+"""Tells the service manager the state of the server, if it asks for that: sd_notify(3), for Type=notify."""
 
 from __future__ import annotations
 

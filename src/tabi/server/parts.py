@@ -60,11 +60,11 @@ FEW_SESSIONS = 50
 """Room for fewer is worth a warning."""
 
 DESCRIPTORS_ASIDE = 48
-"""For what is no session: standard streams, epoll, the resolver, the log, a little air."""
+"""Descriptors in addition to those of sessions: standard streams, epoll, the resolver, the log, some spare ones."""
 
 
 class Given(NamedTuple):
-    """What a program gives a server in place of what the configuration says, and what lives through reloads."""
+    """What a program gives a server instead of the configuration, and what survives reloads."""
 
     ledger: Ledger
     own: LocalAddresses
@@ -173,16 +173,16 @@ class Parts:
             acceptor.start()
 
     def stop_accepting(self) -> None:
-        """Accept nobody any more; connections that wait for another request end."""
+        """Accept no more clients; connections that wait for another request end."""
         for acceptor in self.acceptors:
             acceptor.stop()
         self.kept.drain()
 
     def replace(self, compiled: Compiled) -> Iterator[None]:
-        """Go over to another configuration, in steps between which others may run; the last one changes everything.
+        """Change to another configuration, in steps between which other tasks may run; the last one changes everything.
 
         Raises:
-            ConfigError: a file has changed since that was compiled. Nothing has changed then.
+            ConfigError: a file has changed since the configuration was compiled. Then nothing changes here.
         """
         config = compiled.config
         certificates = []
@@ -254,20 +254,20 @@ class Parts:
         return proxy_of(listen, commands, authenticate, compiled.required(listen)).build(running)
 
     def find_egress(self, egress: object) -> Egress:
-        """The running egress for what a piece says of it."""
+        """The running egress for the egress that a piece names."""
         assert self.given.composed is not None
         return self.egresses.by_name[self.given.composed.name_of(egress)]
 
     def from_url(self, url: str) -> Egress:
-        """See `Egresses.from_url`: with the settings that there are now."""
+        """See `Egresses.from_url`: with the current settings."""
         return self.egresses.from_url(url)
 
     def address_filter_for(self, session: Session, port: int) -> AddressFilter:
-        """What the guard says of where a `DialInspector` redirects a session to, by the policy that there is now."""
+        """The guard's check of the target to which a `DialInspector` redirects a session, by the current policy."""
         return self.gate.policy.address_filter_for(session, port)
 
     async def close_egresses(self) -> None:
-        """Stop checking those that there are now."""
+        """Stop the checks of the current egresses."""
         await self.egresses.close()
 
     async def close_links(self) -> None:

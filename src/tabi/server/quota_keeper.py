@@ -11,7 +11,7 @@ INTERVAL = 2.0
 
 
 class QuotaKeeper:
-    """Keeps what is used in one ledger. Whoever has no loop calls `save`, the others have `run` as a task.
+    """Stores what is used in one ledger. A caller without a loop calls `save`, any other runs `run` as a task.
 
     Args:
         ledger: counts.
@@ -31,7 +31,7 @@ class QuotaKeeper:
         self.store.save(self.ledger)
 
     async def run(self) -> None:
-        """Do that until the task is cancelled, and once more then."""
+        """Call `save` again and again until the task is cancelled, and once more then."""
         try:
             while True:
                 await asyncio.sleep(INTERVAL)

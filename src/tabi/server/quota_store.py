@@ -1,6 +1,6 @@
 """The quota store: what accounts have used, in a file of SQLite, so that a restart forgets nothing.
 
-Who uses a quota counts in the ledger; every few seconds what has come in since is added to the file, in one
+Use of a quota is counted in the ledger; every few seconds what is new is added to the file, in one
 transaction of its write-ahead log. A process that is killed loses that much at most, and the file is never broken:
 SQLite rolls back what was not committed. https://sqlite.org/wal.html
 """
@@ -43,21 +43,21 @@ ON CONFLICT (account) DO UPDATE SET
 
 
 class QuotaStore:
-    """One file. It is open only while it is used: an open database must not come through fork(2).
+    """The store in one file. It is open only while it is used: an open database must not come through fork(2).
 
     Args:
-        path: made where it does not exist, with its folder, for its owner only.
+        path: the file is made if it does not exist, with its folder, for its owner only.
 
     Raises:
         OSError: it cannot be made.
-        sqlite3.Error: it is something else, or of a later version.
+        sqlite3.Error: it is another kind of file, or of a later version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.failed = False
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's own would be for everybody
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # SQLite's mode is open to all users
         with self.open() as database:
             check_tables(database)
             database.execute(CREATE)
@@ -68,7 +68,7 @@ class QuotaStore:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
-        """A connection within a transaction that nobody else writes in; it is committed at the end."""
+        """A connection within a transaction with exclusive write access; it is committed at the end."""
         with contextlib.closing(sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)) as database:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
@@ -90,18 +90,18 @@ class QuotaStore:
         return {account: (period, used) for account, period, used in rows}
 
     def save(self, usage: Usage) -> bool:
-        """Add what was used since the last time; any process may, at any time. False where that failed: then it is said
-        once, and the next time has it all."""
+        """Add what was used since the last time; any process may, at any time. False if that failed: then it is logged
+        once, and the next call adds all of it."""
         if not usage.unsaved():
             return True
         saved: list[Used] = []
         try:
             with self.open() as database:
-                rows = usage.unsaved()  # again: only here nobody else saves the same
+                rows = usage.unsaved()  # again: only here no other process saves the same
                 database.executemany(ADD, rows)
                 usage.saved(rows)
                 saved = rows
-        except sqlite3.Error as exc:  # it may be that nothing was committed
+        except sqlite3.Error as exc:  # perhaps nothing was committed
             usage.saved([used._replace(octets=-used.octets) for used in saved])
             if not self.failed:
                 log.error(
@@ -114,7 +114,7 @@ class QuotaStore:
 
 
 def default_path(environment: Mapping[str, str]) -> Path:
-    """Where the file is unless the configuration says: in systemd's state directory, or the user's own (XDG)."""
+    """The default place of the file: in systemd's state directory, or the user's own (XDG)."""
     given = environment.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
         return Path(given, "quotas.sqlite")
@@ -137,7 +137,7 @@ def open_store(path: Path) -> UsageStore:
 
 
 def check_store(path: Path) -> None:
-    """Look whether `open_store` would succeed, and change nothing. Raises ConfigError."""
+    """Check whether `open_store` would succeed, and change nothing. Raises ConfigError."""
     try:
         if path.exists() or path.is_symlink():
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
@@ -154,7 +154,7 @@ def check_store(path: Path) -> None:
 
 
 def check_tables(database: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError where a file is another program's, or of a later version."""
+    """Raise sqlite3.DatabaseError if a file is another program's, or of a later version."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise sqlite3.DatabaseError(f"version {version}, expected {VERSION}: made by a later tabi")

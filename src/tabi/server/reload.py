@@ -28,17 +28,17 @@ LONGEST = 600
 """Seconds after which the child is given up."""
 
 MANY = 50_000
-"""New objects from which on the collector need not look at them any more: rules live long, and make no circles."""
+"""New objects after which they are hidden from the collector: rules live long, and make no reference cycles."""
 
 NICE = 10
-"""How much the child stands back behind those that carry the traffic (nice(2))."""
+"""The lower priority of the child, below the workers that carry the traffic (nice(2))."""
 
 STEP = 0.002
-"""Seconds that a worker takes over before whatever else there is has its turn."""
+"""Seconds that a worker takes over before other work has its turn."""
 
 
 class Report(msgspec.Struct):
-    """What the child says of its work."""
+    """The result that the child reports."""
 
     error: str | None = None
     later: list[str] = []
@@ -55,11 +55,11 @@ class Reload:
         read: reads and compiles the configuration.
         config: the one that the supervisor was started with.
         sockets: those of the listeners.
-        private: descriptors of the supervisor that no other process may hold open: it is by their end that others
-            learn of its end.
+        private: descriptors of the supervisor that no other process may hold open: when they end, other processes
+            see that it has ended.
 
     Raises:
-        OSError: there is no room for a process.
+        OSError: the system has no room for a process.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Reload:
         return msgspec.json.decode(data, type=Report)
 
     def kill(self) -> None:
-        """Give it up."""
+        """Give the reload up."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -130,7 +130,7 @@ class Reload:
 
 
 class Taker:
-    """Takes over what is handed to a worker; of several that wait only the last. To make in a loop.
+    """Takes over configurations that are handed to a worker; of several that wait only the last. Make it in a loop.
 
     Args:
         server: the worker's.
@@ -164,7 +164,7 @@ class Taker:
                 os.close(memory)
 
     async def take(self, memory: int) -> None:
-        """Take over one, in steps."""
+        """Take over one configuration, in steps."""
         began = perf_counter()
         gc.disable()  # it would look at all of it again and again, 20 ms and more at a stretch
         try:

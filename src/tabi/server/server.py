@@ -57,12 +57,12 @@ class Server:
 
     Args:
         listen: URLs to listen on, in place of those of ``config``; port 0 takes a free one.
-        users: passwords by user name. Whoever is given here or in ``config`` is then required.
+        users: passwords by user name. With users here or in ``config``, clients must be users.
         decide: ``def`` or ``async def(session) -> tabi.Decision | None``, asked for each session after the rules of
-            ``config``, whose decision is in ``session.decision``: it has the last word, but for the guard. None: the
-            rules are right.
+            ``config``, whose decision is in ``session.decision``: it has the last word, except for the guard. None
+            keeps the rules' decision.
         authenticate: ``async def(login: tabi.Login) -> str | tabi.User | None`` in place of users: says who a client
-            is, None for nobody. What it raises is a failure on our side, not a wrong password.
+            is; None refuses it. What it raises is a failure on our side, not a wrong password.
         egresses: objects by name, see `Egress`: rules, chains, pools and ``decide`` may name them.
         carrier: ``async def(tunnel: tabi.Tunnel)``, or an object with such a method ``carry``: gets both streams of
             each session once they are open, in place of the relays.
@@ -72,7 +72,8 @@ class Server:
         open: allow listening beyond loopback without users.
         on_open: ``def`` or ``async def(session)``, called when a session's destination is connected, or its association
             open.
-        on_close: the same when a session has ended, a refused one too. The server's end waits for async ones.
+        on_close: ``def`` or ``async def(session)``, called when a session has ended, a refused one too. The
+            server's end waits for async ones.
         observers: are told more of each session, see `SessionObserver`.
         resolver: turns names into addresses, in place of ``[resolver]`` of ``config``: nothing that it says is kept.
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
@@ -131,7 +132,7 @@ class Server:
         self.listeners = Listeners(sockets or ())
         self.sockets = self.listeners.sockets
         refuse_open_proxy(compiled, self.sockets)
-        self.keeps_quotas = ledger is None  # whoever shares a ledger keeps what is in it
+        self.keeps_quotas = ledger is None  # the owner of a shared ledger stores what is in it
         self.ledger = LocalLedger() if ledger is None else ledger
         self.own = LocalAddresses()
         self.callbacks = Callbacks()
@@ -228,7 +229,7 @@ class Server:
         return later
 
     def replace(self, compiled: Compiled) -> Iterator[None]:
-        """Go over to what was compiled, in steps of a few milliseconds; the last one changes everything.
+        """Change to a compiled configuration, in steps of a few milliseconds; the last one changes everything.
 
         Raises:
             ConfigError: as `reload`.
@@ -242,8 +243,8 @@ class Server:
         self.compiled = self.composed.compiled
 
     def keep_quotas(self, compiled: Compiled) -> None:
-        """Begin to store what is used, if that is wanted: where the configuration names a file for it, and nobody else
-        does. Raises ConfigError."""
+        """Begin to store what is used, if the configuration names a file for it, and no other part stores it.
+        Raises ConfigError."""
         path = compiled.config.quotas.path
         if path is not None and self.keeps_quotas and self.keeper is None and compiled.with_quotas:
             self.keeper = QuotaKeeper(self.ledger, open_store(Path(path)))
@@ -281,7 +282,7 @@ class Server:
         return len(sessions.running)
 
     def stop_accepting(self) -> None:
-        """Close the listeners: who comes now is refused rather than kept waiting."""
+        """Close the listeners: a client that comes now is refused and does not wait."""
         if self.composed is not None:
             self.composed.stop_accepting()
         self.listeners.close()
@@ -289,8 +290,8 @@ class Server:
     async def close(self) -> None:
         """Stop at once: sessions that still run end as ``shutdown``. Harmless when done twice.
 
-        It runs to its end whoever cancels the task that waits for it, be it again and again, as a cancelled scope of
-        anyio does. That task hears of it afterwards.
+        It runs to its end even if the task that waits for it is cancelled, also again and again, as a cancelled scope
+        of anyio does. That task is cancelled afterwards.
         """
         self.stop_accepting()
         cancelled: asyncio.CancelledError | None = None
@@ -305,7 +306,7 @@ class Server:
             raise cancelled
 
     async def end(self) -> None:
-        """The task that closes all parts: even where it is cancelled itself each of them is told."""
+        """The task that closes all parts: even if it is cancelled itself, each of them is closed."""
         try:
             if self.composed is not None:
                 await self.composed.sessions.cancel()
@@ -334,12 +335,12 @@ class Server:
 
     @property
     def urls(self) -> list[str]:
-        """A URL for each place that it listens at, without credentials. RuntimeError where it does not listen."""
+        """A URL for each place that it listens at, without credentials. RuntimeError if it does not listen."""
         return urls_of(self.config.listen, self.open_sockets())
 
     @property
     def url(self) -> str:
-        """The first listener's URL as a client uses it: with the first of the ``users`` where they are required.
+        """The first listener's URL as a client uses it: with the first of the ``users`` if they are required.
 
         It holds a password then: `urls` does not. ``mixed`` is SOCKS5 to a client. Raises RuntimeError as `urls`.
         """
@@ -366,7 +367,7 @@ class Server:
         raise ValueError(f"no listener takes {protocol!r} at an address: {', '.join(self.urls)}")
 
     def url_of(self, index: int, url: str) -> str:
-        """The same URL with a user where one is required."""
+        """A URL with the first user added, if a user is required."""
         if url.startswith("unix:") or not self.plain_users or not self.compiled.required(self.config.listen[index]):
             return url
         name, password = next(iter(self.plain_users.items()))
@@ -376,5 +377,5 @@ class Server:
     # --- sessions ---
 
     def sessions(self) -> list[SessionInfo]:
-        """Those that run, as they are now, the oldest first. `SessionInfo.end` ends one."""
+        """The running sessions, as they are now, the oldest first. `SessionInfo.end` ends one."""
         return [] if self.composed is None else self.composed.sessions.infos()

@@ -1,4 +1,4 @@
-"""The sessions of a server: each is accepted, runs as a task until a relay has it, and is told of when it is over."""
+"""The sessions of a server: each is accepted, runs as a task until a relay has it, and is reported when it is over."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One session as it was when `Server.sessions` was called. The names are those of the access log."""
 
     id: int
-    """Its number, as in the access log behind the hyphen, there in hexadecimal digits."""
+    """Its number, as in the access log after the hyphen, there in hexadecimal digits."""
     listener: str
     client: Address
     protocol: str | None
@@ -51,19 +51,19 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Octets of payload so far, from the client."""
     down: int
     seconds: float
-    """Since it began."""
+    """Seconds since it began."""
     kick: Callable[[], None]
 
     def __repr__(self) -> str:
         return f"<SessionInfo {self.id:x} {self.client} {self.destination}>"
 
     def end(self) -> None:
-        """End the session, as ``kicked``. Any thread may, and as often as it likes; one that is over stays as it is."""
+        """End the session, as ``kicked``. Any thread may call it, even twice; a session that is over stays as it is."""
         self.kick()
 
 
 class Sessions:
-    """All that run.
+    """All running sessions.
 
     Args:
         reactor: hears of their sockets.
@@ -78,15 +78,15 @@ class Sessions:
         self.reactor = reactor
         self.handshake = FixedTimeouts(reactor.loop, handshake)
         self.running: dict[Session, asyncio.Task[None] | None] = {}
-        """The task of each, None where a relay has it."""
+        """The task of each, None if a relay has it."""
         self.numbers = itertools.count(1)
         self.empty: asyncio.Event | None = None
         self.carriers: list[Carrier] = []
-        """All that may have a session."""
+        """All carriers that may have a session."""
         self.began = methods_of(observers, "began")
         self.ended = methods_of(observers, "ended")
         self.watch = Watch(observers) or None
-        self.copies = any(not isinstance(one, AccessLog) for one in observers)  # whoever gets one may keep it
+        self.copies = any(not isinstance(one, AccessLog) for one in observers)  # an observer that gets one may keep it
 
     def accepting(self, ingress: Ingress, listener: str) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""
@@ -94,7 +94,7 @@ class Sessions:
         loop, watch, began = reactor.loop, self.watch, self.began
 
         def accepted(sock: Any, sockaddr: Any) -> None:
-            # A path where a client of a unix socket has one: it says nothing of who that is.
+            # A path, if a client of a unix socket has one: it does not identify the client.
             peer = from_sockaddr(sockaddr) if isinstance(sockaddr, tuple) else unix_client(sock)
             session = Session(next(self.numbers), listener, peer, monotonic())
             if watch is not None:
@@ -134,7 +134,7 @@ class Sessions:
                 self.running[session] = None
 
     def finished(self, session: Session) -> None:
-        """A session is over: its line, and who waits for the last one."""
+        """A session is over: write its line, and wake the task that waits for the last session."""
         del self.running[session]
         if session.lease is not None:
             self.gate.leave(session.lease)
@@ -149,7 +149,7 @@ class Sessions:
             self.empty.set()
 
     def request_over(self, session: Session) -> None:
-        """A request is over, and its connection goes on: its line, and the session begins anew."""
+        """A request is over, and its connection goes on: write its line, and begin the session anew."""
         if session.lease is not None:
             self.gate.leave(session.lease)
         if session.ended is not None:
@@ -160,14 +160,14 @@ class Sessions:
             tell(self.began, session)
 
     async def drained(self, seconds: float) -> None:
-        """Wait until there are none, for so many seconds at most."""
+        """Wait until no session runs, for so many seconds at most."""
         if self.running:
             self.empty = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.empty.wait(), seconds)
 
     async def cancel(self) -> None:
-        """End those that no relay has."""
+        """End the sessions that no relay has."""
         await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
         tasks = [task for task in self.running.values() if task is not None]
         for task in tasks:
@@ -177,16 +177,16 @@ class Sessions:
     # --- from outside ---
 
     def infos(self) -> list[SessionInfo]:
-        """All that run, as they are now."""
+        """All running sessions, as they are now."""
         now = monotonic()
         return [self.info(session, now) for session in self.running]
 
     def carried(self, session: Session) -> Carried | None:
-        """Who carries a session; None for an association, and where nobody does yet."""
+        """The carrier of a session; None for an association, and if no carrier has it yet."""
         return next((found for carrier in self.carriers if (found := carrier.get(session)) is not None), None)
 
     def info(self, session: Session, now: float) -> SessionInfo:
-        """One of them."""
+        """One running session."""
         number = session.number
         carried = self.carried(session)
         up, down = (session.up, session.down) if carried is None else carried.counts
@@ -213,7 +213,7 @@ class Sessions:
             self.reactor.loop.call_soon_threadsafe(self.kick, session, number)
 
     def kick(self, session: Session, number: int) -> None:
-        """End it."""
+        """End the session."""
         if session not in self.running or session.number != number:
             return
         task = self.running[session]

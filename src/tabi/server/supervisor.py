@@ -1,4 +1,4 @@
-"""The supervisor: binds the sockets, starts the workers that listen on them, and starts again the one that dies.
+"""The supervisor: binds the sockets, starts the workers that listen on them, and restarts one that dies.
 
 It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something, or
 there are used quotas to store.
@@ -55,8 +55,8 @@ class Supervisor:
 
     Args:
         compiled: what to serve by.
-        reread: reads and compiles the configuration anew, for SIGHUP. None: there is no file.
-        children: processes that help it. It keeps them up; who made them ends them.
+        reread: reads and compiles the configuration anew, for SIGHUP. None if there is no file.
+        children: processes that help it. It keeps them up; their creator ends them.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -74,10 +74,10 @@ class Supervisor:
         self.reloading: Reload | None = None
         self.reload_again = False
         self.answers: list[Answer] = []
-        """For those who have asked for the next reload; ``asked`` has those of the one under way."""
+        """For the clients that asked for the next reload; ``asked`` has those of the current one."""
         self.asked: list[Answer] = []
         self.latest: int | None = None
-        """Memory that has what was compiled last, where that is not what it began with."""
+        """Memory with the last compiled configuration, if it is not the one from the start."""
         raise_descriptor_limit()
         try:
             if config.log.access != "none":
@@ -98,7 +98,7 @@ class Supervisor:
         self.keeper: QuotaKeeper | None = None
         try:
             self.listeners.open(config.listen, passed)
-            refuse_open_proxy(compiled, self.sockets)  # where passed ones are is known only now
+            refuse_open_proxy(compiled, self.sockets)  # the places of passed sockets are known only now
             self.keep_quotas(compiled.with_quotas)
         except OSError as exc:
             where, _, url = str(exc.filename).partition(": ")
@@ -130,9 +130,9 @@ class Supervisor:
             self.ledger.close()
 
     def supervise(self, ready: Callable[[], None]) -> int:
-        """The same; the listeners may be left open."""
+        """Start the workers and stay until all have ended, as `run`; the listeners may be left open."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as who started us may have it, nobody could be reaped
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent had it ignored, no child could be reaped
         try:
             self.start_all()
         except ConfigError:
@@ -215,7 +215,7 @@ class Supervisor:
             for place in (*self.workers, *self.children):
                 if place.channel is not None:
                     place.channel.close()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor says what it means
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
             shared = Shared(self.sockets, self.lifeline, self.ledger, end)
@@ -285,7 +285,7 @@ class Supervisor:
         else:
             try:
                 command(request, answer)
-            except Exception as exc:  # what somebody asks for does not end the server
+            except Exception as exc:  # a request must not end the server
                 log.exception("command %s failed", name)
                 answer({"error": f"internal error: {type(exc).__name__}"})
 
@@ -305,12 +305,12 @@ class Supervisor:
     # --- quotas, and another configuration ---
 
     def keep_quotas(self, wanted: bool) -> None:
-        """Take up what was used before, where there are quotas, and store from now on what is. Raises ConfigError."""
+        """Load what was used before, if there are quotas, and store it from now on. Raises ConfigError."""
         if wanted and self.keeper is None:
             self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
 
     def reload(self, answer: Answer = lambda _: None) -> None:
-        """Have a child compile the file as it is now. One that comes while it does is for a reload more."""
+        """Have a child compile the file as it is now. A request that comes meanwhile causes one more reload."""
         if self.reread is None:
             log.warning("SIGHUP: nothing to read, since there is no -c FILE")
             answer({"error": "nothing to read, since there is no -c FILE"})
@@ -359,7 +359,7 @@ class Supervisor:
             self.begin_reload()
 
     def tell_reload(self, found: Mapping[str, Any]) -> None:
-        """Say what became of a reload, in the log and to all who asked for it."""
+        """Report the result of a reload, in the log and to all clients that asked for it."""
         if "error" in found:
             log.error("%s", found["error"])
         notify("READY=1")
@@ -381,7 +381,7 @@ class Supervisor:
             self.tell_all(AT_ONCE)
 
     def tell_all(self, body: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send a message to every worker. One that reads nothing has read an equal one neither, or is killed soon."""
+        """Send a message to every worker. One that does not read has an equal one waiting, or is killed soon."""
         for worker in self.workers:
             if worker.channel is not None:
                 worker.channel.send(body, fds)

@@ -13,7 +13,7 @@ AT_START = ("workers", "timeouts", "log", "quotas", "resolver")
 def take_over(old: Config, new: Config) -> tuple[Config, list[str]]:
     """The configuration to go on with, and the keys of ``new`` that are not in it.
 
-    Listeners keep their places: if those are others, all of ``listen`` waits for a restart; their other keys do not.
+    Listeners keep their places: if the places differ, all of ``listen`` waits for a restart; their other keys do not.
     """
     keys = [key for key in AT_START if getattr(old, key) != getattr(new, key)]
     if [listen.url for listen in old.listen] != [listen.url for listen in new.listen]:

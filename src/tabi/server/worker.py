@@ -27,7 +27,7 @@ AT_ONCE = {"stop": "at once"}
 """Do not drain any longer. A second SIGTERM says the same, but while the first is pending it would be lost."""
 
 RELOAD = {"reload": True}
-"""Go over to the configuration that is in the memory which comes with this."""
+"""Change to the configuration in the memory that comes with this message."""
 
 
 class Shared(NamedTuple):
@@ -88,7 +88,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
     gc.set_threshold(50_000, 20, 50)
     taker = Taker(server)
     async with server:
-        shared.channel.watch(loop, heard, lambda: None)  # that the supervisor is gone the lifeline says
+        shared.channel.watch(loop, heard, lambda: None)  # the lifeline tells that the supervisor is gone
         ready()
         await told.wait()
         await taker.close()

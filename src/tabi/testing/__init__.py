@@ -1,4 +1,4 @@
-"""What the tests of a program need that goes through proxies: a proxy, one that fails as told, and an origin.
+"""Tools for the tests of a program that uses proxies: a proxy, one that fails as told, and an origin.
 
 Each of them runs in a thread with a loop of its own, so that plain tests and those of any asyncio plugin can use it::
 

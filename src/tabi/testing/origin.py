@@ -24,10 +24,10 @@ class OriginRequest(NamedTuple):
     target: str
     """As the client wrote it: a path such as ``/index.html``."""
     headers: dict[str, str]
-    """By their names in lower case; of several with one name the last."""
+    """The header fields, by their names in lower case; of several with one name the last."""
     body: bytes
     client: tuple[str, int]
-    """Who has connected, such as the proxy: host and port."""
+    """The client that has connected, such as the proxy: host and port."""
 
 
 Answer = Callable[[OriginRequest], "tuple[int, bytes]"]
@@ -35,7 +35,7 @@ Answer = Callable[[OriginRequest], "tuple[int, bytes]"]
 
 
 def hello(request: OriginRequest) -> tuple[int, bytes]:
-    """The answer where nobody said another one: the body of the request, or a greeting."""
+    """The default answer: the body of the request, or a greeting."""
     return 200, request.body or b"hello from " + request.target.encode("latin-1")
 
 
@@ -89,7 +89,7 @@ class Origin(Service):
 
     @property
     def address(self) -> HostPort:
-        """Where it listens. Raises RuntimeError where it does not run."""
+        """Where it listens. Raises RuntimeError if it does not run."""
         if self.listener is None:
             raise RuntimeError("this Origin does not run")
         return HostPort(*self.listener.getsockname()[:2])
@@ -112,7 +112,7 @@ class Origin(Service):
 
     @property
     def udp_address(self) -> HostPort:
-        """Where datagrams are sent back. Raises RuntimeError where it does not run."""
+        """Where datagrams are sent back. Raises RuntimeError if it does not run."""
         if self.datagrams is None:
             raise RuntimeError("this Origin does not run")
         return HostPort(*self.datagrams.getsockname()[:2])
@@ -123,7 +123,7 @@ class Origin(Service):
         return list(self.came.things)
 
     def wait_for_requests(self, count: int = 1, timeout: float = PATIENCE) -> list[OriginRequest]:
-        """Wait until so many have come, and return all. It blocks. Raises TimeoutError where there were fewer."""
+        """Wait until so many requests have come, and return all. It blocks. Raises TimeoutError if there were fewer."""
         return self.came.wait(count, timeout)
 
     def echo_datagram(self, sock: socket.socket) -> None:
@@ -210,7 +210,7 @@ def read_field(line: bytes) -> tuple[str, str]:
 async def read_body(
     headers: dict[str, str], data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> tuple[bytes, bytes]:
-    """The body of a request, and what came behind it; ``data`` is what came behind its head.
+    """The body of a request, and what came after it; ``data`` is what came after its head.
 
     Raises:
         asyncio.IncompleteReadError: the client has ended in the middle.

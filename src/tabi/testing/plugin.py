@@ -1,8 +1,8 @@
 """Fixtures for pytest: `tabi_proxy`, `tabi_upstream`, `tabi_origin`, and a factory of each for options.
 
-pytest finds them by itself where tabi is installed. What they are made of is imported when a test first asks for one,
-so that other tests begin as quickly as without. They are plain fixtures, for plain tests and those of pytest-asyncio
-and anyio alike: each thing runs in a thread of its own.
+pytest finds them by itself if tabi is installed. Their modules are imported when a test first asks for one,
+so that other tests start as quickly as without them. They are plain fixtures, for plain tests and those of
+pytest-asyncio and anyio alike: each thing runs in a thread of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def tabi_proxy_factory() -> Iterator[Callable[..., ProxyServer]]:
     """Make running proxies: ``tabi_proxy_factory(users={"alice": "secret"})``, see `tabi.testing.ProxyServer`.
 
-    They are closed behind the test, the last one first.
+    They are closed after the test, the last one first.
     """
     from tabi.testing.proxy import ProxyServer
 
@@ -39,7 +39,7 @@ def tabi_proxy(tabi_proxy_factory: Callable[..., ProxyServer]) -> ProxyServer:
 
 @pytest.fixture
 def tabi_upstream_factory() -> Iterator[Callable[[], Upstream]]:
-    """Make running upstreams, see `tabi.testing.Upstream`. They are closed behind the test."""
+    """Make running upstreams, see `tabi.testing.Upstream`. They are closed after the test."""
     from tabi.testing.upstream import Upstream
 
     with ExitStack() as stack:
@@ -54,7 +54,7 @@ def tabi_upstream(tabi_upstream_factory: Callable[[], Upstream]) -> Upstream:
 
 @pytest.fixture
 def tabi_origin_factory() -> Iterator[Callable[..., Origin]]:
-    """Make running origins: ``tabi_origin_factory(answer=…)``, see `tabi.testing.Origin`. They are closed behind the
+    """Make running origins: ``tabi_origin_factory(answer=…)``, see `tabi.testing.Origin`. They are closed after the
     test."""
     from tabi.testing.origin import Origin
 

@@ -26,7 +26,7 @@ class ProxyServer(Service):
 
     Args:
         listen: URLs to listen on. Default: one port of 127.0.0.1 that takes SOCKS5, SOCKS4 and HTTP.
-        options: as of `tabi.Server`, such as ``users={"alice": "secret"}``. Functions among them are called in the
+        options: those of `tabi.Server`, such as ``users={"alice": "secret"}``. Functions among them are called in the
             thread of the proxy.
 
     Raises:
@@ -80,7 +80,7 @@ class ProxyServer(Service):
 
     @property
     def address(self) -> HostPort:
-        """Where it listens, the first listener: ``host`` is text. Raises RuntimeError where it does not run."""
+        """Where it listens, the first listener: ``host`` is text. Raises RuntimeError if it does not run."""
         host, port = self.server.addresses[0]
         return HostPort(str(host), port)
 

@@ -27,11 +27,11 @@ class Service:
         self.thread: threading.Thread | None = None
 
     async def open(self) -> None:
-        """Begin to serve. What it raises `start` raises."""
+        """Begin to serve. `start` raises what this raises."""
         raise NotImplementedError
 
     async def shut(self) -> None:
-        """Stop, and close everything. It is called too where `open` has failed."""
+        """Stop, and close everything. It is also called if `open` has failed."""
         raise NotImplementedError
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -1,4 +1,4 @@
-"""Upstream: a proxy that fails as it is told, for tests of what goes through proxies. It is made of `tabi.parts`."""
+"""Upstream: a proxy that fails as it is told, for tests of programs that use proxies. It is made of `tabi.parts`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tabi.wire.socks5 import Reply
 
 Stage = Literal["greeting", "request", "reply", "tunnel"]
 """When it fails: as soon as a client has connected; when its request is there; in the middle of the reply; or in the
-tunnel, behind so many octets of the destination."""
+tunnel, after so many octets of the destination."""
 
 STAGES = ("greeting", "request", "reply", "tunnel")
 HALVES = {"http": b"HTTP/1.1 2", "socks4": b"\x00"}
@@ -45,14 +45,14 @@ class Behaviour(NamedTuple):
 class Upstream(Service):
     """A proxy on a free port that takes SOCKS5, SOCKS4 and HTTP, and fails as it is told.
 
-    At first it accepts. What it is told next counts for whoever connects afterwards::
+    At first it accepts. What it is told next counts for clients that connect afterwards::
 
         with Upstream() as upstream:
             upstream.refuse(5)
             ...
             upstream.accept()
 
-    All methods return the upstream itself, so that ``Upstream().hang()`` is one.
+    All methods return the upstream itself, so that ``Upstream().hang()`` is an upstream.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Upstream(Service):
         """Say nothing from a stage on, and leave the connection open. A tunnel lets ``octets`` of the destination pass.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the stage is unknown.
         """
         return self.behave(Behaviour("hang", stage, octets))
 
@@ -91,7 +91,7 @@ class Upstream(Service):
         """Reset the connection at a stage. In a tunnel, let ``octets`` of the destination pass before.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the stage is unknown.
         """
         return self.behave(Behaviour("reset", stage, octets))
 
@@ -99,19 +99,19 @@ class Upstream(Service):
         """End the connection in order at a stage. In a tunnel, let ``octets`` of the destination pass before.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: the stage is unknown.
         """
         return self.behave(Behaviour("close", stage, octets))
 
     def password(self, username: str, password: str) -> Upstream:
-        """Want this user name and password from now on, beside whatever else it was told."""
+        """Require this user name and password from now on, in addition to everything else it was told."""
         if not isinstance(username, str) or not isinstance(password, str):
             raise TypeError("expected a user name and a password, both of them text")
         self.login = (username, password)
         return self
 
     def no_password(self) -> Upstream:
-        """Want no password any more."""
+        """Require no password any more."""
         self.login = None
         return self
 
@@ -128,7 +128,7 @@ class Upstream(Service):
 
     @property
     def address(self) -> HostPort:
-        """Where it listens. Raises RuntimeError where it does not run."""
+        """Where it listens. Raises RuntimeError if it does not run."""
         if self.listener is None or self.loop is None:
             raise RuntimeError("this Upstream does not run")
         host, port = self.listener.address
@@ -152,7 +152,7 @@ class Upstream(Service):
         return list(self.ended.things)
 
     def wait_for_sessions(self, count: int = 1, timeout: float = PATIENCE) -> list[Session]:
-        """Wait until so many have ended, and return all. It blocks. Raises TimeoutError where there were fewer."""
+        """Wait until so many sessions have ended, and return all. It blocks. Raises TimeoutError on timeout."""
         return self.ended.wait(count, timeout)
 
     # --- how it does that ---
@@ -206,10 +206,10 @@ class Upstream(Service):
             raise PolicyDenied("as it was told", "reset")
         with suppress(OSError):  # it has gone
             client.sock.shutdown(socket.SHUT_RDWR)
-        raise PolicyDenied("as it was told", "drop")  # which ends at once, for nothing comes any more
+        raise PolicyDenied("as it was told", "drop")  # which ends at once, since nothing comes any more
 
     async def carry(self, tunnel: Tunnel) -> None:
-        """Fail in the tunnel, behind so many octets of the destination."""
+        """Fail in the tunnel, after so many octets of the destination."""
         told = self.behaviour
         if told.does in ("accept", "refuse") or told.stage != "tunnel":
             await tunnel.relay()
@@ -275,7 +275,7 @@ class FailingServe:
 
 
 class Told(Piece):
-    """Fails before a word, or hands on: to what wants a password where one is wanted."""
+    """Fails at once, or hands clients on: to a piece that requires a password, if one is required."""
 
     def __init__(self, upstream: Upstream, open_to_all: Piece, closed: Piece) -> None:
         self.upstream = upstream
