@@ -56,7 +56,7 @@ class Decision(msgspec.Struct, frozen=True):
     """Seconds that the client waits before its destination is opened or the refusal is sent, 60 at most."""
     limits: Any = None
     """Limits for this session alone, such as ``{"bandwidth": "1 MB/s"}``: what ``limits`` of a user may have, as a
-    mapping or as `tabi.config.Limits`. The other limits hold as well. Default: none."""
+    mapping or as `tabi.config.LimitsConfig`. The other limits hold as well. Default: none."""
 
     def __repr__(self) -> str:
         via = self.via.rpartition("@")[2] if isinstance(self.via, str) else self.via  # a URL may hold a password

@@ -83,7 +83,7 @@ class NoOpen(tabi.Egress):
         (None, "NoneType, expected an object with async open"),
         (Able, "the class Able itself, expected an object"),
         (NoOpen(), "NoOpen does not override open, expected"),
-        (NoParameters(), r"NoParameters\.open does not take destination, permit and session, expected"),
+        (NoParameters(), r"NoParameters\.open does not take destination, address_filter and session, expected"),
     ],
     ids=["text", "None", "class", "no-open", "parameters"],
 )

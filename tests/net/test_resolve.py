@@ -17,6 +17,7 @@ from dns.rdatatype import RdataType
 
 from conftest import Run
 from name_servers import Zone, udp_server
+from tabi import Server
 from tabi.errors import DialError
 from tabi.net import resolve
 from tabi.net.resolve import Answer, SystemResolver
@@ -470,3 +471,25 @@ def test_records_of_the_reverse_zone_in_any_letters() -> None:
     assert resolve.read_pointers("a.arpa", chain) == resolve.Named("Host.test", 5)
     loop = [alias("a.arpa", "b.arpa", 5), alias("b.arpa", "a.arpa", 5)]
     assert resolve.read_pointers("a.arpa", loop) == resolve.Named(None, 5)
+
+
+class WithoutClose:
+    """Half a resolver."""
+
+    async def resolve(self, name: str) -> list[IPv4Address | IPv6Address]:
+        """Find nothing."""
+        return []
+
+
+@pytest.mark.parametrize(
+    ("resolver", "message"),
+    [
+        (1, r"^resolver: int does not have `async def resolve`$"),
+        (WithoutClose, r"^resolver: the class WithoutClose itself, expected WithoutClose\(\)$"),
+        (WithoutClose(), r"^resolver: WithoutClose does not have `async def close`$"),
+    ],
+)
+def test_what_is_not_a_resolver_is_told_at_the_start(resolver: object, message: str) -> None:
+    """A server that could not resolve a name, or not close, is not even made."""
+    with pytest.raises(TypeError, match=message):
+        Server("socks5://127.0.0.1:0", resolver=resolver)  # type: ignore[arg-type]

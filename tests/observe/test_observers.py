@@ -6,7 +6,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from tabi.observe.observers import OnClose, OnOpen, SessionObserver, Watch, methods_of, tell
+from tabi import Server
+from tabi.observe.observers import OnClose, OnOpen, SessionObserver, Watch, check_observer, methods_of, tell
 from tabi.session import Session
 from tabi.wire.address import Address
 
@@ -79,3 +80,26 @@ def test_on_close_does_not_hear_of_connections_in_which_nothing_was_asked_for() 
     told.silent = False
     OnClose(heard.append).ended(told)
     assert heard == [told]
+
+
+class Waits(SessionObserver):
+    """Would be awaited, and is not."""
+
+    async def ended(self, session: Session) -> None:
+        """A coroutine that is lost."""
+
+
+@pytest.mark.parametrize(
+    ("observer", "message"),
+    [
+        (1, r"^observers: int, expected a tabi\.SessionObserver$"),
+        (Decides, r"^observers: the class Decides itself, expected Decides\(\)$"),
+        (Waits(), r"^observers: Waits\.ended is not a plain method: nothing awaits it$"),
+    ],
+)
+def test_what_is_not_an_observer_is_told_at_the_start(observer: object, message: str) -> None:
+    """A server that would lose events, or fail with its first client, is not even made."""
+    with pytest.raises(TypeError, match=message):
+        Server("socks5://127.0.0.1:0", observers=[observer])  # type: ignore[list-item]
+    one = Decides()
+    assert check_observer(one) is one

@@ -274,7 +274,7 @@ def test_any_ipv4_address_alone_and_inside_ipv6(address: IPv4Address) -> None:
 def test_the_page_on_refusals_has_the_same_list() -> None:
     """Operators read there what a client from outside cannot reach."""
     page = (Path(__file__).parents[2] / "docs" / "why-was-it-refused.md").read_text()
-    (block,) = re.findall(r"Any other may not reach:\n\n((?:    .*\n)+)", page)
+    (block,) = re.findall(r"Any other client may not reach:\n\n((?:    .*\n)+)", page)
     assert block.split() == [str(network) for network in INNER]
 
 

@@ -12,10 +12,10 @@ import click
 
 from tabi.cli.help import Command
 from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
+from tabi.cli.run import make_runner
 from tabi.client import Proxy
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
-from tabi.net.reactor import make_loop
 from tabi.wire.address import Address, parse_address
 
 CHUNK = 1 << 16
@@ -41,7 +41,7 @@ def connect(destination: str, via: tuple[str, ...], timeout: float, ca: str | No
         proxy = make_proxy(via, timeout, ca)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
-    with asyncio.Runner(loop_factory=make_loop) as runner:
+    with make_runner() as runner:
         sock = runner.run(open_socket(proxy, address))
         join_beside(runner.get_loop(), sock, any(url.protocol == "ssh" for url in proxy.urls))
 

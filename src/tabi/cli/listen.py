@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 
@@ -11,11 +10,11 @@ import click
 from tabi.cli.connect import join_beside
 from tabi.cli.help import Command
 from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
+from tabi.cli.run import make_runner
 from tabi.client import Opening
 from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
 from tabi.egress.detach import take_socket
 from tabi.errors import ConfigError
-from tabi.net.reactor import make_loop
 
 
 @click.command(cls=Command)
@@ -42,7 +41,7 @@ def listen(via: tuple[str, ...], peer: str | None, wait: float, timeout: float, 
         binding = make_proxy(via, timeout, ca).bind(peer)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
-    with asyncio.Runner(loop_factory=make_loop) as runner:
+    with make_runner() as runner:
         join_beside(runner.get_loop(), runner.run(open_socket(binding, wait)))
 
 

@@ -12,9 +12,9 @@ import click
 from tabi.cli.connect import read, write
 from tabi.cli.help import Command
 from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
+from tabi.cli.run import make_runner
 from tabi.client import Proxy
 from tabi.errors import ConfigError
-from tabi.net.reactor import make_loop
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import MAX_DATAGRAM
 
@@ -43,7 +43,7 @@ def udp(destination: str, via: tuple[str, ...], wait: float, hexadecimal: bool, 
         proxy.check_socks5("UDP")
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
-    with asyncio.Runner(loop_factory=make_loop) as runner:
+    with make_runner() as runner:
         runner.run(exchange(proxy, address, wait, hexadecimal))
 
 

@@ -92,7 +92,7 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     if resolver.ca is not None:
         resolver = msgspec.structs.replace(resolver, ca=str(folder / resolver.ca))
     listeners = [absolute(listen) for listen in config.listen]
-    egress = {name: trusting(way) for name, way in config.egress.items()}
+    egress = {name: trusting(one) for name, one in config.egress.items()}
     auth = config.auth
     if auth.users_file is not None:
         auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))

@@ -37,9 +37,9 @@ class Egress:
     """An egress of the server. A subclass needs only `open` to carry connections::
 
         class Tunnel(tabi.Egress):
-            async def open(self, destination, permit, session=None):
+            async def open(self, destination, address_filter, session=None):
                 if not isinstance(destination.host, str):
-                    permit(destination.host)
+                    address_filter(destination.host)
                 return await tabi.Proxy(self.url).connect(*destination)
 
     Its attributes and `ask`, `associate` and `cannot` say what else it can do. One egress serves many
@@ -64,12 +64,12 @@ class Egress:
 
         Args:
             destination: where to.
-            permit: is called with each address before it is dialled, and raises PolicyDenied.
+            address_filter: is called with each address before it is dialled, and raises PolicyDenied.
             session: on whose behalf.
 
         Raises:
             DialError: the destination, or a proxy, cannot be reached; ``reply_code`` says how.
-            PolicyDenied: as ``permit`` raises it.
+            PolicyDenied: as ``address_filter`` raises it.
             AuthError, ProxyError, RemoteProtocolError: a proxy on the way refused, or is not a proxy.
         """
         raise NotImplementedError

@@ -26,7 +26,7 @@ log = logging.getLogger("tabi")
 
 T = TypeVar("T")
 
-EXPECTED = "expected an object with async open(destination, permit, session), such as a tabi.Egress"
+EXPECTED = "expected an object with async open(destination, address_filter, session), such as a tabi.Egress"
 
 
 class Opener(Protocol):
@@ -149,7 +149,7 @@ def unusable(egress: object) -> str | None:
     try:
         inspect.signature(method).bind(None, None, None)
     except TypeError:
-        return f"{type(egress).__name__}.open does not take destination, permit and session, {EXPECTED}"
+        return f"{type(egress).__name__}.open does not take destination, address_filter and session, {EXPECTED}"
     except ValueError:  # its parameters cannot be read
         pass
     return None

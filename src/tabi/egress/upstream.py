@@ -81,7 +81,7 @@ class Upstream(Egress):
         """Return a stream to ``destination`` that the caller closes; see `Egress`.
 
         Raises:
-            PolicyDenied: ``permit`` forbids an address of the destination, as far as one is known here.
+            PolicyDenied: ``address_filter`` forbids an address of the destination, as far as one is known here.
             DialError: the proxy cannot be reached, or cannot be asked for such a destination.
             AuthError: it does not accept the user, or wants one.
             ProxyError: it refused, broke the connection, or did not answer in time; ``reply_code`` says how.

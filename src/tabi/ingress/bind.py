@@ -127,7 +127,7 @@ class Bind:
 
         Raises:
             DialError: a name has no address, or none was found in time.
-            PolicyDenied: as ``permit`` raises it.
+            PolicyDenied: as ``address_filter`` raises it.
         """
         host = destination.host
         if isinstance(host, str):

@@ -31,7 +31,7 @@ class BindListener:
         sock: listens already; it is closed by `close`.
         bound: the address that the client is told.
         client: its reader is woken when the peer has called.
-        expected: the addresses of the peer; if empty, any peer may call that ``judge`` lets through.
+        expected: the addresses of the peer; if empty, any peer may call that ``destination_policy`` lets through.
         port: the port that the client has named.
     """
 
@@ -149,7 +149,7 @@ class UpstreamBindListener:
     Args:
         listener: at the proxy; closed by `close`.
         client: its reader is woken when the wait is over.
-        judge: asked for the caller, if any peer may call.
+        destination_policy: asked for the caller, if any peer may call.
         port: the port that the client has named.
     """
 

@@ -58,7 +58,7 @@ class OpenRoute(NamedTuple):
     """What the gate gives a session whose destinations are not known yet."""
 
     egress: Egress | None
-    """The egress if all destinations take it, and it is not direct; None: the judge decides for each destination."""
+    """The egress if all destinations take it, and it is not direct; None: the destination policy decides for each."""
     destination_policy: DestinationPolicy
     """Asked for each destination."""
 

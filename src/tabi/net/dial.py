@@ -89,14 +89,14 @@ class Dialer:
         binding: SourceBinding | None = None,
         session: Session | None = None,
     ) -> Awaitable[Stream]:
-        """Connect, after ``permit`` has seen the very addresses that are dialled.
+        """Connect, after ``address_filter`` has seen the very addresses that are dialled.
 
         ``known`` are those of a name that was resolved already: a decision was made on them, and another answer may
         differ. ``binding`` says where from, for which ``session``.
 
         Raises:
             DialError: it could not be resolved or reached in time; ``reply_code`` says how.
-            PolicyDenied: as ``permit`` raises it. One forbidden address among several forbids them all.
+            PolicyDenied: as ``address_filter`` raises it. One forbidden address among several forbids them all.
         """
         host = destination.host
         if isinstance(host, str):
@@ -136,7 +136,7 @@ class Dialer:
 
         Raises:
             DialError: it has none.
-            PolicyDenied: as ``permit`` raises it.
+            PolicyDenied: as ``address_filter`` raises it.
         """
         known = self.lookup(name)
         if known is not None:

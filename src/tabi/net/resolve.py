@@ -48,6 +48,15 @@ class Resolver(Protocol):
         """Give back what the resolver holds."""
 
 
+def check_resolver(resolver: object) -> None:
+    """Raise TypeError and say what is wrong, if an object of a program is not a `Resolver`."""
+    if isinstance(resolver, type):
+        raise TypeError(f"resolver: the class {resolver.__name__} itself, expected {resolver.__name__}()")
+    for name in ("resolve", "close"):
+        if not callable(getattr(resolver, name, None)):
+            raise TypeError(f"resolver: {type(resolver).__name__} does not have `async def {name}`")
+
+
 class Answer(NamedTuple):
     """The answer of a name server for a name."""
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,22 @@ class SessionObserver:
 
     def ended(self, session: Session) -> object:
         """The session is over, a refused one too: all is known of it. One that is ``silent`` has asked for nothing."""
+
+
+EVENTS = ("began", "authenticated", "decided", "resolved", "connected", "ended")
+
+
+def check_observer(observer: object) -> SessionObserver:
+    """Return an observer, or raise TypeError and say what is wrong with it."""
+    if isinstance(observer, type):
+        raise TypeError(f"observers: the class {observer.__name__} itself, expected {observer.__name__}()")
+    if not isinstance(observer, SessionObserver):
+        raise TypeError(f"observers: {type(observer).__name__}, expected a tabi.SessionObserver")
+    for event in EVENTS:
+        method = getattr(observer, event)
+        if not callable(method) or inspect.iscoroutinefunction(method):
+            raise TypeError(f"observers: {type(observer).__name__}.{event} is not a plain method: nothing awaits it")
+    return observer
 
 
 def methods_of(observers: Sequence[SessionObserver], event: str) -> tuple[Tell, ...]:

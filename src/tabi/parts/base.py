@@ -141,7 +141,7 @@ class LeadingGate(Gate):
         return OpenRoute(None if self.policy.decides else self.direct, self.leading(destination_policy))
 
     def leading(self, destination_policy: DestinationPolicy) -> DestinationPolicy:
-        """A judge that names this egress if the given judge says that a destination goes directly."""
+        """A destination policy that names this egress if the given one says that a destination goes directly."""
 
         def judged(destination: Any, addresses: Any) -> Any:
             found = destination_policy(destination, addresses)

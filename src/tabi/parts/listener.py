@@ -47,7 +47,7 @@ class Policy:
     """Which client may go where, and how much it may use.
 
     Args:
-        rules: `tabi.config.Rule` in their order; the first that matches decides, after the last all is allowed.
+        rules: `tabi.config.RuleConfig` in their order; the first that matches decides, after the last all is allowed.
         guard: networks that no client from outside this machine reaches, whatever rules say. Default: the private ones.
         limits: what all sessions together may use.
         clients: limits of clients by their addresses.
@@ -81,7 +81,7 @@ class Listener:
         proxy: what is spoken there: a piece such as `Mixed`, or an ingress of your own.
         policy: rules, guard and limits.
         timeouts: the deadlines, in seconds.
-        resolver: what turns names into addresses: a `tabi.config.Resolver`, or an object with `resolve` and `close`.
+        resolver: turns names into addresses: a `tabi.config.ResolverConfig`, or an object with `resolve` and `close`.
         egresses: more of them by name, for rules and ``decide``: pieces such as `Through`, or `tabi.Egress` objects.
         datagrams: looks at the datagrams of associations, see `tabi.DatagramInspector`.
         dials: stands in front of every egress, see `tabi.DialInspector`.

@@ -60,7 +60,7 @@ POLL = 0.02
 
 
 class Terms(Protocol):
-    """The limits of one account; None means no limit. `config.Limits` describes each of them."""
+    """The limits of one account; None means no limit. `config.LimitsConfig` describes each of them."""
 
     @property
     def connections(self) -> int | None: ...

@@ -27,7 +27,7 @@ If the answer takes time it gives an `Unresolved` that is awaitable (`Pending`):
 
 
 class Pending(Unresolved):
-    """What a judge returns if its answer takes time: await it, then ask the judge again."""
+    """What a destination policy returns if its answer takes time: await it, then ask again."""
 
     def __init__(self, settle: Callable[[], Awaitable[None]]) -> None:
         self.settle = settle
@@ -40,7 +40,7 @@ ALLOWED = Decision()
 
 
 def allow_any_destination(destination: Address, addresses: Sequence[IP] | None) -> None:
-    """The judge of a client to which neither rules nor a guard apply."""
+    """The destination policy of a client to which neither rules nor a guard apply."""
 
 
 class Policy:

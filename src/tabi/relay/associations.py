@@ -146,10 +146,10 @@ class Associations:
             port: what `open_port` gave, and BND says.
             session: gets the counts and the way it ended.
             answer: the reply, sent first.
-            judge: asked for every destination.
+            destination_policy: asked for every destination.
             declared: the port that the client will send from, or 0 if it did not say.
             udp: what the listener says about fragments and senders.
-            open_path: opens whatever egress the judge names.
+            open_path: opens whatever egress the destination policy names.
             opened: one that is connected, by its name.
             inspect: called with each datagram; what `inspect` gave.
         """

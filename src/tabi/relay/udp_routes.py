@@ -86,8 +86,8 @@ class UdpRouter:
     Args:
         association: sends what has waited for a route, and counts what was dropped.
         context: the context of the association.
-        judge: asked for every destination.
-        open_path: opens whatever egress the judge names.
+        destination_policy: asked for every destination.
+        open_path: opens whatever egress the destination policy names.
     """
 
     __slots__ = (

@@ -329,7 +329,7 @@ class EgressExplainer:
     async def verdict(
         self, destination_policy: DestinationPolicy, destination: Address, addresses: Sequence[IP] | None
     ) -> str | Unresolved | None:
-        """The answer of a judge, awaited if that takes time. Raises PolicyDenied."""
+        """The answer of a destination policy, awaited if that takes time. Raises PolicyDenied."""
         said = destination_policy(destination, addresses)
         if isinstance(said, Pending):
             await said

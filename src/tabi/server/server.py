@@ -24,10 +24,10 @@ from tabi.errors import ConfigError
 from tabi.ingress.login import Authenticate, check_authenticate
 from tabi.net.listen import AF_UNIX, Given, Listeners, urls_of
 from tabi.net.reactor import get_reactor
-from tabi.net.resolve import Resolver
+from tabi.net.resolve import Resolver, check_resolver
 from tabi.observe.callbacks import Callbacks
 from tabi.observe.metrics import Metrics
-from tabi.observe.observers import OnClose, OnOpen, SessionObserver
+from tabi.observe.observers import OnClose, OnOpen, SessionObserver, check_observer
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
@@ -115,6 +115,8 @@ class Server:
             check_inspector(datagrams)
         if dials is not None:
             check_dial_inspector(dials, "dials")
+        if resolver is not None:
+            check_resolver(resolver)
         carry = None if carrier is None else carry_of(carrier)
         if decide is not None:
             check_decide_hook(decide, "decide")
@@ -136,7 +138,7 @@ class Server:
         self.ledger = LocalLedger() if ledger is None else ledger
         self.own = LocalAddresses()
         self.callbacks = Callbacks()
-        told: list[SessionObserver] = list(observers)
+        told = [check_observer(one) for one in observers]
         if on_open is not None:
             told.append(OnOpen(self.callbacks.plain(on_open, "on_open")))
         if on_close is not None:
