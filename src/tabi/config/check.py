@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import msgspec
@@ -160,6 +161,11 @@ def udp_errors(udp: Udp, workers: int, path: str) -> Iterator[ConfigError]:
         yield ConfigError(text, f"{path}.ports")
 
 
+def read_server(text: str, urls: list[ServerURL]) -> None:
+    """Read the URL of a name server, and put it to the others. Raises ValueError."""
+    urls.append(parse_server_url(text))
+
+
 def resolver_errors(resolver: ResolverConfig) -> Iterator[ConfigError]:
     """What is wrong with the name servers, and with what is kept."""
     urls: list[ServerURL] = []
@@ -167,7 +173,7 @@ def resolver_errors(resolver: ResolverConfig) -> Iterator[ConfigError]:
         yield ConfigError("empty, expected one or more", "resolver.servers")
     for index, text in enumerate(resolver.servers):
         if text != SYSTEM:
-            yield from read(lambda text=text: urls.append(parse_server_url(text)), f"resolver.servers[{index}]")  # type: ignore[misc]
+            yield from read(partial(read_server, text, urls), f"resolver.servers[{index}]")
     if resolver.ca is not None and not any(url.scheme in ("tls", "https") for url in urls):
         yield ConfigError("no server has tls or https", "resolver.ca")
     if not 1 <= resolver.tries <= 10:

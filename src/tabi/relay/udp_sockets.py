@@ -217,7 +217,8 @@ class DestinationSocket:
                 source = next(binding.sources_for(4 if family == AF_INET else 6, association.session))
                 binding.prepare(self.sock, source)
             if source is None:
-                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104 - whichever the route leaves from
+                # Any address: the route says which one datagrams leave from.
+                self.sock.bind(("0.0.0.0" if family == AF_INET else "::", 0))  # noqa: S104
             self.reactor.register_reader(self.sock.fileno(), self.on_ready)
         except BaseException:
             self.sock.close()
