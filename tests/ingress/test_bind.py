@@ -173,10 +173,10 @@ def test_a_client_that_has_much_to_say_early_does_not_spin(run: Run) -> None:
             reactor, batches = scene.server.parts.reactor, 0
             dispatch = reactor.dispatch
 
-            def count(batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            def count(batch: list[tuple[int, int]], whole: bool = True) -> list[tuple[int, int]]:
                 nonlocal batches
                 batches += any(fd in reactor.handlers for fd, _ in batch)
-                return dispatch(batch)
+                return dispatch(batch, whole)
 
             async def quiet() -> bool:
                 before = batches

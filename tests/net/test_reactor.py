@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import select
-import selectors
 import signal
 import socket
 import sys
@@ -19,19 +18,22 @@ import pytest
 from conftest import Run, run_in_loop
 from sockets import read, tcp_pair, turns, unix_pair, until
 from tabi.net.reactor import (
+    BUDGET,
     IN,
+    LEAST,
     OUT,
     READABLE,
+    SLOW,
     NestedReactor,
     PortableReactor,
+    Prompt,
     Reactor,
-    ReactorLoop,
-    ReactorSelector,
     SelectorReactor,
     get_reactor,
     make_loop,
     make_reactor,
 )
+from tabi.net.selector import ReactorLoop
 
 
 class Heard:
@@ -701,80 +703,180 @@ def test_sockets_may_be_closed_after_their_loop(foreign: asyncio.AbstractEventLo
     there.close()
 
 
-# --- the selector of our own loop ---
+# --- the time of a turn ---
+
+
+class Clock:
+    """A clock that only work moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def selector() -> Iterator[ReactorSelector]:
-    """A selector without a loop."""
-    selector = ReactorSelector()
-    yield selector
-    selector.close()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The reactor's clock."""
+    clock = Clock()
+    monkeypatch.setattr("tabi.net.reactor.monotonic", clock)
+    return clock
 
 
-def test_the_selector_keeps_the_contract_of_selectors(selector: ReactorSelector) -> None:
-    """register, modify, unregister, get_key and get_map answer as selectors.EpollSelector does."""
-    here, there = unix_pair()
-    with here, there:
-        key = selector.register(here, selectors.EVENT_READ, "data")
-        assert key == selectors.SelectorKey(here, here.fileno(), selectors.EVENT_READ, "data")
-        assert selector.get_key(here) is selector.get_key(here.fileno()) is key
-        assert selector.get_map()[here] is selector.get_map()[here.fileno()] is key
-        assert selector.get_map().get(there) is None
-        assert list(selector.get_map()) == [here.fileno()]
-        assert len(selector.get_map()) == 1
-        assert selector.select(0) == []
+class Worker:
+    """A handler that takes its time, and notes in which turn it was called."""
+
+    def __init__(
+        self, clock: Clock, seconds: float, calls: list[tuple[str, float]], name: str, sock: socket.socket | None = None
+    ) -> None:
+        self.clock, self.seconds, self.calls, self.name, self.sock = clock, seconds, calls, name, sock
+
+    def on_ready(self, events: int = 0) -> None:
+        if self.sock is not None:
+            self.sock.recv(10)
+        self.calls.append((self.name, get_reactor().started))
+        self.clock.now += self.seconds
+
+
+class QuickWorker(Worker, Prompt):
+    """One that never takes long."""
+
+
+def test_a_turn_that_is_over_time_calls_only_what_is_prompt(run: Run, clock: Clock) -> None:
+    """However many are ready with much to do: who has little to do is served in that turn, and the others in theirs, in
+    the order in which they came."""
+
+    async def main() -> None:
+        pairs = [unix_pair() for _ in range(12)]
+        calls: list[tuple[str, float]] = []
+        workers = [Worker(clock, BUDGET / 2, calls, f"{index:02}", pair[0]) for index, pair in enumerate(pairs[:-1])]
+        workers.append(QuickWorker(clock, 0.0, calls, "quick", pairs[-1][0]))
+        reactor = get_reactor()
+        for (here, there), worker in zip(pairs, workers, strict=True):
+            reactor.register_reader(here.fileno(), worker.on_ready)
+            there.send(b"x")
+        await until(lambda: {name for name, _ in calls} == {worker.name for worker in workers})
+        turns_of: dict[float, list[str]] = {}
+        for name, turn in calls:
+            turns_of.setdefault(turn, []).append(name)
+        first, *others = turns_of.values()
+        assert "quick" in first
+        names = list(dict.fromkeys(name for name, _ in calls if name != "quick"))
+        if reactor.edge_triggered:
+            assert names == sorted(names)
+        assert len(first) <= 4
+        assert others
+        assert all(len(set(turn) - {"quick"}) <= 4 for turn in others)
+        for here, there in pairs:
+            reactor.close(here)
+            there.close()
+
+    run(main)
+
+
+def test_what_waits_for_time_is_forgotten_with_its_socket(run: Run, clock: Clock) -> None:
+    """No event of a closed socket reaches another one that has its number now."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        calls: list[tuple[str, float]] = []
+        busy = [unix_pair() for _ in range(5)]
+        here, there = unix_pair()
+        for sock, peer in busy:
+            reactor.register_reader(sock.fileno(), Worker(clock, BUDGET, calls, "busy", sock).on_ready)
+            peer.send(b"x")
+        reactor.register_reader(here.fileno(), Worker(clock, 0.0, calls, "closed", here).on_ready)
         there.send(b"x")
-        assert selector.select(0) == [(key, selectors.EVENT_READ)]
-        key = selector.modify(here, selectors.EVENT_READ | selectors.EVENT_WRITE, "other")
-        assert selector.select() == [(key, selectors.EVENT_READ | selectors.EVENT_WRITE)]
-        assert selector.modify(here, key.events, "data only").data == "data only"
-        assert selector.unregister(here).data == "data only"
-        assert here not in selector.get_map()
-        assert selector.select(0) == []
+        await until(lambda: here.fileno() in reactor.crowd or calls[-1:] == [("closed", reactor.started)])
+        if here.fileno() in reactor.crowd:
+            number = here.fileno()
+            reactor.close(here)
+            assert number not in reactor.crowd
+            await until(lambda: not reactor.crowd)
+            assert ("closed", reactor.started) not in calls
+        else:
+            reactor.close(here)
+        there.close()
+        for sock, peer in busy:
+            reactor.close(sock)
+            peer.close()
+
+    run(main)
 
 
-def test_the_selector_refuses_what_is_not_registered(selector: ReactorSelector) -> None:
-    """KeyError for what is unknown or known twice: asyncio relies on it."""
-    here, there = unix_pair()
-    with here, there:
-        for ask in (selector.get_key, selector.unregister):
-            with pytest.raises(KeyError):
-                ask(here)
-        with pytest.raises(KeyError):
-            selector.modify(here, selectors.EVENT_READ)
-        with pytest.raises(KeyError):
-            selector.get_map()[here]
-        selector.register(here, selectors.EVENT_READ)
-        with pytest.raises(KeyError):
-            selector.register(here.fileno(), selectors.EVENT_WRITE)
+def test_what_was_put_off_shares_the_turns(run: Run, clock: Clock) -> None:
+    """Who has had a share goes behind the others; a turn has time for some, for one at least."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        calls: list[tuple[str, float]] = []
+        for name in "abcdefgh":
+            reactor.later(Worker(clock, BUDGET * 0.6, calls, name).on_ready)
+        reactor.later(Worker(clock, 10 * BUDGET, calls, "long").on_ready)
+        reactor.later(Worker(clock, 0.0, calls, "last").on_ready)
+        await until(lambda: len(calls) == 10)
+        assert [name for name, _ in calls] == [*"abcdefgh", "long", "last"]
+        shares = [
+            len([name for name, turn in calls if turn == started]) for started in dict.fromkeys(t for _, t in calls)
+        ]
+        assert shares == [2, 2, 2, 2, 1, 1]
+        assert LEAST < BUDGET
+
+    run(main)
 
 
-def test_a_socket_that_was_closed_first_can_be_unregistered(selector: ReactorSelector) -> None:
-    """Its number is gone, but the object is still known; its number can be registered anew."""
-    here, there = unix_pair()
-    selector.register(here, selectors.EVENT_READ)
-    here.close()
-    assert selector.unregister(here).fileobj is here
-    with pytest.raises(KeyError):
-        selector.unregister(here)
-    selector.register(there.fileno(), selectors.EVENT_READ)
-    number = there.fileno()
-    there.close()
-    selector.unregister(number)
-    assert len(selector.get_map()) == 0
+def test_a_task_waits_for_another_turn(run: Run, clock: Clock) -> None:
+    """A task that has used up the time of a turn finds it out, and goes on in another one, behind what waits."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        order: list[str] = []
+        reactor.later(lambda: order.append("before"))
+        await reactor.next_turn()
+        order.append("task")
+        assert not reactor.late()
+        clock.now += BUDGET
+        assert reactor.late()
+        assert order == ["before", "task"]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await reactor.next_turn()
+        await reactor.next_turn()  # behind the one that was given up
+
+    run(main)
 
 
-def test_an_interrupted_poll_finds_nothing(selector: ReactorSelector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal handler that raises InterruptedError is no reason to fail."""
+def test_a_slow_turn_is_counted_and_its_culprit_told(run: Run, clock: Clock) -> None:
+    """The owner of the handler that took most of it; none if no handler did."""
 
-    class Interrupted:
-        def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-            raise InterruptedError
+    async def main() -> None:
+        reactor = get_reactor()
+        told: list[tuple[float, object, float]] = []
+        reactor.watchdogs.append(lambda *about: told.append(about))
+        calls: list[tuple[str, float]] = []
+        here, there = unix_pair()
+        slow, quick = Worker(clock, SLOW, calls, "slow", here), Worker(clock, SLOW / 4, calls, "quick")
+        reactor.register_reader(here.fileno(), slow.on_ready)
+        there.send(b"x")
+        await until(lambda: told)
+        assert [(round(seconds, 6), culprit, now) for seconds, culprit, now in told] == [(SLOW, slow, clock.now)]
+        slow.sock = None
+        reactor.later(quick.on_ready)
+        reactor.later(slow.on_ready)
+        await until(lambda: len(told) == 2)
+        assert told[1][1] is slow
+        reactor.later(quick.on_ready)
+        await until(lambda: calls[-1][0] == "quick")
+        await turns()
+        assert len(told) == reactor.slow_turns == 2
+        reactor.close(here)
+        there.close()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(selector, "epoll", Interrupted())
-        assert selector.select(0) == []
+    run(main)
+
+
+# --- beside asyncio ---
 
 
 def test_asyncio_readers_and_writers_work_beside_the_reactor(run: Run) -> None:
@@ -861,6 +963,7 @@ def test_asyncio_subprocesses_work_beside_the_reactor(run: Run) -> None:
 def test_a_full_batch_is_taken_in_several_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """More sockets become ready than one poll takes: each is heard once."""
     monkeypatch.setattr("tabi.net.reactor.BATCH", 2)
+    monkeypatch.setattr("tabi.net.selector.BATCH", 2)
 
     async def main() -> None:
         pairs = [unix_pair() for _ in range(9)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from asyncio import Lock, sleep
+from asyncio import Lock
 from collections import deque
 from functools import lru_cache
 from typing import Self
@@ -99,7 +99,7 @@ class Association:
             raise ValueError(f"a datagram of {size} octets, expected at most {room} to this destination")
         if self.burst >= BATCH:
             self.burst = 0
-            await sleep(0)  # a sender that always finds room must let other tasks run
+            await self.udp.reactor.next_turn()  # a sender that always finds room must let the others have theirs
         self.burst += 1
         while True:
             self.check()
@@ -145,7 +145,7 @@ class Association:
                 await self.udp.readable()
             elif self.crowded:
                 self.crowded = False
-                await sleep(0)  # a peer that floods us must not block the other tasks
+                await self.udp.reactor.next_turn()  # a peer that floods us must not block the other tasks
             else:
                 self.read()
         return self.received.popleft()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -163,7 +162,7 @@ class Commands:
         self.handshake.start(client)
         try:
             while await client.receive():
-                await asyncio.sleep(0)
+                await client.reactor.next_turn()
                 client.check()
         except OSError:  # TimeoutError is one
             pass
@@ -179,7 +178,7 @@ class Commands:
             client.send_eof()
             while await client.receive():
                 # What is there is received without a wait, expired or not: let others have their turn, and end.
-                await asyncio.sleep(0)
+                await client.reactor.next_turn()
                 client.check()
         except OSError:  # TimeoutError is one
             pass

@@ -210,6 +210,8 @@ class Connection:
             keep = await self.handle(request)
             if not keep:
                 return
+            if self.client.reactor.late():  # requests that have come already are answered without a wait
+                await self.client.reactor.next_turn()
             ingress.over(session)
             session.identify(self.certified)
             following = await self.next_request()

@@ -431,6 +431,8 @@ class Acceptor:
                 self.exhausted = False
                 log.warning("accept: goes on")
             self.accepted(sock, address)
+            if self.reactor.late():
+                return
 
     def back_off(self, reason: str) -> None:
         """Try again later, and say so once."""

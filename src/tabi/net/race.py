@@ -7,7 +7,6 @@ timer, for any number of addresses.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,8 +15,8 @@ from itertools import zip_longest
 
 from tabi.errors import DialError
 from tabi.net.failures import connect_error, most_telling
-from tabi.net.reactor import BROKEN, OUT, Reactor
-from tabi.net.stream import WRITABLE, Readiness, Stream
+from tabi.net.reactor import BROKEN, OUT, Reactor, Readiness
+from tabi.net.stream import WRITABLE, Stream
 
 IP = IPv4Address | IPv6Address
 
@@ -68,7 +67,7 @@ class Race:
                     break
                 waiting = self.begin(address)
                 if not waiting and not len(self.failures) % BURST:
-                    await asyncio.sleep(0)
+                    await self.reactor.next_turn()
             while self.running and self.winner is None:
                 await self.wait()
             if self.winner is None:

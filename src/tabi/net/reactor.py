@@ -18,6 +18,12 @@ nothing.
 
 A descriptor must not be closed, and its number not be given to another socket, while events of the same batch still
 speak of it: ``close`` waits for the end of the turn.
+
+A turn has a budget in time, BUDGET. When it is used up, only handlers that are `Prompt` are called, small relays above
+all; the other events wait in ``crowd`` until a turn has time for them, in the order in which they came. A handler with
+much to do asks `late` now and then, and goes on by `later` or `next_turn`: it is behind all that wait already. So what
+one client makes expensive costs the others a turn, however much of it there is. A turn that took longer than SLOW is
+counted and reported, with the handler that took it.
 """
 
 from __future__ import annotations
@@ -25,14 +31,19 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import selectors
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator
+from contextvars import Context
+from time import monotonic
 from typing import Any, Protocol
 
+from tabi.net.selector import BATCH, ReactorLoop
+
 Handler = Callable[[int], object]
-Selected = list[tuple[selectors.SelectorKey, int]]
+Watchdog = Callable[[float, object, float], None]
+"""Is told of a slow turn: how many seconds it took, the owner of the handler that took most of it (None: no handler
+did), and the time now."""
 
 # The values of Linux' epoll, on every platform.
 IN, OUT, ERR, HUP, RDHUP = 0x001, 0x004, 0x008, 0x010, 0x2000
@@ -42,8 +53,14 @@ READABLE = IN | ENDED
 EDGE = 1 << 31
 EXCLUSIVE = 1 << 28
 
-BATCH = 256
-"""Events taken from the kernel in one call."""
+BUDGET = 0.005
+"""Seconds of a turn after which what is not prompt waits for another one."""
+
+LEAST = 0.002
+"""Seconds that what has waited gets in each turn, however much else there was."""
+
+SLOW = 0.1
+"""Seconds of a turn that is counted as slow."""
 
 
 class Socket(Protocol):
@@ -51,6 +68,96 @@ class Socket(Protocol):
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+
+class Readiness:
+    """The object that a task awaits on a stream; used again for each wait.
+
+    To asyncio it is a future (the protocol of ``_asyncio_future_blocking``, which `asyncio.isfuture` tests for): the
+    task adds its callback, and a cancelled task calls ``cancel``. `wake` may be called from the reactor only, where no
+    task is running; from anywhere else it is `wake_soon`.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "callback", "context", "error", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._asyncio_future_blocking = False
+        self.loop = loop
+        self.callback: Callable[[Any], object] | None = None
+        self.context: Context | None = None
+        self.error: BaseException | None = None
+
+    def __await__(self) -> Generator[Readiness, None, None]:
+        if self.callback is not None or self.error is not None:  # an error: for a task that has not run yet
+            raise RuntimeError("another task already waits for this")
+        self._asyncio_future_blocking = True
+        yield self
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
+        """Called by the task that awaits this."""
+        self.callback, self.context = callback, context
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, as asyncio's futures say it."""
+        return self.loop
+
+    def result(self) -> None:
+        """Called by the task when it is woken: raises what it was woken with."""
+        error, self.error = self.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame, and this frame would have it: a circle
+
+    def cancel(self, msg: object = None) -> bool:
+        """Called by ``task.cancel()``."""
+        if self.callback is None:
+            return False
+        self.wake_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+    def wake(self) -> None:
+        """Resume the waiting task now."""
+        callback, context = self.callback, self.context
+        self.callback = self.context = None
+        if context is not None and callback is not None:
+            context.run(callback, self)
+
+    def wake_soon(self, error: BaseException | None = None) -> None:
+        """Resume the waiting task in the loop's next turn, with an error if one is given."""
+        callback, context = self.callback, self.context
+        self.callback = self.context = None
+        if callback is not None:
+            self.error = error
+            self.loop.call_soon(callback, self, context=context)
+
+
+class Prompt:
+    """The base of what has handlers that never take long: they are called also when a turn has used up its time."""
+
+    __slots__ = ()
+
+    @property
+    def prompt(self) -> bool:
+        """Whether that is so now."""
+        return True
+
+
+def is_prompt(handler: Handler) -> bool:
+    """Whether a handler may be called when there is no time left."""
+    owner = getattr(handler, "__self__", None)
+    return isinstance(owner, Prompt) and owner.prompt
+
+
+class Turn(Readiness):
+    """What a task awaits to go on in another turn. ``owner`` tells whose work it is: a stream, or the task."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: object) -> None:
+        super().__init__(loop)
+        self.owner = owner or asyncio.current_task(loop)
 
 
 class Reactor:
@@ -65,6 +172,14 @@ class Reactor:
         self.closing: list[Socket] = []
         self.outbox: list[tuple[Callable[[bytes], object], bytes]] = []
         self.in_turn = False
+        self.crowd: OrderedDict[int, int] = OrderedDict()
+        """Events that wait for a turn with time for them, by descriptor."""
+        self.started = float("inf")
+        self.ends = float("inf")  # when the turn's time is over
+        self.culprit: object = None
+        self.longest = 0.0
+        self.slow_turns = 0
+        self.watchdogs: list[Watchdog] = []
 
     def register(self, fd: int, handler: Handler) -> None:
         """Call ``handler(events)`` whenever ``fd`` becomes ready, from now until `close`."""
@@ -97,7 +212,10 @@ class Reactor:
 
     def close(self, sock: Socket) -> None:
         """Forget a socket and close it, at the end of this turn if one is under way."""
-        self.handlers.pop(sock.fileno(), None)
+        fd = sock.fileno()
+        self.handlers.pop(fd, None)
+        if self.crowd:
+            self.crowd.pop(fd, None)
         if self.in_turn:
             self.closing.append(sock)
         else:
@@ -125,27 +243,58 @@ class Reactor:
         """Call once in the next turn: for a handler that has had its share of this one."""
         self.postponed.append(callback)
 
-    def dispatch(self, batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """One turn: call the handlers, then those that were put off in the turn before. Returns events of others."""
-        handlers, postponed = self.handlers, self.postponed
+    def late(self) -> bool:
+        """Whether this turn has used up its time. Who has done a part of much work asks, and then waits for another."""
+        return monotonic() >= self.ends
+
+    def next_turn(self, owner: object = None) -> Turn:
+        """What a task awaits to go on in another turn, when there is time for it. For ``owner`` see `Turn`."""
+        turn = Turn(self.loop, owner)
+        self.later(turn.wake)
+        return turn
+
+    def begin_turn(self, now: float) -> float:
+        """Returns when the time of the turn that begins is over."""
+        self.started = now
+        self.ends = now + BUDGET
+        return self.ends
+
+    def dispatch(self, batch: list[tuple[int, int]], whole: bool = True) -> list[tuple[int, int]]:
+        """One turn: call the handlers, then those that were put off in the turn before. Returns events of others.
+
+        ``whole`` is False for a part of a turn, which calls no more than the handlers.
+        """
+        handlers, postponed, crowd = self.handlers, self.postponed, self.crowd
         foreign = []
-        waiting = len(postponed)
+        waiting = len(postponed) if whole else 0
         self.in_turn = True
+        before = monotonic()
+        ends = self.begin_turn(before)
+        crowded = len(crowd) > 0 or before >= ends
         try:
             for fd, events in batch:
                 handler = handlers.get(fd)
                 if handler is None:
                     foreign.append((fd, events))
                     continue
+                if crowded and not is_prompt(handler):
+                    crowd[fd] = crowd.get(fd, 0) | events
+                    continue
                 try:
                     handler(events)
                 except Exception as exc:
                     self.report(exc)
-            for _ in range(waiting):
-                try:
-                    postponed.popleft()()
-                except Exception as exc:
-                    self.report(exc)
+                now = monotonic()
+                if now >= ends:
+                    crowded = True
+                    self.took(now - before, handler)
+                before = now
+            if waiting or (crowd and whole):
+                self.ends = max(ends, before + LEAST)
+                if crowd:
+                    self.call_crowd()
+                if waiting:
+                    self.call_postponed(waiting)
             if self.outbox:
                 self.flush()
         finally:
@@ -157,107 +306,60 @@ class Reactor:
                 closing.clear()
         return foreign
 
+    def call_crowd(self) -> None:
+        """Call the handlers of events that have waited, one at least, and more while there is time."""
+        crowd, before = self.crowd, monotonic()
+        while crowd:
+            fd, events = crowd.popitem(last=False)
+            handler = self.handlers.get(fd)
+            if handler is not None:
+                before = self.call(before, handler, events)
+                if before >= self.ends:
+                    return
+
+    def call_postponed(self, count: int) -> None:
+        """Call up to ``count`` of what was put off, one at least, and more while there is time."""
+        postponed, before = self.postponed, monotonic()
+        for _ in range(count):
+            before = self.call(before, postponed.popleft())
+            if before >= self.ends:
+                return
+
+    def call(self, before: float, handler: Callable[..., object], *events: int) -> float:
+        """Call a handler, and note how long it took since ``before``; returns the time now."""
+        try:
+            handler(*events)
+        except Exception as exc:
+            self.report(exc)
+        now = monotonic()
+        if now >= self.ends:
+            self.took(now - before, handler)
+        return now
+
+    def took(self, seconds: float, handler: object) -> None:
+        """Note who took how long when the turn's time was over."""
+        if seconds > self.longest:
+            self.longest = seconds
+            self.culprit = getattr(handler, "__self__", handler)
+
+    def turn_over(self) -> None:
+        """A turn is over, with the tasks that asyncio has run in it: count it if it was slow."""
+        now = monotonic()
+        if now - self.started >= SLOW:
+            self.slow_turn(now, now - self.started)
+        if self.longest:
+            self.longest, self.culprit = 0.0, None
+
+    def slow_turn(self, now: float, seconds: float) -> None:
+        """Count a slow turn, and tell whose it was."""
+        self.slow_turns += 1
+        culprit = self.culprit if self.longest > seconds / 2 else None
+        for tell in self.watchdogs:
+            tell(seconds, culprit, now)
+
     def report(self, exc: Exception) -> None:
         """A handler must not raise; if it does, the others go on."""
         self.loop.call_exception_handler({"message": "a reactor's handler failed", "exception": exc})
-
-
-class ReactorSelector(selectors.BaseSelector):
-    """A selector for asyncio's own loop whose one poll serves the reactor's handlers too."""
-
-    def __init__(self) -> None:
-        self.epoll = select.epoll()
-        self.keys: dict[int, selectors.SelectorKey] = {}
-        self.reactor: SelectorReactor | None = None
-
-    @staticmethod
-    def mask(events: int) -> int:
-        return (IN if events & selectors.EVENT_READ else 0) | (OUT if events & selectors.EVENT_WRITE else 0)
-
-    def number(self, fileobj: Any) -> int:
-        """The descriptor of a file object; if that was closed, the one it was registered with."""
-        fd: int = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        return next((key.fd for key in self.keys.values() if key.fileobj is fileobj), fd) if fd < 0 else fd
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        """See `selectors.BaseSelector`; this holds for the methods below too."""
-        fd = self.number(fileobj)
-        if fd in self.keys:
-            raise KeyError(f"{fileobj!r} is already registered")
-        self.epoll.register(fd, self.mask(events))
-        key = self.keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        fd = self.number(fileobj)
-        key = self.keys.pop(fd)
-        try:
-            self.epoll.unregister(fd)
-        except OSError:  # closed before it was unregistered, as asyncio allows
-            pass
-        return key
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        fd = self.number(fileobj)
-        key = self.keys[fd]
-        if events != key.events:
-            self.epoll.modify(fd, self.mask(events))
-        key = self.keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
-        return key
-
-    def select(self, timeout: float | None = None) -> Selected:
-        reactor = self.reactor
-        if timeout is None:
-            timeout = -1.0
-        if reactor is not None and reactor.postponed:
-            timeout = 0.0
-        try:
-            batch = self.epoll.poll(timeout, BATCH)
-        except InterruptedError:
-            return []
-        if reactor is not None:
-            batch = reactor.dispatch(batch)
-        ready = []
-        for fd, events in batch:
-            key = self.keys.get(fd)
-            if key is not None:
-                seen = (events & ~IN and selectors.EVENT_WRITE) | (events & ~OUT and selectors.EVENT_READ)
-                ready.append((key, seen & key.events))
-        return ready
-
-    def close(self) -> None:
-        self.epoll.close()
-        self.keys.clear()
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return Registered(self)
-
-    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        return self.keys[self.number(fileobj)]
-
-
-class Registered(Mapping[Any, selectors.SelectorKey]):
-    """The registrations of a ReactorSelector, by number and by file object: asyncio uses both."""
-
-    def __init__(self, selector: ReactorSelector) -> None:
-        self.selector = selector
-
-    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
-        return self.selector.get_key(fileobj)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.selector.keys)
-
-    def __len__(self) -> int:
-        return len(self.selector.keys)
-
-
-class ReactorLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop with the reactor inside its selector: ``asyncio.Runner(loop_factory=ReactorLoop)``."""
-
-    def __init__(self) -> None:
-        self.reactor_selector = ReactorSelector()
-        super().__init__(self.reactor_selector)
 
 
 class SelectorReactor(Reactor):
@@ -284,6 +386,7 @@ class SelectorReactor(Reactor):
         self.epoll.modify(fd, OUT | RDHUP | EDGE if muted else IN | OUT | RDHUP | EDGE)
 
     def forget(self, fd: int) -> None:
+        self.crowd.pop(fd, None)
         if self.handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
 
@@ -335,6 +438,7 @@ class NestedReactor(SelectorReactor):
 
     def turn(self) -> None:
         self.dispatch([] if self.epoll.closed else self.epoll.poll(0, BATCH))
+        self.turn_over()
         self.close_if_idle()
         self.schedule()
 
@@ -344,7 +448,7 @@ class NestedReactor(SelectorReactor):
 
     def schedule(self) -> None:
         """Have another turn in this loop even if no descriptor becomes ready."""
-        if self.postponed and not self.scheduled and not self.in_turn:
+        if (self.postponed or self.crowd) and not self.scheduled and not self.in_turn:
             self.scheduled = True
             self.loop.call_soon(self.scheduled_turn)
 
@@ -361,7 +465,7 @@ class PortableReactor(Reactor):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.watched: dict[int, int] = {}
-        self.scheduled = False
+        self.scheduled = self.in_iteration = False
 
     def register(self, fd: int, handler: Handler) -> None:
         self.handlers[fd] = handler
@@ -386,9 +490,24 @@ class PortableReactor(Reactor):
             self.loop.add_writer(fd, self.turn, fd, OUT) if events & OUT else self.loop.remove_writer(fd)
 
     def turn(self, fd: int, events: int) -> None:
-        self.dispatch([(fd, events)])
+        self.dispatch([(fd, events)], False)
+        if self.crowd:
+            self.schedule()
+
+    def begin_turn(self, now: float) -> float:
+        """asyncio calls for each descriptor: all that comes in one turn of its own is one turn."""
+        if not self.in_iteration:
+            self.in_iteration = True
+            self.loop.call_soon(self.turn_over)  # called first in its next turn
+            super().begin_turn(now)
+        return self.ends
+
+    def turn_over(self) -> None:
+        self.in_iteration = False
+        super().turn_over()
 
     def forget(self, fd: int) -> None:
+        self.crowd.pop(fd, None)
         self.watch(fd, 0)
         self.watched.pop(fd, None)
         self.handlers.pop(fd, None)
@@ -400,6 +519,10 @@ class PortableReactor(Reactor):
 
     def later(self, callback: Callable[[], object]) -> None:
         self.postponed.append(callback)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Call what waits in the loop's next turn."""
         if not self.scheduled:
             self.scheduled = True
             self.loop.call_soon(self.scheduled_turn)
@@ -407,6 +530,8 @@ class PortableReactor(Reactor):
     def scheduled_turn(self) -> None:
         self.scheduled = False
         self.dispatch([])
+        if self.postponed or self.crowd:
+            self.schedule()
 
 
 HOSTINGS = ("selector", "nested", "portable")

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from tabi.errors import ConfigError, RemoteProtocolError
-from tabi.net.reactor import IN, RDHUP, Reactor
+from tabi.net.reactor import BROKEN, ENDED, IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, LayeredSock, Sock, Stream
 from tabi.wire.address import Host
 
@@ -394,7 +394,7 @@ async def shake_hands(
     stream: Stream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, shared: TlsShared, peer: str
 ) -> TlsSocket:
     """Do our part of a handshake with ``peer``, a word for errors; see `accept_tls`."""
-    octets, failure, done = 0, "", False
+    octets, failure, started, done = 0, "", False, False
     begins = tls.server_side
     while not done:
         if begins:
@@ -411,6 +411,10 @@ async def shake_hands(
         begins = True
         async with shared.turn:
             stream.check()
+            if stream.events & BROKEN:  # nothing is computed for a peer that has gone
+                raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
+            if stream.events & ENDED and tls.server_side and not started:
+                raise RemoteProtocolError(f"TLS: the {peer} ended within the handshake")
             began = monotonic()
             try:
                 tls.do_handshake()
@@ -420,8 +424,9 @@ async def shake_hands(
             except ssl.SSLError as exc:
                 failure = explain(exc, peer)
             if monotonic() - began > BRIEF:
-                await asyncio.sleep(0)  # holding the turn: one step of a handshake in a turn of the loop
+                await stream.reactor.next_turn()  # holding the lock: one step of a handshake in a turn of the loop
         if outgoing.pending:
+            started = True
             await stream.send_all(outgoing.read())
         if failure:
             raise RemoteProtocolError(failure)

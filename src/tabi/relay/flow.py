@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tabi.net.reactor import ENDED, ERR, OUT, READABLE
+from tabi.net.reactor import ENDED, ERR, OUT, READABLE, Prompt
 from tabi.relay.pipes import BUFFER_SIZE, PIPE_SIZE, Pipe
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tabi.relay.relay import Relay
 
 SHARE = 4 << 20
-"""Octets that one flow moves in one turn of the reactor."""
+"""Octets that one flow moves in one turn of the reactor, if the turn has time for them."""
 
 READY, BLOCKED, QUEUED, PAUSED = 0, 1, 2, 3
 
@@ -35,7 +35,7 @@ splice = getattr(os, "splice", None)
 SPLICE_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK, splice(2)
 
 
-class Flow:
+class Flow(Prompt):
     """Moves octets from ``source`` to ``sink`` and counts in ``octets`` those that the sink took."""
 
     __slots__ = (
@@ -120,7 +120,7 @@ class Flow:
                     self.splice(pipe)
                     return
                 left -= count
-                if left <= 0:
+                if left <= 0 or relay.reactor.late():
                     self.wait(QUEUED)
                     return
             elif not to_the_end:
@@ -129,7 +129,7 @@ class Flow:
     def splice(self, pipe: Pipe) -> None:
         """Splice what the source has: socket -> pipe -> socket, without coming through this process' memory."""
         source_fd, sink_fd, read_end, write_end = self.source_fd, self.sink_fd, pipe.read_end, pipe.write_end
-        held, left = pipe.held, SHARE
+        held, left, late = pipe.held, SHARE, self.relay.reactor.late
         try:
             while True:
                 while held:
@@ -141,7 +141,7 @@ class Flow:
                         return
                     held -= count
                     self.octets += count
-                if left <= 0:
+                if left <= 0 or late():
                     pipe.held = 0
                     self.wait(QUEUED)
                     return
@@ -212,6 +212,11 @@ class Flow:
 
     close = give_pipe_back
     """The relay has closed."""
+
+    @property
+    def prompt(self) -> bool:
+        """See `Prompt`: a flow that splices moves much."""
+        return self.pipe is None
 
     @property
     def held(self) -> int:

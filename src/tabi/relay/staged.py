@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("tabi")
 
 
+BEGUN = SHARE - PIPE_SIZE
+"""What is left of a share when a flow that only counts looks at the clock: what a meter allows at a time is less."""
+
+
 class Nowhere:
     """Where octets go once the relay has closed."""
 
@@ -138,7 +142,7 @@ class StagedFlow(Flow):
 
     def copy(self, to_the_end: int) -> None:
         """Copy what the source has. A read that is short of what it asked for has emptied the queue."""
-        view, left = self.relay.pipes.view, SHARE
+        view, left, late = self.relay.pipes.view, SHARE, self.relay.reactor.late
         while left > 0:
             most = self.may_take(BUFFER_SIZE)
             if not most:
@@ -164,17 +168,19 @@ class StagedFlow(Flow):
             elif count < most and not to_the_end:
                 return
             left -= count
+            if (self.copying or left < BEGUN) and late():
+                break
         self.wait(QUEUED)
 
     def splice(self, pipe: Pipe) -> None:
         """Splice what the source has, until a stage needs the octets."""
-        left = SHARE
+        left, late = SHARE, self.relay.reactor.late
         while self.drain():
             if self.copying:
                 self.give_pipe_back()
                 self.copy(ENDED)
                 return
-            if left <= 0:
+            if left <= 0 or (left < BEGUN and late()):
                 self.wait(QUEUED)
                 return
             most = self.may_take(PIPE_SIZE)
@@ -324,6 +330,11 @@ class StagedFlow(Flow):
                 self.copy(ENDED)
             else:
                 self.splice(self.pipe)
+
+    @property
+    def prompt(self) -> bool:
+        """See `Prompt`: stages that see octets may do anything with them."""
+        return self.pipe is None and not self.copying
 
     @property
     def held(self) -> int:

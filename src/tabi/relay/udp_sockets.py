@@ -32,7 +32,7 @@ log = logging.getLogger("tabi")
 IP = IPv4Address | IPv6Address
 
 SHARE = 1 << 20
-"""What one socket may cost in one turn of the reactor, in octets; then the others have their turn."""
+"""What one socket may cost in one turn of the reactor, in octets, if the turn has time; then the others have theirs."""
 
 COST, COST_APART = 512, 8192
 """What a datagram costs in addition to its octets, and one that must be taken apart, in the time that octets take."""
@@ -118,6 +118,8 @@ class Port:
                 before.flush()
             if inbox.count < BATCH:
                 return
+            if self.reactor.late():
+                break
         self.queued = True
         self.reactor.later(self.go_on)
 
@@ -266,6 +268,8 @@ class DestinationSocket:
             association.note(outbox.unsent, outbox.limit)
             if inbox.count < BATCH:
                 return
+            if self.reactor.late():
+                break
         self.queued = True
         self.reactor.later(self.go_on)
 

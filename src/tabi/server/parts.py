@@ -51,6 +51,7 @@ from tabi.relay.tunnel import Tunnels
 from tabi.server.compiled import Compiled
 from tabi.server.egresses import Egresses, make_source
 from tabi.server.sessions import Sessions
+from tabi.server.watchdog import Watchdog
 from tabi.session import Session
 from tabi.wire.address import from_sockaddr
 
@@ -112,6 +113,9 @@ class Parts:
             observers.insert(0, access_log)
         self.sessions = sessions = Sessions(reactor, timeouts.handshake, observers)
         closing.callback(sessions.handshake.close)
+        watchdog = Watchdog(sessions.running)
+        reactor.watchdogs.append(watchdog)
+        closing.callback(reactor.watchdogs.remove, watchdog)
         self.associations = sessions.associations = Associations(
             reactor,
             self.dialer,
