@@ -36,7 +36,7 @@ from sockets import reset as vanish
 from support import client, echo, target
 from tabi.config import LimitsConfig, Listen
 from tabi.net.dial import Dialer
-from tabi.net.reactor import ENDED, IN
+from tabi.net.reactor import ENDED, IN, get_reactor
 from tabi.net.stream import Stream
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
@@ -50,6 +50,39 @@ CHUNKS = b"5;ext=1\r\nhello\r\n1\r\n \r\n6\r\nworld!\r\n0\r\nChecksum: 1\r\n\r\n
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
 UPGRADE = "Connection: Upgrade\r\nUpgrade: echo\r\n"
 SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_chunks_that_take_long_go_on_in_several_turns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, whole and in order: a peer that makes them expensive waits for the others between its steps."""
+    monkeypatch.setattr("tabi.relay.http_content.STEPS", 100)
+    count = 3000
+    body = b"".join(b"1 \r\n%c\r\n" % (index % 256) for index in range(count)) + b"0\r\n\r\n"
+    sent = body.replace(b"1 \r\n", b"1\r\n")
+
+    async def main() -> None:
+        turns = 0
+        next_turn = get_reactor().next_turn
+
+        def counted(owner: object = None) -> object:
+            nonlocal turns
+            turns += 1
+            return next_turn(owner)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _ in range(2):
+                assert (await read_message(reader)).content == sent
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+
+        async with target(answer) as port, proxy() as here, client(here.address) as (reader, writer):
+            monkeypatch.setattr(get_reactor(), "next_turn", counted)
+            for _ in range(2):
+                writer.write(ask(f"http://127.0.0.1:{port}/", "POST", "Transfer-Encoding: chunked\r\n", body))
+                assert (await read_message(reader)).content == sent
+            assert turns >= 4 * (2 * count // 100 - 5)
+            session = await here.ended.get()
+            assert (session.up, session.down) == (len(sent), len(sent))
+
+    run(main)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 1000])
@@ -281,6 +314,8 @@ def test_a_client_that_breaks_its_request_in_the_middle_of_the_answer(run: Run, 
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "http_protocol_error"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", "http_protocol_error"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;\x00\r\n", "http_protocol_error"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n", "http_protocol_error"),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "http_protocol_error"),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 33, "http_protocol_error"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tabi.errors import RemoteProtocolError
-from tabi.relay.http_content import NOTHING, Counted, Endless, make_body, take, take_from
+from tabi.relay.http_content import NOTHING, STEPS, Counted, Endless, make_body, take, take_from
 from tabi.wire.http import CHUNKED, UNTIL_CLOSE, Chunked
 
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
@@ -49,6 +49,20 @@ def test_chunks_are_taken_apart(size: int) -> None:
     for at in range(0, len(CHUNKS), size):
         taken += take_from(CHUNKS[at : at + size], rest, body, content_only=True)
     assert (taken, bytes(rest), body.done) == (b"hello", b"", True)
+
+
+@pytest.mark.parametrize("content_only", [False, True])
+def test_what_takes_long_is_read_in_steps(content_only: bool) -> None:
+    """What there was no time for is left, and comes next; small chunks that go on as they are take no time."""
+    body, taken, steps = make_body(CHUNKED), b"", 0
+    rest = bytearray(b"1 \r\nx\r\n" * STEPS + b"1\r\ny\r\n" * (3 * STEPS) + b"0\r\n\r\nGET")
+    while not body.done:
+        taken += take(rest, body, content_only)
+        steps += 1
+    content = b"x" * STEPS + b"y" * (3 * STEPS)
+    sent = content if content_only else b"".join(b"1\r\n%c\r\n" % octet for octet in content) + b"0\r\n\r\n"
+    assert (taken, bytes(rest)) == (sent, b"GET")
+    assert steps >= 3
 
 
 def test_a_buffer_is_taken_from() -> None:

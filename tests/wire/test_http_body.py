@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tabi.errors import RemoteProtocolError
-from tabi.wire.http_body import MAX_CHUNK_LINE, MAX_TRAILERS, NOT_IN_TRAILERS, Chunked
+from tabi.wire.http_body import MAX_CHUNK_LINE, MAX_TRAILERS, NOT_IN_TRAILERS, SIZE, Chunked
 
 NEXT = b"GET http://b.example/ HTTP/1.1\r\n\r\n"
 """What follows a body: it is never looked at."""
@@ -40,11 +41,36 @@ def scan(pieces: Iterable[bytes], view: bool = False) -> tuple[int, bytes, bool]
     return octets, payload, chunked.done
 
 
+def send_on(pieces: Iterable[bytes], steps: int = sys.maxsize) -> bytes | None:
+    """What a proxy sends on of the body, read in so many steps a time; None where it is refused."""
+    chunked, sent = Chunked(), b""
+    for piece in pieces:
+        while piece and not chunked.done:
+            onward: list[memoryview | bytes] = []
+            try:
+                taken = chunked.scan(piece, None, onward, steps)
+            except RemoteProtocolError:
+                return None
+            assert taken
+            sent += b"".join(onward)
+            piece = piece[taken:]
+    return sent
+
+
 def outcome(data: bytes) -> tuple[int, bytes, bool] | None:
     """The same, which no cut may change, nor the kind of buffer."""
     expected = scan([data])
+    onward = send_on([data])
+    assert (onward is None) == (expected is None)
     for pieces in cuts(data):
         assert scan(pieces) == scan(pieces, view=True) == expected
+        again = send_on(pieces)
+        # Half a line waits for the other half.
+        assert again == onward if onward is None or expected is None or expected[2] else again is not None
+    assert send_on([data], 1) == send_on([data], 2) == onward
+    if onward is not None and expected is not None and expected[2]:
+        assert scan([onward]) == (len(onward), expected[1], True)
+        assert send_on([onward]) == onward
     return expected
 
 
@@ -60,6 +86,12 @@ def outcome(data: bytes) -> tuple[int, bytes, bool] | None:
         (b"2;a=b\r\nok\r\n0;last\r\n\r\n", b"ok"),
         (b'2; a="x;\\"y"\t;\xfc\r\nok\r\n0\r\n\r\n', b"ok"),
         (b"2;\r\nok\r\n0\r\n\r\n", b"ok"),
+        (b"2 \r\nok\r\n0\t \r\n\r\n", b"ok"),
+        (b"2 ;a=b\r\nok\r\n0;\r\n\r\n", b"ok"),
+        (
+            b"1\r\n\n\r\n02\r\nok\r\nE\r\n" + b"\r\n" * 7 + b"\r\nf\r\n" + b"0" * 15 + b"\r\n0\r\n\r\n",
+            b"\nok" + b"\r\n" * 7 + b"0" * 15,
+        ),
         (b"0\r\nX-Sum: abc\r\nY:\r\n\r\n", b""),
         (b"2;" + b"x" * (MAX_CHUNK_LINE - 4) + b"\r\nok\r\n0\r\n\r\n", b"ok"),
         (b"0\r\n" + (b"X: " + b"y" * 123 + b"\r\n") * (MAX_TRAILERS // 128 - 1) + b"\r\n", b""),
@@ -71,6 +103,44 @@ def test_bodies(data: bytes, payload: bytes) -> None:
     found = outcome(data[:-1])
     assert found is not None
     assert found == (len(data) - 1, payload, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b"2 \r\nok\r\n0\t\t\r\n\r\n", b"2\r\nok\r\n0\r\n\r\n"),
+        (b"2 ;a=b\r\nok\r\n0 ; c\r\n\r\n", b"2;a=b\r\nok\r\n0; c\r\n\r\n"),
+        (b"2;\r\nok\r\n0; ;\r\n\r\n", b"2\r\nok\r\n0\r\n\r\n"),
+        (
+            b"1\r\nx\r\n00F \r\n" + b"y" * 15 + b"\r\n0\r\nX: y \r\n\r\n",
+            b"1\r\nx\r\n00F\r\n" + b"y" * 15 + b"\r\n0\r\nX: y \r\n\r\n",
+        ),
+    ],
+)
+def test_what_goes_on(body: bytes, sent: bytes) -> None:
+    """White space behind a size does not, nor a semicolon without an extension; all else does, as it came."""
+    for pieces in cuts(body):
+        assert send_on(pieces) == send_on(pieces, 1) == sent
+
+
+def test_half_a_line_does_not_go_on() -> None:
+    """What will become of it is known when all of it has come."""
+    chunked = Chunked()
+    for piece, expected in ((b"1\r\nx\r\n2 ", b"1\r\nx\r\n"), (b";a", b""), (b"\r\nok", b"2;a\r\nok")):
+        onward: list[memoryview | bytes] = []
+        assert chunked.scan(piece, None, onward) == len(piece)
+        assert b"".join(onward) == expected
+
+
+def test_small_chunks_are_one_step_and_others_as_many_as_they_are() -> None:
+    """So that a caller knows how long a call takes, whatever the peer sends."""
+    small = b"1\r\nx\r\n" * 10000
+    assert Chunked().scan(small, steps=1) == len(small)
+    for chunk in (b"1;a\r\nx\r\n", b"10\r\n" + b"x" * 16 + b"\r\n"):
+        assert Chunked().scan(chunk * 10, steps=4) == 4 * len(chunk)
+    chunked = Chunked()
+    assert chunked.scan(b"1 \r\nx\r\n", steps=2) == 5  # a line and its content
+    assert chunked.expects is not SIZE
 
 
 def test_content_without_copies() -> None:
@@ -113,10 +183,15 @@ def test_a_chunk_of_any_size() -> None:
         b"5h\r\n",
         b"x\r\n",
         b" 5\r\n",
-        b"5 \r\n",
-        b"5\t\r\n",
-        b"5 ;a\r\n",
         b"1 0\r\n",
+        b"5 a\r\n",
+        b"5\x0b\r\n",
+        b"5 \n",
+        b"5 \r\r\n",
+        b"1\r\nx\r\n1\r\nxy\r\n",
+        b"1\r\nx\r\n1\r\nx\n\r\n",
+        b"f\r\n" + b"x" * 16 + b"\r\n",
+        b"0" * 15 + b"1\r\nx\r\n",
         b"1_0\r\n",
         b"5,5\r\n",
         b"5.\r\n",
@@ -209,7 +284,7 @@ def test_trailers_of_many_lines_say_how_many_octets_there_may_be() -> None:
         Chunked().scan(b"0\r\n" + b"X: y\r\n" * (MAX_TRAILERS // 6 + 1))
 
 
-extensions = st.sampled_from([b"", b";a", b";a=b", b';a="b"', b"; a = b"])
+extensions = st.sampled_from([b"", b";a", b";a=b", b';a="b"', b"; a = b", b" ", b" ;a", b";"])
 trailers = st.lists(st.sampled_from([b"X: y\r\n", b"Digest:\r\n", b"a:\t\xff\r\n"]), max_size=3).map(b"".join)
 
 
@@ -221,7 +296,22 @@ def test_what_is_written_is_read(chunks: list[tuple[bytes, bytes]], tail: bytes)
     assert outcome(data + NEXT) == (len(data), b"".join(content for content, _ in chunks), True)
 
 
-WORDS = (b"0", b"5", b"a", b"\r\n", b"\r\n", b"\r", b"\n", b";x", b" ", b"hello", b"5\r\nhello\r\n", b"X: y\r\n", b"\0")
+WORDS = (
+    b"0",
+    b"5",
+    b"a",
+    b"\r\n",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b";x",
+    b" ",
+    b"hello",
+    b"5\r\nhello\r\n",
+    b"1\r\nx\r\n",
+    b"X: y\r\n",
+    b"\0",
+)
 inventions = st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(WORDS), max_size=16).map(b"".join))
 
 

@@ -284,7 +284,7 @@ class Exchange:
         try:
             while not body.done:
                 self.reading = True
-                data = await self.client.receive(CHUNK_SIZE)
+                data = await more(self.client, connection.buffer)
                 self.reading = False
                 if not data:
                     raise RemoteProtocolError("the client ended in the middle of the content")
@@ -359,9 +359,13 @@ class Exchange:
         if lease is not None and body is not NOTHING and lease.left <= 0:
             self.stream.reset()
             raise self.too_much(LimitExceeded(lease.exhausted(), "quota"))
-        self.answered = sending = True
         try:
             content = take(server.buffer, body, chunks)
+        except RemoteProtocolError as exc:
+            self.stream.reset()
+            raise self.wrong_answer(str(exc)) from exc
+        self.answered = sending = True
+        try:
             octets = head + content
             if lease is not None and content:
                 await self.pour(client, head, content, DOWN)
@@ -373,7 +377,7 @@ class Exchange:
                 await client.send_all(octets)
             while not body.done:
                 sending = False
-                data = await self.stream.receive(CHUNK_SIZE)
+                data = await more(self.stream, server.buffer)
                 if not data:
                     if isinstance(body, Endless):
                         break
@@ -418,3 +422,16 @@ class Exchange:
                 return str(exc)
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
         return f"{whose}: {reason}"
+
+
+async def more(stream: Stream, waiting: bytearray) -> bytes:
+    """More of some content: of what waits, in another turn of the loop, else what comes. Errors as `Stream.receive`."""
+    reactor = stream.reactor
+    if waiting or reactor.late():
+        await reactor.next_turn(stream)
+        stream.check()
+    if not waiting:
+        return await stream.receive(CHUNK_SIZE)
+    data = bytes(waiting)
+    waiting.clear()
+    return data
