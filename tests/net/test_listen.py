@@ -40,7 +40,7 @@ from tabi.net.listen import (
     urls_of,
 )
 from tabi.net.passed import Passed
-from tabi.net.reactor import get_reactor
+from tabi.net.reactor import BUDGET, get_reactor
 from tabi.session import UNIX
 from tabi.url import UnixSocket
 from tabi.wire.address import Address, from_sockaddr, parse_address
@@ -635,6 +635,28 @@ def test_more_clients_than_a_turn_takes_are_all_accepted(run: Run) -> None:
             await until(lambda: len(entry.accepted) == ACCEPTS_A_TURN + 10)
 
     run(main)
+
+
+def test_fewer_are_accepted_while_turns_take_long(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as many after each turn that was over its time, and again more one by one; none when it is over already."""
+
+    async def main() -> None:
+        with door() as entry:
+            reactor, counts, late = entry.acceptor.reactor, [], False
+            monkeypatch.setattr(reactor, "late", lambda: late)
+            entry.knock(ACCEPTS_A_TURN + 1)
+            for lasted in (0.0, *[2 * BUDGET] * 5, 0.0, 0.0):
+                reactor.lasted = lasted
+                before = len(entry.accepted)
+                entry.acceptor.on_ready(0)
+                counts.append(len(entry.accepted) - before)
+                entry.knock(counts[-1])
+            assert counts == [64, 32, 16, 8, 4, 4, 8, 12]
+            late = True
+            entry.acceptor.on_ready(0)
+            assert len(entry.accepted) == sum(counts) + 1
+
+    run_once(main)
 
 
 def test_an_accepted_client_that_fails_does_not_stop_the_door(run: Run) -> None:

@@ -750,7 +750,7 @@ def test_a_turn_that_is_over_time_calls_only_what_is_prompt(run: Run, clock: Clo
     async def main() -> None:
         pairs = [unix_pair() for _ in range(12)]
         calls: list[tuple[str, float]] = []
-        workers = [Worker(clock, BUDGET / 2, calls, f"{index:02}", pair[0]) for index, pair in enumerate(pairs[:-1])]
+        workers = [Worker(clock, BUDGET * 0.6, calls, f"{index:02}", pair[0]) for index, pair in enumerate(pairs[:-1])]
         workers.append(QuickWorker(clock, 0.0, calls, "quick", pairs[-1][0]))
         reactor = get_reactor()
         for (here, there), worker in zip(pairs, workers, strict=True):
@@ -765,7 +765,7 @@ def test_a_turn_that_is_over_time_calls_only_what_is_prompt(run: Run, clock: Clo
         names = list(dict.fromkeys(name for name, _ in calls if name != "quick"))
         if reactor.edge_triggered:
             assert names == sorted(names)
-        assert len(first) <= 4
+        assert len(first) <= 4  # two, one that had waited, and who is prompt
         assert others
         assert all(len(set(turn) - {"quick"}) <= 4 for turn in others)
         for here, there in pairs:

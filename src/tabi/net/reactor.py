@@ -53,10 +53,10 @@ READABLE = IN | ENDED
 EDGE = 1 << 31
 EXCLUSIVE = 1 << 28
 
-BUDGET = 0.005
+BUDGET = 0.003
 """Seconds of a turn after which what is not prompt waits for another one."""
 
-LEAST = 0.002
+LEAST = 0.001
 """Seconds that what has waited gets in each turn, however much else there was."""
 
 SLOW = 0.1
@@ -176,6 +176,8 @@ class Reactor:
         """Events that wait for a turn with time for them, by descriptor."""
         self.started = float("inf")
         self.ends = float("inf")  # when the turn's time is over
+        self.lasted = 0.0
+        """Seconds that the turn before took, with the tasks that were run in it."""
         self.culprit: object = None
         self.longest = 0.0
         self.slow_turns = 0
@@ -345,8 +347,9 @@ class Reactor:
     def turn_over(self) -> None:
         """A turn is over, with the tasks that asyncio has run in it: count it if it was slow."""
         now = monotonic()
-        if now - self.started >= SLOW:
-            self.slow_turn(now, now - self.started)
+        self.lasted = now - self.started
+        if self.lasted >= SLOW:
+            self.slow_turn(now, self.lasted)
         if self.longest:
             self.longest, self.culprit = 0.0, None
 
