@@ -86,6 +86,7 @@ certificate = "/etc/tabi/certificate.pem"
 key = "/etc/tabi/key.pem"
 client_ca = "/etc/tabi/clients.pem"
 client_name = "email"
+ciphers = "ECDHE-ECDSA-AES128-GCM-SHA256"
 
 [listen.udp]
 advertise = "192.0.2.1"
@@ -233,7 +234,13 @@ def test_every_key() -> None:
                 "mixed://[::1]",
                 "none",
                 Udp("192.0.2.1", "40000-40999", "drop", "any"),
-                Tls("/etc/tabi/certificate.pem", "/etc/tabi/key.pem", "/etc/tabi/clients.pem", "email"),
+                Tls(
+                    "/etc/tabi/certificate.pem",
+                    "/etc/tabi/key.pem",
+                    "/etc/tabi/clients.pem",
+                    "email",
+                    "ECDHE-ECDSA-AES128-GCM-SHA256",
+                ),
                 ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"],
                 resolve_commands=True,
             ),
@@ -642,7 +649,7 @@ def test_a_configuration_does_not_change() -> None:
         ),
         (
             "[[listen]]\ntls = {cert = 'x'}",
-            "listen[0].tls.cert: unknown key, expected one of: certificate, key, client_ca, client_name",
+            "listen[0].tls.cert: unknown key, expected one of: certificate, key, client_ca, client_name, ciphers",
         ),
         (
             '[users.alice]\npassword = "x"\nexpire = 2027-01-01',

@@ -729,6 +729,53 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, how: str) -> None:
     assert caught.value.path == f"listen[0].tls.{key}"
 
 
+def test_ciphers(tmp_path: Path) -> None:
+    """TLS 1.2 has forward secrecy and AEAD only, on every build; others, never without a certificate, by the option."""
+    tls = write_server(tmp_path)
+
+    def found(ciphers: str | None) -> dict[str, Any]:
+        context = Certificates(msgspec.structs.replace(tls, ciphers=ciphers), "listen[0].tls", required=False).context
+        return {str(one["name"]): one for one in context.get_ciphers() if one["protocol"] != "TLSv1.3"}
+
+    assert len(found(None)) == 6
+    assert all(one["aead"] and one["kea"] == "kx-ecdhe" for one in found(None).values())
+    assert list(found("AES128-SHA")) == ["AES128-SHA"]
+    assert all(one["auth"] != "auth-null" for one in found("ALL:@SECLEVEL=0").values())
+
+
+def test_an_old_client_finds_no_cipher(run_once: Run, tmp_path: Path) -> None:
+    """A client with static RSA or CBC alone is refused with an alert, and served where the operator says so."""
+
+    async def main() -> None:
+        for name, ciphers in (("ECDHE-ECDSA-AES128-SHA", None), ("ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES128-SHA")):
+            tls = msgspec.structs.replace(write_server(tmp_path), ciphers=ciphers)
+            context = client_context()
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers(name)
+            async with Server(config=config(Listen("socks5+tls://127.0.0.1:0", tls=tls))) as server:
+                connecting = asyncio.open_connection(
+                    "127.0.0.1", server.addresses[0].port, ssl=context, server_hostname="localhost"
+                )
+                if ciphers is None:
+                    with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
+                        await connecting
+                else:
+                    _, writer = await connecting
+                    assert writer.get_extra_info("cipher")[0] == name
+                    writer.close()
+
+    run_once(main)
+
+
+def test_ciphers_that_are_none(tmp_path: Path) -> None:
+    """Are told with the key of tabi.toml."""
+    tls = msgspec.structs.replace(write_server(tmp_path), ciphers="NOTHING")
+    with pytest.raises(
+        ConfigError, match=r"listen\[0\].tls.ciphers: 'NOTHING': expected ciphers that this OpenSSL has"
+    ):
+        Server(config=config(Listen("socks5+tls://127.0.0.1:0", tls=tls)))
+
+
 @pytest.mark.parametrize("clients", [False, True])
 def test_an_expired_certificate_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, clients: bool) -> None:
     """Said once however often it is loaded; it is no error, for a clock may be wrong, and a new one may come."""

@@ -93,6 +93,8 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Authorities of client certificates: a client with one is a user. Default: no certificate is asked for."""
     client_name: Literal["cn", "dns", "email", "uri"] = "cn"
     """The field of a client's certificate with the user's name: the subject's CN, or a kind of SAN. Default: cn."""
+    ciphers: str | None = None
+    """Ciphers of TLS 1.2 in OpenSSL's words, best first. Default: those with forward secrecy and AEAD (RFC 9325)."""
 
 
 class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

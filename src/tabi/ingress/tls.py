@@ -23,6 +23,13 @@ log = logging.getLogger("tabi")
 LOOK_EVERY = 1.0
 """Seconds between two looks at the files."""
 
+CIPHERS = ":".join(
+    f"ECDHE-{authentication}-{encryption}"
+    for encryption in ("AES256-GCM-SHA384", "CHACHA20-POLY1305", "AES128-GCM-SHA256")
+    for authentication in ("ECDSA", "RSA")
+)
+"""Of TLS 1.2: forward secrecy and AEAD only (RFC 9325 section 4.2), the same whatever Python was built with."""
+
 SAN = {"dns": "DNS", "email": "email", "uri": "URI"}
 """What `ssl` calls the kinds of subject alternative names."""
 
@@ -87,6 +94,11 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        try:
+            context.set_ciphers(CIPHERS if tls.ciphers is None else f"{tls.ciphers}:!aNULL:!eNULL")
+        except ssl.SSLError:
+            text = f"{tls.ciphers!r}: expected ciphers that this OpenSSL has ({ssl.OPENSSL_VERSION})"
+            raise ConfigError(text, f"{self.path}.ciphers") from None
         context.set_alpn_protocols(["http/1.1"])
         self.load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "certificate", tls.certificate)
         self.load_key(context)

@@ -255,6 +255,7 @@ class Tls(Piece):
         client_ca: a file with authorities: a client with a certificate of one is a user. None: no certificate is asked
             for.
         client_name: the field of a client's certificate with the user's name: ``cn``, ``dns``, ``email``, ``uri``.
+        ciphers: those of TLS 1.2, in OpenSSL's words. None: those with forward secrecy and AEAD (RFC 9325).
     """
 
     inner: Piece
@@ -262,6 +263,7 @@ class Tls(Piece):
     key: str
     client_ca: str | None = None
     client_name: Literal["cn", "dns", "email", "uri"] = "cn"
+    ciphers: str | None = None
     speaks = (Protocol.TLS,)
 
     def __post_init__(self) -> None:
@@ -275,7 +277,7 @@ class Tls(Piece):
     def files(self) -> TlsFiles:
         """What tabi.toml would say under ``tls``."""
         client_ca = None if self.client_ca is None else str(self.client_ca)
-        return TlsFiles(self.certificate, self.key, client_ca, self.client_name)
+        return TlsFiles(self.certificate, self.key, client_ca, self.client_name, self.ciphers)
 
     @property
     def asks_everyone(self) -> bool:
@@ -368,7 +370,7 @@ def proxy_of(listen: Listen, commands: Sequence[Command], authenticate: Ask | No
     plain = [*protocols.values()] if url.protocol == "mixed" else [protocols[url.protocol]]
     if tls is not None:
         inside = Mixed(*plain) if url.protocol == "mixed" else plain[0]
-        over_tls = Tls(inside, tls.certificate, tls.key, tls.client_ca, tls.client_name)
+        over_tls = Tls(inside, tls.certificate, tls.key, tls.client_ca, tls.client_name, tls.ciphers)
         plain = [over_tls] if url.tls else [over_tls, *plain]
     piece = Mixed(*plain) if url.protocol == "mixed" and not url.tls else plain[0]
     return ProxyHeader(piece, listen.proxy_protocol) if listen.proxy_protocol else piece
