@@ -21,10 +21,16 @@ from processes import PATIENCE, Serve, is_running, serve, tunnels, wait_for
 from tabi.errors import TabiError
 from tabi.server import control as module
 from tabi.server.channel import Channel, Message, make_channel
-from tabi.server.control import MAX_CLIENTS, NAME, Control, ask_server, find_socket, folders, open_socket
+from tabi.server.control import MAX_CLIENTS, NAME, RUN, Control, ask_server, find_socket, folders, open_socket
 from tabi.server.frames import MAX_REQUEST, encode_frame, read_frame
 
 # --- the process, in a loop of the test's ---
+
+
+@pytest.fixture(autouse=True)
+def empty_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server of the machine that has its socket in /run is none of the tests' business."""
+    monkeypatch.setattr("tabi.server.control.RUN", str(tmp_path / "run"))
 
 
 class Asked:
@@ -233,10 +239,12 @@ def as_user(uid: int, do: Callable[[], object]) -> str:
 # --- the file ---
 
 
-def test_the_folders() -> None:
+def test_the_folders(tmp_path: Path) -> None:
     """The user's own, if there is one, and the system's."""
-    assert folders({"XDG_RUNTIME_DIR": "/run/user/7"}) == [Path("/run/user/7/tabi"), Path("/run/tabi")]
-    assert folders({}) == folders({"XDG_RUNTIME_DIR": ""}) == [Path("/run/tabi")]
+    assert RUN == "/run"  # the module's, before the test had another one put in its place
+    empty = tmp_path / "run/tabi"
+    assert folders({"XDG_RUNTIME_DIR": "/run/user/7"}) == [Path("/run/user/7/tabi"), empty]
+    assert folders({}) == folders({"XDG_RUNTIME_DIR": ""}) == [empty]
 
 
 def test_the_file_of_a_server_that_is_gone_is_replaced(tmp_path: Path) -> None:
@@ -334,7 +342,7 @@ def test_status(tmp_path: Path, runtime: dict[str, str]) -> None:
             assert 0 <= worker["started"] - found["started"] < 60
         assert proxy.stop() == 0
         assert not path.exists()
-        with pytest.raises(TabiError, match=r"no server runs that this user may ask: no socket in .* or /run/tabi"):
+        with pytest.raises(TabiError, match=r"no server runs that this user may ask: no socket in .* or .*/run/tabi"):
             find_socket(runtime)
         with pytest.raises(TabiError, match="No such file"):
             ask_server(path, "status")

@@ -32,6 +32,9 @@ log = logging.getLogger("tabi")
 NAME, NAME_OF_FURTHER = "control.sock", "control-{}.sock"
 """The socket of a server, and those of further ones that run at the same time, by the pids of their supervisors."""
 
+RUN = "/run"
+"""The folder of sockets for which the environment names none."""
+
 PATIENCE = 10.0
 """Seconds that a client may take for a request or an answer, and the supervisor for an answer."""
 
@@ -48,7 +51,7 @@ CREDENTIALS = struct.Struct("3i")
 def folders(environ: Mapping[str, str]) -> list[Path]:
     """Where sockets may lie; a server takes the first one."""
     runtime = environ.get("XDG_RUNTIME_DIR")
-    return [Path(folder, "tabi") for folder in (runtime, "/run") if folder]
+    return [Path(folder, "tabi") for folder in (runtime, RUN) if folder]
 
 
 # --- the process ---
