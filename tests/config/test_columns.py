@@ -37,3 +37,5 @@ def test_what_users_of_a_configuration_have() -> None:
         passwords=True, expires=True
     )
     assert Has.of({"a": UserConfig(groups=["g"], limits=LimitsConfig(connections=1))}) == Has(groups=True, limits=True)
+    cheap = UserConfig("$scrypt$ln=1,r=1,p=1$c2FsdA$" + "A" * 43)
+    assert Has.of({"a": cheap, "b": cheap}) == Has(passwords=True, sample=cheap.secret, costs={(1, 1, 1): 2})

@@ -46,7 +46,7 @@ def test_a_line_says_what_a_table_of_tabi_toml_says(tmp_path: Path) -> None:
     assert users.verify(b"bob", b"x") == "bob"
     assert users.verify(b"bob", b"y") is None
     assert users.verify(b"\xff", b"y") is None
-    assert users.decoy.is_hash
+    assert users.is_slow
 
 
 def test_empty_lines_and_comments_are_skipped(tmp_path: Path) -> None:
@@ -131,3 +131,4 @@ def test_what_users_have_is_known_without_reading_them(tmp_path: Path) -> None:
     has = table_of(tmp_path, {"name": "a", "password": HASH, "groups": ["g"], "limits": {"quota": "1 GB/day"}}).has
     assert (has.groups, has.limits, has.quotas, has.expires) == (True, True, True, False)
     assert has.sample == parse_hash(HASH)
+    assert has.costs == {(14, 8, 1): 1}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.policy.networks import IP, NetworkSet, NetworkTable, parse_network, unmapped
+from tabi.policy.networks import IP, NetworkSet, NetworkTable, network_of, parse_network, unmapped
+from tabi.session import UNIX
+from tabi.wire.address import Address
 
 networks = st.one_of(
     st.builds(lambda ip, length: ip_network((ip, length), strict=False), st.ip_addresses(v=4), st.integers(0, 32)),
@@ -88,3 +90,14 @@ def test_mapped_addresses_are_what_they_map() -> None:
     assert unmapped(IPv6Address("::ffff:1.2.3.4")) == IPv4Address("1.2.3.4")
     assert unmapped(IPv6Address("::1")) == IPv6Address("::1")
     assert unmapped(IPv4Address("1.2.3.4")) == IPv4Address("1.2.3.4")
+
+
+def test_clients_are_told_apart_by_their_network() -> None:
+    """Who has a /64 of IPv6 has all its addresses; IPv4 inside IPv6 is IPv4; unix sockets have users."""
+    places = ["192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::ffff:0:0:1", "2001:db8:0:1::1"]
+    found = [network_of(Address(ip_address(place), port)) for port, place in enumerate(places)]
+    assert found[0] == found[1]
+    assert found[3] == found[4]
+    users = [network_of(Address(UNIX, 0)), network_of(Address(UNIX, 1000))]
+    assert len({*found, *users}) == 6
+    assert network_of(Address(ip_address("::"), 1)) != network_of(Address(ip_address("0.0.0.0"), 1))

@@ -15,6 +15,8 @@ from tabi.policy import users as module
 from tabi.policy.users import (
     KEY_SIZES,
     PROVEN_SECONDS,
+    Cost,
+    Proofs,
     Secret,
     Users,
     derive,
@@ -222,39 +224,69 @@ def test_any_octets_get_an_answer(username: bytes, password: bytes) -> None:
     assert users.verify(username, password) == ("alice" if right else None)
 
 
-def test_an_unknown_user_takes_as_long_as_a_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With hashes, a hash of the same cost is computed for any name: the time does not tell which names exist."""
-    users = Users({"alice": cheap_hash(b"secret")})
-    computed: list[tuple[int, int, int]] = []
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[Cost]:
+    """The costs of the hashes that are computed from now on."""
+    computed: list[Cost] = []
 
-    def counting(password: bytes, secret: Secret) -> bytes:
-        computed.append((secret.log_n, secret.block, secret.parallel))
+    def derive_counted(password: bytes, secret: Secret) -> bytes:
+        computed.append(secret.cost)
         return derive(password, secret)
 
-    monkeypatch.setattr(module, "derive", counting)
-    assert users.verify(b"alice", b"wrong") is None
-    assert users.verify(b"nobody", b"secret") is None
-    assert computed == [(1, 1, 1), (1, 1, 1)]
-    assert users.is_slow(b"alice")
-    assert users.is_slow(b"nobody")
+    monkeypatch.setattr(module, "derive", derive_counted)
+    return computed
+
+
+def test_each_login_computes_one_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a hash at all, the time does not tell which names exist, nor whose password is stored plain."""
+    users = Users({"alice": cheap_hash(b"secret"), "bob": plain_secret("secret")})
+    for username, password, found in [
+        (b"alice", b"secret", "alice"),
+        (b"alice", b"wrong", None),
+        (b"bob", b"secret", "bob"),
+        (b"bob", b"wrong", None),
+        (b"nobody", b"secret", None),
+        (b"\xff", b"secret", None),
+    ]:
+        computed = counting(monkeypatch)
+        assert users.verify(username, password) == found
+        assert computed == [(1, 1, 1)]
+
+
+def test_names_without_a_hash_take_as_long_as_those_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hashes differ in their cost, so do those that are computed for other names: as many of each cost, the same
+    for a name each time, in another process and after another user has come too."""
+    costs = {(1, 1, 1): 3, (2, 1, 1): 1}
+    sample = cheap_hash(b"secret")
+    users, other, grown = (Users({}, sample, given) for given in (costs, costs, costs | {(1, 1, 1): 4}))
+    names = [str(number).encode() for number in range(400)]
+    computed = counting(monkeypatch)
+    for name in names:
+        users.verify(name, b"x")
+    assert 50 < computed.count((2, 1, 1)) < 150
+    assert set(computed) == set(costs)
+    assert [other.hashed(name).cost for name in names] == computed
+    assert sum(grown.hashed(name).cost != cost for name, cost in zip(names, computed, strict=True)) < 60
+    assert Users({"a": sample, "b": parse_hash(f"$scrypt$ln=2,r=1,p=1${SALT}${KEY}")}).decoys[-1][0] == 2
 
 
 def test_the_decoy_is_nobodys_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a match with what stands in for an unknown user lets nobody in."""
     users = Users.plain({"alice": "secret"})
-    assert users.verify(b"nobody", users.decoy.key) is None
+    assert users.verify(b"nobody", users.decoy(b"nobody").key) is None
     hashed = Users({"alice": cheap_hash(b"secret")})
     monkeypatch.setattr(module, "derive", lambda password, secret: secret.key)
     assert hashed.verify(b"nobody", b"x") is None
     assert hashed.verify(b"alice", b"x") == "alice"
 
 
-def test_plain_users_are_verified_at_once() -> None:
-    """Without a hash there is nothing slow; with one, only who has a hash, and strangers, are slow."""
-    assert not Users.plain({"alice": "secret"}).is_slow(b"alice")
-    assert not Users.plain({"alice": "secret"}).is_slow(b"nobody")
-    mixed = Users({"alice": plain_secret("secret"), "bob": cheap_hash(b"secret")})
-    assert (mixed.is_slow(b"alice"), mixed.is_slow(b"bob"), mixed.is_slow(b"nobody")) == (False, True, True)
+def test_plain_users_are_verified_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no hash nothing is slow."""
+    computed = counting(monkeypatch)
+    users = Users.plain({"alice": "secret"})
+    assert not users.is_slow
+    assert users.verify(b"alice", b"secret") == "alice"
+    assert not computed
+    assert Users({"alice": plain_secret("secret"), "bob": cheap_hash(b"secret")}).is_slow
 
 
 def test_no_users_at_all() -> None:
@@ -265,44 +297,62 @@ def test_no_users_at_all() -> None:
 # --- what was proven ---
 
 
+SECRET = cheap_hash(b"secret")
+
+
 def test_a_proven_pair_is_recalled_for_a_while() -> None:
-    """A hash is computed once a minute for each pair: the very pair, and not beyond its time."""
-    users = Users({"alice": cheap_hash(b"secret")})
-    assert users.recall(b"alice", b"secret", 100.0) is None
-    users.remember(b"alice", b"secret", 100.0)
-    assert users.recall(b"alice", b"secret", 100.0) == "alice"
-    assert users.recall(b"alice", b"secret", 100.0 + PROVEN_SECONDS - 0.001) == "alice"
-    assert users.recall(b"alice", b"Secret", 100.0) is None
-    assert users.recall(b"alic", b"esecret", 100.0) is None
-    assert users.recall(b"alice", b"secret", 100.0 + PROVEN_SECONDS) is None
-    assert users.recall(b"alice", b"secret", 100.0) is None, "what is over stays over"
+    """A hash is not computed again for the very pair, within its time."""
+    proofs = Proofs()
+    mark = proofs.mark(b"alice", b"secret", SECRET)
+    assert not proofs.recall(mark, 100.0)
+    proofs.remember(mark, 100.0)
+    assert proofs.recall(mark, 100.0)
+    assert not proofs.recall(proofs.mark(b"alice", b"Secret", SECRET), 100.0)
+    assert not proofs.recall(proofs.mark(b"alic", b"esecret", SECRET), 100.0)
+    assert not proofs.recall(mark, 100.0 + PROVEN_SECONDS)
+    assert not proofs.recall(mark, 100.0), "what is over stays over"
 
 
-def test_a_pair_proven_again_lasts_anew() -> None:
-    """The time runs from the last proof."""
-    users = Users({"alice": cheap_hash(b"secret")})
-    users.remember(b"alice", b"secret", 100.0)
-    users.remember(b"alice", b"secret", 150.0)
-    assert users.recall(b"alice", b"secret", 150.0 + PROVEN_SECONDS - 1) == "alice"
+def test_a_proof_lasts_from_its_last_use() -> None:
+    """A browser that is in use is never asked to wait; one that rests for too long is."""
+    proofs, now = Proofs(), 100.0
+    mark = proofs.mark(b"alice", b"secret", SECRET)
+    proofs.remember(mark, now)
+    for _ in range(5):
+        now += PROVEN_SECONDS - 1
+        assert proofs.recall(mark, now)
+    assert not proofs.recall(mark, now + PROVEN_SECONDS)
 
 
-def test_the_memory_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many pairs are proven, no more than the limit stay; the oldest go first."""
+def test_a_proof_ends_with_what_it_was_compared_with() -> None:
+    """A user whose password was changed, or stored in another way, proves it anew, even if it is the same one."""
+    stored = [SECRET, SECRET._replace(salt=b"other"), SECRET._replace(log_n=2), plain_secret("secret"), None]
+    proofs = Proofs()
+    marks = [proofs.mark(b"alice", b"secret", one) for one in stored]
+    assert len(set(marks)) == len(stored)
+    assert proofs.mark(b"alice", b"secret", Secret(*SECRET)) == marks[0]
+
+
+def test_the_memory_is_bounded_and_forgets_what_was_unused_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pairs are proven, no more than the limit stay."""
     monkeypatch.setattr(module, "PROVEN_LIMIT", 3)
-    users = Users({str(number): cheap_hash(b"secret") for number in range(5)})
-    for number in range(5):
-        users.remember(str(number).encode(), b"secret", float(number))
-    assert len(users.proven) == 3
-    recalled = [users.recall(str(number).encode(), b"secret", 5.0) for number in range(5)]
-    assert recalled == [None, None, "2", "3", "4"]
+    proofs = Proofs()
+    marks = [proofs.mark(b"%d" % number, b"secret", SECRET) for number in range(4)]
+    for mark in marks[:3]:
+        proofs.remember(mark, 1.0)
+    assert proofs.recall(marks[0], 2.0)
+    proofs.remember(marks[2], 2.0)
+    proofs.remember(marks[3], 2.0)
+    assert len(proofs.proven) == 3
+    assert [proofs.recall(mark, 3.0) for mark in marks] == [True, False, True, True]
 
 
 def test_the_memory_holds_no_password() -> None:
     """What is kept says nothing about the pair, and differs between two servers."""
-    first, second = (Users({"alice": cheap_hash(b"sekret")}) for _ in range(2))
-    for users in (first, second):
-        users.remember(b"alice", b"sekret", 0.0)
-        assert all(b"sekret" not in proof and b"alice" not in proof for proof in users.proven)
+    first, second = Proofs(), Proofs()
+    for proofs in (first, second):
+        proofs.remember(proofs.mark(b"alice", b"sekret", SECRET), 0.0)
+        assert all(b"sekret" not in mark and b"alice" not in mark for mark in proofs.proven)
     assert first.proven.keys().isdisjoint(second.proven)
 
 
@@ -310,5 +360,6 @@ def test_a_sample_says_how_long_an_unknown_user_takes() -> None:
     """Where users are very many nobody looks for a hash among them: one is given."""
     sample = parse_hash(make_hash(b"secret"))
     users = Users({"alice": plain_secret("x")}, sample)
-    assert (users.is_slow(b"nobody"), users.is_slow(b"alice")) == (True, False)
-    assert users.decoy.key != sample.key
+    assert users.is_slow
+    assert users.hashed(b"nobody").cost == users.hashed(b"alice").cost == sample.cost
+    assert users.hashed(b"nobody").key != sample.key

@@ -744,7 +744,7 @@ def test_on_session_user(run: Run) -> None:
                     writer.write(credentials(b"alice", password))
                     assert (await reader.readexactly(2))[0] == 1
             first, second = await scene.ended.get(), await scene.ended.get()
-            assert (first.user, first.error, first.reply_code) == (None, "wrong user name or password", None)
+            assert (first.user, first.error, first.reply_code) == (None, "wrong user name or password: 'alice'", None)
             assert second.user == "alice"
 
     run(main)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from tabi.config.schema import LimitsConfig, UserConfig
-from tabi.policy.users import Secret
+from tabi.policy.users import Cost, Secret
 
 KNOWN = 10_000
 """Names of which a `Column` keeps what it has read."""
@@ -27,13 +27,15 @@ class Has(msgspec.Struct):
     expires: bool = False
     sample: Secret | None = None
     """The first secret that is a hash."""
+    costs: dict[Cost, int] = {}
+    """How many hashes have each cost."""
 
     @classmethod
     def of(cls, users: Mapping[str, UserConfig]) -> Has:
         """What users that were checked have."""
         has = cls()
         for user in users.values():
-            has.note(user, user.secret if has.sample is None else None)
+            has.note(user, user.secret)
         return has
 
     def note(self, user: UserConfig, secret: Secret | None) -> None:
@@ -44,8 +46,9 @@ class Has(msgspec.Struct):
         self.limits = self.limits or limits != NO_LIMITS
         self.quotas = self.quotas or limits.quota is not None
         self.expires = self.expires or user.expires is not None
-        if self.sample is None and secret is not None and secret.is_hash:
-            self.sample = secret
+        if secret is not None and secret.is_hash:
+            self.sample = self.sample or secret
+            self.costs[secret.cost] = self.costs.get(secret.cost, 0) + 1
 
 
 class Column(Mapping[str, T]):

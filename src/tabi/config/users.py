@@ -101,7 +101,7 @@ class UserTable(Mapping[str, UserConfig]):
         """The users that can log in by a password; None if there are none."""
         if not self.has.passwords:
             return None
-        return Users(Column(self, lambda user: user.secret, True), self.has.sample or plain_secret(b""))
+        return Users(Column(self, lambda user: user.secret, True), self.has.sample or plain_secret(b""), self.has.costs)
 
 
 class Builder:
@@ -150,8 +150,7 @@ def make_users(config: Config, without_password: bool) -> UserTable:
     builder = Builder()
     for name, user in config.users.items():
         fields = {key: getattr(user, key) for key in UserConfig.__struct_fields__}
-        secret = user.secret if builder.has.sample is None else None  # all were checked: only the first matters
-        builder.add(name, user, secret, encoder.encode(Line(name=name, **fields)))
+        builder.add(name, user, user.secret, encoder.encode(Line(name=name, **fields)))
     if config.auth.users_file is not None:
         read_users(config.auth.users_file, builder, without_password)
     return builder.build()

@@ -72,8 +72,10 @@ class UsernamePassword:
         """See `AuthMethod`."""
         credentials = await conversation.next_message()
         assert isinstance(credentials, Credentials)
-        session, left = conversation.session, self.handshake.left(conversation.client)
-        refusal = await identify(self.ask, session, credentials.username, credentials.password, left)
+        client, left = conversation.client, self.handshake.left(conversation.client)
+        refusal = await identify(
+            self.ask, client, conversation.session, credentials.username, credentials.password, left
+        )
         if refusal is not None:
             return Refused(CredentialsReply(refusal.login_status), refusal)
         conversation.send(ACCEPTED)

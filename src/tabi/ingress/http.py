@@ -295,7 +295,7 @@ class Connection:
             return await self.refuse(request, refusal_of(exc))
 
     async def authenticate(self, request: Request) -> Refusal | None:
-        """Find out who the client is; a refusal if it is not a valid user. Raises TimeoutError if it takes too long."""
+        """Find out who the client is; a refusal if it is not a valid user. Errors as `identify`."""
         ingress, session = self.ingress, self.session
         if session.user is not None:
             return None
@@ -304,13 +304,13 @@ class Connection:
             return login_refused("this listener wants a user") if ingress.required else None
         if credentials is None:
             return login_refused("no user name and password (Proxy-Authorization: Basic)")
-        return await identify(ingress.authenticate, session, *credentials, ingress.handshake.seconds)
+        return await identify(ingress.authenticate, self.client, session, *credentials, ingress.handshake.seconds)
 
     # --- answers of our own ---
 
     async def refuse(self, request: Request | None, refusal: Refusal) -> bool:
         """Refuse a request, None if it is not valid, in the way that the refusal says; see `answer`."""
-        self.session.error, self.session.close = refusal.text, refusal.close
+        self.session.error, self.session.close = refusal.text + refusal.detail, refusal.close
         if refusal.action != "deny":
             await self.ingress.commands.refuse_silently(self.client, refusal.action)
             return False

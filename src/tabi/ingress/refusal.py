@@ -38,6 +38,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         text: for the access log, and for people who read the answer of HTTP.
+        detail: more of it, for the access log alone.
         reply_code: of RFC 1928 section 6.
         status: of HTTP.
         error: the error type of Proxy-Status, None if no type fits.
@@ -55,6 +56,7 @@ class Refusal(NamedTuple):
     fields: Sequence[Field] = ()
     login_status: int = 1
     close: Close = "error"
+    detail: str = ""
 
 
 class Row(NamedTuple):
@@ -112,11 +114,16 @@ def refusal_of(exc: TabiError) -> Refusal:
     return Refusal(str(exc), reply_code, row.status, row.error, close=CLOSE.get(row.status, "error"))
 
 
-def login_refused(text: str) -> Refusal:
+def login_refused(text: str, detail: str = "") -> Refusal:
     """Make the refusal of a client that must be a user and has not proven it."""
-    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied")
+    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied", detail=detail)
 
 
 def login_failed(text: str) -> Refusal:
     """Make the refusal of a client when we failed to find out who it is: that says nothing about the client."""
     return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, login_status=2)
+
+
+def login_dropped(text: str, detail: str) -> Refusal:
+    """Make the refusal of a client whose login is one too many: a reset, so that it keeps nothing here."""
+    return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, action="reset", close="limit", detail=detail)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from tabi.session import UNIX
-from tabi.wire.address import Host
+from tabi.wire.address import Address, Host
 
 Network = IPv4Network | IPv6Network
 IP = IPv4Address | IPv6Address
@@ -32,6 +32,15 @@ def parse_network(text: str) -> Network:
 def unmapped(address: IP) -> IP:
     """Turn IPv4 inside IPv6, as a dual-stack socket has it, into plain IPv4."""
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
+
+
+def network_of(client: Address) -> Hashable:
+    """What clients are told apart by: the address of IPv4, the /64 of IPv6, the user of a unix socket."""
+    host = client.host
+    if isinstance(host, str):
+        return client
+    host = unmapped(host)
+    return host if isinstance(host, IPv4Address) else int(host) >> 64
 
 
 class NetworkTable:

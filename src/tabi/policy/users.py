@@ -1,5 +1,8 @@
 """Users and their passwords: scrypt (RFC 7914), constant-time comparison, and a short memory of what was proven.
 
+Where any password is stored as a hash, each login computes one, of a known user or not, stored as a hash or not: the
+time tells nothing.
+
 A hash is written ``$scrypt$ln=14,r=8,p=1$SALT$KEY``, salt and key in base64 without padding: the form that passlib and
 others use. Computing one takes tens of milliseconds on purpose: never do it in an event loop.
 """
@@ -10,6 +13,7 @@ import base64
 import hashlib
 import hmac
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
@@ -27,7 +31,12 @@ KEY_SIZES = (16, 32, 64)
 PREFIX = "$scrypt$"
 
 PROVEN_SECONDS = 60.0
+"""Seconds from its last use that a proof lasts."""
+
 PROVEN_LIMIT = 10_000
+
+Cost = tuple[int, int, int]
+"""What a hash costs: log2(N), r and p of RFC 7914."""
 
 
 class Secret(NamedTuple):
@@ -46,6 +55,11 @@ class Secret(NamedTuple):
     def is_hash(self) -> bool:
         """Whether verifying takes long."""
         return self.log_n > 0
+
+    @property
+    def cost(self) -> Cost:
+        """What verifying costs."""
+        return self.log_n, self.block, self.parallel
 
 
 def plain_secret(password: str | bytes) -> Secret:
@@ -118,21 +132,31 @@ def from_base64(text: str) -> bytes:
 
 
 class Users:
-    """Names and secrets, and the pairs of name and password that were proven within the last minute.
+    """Names and secrets.
 
     Args:
         secrets: by user name. A user name is compared as its UTF-8 octets.
         sample: one of them, a hash if there is any. Default: the first hash is looked for.
+        costs: how many of the hashes have each cost. Default: that of the sample, or all are looked at.
     """
 
-    def __init__(self, secrets: Mapping[str, Secret], sample: Secret | None = None) -> None:
+    def __init__(
+        self, secrets: Mapping[str, Secret], sample: Secret | None = None, costs: Mapping[Cost, int] | None = None
+    ) -> None:
         self.secrets = secrets
         if sample is None:
-            sample = next((secret for secret in secrets.values() if secret.is_hash), plain_secret(b""))
-        # A client that names an unknown user waits as long as one that names a known user.
-        self.decoy = sample._replace(key=os.urandom(KEY_SIZE))
-        self.proof_key = os.urandom(32)
-        self.proven: dict[bytes, float] = {}
+            hashes = [secret for secret in secrets.values() if secret.is_hash]
+            sample = hashes[0] if hashes else plain_secret(b"")
+            costs = Counter(secret.cost for secret in hashes)
+        self.is_slow = sample.is_hash
+        """Whether `verify` computes a hash."""
+        self.decoys: list[tuple[int, Secret]] = []
+        total = 0
+        for cost, count in sorted((costs or {sample.cost: 1}).items()):
+            total += count
+            self.decoys.append((total, Secret(*cost, os.urandom(SALT_SIZE), os.urandom(KEY_SIZE))))
+        self.decoy_key = sample.salt + sample.key  # the same in all workers and after a reload, and secret
+        self.digest_key = os.urandom(32)
 
     @classmethod
     def plain(cls, passwords: Mapping[str, str]) -> Self:
@@ -142,10 +166,6 @@ class Users:
     def __repr__(self) -> str:
         return f"Users({len(self.secrets)})"
 
-    def is_slow(self, username: bytes) -> bool:
-        """Whether `verify` for this name computes a hash."""
-        return (self.find(username)[1] or self.decoy).is_hash
-
     def find(self, username: bytes) -> tuple[str, Secret | None]:
         """A user's name as text, and the secret if there is such a user."""
         try:
@@ -154,34 +174,67 @@ class Users:
             return "", None
         return name, self.secrets.get(name)
 
+    def decoy(self, username: bytes) -> Secret:
+        """The hash that is computed for a name without one: always the same for a name, and of each cost for as many
+        names as users have such a hash. So the time tells nothing where costs differ."""
+        decoys = self.decoys
+        if len(decoys) == 1:
+            return decoys[0][1]
+        digest = hmac.digest(self.decoy_key, username, "sha256")
+        place = int.from_bytes(digest[:8], "big") * decoys[-1][0] >> 64
+        return next(decoy for until, decoy in decoys if place < until)
+
+    def hashed(self, username: bytes) -> Secret:
+        """The secret whose hash is computed for a name, if `is_slow`."""
+        secret = self.find(username)[1]
+        return secret if secret is not None and secret.is_hash else self.decoy(username)
+
     def verify(self, username: bytes, password: bytes) -> str | None:
         """Return the user's name if the password is right. Compares octets, in constant time. May be slow."""
         name, secret = self.find(username)
-        stored = self.decoy if secret is None else secret
-        if stored.is_hash:
+        same = False
+        if self.is_slow:
+            stored = self.hashed(username)
             same = hmac.compare_digest(derive(password, stored), stored.key)
-        else:
+        if secret is None or not secret.is_hash:
             # Digests have one length, so that the time taken does not tell even the length of the password.
-            same = hmac.compare_digest(self.proof(b"", password), self.proof(b"", stored.key))
+            stored = self.decoys[0][1] if secret is None else secret
+            same = hmac.compare_digest(self.digest(password), self.digest(stored.key))
         return name if same and secret is not None else None
 
-    def proof(self, username: bytes, password: bytes) -> bytes:
-        """A key for a pair, which tells nothing about the pair."""
-        return hmac.digest(self.proof_key, len(username).to_bytes(2, "big") + username + password, "sha256")
+    def digest(self, password: bytes) -> bytes:
+        """Octets that tell nothing about a password."""
+        return hmac.digest(self.digest_key, password, "sha256")
 
-    def recall(self, username: bytes, password: bytes, now: float) -> str | None:
-        """Return the user's name if this pair was proven less than PROVEN_SECONDS before ``now``."""
-        proof = self.proof(username, password)
-        until = self.proven.get(proof)
-        if until is None:
-            return None
+
+class Proofs:
+    """The pairs of name and password that were proven lately, each with what was stored for the user.
+
+    A proof lasts PROVEN_SECONDS from its last use. It ends if something else is stored for the user: a reload need not
+    forget the others.
+    """
+
+    def __init__(self) -> None:
+        self.key = os.urandom(32)
+        self.proven: dict[bytes, float] = {}
+
+    def mark(self, username: bytes, password: bytes, stored: Secret | None) -> bytes:
+        """A digest for a pair and what is stored for the user, which tells nothing about them."""
+        parts = (username, password, *(stored or ()))
+        octets = b"".join(b"%d:%b" % (len(one), one) if isinstance(one, bytes) else b"%d," % one for one in parts)
+        return hmac.digest(self.key, octets, "sha256")
+
+    def recall(self, mark: bytes, now: float) -> bool:
+        """Whether this was proven, or its proof used, less than PROVEN_SECONDS before ``now``. That is a use."""
+        until = self.proven.pop(mark, now)
         if until <= now:
-            del self.proven[proof]
-            return None
-        return username.decode()
+            return False
+        self.proven[mark] = now + PROVEN_SECONDS
+        return True
 
-    def remember(self, username: bytes, password: bytes, now: float) -> None:
-        """Note that this pair was just proven. The oldest go first once there are too many."""
+    def remember(self, mark: bytes, now: float) -> None:
+        """Note that this was just proven. Those that were unused longest go first once there are too many."""
+        self.proven.pop(mark, None)
         while len(self.proven) >= PROVEN_LIMIT:
             del self.proven[next(iter(self.proven))]
-        self.proven[self.proof(username, password)] = now + PROVEN_SECONDS
+        self.proven[mark] = now + PROVEN_SECONDS
