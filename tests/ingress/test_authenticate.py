@@ -380,7 +380,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["socks5", "http"])
 
 @PROTOCOLS
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_client_that_resets_frees_everything_at_once(run: Run, protocol: str, begun: bool) -> None:
+def test_a_client_that_resets_frees_everything_at_once(run_once: Run, protocol: str, begun: bool) -> None:
     """Its session, its descriptor and its place, while it waits for a thread and while its hash is under way."""
 
     async def main() -> None:
@@ -408,11 +408,11 @@ def test_a_client_that_resets_frees_everything_at_once(run: Run, protocol: str, 
                 users.going_on.set()
             assert (b"secret" in users.checks) == begun
 
-    run(main)
+    run_once(main)
 
 
 @PROTOCOLS
-def test_a_client_that_has_ended_waits_for_no_thread(run: Run, protocol: str) -> None:
+def test_a_client_that_has_ended_waits_for_no_thread(run_once: Run, protocol: str) -> None:
     """It may have gone, which nobody can tell. It gets its answer if it need not wait, and has its end at once else."""
 
     async def main() -> None:
@@ -445,7 +445,7 @@ def test_a_client_that_has_ended_waits_for_no_thread(run: Run, protocol: str) ->
                 users.going_on.set()
             assert b"secret" not in users.checks
 
-    run(main)
+    run_once(main)
 
 
 @PROTOCOLS

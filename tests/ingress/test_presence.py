@@ -50,7 +50,7 @@ def test_what_is_awaited_in_time_ends_as_ever(run: Run) -> None:
     run(main)
 
 
-def test_a_reset_cancels_what_is_awaited(run: Run) -> None:
+def test_a_reset_cancels_what_is_awaited(run_once: Run) -> None:
     """At once, also if it came before; a client that only ends, or sends more, is still there."""
 
     async def main() -> None:
@@ -75,10 +75,10 @@ def test_a_reset_cancels_what_is_awaited(run: Run) -> None:
             with pytest.raises(ConnectionResetError, match="the client has gone"):
                 await wait_again()
 
-    run(main)
+    run_once(main)
 
 
-def test_the_time_is_over(run: Run) -> None:
+def test_the_time_is_over(run_once: Run) -> None:
     """The deadline holds whether the client is there or not, and if it goes in that very moment."""
 
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_the_time_is_over(run: Run) -> None:
                 with pytest.raises(TimeoutError):
                     await wait(goes)
 
-    run(main)
+    run_once(main)
 
 
 def test_cancelled_from_outside(run: Run) -> None:
