@@ -148,8 +148,8 @@ def no_leaks() -> Iterator[None]:
     """Fail a test that leaves descriptors or threads of ours open."""
     before = set(descriptors().items())
     yield
-    # c-ares' channels are destroyed by a thread of pycares, a moment after they were closed: nothing tells when.
-    # What only the collector finds is given a chance too, seldom: it holds that thread up.
+    # Threads of others close what they hold a moment later: nothing tells when.
+    # What only the collector finds is given a chance too, seldom: it holds them up.
     deadline, looks = time.monotonic() + 5, 0
     while (left := left_open(before)) and time.monotonic() < deadline:
         looks += 1

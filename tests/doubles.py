@@ -12,8 +12,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Self
 
-from aiodns import error as dns
-
 from support import client, closed_port, credentials, request, reset_on_close, target
 from tabi import Config, Login, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
@@ -53,7 +51,7 @@ class FakeResolver:
         self.asked.append(name)
         await self.answering.wait()
         if name not in self.names:
-            raise resolve_error(dns.ARES_ENOTFOUND, "Domain name not found", name)
+            raise resolve_error("Domain name not found", name)
         found = self.names[name]
         if isinstance(found, Exception):
             raise found

@@ -8,14 +8,13 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
-from aiodns import error as dns
-
 from doubles import FakeResolver, Streams, config, until
 from support import target
 from tabi import Server, Session
 from tabi.config import Listen
 from tabi.net.failures import resolve_error
 from tabi.wire.address import Address
+from tabi.wire.socks5 import ReplyCode
 
 HTTP = "http://127.0.0.1:0"
 MIB = 1 << 20
@@ -46,7 +45,7 @@ async def proxy(who: str | None = None, **options: Any) -> AsyncIterator[Proxy]:
         {
             "here.test": ["127.0.0.1"],
             "both.test": ["127.0.0.1", "127.0.0.2"],
-            "silent.test": resolve_error(dns.ARES_ECONNREFUSED, "Could not contact DNS servers", "silent.test"),
+            "silent.test": resolve_error("connection refused", "silent.test", ReplyCode.GENERAL_FAILURE),
             "failing.test": socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
         }
     )

@@ -53,6 +53,13 @@ class Zone:
         self.lie: Lie = ""
         self.fails: set[RdataType] = set()
         """Types of records that it fails to find."""
+        self.denies: set[RdataType] = set()
+        """Types for which it says that the name does not exist."""
+        self.drops: set[RdataType] = set()
+        """Types that it does not answer as long as ``dropping`` is not set."""
+        self.dropping = asyncio.Event()
+        self.dislikes_edns: dns.rcode.Rcode | None = None
+        """What it answers to a question with EDNS."""
         self.answering = asyncio.Event()
         """Cleared, it is silent."""
         self.answering.set()
@@ -67,7 +74,16 @@ class Zone:
         self.asked.append((name, RdataType(question.rdtype)))
         self.sizes.append(len(octets))
         await self.answering.wait()
+        if question.rdtype in self.drops:
+            await self.dropping.wait()
         response = cast("QueryMessage", dns.message.make_response(query))
+        if query.edns >= 0 and self.dislikes_edns is not None:
+            response.use_edns(False)
+            response.set_rcode(self.dislikes_edns)
+            return response.to_wire()
+        if question.rdtype in self.denies:
+            response.set_rcode(dns.rcode.NXDOMAIN)
+            return response.to_wire()
         response.flags |= dns.flags.RA
         if self.rcode or question.rdtype in self.fails:
             response.set_rcode(self.rcode or dns.rcode.SERVFAIL)

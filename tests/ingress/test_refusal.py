@@ -23,9 +23,6 @@ from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
 from tabi.wire.socks4 import reply4_code
 
-DNS_NOT_FOUND, DNS_REFUSED = 4, 11
-"""Of c-ares: no such name, no name server answers."""
-
 
 @pytest.mark.parametrize(
     ("exc", "reply_code", "status", "error", "close"),
@@ -51,8 +48,8 @@ DNS_NOT_FOUND, DNS_REFUSED = 4, 11
         (AuthError("x"), 1, 502, "destination_unavailable", "error"),
         (RemoteProtocolError("x"), 1, 502, "destination_unavailable", "error"),
         (RemoteProtocolError("x", 7), 7, 502, "destination_unavailable", "error"),
-        (resolve_error(DNS_NOT_FOUND, "x", "x"), 4, 502, "dns_error", "error"),
-        (resolve_error(DNS_REFUSED, "x", "x"), 1, 502, "dns_error", "error"),
+        (resolve_error("x", "x"), 4, 502, "dns_error", "error"),
+        (resolve_error("x", "x", 1), 1, 502, "dns_error", "error"),
         (local_error(OSError(errno.EMFILE, "x"), "x"), 1, 500, "proxy_internal_error", "error"),
         (ConfigError("x"), 1, 500, "proxy_internal_error", "error"),
         (HttpError("x"), 1, 400, "http_request_error", "error"),

@@ -303,23 +303,180 @@ def test_an_answer_that_nobody_waits_for_is_kept(run_once: Run) -> None:
     run_once(main)
 
 
+def too_many(task: asyncio.Task[list[IP]]) -> bool:
+    """Whether a question has ended because its place was wanted: reply 01."""
+    exc = task.exception()
+    assert isinstance(exc, DialError)
+    return "too many names" in str(exc) and exc.reply_code == ReplyCode.GENERAL_FAILURE
+
+
 def test_what_is_asked_at_a_time_is_bounded(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more is reply 01 at once; a name that is asked for already, or known, is none."""
-    monkeypatch.setattr(cache, "LOOKUPS", 2)
+    """A client has as many questions as are free; one more ends its oldest; what is known or asked for is none."""
+    monkeypatch.setattr(cache, "LOOKUPS", 4)
 
     async def main() -> None:
-        parts = Parts({f"{number}.test": Answer([FOUR], 60) for number in range(4)})
+        parts = Parts({f"{number}.test": Answer([FOUR], 60) for number in range(9)})
         await parts.cache.resolve("0.test")
         parts.source.answering.clear()
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(parts.cache.resolve(name)) for name in ("1.test", "2.test", "2.test")]
-        await asyncio.sleep(0)
-        with pytest.raises(DialError, match=r"^3\.test: too many names are being resolved$") as caught:
-            await parts.cache.resolve("3.test")
-        assert caught.value.reply_code == ReplyCode.GENERAL_FAILURE
-        assert await parts.cache.resolve("0.test") == [FOUR]
+        tasks = [loop.create_task(parts.cache.resolve(f"{number}.test", FOUR)) for number in (1, 2, 2, 3, 4)]
+        await asyncio.wait(tasks, timeout=0.01)
+        assert [task.done() for task in tasks] == [True, True, True, False, False]
+        assert all(map(too_many, tasks[:3]))
+        assert await parts.cache.resolve("0.test", FOUR) == [FOUR]
         parts.source.answering.set()
-        assert await asyncio.gather(*tasks) == [[FOUR]] * 3
+        assert await asyncio.gather(*tasks[3:]) == [[FOUR]] * 2
+        assert parts.cache.questions == {}
+        assert parts.cache.held == {}
+
+    run_once(main)
+
+
+def test_one_client_does_not_crowd_out_others(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names it asks for, there is a place for the next client; an IPv6 network of 64 bits is one."""
+    monkeypatch.setattr(cache, "LOOKUPS", 16)
+
+    async def main() -> None:
+        parts = Parts({"good.test": Answer([FOUR], 60)})
+        parts.source.answering.clear()
+        loop = asyncio.get_running_loop()
+        hostile = [
+            loop.create_task(parts.cache.resolve(f"{number}.test", ip_address(f"2001:db8::{number % 9}")))
+            for number in range(100)
+        ]
+        await asyncio.wait(hostile, timeout=0.01)
+        assert len(parts.cache.questions) == 8
+        good = [loop.create_task(parts.cache.resolve("good.test", host)) for host in (FOUR, OTHER_FOUR, None)]
+        await asyncio.sleep(0)
+        parts.source.answering.set()
+        assert await asyncio.gather(*good) == [[FOUR]] * 3
+        await asyncio.wait(hostile)
+        assert parts.cache.held == {}
+
+    run_once(main)
+
+
+def test_who_waits_for_anothers_question_asks_again_if_that_ends(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that asks for what others ask for, and then for much more, does not take their answer away."""
+    monkeypatch.setattr(cache, "LOOKUPS", 4)
+
+    async def main() -> None:
+        parts = Parts({"good.test": Answer([FOUR], 60)})
+        parts.source.answering.clear()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(parts.cache.resolve("good.test", host)) for host in (SIX, FOUR)]
+        await asyncio.sleep(0)
+        more = [loop.create_task(parts.cache.resolve(f"{number}.test", SIX)) for number in range(5)]
+        await asyncio.wait(tasks, timeout=0.01)
+        assert too_many(tasks[0])
+        parts.source.answering.set()
+        assert await tasks[1] == [FOUR]
+        assert parts.source.asked.count("good.test") == 2
+        await asyncio.wait(more)
+        assert any(map(too_many, more))
+
+    run_once(main)
+
+
+def test_without_a_place_for_anybody_it_is_refused(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and nothing ends for it."""
+    monkeypatch.setattr(cache, "LOOKUPS", 0)
+
+    async def main() -> None:
+        parts = Parts()
+        with pytest.raises(DialError, match=r"^a\.test: too many names are being resolved$"):
+            await parts.cache.resolve("a.test", FOUR)
+        assert parts.source.asked == []
+
+    run_once(main)
+
+
+def test_what_comes_late_is_kept_too(run_once: Run) -> None:
+    """The answer is given with one kind of addresses; the other one enters the cache when it is there."""
+
+    async def main() -> None:
+        parts = Parts()
+        rest: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        async def wait() -> Answer:
+            return await rest
+
+        task = asyncio.get_running_loop().create_task(wait())
+        parts.source.answers["a.test"] = Answer([FOUR], 60, whole=False, rest=task)
+        assert await parts.cache.resolve("a.test") == [FOUR]
+        assert parts.cache.lookup("a.test") == (FOUR,)
+        rest.set_result(Answer([SIX, FOUR], 60))
+        await asyncio.wait((task,))
+        await asyncio.sleep(0)
+        parts.clock.now += 59
+        assert parts.cache.lookup("a.test") == (SIX, FOUR)
+        assert parts.cache.held == {}
+        assert not parts.cache.late
+
+    run_once(main)
+
+
+def test_a_kind_of_addresses_that_was_not_answered_is_asked_for_again_soon(run_once: Run) -> None:
+    """What is there can be used, but it is not known that there is no more: no longer than ``negative_ttl``."""
+
+    async def main() -> None:
+        parts = Parts({"a.test": Answer([FOUR], 60, whole=False)})
+        assert await parts.cache.resolve("a.test") == [FOUR]
+        parts.clock.now += 4.9
+        assert parts.cache.lookup("a.test") == (FOUR,)
+        parts.clock.now += 0.1
+        assert parts.cache.lookup("a.test") is None
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("how", ["closed", "evicted", "failed"])
+def test_the_rest_of_an_answer_may_never_come(run_once: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """It takes a place as a question does, and is given up as one; what was there stays."""
+    monkeypatch.setattr(cache, "LOOKUPS", 2)
+
+    async def main() -> None:
+        parts = Parts()
+        rest: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        async def wait() -> Answer:
+            return await rest
+
+        task = asyncio.get_running_loop().create_task(wait())
+        parts.source.answers["a.test"] = Answer([FOUR], 60, whole=False, rest=task)
+        await parts.cache.resolve("a.test")
+        assert list(parts.cache.held) == [None]
+        if how == "closed":
+            await parts.cache.close()
+        elif how == "evicted":
+            with pytest.raises(DialError, match="not found"):
+                await parts.cache.resolve("b.test")
+        else:
+            rest.set_exception(DialError("x", 4))
+        await asyncio.wait((task,))
+        await asyncio.sleep(0)
+        assert task.cancelled() == (how != "failed")
+        assert parts.cache.lookup("a.test") == (FOUR,)
+        assert parts.cache.held == {}
+        assert not parts.cache.late
+
+    run_once(main)
+
+
+def test_settings_of_zero_keep_nothing(run_once: Run) -> None:
+    """``cache = 0`` asks for each request, ``negative_ttl = 0`` after each failure, whatever kind it is."""
+
+    async def main() -> None:
+        source = FakeSource({"a.test": Answer([FOUR], 60), "b.test": DialError("b.test: x", 4)})
+        for names in (NameCache(source, size=0), NameCache(source, negative_ttl=0)):
+            for _ in range(2):
+                assert await names.resolve("a.test") == [FOUR]
+                for name in ("b.test", "none.test"):
+                    with pytest.raises(DialError):
+                        await names.resolve(name)
+        assert [source.asked.count(name) for name in ("a.test", "b.test", "none.test")] == [3, 4, 4]
 
     run_once(main)
 

@@ -154,8 +154,44 @@ def test_half_an_answer_is_enough_where_it_has_an_address(run_once: Run) -> None
         zone = Zone(TABLE)
         zone.fails = {RdataType.AAAA}
         async with server("tcp", zone) as (client, _):
-            assert await client.answer("four.test") == Answer([ip_address("192.0.2.4")], 60)
+            assert await client.answer("four.test") == Answer([ip_address("192.0.2.4")], 60, whole=False)
             assert await fails(client, "six.test") == "servfail"
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rcode", [dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.SERVFAIL])
+def test_a_server_that_dislikes_edns(run_once: Run, kind: str, rcode: dns.rcode.Rcode) -> None:
+    """It is asked without; by TCP, where nothing needs EDNS, at once so."""
+
+    async def main() -> None:
+        zone = Zone(TABLE)
+        zone.dislikes_edns = rcode
+        async with server(kind, zone) as (client, _):
+            assert (await client.answer("four.test")).addresses
+            assert len(zone.asked) == (2 if kind == "tcp" else 4)
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_addresses_that_is_not_answered_delays_little(run_once: Run, kind: str) -> None:
+    """And who gives up a question does not take the connection from others."""
+
+    async def main() -> None:
+        zone = Zone(TABLE)
+        zone.drops.add(RdataType.AAAA)
+        async with server(kind, zone) as (client, serve):
+            found = await client.answer("both.test")
+            assert [address.version for address in found.addresses] == [4, 4]
+            assert found.rest is not None
+            before = serve.connections
+            found.rest.cancel()
+            zone.drops.clear()
+            assert len((await client.answer("both.test")).addresses) == 3
+            assert serve.connections == before or kind == "https"
+            zone.dropping.set()
 
     run_once(main)
 

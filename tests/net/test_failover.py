@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 
 import pytest
@@ -129,6 +130,48 @@ def test_localhost_is_asked_of_nobody(run_once: Run, name: str) -> None:
         found = await parts.failover.answer(name)
         assert all(address.is_loopback for address in found.addresses)
         assert parts.asked == []
+
+    run_once(main)
+
+
+def test_who_answers_others_meanwhile_keeps_its_place(run_once: Run) -> None:
+    """A name that a server does not answer for says nothing about the server: a client may ask for as many as it
+    likes, and others are sent nowhere else for it."""
+
+    async def main() -> None:
+        parts = Parts()
+        release = asyncio.Event()
+        honest = parts.first.answer
+
+        async def answer(name: str) -> Answer:
+            if name == "silent.test":
+                await release.wait()
+                raise DialError("silent.test: no answer", 4)
+            return await honest(name)
+
+        parts.first.answer = answer  # type: ignore[method-assign]
+        waiting = asyncio.get_running_loop().create_task(parts.failover.answer("silent.test"))
+        await asyncio.sleep(0)
+        assert await parts.ask() == [parts.first]
+        release.set()
+        assert (await waiting).addresses == []
+        assert await parts.ask() == [parts.first]
+
+    run_once(main)
+
+
+def test_in_turn_where_that_is_wanted(run_once: Run) -> None:
+    """Each question begins with the next one; those that failed lately are still the last."""
+
+    async def main() -> None:
+        parts = Parts()
+        parts.failover.step = 1
+        assert [await parts.ask() for _ in range(4)] == [[parts.first], [parts.second], [parts.third], [parts.first]]
+        parts.second.failing = True
+        assert await parts.ask() == [parts.second, parts.third]
+        await parts.ask()
+        await parts.ask()
+        assert await parts.ask() == [parts.third]
 
     run_once(main)
 

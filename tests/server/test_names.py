@@ -19,7 +19,7 @@ from tabi import Proxy, Server
 from tabi.config import make_config
 from tabi.errors import ConfigError, DialError, ProxyError
 from tabi.net.cache import NameCache
-from tabi.net.resolve import SystemResolver
+from tabi.net.system import SystemResolver
 from tabi.server.names import prepare_resolver
 
 TABLE = {"name.test": ["127.0.0.1"]}

@@ -419,7 +419,7 @@ class ResolverConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_ttl: Seconds = Seconds(3600)
     """How long an answer is kept at most. Default: 3600."""
     negative_ttl: Seconds = Seconds(5)
-    """How long it is kept at most that a name does not exist, or has no address. Default: 5."""
+    """How long it is kept at most that a name has no address, does not exist, or that its lookup failed. Default: 5."""
 
     @property
     def parsed(self) -> tuple[ServerURL | None, ...]:

@@ -50,7 +50,7 @@ class ResolveLocally(Around):
         if isinstance(destination.host, str) and known is None:
             try:
                 async with asyncio.timeout(self.dialer.seconds):
-                    found = await self.dialer.find(destination.host, address_filter)
+                    found = await self.dialer.find(destination.host, address_filter, session)
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return Address(next((one for one in found if one.version == 4), found[0]), destination.port)

@@ -117,12 +117,12 @@ class Bind:
         """The addresses that may call. Errors as `find`."""
         assert session.destination is not None
         if session.addresses is None:
-            return await self.find(session.destination, address_filter)
+            return await self.find(session.destination, address_filter, session)
         for address in session.addresses:
             address_filter(address)
         return list(session.addresses)
 
-    async def find(self, destination: Address, address_filter: AddressFilter) -> list[IP]:
+    async def find(self, destination: Address, address_filter: AddressFilter, session: Session) -> list[IP]:
         """The addresses that may call, every one of them permitted.
 
         Raises:
@@ -133,7 +133,7 @@ class Bind:
         if isinstance(host, str):
             try:
                 async with asyncio.timeout(self.dialer.seconds):
-                    found = await self.dialer.find(host, address_filter)
+                    found = await self.dialer.find(host, address_filter, session)
             except TimeoutError:
                 raise timeout_error(self.dialer.seconds, destination) from None
             return [parse_ip(str(address)) for address in found]

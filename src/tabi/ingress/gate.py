@@ -244,7 +244,7 @@ class Gate:
         name, seconds = session.destination.host, self.dialer.seconds
         try:
             async with asyncio.timeout(seconds):
-                session.addresses = await self.dialer.find(str(name), allow_any_address)
+                session.addresses = await self.dialer.find(str(name), allow_any_address, session)
         except TimeoutError:
             raise timeout_error(seconds, session.destination) from None
         if session.watch is not None:

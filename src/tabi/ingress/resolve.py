@@ -104,7 +104,7 @@ class Resolve(Question):
             return host
         found = session.addresses
         if found is None:
-            found = await dialer.find(host, address_filter)
+            found = await dialer.find(host, address_filter, session)
         for address in found:
             address_filter(address)
         if self.prefer != "any":  # then they come in that order
@@ -136,7 +136,7 @@ class ResolvePtr(Question):
         address = unmap(Address(host, 0)).host
         assert not isinstance(address, str)
         address_filter(address)  # clients from outside must not learn names of inner networks
-        return await dialer.find_name(address)
+        return await dialer.find_name(address, session)
 
     def take(self, found: Host, address_filter: AddressFilter) -> str:
         """See `Question`."""

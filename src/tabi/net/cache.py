@@ -4,6 +4,9 @@ A name that is known costs a look into a dict: no task, no turn of the loop (`Na
 asked for once, on behalf of all tasks that want it (`NameCache.resolve`). The question lasts until it is answered, even
 if the tasks have left: the next one finds the answer.
 
+LOOKUPS are under way at a time, and a client has as many of them at most as are free. If it wants more, its oldest
+question ends: names that never answer make room for those that do.
+
 Times are seconds of the clock that is passed in. RFC 2308 is about negative answers, RFC 9520 about failures.
 """
 
@@ -12,13 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv6Address
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabi.config import Prefer
 from tabi.errors import DialError
-from tabi.net.resolve import IP, LOOKUPS, Source
+from tabi.net.resolve import IP, LOOKUPS, Answer, Source
+from tabi.wire.address import Host
 from tabi.wire.socks5 import ReplyCode
+
+Holder = Host | bytes | None
 
 SIZE = 10_000
 """Names that are kept: about 5 MB when it is full."""
@@ -88,6 +95,11 @@ class NameCache:
                 self.names.setdefault(address, name)
         self.entries: OrderedDict[str | IP, Entry] = OrderedDict()
         self.questions: dict[str | IP, asyncio.Task[Entry]] = {}
+        self.late: set[asyncio.Task[Answer]] = set()
+        """Answers of which one kind of addresses is there already."""
+        self.held: dict[Holder, dict[asyncio.Task[Any], str | IP]] = {}
+        """What each client has under way, the oldest first."""
+        self.closed = False
 
     def lookup(self, name: str) -> Sequence[IP] | None:
         """The addresses of a name, best first, at least one; None where it has to be asked for.
@@ -107,19 +119,19 @@ class NameCache:
             self.entries.move_to_end(key)
         return entry.addresses or found(entry)
 
-    async def resolve(self, name: str) -> list[IP]:
-        """See `Resolver`. The caller sets the deadline.
+    async def resolve(self, name: str, client: Host | None = None) -> list[IP]:
+        """See `Resolver`. The caller sets the deadline. ``client`` is the host that it is for.
 
         Raises:
-            DialError: there are none; at once while LOOKUPS others are asked for.
+            DialError: there are none, or others wanted the place of the question.
         """
         known = self.lookup(name)
         if known is not None:
             return list(known)
-        return list(found(await self.find(self.key_of(name))))
+        return list(found(await self.find(self.key_of(name), client)))
 
-    async def reverse(self, address: IP) -> str:
-        """What an address is called, as `check_found_name` has it. The caller sets the deadline.
+    async def reverse(self, address: IP, client: Host | None = None) -> str:
+        """What an address is called, as `check_found_name` has it. The caller sets the deadline. See `resolve`.
 
         Raises:
             DialError: as `resolve`.
@@ -129,47 +141,81 @@ class NameCache:
             return name
         entry = self.entries.get(address)
         if entry is None or entry.until <= self.clock():
-            entry = await self.find(address)
+            entry = await self.find(address, client)
         else:
             self.entries.move_to_end(address)
         if entry.name is None:
             raise DialError(entry.text, ReplyCode.HOST_UNREACHABLE)
         return entry.name
 
-    async def find(self, key: str | IP) -> Entry:
+    async def find(self, key: str | IP, client: Host | None) -> Entry:
         """Have a name or an address asked for, and wait for the answer. Raises DialError."""
-        question = self.questions.get(key) or self.ask(key)
-        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
-        if question.cancelled():
-            raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
-        return question.result()
+        holder = holder_of(client)
+        while True:
+            question = self.questions.get(key) or self.ask(key, holder)
+            own = question in self.held.get(holder, ())
+            await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
+            if not question.cancelled():
+                return question.result()
+            if self.closed:
+                raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
+            if own:
+                raise too_many(key)
 
     def key_of(self, name: str) -> str:
         """The form of a name that is asked for and remembered."""
         key = name.lower()
         return key.removesuffix(".") or key if self.names_alone else key
 
-    def ask(self, key: str | IP) -> asyncio.Task[Entry]:
-        """Put a question to the source, and keep it until it is answered."""
-        if len(self.questions) >= LOOKUPS:
-            raise DialError(f"{key}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
+    def ask(self, key: str | IP, holder: Holder) -> asyncio.Task[Entry]:
+        """Put a question to the source, and keep it until it is answered. Raises DialError."""
+        self.make_room(key, holder)
 
         def answered(question: asyncio.Task[Entry]) -> None:
-            del self.questions[key]
+            if self.questions.get(key) is question:
+                del self.questions[key]
             if not question.cancelled():
                 question.exception()  # retrieved here, because perhaps no task waits for it any more
 
-        question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key))
+        question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key, holder))
         question.add_done_callback(answered)
+        self.hold(question, key, holder)
         return question
 
-    async def find_out(self, key: str | IP) -> Entry:
+    def make_room(self, key: str | IP, holder: Holder) -> None:
+        """End the oldest question of a client that has as many as places are free. Raises DialError."""
+        held = self.held.get(holder, {})
+        if len(held) < LOOKUPS - len(self.questions) - len(self.late):
+            return
+        if not held:
+            raise too_many(key)
+        oldest = next(iter(held))
+        if self.questions.get(held[oldest]) is oldest:
+            del self.questions[held[oldest]]
+        self.late.discard(oldest)
+        self.release(oldest, holder)
+        oldest.cancel()
+
+    def hold(self, task: asyncio.Task[Any], key: str | IP, holder: Holder) -> None:
+        """Count a question or the rest of an answer, until it is there."""
+        self.held.setdefault(holder, {})[task] = key
+        task.add_done_callback(lambda task: self.release(task, holder))
+
+    def release(self, task: asyncio.Task[Any], holder: Holder) -> None:
+        """Count it no more."""
+        held = self.held.get(holder, {})
+        held.pop(task, None)
+        if not held:
+            self.held.pop(holder, None)
+
+    async def find_out(self, key: str | IP, holder: Holder) -> Entry:
         """Ask the source, and remember what it says."""
         try:
             if isinstance(key, str):
                 answer = await self.source.answer(key)
-                until = self.end_of(answer.ttl, bool(answer.addresses))
-                entry = self.make_entry(key, answer.addresses, until, answer.text)
+                entry = self.make_answer(key, answer)
+                if answer.rest is not None:
+                    self.await_rest(key, answer.rest, holder)
             else:
                 named = await self.source.reverse(key)
                 until = self.end_of(named.ttl, named.name is not None)
@@ -177,9 +223,29 @@ class NameCache:
         except DialError as exc:
             if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure says nothing about the name
                 raise
-            entry = Entry(self.clock() + FAILURE_TTL, (), str(exc))
+            entry = Entry(self.clock() + min(FAILURE_TTL, self.negative_ttl), (), str(exc))
         self.keep(key, entry)
         return entry
+
+    def make_answer(self, name: str, answer: Answer) -> Entry:
+        """The entry for what a source says. If a kind of addresses is missing, because it was not answered, the others
+        are kept no longer than that a name does not exist."""
+        until = self.end_of(answer.ttl, bool(answer.addresses))
+        if not answer.whole:
+            until = min(until, self.clock() + self.negative_ttl)
+        return self.make_entry(name, answer.addresses, until, answer.text)
+
+    def await_rest(self, name: str, rest: asyncio.Task[Answer], holder: Holder) -> None:
+        """Have an answer remembered as soon as all of it is there."""
+
+        def arrived(rest: asyncio.Task[Answer]) -> None:
+            self.late.discard(rest)
+            if not rest.cancelled() and rest.exception() is None:
+                self.keep(name, self.make_answer(name, rest.result()))
+
+        self.late.add(rest)
+        rest.add_done_callback(arrived)
+        self.hold(rest, name, holder)
 
     def end_of(self, ttl: float | None, found: bool) -> float:
         """Until when an answer is kept; ``found`` says that there is something in it."""
@@ -191,7 +257,7 @@ class NameCache:
         """The entry for an answer: the addresses in their order, or why there are none."""
         given = tuple(dict.fromkeys(addresses))
         ordered = order(given, self.prefer)
-        if given and not ordered:
+        if not ordered and self.prefer.endswith("only") and (given or text == "no address"):
             text = f"no {'IPv4' if self.prefer == 'ipv4-only' else 'IPv6'} address"
         return Entry(until, ordered, "" if ordered else f"{name}: {text}")
 
@@ -205,11 +271,22 @@ class NameCache:
 
     async def close(self) -> None:
         """End the questions under way, and close the source."""
-        questions = list(self.questions.values())
+        self.closed = True
+        questions = [*self.questions.values(), *self.late]
         for question in questions:
             question.cancel()
         await asyncio.gather(*questions, return_exceptions=True)
         await self.source.close()
+
+
+def holder_of(client: Host | None) -> Holder:
+    """Who is counted: an IPv6 client is its network of 64 bits, in which it may choose addresses as it likes."""
+    return client.packed[:8] if isinstance(client, IPv6Address) else client
+
+
+def too_many(key: str | IP) -> DialError:
+    """The error for a question that has no place, or no more."""
+    return DialError(f"{key}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
 
 
 def found(entry: Entry) -> Sequence[IP]:

@@ -21,7 +21,7 @@ from tabi.net.source import SourceBinding
 from tabi.net.stream import WRITABLE, Stream
 from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
-from tabi.wire.address import Address, check_found_name
+from tabi.wire.address import Address, Host, check_found_name
 from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
@@ -29,7 +29,7 @@ AddressFilter = Callable[[IP], None]
 """Raises PolicyDenied for an address that must not be dialled."""
 
 Lookup = Callable[[str], Sequence[IP] | None]
-Reverse = Callable[[IP], Awaitable[str]]
+Reverse = Callable[..., Awaitable[str]]
 
 # Plain ints: socket's own are enums, whose operators are written in Python.
 AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
@@ -122,7 +122,7 @@ class Dialer:
         """Resolve a name that is not known yet, and connect to it."""
         try:
             async with asyncio.timeout(self.seconds):
-                addresses = await self.find(name, address_filter)
+                addresses = await self.find(name, address_filter, session)
                 if len(addresses) > 1:
                     return await self.dial_many(destination, addresses, binding, session)
                 return await self.dial_one(destination, addresses[0], binding, session)
@@ -131,8 +131,10 @@ class Dialer:
         except TimeoutError:
             raise timeout_error(self.seconds, destination) from None
 
-    async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
+    async def find(self, name: str, address_filter: AddressFilter, session: Session | None = None) -> list[IP]:
         """The addresses of a name, best first, every one of them permitted. The caller sets the deadline.
+
+        ``session`` is the one that it is for: its client's questions are counted.
 
         Raises:
             DialError: it has none.
@@ -145,7 +147,7 @@ class Dialer:
             addresses = [number]
         else:
             try:
-                addresses = await self.resolver.resolve(name)
+                addresses = await self.resolver.resolve(name, *self.client_of(session))
             except DialError:
                 raise
             except (OSError, UnicodeError) as exc:  # of an embedding program's, which may not know DialError
@@ -154,8 +156,12 @@ class Dialer:
             address_filter(address)
         return addresses
 
-    async def find_name(self, address: IP) -> str:
-        """What an address is called, as `check_found_name` has it. The caller sets the deadline.
+    def client_of(self, session: Session | None) -> tuple[Host, ...]:
+        """Who is counted, for a resolver that counts."""
+        return (session.client.host,) if session is not None and isinstance(self.resolver, NameCache) else ()
+
+    async def find_name(self, address: IP, session: Session | None = None) -> str:
+        """What an address is called, as `check_found_name` has it. The caller sets the deadline. See `find`.
 
         Raises:
             DialError: it has no name, or the resolver of the embedding program cannot find the names of addresses
@@ -166,7 +172,7 @@ class Dialer:
             text = f"{address}: the resolver finds no names of addresses"
             raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
         try:
-            return check_found_name(await reverse(address))
+            return check_found_name(await reverse(address, *self.client_of(session)))
         except DialError:
             raise
         except (OSError, UnicodeError) as exc:
@@ -308,7 +314,7 @@ class StillDialer(Dialer):
         """See `Dialer`. Raises RuntimeError."""
         raise RuntimeError(f"{destination}: an egress for inspection only was used")
 
-    async def find(self, name: str, address_filter: AddressFilter) -> list[IP]:
+    async def find(self, name: str, address_filter: AddressFilter, session: Session | None = None) -> list[IP]:
         """See `Dialer`. Raises RuntimeError."""
         raise RuntimeError(f"{name}: an egress for inspection only was used")
 

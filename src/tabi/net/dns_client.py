@@ -30,12 +30,17 @@ from dns.message import ChainingResult, QueryMessage
 from dns.rdatatype import RdataType
 
 from tabi.errors import DialError
+from tabi.net.kinds import first_answer
 from tabi.net.resolve import IP, Answer, Named, Resolver, make_named, without_zone
 from tabi.url import ServerURL
+from tabi.wire.dns import AAAA, A
 from tabi.wire.socks5 import ReplyCode
 
 IDLE = 10.0
 """Seconds after which an idle connection is closed (RFC 7766 section 6.2.3)."""
+
+DISLIKE = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.SERVFAIL)
+"""What servers answer that do not know EDNS (RFC 6891 section 7)."""
 
 PADDING = 128
 """Encrypted questions are padded to a multiple of this, in octets (RFC 8467 section 4.1)."""
@@ -47,12 +52,19 @@ TYPE = "application/dns-message"
 class Carrier(Protocol):
     """Brings a question to a name server and its answer back."""
 
+    answered: int
+    """Answers that have come."""
+
     async def exchange(self, query: QueryMessage) -> dns.message.Message:
         """Ask. The caller sets the deadline.
 
         Raises:
             OSError, EOFError, ssl.SSLError, httpx2.HTTPError, DNSException, DialError: there is no answer.
         """
+
+    def silent(self, before: int) -> None:
+        """A question had no answer in its time: if nothing has come since ``answered`` was ``before``, the connection
+        counts as dead."""
 
     async def close(self) -> None:
         """End the connection."""
@@ -65,11 +77,15 @@ class DnsServer:
         name: of the server, for messages.
         carrier: closed with it.
         seconds: for an answer, connecting included.
-        padding: see PADDING; 0 for none.
+        padding: see PADDING; 0 for none, and then without EDNS (RFC 6891), which some servers answer wrongly.
+        kinds: the types of addresses to ask for.
     """
 
-    def __init__(self, name: str, carrier: Carrier, seconds: float, padding: int = 0) -> None:
+    def __init__(
+        self, name: str, carrier: Carrier, seconds: float, padding: int = 0, kinds: Sequence[int] = (A, AAAA)
+    ) -> None:
         self.name = name
+        self.kinds = [RdataType(kind) for kind in kinds]
         self.carrier = carrier
         self.seconds = seconds
         self.padding = padding
@@ -80,48 +96,39 @@ class DnsServer:
             question = dns.name.from_text(name)
         except dns.exception.DNSException as exc:
             return Answer([], None, f"misformatted name: {str(exc).lower()}")
-        try:
-            async with asyncio.timeout(self.seconds):
-                both = await asyncio.gather(
-                    *(self.ask(question, kind) for kind in (RdataType.A, RdataType.AAAA)), return_exceptions=True
-                )
-        except TimeoutError:
-            raise self.failure(name, f"no answer within {self.seconds:g} s") from None
-        answers, failure = list[Answer](), None
-        for found in both:
-            if isinstance(found, Answer):
-                answers.append(found)
-            elif not isinstance(found, Exception):
-                raise found
-            else:
-                failure = found
-        addresses = [address for found in answers for address in found.addresses]
-        if failure is not None and not addresses:  # half of the answer is enough, if there is something in it
-            raise self.failure(name, str(failure).lower() or type(failure).__name__) from failure
-        telling = [found for found in answers if found.addresses] or answers
-        ttl = min(found.ttl for found in telling if found.ttl is not None)
-        return Answer(addresses, ttl, telling[0].text)
+        loop = asyncio.get_running_loop()
+        return await first_answer([loop.create_task(self.ask(name, question, kind)) for kind in self.kinds])
 
     async def reverse(self, address: IP) -> Named:
         """See `Source`."""
         question = dns.reversename.from_address(without_zone(address))
+        return read_named(*await self.exchange(str(address), question, RdataType.PTR))
+
+    async def ask(self, name: str, question: dns.name.Name, kind: RdataType) -> Answer:
+        """One question for addresses. Raises DialError."""
+        return read_answer(*await self.exchange(name, question, kind))
+
+    async def exchange(self, what: str, name: dns.name.Name, kind: RdataType) -> tuple[ChainingResult, str]:
+        """One question about ``what``, and what `read_chain` makes of its answer. Raises DialError."""
+        query = self.make_query(name, kind, self.padding)
+        before = self.carrier.answered
         try:
             async with asyncio.timeout(self.seconds):
-                return read_named(await self.exchange(question, RdataType.PTR))
+                message = await self.carrier.exchange(query)
+                if query.edns >= 0 and message.rcode() in DISLIKE:
+                    message = await self.carrier.exchange(self.make_query(name, kind, 0))
+                return read_chain(message)
         except TimeoutError:
-            raise self.failure(str(address), f"no answer within {self.seconds:g} s") from None
+            self.carrier.silent(before)
+            raise self.failure(what, f"no answer within {self.seconds:g} s") from None
         except Exception as exc:
-            raise self.failure(str(address), str(exc).lower() or type(exc).__name__) from exc
+            raise self.failure(what, str(exc).lower() or type(exc).__name__) from exc
 
-    async def ask(self, name: dns.name.Name, kind: RdataType) -> Answer:
-        """One question for addresses. Raises as `Carrier.exchange`, and Refused."""
-        return read_answer(await self.exchange(name, kind))
-
-    async def exchange(self, name: dns.name.Name, kind: RdataType) -> dns.message.Message:
-        """One question. Raises as `Carrier.exchange`."""
-        query = dns.message.make_query(name, kind, use_edns=0, pad=self.padding)
+    def make_query(self, name: dns.name.Name, kind: RdataType, padding: int) -> QueryMessage:
+        """A message that asks; with EDNS only if it is to be padded."""
+        query = dns.message.make_query(name, kind, use_edns=0 if padding else None, pad=padding)
         assert isinstance(query, QueryMessage)
-        return await self.carrier.exchange(query)
+        return query
 
     def failure(self, name: str, text: str) -> DialError:
         """The error for a question that this server does not answer."""
@@ -136,16 +143,14 @@ class Refused(Exception):
     """The server has answered that it cannot answer."""
 
 
-def read_answer(message: dns.message.Message) -> Answer:
-    """The addresses of the name that was asked for, or of what it is an alias of. Raises as `read_chain`."""
-    chain, text = read_chain(message)
+def read_answer(chain: ChainingResult, text: str) -> Answer:
+    """The addresses of the name that was asked for, or of what it is an alias of; the arguments are `read_chain`'s."""
     addresses: list[IP] = [ip_address(record.address) for record in chain.answer or ()]
     return Answer(addresses, chain.minimum_ttl, text or "no address")
 
 
-def read_named(message: dns.message.Message) -> Named:
-    """The name of the address that was asked for. Raises as `read_chain`."""
-    chain, text = read_chain(message)
+def read_named(chain: ChainingResult, text: str) -> Named:
+    """The name of the address that was asked for; the arguments are `read_chain`'s."""
     named = make_named([record.target.to_text() for record in chain.answer or ()], chain.minimum_ttl)
     return named._replace(text=text) if text else named
 
@@ -204,6 +209,7 @@ class StreamCarrier:
         self.place = Place(url, bootstrap)
         self.context = context
         self.connection: Connection | None = None
+        self.answered = 0
         self.opening = asyncio.Lock()
         self.connections: set[Connection] = set()
 
@@ -212,23 +218,18 @@ class StreamCarrier:
         may have been idle."""
         connection, fresh = await self.connect()
         try:
-            return await self.ask(connection, query)
+            return await connection.ask(query)
         except (EOFError, OSError):
             if fresh:
                 raise
         connection, _ = await self.connect()
-        return await self.ask(connection, query)
+        return await connection.ask(query)
 
-    async def ask(self, connection: Connection, query: QueryMessage) -> dns.message.Message:
-        """Ask over a connection. If nothing at all comes before the deadline, the connection counts as dead."""
-        answered = connection.answered
-        try:
-            return await connection.ask(query)
-        except asyncio.CancelledError:
-            if connection.answered == answered:
-                self.place.failed(connection.turn)
-                connection.task.cancel()
-            raise
+    def silent(self, before: int) -> None:
+        """See `Carrier`."""
+        if self.connection is not None and self.answered == before:
+            self.place.failed(self.connection.turn)
+            self.connection.task.cancel()
 
     async def connect(self) -> tuple[Connection, bool]:
         """The connection, and whether it is new."""
@@ -241,7 +242,7 @@ class StreamCarrier:
             except BaseException:
                 self.place.failed(turn)
                 raise
-            connection = self.connection = Connection(*streams, turn)
+            connection = self.connection = Connection(self, *streams, turn)
             self.connections.add(connection)
             connection.task.add_done_callback(lambda _: self.connections.discard(connection))
             return connection, True
@@ -268,14 +269,15 @@ class StreamCarrier:
 class Connection:
     """A connection to a name server: messages with their length in front (RFC 1035 section 4.2.2)."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: int) -> None:
+    def __init__(
+        self, carrier: StreamCarrier, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, turn: int
+    ) -> None:
+        self.carrier = carrier
         self.reader = reader
         self.writer = writer
         self.turn = turn
         """See `Place.find`."""
         self.waiting: dict[int, tuple[QueryMessage, asyncio.Future[dns.message.Message]]] = {}
-        self.answered = 0
-        """Messages that have come."""
         self.ended = False
         self.task = asyncio.get_running_loop().create_task(self.read())
 
@@ -319,7 +321,7 @@ class Connection:
 
     def receive(self, octets: bytes) -> None:
         """Take an answer, and ignore one that no task has asked for."""
-        self.answered += 1
+        self.carrier.answered += 1
         query, future = self.waiting.get(int.from_bytes(octets[:2], "big"), (None, None))
         if query is None or future is None or future.done():
             return
@@ -360,14 +362,8 @@ class HttpsCarrier:
         Host."""
         query.id = 0  # RFC 8484 section 4.1
         addresses, turn = await self.place.find()
-        client, answered = self.client, self.answered
         try:
-            octets = await self.post_somewhere(client, addresses, query.to_wire())
-        except asyncio.CancelledError:
-            if client is self.client and self.answered == answered:  # nothing came: its connection may be dead
-                self.place.failed(turn)
-                self.replace_client()
-            raise
+            octets = await self.post_somewhere(self.client, addresses, query.to_wire())
         except httpx2.HTTPError:
             self.place.failed(turn)
             raise
@@ -411,8 +407,12 @@ class HttpsCarrier:
                     raise Refused(f"more than {MAX_MESSAGE} octets")
         return answer
 
-    def replace_client(self) -> None:
-        """Begin anew, with other connections."""
+    def silent(self, before: int) -> None:
+        """See `Carrier`; then begin anew, with other connections."""
+        if self.answered != before:
+            return
+        self.place.failed(self.place.turn)
+        self.answered += 1  # once for all questions of that connection
         client, self.client = self.client, self.make_client()
         task = asyncio.get_running_loop().create_task(client.aclose())
         self.closing.add(task)

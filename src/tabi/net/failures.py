@@ -16,8 +16,6 @@ import os
 import socket
 from collections.abc import Sequence
 
-from aiodns import error as dns
-
 from tabi.errors import ConnectTimeout, DialError, ProxyError
 from tabi.wire.socks5 import ReplyCode
 
@@ -33,15 +31,6 @@ REPLY_BY_ERRNO: dict[int, int] = {
     errno.EACCES: ReplyCode.NOT_ALLOWED,
     errno.EPERM: ReplyCode.NOT_ALLOWED,
     errno.EAFNOSUPPORT: ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED,
-}
-
-REPLY_BY_DNS_ERROR: dict[int, int] = {
-    dns.ARES_ENOTFOUND: ReplyCode.HOST_UNREACHABLE,
-    dns.ARES_ENODATA: ReplyCode.HOST_UNREACHABLE,
-    dns.ARES_ENONAME: ReplyCode.HOST_UNREACHABLE,
-    dns.ARES_EBADNAME: ReplyCode.HOST_UNREACHABLE,
-    dns.ARES_ESERVFAIL: ReplyCode.HOST_UNREACHABLE,
-    dns.ARES_ETIMEOUT: ReplyCode.HOST_UNREACHABLE,
 }
 
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
@@ -63,9 +52,10 @@ def most_telling(failures: Sequence[DialError]) -> DialError:
     return found[next((number for number in TELLING if number in found), min(found))]
 
 
-def resolve_error(number: int, text: str, name: str) -> DialError:
-    """The error for a name that the resolver did not turn into an address."""
-    return DialError(f"{name}: {text.lower()}", REPLY_BY_DNS_ERROR.get(number, ReplyCode.GENERAL_FAILURE))
+def resolve_error(text: str, name: str, reply_code: int = ReplyCode.HOST_UNREACHABLE) -> DialError:
+    """The error for a name that the resolver did not turn into an address: 04 also if its name servers fail, 01 if
+    they cannot even be asked."""
+    return DialError(f"{name}: {text.lower()}", reply_code)
 
 
 def lookup_error(exc: OSError | UnicodeError, name: str) -> DialError:
@@ -74,7 +64,7 @@ def lookup_error(exc: OSError | UnicodeError, name: str) -> DialError:
     unknown = isinstance(exc, UnicodeError | socket.herror)
     unknown = unknown or (isinstance(exc, socket.gaierror) and exc.errno in NO_SUCH_NAME)
     text = getattr(exc, "strerror", None) or ("no such name" if unknown else "not resolved")
-    return resolve_error(dns.ARES_ENOTFOUND if unknown else dns.ARES_EFILE, text, name)
+    return resolve_error(text, name, ReplyCode.HOST_UNREACHABLE if unknown else ReplyCode.GENERAL_FAILURE)
 
 
 def local_error(exc: OSError, what: object) -> DialError:

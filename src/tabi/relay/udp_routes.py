@@ -209,7 +209,7 @@ class UdpRouter:
         dialer = self.context.dialer
         try:
             async with asyncio.timeout(dialer.seconds):
-                addresses = await dialer.find(host, allow_any_address)
+                addresses = await dialer.find(host, allow_any_address, self.association.session)
         except TimeoutError:
             raise DialError(f"{host}: not resolved within {dialer.seconds:g} s", ReplyCode.HOST_UNREACHABLE) from None
         # Of a name with both kinds, the client's own kind: a datagram that arrives nowhere gives no error.

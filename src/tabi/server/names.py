@@ -11,8 +11,11 @@ from tabi.config import Config
 from tabi.config.compile import make_hosts
 from tabi.errors import ConfigError
 from tabi.net.cache import NameCache
+from tabi.net.dns_udp import UdpServer
 from tabi.net.failover import Failover
-from tabi.net.resolve import Resolver, Source, SystemResolver
+from tabi.net.kinds import kinds_of
+from tabi.net.resolve import Resolver, Source
+from tabi.net.system import SystemResolver
 from tabi.url import ServerURL
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
         ConfigError: dnspython is missing, or the file of authorities cannot be used.
     """
     settings, hosts, urls = config.resolver, make_hosts(config), config.resolver.parsed
+    kinds = kinds_of(settings.prefer)
     schemes = {url.scheme for url in urls if url is not None}
     if schemes - {"udp"}:
         need_dnspython(settings.servers[next(i for i, url in enumerate(urls) if url and url.scheme != "udp")])
@@ -47,7 +51,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
 
     def make_source(loop: asyncio.AbstractEventLoop) -> Source:
         if urls == (None,):
-            return SystemResolver(loop)
+            return SystemResolver(loop, kinds=kinds)
         named = any(url is not None and isinstance(url.address.host, str) for url in urls)
         bootstrap = NameCache(SystemResolver(loop)) if named else None
         return Failover([make_server(loop, url, bootstrap) for url in urls], settings.tries, bootstrap)
@@ -55,9 +59,9 @@ def prepare_resolver(config: Config) -> MakeResolver:
     def make_server(loop: asyncio.AbstractEventLoop, url: ServerURL | None, bootstrap: Resolver | None) -> Source:
         seconds = settings.timeout
         if url is None:
-            return SystemResolver(loop, timeout=seconds, tries=1)
-        if url.scheme == "udp":  # c-ares does that well, truncated answers included
-            return SystemResolver(loop, [str(url.address)], seconds, 1, names_alone=True)
+            return SystemResolver(loop, seconds, 1, kinds)
+        if url.scheme == "udp":
+            return UdpServer(loop, url.address, seconds, kinds)
         from tabi.net.dns_client import PADDING, DnsServer, HttpsCarrier, StreamCarrier
 
         carrier: Carrier
@@ -66,7 +70,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
             carrier = HttpsCarrier(url, bootstrap, context)
         else:
             carrier = StreamCarrier(url, bootstrap, context if url.scheme == "tls" else None)
-        return DnsServer(str(url), carrier, seconds, 0 if url.scheme == "tcp" else PADDING)
+        return DnsServer(str(url), carrier, seconds, 0 if url.scheme == "tcp" else PADDING, kinds)
 
     return make_resolver
 
