@@ -24,6 +24,7 @@ from depth import DEEP
 
 measuring = measure.start()  # before the first import of tabi
 
+from tabi.net import kinds  # noqa: E402
 from tabi.net.reactor import HOSTINGS, make_loop  # noqa: E402
 
 T = TypeVar("T")
@@ -141,6 +142,12 @@ def left_open(before: set[tuple[str, str]]) -> dict[str, str]:
     """Descriptors of ours that were not open before."""
     after = set(descriptors().items()) - before
     return {name: what for name, what in after if what.startswith(("socket:", "pipe:", "anon_inode:"))}
+
+
+@pytest.fixture(autouse=True)
+def both_kinds_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for IPv4 and IPv6 addresses of a name, however busy the machine is; tests of that wait set it again."""
+    monkeypatch.setattr(kinds, "DELAY", PATIENCE)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from doubles import FakeResolver, until
 from name_servers import HttpServer, Lie, StreamServer, Zone, stream_server, tls_context
 from support import closed_port
 from tabi.errors import DialError
-from tabi.net import dns_client
+from tabi.net import dns_client, kinds
 from tabi.net.dns_client import Carrier, DnsServer, HttpsCarrier, StreamCarrier
 from tabi.net.resolve import Answer, Named
 from tabi.url import parse_server_url
@@ -176,8 +176,11 @@ def test_a_server_that_dislikes_edns(run_once: Run, kind: str, rcode: dns.rcode.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_of_addresses_that_is_not_answered_delays_little(run_once: Run, kind: str) -> None:
+def test_a_kind_of_addresses_that_is_not_answered_delays_little(
+    run_once: Run, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And who gives up a question does not take the connection from others."""
+    monkeypatch.setattr(kinds, "DELAY", 0.05)
 
     async def main() -> None:
         zone = Zone(TABLE)
@@ -189,6 +192,7 @@ def test_a_kind_of_addresses_that_is_not_answered_delays_little(run_once: Run, k
             before = serve.connections
             found.rest.cancel()
             zone.drops.clear()
+            monkeypatch.setattr(kinds, "DELAY", PATIENCE)
             assert len((await client.answer("both.test")).addresses) == 3
             assert serve.connections == before or kind == "https"
             zone.dropping.set()

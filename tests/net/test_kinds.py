@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 from tabi.errors import DialError
 from tabi.net import kinds
-from tabi.net.kinds import first_answer, kinds_of, order_kinds, rank
+from tabi.net.kinds import DELAY, first_answer, kinds_of, order_kinds, rank
 from tabi.net.resolve import IP, Answer
 from tabi.wire.dns import AAAA, A
 
@@ -30,6 +30,7 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> dict[int, str | None]:
         return None if text is None else ip_address(text)
 
     monkeypatch.setattr(kinds, "source_toward", source)
+    monkeypatch.setattr(kinds, "DELAY", DELAY)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,15 +13,17 @@ import pytest
 
 from authorities import write_server
 from conftest import Run
-from doubles import LOOPBACK
+from doubles import LOOPBACK, Streams, client_from, greet, read_reply
 from name_servers import HttpServer, StreamServer, Zone, stream_server, tls_context, udp_server
-from support import target
+from support import request, target
 from tabi import Proxy, Server
 from tabi.config import make_config
 from tabi.errors import ConfigError, DialError, ProxyError
+from tabi.net import cache
 from tabi.net.cache import NameCache
 from tabi.net.system import SystemResolver
 from tabi.server.names import prepare_resolver
+from tabi.wire.socks5 import Command
 
 TABLE = {"name.test": ["127.0.0.1"]}
 
@@ -188,3 +191,42 @@ def test_dnspython_is_not_loaded_where_nobody_needs_it(run_once: Run) -> None:
         return (await process.communicate())[0]
 
     assert run_once(main) == b"False False\n"
+
+
+def test_names_that_never_answer_hold_up_nobody(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for as many as it likes takes no place from another client, nor from its own later names."""
+    monkeypatch.setattr(cache, "LOOKUPS", 8)
+
+    async def main() -> None:
+        zone = Zone({"good.test": ["93.184.216.4"], "better.test": ["93.184.216.5"]})
+        honest = zone.reply
+
+        async def reply(octets: bytes) -> bytes:
+            if b"silent" in octets:
+                await asyncio.Event().wait()
+            return await honest(octets)
+
+        zone.reply = reply  # type: ignore[method-assign]
+        async with udp_server(zone) as port, contextlib.AsyncExitStack() as stack:
+            config = make_config(
+                {
+                    "listen": [{"url": LOOPBACK, "resolve_commands": True}],
+                    "log": {"access": "none"},
+                    "resolver": {"servers": [f"127.0.0.1:{port}"]},
+                }
+            )
+            server = await stack.enter_async_context(Server(config=config))
+
+            async def ask(host: str, name: str) -> Streams:
+                streams = await stack.enter_async_context(client_from(server, host))
+                await greet(streams)
+                streams[1].write(request(name, 0, Command.RESOLVE))
+                return streams
+
+            asked = [await ask("203.0.113.9", f"silent{number}.test") for number in range(20)]
+            assert [(await read_reply(reader))[0] for reader, _ in asked[:16]] == [1] * 16
+            for host, name in (("203.0.113.10", "good.test"), ("203.0.113.9", "better.test")):
+                reader, _ = await ask(host, name)
+                assert (await read_reply(reader))[0] == 0
+
+    run_once(main)

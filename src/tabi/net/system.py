@@ -14,6 +14,7 @@ from typing import NamedTuple
 from tabi.errors import DialError
 from tabi.net.dns_udp import UdpServer
 from tabi.net.failover import LOCALHOST, Failover
+from tabi.net.kinds import order_kinds
 from tabi.net.resolve import IP, Answer, Named, make_named, without_zone
 from tabi.wire.address import Address
 from tabi.wire.dns import AAAA, A
@@ -27,6 +28,10 @@ LOOK = 1.0
 
 MAX_FILE = 4 << 20
 """Octets of a file that are read."""
+
+LARGE = 64 << 10
+"""Octets of a hosts file from which on it is read in a thread, once the resolver is made: lists that block advertising
+have 100,000 lines, which take 0.3 s."""
 
 MAX_SERVERS, MAX_SEARCH, MAX_DOTS = 8, 16, 15
 """Name servers and search domains that are used; the most that ``ndots`` may be (resolv.conf(5))."""
@@ -151,6 +156,7 @@ class SystemResolver:
         self.hosts = Hosts("")
         self.order: tuple[str, ...] = ()
         self.servers = Failover([], tries)
+        self.refresh()
 
     def refresh(self) -> None:
         """Read what has changed."""
@@ -162,13 +168,19 @@ class SystemResolver:
             if stamp == self.stamps[index] and self.order:
                 continue
             self.stamps[index] = stamp
-            text = read_text(path)
             if index == 0:
-                self.use(read_settings(text, dict(os.environ), socket.gethostname()))
-            elif index == 1:
-                self.hosts = Hosts(text)
+                self.use(read_settings(read_text(path), dict(os.environ), socket.gethostname()))
+            elif index == 2:
+                self.order = read_order(read_text(path))
+            elif self.order and stamp is not None and stamp[2] > LARGE:
+                self.loop.run_in_executor(None, read_hosts, path).add_done_callback(self.take_hosts)
             else:
-                self.order = read_order(text)
+                self.hosts = read_hosts(path)
+
+    def take_hosts(self, reading: asyncio.Future[Hosts]) -> None:
+        """A large hosts file has been read in a thread; until then questions found what was in the old one."""
+        if not reading.cancelled() and reading.exception() is None:
+            self.hosts = reading.result()
 
     def use(self, settings: Settings) -> None:
         """Ask other servers from now on; questions to the old ones come to their end."""
@@ -188,11 +200,11 @@ class SystemResolver:
         """See `Source`. What the hosts file says has no time to live."""
         self.refresh()
         answer = Answer([], None, "domain name not found")
+        if is_localhost(name):  # both kinds, also where the hosts file has one of them
+            return Answer(order_kinds(list(dict.fromkeys([*self.hosts.find(name), *LOCALHOST.addresses]))), 0)
         for service in self.order:
             if service == "files":
-                answer = Answer(self.hosts.find(name), 0)
-            elif is_localhost(name):
-                return LOCALHOST
+                answer = Answer(order_kinds(self.hosts.find(name)), 0)
             elif name.lower().removesuffix(".").endswith(".onion"):  # RFC 7686 section 2
                 continue
             else:
@@ -247,13 +259,18 @@ def is_localhost(name: str) -> bool:
     return plain == "localhost" or plain.endswith(".localhost")
 
 
-def stamp_of(path: Path) -> object:
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
     """What differs once a file has been changed; None where it cannot be read."""
     try:
         found = path.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def read_hosts(path: Path) -> Hosts:
+    """The hosts file that is there now."""
+    return Hosts(read_text(path))
 
 
 def read_text(path: Path) -> str:
