@@ -801,3 +801,61 @@ def test_the_document_names_tests_that_exist() -> None:
         names = re.findall(r"`(test_\w+)`", row)
         assert names
         assert set(names) <= known
+
+
+# --- a client that has ended its side ---
+
+
+@pytest.mark.parametrize("content", [b"", b"four"])
+def test_a_request_whose_client_has_ended_its_side_has_half_closed_left(run_once: Run, content: bytes) -> None:
+    """An end is not a reset: the answer is still waited for, but not as long as if the client were there. Its user's
+    connections are free then, too."""
+
+    async def main() -> None:
+        asked, ended = asyncio.Event(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await reader.read()
+            ended.set()
+
+        async with (
+            target(serve) as port,
+            proxy(idle=1e6, half_closed=0.1) as here,
+            client(here.address) as (reader, writer),
+        ):
+            writer.write(ask(f"http://127.0.0.1:{port}/", "POST" if content else "GET", content=content))
+            await asked.wait()
+            assert not ended.is_set()
+            writer.write_eof()
+            assert (await read_message(reader)).status == 504
+            await ended.wait()
+            session = await here.ended.get()
+            assert session.error == f"127.0.0.1:{port}: no answer within 0.1 s"
+
+    run_once(main)
+
+
+def test_an_answer_to_a_client_that_has_ended_its_side(run: Run) -> None:
+    """It arrives whole, as long as something moves within `half_closed`."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n")
+            for _ in range(10):
+                await asyncio.sleep(0.03)
+                writer.write(b"xx")
+
+        async with (
+            target(serve) as port,
+            proxy(idle=1e6, half_closed=0.2) as here,
+            client(here.address) as (reader, writer),
+        ):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            writer.write_eof()
+            assert (await read_message(reader)).content == b"x" * 20
+            assert (await here.ended.get()).error is None
+
+    run(main)

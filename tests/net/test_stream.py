@@ -936,3 +936,61 @@ def test_a_socket_that_cannot_be_a_stream_stays_what_it_was(run_once: Run) -> No
     near, far = tcp_pair()
     with near, far, pytest.raises(RuntimeError, match="no running event loop"):
         Stream.from_socket(near)
+
+
+# --- a peer that goes while nobody waits for it ---
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_a_peer_that_is_gone_is_told_of_while_no_task_waits_for_it(run_once: Run, pair: Callable[[], Pair]) -> None:
+    """Once, whatever is unread before it: who holds the stream may be waiting for something else."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, far):
+            gone: list[str] = []
+            stream.on_gone = lambda: gone.append("gone")
+            far.send(b"early")
+            await turns()
+            assert not gone
+            reset(far) if pair is tcp_pair else far.close()
+            await until(lambda: gone)
+            await turns()
+            assert gone == ["gone"]
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("pair", [tcp_pair, unix_pair])
+def test_an_end_alone_does_not_count_as_gone(run_once: Run, pair: Callable[[], Pair]) -> None:
+    """Some clients end their side early, and read on."""
+
+    async def main() -> None:
+        async with stream_to_peer(pair) as (stream, far):
+            gone: list[str] = []
+            stream.on_gone = lambda: gone.append("gone")
+            far.shutdown(socket.SHUT_WR)
+            assert await stream.receive() == b""
+            assert not gone
+
+    run_once(main)
+
+
+def test_a_task_that_waits_for_the_peer_hears_of_its_reset_first(run_once: Run) -> None:
+    """It gets the error, as always."""
+
+    async def main() -> None:
+        async with stream_to_peer() as (stream, far):
+            told: list[str] = []
+
+            async def hold() -> None:
+                with pytest.raises(ConnectionResetError):
+                    await stream.receive()
+                told.append("error")
+
+            stream.on_gone = lambda: told.append("gone")
+            task = await waiting(stream, hold)
+            reset(far)
+            await task
+            assert told == ["error", "gone"]
+
+    run_once(main)

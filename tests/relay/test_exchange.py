@@ -38,6 +38,7 @@ from tabi.config import LimitsConfig, Listen
 from tabi.net.dial import Dialer
 from tabi.net.reactor import ENDED, IN, get_reactor
 from tabi.net.stream import Stream
+from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.quantities import Quota
@@ -817,6 +818,7 @@ class Client:
         self.moved = 0
         self.gone = False
         self.broken = False
+        self.patience = IdleTimeouts(self.client.reactor.loop, 300)
 
     async def send(self, octets: bytes) -> None:
         await self.client.send_all(octets)
@@ -840,7 +842,7 @@ class Scene:
             session.lease = limits.admit("alice", parse_host("192.0.2.1"), time.monotonic_ns(), 0)
         self.client = Client(self.ends, octets[end:])
         self.server = KeptServer(self.ends.near_server, request.destination, session, None)
-        self.exchange = Exchange(self.client, self.server, request, bench.relays, bench.relays.pacer, 300.0)
+        self.exchange = Exchange(self.client, self.server, request, bench.relays, bench.relays.pacer)
 
     async def fail(self) -> ExchangeFailed:
         """Run it, and return what it fails with; not an octet went to the client."""

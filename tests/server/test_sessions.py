@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
 from conftest import Run
-from doubles import until
-from support import target
-from tabi import Proxy, ProxyError, Server, Session, SessionInfo, SessionObserver
-from tabi.config import Config, Listen, Log, RuleConfig
+from doubles import Doorman, FakeResolver, reset, unanswering, until
+from sockets import turns
+from support import client, closed_port, credentials, request, silent, target
+from tabi import Decision, Proxy, ProxyError, Server, Session, SessionInfo, SessionObserver
+from tabi.config import Config, EgressConfig, Listen, Log, RuleConfig, Seconds, Timeouts
 
 LISTEN = "mixed://127.0.0.1:0"
 
@@ -208,3 +211,153 @@ def test_a_session_that_outlives_the_loop_is_over(run_once: Run) -> None:
 
     run_once(main)
     kept[0].end()
+
+
+# --- clients that go before anything is open ---
+
+NAME = b"waits.test"
+SOCKS5 = b"\x05\x01\x00"
+NAMED = b"\x00\x03%c%b\x00\x50" % (len(NAME), NAME)
+HOURS = Timeouts(*[Seconds(1e6)] * 7)
+
+GONE = {
+    "socks5": lambda port: SOCKS5 + request("127.0.0.1", port),
+    "socks5, more behind it": lambda port: SOCKS5 + request("127.0.0.1", port) + b"GET /",
+    "socks4": lambda port: b"\x04\x01%b\x7f\x00\x00\x01\x00" % port.to_bytes(2, "big"),
+    "http connect": lambda port: b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: x\r\n\r\n" % port,
+    "http": lambda port: b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port,
+    "http with content": lambda port: (
+        b"POST http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nfour" % port
+    ),
+    "a name": lambda _: SOCKS5 + b"\x05\x01" + NAMED,
+    "a name, by http": lambda _: b"GET http://waits.test/ HTTP/1.1\r\nHost: waits.test\r\n\r\n",
+    "bind, a name": lambda _: SOCKS5 + b"\x05\x02" + NAMED,
+    "resolve": lambda _: SOCKS5 + b"\x05\xf0" + NAMED,
+}
+
+
+async def gone_after(server: Server, octets: bytes, asleep: Awaitable[object] | None = None) -> list[str | None]:
+    """The error of a session whose client sends octets, and resets while it is waited for something else."""
+    sessions = server.parts.sessions
+    errors: list[str | None] = []
+    sessions.ended = (*sessions.ended, lambda session: errors.append(session.error))
+    async with client(server.addresses[0]) as (_, writer):
+        writer.write(octets)
+        await until(lambda: any(info.protocol for info in server.sessions()))
+        await (turns() if asleep is None else asleep)
+        assert not errors
+        reset(writer)
+        await until(lambda: not sessions.running)
+    return errors
+
+
+@pytest.mark.parametrize("octets", GONE.values(), ids=list(GONE))
+@pytest.mark.parametrize("way", ["direct", "upstream", "pool"])
+def test_a_client_that_resets_while_its_destination_is_opened(run_once: Run, octets: Any, way: str) -> None:
+    """All that it had is free at once, whatever it was waiting for, not when a deadline is over."""
+
+    async def main() -> None:
+        resolver = FakeResolver()
+        resolver.answering.clear()
+        async with target(silent) as proxy:
+            upstream = f"socks5://127.0.0.1:{proxy}"
+            ways = {"upstream": EgressConfig(url=upstream), "pool": EgressConfig(members=[upstream])}
+            config = Config(
+                listen=[Listen(LISTEN, resolve_commands=True)],
+                timeouts=HOURS,
+                log=Log("none"),
+                egress={"away": ways[way]} if way in ways else {},
+                rule=[RuleConfig(via="away")] if way in ways else [],
+            )
+            with unanswering() as port:
+                async with Server(config=config, resolver=resolver) as server:
+                    assert await gone_after(server, octets(port)) == ["the client has gone"]
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("octets", [GONE["socks5"], GONE["http connect"], GONE["http"]])
+@pytest.mark.parametrize("how", ["waits", "delays"])
+def test_a_client_that_resets_while_a_program_decides(run_once: Run, octets: Any, how: str) -> None:
+    """Nobody waits for the answer any more."""
+
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def decide(session: Session) -> Decision:
+            asked.set()
+            if how == "waits":
+                await asyncio.sleep(1e6)
+            return Decision(delay=60)
+
+        config = Config(listen=[Listen(LISTEN)], timeouts=HOURS, log=Log("none"))
+        async with Server(config=config, decide=decide) as server:
+            assert await gone_after(server, octets(1), asked.wait()) == ["the client has gone"]
+
+    run_once(main)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\x05\x01\x02" + credentials(b"alice", b"alice"),
+        b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic YTph\r\n\r\n",
+    ],
+)
+def test_a_client_that_resets_while_a_program_is_asked_who_it_is(run_once: Run, octets: bytes) -> None:
+    """It leaves no session behind."""
+
+    async def main() -> None:
+        doorman = Doorman()
+        doorman.answering.clear()
+        config = Config(listen=[Listen(LISTEN)], timeouts=HOURS, log=Log("none"))
+        async with Server(config=config, authenticate=doorman) as server:
+            found = await gone_after(server, octets, until(lambda: doorman.asked))
+            assert found == ["the client has gone"]
+
+    run_once(main)
+
+
+def test_a_client_that_ends_its_side_early_is_served(run: Run) -> None:
+    """An end is no reset: some clients say at once that they send no more, and wait for the answer."""
+
+    async def main() -> None:
+        resolver = FakeResolver({"waits.test": ["127.0.0.1"]})
+        resolver.answering.clear()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.read() == b"all of it"
+            writer.write(b"an answer")
+
+        async with target(answer) as port, Server(LISTEN, resolver=resolver) as server:
+            async with client(server.addresses[0]) as (reader, writer):
+                writer.write(SOCKS5 + b"\x05\x01" + NAMED[:-2] + port.to_bytes(2, "big") + b"all of it")
+                writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                await until(lambda: resolver.asked)
+                await turns()
+                resolver.answering.set()
+                assert (await reader.read())[12:] == b"an answer"
+            await until(lambda: not server.sessions())
+
+    run(main)
+
+
+def test_a_refused_client_that_sends_on_and_ends_has_its_refusal(run: Run) -> None:
+    """Both sides have ended then, in good order: that is no reset, and what comes before it is still taken."""
+
+    async def main() -> None:
+        ended: list[str] = []
+        with closed_port() as port:
+            async with Server(LISTEN, on_close=lambda session: ended.append(session.close)) as server:
+                await refused(server, port, ended)
+
+    async def refused(server: Server, port: int, ended: list[str]) -> None:
+        async with client(server.addresses[0]) as (reader, writer):
+            writer.write(SOCKS5 + request("127.0.0.1", port))
+            assert (await reader.read())[:4] == b"\x05\x00\x05\x05"
+            writer.write(b"more")  # both at once, before the server's next turn
+            writer.write_eof()
+            await until(lambda: ended)
+        assert ended == ["error"]
+
+    run(main)

@@ -172,6 +172,7 @@ class Commands:
     async def linger_close(self, client: Stream, answer: Callable[[], None] = lambda: None) -> None:
         """End, and stay until the client has read it all: a close with octets unread would be a reset and lose it."""
         self.handshake.stop(client)
+        client.on_gone = None  # this task waits for nothing else, and both ends look like a client that is gone
         self.linger.start(client)
         try:
             answer()

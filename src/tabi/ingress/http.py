@@ -22,7 +22,7 @@ from tabi.ingress.conversation import Commands
 from tabi.ingress.gate import Gate, Route
 from tabi.ingress.refusal import Refusal, login_refused, refusal_of
 from tabi.net.failures import connect_error
-from tabi.net.reactor import ERR
+from tabi.net.reactor import BROKEN, ENDED
 from tabi.net.stream import RESET, Stream
 from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.networks import unmapped
@@ -67,6 +67,7 @@ class Forwarding(NamedTuple):
         gate: says whether a request may be carried, and by which egress.
         pacer: makes sessions wait if their limits leave no room.
         idle: ends the connections on which nothing moves.
+        half_closed: the same, for those whose client has ended its side.
         over: reports a session whose request is over, and begins it anew for the next request.
         kept: gets the connections that wait for another request.
         carrier: gets both streams when the protocol has changed (101).
@@ -75,6 +76,7 @@ class Forwarding(NamedTuple):
     gate: Gate
     pacer: Pacer
     idle: IdleTimeouts
+    half_closed: IdleTimeouts
     over: Callable[[Session], object]
     kept: KeptConnections
     carrier: Carrier
@@ -102,7 +104,7 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.gate, self.pacer, self.idle, self.over, self.kept, self.carrier = forwarding
+        self.gate, self.pacer, self.idle, self.half_closed, self.over, self.kept, self.carrier = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -116,7 +118,8 @@ class HttpIngress:
         try:
             await connection.serve()
         finally:
-            self.idle.forget(connection)
+            connection.patience.forget(connection)
+            connection.half_closed = True  # it is watched no more, whatever a carrier's client does
             connection.close_server()
             if client.unsent:
                 connection.break_off()  # it has only part of an answer
@@ -157,15 +160,21 @@ class Connection:
         self.waits = False  # for the client alone: to send another request, or to take what it was sent
         self.gone = False  # whether the client has reset its connection
         self.broken = False  # whether it is to get a reset
+        self.half_closed = False  # whether the client has ended its side
         client.reactor.replace(client.fd, self.on_ready)
 
     def on_ready(self, events: int) -> None:
-        """The reactor's handler: a reset of the client ends also what waits for the destination only."""
+        """The reactor's handler: a reset of the client ends also what waits for the destination only, and its end
+        shortens that."""
         self.client.on_ready(events)
-        if events & ERR:
+        if events & BROKEN:
             self.gone = True
             if self.server is not None:
                 self.server.stream.wake_waiting(ConnectionResetError("the client has gone"))
+        elif events & ENDED and not self.half_closed:
+            self.half_closed = True
+            self.ingress.idle.forget(self)
+            self.ingress.half_closed.watch(self)
 
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""
@@ -180,6 +189,11 @@ class Connection:
         for stream in (self.client, self.server.stream if self.server is not None else None):
             if stream is not None:
                 stream.wake_waiting(error)
+
+    @property
+    def patience(self) -> IdleTimeouts:
+        """What ends it if nothing moves."""
+        return self.ingress.half_closed if self.half_closed else self.ingress.idle
 
     @property
     def keeps(self) -> bool:
@@ -345,7 +359,7 @@ class Connection:
         try:
             await self.client.send_all(octets)
         except TimeoutError as exc:
-            seconds = self.ingress.idle.seconds
+            seconds = self.patience.seconds
             raise ConnectionAbortedError(f"the client took nothing for {seconds:g} s") from exc
         finally:
             self.waits = False
@@ -375,7 +389,7 @@ class Connection:
         """
         repeatable = request.method in REPEATABLE and not request.body
         session, gate = self.session, self.ingress.gate
-        carrier, pacer, idle = self.ingress.carrier, self.ingress.pacer, self.ingress.idle.seconds
+        carrier, pacer = self.ingress.carrier, self.ingress.pacer
         route = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
@@ -384,7 +398,8 @@ class Connection:
             if self.gone:
                 break
             session.address = server.address
-            self.exchange = exchange = Exchange(self, server, request, carrier, pacer, idle)
+            self.exchange = exchange = Exchange(self, server, request, carrier, pacer)
+            on_gone, self.client.on_gone = self.client.on_gone, None  # `on_ready` has it end in good order
             try:
                 keep, keep_server = await exchange.run()
             except ExchangeFailed as exc:
@@ -393,7 +408,7 @@ class Connection:
                     continue  # it was closed while we asked: as if it had never been kept
                 return await self.refuse(request, refusal_of(exc))
             finally:
-                self.exchange = None
+                self.exchange, self.client.on_gone = None, on_gone
             if not keep_server:
                 self.close_server()
             if not keep and not self.broken and self.client.fd >= 0:

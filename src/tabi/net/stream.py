@@ -74,10 +74,24 @@ class Stream:
 
     The stream owns the socket: close it with `close`, `reset` or ``async with``, or take the socket away with `detach`.
     ``events`` is what is known of the socket's readiness; it is true until a call finds otherwise. ``peer`` is what was
-    dialled, if that is known.
+    dialled, if that is known. ``on_gone`` is called when the peer has reset, or closed a unix socket, after those that
+    wait here have been woken: for a task that waits for something else. (A reactor on levels does not tell of it.)
     """
 
-    __slots__ = ("burst", "events", "expired", "fd", "peer", "reactor", "reader", "replied", "sock", "unsent", "writer")
+    __slots__ = (
+        "burst",
+        "events",
+        "expired",
+        "fd",
+        "on_gone",
+        "peer",
+        "reactor",
+        "reader",
+        "replied",
+        "sock",
+        "unsent",
+        "writer",
+    )
     replied: Address | None  # BND of a reply; a session without a proxy leaves the slot empty, at no cost
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
@@ -88,6 +102,7 @@ class Stream:
         self.expired = False
         self.burst = 0
         self.peer: Address | None = None
+        self.on_gone: Callable[[], object] | None = None
         self.unsent = b""  # of `send_later`, what has found no room
         self.reader: Readiness | None = None
         self.writer: Readiness | None = None
@@ -136,6 +151,8 @@ class Stream:
             reader.wake()
         if writer is not None and events & WRITABLE and writer.callback is not None:
             writer.wake()
+        if events & BROKEN and self.on_gone is not None:
+            self.on_gone()
 
     def watch_waiting(self, events: int) -> None:
         """On a level-triggered reactor: watch only the events that a task still waits for after these."""

@@ -12,6 +12,7 @@ from typing import Protocol
 from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.net.reactor import ENDED, IN
 from tabi.net.stream import Stream
+from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.carrier import Carrier
 from tabi.relay.http_content import NOTHING, Endless, make_body, take, take_from
@@ -51,6 +52,7 @@ class ClientConnection(Protocol):
         session: of the request.
         moved: counts all that moves, so that idle connections are found.
         gone: the client has reset it.
+        patience: calls `Exchange.expire` if nothing moves.
         keeps: it may wait for another request.
     """
 
@@ -60,6 +62,8 @@ class ClientConnection(Protocol):
     moved: int
     gone: bool
 
+    @property
+    def patience(self) -> IdleTimeouts: ...
     @property
     def keeps(self) -> bool: ...
 
@@ -134,7 +138,6 @@ class Exchange:
         request: what was asked for.
         carrier: gets both streams when the protocol has changed (101).
         pacer: makes the exchange wait if limits leave no room.
-        idle: seconds after which `expire` is called if nothing moves; for the error.
     """
 
     __slots__ = (
@@ -144,7 +147,6 @@ class Exchange:
         "client",
         "connection",
         "fault",
-        "idle",
         "lease",
         "pacer",
         "reading",
@@ -162,7 +164,6 @@ class Exchange:
         request: Request,
         carrier: Carrier,
         pacer: Pacer,
-        idle: float,
     ) -> None:
         self.connection = connection
         self.client = connection.client
@@ -172,7 +173,6 @@ class Exchange:
         self.request = request
         self.carrier = carrier
         self.pacer = pacer
-        self.idle = idle
         self.body = make_body(request.body)
         self.answered = False  # whether the client has any of the final answer
         self.reading = False  # whether we wait for the client to send more
@@ -271,7 +271,7 @@ class Exchange:
         """The error for a connection to the destination that breaks before an answer."""
         destination = self.request.destination
         if isinstance(exc, TimeoutError):
-            seconds = self.idle
+            seconds = self.connection.patience.seconds
             if self.reading:
                 return ExchangeFailed(408, "http_request_error", f"no more of the content within {seconds:g} s")
             return ExchangeFailed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
@@ -412,7 +412,7 @@ class Exchange:
         """Which side has broken an answer off, and how; ``sending`` says that octets were being sent to the client."""
         whose = "the client" if sending else str(self.request.destination)
         if isinstance(exc, TimeoutError) and exc.errno is None:
-            seconds = self.idle
+            seconds = self.connection.patience.seconds
             return f"{whose} took nothing for {seconds:g} s" if sending else f"{whose}: nothing came for {seconds:g} s"
         if not sending and self.connection.gone:
             return "the client has gone"

@@ -113,7 +113,7 @@ class TunnelStream(Stream):
         self.fd, self.events, self.peer, self.unsent = stream.fd, stream.events, stream.peer, stream.unsent
         self.expired = False
         self.burst = 0
-        self.reader = self.writer = None
+        self.reader = self.writer = self.on_gone = None
         self.run = run
         self.direction = direction
         self.failures: list[OSError | None] = [None, None]  # the last of receiving, and of sending

@@ -134,8 +134,9 @@ class Parts:
             closing.push_async_callback(tunnels.close, "shutdown")
             sessions.carriers.append(tunnels)
         sessions.carriers.append(self.relays)
-        idle = IdleTimeouts(loop, timeouts.idle)
+        idle, half_closed = IdleTimeouts(loop, timeouts.idle), IdleTimeouts(loop, timeouts.half_closed)
         closing.callback(idle.close)
+        closing.callback(half_closed.close)
 
         self.tls_shared = TlsShared()
         inspection = None if given.dials is None else (given.dials, self.address_filter_for)
@@ -151,7 +152,9 @@ class Parts:
         closing.callback(self.gate.close)
         self.connect = Connect(self.gate, self.carrier)
         self.kept = KeptConnections()
-        self.forwarding = Forwarding(self.gate, self.relays.pacer, idle, sessions.request_over, self.kept, self.carrier)
+        self.forwarding = Forwarding(
+            self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier
+        )
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)

@@ -16,7 +16,7 @@ from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
 from tabi.net.listen import unix_client
-from tabi.net.reactor import Reactor
+from tabi.net.reactor import BROKEN, Reactor
 from tabi.net.stream import Stream
 from tabi.net.timeouts import FixedTimeouts
 from tabi.observe.access_log import AccessLog
@@ -101,7 +101,8 @@ class Sessions:
                 session.watch = watch
             client = Stream(reactor, sock)
             handshake.start(client)
-            running[session] = asyncio.Task(self.run(ingress, client, session), loop=loop)
+            running[session] = task = asyncio.Task(self.run(ingress, client, session), loop=loop)
+            client.on_gone = task.cancel
             if began:
                 tell(began, session)
 
@@ -114,6 +115,8 @@ class Sessions:
         except asyncio.CancelledError:
             if session.close not in REFUSED:
                 session.close = "shutdown"
+                if client.events & BROKEN:  # by the stream
+                    session.error, session.close = session.error or "the client has gone", "reset"
             raise
         except TimeoutError:
             session.error = f"handshake: not done within {self.handshake.seconds:g} s"
@@ -126,6 +129,7 @@ class Sessions:
             session.error = f"internal error: {type(exc).__name__}"
             log.exception("session %x failed", session.number)
         finally:
+            client.on_gone = None  # it refers to this task: a circle
             if client.fd >= 0:
                 self.handshake.stop(client)
                 client.close()
