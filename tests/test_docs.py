@@ -91,7 +91,7 @@ def test_the_configuration_page_describes_every_key(name: str) -> None:
     """Each key of each part has a row in the table of that part, with the default that the code has."""
     part = PARTS[name]
     page = (ROOT / "docs" / "configuration.md").read_text()
-    heading = re.compile(rf"`\[+(listen\.|egress\.NAME\.)?{name}(\.NAME)?\]" if name else "Top level")
+    heading = re.compile(rf"`\[+(listen\.|egress\.NAME\.|limits\.)?{name}(\.NAME)?\]" if name else "Top level")
     (section,) = (text for text in re.split(r"^## ", page, flags=re.M) if heading.match(text))
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section, re.M))
     tables = set() if name else set(PARTS)

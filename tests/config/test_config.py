@@ -23,6 +23,7 @@ from tabi.config import (
     Listen,
     Log,
     MemberConfig,
+    PerClient,
     Quotas,
     ResolverConfig,
     RuleConfig,
@@ -41,7 +42,7 @@ from tabi.config import (
 from tabi.config.compile import make_hosts, make_rules
 from tabi.config.load import PARTS, decode_special
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Share, Size
 from tabi.policy.users import make_hash, plain_secret
 from tabi.url import EXPECTED, LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
@@ -53,13 +54,15 @@ TOP = (
     "workers, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
     "resolver, timeouts, log"
 )
+PER_CLIENT = "connections, unauthenticated, connect_rate"
+A_SHARE = 'expected a number of 1 to 1000000, or a share such as "25%"'
 USER = "password, plain, groups, expires, limits"
 EGRESS = (
     "send_proxy_protocol, source, source_by, interface, mark, keepalive, user_timeout, fast_open, url, chain, ca, "
     "ssh, resolve, isolate, members, balance, sticky, check"
 )
 SOME = "client, user, host, session"
-LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over"
+LIMITS = "connections, connect_rate, bandwidth, burst, quota, max_session, over, per_client"
 BANDWIDTH = (
     "groups.dev.limits.bandwidth: '10' is not a bandwidth, "
     'expected octets per second such as 1000000 or text such as "10 MB/s"'
@@ -69,7 +72,7 @@ RULE = "action, name, hosts, ports, users, clients, commands, listeners, protoco
 EVERYTHING = f"""
 workers = 4
 decide = "python:policy:decide"
-limits = {{ connections = 5000 }}
+limits = {{ connections = 5000, per_client = {{ connections = 7, unauthenticated = "12.5%", connect_rate = "9/s" }} }}
 
 [[listen]]
 url = "socks5://127.0.0.1:0"
@@ -265,7 +268,9 @@ def test_every_key() -> None:
         },
         groups={"dev": Group(LimitsConfig(connections=1000))},
         clients=[Clients(["10.0.0.0/8"], LimitsConfig(bandwidth=Bandwidth.parse("1 GB/s")))],
-        limits=LimitsConfig(connections=5000),
+        limits=LimitsConfig(
+            connections=5000, per_client=PerClient(7, Share.parse("12.5%"), connect_rate=Rate.parse("9/s"))
+        ),
         rule=[
             RuleConfig(
                 "allow",
@@ -523,6 +528,16 @@ def test_a_configuration_does_not_change() -> None:
         ),
         ("decide = 'policy.py'", "decide: 'policy.py', expected python:module:function"),
         ("limits = { connections = 0 }", "limits.connections: 0, expected 1 to 1000000"),
+        ("limits.per_client = { connections = 0 }", "limits.per_client.connections: 0, expected 1 to 1000000"),
+        (
+            "limits.per_client = { unauthenticated = '0%' }",
+            f"limits.per_client.unauthenticated: '0%', {A_SHARE}",
+        ),
+        ("limits.per_client = { over = 1 }", f"limits.per_client.over: unknown key, expected one of: {PER_CLIENT}"),
+        (
+            "[groups.dev.limits]\nper_client = { connections = 1 }",
+            "groups.dev.limits.per_client: it is for all clients: only [limits] can have it",
+        ),
         ("limits = { burst = '1 MB' }", "limits.burst: a burst, but no bandwidth"),
         ("[groups.dev.limits]\nbandwith = 1", f"groups.dev.limits.bandwith: unknown key, expected one of: {LIMITS}"),
         (

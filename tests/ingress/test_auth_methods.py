@@ -16,9 +16,9 @@ from tabi.errors import AuthError
 from tabi.ingress.auth_methods import AuthMethod, MethodChoice, Refused
 from tabi.ingress.conversation import Commands, Conversation
 from tabi.ingress.socks5 import Socks5Ingress
+from tabi.net.handshakes import Handshakes
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import Command, Reply
@@ -84,7 +84,7 @@ class Scene:
         for sock in (ours, theirs):
             sock.setblocking(False)
         self.client, self.server = Stream(reactor, ours), Stream(reactor, theirs)
-        self.handshake = FixedTimeouts(reactor.loop, 10)
+        self.handshake = Handshakes(reactor.loop, 10)
         self.session = Session(1, "socks5://127.0.0.1:1080", CLIENT, 0.0)
         self.commands = Commands({Command.CONNECT: Answering()}, self.handshake)
         self.ingress = Socks5Ingress(self.commands, methods, required=True)

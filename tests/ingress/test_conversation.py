@@ -11,7 +11,7 @@ from conftest import Run
 from doubles import LOOPBACK, Scene, ask_for
 from support import target
 from tabi import Server, Session
-from tabi.ingress import conversation
+from tabi.net import handshakes
 
 
 class Flood:
@@ -34,7 +34,7 @@ class Flood:
 @pytest.mark.every_hosting
 def test_a_refused_client_that_stays_is_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has read a refusal and does not close is closed soon."""
-    monkeypatch.setattr(conversation, "LINGER", 0.1)
+    monkeypatch.setattr(handshakes, "LINGER", 0.1)
 
     async def main() -> None:
         async with Scene() as scene:
@@ -49,7 +49,7 @@ def test_a_refused_client_that_floods_does_not_have_the_loop_to_itself(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a refused client sends without end others are served, and it is closed as soon as a silent one."""
-    monkeypatch.setattr(conversation, "LINGER", 0.3)
+    monkeypatch.setattr(handshakes, "LINGER", 0.3)
 
     async def main() -> None:
         ended: asyncio.Queue[Session] = asyncio.Queue()

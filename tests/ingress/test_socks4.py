@@ -30,12 +30,12 @@ from sockets import tcp_pair
 from support import client, closed_port, target
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log
-from tabi.ingress import conversation
 from tabi.ingress.conversation import Commands, Conversation
 from tabi.ingress.socks4 import Socks4Ingress
+from tabi.net import handshakes
+from tabi.net.handshakes import Handshakes
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
-from tabi.net.timeouts import FixedTimeouts
 from tabi.wire.address import Address, parse_address
 
 SOCKS4 = "socks4://127.0.0.1:0"
@@ -86,7 +86,7 @@ async def check(near: asyncio.StreamWriter, far: asyncio.StreamReader, data: byt
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused client that stays is closed soon."""
-    monkeypatch.setattr(conversation, "LINGER", 0.1)
+    monkeypatch.setattr(handshakes, "LINGER", 0.1)
 
 
 # --- CONNECT ---
@@ -291,7 +291,7 @@ def test_a_user_whom_something_else_has_proved_is_served(run: Run) -> None:
 
     async def main() -> None:
         near, far = tcp_pair()
-        handshake = FixedTimeouts(asyncio.get_running_loop(), 10)
+        handshake = Handshakes(asyncio.get_running_loop(), 10)
         with far:
             async with Stream(get_reactor(), near) as stream:
                 handshake.start(stream)

@@ -761,6 +761,33 @@ def test_without_room_clients_wait(run: Run, caplog: pytest.LogCaptureFixture) -
     assert "no descriptor would be left" in caplog.records[0].getMessage()
 
 
+def test_room_can_be_made(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Who waits comes in a moment later, also one after another: nobody waits for the back-off, and nothing is said."""
+
+    async def main() -> None:
+        with door() as entry:
+            spare = [3]
+
+            def free() -> int:
+                return entry.free - len(entry.accepted)
+
+            def make_room() -> bool:
+                spare[0] -= 1
+                entry.free += 1
+                return spare[0] >= 0
+
+            entry.free = 0
+            entry.acceptor.room, entry.acceptor.make_room = free, make_room
+            entry.acceptor.start()
+            entry.knock(3)
+            await until(lambda: len(entry.accepted) == 3)
+            assert spare == [0]
+
+    with caplog.at_level(logging.WARNING, "tabi"):
+        run(main)
+    assert not caplog.records
+
+
 @pytest.mark.usefixtures("short_back_off")
 def test_no_more_are_accepted_than_there_is_room_for(run: Run) -> None:
     """Of five that wait, two come in where there is room for two."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.policy.period import Period
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size, format_moment, format_size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Share, Size, format_moment, format_size
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,19 @@ def test_what_is_no_duration_is_a_value_error(value: object) -> None:
     """Nothing that would never end or be over at once, nor a unit that could be two."""
     with pytest.raises(ValueError, match="duration"):
         Seconds.parse(value)
+
+
+def test_a_share_is_a_number_or_a_part_of_what_there_is_room_for() -> None:
+    """Never less than one; it is written as it was read."""
+    assert [Share.parse(value).of(360) for value in (7, "25%", " 12.5 % ", "100%", "0.01%")] == [7, 90, 45, 360, 1]
+    assert [str(Share.parse(value)) for value in (7, "25%", "12.50%")] == ["7", "25%", "12.5%"]
+    assert repr(Share.parse("25%")) == "Share('25%')"
+    assert len({Share.parse("25%"), Share.parse("25.0 %"), Share.parse(25)}) == 2
+    assert Share.parse(25) != 25
+
+
+@pytest.mark.parametrize("value", [0, -1, 1_000_001, True, 2.5, "25", "0%", "101%", "-1%", "%", None, "٢%"])
+def test_what_is_no_share(value: object) -> None:
+    """The message has the value, and what would be one."""
+    with pytest.raises(ValueError, match='expected a number of 1 to 1000000, or a share such as "25%"'):
+        Share.parse(value)

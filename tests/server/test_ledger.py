@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from time import monotonic_ns
 
 import pytest
 
 from tabi.config import LimitsConfig
 from tabi.errors import LimitExceeded
+from tabi.policy.clients import ClientTerms, key_of
 from tabi.policy.ledger import RUNNING, USED
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.limits import Networks
@@ -184,3 +186,43 @@ def test_networks_share_a_row(ledger: SharedLedger) -> None:
     assert (
         Accounts(ledger, networks=[network]).by_network[0].at == Accounts(ledger, networks=[network]).by_network[0].at
     )
+
+
+# --- clients ---
+
+TERMS = ClientTerms(connections=2)
+ALICE = key_of(ip_address("192.0.2.1"))
+
+
+def test_all_workers_see_the_connections_of_a_client(ledger: SharedLedger) -> None:
+    """Also those that another one lets in at the same time; what a dead one had is taken back."""
+
+    def work() -> None:
+        ledger.settle(1)
+        for _ in range(2):
+            assert ledger.clients.admit(ALICE, TERMS, 0) is not None
+
+    assert in_child(work) == 0
+    ledger.settle(0)
+    with pytest.raises(LimitExceeded, match="2 connections at once"):
+        ledger.clients.admit(ALICE, TERMS, 0)
+    ledger.forget_worker(1)
+    assert ledger.clients.admit(ALICE, TERMS, 0) is not None
+
+
+def test_nobody_waits_for_a_worker_that_was_killed_at_the_table(ledger: SharedLedger) -> None:
+    """The kernel takes its lock back."""
+
+    def work() -> None:
+        ledger.clients.enter()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(work) == -signal.SIGKILL
+    assert ledger.clients.admit(ALICE, TERMS, 0) is not None
+
+
+def test_one_worker_alone_needs_no_lock() -> None:
+    """Its table has only its own connections."""
+    with contextlib.closing(SharedLedger(1)) as ledger:
+        assert not ledger.clients.shared
+        assert ledger.clients.admit(ALICE, TERMS, 0) is not None

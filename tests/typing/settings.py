@@ -14,6 +14,7 @@ from tabi.config import (
     Log,
     MemberConfig,
     Moment,
+    PerClient,
     Prefer,
     Quota,
     Quotas,
@@ -21,6 +22,7 @@ from tabi.config import (
     ResolverConfig,
     RuleConfig,
     Seconds,
+    Share,
     Size,
     SshConfig,
     StickyConfig,
@@ -35,6 +37,7 @@ from tabi.config import (
 )
 
 NUMBERS = LimitsConfig(connections=10, bandwidth=1e6, burst=65536, max_session=3600, over="wait")
+OF_EACH = LimitsConfig(per_client=PerClient(500, Share.parse("25%"), Rate.parse("50/s")))
 WITH_UNITS = LimitsConfig(
     connect_rate=Rate.parse("20/s"),
     bandwidth=Bandwidth.parse("10 MB/s"),

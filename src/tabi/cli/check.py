@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from tabi.cli.help import Command
-from tabi.config import Config, load_config
+from tabi.config import Config, PerClient, load_config
 from tabi.config.advice import advise
 from tabi.config.load import encode_special, in_file
 from tabi.errors import ConfigError
@@ -141,6 +141,10 @@ def resolved(config: Config) -> dict[str, Any]:
         hide_passwords(egress)
         egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
     data["quotas"]["path"] = str(path_of(config))
+    if data["limits"]["per_client"] is None:
+        data["limits"]["per_client"] = msgspec.to_builtins(PerClient(), enc_hook=encode_special)
+    for part in [*data["users"].values(), *data["groups"].values(), *data["clients"]]:
+        del part["limits"]["per_client"]  # only the server has it
     for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
         limits = part["limits"]
         if limits["bandwidth"] is not None:

@@ -19,6 +19,7 @@ from tabi.config.schema import (
     Listen,
     Log,
     MemberConfig,
+    PerClient,
     Prefer,
     Quotas,
     ResolverConfig,
@@ -31,7 +32,7 @@ from tabi.config.schema import (
     UserConfig,
     UsersGrammar,
 )
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Share, Size
 
 __all__ = [
     "Auth",
@@ -47,6 +48,7 @@ __all__ = [
     "Log",
     "MemberConfig",
     "Moment",
+    "PerClient",
     "Prefer",
     "Quota",
     "Quotas",
@@ -54,6 +56,7 @@ __all__ = [
     "ResolverConfig",
     "RuleConfig",
     "Seconds",
+    "Share",
     "Size",
     "SshConfig",
     "StickyConfig",

@@ -38,6 +38,7 @@ from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import By
+from tabi.policy.quantities import MAX_NUMBER
 from tabi.policy.rules import Rule as CompiledRule
 from tabi.policy.rules import Texts, make_rule
 from tabi.policy.users import PREFIX, Secret
@@ -377,7 +378,7 @@ def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRu
         if name.startswith("@"):
             yield ConfigError("a group's name stands without the @ that rules put in front", f"groups.{name}")
         yield from limit_errors(group.limits, f"groups.{name}.limits")
-    yield from limit_errors(config.limits, "limits")
+    yield from limit_errors(config.limits, "limits", of_server=True)
 
 
 def matcher_errors(rule: RuleConfig, path: str) -> Iterator[ConfigError]:
@@ -408,9 +409,18 @@ def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: 
         yield ConfigError(f"an egress for what is not allowed: action is {rule.action}", f"{path}.via")
 
 
-def limit_errors(limits: LimitsConfig, path: str) -> Iterator[ConfigError]:
-    """What is wrong with the limits of one account."""
-    if limits.connections is not None and not 0 < limits.connections <= 1_000_000:
-        yield ConfigError(f"{limits.connections}, expected 1 to 1000000", f"{path}.connections")
+def limit_errors(limits: LimitsConfig, path: str, of_server: bool = False) -> Iterator[ConfigError]:
+    """What is wrong with the limits of one account, or with those of the whole server."""
+    yield from number_error(limits.connections, f"{path}.connections")
     if limits.burst is not None and limits.bandwidth is None:
         yield ConfigError("a burst, but no bandwidth", f"{path}.burst")
+    if limits.per_client is not None:
+        if not of_server:
+            yield ConfigError("it is for all clients: only [limits] can have it", f"{path}.per_client")
+        yield from number_error(limits.per_client.connections, f"{path}.per_client.connections")
+
+
+def number_error(number: int | None, path: str) -> Iterator[ConfigError]:
+    """The reason if a number of connections cannot be a limit."""
+    if number is not None and not 0 < number <= MAX_NUMBER:
+        yield ConfigError(f"{number}, expected 1 to {MAX_NUMBER}", path)

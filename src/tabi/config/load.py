@@ -23,6 +23,7 @@ from tabi.config.schema import (
     Listen,
     Log,
     MemberConfig,
+    PerClient,
     Quotas,
     ResolverConfig,
     RuleConfig,
@@ -35,7 +36,7 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Size
+from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Share, Size
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
@@ -140,13 +141,15 @@ def decode_special(kind: type, value: object) -> object:
 
 
 SPECIAL: dict[type, Callable[[object], object]] = {
-    kind: kind.parse for kind in (Seconds, Size, Rate, Bandwidth, Quota, Moment)
+    kind: kind.parse for kind in (Seconds, Size, Rate, Share, Bandwidth, Quota, Moment)
 }
 """The types that TOML does not have, and what reads them."""
 
 
 def encode_special(value: object) -> object:
     """Turn a value of these types back into TOML. Raises ConfigError for any other type."""
+    if isinstance(value, Share):
+        return value.number or str(value)
     if isinstance(value, Rate | Quota):
         return str(value)
     if isinstance(value, Size):
@@ -177,6 +180,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "groups": Group,
     "clients": Clients,
     "limits": LimitsConfig,
+    "per_client": PerClient,
     "rule": RuleConfig,
     "guard": GuardConfig,
     "quotas": Quotas,

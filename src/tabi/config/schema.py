@@ -14,7 +14,7 @@ import msgspec
 from tabi.policy.guard import EXEMPT, PRIVATE
 from tabi.policy.networks import Network
 from tabi.policy.pool import Balance, By
-from tabi.policy.quantities import Quota, Rate
+from tabi.policy.quantities import Quota, Rate, Share
 from tabi.policy.users import Secret, parse_hash, plain_secret
 from tabi.url import DEFAULT_PORT, ListenURL, ServerURL, parse_listen_url, parse_server_url
 from tabi.wire.address import Host, parse_ip
@@ -137,6 +137,18 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(None if text == "unix" else ip_network(text) for text in self.proxy_protocol)
 
 
+class PerClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``per_client`` of ``[limits]``: what each client's address may have, of IPv6 each /64."""
+
+    connections: int | None = None
+    """Connections at once. Default: no limit."""
+    unauthenticated: Share = Share(0, 25)
+    """Those of them that have not come to their request: a number, or a share of the sessions that there is room for.
+    Default: "25%"."""
+    connect_rate: Rate | None = None
+    """How often one may begin, such as ``"50/s"``; so many may begin at once. Default: no limit."""
+
+
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``limits`` of a user, a group, a network of clients, and ``[limits]`` of the whole server. Default: none."""
 
@@ -156,6 +168,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     over: Literal["refuse", "wait"] = "refuse"
     """What becomes of a request beyond ``connections`` or ``connect_rate``: it is refused, or waits for its turn as
     long as a handshake may take. Default: refuse."""
+    per_client: PerClient | None = None
+    """Only in ``[limits]``: what each client's address may have. Default: a quarter of the room, as long as it has not
+    come to its request."""
 
 
 class UserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tabi.errors import RemoteProtocolError, TabiError
+from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.ingress.refusal import Refusal, refusal_of
+from tabi.net.handshakes import Handshakes
 from tabi.net.stream import RESET, Stream
-from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.socks4 import ServerMachine4
@@ -17,9 +17,6 @@ from tabi.wire.socks5 import Reply, ReplyCode, ServerMachine
 
 READ_SIZE = 500
 """Octets of one read. With a message under way, at most 520, a client has less than 1 KiB here before it is known."""
-
-LINGER = 2.0
-"""Seconds in which a refused client may read the refusal. RFC 1928 section 6 wants the connection closed within 10."""
 
 
 class Ingress(Protocol):
@@ -120,10 +117,10 @@ class Commands:
         handshake: the deadline of the whole handshake, already running when a stream is handed in.
     """
 
-    def __init__(self, serves: Mapping[int, Serve], handshake: FixedTimeouts) -> None:
+    def __init__(self, serves: Mapping[int, Serve], handshake: Handshakes) -> None:
         self.serves = serves
         self.handshake = handshake
-        self.linger = FixedTimeouts(handshake.loop, LINGER)
+        self.linger = handshake.linger
 
     async def carry_out(self, command: int, conversation: Conversation) -> None:
         """Carry out a request, whose destination is the session's, or refuse it."""
@@ -164,7 +161,7 @@ class Commands:
             while await client.receive():
                 await client.reactor.next_turn()
                 client.check()
-        except OSError:  # TimeoutError is one
+        except (OSError, LimitExceeded):  # TimeoutError is one
             pass
         finally:
             self.handshake.stop(client)

@@ -47,11 +47,15 @@ REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
 
 
 class KeptConnections:
-    """The clients' connections that wait for another request: a server that drains ends them."""
+    """The clients' connections that wait for another request: a server that drains ends them.
 
-    def __init__(self) -> None:
+    Args:
+        clients: gets their streams, those that wait longest first.
+    """
+
+    def __init__(self, clients: dict[Stream, None]) -> None:
         self.draining = False
-        self.clients: set[Stream] = set()
+        self.clients = clients
 
     def drain(self) -> None:
         """Keep none from now on."""
@@ -242,7 +246,7 @@ class Connection:
         if not self.buffer:
             if ingress.kept.draining:
                 return None
-            ingress.kept.clients.add(client)
+            ingress.kept.clients[client] = None
             self.waits = True
             try:
                 while (data := client.receive_nowait(READ_SIZE)) is None:
@@ -251,7 +255,7 @@ class Connection:
                 return None
             finally:
                 self.waits = False
-                ingress.kept.clients.discard(client)
+                ingress.kept.clients.pop(client, None)
             if not data:
                 return None
             self.buffer += data

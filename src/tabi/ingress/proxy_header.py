@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.net.stream import Stream
@@ -21,13 +23,20 @@ class ProxyHeaderIngress:
     Args:
         proxies: the networks of the trusted proxies; None means clients of a unix socket.
         inner: speaks with the client behind the header.
+        arrived: called when the header has named a client. Raises LimitExceeded if that may not connect.
     """
 
     protocol = "proxy"
 
-    def __init__(self, proxies: tuple[Network | None, ...], inner: Ingress) -> None:
+    def __init__(
+        self,
+        proxies: tuple[Network | None, ...],
+        inner: Ingress,
+        arrived: Callable[[Stream, Session], object] = lambda client, session: None,
+    ) -> None:
         self.proxies = proxies
         self.inner = inner
+        self.arrived = arrived
 
     def trusts(self, host: Host) -> bool:
         """Whether a client's address is that of a proxy."""
@@ -59,6 +68,7 @@ class ProxyHeaderIngress:
         # Loopback over there is not loopback here: a client on the balancer's own machine has the balancer's address.
         if source is not None and (not is_inner_client(source.host) or is_inner_client(session.client.host)):
             session.client = source
+            self.arrived(client, session)
         if header.local:
             session.silent = True  # a health check asks for nothing, and often ends with a reset
             session.silent = not await client.peek(1)

@@ -40,6 +40,9 @@ LEAST_ACCEPTS, ACCEPTS_A_TURN = 4, 64
 BACK_OFF = 0.1
 """Seconds without accepting after the system had no descriptor or memory left."""
 
+MOMENT = 0.001
+"""The same if some are about to be free."""
+
 WARN_EVERY = 60.0
 """Minimum seconds between two warnings that no descriptor is left."""
 
@@ -51,6 +54,9 @@ Accepted = Callable[[Any, Any], object]
 
 Room = Callable[[], int]
 """How many more sessions there are descriptors for."""
+
+MakeRoom = Callable[[], bool]
+"""Called if there is none: whether there will be some in a moment."""
 
 
 IP = IPv4Address | IPv6Address
@@ -374,15 +380,23 @@ class Acceptor:
 
     When descriptors or memory are used up it waits and tries again: connected clients stay, new clients wait in the
     backlog, and no CPU time is wasted. ``room`` is asked first, so that there is a descriptor for the egress of each
-    client too.
+    client too, and ``make_room`` if there is none.
     """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, accepted: Accepted, room: Room) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        accepted: Accepted,
+        room: Room,
+        make_room: MakeRoom = lambda: False,
+    ) -> None:
         self.reactor = reactor
         self.sock = sock
         self.family = sock.family
         self.accepted = accepted
         self.room = room
+        self.make_room = make_room
         self.listening = False
         self.exhausted = False
         self.most = ACCEPTS_A_TURN
@@ -444,6 +458,10 @@ class Acceptor:
 
     def back_off(self, reason: str) -> None:
         """Try again later, and say so once."""
+        if self.make_room():
+            self.pause()
+            self.retry = self.reactor.loop.call_later(MOMENT, self.start)
+            return
         now = monotonic()
         if not self.exhausted and now >= self.next_warning:
             self.exhausted = True

@@ -337,10 +337,18 @@ class Stream:
             except OSError:
                 pass
 
-    def expire(self) -> None:
-        """End every wait on this stream, now and later, with TimeoutError. Called by a deadline."""
+    def expire(self, error: BaseException | None = None) -> None:
+        """End every wait on this stream, now and later, with TimeoutError. Called by a deadline.
+
+        ``error`` is for the tasks that wait now, if the reason is another one.
+        """
         self.expired = True
-        self.wake_waiting(TimeoutError("the deadline is over"))
+        self.wake_waiting(TimeoutError("the deadline is over") if error is None else error)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a task waits for this stream."""
+        return any(waiter is not None and waiter.callback is not None for waiter in (self.reader, self.writer))
 
     def wake_waiting(self, error: BaseException) -> None:
         """Fail the tasks that wait on this stream."""

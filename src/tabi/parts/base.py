@@ -21,8 +21,8 @@ from tabi.ingress.gate import Gate, OpenRoute
 from tabi.ingress.http import Forwarding
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import Dialer
+from tabi.net.handshakes import Handshakes
 from tabi.net.stream import Stream
-from tabi.net.timeouts import FixedTimeouts
 from tabi.net.tls import TlsShared
 from tabi.policy.policy import DestinationPolicy
 from tabi.policy.users import Users
@@ -56,7 +56,7 @@ class Running:
     """What forwarded HTTP requests need."""
     connect: Connect
     """Carries out CONNECT by the default egress, with the default carrier."""
-    handshake: FixedTimeouts
+    handshake: Handshakes
     """The deadline of a handshake. It runs when an ingress gets a client."""
     tls_shared: TlsShared
     """What all connections inside TLS share."""
@@ -70,6 +70,8 @@ class Running:
     """Closes what is built, in the reverse order."""
     carriers: list[Carrier]
     """All carriers that may have a session."""
+    arrived: Callable[[Stream, Session], object] = lambda client, session: None
+    """Called when a PROXY header has named the client of a session. Raises LimitExceeded if that may not connect."""
     inside_tls: bool = False
     """Whether clients come inside TLS."""
     by_certificate: bool = False

@@ -341,7 +341,7 @@ class ProxyHeader(Piece):
 
     def build(self, running: Running) -> Ingress:
         """See `Piece`."""
-        return ProxyHeaderIngress(self.trusted(), self.inner.build(running))
+        return ProxyHeaderIngress(self.trusted(), self.inner.build(running), running.arrived)
 
 
 def walk(piece: Piece) -> list[Piece]:

@@ -14,7 +14,10 @@ may be very many users, of which few are active.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableSequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
+
+from tabi.policy.clients import ClientTable
 
 RATE, UP, DOWN, USED, PERIOD, SAVED, RUNNING = range(7)
 
@@ -65,6 +68,11 @@ class Ledger:
 
     def __repr__(self) -> str:
         return f"Ledger({len(self.rows)} accounts)"
+
+    @cached_property
+    def clients(self) -> ClientTable:
+        """What each client's address has, if that is limited."""
+        return ClientTable()
 
     def row(self, name: str) -> int:
         """The index of the first cell of an account's row. If there is no row, one is made with zeros."""

@@ -1,4 +1,4 @@
-"""Durations, sizes, rates, quotas and moments as tabi.toml has them. A value that cannot be read raises ValueError."""
+"""Durations, sizes, rates, shares, quotas and moments as tabi.toml has them. What cannot be read raises ValueError."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ OCTETS = {"b": 1} | {
 NUMBER = r"(\d+(?:\.\d+)?)\s*"
 SIZE = re.compile(NUMBER + r"([A-Za-z]*)", re.ASCII)
 RATE = re.compile(NUMBER + r"/\s*(s|min|h|d)", re.ASCII)
+SHARE = re.compile(NUMBER + "%", re.ASCII)
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?", re.ASCII)
 UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 BITS = {"bit": 1 / 8, "kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}
 MAX_SIZE = 1 << 62
+MAX_NUMBER = 1_000_000
+"""The largest number of a `Share`."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = -6e10, 2.5e11
 """The bounds of a moment in seconds: from the year 69 to 9891."""
@@ -98,6 +102,41 @@ class Rate(float):
 
     def __str__(self) -> str:
         return self.text
+
+
+class Share:
+    """A number of things, or so many per cent of those that there is room for."""
+
+    __slots__ = ("number", "percent")
+
+    def __init__(self, number: int, percent: float | None = None) -> None:
+        self.number = number
+        self.percent = percent
+
+    @classmethod
+    def parse(cls, value: object) -> Share:
+        """Read a number, or text such as ``25%``. Raises ValueError."""
+        if isinstance(value, str) and (found := SHARE.fullmatch(value.strip())) and 0 < float(found[1]) <= 100:
+            return cls(0, float(found[1]))
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_NUMBER:
+            return cls(value)
+        raise ValueError(f'{value!r}, expected a number of 1 to {MAX_NUMBER}, or a share such as "25%"')
+
+    def of(self, room: int) -> int:
+        """The number, 1 at least, where there is room for so many."""
+        return self.number if self.percent is None else max(1, int(room * self.percent / 100))
+
+    def __str__(self) -> str:
+        return str(self.number) if self.percent is None else f"{self.percent:g}%"
+
+    def __repr__(self) -> str:
+        return f"Share({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Share) and (self.number, self.percent) == (other.number, other.percent)
+
+    def __hash__(self) -> int:
+        return hash((self.number, self.percent))
 
 
 class Bandwidth(float):

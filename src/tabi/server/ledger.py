@@ -12,8 +12,10 @@ import itertools
 import mmap
 import os
 import threading
+from collections.abc import MutableSequence
 from typing import Any
 
+from tabi.policy.clients import OPEN, ClientTable
 from tabi.policy.ledger import RUNNING, Ledger
 
 CELL = 8
@@ -52,11 +54,18 @@ class SharedLedger(LocalLedger):
         self.fd = os.memfd_create("tabi-ledger")
         self.names = os.memfd_create("tabi-accounts")  # one after the other, in the order of their rows
         self.known = 0  # octets of it that were read
+        self.clients: SharedClientTable = SharedClientTable(workers)
         self.map()
 
     def settle(self, worker: int) -> None:
         """In a worker, with its number from 0: what it has running is counted in its own cell."""
         self.column = RUNNING + worker
+        self.clients.column = OPEN + 2 * worker
+
+    def forget_worker(self, worker: int) -> None:
+        """See `Ledger.forget_worker`."""
+        super().forget_worker(worker)
+        self.clients.forget_worker(worker)
 
     def extend(self, cells: int) -> None:
         """See `Ledger.extend`. Another process may have done it already; cells keep what they have."""
@@ -104,3 +113,38 @@ class SharedLedger(LocalLedger):
         self.cells = []
         os.close(self.fd)
         os.close(self.names)
+        self.clients.close()
+
+
+class SharedClientTable(ClientTable):
+    """A table to make before fork(2). Its memory is there only where something was written to it.
+
+    Args:
+        workers: how many will share it.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.shared = workers > 1
+        self.fd = os.memfd_create("tabi-clients")
+        super().__init__(workers, int.from_bytes(os.urandom(8)) | 1)
+
+    def make_cells(self, count: int) -> MutableSequence[int]:
+        """See `ClientTable.make_cells`."""
+        os.ftruncate(self.fd, CELL * count)
+        cells: MutableSequence[int] = memoryview(mmap.mmap(self.fd, CELL * count)).cast("q")  # type: ignore[assignment]
+        return cells
+
+    def enter(self) -> None:
+        """See `ClientTable.enter`."""
+        if self.shared:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+
+    def leave(self) -> None:
+        """See `ClientTable.leave`."""
+        if self.shared:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.cells = []
+        os.close(self.fd)

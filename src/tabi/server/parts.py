@@ -48,6 +48,7 @@ from tabi.relay.carrier import Carrier, Carry
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.relays import Relays
 from tabi.relay.tunnel import Tunnels
+from tabi.server.clients import Clients
 from tabi.server.compiled import Compiled
 from tabi.server.egresses import Egresses, make_source
 from tabi.server.sessions import Sessions
@@ -116,6 +117,9 @@ class Parts:
         watchdog = Watchdog(sessions.running)
         reactor.watchdogs.append(watchdog)
         closing.callback(reactor.watchdogs.remove, watchdog)
+        sessions.clients = self.clients = Clients(sessions.handshake, self.capacity, given.ledger, given.metrics)
+        self.clients.take(config.limits)
+        closing.callback(self.clients.close)
         self.associations = sessions.associations = Associations(
             reactor,
             self.dialer,
@@ -151,7 +155,7 @@ class Parts:
         )
         closing.callback(self.gate.close)
         self.connect = Connect(self.gate, self.carrier)
-        self.kept = KeptConnections()
+        self.kept = KeptConnections(sessions.handshake.kept)
         self.forwarding = Forwarding(
             self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier
         )
@@ -174,7 +178,10 @@ class Parts:
                     sock.listen(BACKLOG)  # a given one may only be bound
                 except OSError as exc:
                     raise OSError(exc.errno, exc.strerror, f"listen[{index}].url: {listen.url}") from exc
-            self.acceptors += [Acceptor(self.reactor, sock, accepted, self.room) for sock in listeners.sockets[index]]
+            self.acceptors += [
+                Acceptor(self.reactor, sock, accepted, self.room, self.clients.make_room)
+                for sock in listeners.sockets[index]
+            ]
             self.counts.append(len(listeners.sockets[index]))
         for acceptor in self.acceptors:
             acceptor.start()
@@ -210,6 +217,7 @@ class Parts:
         egresses.start()
         self.gate.replace(policy, egresses.by_name)
         self.associations.binding = binding_of_datagrams(config)
+        self.clients.take(config.limits)
         self.take_users(compiled)
         acceptors = iter(self.acceptors)
         for index, listen in enumerate(config.listen):
@@ -244,6 +252,7 @@ class Parts:
             lambda tls, required: compiled.certificates[index] or Certificates(tls, "tls", required),
             self.closing,
             self.sessions.carriers,
+            self.clients.arrived,
         )
         if composed is not None:
             running.find_certificates = composed.certificates_for

@@ -12,17 +12,19 @@ from typing import Any
 
 import msgspec
 
-from tabi.errors import RemoteProtocolError
+from tabi.errors import LimitExceeded, RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
+from tabi.ingress.proxy_header import ProxyHeaderIngress
+from tabi.net.handshakes import Handshakes
 from tabi.net.listen import unix_client
 from tabi.net.reactor import BROKEN, Reactor
 from tabi.net.stream import Stream
-from tabi.net.timeouts import FixedTimeouts
 from tabi.observe.access_log import AccessLog
 from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carried, Carrier
+from tabi.server.clients import Clients
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 
@@ -72,11 +74,12 @@ class Sessions:
     """
 
     gate: Gate
+    clients: Clients
     associations: Associations
 
     def __init__(self, reactor: Reactor, handshake: float, observers: Sequence[SessionObserver]) -> None:
         self.reactor = reactor
-        self.handshake = FixedTimeouts(reactor.loop, handshake)
+        self.handshake = Handshakes(reactor.loop, handshake)
         self.running: dict[Session, asyncio.Task[None] | None] = {}
         """The task of each, None if a relay has it."""
         self.numbers = itertools.count(1)
@@ -91,16 +94,30 @@ class Sessions:
     def accepting(self, ingress: Ingress, listener: str) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""
         reactor, running, handshake = self.reactor, self.running, self.handshake
-        loop, watch, began = reactor.loop, self.watch, self.began
+        loop, watch, began, clients = reactor.loop, self.watch, self.began, self.clients
+        admit = clients.admit
+        # A proxy has the connections of its clients. These count when its header has named them.
+        is_proxy = ingress.trusts if isinstance(ingress, ProxyHeaderIngress) else None
 
         def accepted(sock: Any, sockaddr: Any) -> None:
-            # A path, if a client of a unix socket has one: it does not identify the client.
-            peer = from_sockaddr(sockaddr) if isinstance(sockaddr, tuple) else unix_client(sock)
+            admitted = None
+            if isinstance(sockaddr, tuple):
+                peer = from_sockaddr(sockaddr)
+                if is_proxy is None or not is_proxy(peer.host):
+                    try:
+                        admitted = admit(peer.host)  # type: ignore[arg-type]
+                    except LimitExceeded as exc:
+                        clients.refuse(sock, peer, exc)
+                        return
+            else:  # a path, if a client of a unix socket has one: it does not identify the client
+                peer = unix_client(sock)
             session = Session(next(self.numbers), listener, peer, monotonic())
             if watch is not None:
                 session.watch = watch
             client = Stream(reactor, sock)
             handshake.start(client)
+            if admitted is not None:
+                clients.begin(client, session, *admitted)
             running[session] = task = asyncio.Task(self.run(ingress, client, session), loop=loop)
             client.on_gone = task.cancel
             if began:
@@ -122,6 +139,8 @@ class Sessions:
             session.error = f"handshake: not done within {self.handshake.seconds:g} s"
         except RemoteProtocolError as exc:
             session.error = str(exc)
+        except LimitExceeded as exc:
+            session.error, session.close = str(exc), "limit"
         except OSError as exc:
             session.error = (exc.strerror or str(exc)).lower()
             session.close = "reset" if isinstance(exc, ConnectionError) else "error"
@@ -140,6 +159,8 @@ class Sessions:
     def finished(self, session: Session) -> None:
         """A session is over: write its line, and wake the task that waits for the last session."""
         del self.running[session]
+        if self.clients.rows:
+            self.clients.ended(session)
         if session.lease is not None:
             self.gate.leave(session.lease)
         if session.ended is not None:
