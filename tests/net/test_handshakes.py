@@ -12,6 +12,7 @@ import pytest
 from conftest import Run
 from sockets import tcp_pair, turns
 from tabi.errors import LimitExceeded
+from tabi.net import handshakes
 from tabi.net.handshakes import ENDED_AT_ONCE, Handshakes
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
@@ -189,5 +190,70 @@ def test_nothing_waits_for_a_client_that_was_closed(run_once: Run) -> None:
             stream.close()
             assert at.under_test.make_room(0) == []
             assert isinstance(await at.over(stream), ConnectionAbortedError)
+
+    run_once(main)
+
+
+# --- TLS ---
+
+
+def test_so_many_have_begun_tls_and_no_more(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins has older ones end that wait for their client, those of the address that has most of them."""
+    monkeypatch.setattr(handshakes, "MAX_TLS", 4)
+
+    async def main() -> None:
+        async with scene() as at:
+            few = await at.silent(1, 1)
+            many = await at.silent(2, 3)
+            for number, stream in enumerate((*few, *many)):
+                assert at.under_test.begin_tls(stream, number, False)
+            newcomer = at.make()
+            told: list[str] = []
+            at.under_test.tell = told.append
+            assert at.under_test.begin_tls(newcomer, 4, False)
+            assert told == ["4 clients inside TLS have asked for nothing yet"]
+            assert list(at.under_test.tls) == [*few, newcomer]
+            for stream in many:
+                error = await at.over(stream)
+                assert isinstance(error, LimitExceeded)
+                assert error.limit == "tls"
+            at.under_test.stop(newcomer)
+            assert list(at.under_test.tls) == few
+
+    run_once(main)
+
+
+def test_clients_that_are_far_away_have_time_while_there_is_much_to_compute(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed for them would be lost: who comes waits behind those that wait for their turn."""
+    monkeypatch.setattr(handshakes, "MAX_TLS", 2)
+
+    async def main() -> None:
+        async with scene() as at:
+            first, second = await at.silent(1, 2)
+            at.under_test.begin_tls(first, 10, True)
+            at.under_test.begin_tls(second, 11, True)
+            newcomer = at.make()
+            assert not at.under_test.begin_tls(newcomer, 10 + handshakes.PATIENCE - 0.1, True)
+            assert at.under_test.begin_tls(newcomer, 10 + handshakes.PATIENCE, True)
+            assert (first.expired, second.expired) == (True, False)
+            await at.over(first)
+
+    run_once(main)
+
+
+def test_where_all_wait_for_us_a_newcomer_is_refused(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is ended for whom we are at work, and nothing spins."""
+    monkeypatch.setattr(handshakes, "MAX_TLS", 1)
+
+    async def main() -> None:
+        async with scene() as at:
+            busy = at.make()
+            assert at.under_test.begin_tls(busy, 0, False)
+            assert not at.under_test.begin_tls(at.make(), 10, True)
+            with pytest.raises(LimitExceeded, match="1 handshakes of TLS are under way"):
+                at.under_test.begin_tls(at.make(), 10, False)
+            assert not busy.expired
 
     run_once(main)

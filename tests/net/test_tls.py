@@ -15,8 +15,10 @@ import pytest
 from authorities import VERSIONS, TlsPeer, accept, authority, client_certificate, client_context, server_context
 from conftest import Run
 from sockets import Pair, fill, octets, reset, tcp_pair, turns, unix_pair, until, waiting
-from tabi.errors import RemoteProtocolError
+from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.net import handshakes
 from tabi.net import tls as tls_module
+from tabi.net.handshakes import Handshakes
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import END_PAUSE, MSG_PEEK, Stream
 from tabi.net.timeouts import FixedTimeouts
@@ -743,6 +745,74 @@ def test_a_handshake_whose_time_is_over_costs_no_signature(run_once: Run) -> Non
                 await turns(20)
                 stream.expire()
             assert context.steps == []
+
+    run_once(main)
+
+
+def test_nothing_is_made_for_a_client_before_its_turn(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of OpenSSL takes 47 KiB: a silent client has none, and one that is too much waits for its turn, or is
+    refused."""
+    monkeypatch.setattr(handshakes, "MAX_TLS", 2)
+
+    async def main() -> None:
+        context: Any = CountingContext(lambda: 0)
+        shared = TlsShared(Handshakes(asyncio.get_running_loop(), 10))
+        assert shared.handshakes is not None
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+
+            async def begin(failure: str = "") -> tuple[Stream, TlsPeer, asyncio.Task[None]]:
+                stream, peer = await stack.enter_async_context(pair_of())
+
+                async def accept() -> None:
+                    if failure:
+                        with pytest.raises(LimitExceeded, match=failure):
+                            await accept_tls(stream, context, shared)
+                        stream.close()
+                    else:
+                        await accept_tls(stream, context, shared)
+
+                return stream, peer, group.create_task(accept())
+
+            silent = [await begin("no room"), await begin("no room")]
+            await turns()
+            assert context.steps == []
+            for _, peer, _ in silent:
+                peer.sock.send(b"\x16\x03\x01\x02\x00\x01")
+            await until(lambda: len(context.steps) == 2)
+            stream, peer, task = await begin()
+            await peer.handshake()
+            await task
+            assert list(shared.handshakes.tls) == [stream]
+            await asyncio.gather(*(task for _, _, task in silent))
+
+    run_once(main)
+
+
+def test_who_is_too_much_waits_behind_those_that_wait_for_their_turn(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is much to compute, what is under way comes first: then there is room again."""
+    monkeypatch.setattr(handshakes, "MAX_TLS", 1)
+
+    async def main() -> None:
+        under_way = Handshakes(asyncio.get_running_loop(), 10)
+        shared = TlsShared(under_way)
+        async with pair_of() as (busy, _), pair_of() as (stream, peer), asyncio.TaskGroup() as group:
+
+            async def come_to_the_request() -> None:
+                async with shared.turn:
+                    assert list(under_way.tls) == [busy]
+                    under_way.stop(busy)
+
+            under_way.begin_tls(busy, 0, False)
+            async with shared.turn:
+                accepted = group.create_task(accept_tls(stream, server_context(), shared))
+                group.create_task(peer.handshake())
+                await turns(20)
+                group.create_task(come_to_the_request())
+                await turns()
+            await accepted
+            assert list(under_way.tls) == [stream]
 
     run_once(main)
 

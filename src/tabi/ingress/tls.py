@@ -232,10 +232,12 @@ class TlsIngress:
     async def serve(self, client: Stream, session: Session) -> None:
         """See `Ingress`."""
         session.protocol = self.protocol
+        sock = None
         try:
             sock = await accept_tls(client, self.certificates.current(), self.shared)
         except RemoteProtocolError as exc:
             session.error = str(exc)
+        if sock is None:  # here, since the error holds the memory of the handshake
             await self.commands.linger_close(client)
             return
         try:

@@ -11,11 +11,13 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from tabi.errors import ConfigError, RemoteProtocolError
+from tabi.net.handshakes import Handshakes
 from tabi.net.reactor import BROKEN, ENDED, IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, LayeredSock, Sock, Stream
 from tabi.wire.address import Host
@@ -32,6 +34,10 @@ MAX_ANSWERS = 1 << 17
 MAX_FRUITLESS = 4 * READ_SIZE
 """Octets that one call reads without one of payload in them: a peer that sends only KeyUpdate would keep others
 waiting."""
+
+FIRST_READ = 1 << 11
+"""Octets of the first read of a handshake. They are kept until it is a client's turn; an ordinary ClientHello is
+smaller."""
 
 HANDSHAKE_READ = 1 << 14
 MAX_HANDSHAKE = 1 << 17
@@ -271,9 +277,14 @@ class TlsSocket(LayeredSock):
 
 
 class TlsShared:
-    """What the TLS connections of one reactor share: buffers, and whose turn it is to compute."""
+    """What the TLS connections of one reactor share: buffers, and whose turn it is to compute.
 
-    def __init__(self) -> None:
+    Args:
+        handshakes: of a server, limits how many clients have begun TLS.
+    """
+
+    def __init__(self, handshakes: Handshakes | None = None) -> None:
+        self.handshakes = handshakes
         self.buffers: list[memoryview] = []
         self.turn = asyncio.Lock()
 
@@ -372,11 +383,12 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared)
 
     Raises:
         RemoteProtocolError: it failed; the alert is sent.
+        LimitExceeded: too many have begun.
         TimeoutError, OSError: as `Stream.receive`.
     """
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_side=True)
-    return await shake_hands(client, tls, incoming, outgoing, shared, "client")
+    make = partial(context.wrap_bio, incoming, outgoing, server_side=True)
+    return await shake_hands(client, make, incoming, outgoing, shared, "client")
 
 
 async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, shared: TlsShared) -> TlsSocket:
@@ -387,20 +399,29 @@ async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, share
         tls = context.wrap_bio(incoming, outgoing, server_hostname=str(host))
     except ValueError:  # ssl's own words are of server_hostname
         raise RemoteProtocolError(f"TLS: {host} is not a name that a certificate can have") from None
-    return await shake_hands(server, tls, incoming, outgoing, shared, "server")
+    return await shake_hands(server, lambda: tls, incoming, outgoing, shared, "server")
 
 
 async def shake_hands(
-    stream: Stream, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, shared: TlsShared, peer: str
+    stream: Stream,
+    make: Callable[[], ssl.SSLObject],
+    incoming: ssl.MemoryBIO,
+    outgoing: ssl.MemoryBIO,
+    shared: TlsShared,
+    peer: str,
 ) -> TlsSocket:
-    """Do our part of a handshake with ``peer``, a word for errors; see `accept_tls`."""
+    """Do our part of a handshake with ``peer``, client or server; see `accept_tls`.
+
+    The object that ``make`` makes takes memory, so that a client gets it only when it is its turn.
+    """
     octets, failure, started, done = 0, "", False, False
-    begins = tls.server_side
+    tls: ssl.SSLObject | None = None
+    serving = begins = peer == "client"
     while not done:
         if begins:
-            data = await stream.receive(HANDSHAKE_READ)
+            data = await stream.receive(HANDSHAKE_READ if octets else FIRST_READ)
             # A handshake's record, or an alert's that a server may answer with (RFC 8446 section 5.1).
-            if not octets and data[:1] not in ((b"\x16", b"") if tls.server_side else (b"\x16", b"\x15", b"")):
+            if not octets and data[:1] not in ((b"\x16", b"") if serving else (b"\x16", b"\x15", b"")):
                 raise RemoteProtocolError(f"begins with {data[:16]!r}, expected TLS")
             octets += len(data)
             if not data:
@@ -408,14 +429,20 @@ async def shake_hands(
             if octets > MAX_HANDSHAKE:
                 raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
             incoming.write(data)
-        begins = True
+        begins, busy = True, shared.turn.locked()
         async with shared.turn:
             stream.check()
             if stream.events & BROKEN:  # nothing is computed for a peer that has gone
                 raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
-            if stream.events & ENDED and tls.server_side and not started:
+            if stream.events & ENDED and serving and not started:
                 raise RemoteProtocolError(f"TLS: the {peer} ended within the handshake")
             began = monotonic()
+            if tls is None:
+                handshakes = shared.handshakes if serving else None
+                if handshakes is not None and not handshakes.begin_tls(stream, began, busy):
+                    begins = False
+                    continue  # behind those that wait for their turn
+                tls = make()
             try:
                 tls.do_handshake()
                 done = True
@@ -430,6 +457,7 @@ async def shake_hands(
             await stream.send_all(outgoing.read())
         if failure:
             raise RemoteProtocolError(failure)
+    assert tls is not None
     sock = TlsSocket(stream.sock, tls, incoming, outgoing, stream.reactor, shared.buffer_over(stream.sock))
     stream.sock = sock
     stream.events |= IN  # something may be decrypted already

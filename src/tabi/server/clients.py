@@ -97,6 +97,7 @@ class Clients:
         self.ledger = ledger
         self.metrics = metrics
         self.repeated = Repeated(handshakes.loop)
+        handshakes.tell = lambda text: self.repeated.say("tls", f"accept: no room: {text}: the oldest end")
         self.table: ClientTable | None = None
         self.rows: dict[Session, int] = {}
         """Of the sessions that the table counts."""

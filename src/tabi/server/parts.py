@@ -142,7 +142,7 @@ class Parts:
         closing.callback(idle.close)
         closing.callback(half_closed.close)
 
-        self.tls_shared = TlsShared()
+        self.tls_shared = TlsShared(sessions.handshake)
         inspection = None if given.dials is None else (given.dials, self.address_filter_for)
         timeouts_of = {} if given.composed is None else given.composed.timeouts
         self.egresses = Egresses(config, self.dialer, self.tls_shared, given.egresses, inspection, timeouts=timeouts_of)
