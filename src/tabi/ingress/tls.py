@@ -16,6 +16,7 @@ from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared, accept_tls, load_certificate
+from tabi.policy.networks import network_of
 from tabi.session import Session
 
 log = logging.getLogger("tabi")
@@ -234,7 +235,7 @@ class TlsIngress:
         session.protocol = self.protocol
         sock = None
         try:
-            sock = await accept_tls(client, self.certificates.current(), self.shared)
+            sock = await accept_tls(client, self.certificates.current(), self.shared, network_of(session.client))
         except RemoteProtocolError as exc:
             session.error = str(exc)
         if sock is None:  # here, since the error holds the memory of the handshake

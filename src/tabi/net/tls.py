@@ -11,7 +11,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -20,6 +20,7 @@ from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.net.handshakes import Handshakes
 from tabi.net.reactor import BROKEN, ENDED, IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, LayeredSock, Sock, Stream
+from tabi.net.turns import Turns
 from tabi.wire.address import Host
 
 READ_SIZE = 1 << 16
@@ -286,7 +287,7 @@ class TlsShared:
     def __init__(self, handshakes: Handshakes | None = None) -> None:
         self.handshakes = handshakes
         self.buffers: list[memoryview] = []
-        self.turn = asyncio.Lock()
+        self.turns = Turns()
 
     def buffer_over(self, below: Sock) -> memoryview:
         """The buffer for sockets at this depth of TLS: a socket that reads through another one needs its own buffer."""
@@ -373,10 +374,11 @@ def load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> Non
         raise ConfigError(f"{key}: {exc.strerror or exc}", "key") from None
 
 
-async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared) -> TlsSocket:
+async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared, whose: Hashable = None) -> TlsSocket:
     """Do the server's part of a handshake, and put TLS between the stream and its socket.
 
-    What the client has sent after its handshake is received next. The caller sets the deadline.
+    What the client has sent after its handshake is received next. The caller sets the deadline. Of several handshakes
+    that compute, those of one ``whose`` do not delay the others.
 
     Returns:
         The stream's socket from now on.
@@ -388,7 +390,7 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared)
     """
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     make = partial(context.wrap_bio, incoming, outgoing, server_side=True)
-    return await shake_hands(client, make, incoming, outgoing, shared, "client")
+    return await shake_hands(client, make, incoming, outgoing, shared, "client", whose)
 
 
 async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, shared: TlsShared) -> TlsSocket:
@@ -409,6 +411,7 @@ async def shake_hands(
     outgoing: ssl.MemoryBIO,
     shared: TlsShared,
     peer: str,
+    whose: Hashable = None,
 ) -> TlsSocket:
     """Do our part of a handshake with ``peer``, client or server; see `accept_tls`.
 
@@ -429,8 +432,8 @@ async def shake_hands(
             if octets > MAX_HANDSHAKE:
                 raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
             incoming.write(data)
-        begins, busy = True, shared.turn.locked()
-        async with shared.turn:
+        begins, busy = True, shared.turns.taken
+        async with shared.turns.turn(whose):
             stream.check()
             if stream.events & BROKEN:  # nothing is computed for a peer that has gone
                 raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
