@@ -14,9 +14,9 @@ import pytest
 
 from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
 from sockets import family_of, turns
-from support import client, request
-from tabi import Server, Session
-from tabi.config import LimitsConfig, Listen, Udp, make_config
+from support import client, credentials, request
+from tabi import Login, Server, Session, User
+from tabi.config import LimitsConfig, Listen, RuleConfig, Udp, UsersGrammar, make_config
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
 from tabi.policy.ledger import USED
@@ -100,7 +100,7 @@ class Client:
 
     async def associate(self, declared: Address | None = None) -> Self:
         """Ask for the association."""
-        assert await greet((self.reader, self.writer)) == 0
+        assert await self.greet() == 0
         host, port = declared or Address(IPv4Address("0.0.0.0"), 0)
         self.writer.write(request(str(host), port, 3))
         reply_code, bound = await read_reply(self.reader)
@@ -109,6 +109,10 @@ class Client:
         assert found is not None
         self.relay = found[0]
         return self
+
+    async def greet(self) -> int:
+        """Say who the client is: nobody. Returns 0 if it may go on."""
+        return await greet((self.reader, self.writer))
 
     def send(self, data: bytes) -> None:
         """Send octets to the relay, header and all."""
@@ -298,3 +302,53 @@ def used(place: Place) -> int:
     """Octets that everybody has used."""
     ledger = place.server.ledger
     return ledger.cells[ledger.rows["server"] + USED]
+
+
+SHARED = Listen(LOOPBACK, udp=Udp(ports="shared"))
+
+
+def let_in(login: Login) -> User:
+    """Anybody is a user, with the limits that the password names."""
+    limits = {"connections": int(login.password)} if login.password.isdecimal() else None
+    return User(login.username, limits=limits)
+
+
+class Office(Serving):
+    """A server whose clients all come from one address, and prove who they are."""
+
+    def __init__(self, listen: Listen = SHARED, decide: object = None, rules: list[RuleConfig] | None = None) -> None:
+        self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        settings = msgspec.structs.replace(
+            config(listen), rule=rules or [], users_grammar=UsersGrammar({"country": "label"})
+        )
+        self.server = Server(
+            config=settings,
+            authenticate=let_in,
+            decide=decide,  # type: ignore[arg-type]
+            on_close=self.ended.put_nowait,
+        )
+
+    @contextlib.asynccontextmanager
+    async def user(self, name: str, declared: Address | None = None, password: str = "pw") -> AsyncIterator[Client]:
+        """An association of a user."""
+        async with client(self.address) as (reader, writer):
+            with udp_socket() as sock:
+
+                class Known(Client):
+                    async def greet(self) -> int:
+                        assert await greet((reader, writer), b"\x02") == 2
+                        writer.write(credentials(name.encode(), password.encode()))
+                        return (await reader.readexactly(2))[1]
+
+                if declared is not None and declared.port == 0:
+                    declared = Address(declared.host, sock.getsockname()[1])
+                yield await Known(reader, writer, sock).associate(declared)
+
+    def shares(self, client: Client) -> bool:
+        """Whether an association has the port of all."""
+        return client.relay == self.address
+
+    async def end(self, client: Client) -> Session:
+        """End an association and return its session."""
+        client.leave()
+        return await self.ended.get()

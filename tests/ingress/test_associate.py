@@ -190,11 +190,11 @@ def test_without_a_descriptor_there_is_no_association(run_once: Run) -> None:
         ("192.0.2.1:0", 0),
         ("10.0.0.7:5000", 0),
         ("[2001:db8::1]:5000", 0),
-        ("client.test:5000", 5000),
+        ("client.test:5000", 0),
     ],
 )
 def test_the_port_that_a_client_declares(declared: str, port: int) -> None:
-    """It counts, unless the address beside it shows that the client is behind NAT: then it has another port outside."""
+    """It counts, unless the client is behind NAT, as the address beside it shows, or wrote its first destination."""
     session = Session(1, "test", parse_address("192.0.2.1:40000"), 0.0)
     session.destination = parse_address(declared)
     assert declared_port(session) == port

@@ -12,6 +12,7 @@ from conftest import Run
 from datagrams import (
     Front,
     Inspector,
+    Office,
     Place,
     association,
     destination,
@@ -62,6 +63,20 @@ def test_a_shared_port_lives_while_somebody_uses_it(run: Run) -> None:
                 assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
             await place.server.close()
             with udp_socket(port=two.relay.port):
+                pass
+
+    run(main)
+
+
+def test_an_association_that_cannot_share_a_port_has_its_own(run: Run) -> None:
+    """Another user's at the same address: it ends without the port of the others."""
+
+    async def main() -> None:
+        async with Office() as office, office.user("alice") as alice, office.user("bob") as bob:
+            assert (office.shares(alice), office.shares(bob)) == (True, False)
+            assert (await office.end(bob)).user == "bob"
+            assert len(office.server.parts.associations.shared) == 1
+            with udp_socket(port=bob.relay.port):
                 pass
 
     run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -266,21 +265,6 @@ def test_a_shared_port_tells_clients_apart(run: Run, kernel: str) -> None:
     run(main)
 
 
-def test_on_a_shared_port_the_first_to_come_is_the_first_to_send(run: Run) -> None:
-    """Without declared ports, clients at one address are told apart by the order of their first datagrams."""
-
-    async def main() -> None:
-        shared = Udp(ports="shared")
-        async with Place(shared) as place, association(place.address) as one, association(place.address) as two:
-            with destination() as echo:
-                assert unwrap(await one.ask(echo.header + b"one")) == (echo.address, b"one")
-                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
-            assert (await place.end(one)).datagrams_up == 1
-            assert (await place.end(two)).datagrams_up == 1
-
-    run(main)
-
-
 def test_an_association_that_never_sent_leaves_its_place(run: Run) -> None:
     """Of several that are expected from one address, one that ends is expected no more."""
 
@@ -292,61 +276,6 @@ def test_an_association_that_never_sent_leaves_its_place(run: Run) -> None:
                 assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
 
     run(main)
-
-
-def test_a_shared_port_that_is_taken_again_at_once(run: Run) -> None:
-    """The last association ends and the next begins in the same turn: the port stays."""
-
-    async def main() -> None:
-        async with Place(Udp(ports="shared")) as place:
-            associations = place.server.parts.associations
-            async with association(place.address) as client:
-                port = place.one.port
-                place.one.close("client")
-                assert associations.open_port(place.address, Udp(ports="shared")) is port
-                port.expected[b"somebody", 0] = {}
-                await turns()
-                assert port.sock.fileno() >= 0
-                port.expected.clear()
-                port.close_if_unused()
-                port.close_if_unused()
-                assert not associations.shared
-                client.leave()
-
-    run(main)
-
-
-def test_clients_at_several_addresses_are_expected_apart(run: Run) -> None:
-    """On a shared port nobody takes the place of a client with another address."""
-
-    async def main() -> None:
-        shared = Udp(ports="shared")
-        async with (
-            Place(shared) as place,
-            association(place.address) as one,
-            association(place.address, host="127.0.0.2") as two,
-        ):
-            with destination() as echo:
-                assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
-                assert unwrap(await one.ask(echo.header + b"one")) == (echo.address, b"one")
-            assert (await place.end(one)).client.host != (await place.end(two)).client.host
-
-    run(main)
-
-
-def test_what_a_shared_port_dropped_is_said_when_it_closes(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody's datagrams belong to no session's line."""
-    caplog.set_level(logging.INFO)
-
-    async def main() -> None:
-        async with Place(Udp(ports="shared")) as place, association(place.address) as client:
-            with udp_socket("127.0.0.2") as nobody:
-                nobody.sendto(b"x", (str(client.relay.host), client.relay.port))
-                await until(lambda: place.one.port.wrong_source)
-            await place.end(client)
-
-    run(main)
-    assert "datagrams of no association: 1" in caplog.text
 
 
 def test_senders_are_forgotten_in_the_order_of_their_first_datagram(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

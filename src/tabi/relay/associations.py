@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
 
@@ -22,6 +22,7 @@ from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_insp
 from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
 from tabi.relay.protected_association import ProtectedAssociation
+from tabi.relay.shared_port import Departed, Newcomer, SharedPort
 from tabi.relay.udp_context import UdpContext
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_sockets import Port
@@ -66,7 +67,8 @@ class Associations:
         self.inspector = None if inspector is None else check_inspector(inspector)
         self.context = UdpContext(reactor, get_datagram_io(), dialer, binding, time)
         self.active: set[Association] = set()
-        self.shared: dict[tuple[IP, int], Port] = {}
+        self.shared: dict[tuple[IP, int], SharedPort] = {}
+        self.departed: Departed = {}
         self.interval = max(0.01, idle / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
 
@@ -84,10 +86,11 @@ class Associations:
     def binding(self, binding: SourceBinding | None) -> None:
         self.context.binding = binding
 
-    def open_port(self, local: Address, udp: Udp) -> Port:
+    def open_port(self, local: Address, udp: Udp, newcomer: Newcomer | None = None) -> Port:
         """A port on the address that a client has connected to: a new one, or the one that all share there.
 
-        ``local`` is that address and the listener's port. Raises OSError if no port is free.
+        ``local`` is that address and the listener's port. A newcomer that cannot be told apart from the others on the
+        shared port gets one of its own. Raises OSError if no port is free.
         """
         host, number = local
         assert not isinstance(host, str)
@@ -95,10 +98,13 @@ class Associations:
             return Port(self.context, host, udp.port_range)
         port = self.shared.get((host, number))
         if port is None:
-            port = self.shared[host, number] = Port(self.context, host, range(number, number + 1), self.forget)
+            ports = range(number, number + 1)
+            port = self.shared[host, number] = SharedPort(self.context, host, ports, self.departed, self.forget)
+        if newcomer is not None and not port.tells_apart(newcomer):
+            return Port(self.context, host, None)
         return port
 
-    def forget(self, port: Port) -> None:
+    def forget(self, port: SharedPort) -> None:
         """A port is about to be closed."""
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
@@ -138,6 +144,7 @@ class Associations:
         open_path: OpenPath | None = None,
         opened: tuple[str, UdpPath] | None = None,
         inspect: Inspect | None = None,
+        identity: Hashable = None,
     ) -> None:
         """Begin to relay; everything is closed when the association ends, and ``done`` is called.
 
@@ -152,6 +159,7 @@ class Associations:
             open_path: opens whatever egress the destination policy names.
             opened: one that is connected, by its name.
             inspect: called with each datagram; what `inspect` gave.
+            identity: of the client, see `Newcomer`.
         """
         session.drops = {}
         lease = session.lease
@@ -168,6 +176,7 @@ class Associations:
             association.router.use(*opened)
         if lease is not None:
             lease.cut = association.cut
+        association.identity = identity
         port.expect(association)
         self.active.add(association)
         if self.timer is None:

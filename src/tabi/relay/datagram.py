@@ -15,7 +15,7 @@ Hot path: benchmarks/compare pays for what is called with each run (udp) and for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tabi.config import Udp
@@ -44,7 +44,7 @@ class Association:
     """One client's datagrams; see `Associations.start`.
 
     ``client`` is the sockaddr that the client is pinned to, empty until it is; ``declared`` the port that it announced,
-    or 0; ``host`` the octets of the IP address that its datagrams come from.
+    or 0; ``host`` the octets of the IP address that its datagrams come from; ``identity`` is that of its `Newcomer`.
     """
 
     __slots__ = (
@@ -56,6 +56,7 @@ class Association:
         "done",
         "fragments",
         "host",
+        "identity",
         "limit",
         "outbox",
         "port",
@@ -96,6 +97,7 @@ class Association:
         self.declared = declared
         self.udp = udp
         self.host = client_ip(session.client.host).packed
+        self.identity: Hashable = None
         self.client = b""
         self.router = UdpRouter(self, context, destination_policy, open_path)
         self.routes = self.router.routes  # asked for each run

@@ -8,9 +8,7 @@ Hot path: benchmarks/compare pays for every line of `on_ready` with each batch (
 
 from __future__ import annotations
 
-import logging
 import socket
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,8 +24,6 @@ from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 if TYPE_CHECKING:
     from tabi.relay.datagram import Association
     from tabi.relay.udp_context import UdpContext
-
-log = logging.getLogger("tabi")
 
 IP = IPv4Address | IPv6Address
 
@@ -52,9 +48,7 @@ def family_of(host: IP) -> int:
 
 
 class Port:
-    """The UDP socket that clients send to: of one association, or of many that are told apart by their address.
-
-    Many share it if there is ``on_close``, which is called when the last of them has left.
+    """The UDP socket that the client of one association sends to; `SharedPort` is one for many.
 
     A client is pinned to its address and port: the IP address of its control connection, and the port that it declared
     or else that of its first datagram (C17 of docs/conformance.md). Datagrams from others are dropped and counted.
@@ -66,7 +60,6 @@ class Port:
         "expected",
         "inbox",
         "number",
-        "on_close",
         "outbox",
         "queued",
         "reactor",
@@ -75,13 +68,10 @@ class Port:
         "wrong_source",
     )
 
-    def __init__(
-        self, context: UdpContext, host: IP, ports: range | None, on_close: Callable[[Port], object] | None = None
-    ) -> None:
+    def __init__(self, context: UdpContext, host: IP, ports: range | None) -> None:
         family, io = family_of(host), context.io
         self.reactor = context.reactor
         self.inbox, self.outbox = io.headed[family], io.outbox
-        self.on_close = on_close
         self.split = IPV4_HEADER
         self.wrong_source = 0
         self.queued = self.closed = False
@@ -131,8 +121,7 @@ class Port:
     def pin(self, run: Run) -> Association | None:
         """Find the association of a first datagram; None if there is none: then the datagram is counted."""
         name = run.name
-        host, number = ip_octets(name), int.from_bytes(name[2:4], "big")
-        same = self.expected.get((host, number)) or self.expected.get((host, 0))
+        same = self.candidates(ip_octets(name), int.from_bytes(name[2:4], "big"))
         if same is None:
             self.wrong_source += run.count
             return None
@@ -141,6 +130,10 @@ class Port:
         self.clients[name] = association
         association.client = name
         return association
+
+    def candidates(self, host: bytes, number: int) -> dict[Association, None] | None:
+        """The associations whose first datagram may come from there, the oldest first."""
+        return self.expected.get((host, number)) or self.expected.get((host, 0))
 
     def expect(self, association: Association) -> None:
         """Wait for the first datagram of an association."""
@@ -156,31 +149,19 @@ class Port:
             if not self.expected:
                 self.expected = {}  # an emptied dict keeps 170 octets more
 
-    def leave(self, association: Association) -> None:
-        """An association has ended; with the last one the port is closed."""
+    def remove(self, association: Association) -> None:
+        """Carry and expect nothing of an association any more."""
         if association.client:
             del self.clients[association.client]
         else:
             self.unexpect(association)
-        if self.on_close is not None:  # many share it
-            self.reactor.later(self.close_if_unused)  # the next association may begin in this turn
-        else:
-            association.drop("wrong_source", self.wrong_source)
-            association.drop("overflow", overflow(self.sock))
-            self.closed = True
-            self.reactor.close(self.sock)
 
-    def close_if_unused(self) -> None:
-        """Close a port that no association shares any more. Harmless when done twice."""
-        if self.clients or self.expected or self.closed:
-            return
+    def leave(self, association: Association) -> None:
+        """The association has ended: close the port."""
+        self.remove(association)
+        association.drop("wrong_source", self.wrong_source)
+        association.drop("overflow", overflow(self.sock))
         self.closed = True
-        lost = overflow(self.sock)
-        if self.wrong_source or lost:
-            text = "shared UDP port %d: datagrams of no association: %d, overflowed: %d"
-            log.info(text, self.number, self.wrong_source, lost)
-        assert self.on_close is not None
-        self.on_close(self)
         self.reactor.close(self.sock)
 
 
