@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from conftest import Run
+from support import client as tcp_client
+from tabi import Server, Session
+from tabi.config import make_config
 from tabi.errors import (
     AuthError,
     ConfigError,
@@ -17,10 +26,11 @@ from tabi.errors import (
     RemoteProtocolError,
     TabiError,
 )
-from tabi.ingress.refusal import CHALLENGE, Refusal, login_refused, refusal_of
+from tabi.ingress.refusal import CHALLENGE, DETAILS, TABLE, Refusal, login_failed, login_refused, refusal_of
 from tabi.net.failures import connect_error, local_error, resolve_error, timeout_error
 from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
+from tabi.wire.address import Address
 from tabi.wire.socks4 import reply4_code
 
 
@@ -91,3 +101,96 @@ def test_a_client_that_is_nobody() -> None:
     assert (refusal.text, refusal.close, refusal.action) == ("wrong", "denied", "deny")
     assert (refusal.reply_code, refusal.login_status, refusal.status, refusal.error) == (2, 1, 407, None)
     assert refusal.fields == CHALLENGE
+
+
+INNER = "127.66.77.88"
+"""An address that the client has not named."""
+
+KINDS: list[Callable[[str], TabiError]] = [
+    lambda text: LimitExceeded(text, "connections"),
+    PolicyDenied,
+    *(lambda text, code=code: PolicyDenied(text, reply_code=code) for code in range(1, 9)),
+    lambda text: connect_error(errno.ECONNREFUSED, text),
+    *(lambda text, number=number: connect_error(number, text) for number in errno.errorcode),
+    *(lambda text, code=code: resolve_error(code, text, text) for code in range(30)),
+    *(lambda text, code=code: ProxyError(text, code) for code in (None, *range(1, 10))),
+    lambda text: timeout_error(1.0, text),
+    lambda text: local_error(OSError(errno.EMFILE, text), text),
+    lambda text: DialError(text, 1),
+    AuthError,
+    ConfigError,
+    RemoteProtocolError,
+    TabiError,
+    lambda text: ExchangeFailed(502, "http_protocol_error", text),
+    lambda text: ExchangeFailed(502, "connection_terminated", text),
+    lambda text: ExchangeFailed(504, "http_response_timeout", text),
+    lambda text: ExchangeFailed(429, "connection_limit_reached", text),
+]
+
+
+@given(st.sampled_from(KINDS), st.one_of(st.ip_addresses().map(str), st.just("proxy.inner.test"), st.just("alice")))
+def test_answers_name_nothing_that_the_client_has_not(kind: Callable[[str], TabiError], secret: str) -> None:
+    """Whatever the error says of addresses, names, users and proxies, the answer of HTTP is made of other words."""
+    destination = Address("example.com", 443)
+    refusal = refusal_of(kind(f"{secret} failed at {secret}"))
+    for details in (refusal.details(), refusal.details(destination)):
+        assert secret not in details.replace("example.com:443", "")
+        assert details.isprintable()
+        assert details
+    for login in (login_refused(secret), login_failed(secret)):
+        assert secret not in login.details(destination)
+
+
+def test_a_reason_about_the_request_itself_is_told() -> None:
+    """What the client has written wrong, it reads; so does it what its own destination did."""
+    assert refusal_of(HttpError("no Host field")).details(Address("x", 1)) == "no Host field"
+    assert refusal_of(ExchangeFailed(408, "http_request_error", "no more")).details() == "no more"
+    assert Refusal("log", 1, 501, says="told").details() == "told"
+    refused = refusal_of(connect_error(errno.ECONNREFUSED, INNER))
+    assert refused.details(Address("example.com", 443)) == "example.com:443: connection refused"
+    assert refused.text == f"{INNER}: connection refused"
+    assert Refusal(INNER, 1, 418).details() == "i'm a teapot"
+
+
+def test_every_error_type_has_its_text() -> None:
+    """None falls back on the words of the status."""
+    assert {row.error for row in TABLE} <= set(DETAILS)
+
+
+GUARDED = {"guard": {"exempt": []}, "log": {"access": "none"}, "resolver": {"hosts": {"inner.test": [INNER]}}}
+UNREACHABLE = f"socks5://user:secret@{INNER}:1"
+WAYS: list[tuple[dict[str, Any], str]] = [
+    ({}, "inner.test:80"),
+    ({"rule": [{"name": INNER, "action": "deny", "hosts": ["*"]}]}, "inner.test:80"),
+    ({"rule": [{"via": "block", "hosts": ["*"]}]}, "inner.test:80"),
+    ({"rule": [{"via": INNER, "hosts": ["*"]}], "egress": {INNER: {"members": [UNREACHABLE]}}}, "example.com:80"),
+    ({"rule": [{"via": "x"}], "egress": {"x": {"url": UNREACHABLE}}}, "example.com:80"),
+    ({"egress": {"direct": {"source": ["192.0.2.77"]}}, "guard": {"deny": []}}, "127.0.0.1:80"),
+    ({"resolver": {"servers": ["udp://127.0.0.9:9"], "timeout": 0.05, "tries": 1}}, "example.com:80"),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+@pytest.mark.parametrize(("settings", "host"), WAYS)
+def test_what_an_outsider_reads(run: Run, settings: dict[str, Any], host: str, method: str) -> None:
+    """The guard, rules, limits, other proxies, sources and name servers: all of it stays in the log."""
+
+    async def main() -> None:
+        listen = {"listen": [{"url": "http://127.0.0.1:0"}], "timeouts": {"connect": 0.2}}
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        config = make_config({**GUARDED, **listen, **settings})
+        async with (
+            Server(config=config, on_close=ended.put_nowait) as server,
+            tcp_client(server.addresses[0]) as (reader, writer),
+        ):
+            target = f"http://{host}/" if method == "GET" else host
+            writer.write(f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            answer = head + (await reader.readuntil(b"\n")).decode()
+            writer.close()
+            assert int(answer.split()[1]) >= 400, answer
+            for secret in (INNER, "192.0.2.77", "127.0.0.9", "user", "secret"):
+                assert secret not in answer.replace(host, "")
+            assert (await ended.get()).error
+
+    run(main)

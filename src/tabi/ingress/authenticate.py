@@ -132,9 +132,9 @@ def refusal_for(exc: Exception, login: Login) -> Refusal:
     name = login.username
     detail = f": {name if len(name) <= SHOWN else name[:SHOWN] + '…'!r}"
     if isinstance(exc, AuthError):
-        return login_refused(str(exc), detail)
+        return login_refused(str(exc) + detail)
     if isinstance(exc, TooManyLogins):
-        return login_dropped(str(exc), detail)
+        return login_dropped(str(exc) + detail)
     log.error("authentication failed", exc_info=exc)
     return login_failed(f"authentication failed: {type(exc).__name__}")
 

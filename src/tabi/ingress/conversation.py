@@ -144,7 +144,7 @@ class Commands:
 
     async def refuse(self, client: Stream, session: Session, refusal: Refusal, answer: Callable[[], None]) -> None:
         """Refuse a client, in the way that the refusal says; ``answer`` sends its words in the client's protocol."""
-        session.error, session.close = refusal.text + refusal.detail, refusal.close
+        session.error, session.close = refusal.text, refusal.close
         if refusal.action == "deny":
             await self.linger_close(client, answer)
         else:

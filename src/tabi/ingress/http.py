@@ -304,7 +304,7 @@ class Connection:
             # RFC 9110 section 7.6.2: the answer is ours, and says only that we are here.
             text = "Max-Forwards is 0: this proxy is the last on the way"
             if request.method == "TRACE":
-                return await self.refuse(request, Refusal(text, ReplyCode.GENERAL_FAILURE, 501))
+                return await self.refuse(request, Refusal(text, ReplyCode.GENERAL_FAILURE, 501, says=text))
             session.close = "server"
             return await self.answer(request, 200, None, text)
         try:
@@ -328,11 +328,12 @@ class Connection:
 
     async def refuse(self, request: Request | None, refusal: Refusal) -> bool:
         """Refuse a request, None if it is not valid, in the way that the refusal says; see `answer`."""
-        self.session.error, self.session.close = refusal.text + refusal.detail, refusal.close
+        self.session.error, self.session.close = refusal.text, refusal.close
         if refusal.action != "deny":
             await self.ingress.commands.refuse_silently(self.client, refusal.action)
             return False
-        return await self.answer(request, refusal.status, refusal.error, refusal.text, refusal.fields)
+        details = refusal.details(None if request is None else request.destination)
+        return await self.answer(request, refusal.status, refusal.error, details, refusal.fields)
 
     async def answer(
         self, request: Request | None, status: int, error: str | None, text: str, fields: Sequence[Field] = ()

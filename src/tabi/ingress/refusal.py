@@ -2,12 +2,16 @@
 
 SOCKS5 sends the reply code of RFC 1928 section 6 that the error has (`net/failures.py` chose it), SOCKS4 the one that
 comes nearest (`wire.socks4.reply4_code`), HTTP the status and the error type of RFC 9209 section 2.3 that `TABLE` says.
+
+An error names inner addresses, networks, users, proxies and name servers. All of that is for the access log: the text
+that people read in HTTP's answer is one of `DETAILS`, unless it is about what the client itself has written.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import NamedTuple
 
 from tabi.errors import (
@@ -22,6 +26,7 @@ from tabi.errors import (
 )
 from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
+from tabi.wire.address import Address
 from tabi.wire.http import Field
 from tabi.wire.socks5 import ReplyCode
 
@@ -37,8 +42,7 @@ class Refusal(NamedTuple):
     """Why a client does not get what it asked for, in the words of every protocol.
 
     Attributes:
-        text: for the access log, and for people who read the answer of HTTP.
-        detail: more of it, for the access log alone.
+        text: for the access log.
         reply_code: of RFC 1928 section 6.
         status: of HTTP.
         error: the error type of Proxy-Status, None if no type fits.
@@ -46,6 +50,7 @@ class Refusal(NamedTuple):
         fields: more fields of HTTP's answer.
         login_status: the STATUS of RFC 1929 if the user name and the password are refused.
         close: how the session has ended, for the access log.
+        says: for people who read the answer of HTTP; None for a text that fits the status. See `details`.
     """
 
     text: str
@@ -56,7 +61,16 @@ class Refusal(NamedTuple):
     fields: Sequence[Field] = ()
     login_status: int = 1
     close: Close = "error"
-    detail: str = ""
+    says: str | None = None
+
+    def details(self, destination: Address | None = None) -> str:
+        """What people read in the answer of HTTP; ``destination`` is what the client has asked for."""
+        if self.says is not None:
+            return self.says
+        if self.error == REQUEST_ERROR:
+            return self.text
+        text = DETAILS.get(self.error or self.status) or HTTPStatus(self.status).phrase.lower()
+        return f"{destination}: {text}" if destination is not None and self.error in OF_THE_DESTINATION else text
 
 
 class Row(NamedTuple):
@@ -74,6 +88,29 @@ class Row(NamedTuple):
             return False
         return not self.errnos or (isinstance(exc, DialError) and exc.errno in self.errnos)
 
+
+REQUEST_ERROR = "http_request_error"
+"""The error type of what a client itself has written."""
+
+OF_THE_DESTINATION: dict[str | int | None, str] = {
+    "destination_ip_prohibited": "may not be reached through this proxy",
+    "destination_ip_unroutable": "there is no way to it",
+    "destination_unavailable": "another proxy on the way does not reach it",
+    "dns_error": "the name has no address, or it was not found out",
+    "connection_refused": "connection refused",
+    "connection_terminated": "the connection ended before the answer",
+    "connection_timeout": "no connection in time",
+    "http_protocol_error": "what came is not an answer of HTTP, or could be read in two ways",
+    "http_response_timeout": "no answer in time",
+}
+DETAILS: dict[str | int | None, str] = {
+    **OF_THE_DESTINATION,
+    "connection_limit_reached": "a limit is reached",
+    "proxy_internal_error": "the proxy has failed",
+    407: "this proxy wants a user name and a password that are right",
+    503: "the proxy has failed to find out who the client is",
+}
+"""What HTTP's answer says to people, by error type, or by status where there is none."""
 
 UNROUTABLE = (
     *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EHOSTDOWN),
@@ -114,9 +151,9 @@ def refusal_of(exc: TabiError) -> Refusal:
     return Refusal(str(exc), reply_code, row.status, row.error, close=CLOSE.get(row.status, "error"))
 
 
-def login_refused(text: str, detail: str = "") -> Refusal:
+def login_refused(text: str) -> Refusal:
     """Make the refusal of a client that must be a user and has not proven it."""
-    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied", detail=detail)
+    return Refusal(text, ReplyCode.NOT_ALLOWED, 407, fields=CHALLENGE, close="denied")
 
 
 def login_failed(text: str) -> Refusal:
@@ -124,6 +161,6 @@ def login_failed(text: str) -> Refusal:
     return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, login_status=2)
 
 
-def login_dropped(text: str, detail: str) -> Refusal:
+def login_dropped(text: str) -> Refusal:
     """Make the refusal of a client whose login is one too many: a reset, so that it keeps nothing here."""
-    return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, action="reset", close="limit", detail=detail)
+    return Refusal(text, ReplyCode.GENERAL_FAILURE, 503, action="reset", close="limit")
