@@ -21,6 +21,14 @@ where no reply fits. It is an ``int`` so that this module imports nothing.
 from __future__ import annotations
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text in which a terminal and a log show everything: characters that control them (C0, C1, directions of
+    writing, separators of lines), and lone surrogates, are escaped as Python does it, except those in ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
+
+
 class TabiError(Exception):
     """The base of all of tabi's own exceptions."""
 
@@ -124,7 +132,7 @@ class ConfigError(TabiError):
 
     def __init__(self, message: str, path: str | None = None, errors: tuple[ConfigError, ...] = ()) -> None:
         text = f"{path}: {message}" if path else message
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
+        super().__init__(printable(text))
         self.path = path
         self.message = message
         self.errors = errors or (self,)

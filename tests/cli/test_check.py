@@ -344,3 +344,21 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.decode() == f"{path}: rule[1]: late can never match, since all matches all that it would\n"
     assert 'rule[1].name = "late"' in done.stdout.decode()
+
+
+HOSTILE = '[[rule]]\naction = "deny"\nusers = ["a\\u001b[2J\\u0085\\u202e\\u2028\\u2066ü"]\n'
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_nothing_of_a_file_controls_the_terminal(tmp_path: Path, flags: list[str]) -> None:
+    """Names with characters of control come out escaped, in the answer and in what is reported; others as they are."""
+    done = run_here("check", *flags, write(tmp_path, HOSTILE))
+    assert done.returncode == 0
+    text = done.stdout.decode()
+    assert text.replace("\n", "").isprintable()
+    assert done.stderr.decode().replace("\n", "").isprintable()
+    assert "ü" in text
+    if flags:
+        assert json.loads(text)["rule"][0]["users"] == ["a\x1b[2J\x85\u202e\u2028\u2066ü"]
+    else:
+        assert r"\u001b[2J\x85\u202e\u2028\u2066" in text

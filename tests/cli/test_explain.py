@@ -469,3 +469,15 @@ def test_who_does_not_log_in_has_no_parameters(grammar: Callable[[str], Path]) -
     options = ("--listener", "socks4+tls://127.0.0.1:3", "--user", "a-country-de")
     found = explain_json(*options, *SOMEWHERE, config=path)
     assert (found["user"], found["parameters"]) == ("a-country-de", None)
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_nothing_of_a_file_controls_the_terminal(tmp_path: Path, flags: list[str]) -> None:
+    """Names with characters of control come out escaped, in both forms."""
+    path = tmp_path / "tabi.toml"
+    name = "a\\u001b[2J\\u0085\\u202e\\u2028\\u2066ü"
+    path.write_text(f'[[rule]]\nusers = ["{name}"]\naction = "deny"\n', "utf-8")
+    text = explain(*flags, "connect", "192.0.2.1:80", config=path)
+    assert text.replace("\n", "").isprintable()
+    assert "ü" in text
+    assert r"\u202e\u2028\u2066" in text

@@ -37,7 +37,7 @@ from tabi.observe.access_log import (
     write_all,
 )
 from tabi.session import Session
-from tabi.wire.address import parse_address
+from tabi.wire.address import Address, parse_address
 
 KEYS = [
     *(
@@ -210,6 +210,34 @@ def test_any_text_is_valid_json_on_one_line(user: str, error: str) -> None:
     line = format_line(session, "", "", 0.0)
     assert list(json.loads(line)) == KEYS
     assert not re.search(rb"[\x00-\x1f]", line[:-1])
+
+
+HOSTILE = [
+    *(chr(number) for number in (*range(32), *range(127, 161))),
+    *"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\ufeff\U000e0001",
+    "\ud800",
+    "\udcff",
+]
+"""Controls of terminals, C0 and C1, directions of writing, ends of lines, and what is not text."""
+
+TEXTS = ["user", "rule", "via", "member", "error", "listener", "protocol", "command", "client", "destination"]
+
+
+@pytest.mark.parametrize("field", TEXTS)
+def test_nothing_in_a_line_controls_what_shows_it(field: str) -> None:
+    """Whoever has made up a text, a client or a program: whatever cannot be seen is escaped, the rest is the text."""
+    for letter in HOSTILE:
+        session = make_session()
+        text = f"jürgen{letter}x"
+        setattr(session, field, Address(text, 1) if field in ("client", "destination") else text)
+        line = format_line(session, "", "", 0.0)
+        assert line.endswith(b"\n")
+        assert line[:-1].decode().isprintable()
+        assert "jürgen" in line.decode()
+        found = json.loads(line)["host" if field == "destination" else field]
+        if "\ud800" <= letter <= "\udfff":
+            letter = ascii(letter)[1:-1]
+        assert found == f"jürgen{letter}x" + (":1" if field == "client" else "")
 
 
 def test_the_time_is_rfc_3339_with_milliseconds() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,24 @@ def writer_to(fd: int) -> Iterator[LogWriter]:
 def record(text: str) -> logging.LogRecord:
     """A message."""
     return logging.LogRecord("tabi", logging.WARNING, __file__, 1, text, (), None)
+
+
+def test_nothing_in_a_message_controls_the_terminal(tmp_path: Path) -> None:
+    """A text from outside makes neither a second message nor a traceback that looks like one."""
+    hostile = "a\n2026-01-01 00:00:00,000 INFO b\x1b[2J\x85\u202e\u2028\udcff\0"
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        failure = logging.LogRecord("tabi", logging.ERROR, __file__, 1, "%s", (hostile,), sys.exc_info())
+    with (tmp_path / "err").open("wb") as file, writer_to(file.fileno()) as writer:
+        writer.emit(failure)
+        writer.say(f"{hostile}\n")
+    data = (tmp_path / "err").read_bytes().decode()
+    assert all(character == "\n" or character.isprintable() for character in data)
+    first, *traceback, second, third, end = data.split("\n")
+    assert first.endswith(r" ERROR a\n2026-01-01 00:00:00,000 INFO b\x1b[2J\x85\u202e\u2028\udcff\x00")
+    assert all(line.startswith("  ") for line in traceback)
+    assert (second, third, end) == ("a", r"2026-01-01 00:00:00,000 INFO b\x1b[2J\x85\u202e\u2028\udcff\x00", "")
 
 
 def test_messages_arrive_in_order_before_the_end(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from tabi.cli.help import Command
 from tabi.config import Config, PerClient, load_config
 from tabi.config.advice import advise
 from tabi.config.load import encode_special, in_file
-from tabi.errors import ConfigError
+from tabi.errors import ConfigError, printable
 from tabi.net.listen import check_unix
-from tabi.observe.access_log import check_output
+from tabi.observe.access_log import check_output, escape_json
 from tabi.policy.limits import least_burst
 from tabi.policy.quantities import format_size
 from tabi.server.compiled import Compiled, compile_config
@@ -70,13 +70,16 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
         if len(exc.errors) == 1:
             raise
         for error in exc.errors:
-            print(f"tabi: {path}: {error}", file=sys.stderr)
+            print(printable(f"tabi: {path}: {error}"), file=sys.stderr)
         return 2
     assert compiled is not None
     for advice in advise(config, compiled.users):
-        print(f"{path}: {advice}", file=sys.stderr)
+        print(printable(f"{path}: {advice}"), file=sys.stderr)
     data = resolved(config)
-    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else "\n".join(flatten(written(data))))
+    if as_json:
+        print(escape_json(json.dumps(data, indent=1, ensure_ascii=False)))
+    else:
+        print("\n".join(map(printable, flatten(written(data)))))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -16,7 +17,8 @@ import msgspec
 
 from tabi.cli.help import Command
 from tabi.config import Config, Listen, load_config
-from tabi.errors import ConfigError
+from tabi.errors import ConfigError, printable
+from tabi.observe.access_log import escape_json
 from tabi.policy.rules import COMMANDS, PROTOCOLS
 from tabi.server.explain import Request, check_user, explain
 from tabi.server.explanation import Explanation
@@ -75,7 +77,10 @@ def explain_command(
         found = asyncio.run(ask(settings, request))
     except ConfigError as exc:
         raise ConfigError(str(exc), str(config)) from exc
-    print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode() if as_json else "\n".join(lines(found)))
+    if as_json:
+        print(escape_json(json.dumps(msgspec.to_builtins(found), indent=1, ensure_ascii=False)))
+    else:
+        print("\n".join(map(printable, lines(found))))
     return 0 if found.error is None else REFUSED
 
 
@@ -204,5 +209,4 @@ def answer(found: Explanation) -> str:
     if how is None:
         what = "status" if found.protocol.startswith("http") else "reply"
         how = "refused without a reply" if found.reply is None else f"refused with {what} {found.reply:02}"
-    error = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in found.error)
-    return f"{how}: {error}"
+    return f"{how}: {found.error}"

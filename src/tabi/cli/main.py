@@ -16,7 +16,7 @@ import click
 
 import tabi
 from tabi.cli.help import Command, Context
-from tabi.errors import ConfigError, TabiError
+from tabi.errors import ConfigError, TabiError, printable
 
 COMMANDS = {
     "serve": "serve",
@@ -109,5 +109,5 @@ def main() -> None:
 
 def fail(text: object, code: int) -> NoReturn:
     """Say in one line what went wrong, and end."""
-    print(f"tabi: {text}", file=sys.stderr)
+    print(printable(f"tabi: {text}"), file=sys.stderr)
     sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import select
 import stat
 import sys
@@ -133,11 +134,28 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
             drops=session.drops,
         )
     try:
-        return encode(record) + b"\n"
-    except UnicodeEncodeError:  # a user name that is not text
-        record.user = record.user and record.user.encode("utf-8", "backslashreplace").decode()
-        record.error = record.error and record.error.encode("utf-8", "backslashreplace").decode()
-        return encode(record) + b"\n"
+        line = encode(record) + b"\n"
+    except UnicodeEncodeError:  # lone surrogates: a user name that is not text, or any name from a program
+        for name in record.__struct_fields__:
+            value = getattr(record, name)
+            if isinstance(value, str):
+                setattr(record, name, value.encode("utf-8", "backslashreplace").decode())
+        line = encode(record) + b"\n"
+    return line if line.isascii() and b"\x7f" not in line else escape_json(line.decode()).encode()
+
+
+UNUSUAL = re.compile(r"[^\n -~]")
+
+
+def escape_json(text: str) -> str:
+    """JSON in which what controls a terminal or a log, or cannot be seen, is escaped; its meaning stays the same."""
+    return UNUSUAL.sub(escape_character, text)
+
+
+def escape_character(found: re.Match[str]) -> str:
+    """One character as JSON escapes it, if it cannot be seen."""
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return found[0] if found[0].isprintable() else "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 class Output(Protocol):

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import textwrap
+from typing import Any
 
+from tabi.errors import printable
 from tabi.observe.access_log import write_all
 from tabi.server.channel import Channel
 from tabi.server.child import Child
@@ -22,12 +25,25 @@ MAX_MESSAGE = 65_536
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
+class LineFormatter(logging.Formatter):
+    """One line for each message, whatever is in it; a traceback follows, set in, so that no line of it looks like a
+    message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """See `logging.Formatter`."""
+        return textwrap.indent(printable(super().formatException(ei), "\n"), "  ")
+
+
 class LogWriter(logging.Handler):
     """Hands messages to a process that writes them, which it starts; the supervisor keeps that `child` up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(FORMAT))
+        self.setFormatter(LineFormatter(FORMAT))
         self.source, self.sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sink.setblocking(False)
         self.lost = 0
@@ -39,12 +55,12 @@ class LogWriter(logging.Handler):
         self.say(self.format(record) + "\n")
 
     def say(self, text: str) -> None:
-        """Have a text written as it is. Never waits, never raises."""
+        """Have a text written, lines and all. Never waits, never raises."""
         before = (
             f"{self.lost} messages before this one are lost, since standard error was not read\n" if self.lost else ""
         )
         try:
-            self.sink.send((before + text).encode("utf-8", "backslashreplace")[:MAX_MESSAGE], socket.MSG_NOSIGNAL)
+            self.sink.send(printable(before + text, "\n").encode()[:MAX_MESSAGE], socket.MSG_NOSIGNAL)
             self.lost = 0
         except OSError:  # it does not read, or supervisor and writer are both gone
             self.lost += 1
