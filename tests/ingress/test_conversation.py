@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
+import msgspec
 import pytest
 
 from conftest import Run
-from doubles import LOOPBACK, Scene, ask_for
-from support import target
+from doubles import LOOPBACK, Scene, ask_for, config, greet, read_reply
+from support import client as tcp_client
+from support import request, target
 from tabi import Server, Session
+from tabi.config import RuleConfig
+from tabi.ingress import conversation
+from tabi.ingress.conversation import SWALLOWED
 from tabi.net import handshakes
 
 
@@ -65,5 +71,47 @@ def test_a_refused_client_that_floods_does_not_have_the_loop_to_itself(
                     None,
                     "no acceptable method: offered 80, expected 0x00",
                 }
+
+    run(main)
+
+
+@pytest.mark.parametrize("action", ["deny", "drop"])
+def test_a_refused_client_that_goes_on_sending_is_reset(run: Run, action: str) -> None:
+    """After 1 MiB, long before the time is over; none of that is read that comes behind it."""
+
+    async def main() -> None:
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        settings = msgspec.structs.replace(config(), rule=[RuleConfig(action)])  # type: ignore[arg-type]
+        async with (
+            Server(config=settings, on_close=ended.put_nowait) as server,
+            tcp_client(server.addresses[0]) as (reader, writer),
+        ):
+            assert await greet((reader, writer)) == 0
+            writer.write(request("127.0.0.1", 9))
+            if action == "deny":
+                assert (await read_reply(reader))[0] == 2
+            with contextlib.suppress(ConnectionError):
+                for _ in range(1000):
+                    writer.write(bytes(1 << 16))
+                    await writer.drain()
+                raise AssertionError("62 MiB were taken")
+            assert (await ended.get()).close == "denied"
+
+    run(main)
+
+
+def test_a_refused_client_that_sends_less_reads_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal is not lost by a reset while the client still sends what it had begun."""
+    monkeypatch.setattr(conversation, "LINGER", 10.0)
+
+    async def main() -> None:
+        settings = msgspec.structs.replace(config(), rule=[RuleConfig("deny")])
+        async with Server(config=settings) as server, tcp_client(server.addresses[0]) as (reader, writer):
+            assert await greet((reader, writer)) == 0
+            writer.write(request("127.0.0.1", 9) + bytes(SWALLOWED - 1))
+            await writer.drain()
+            writer.write_eof()
+            assert (await read_reply(reader))[0] == 2
+            assert await reader.read() == b""
 
     run(main)

@@ -21,12 +21,14 @@ from tabi.ingress.mixed import MixedIngress
 from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.wire.address import Address, parse_address
+from tabi.wire.http_syntax import EMPTY_LINES
 from tabi.wire.sniff import Protocol
 
 MIXED = "mixed://127.0.0.1:0"
 CLIENT = parse_address("192.0.2.9:40000")
 
 BEGINNINGS = {
+    "http behind an empty line": (Protocol.HTTP, b"\r\nGET http://example.com/ HTTP/1.1\r\n\r\n"),
     "socks5": (Protocol.SOCKS5, GREETING + request("127.0.0.1", 80)),
     "socks4": (Protocol.SOCKS4, b"\x04\x01\x00\x50\x7f\x00\x00\x01user\x00"),
     "socks4a": (Protocol.SOCKS4, b"\x04\x01\x00\x50\x00\x00\x00\x01\x00example.com\x00"),
@@ -175,7 +177,7 @@ NO_HEADER = "a PROXY header from a client that is not in proxy_protocol, or a se
         (BEGINNINGS["proxy v2"][1], NO_HEADER),
         (b"\x00\x01\x02", "begins with b'\\x00\\x01\\x02', expected one of socks5, socks4, http"),
         (b"\xff" * 4096, "begins with " + repr(b"\xff" * 16) + ", expected one of socks5, socks4, http"),
-        (b"\r\n\r\nGET", "begins with b'\\r\\n\\r\\nGET', expected one of socks5, socks4, http"),
+        (b"\r\n\r\n\0GET", "begins with b'\\r\\n\\r\\n\\x00GET', expected one of socks5, socks4, http"),
         (b"A" * 5000, "begins with b'AAAAAAAAAAAAAAAA', expected one of socks5, socks4, http"),
         (b"GET\thttp://", "begins with b'GET\\thttp://', expected one of socks5, socks4, http"),
     ],
@@ -207,6 +209,33 @@ def test_silence_ends_with_the_handshakes_deadline(run: Run, octets: bytes) -> N
             assert await end_of(reader) in ("end", "reset")
             session = await ended.get()
             assert (session.close, session.error) == ("error", "handshake: not done within 0.1 s")
+
+    run(main)
+
+
+@pytest.mark.parametrize("lines", [0, 1, EMPTY_LINES])
+@pytest.mark.parametrize("whole", [True, False])
+def test_empty_lines_before_a_request(run: Run, lines: int, whole: bool) -> None:
+    """Some clients send one behind the content of the request before (RFC 9112 section 2.2): it is read over."""
+    octets = b"\r\n" * lines + b"OPTIONS http://x/ HTTP/1.1\r\nHost: x\r\nMax-Forwards: 0\r\n\r\n"
+
+    async def main() -> None:
+        async with serving() as (server, _), client(server.addresses[0]) as (reader, writer):
+            for at in range(0, len(octets), len(octets) if whole else 1):
+                writer.write(octets[at : at + len(octets) if whole else at + 1])
+                await turns()
+            assert (await reader.readline()).split()[1] == b"200"
+
+    run(main)
+
+
+def test_too_many_empty_lines_before_a_request(run: Run) -> None:
+    """HTTP refuses them, with its own words."""
+
+    async def main() -> None:
+        async with serving() as (server, _), client(server.addresses[0]) as (reader, writer):
+            writer.write(b"\r\n" * (EMPTY_LINES + 1) + b"GET http://x/ HTTP/1.1\r\n")
+            assert (await reader.readline()).split()[1] == b"400"
 
     run(main)
 

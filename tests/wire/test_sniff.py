@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tabi.wire.http_syntax import EMPTY_LINES
 from tabi.wire.machine import NEED_DATA
 from tabi.wire.sniff import MAX_METHOD, SIGNATURES, SNIFF_SIZE, Protocol, sniff
 
@@ -45,6 +46,11 @@ def decided(data: bytes) -> tuple[int, object]:
         (b"PROXYING /", 9, Protocol.HTTP),
         (V2 + b"\x21\x11\x00\x0c", 12, Protocol.PROXY_V2),
         (b"M" * MAX_METHOD + b" /", MAX_METHOD + 1, Protocol.HTTP),
+        (b"\r\nGET / HTTP/1.1\r\n", 6, Protocol.HTTP),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n", 8, Protocol.HTTP),
+        (b"\r\n\r\nPRI * HTTP/2.0\r\n", 8, Protocol.HTTP),
+        (b"\r\n" * EMPTY_LINES + b"M" * MAX_METHOD + b" /", SNIFF_SIZE, Protocol.HTTP),
+        (b"\r\n" * (EMPTY_LINES + 1), 2 * EMPTY_LINES + 2, Protocol.HTTP),
     ],
 )
 def test_protocols(data: bytes, needed: int, protocol: Protocol) -> None:
@@ -64,7 +70,11 @@ def test_protocols(data: bytes, needed: int, protocol: Protocol) -> None:
         (b"\x16\x02\x01", 2),
         (b"\x15\x03\x01", 1),
         (b"\x17\x03\x01", 1),
-        (b"\r\nGET / HTTP/1.1\r\n", 3),
+        (b"\r\n\0", 3),
+        (b"\r\n\r\n\n", 5),
+        (b"\r\n\r\n\r\r", 6),
+        (b"\r\n GET /", 3),
+        (b"\rGET /", 2),
         (V2[:-1] + b"\0", 12),
         (b"GET\t/", 4),
         (b"GET\r\n", 4),

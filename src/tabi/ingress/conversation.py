@@ -19,6 +19,24 @@ READ_SIZE = 500
 """Octets of one read. With a message under way, at most 520, a client has less than 1 KiB here before it is known."""
 
 
+SWALLOWED = 1 << 20
+"""Octets that are read of a client that goes on sending after its refusal; beyond that its connection is reset."""
+
+
+async def swallow(client: Stream) -> None:
+    """Read what a client still sends, to its end. Raises OSError as `Stream.receive`."""
+    left = SWALLOWED
+    while left:
+        data = await client.receive(min(left, 65536))
+        if not data:
+            return
+        left -= len(data)
+        # What is there is received without a wait, expired or not: let others have their turn, and end.
+        await client.reactor.next_turn()
+        client.check()
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
 class Ingress(Protocol):
     """Speaks with a client, from the first octet that the layer before has left."""
 
@@ -158,9 +176,7 @@ class Commands:
             return
         self.handshake.start(client)
         try:
-            while await client.receive():
-                await client.reactor.next_turn()
-                client.check()
+            await swallow(client)
         except (OSError, LimitExceeded):  # TimeoutError is one
             pass
         finally:
@@ -174,10 +190,7 @@ class Commands:
         try:
             answer()
             client.send_eof()
-            while await client.receive():
-                # What is there is received without a wait, expired or not: let others have their turn, and end.
-                await client.reactor.next_turn()
-                client.check()
+            await swallow(client)
         except OSError:  # TimeoutError is one
             pass
         finally:

@@ -3,7 +3,8 @@
 SOCKS4           04
 SOCKS5           05, with any NMETHODS after it
 TLS              16 03: a record of the handshake, of any version
-HTTP/1           a method, which is a token (RFC 9110 section 5.6.2), and a space
+HTTP/1           a method, which is a token (RFC 9110 section 5.6.2), and a space. Empty lines before it do not count
+                 (RFC 9112 section 2.2).
 HTTP/2           the preface of RFC 9113 section 3.4, up to the version: from a client with prior knowledge
 PROXY v1, v2     the signatures of the PROXY protocol, section 2
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from tabi.wire.http_syntax import EMPTY_LINES
 from tabi.wire.machine import NEED_DATA, NeedData
 
 MAX_METHOD = 32
 """Octets of an HTTP method. The longest that is registered, UPDATEREDIRECTREF, has 17."""
 
-SNIFF_SIZE = MAX_METHOD + 1
+SNIFF_SIZE = 2 * EMPTY_LINES + MAX_METHOD + 1
 """Octets after which `sniff` never needs more."""
 
 
@@ -59,7 +61,14 @@ def sniff(data: bytes) -> Protocol | NeedData:
             return protocol
         if signature.startswith(data):
             return NEED_DATA
-    method = TOKEN.match(data)
+    at = 0
+    while data.startswith(b"\r\n", at):
+        at += 2
+        if at > 2 * EMPTY_LINES:
+            return HTTP  # which refuses them
+    if at and data[at:] in (b"", b"\r"):
+        return NEED_DATA
+    method = TOKEN.match(data, at)
     if method is None:
         return UNKNOWN
     end = method.end()
