@@ -950,6 +950,8 @@ SERVERS = "expected system, an IP address, udp://IP, tcp://IP, tls://HOST or htt
         ("hosts = {'10.0.0.1' = ['::1']}", "hosts.10.0.0.1: '10.0.0.1' is not a name"),
         ("hosts = {'127.1' = ['::1']}", "hosts.127.1: '127.1' is not a name"),
         ("hosts = {'1.2.3.4.5' = ['::1']}", "hosts.1.2.3.4.5: neither an address nor a name"),
+        ("hosts = {'db.7' = ['::1']}", "hosts.db.7: neither an address nor a name"),
+        ("hosts = {'1.2.3' = ['::1']}", "hosts.1.2.3: '1.2.3' is not a name"),
         ("hosts = {a = ['::1'], A = ['::1']}", "hosts.A: the same name twice"),
         ("hosts = {'a.' = ['::1'], a = ['::1']}", "hosts.a: the same name twice"),
         ("hosts = {'.' = ['::1']}", "hosts..: '.' is not a name"),

@@ -25,7 +25,7 @@ from tabi.net.reactor import get_reactor
 from tabi.net.stream import Stream
 from tabi.session import UNIX
 from tabi.wire.address import Address, parse_address
-from tabi.wire.proxy_protocol import MAX_HEADER, TlvType, encode_v1, encode_v2
+from tabi.wire.proxy_protocol import HEADER_LIMIT, TlvType, encode_v1, encode_v2
 
 OUTSIDE = parse_address("203.0.113.9:50000")
 OUTSIDE6 = parse_address("[2001:db8::9]:50000")
@@ -140,16 +140,35 @@ def test_a_header_about_nobody_keeps_the_connections_own_address(run: Run, name:
     run(main)
 
 
-def test_the_longest_header(run: Run) -> None:
-    """536 octets are taken, of TLVs that nobody needs as well."""
-    block = MAX_HEADER - len(encode_v2(OUTSIDE, FRONT)) - 3
-    header = encode_v2(OUTSIDE, FRONT, tlvs=((0xE1, bytes(block)),))
-    assert len(header) == MAX_HEADER
+def long_header(size: int) -> bytes:
+    """A header of version 2 with so many octets, as balancers of clouds send it."""
+    plain = encode_v2(OUTSIDE, FRONT)
+    tlv = b"\xe1" + (size - len(plain) - 3).to_bytes(2, "big") + bytes(size - len(plain) - 3)
+    return plain[:14] + (size - 16).to_bytes(2, "big") + plain[16:] + tlv
+
+
+@pytest.mark.parametrize("size", [500, 501, 536, 537, 1000, HEADER_LIMIT])
+def test_a_long_header(run: Run, size: int) -> None:
+    """Up to 4 KiB are taken, of TLVs that nobody needs as well."""
+    header = long_header(size)
+    assert len(header) == size
 
     async def main() -> None:
         for step in (1, 200, 10_000):
             rest = await feed(header + GREETING, step)
             assert (rest.client, rest.received) == (OUTSIDE, GREETING)
+
+    run(main)
+
+
+def test_a_header_that_is_too_long(run: Run) -> None:
+    """It is refused as soon as its length is there, and the log says why."""
+
+    async def main() -> None:
+        async with Place() as place, place.behind(long_header(HEADER_LIMIT + 1)[:16]) as (reader, _):
+            assert await end_of(reader) in ("end", "reset")
+            error = (await place.ended.get()).error
+            assert error == "PROXY header: 4097 octets, expected at most 4096"
 
     run(main)
 
@@ -223,7 +242,7 @@ CHECKSUM[-1] ^= 1
 
 BROKEN = [
     (bytes(CHECKSUM), "PROXY header: wrong checksum"),
-    (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", "PROXY header: 65551 octets, expected at most 536"),
+    (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", "PROXY header: 65551 octets, expected at most 4096"),
     (b"PROXY UNKNOWN " + b"x" * 200, "PROXY header: no CRLF in the first 107 octets"),
     (b"PROXY TCP4 203.0.113.9 198.51.100.1 99999 80\r\n", "PROXY header: port 99999, expected 0 to 65535"),
     (GREETING, "PROXY header: begins with b'\\x05\\x01\\x00', expected version 2's signature or 'PROXY'"),

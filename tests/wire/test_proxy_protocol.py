@@ -13,6 +13,7 @@ from tabi.errors import RemoteProtocolError
 from tabi.wire.address import Address, parse_address
 from tabi.wire.proxy_protocol import (
     FIXED,
+    HEADER_LIMIT,
     MAX_HEADER,
     MAX_LINE,
     MAX_UNIQUE_ID,
@@ -50,7 +51,7 @@ def tlv(kind: int, value: bytes) -> bytes:
     return bytes([kind]) + len(value).to_bytes(2, "big") + value
 
 
-def decode(data: bytes, limit: int = MAX_HEADER) -> ProxyHeader:
+def decode(data: bytes, limit: int = HEADER_LIMIT) -> ProxyHeader:
     """Decode a header that is whole, and is nothing but that."""
     found = decode_header(data, limit)
     assert found is not None
@@ -59,7 +60,7 @@ def decode(data: bytes, limit: int = MAX_HEADER) -> ProxyHeader:
     return header
 
 
-def refused(data: bytes, message: str, limit: int = MAX_HEADER) -> None:
+def refused(data: bytes, message: str, limit: int = HEADER_LIMIT) -> None:
     """The octets are refused, and so they are when more follow, and in a bytearray."""
     for variant in (data, data + b"x", bytearray(data)):
         found: object
@@ -369,16 +370,17 @@ def test_unspec_means_the_connections_own_addresses(fam: int, length: int) -> No
     refused(v2(bytes(length) + tlv(TlvType.CRC32C, bytes(4)), fam), "wrong checksum")
 
 
-def test_a_header_has_at_most_536_octets() -> None:
-    """What fits in the smallest segment that every host takes; exactly at, below and above, before the rest arrives."""
+def test_a_header_has_at_most_4096_octets() -> None:
+    """More than fits in the smallest segment that every host takes, since balancers send more; exactly at, below and
+    above, before the rest arrives."""
     assert MAX_HEADER == 576 - 40
-    for size in (MAX_HEADER - 1, MAX_HEADER):
+    for size in (MAX_HEADER, MAX_HEADER + 1, HEADER_LIMIT - 1, HEADER_LIMIT):
         octets = v2(BLOCK4 + tlv(0xE0, bytes(size - FIXED - 12 - 3)))
         assert len(octets) == size
         assert len(decode(octets).tlvs[0][1]) == size - 31
     for command in (0x20, 0x21):
-        refused(v2(b"", command=command, length=MAX_HEADER + 1 - FIXED), "537 octets, expected at most 536")
-        refused(v2(b"", command=command, length=0xFFFF), "65551 octets, expected at most 536")
+        refused(v2(b"", command=command, length=HEADER_LIMIT + 1 - FIXED), "4097 octets, expected at most 4096")
+        refused(v2(b"", command=command, length=0xFFFF), "65551 octets, expected at most 4096")
 
 
 def test_the_limit_is_the_callers() -> None:

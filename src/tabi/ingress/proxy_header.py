@@ -11,7 +11,7 @@ from tabi.policy.guard import is_inner_client
 from tabi.policy.networks import Network
 from tabi.session import Session
 from tabi.wire.address import Host
-from tabi.wire.proxy_protocol import MAX_HEADER, decode_header, missing_octets
+from tabi.wire.proxy_protocol import HEADER_LIMIT, decode_header, missing_octets
 
 
 class ProxyHeaderIngress:
@@ -54,7 +54,7 @@ class ProxyHeaderIngress:
         """Read the header and no octet more; the address in it is the client from then on."""
         taken = b""
         while True:
-            data = await client.peek(MAX_HEADER - len(taken))
+            data = await client.peek(HEADER_LIMIT - len(taken))
             if not data:
                 raise RemoteProtocolError(f"PROXY header: the proxy at {session.client} ended after {taken!r}")
             found = decode_header(taken + data)

@@ -17,7 +17,7 @@ A peer that can send a header can claim any address: decode only what comes from
 header from it; nothing here guesses whether there is one.
 
 The octets of the client follow at once, and the reader of the header must not take any of them. Look with MSG_PEEK, at
-most at `MAX_HEADER`, and take what `decode_header` says that the header has; where that is None, take no more than
+most at `HEADER_LIMIT`, and take what `decode_header` says that the header has; where that is None, take no more than
 `missing_octets` at a time, since a descriptor stays readable while octets are only looked at.
 """
 
@@ -33,7 +33,11 @@ from tabi.errors import RemoteProtocolError
 from tabi.wire.address import Address, ipv4, ipv6, parse_ip
 
 MAX_HEADER = 536
-"""Octets of a header in all. Section 2 has both formats fit in the smallest segment that every host takes, 576 - 40."""
+"""Octets of a header that is written. Section 2 has both formats fit in the smallest segment that every host takes, 576
+- 40."""
+
+HEADER_LIMIT = 4096
+"""Octets of a header of version 2 that is read: balancers of clouds put long TLVs into it."""
 
 MAX_LINE = 107
 """Octets of version 1's line with its CRLF, the worst case of section 2.1."""
@@ -129,7 +133,7 @@ class SslInfo(msgspec.Struct, frozen=True):
 # --- decoding ---
 
 
-def decode_header(data: bytes | bytearray, limit: int = MAX_HEADER) -> tuple[ProxyHeader, int] | None:
+def decode_header(data: bytes | bytearray, limit: int = HEADER_LIMIT) -> tuple[ProxyHeader, int] | None:
     """Read the header at the beginning of a connection; what follows it is not looked at.
 
     Args:
