@@ -79,6 +79,7 @@ class Session:
     ``started`` is of `time.monotonic`, in seconds; ``up`` and ``down`` are octets of payload that were delivered. Of an
     association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that were dropped, by
     reason; ``drops`` is None for any other command. A ``silent`` session gets no line: it had no request.
+    That is None if not even an octet came from the client, as from a health check: then only the line is left out.
     ``rule`` names the one that decided; ``decision`` is what the rules decided, for a program that makes the final
     decision. ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave
     of it. ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program
@@ -144,7 +145,7 @@ class Session:
         """Forget the request, keep the client: another comes on the same connection."""
         self.number = number
         self.started = started
-        self.silent = False
+        self.silent: bool | None = False
         self.command: str | None = None
         self.destination: Address | None = None
         self.address: Address | None = None

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from authorities import write_server
 from conftest import Run
-from doubles import LOOPBACK, Scene, ask_for, config, greet, read_reply
+from doubles import LOOPBACK, Scene, ask_for, config, greet, read_reply, reset
+from sockets import until
 from support import client as tcp_client
 from support import request, target
 from tabi import Server, Session
-from tabi.config import RuleConfig
+from tabi.config import Listen, Log, RuleConfig
 from tabi.ingress import conversation
 from tabi.ingress.conversation import SWALLOWED
 from tabi.net import handshakes
+from tabi.wire.address import parse_address
+from tabi.wire.proxy_protocol import encode_v1, encode_v2
 
 
 class Flood:
@@ -115,3 +121,46 @@ def test_a_refused_client_that_sends_less_reads_the_end(run: Run, monkeypatch: p
             assert await reader.read() == b""
 
     run(main)
+
+
+OUTSIDE = parse_address("203.0.113.9:5")
+HEADERS = [
+    b"",
+    encode_v1(None, None),
+    encode_v1(OUTSIDE, OUTSIDE),
+    encode_v2(None, None, local=True),
+    encode_v2(OUTSIDE, OUTSIDE),
+]
+"""Of the balancer in front, which checks by itself or connects for a client."""
+
+CHECKED = ["mixed", "socks5", "socks4", "http", "https", "socks5+tls", "mixed+tls"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("protocol", CHECKED)
+def test_a_health_check_leaves_no_line(run: Run, tmp_path: Path, protocol: str, header: bytes) -> None:
+    """Whoever connects and leaves without an octet of its own, by an end or a reset, gets no line; with one it does."""
+    place = tmp_path / "log"
+    tls = write_server(tmp_path) if protocol == "https" or protocol.endswith("+tls") else None
+    trusted = ["127.0.0.0/8"] if header else []
+
+    async def main() -> None:
+        listen = Listen(f"{protocol}://127.0.0.1:0", tls=tls, proxy_protocol=trusted)
+        settings = msgspec.structs.replace(config(listen), log=Log(access=str(place)))
+        async with Server(config=settings, open=True) as server:
+            sessions = server.parts.sessions
+            for octets, how in ((b"", "end"), (b"", "reset"), (b"\x04", "end")):
+                async with tcp_client(server.addresses[0]) as (reader, writer):
+                    writer.write(header + octets)
+                    if how == "reset":
+                        await until(lambda: sessions.running)
+                        reset(writer)
+                    else:
+                        writer.write_eof()
+                        with contextlib.suppress(ConnectionError):
+                            await reader.read()
+                await until(lambda: not sessions.running)
+
+    run(main)
+    (line,) = place.read_text().splitlines()
+    assert json.loads(line)["error"]

@@ -93,10 +93,15 @@ class MachineConversation:
     async def next_message(self) -> Any:
         """The client's next message. Raises RemoteProtocolError, and as `Stream.receive`."""
         machine, client = self.machine, self.client
-        while (message := machine.next_event()) is NEED_DATA:
-            while (data := client.receive_nowait(READ_SIZE)) is None:
-                await client.readable()
-            machine.receive_data(data)
+        try:
+            while (message := machine.next_event()) is NEED_DATA:
+                while (data := client.receive_nowait(READ_SIZE)) is None:
+                    await client.readable()
+                machine.receive_data(data)
+        except (RemoteProtocolError, ConnectionError):
+            if machine.untouched:
+                self.session.silent = self.session.silent or None
+            raise
         return message
 
     def send(self, message: Any) -> None:

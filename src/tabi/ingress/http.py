@@ -223,6 +223,7 @@ class Connection:
         ingress, session = self.ingress, self.session
         request = await self.read_request(timed=True)
         if request is None:
+            session.silent = session.silent or None
             raise RemoteProtocolError("the client sent nothing")
         while True:
             keep = await self.handle(request)
@@ -283,6 +284,10 @@ class Connection:
                 buffer += data
         except HttpError as exc:
             await self.refuse(None, refusal_of(exc))
+            raise
+        except ConnectionError:
+            if not buffer:
+                self.session.silent = self.session.silent or None
             raise
         finally:
             if timed:

@@ -33,11 +33,17 @@ class MixedIngress:
 
     async def serve(self, client: Stream, session: Session) -> None:
         """See `Ingress`."""
-        data = await client.peek(SNIFF_SIZE)
+        try:
+            data = await client.peek(SNIFF_SIZE)
+        except ConnectionError:
+            session.silent = session.silent or None
+            raise
         while isinstance(protocol := sniff(data), NeedData):
             known = len(data)
             data = await client.peek(SNIFF_SIZE, known)
             if len(data) <= known:
+                if not data:
+                    session.silent = session.silent or None
                 raise RemoteProtocolError(f"the client ended after {data!r}" if data else "the client sent nothing")
         ingress = self.protocols.get(protocol)
         if ingress is None:

@@ -54,8 +54,15 @@ class ProxyHeaderIngress:
         """Read the header and no octet more; the address in it is the client from then on."""
         taken = b""
         while True:
-            data = await client.peek(HEADER_LIMIT - len(taken))
+            try:
+                data = await client.peek(HEADER_LIMIT - len(taken))
+            except ConnectionError:
+                if not taken:
+                    session.silent = session.silent or None
+                raise
             if not data:
+                if not taken:
+                    session.silent = session.silent or None
                 raise RemoteProtocolError(f"PROXY header: the proxy at {session.client} ended after {taken!r}")
             found = decode_header(taken + data)
             # A complete header is taken to its end; of an incomplete one, only what certainly belongs to it.

@@ -15,7 +15,7 @@ from tabi.config import Tls
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.conversation import Commands, Ingress
 from tabi.net.stream import Stream
-from tabi.net.tls import TlsShared, accept_tls, load_certificate
+from tabi.net.tls import NothingSent, TlsShared, accept_tls, load_certificate
 from tabi.policy.networks import network_of
 from tabi.session import Session
 
@@ -238,6 +238,10 @@ class TlsIngress:
             sock = await accept_tls(client, self.certificates.current(), self.shared, network_of(session.client))
         except RemoteProtocolError as exc:
             session.error = str(exc)
+            if isinstance(exc, NothingSent):
+                session.silent = session.silent or None
+                if isinstance(exc.__cause__, ConnectionError):
+                    raise exc.__cause__ from None
         if sock is None:  # here, since the error holds the memory of the handshake
             await self.commands.linger_close(client)
             return

@@ -404,6 +404,10 @@ async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, share
     return await shake_hands(server, lambda: tls, incoming, outgoing, shared, "server")
 
 
+class NothingSent(RemoteProtocolError):
+    """The peer has ended or, as the cause says, reset the connection before its first octet."""
+
+
 async def shake_hands(
     stream: Stream,
     make: Callable[[], ssl.SSLObject],
@@ -422,13 +426,19 @@ async def shake_hands(
     serving = begins = peer == "client"
     while not done:
         if begins:
-            data = await stream.receive(HANDSHAKE_READ if octets else FIRST_READ)
+            try:
+                data = await stream.receive(HANDSHAKE_READ if octets else FIRST_READ)
+            except ConnectionError as exc:
+                if octets or not serving:
+                    raise
+                raise NothingSent(f"TLS: the {peer} has reset the connection") from exc
             # A handshake's record, or an alert's that a server may answer with (RFC 8446 section 5.1).
             if not octets and data[:1] not in ((b"\x16", b"") if serving else (b"\x16", b"\x15", b"")):
                 raise RemoteProtocolError(f"begins with {data[:16]!r}, expected TLS")
             octets += len(data)
             if not data:
-                raise RemoteProtocolError(f"TLS: the {peer} ended within the handshake")
+                kind = RemoteProtocolError if octets else NothingSent
+                raise kind(f"TLS: the {peer} ended within the handshake")
             if octets > MAX_HANDSHAKE:
                 raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
             incoming.write(data)

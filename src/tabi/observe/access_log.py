@@ -322,7 +322,7 @@ class AccessLog(SessionObserver):
 
     def ended(self, session: Session) -> None:
         """See `SessionObserver`."""
-        if not session.silent:
+        if session.silent is False:
             self.add(session, time.monotonic())
 
     def add(self, session: Session, now: float) -> None:

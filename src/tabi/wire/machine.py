@@ -125,6 +125,11 @@ class Machine:
         return SECOND_REPLY if self.command == BIND and self.state is not SECOND_REPLY else OPEN
 
     @property
+    def untouched(self) -> bool:
+        """Whether not an octet has come from the peer."""
+        return self.state is self.first and not self.buffer
+
+    @property
     def trailing_data(self) -> bytes:
         """The octets after the last message. They are payload once the state is OPEN."""
         return bytes(self.buffer)
