@@ -73,7 +73,7 @@ chain = ["a", "c"]
 resolve = "heer"
 [timeouts]
 idel = 3
-idle = 0
+idle = -1
 [resolver]
 servers = ["dns.example", "quic://1"]
 tries = 0
@@ -235,7 +235,7 @@ def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:
         ('workers = "two"', "workers"),
         ("workers = -1", "workers"),
         ("[timeouts]\nidel = 3", "timeouts.idel"),
-        ("[timeouts]\nidle = 0", "timeouts.idle"),
+        ("[timeouts]\nidle = -1", "timeouts.idle"),
         ('[[listen]]\nurl = "ftp://127.0.0.1:1"', "listen[0].url"),
         ('[[listen]]\nurl = "unix://run/tabi.sock"', "listen[0].url"),
         ('[[listen]]\nurl = "https://127.0.0.1:1"', "listen[0].tls"),

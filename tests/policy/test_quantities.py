@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from datetime import date, datetime
+from math import inf
 from typing import Any
 
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.policy.period import Period
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Share, Size, format_moment, format_size
+from tabi.policy.quantities import (
+    Bandwidth,
+    Idle,
+    Moment,
+    Quota,
+    Rate,
+    Seconds,
+    Share,
+    Size,
+    format_moment,
+    format_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +188,17 @@ def test_what_is_no_share(value: object) -> None:
     """The message has the value, and what would be one."""
     with pytest.raises(ValueError, match='expected a number of 1 to 1000000, or a share such as "25%"'):
         Share.parse(value)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(0, inf), (0.0, inf), ("never", inf), (5, 5.0), ("1 h", 3600.0)])
+def test_an_idle_time_may_be_endless(value: object, seconds: float) -> None:
+    """0 and "never" turn it off; anything else is a duration."""
+    assert Idle.parse(value) == seconds
+    assert isinstance(Idle.parse(value), Idle)
+
+
+@pytest.mark.parametrize("value", [-1, False, inf, "Never", "", "0 s", None])
+def test_what_is_no_idle_time(value: object) -> None:
+    """As for any duration."""
+    with pytest.raises(ValueError, match="duration"):
+        Idle.parse(value)

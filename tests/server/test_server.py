@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -34,9 +35,9 @@ from doubles import (
     reset,
     until,
 )
-from support import client, closed_port, credentials, request, reset_on_close, target, tunnel
+from support import client, closed_port, credentials, request, reset_on_close, silent, target, tunnel
 from tabi import Config, Proxy, Server, Session
-from tabi.config import Listen, Log, Timeouts, UserConfig
+from tabi.config import Listen, Log, Timeouts, UserConfig, make_config
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
 from tabi.net.dial import AddressFilter
@@ -663,6 +664,28 @@ def test_on_session_server_ends(run: Run) -> None:
 
 
 @pytest.mark.every_hosting
+def test_an_idle_time_that_never_ends(run: Run) -> None:
+    """The tunnel stays however long nothing moves; once one side has ended half_closed counts."""
+
+    async def main() -> None:
+        settings = make_config({"timeouts": {"idle": "never", "half_closed": 0.05}, "log": {"access": "none"}})
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        listen = [Listen(LOOPBACK)]
+        config = msgspec.structs.replace(settings, listen=listen)
+        async with (
+            Server(config=config, on_close=ended.put_nowait) as server,
+            target(silent) as port,
+            tunnel(server.addresses[0], port) as (_, writer),
+        ):
+            (relay,) = server.parts.relays.active.values()
+            server.parts.relays.sweep(monotonic() + 1e9)
+            assert not relay.closed
+            writer.write_eof()
+            assert (await ended.get()).close in ("idle", "client")
+
+    run(main)
+
+
 def test_on_session_idle(run: Run) -> None:
     """Nothing moves for the idle limit: "idle"."""
 
@@ -849,7 +872,10 @@ def test_a_resolver_that_raises_the_systems_errors(run: Run, command: int) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Config(timeouts=Timeouts(idle=0.0)), "timeouts.idle: a duration is more than 0 and less than 1e9 seconds"),
+        (
+            Config(timeouts=Timeouts(connect=0.0)),
+            "timeouts.connect: a duration is more than 0 and less than 1e9 seconds",
+        ),
         (Config(timeouts=Timeouts(bind=float("nan"))), "timeouts.bind: a duration is more than 0 "),
         (Config(timeouts=Timeouts(drain=None)), "timeouts.drain: none is not a duration"),  # type: ignore[arg-type]
         (Config(workers="2"), "workers: expected integer, got string"),  # type: ignore[arg-type]

@@ -118,6 +118,10 @@ def network_errors(words: Sequence[str], path: str, others: tuple[str, ...] = ()
             yield from read(lambda word=word: parse_network(word), f"{path}[{index}]")  # type: ignore[misc]
 
 
+MAX_KEEPALIVE = 32767
+"""Seconds that the kernel lets a connection rest at most before it asks (TCP_KEEPIDLE)."""
+
+
 def listen_errors(config: Config, listen: Listen, index: int) -> Iterator[ConfigError]:
     """What is wrong with a listener."""
     path, url = f"listen[{index}]", None
@@ -131,6 +135,11 @@ def listen_errors(config: Config, listen: Listen, index: int) -> Iterator[Config
             yield ConfigError(f"the same address as listen[{same}].url", f"{path}.url")
         yield from tls_errors(listen, url, f"{path}.tls")
     yield from read(lambda: listen.proxies, f"{path}.proxy_protocol", ", expected networks such as 10.0.0.0/8")
+    yield from network_errors(listen.no_user, f"{path}.no_user", ("unix",))
+    if listen.no_user and listen.users in ("none", "optional"):
+        yield ConfigError(f'no client of this listener needs a user (users = "{listen.users}")', f"{path}.no_user")
+    if listen.keepalive is not None and not 1 <= listen.keepalive <= MAX_KEEPALIVE:
+        yield ConfigError(f"{listen.keepalive:g}, expected 1 to {MAX_KEEPALIVE} seconds", f"{path}.keepalive")
     yield from udp_errors(listen.udp, config.workers, f"{path}.udp")
     if listen.users == "required" and not config.has_users and not listen.by_certificate:
         yield ConfigError('"required", but there are no users', f"{path}.users")

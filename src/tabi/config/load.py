@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Seconds, Share, Size
+from tabi.policy.quantities import Bandwidth, Idle, Moment, Quota, Rate, Seconds, Share, Size
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
@@ -141,7 +142,7 @@ def decode_special(kind: type, value: object) -> object:
 
 
 SPECIAL: dict[type, Callable[[object], object]] = {
-    kind: kind.parse for kind in (Seconds, Size, Rate, Share, Bandwidth, Quota, Moment)
+    kind: kind.parse for kind in (Seconds, Idle, Size, Rate, Share, Bandwidth, Quota, Moment)
 }
 """The types that TOML does not have, and what reads them."""
 
@@ -155,7 +156,7 @@ def encode_special(value: object) -> object:
     if isinstance(value, Size):
         return int(value)
     if isinstance(value, float):
-        return float(value)
+        return "never" if value == inf else float(value)
     raise ConfigError(f"{type(value).__name__} as a value, expected a type of TOML")
 
 

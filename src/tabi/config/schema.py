@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import msgspec
 
 from tabi.policy.guard import EXEMPT, PRIVATE
-from tabi.policy.networks import Network
+from tabi.policy.networks import Network, contains, parse_network
 from tabi.policy.pool import Balance, By
 from tabi.policy.quantities import Quota, Rate, Share
 from tabi.policy.users import Secret, parse_hash, plain_secret
@@ -23,9 +23,10 @@ if TYPE_CHECKING:  # a program may give plain numbers: they are checked and conv
     Bandwidth: TypeAlias = float
     Moment: TypeAlias = float
     Seconds: TypeAlias = float
+    Idle: TypeAlias = float
     Size: TypeAlias = int
 else:
-    from tabi.policy.quantities import Bandwidth, Moment, Seconds, Size
+    from tabi.policy.quantities import Bandwidth, Idle, Moment, Seconds, Size
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
 BROADCAST = "255.255.255.255"
@@ -113,6 +114,11 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy_protocol: list[str] = []
     """Networks whose connections begin with a PROXY header, such as ``"10.0.0.0/8"``; ``"unix"`` means clients
     of a unix socket. From others it is refused. Default: none."""
+    no_user: list[str] = []
+    """Networks whose clients need no user, such as ``"10.1.0.0/16"``, ``"unix"`` for unix sockets; all others do. If it
+    is not private, start with ``--open``. Default: none."""
+    keepalive: Seconds | None = None
+    """Seconds without an octet until a TCP keep-alive probe goes to the client. Default: no probes."""
     resolve_commands: bool = False
     """Whether clients of SOCKS5 may ask for the address of a name and for the name of an address, by Tor's commands
     RESOLVE and RESOLVE_PTR. Default: false."""
@@ -135,6 +141,15 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def proxies(self) -> tuple[Network | None, ...]:
         """``proxy_protocol`` as networks, None for ``"unix"``. Raises ValueError."""
         return tuple(None if text == "unix" else ip_network(text) for text in self.proxy_protocol)
+
+    @property
+    def without_user(self) -> tuple[Network | None, ...]:
+        """``no_user`` as networks, None for ``"unix"``. Raises ValueError."""
+        return tuple(None if text == "unix" else parse_network(text) for text in self.no_user)
+
+    def needs_user(self, host: Host, has_users: bool) -> bool:
+        """Whether a client at this address must be a user; see `wants_user`."""
+        return self.wants_user(has_users) and not contains(self.without_user, host)
 
 
 class PerClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -449,8 +464,8 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From accept to the whole request. Default: 10."""
     connect: Seconds = Seconds(10)
     """Resolving and connecting together. Default: 10."""
-    idle: Seconds = Seconds(300)
-    """Time without an octet in either direction. Default: 300."""
+    idle: Idle = Idle(300)
+    """Time without an octet in either direction; 0 or ``"never"`` for any time. Default: 300."""
     half_closed: Seconds = Seconds(60)
     """Time without an octet in either direction, once one side has ended. Default: 60."""
     bind: Seconds = Seconds(120)

@@ -8,7 +8,7 @@ from tabi.errors import RemoteProtocolError
 from tabi.ingress.conversation import Ingress
 from tabi.net.stream import Stream
 from tabi.policy.guard import is_inner_client
-from tabi.policy.networks import Network
+from tabi.policy.networks import Network, contains
 from tabi.session import Session
 from tabi.wire.address import Host
 from tabi.wire.proxy_protocol import HEADER_LIMIT, decode_header, missing_octets
@@ -40,9 +40,7 @@ class ProxyHeaderIngress:
 
     def trusts(self, host: Host) -> bool:
         """Whether a client's address is that of a proxy."""
-        if isinstance(host, str):
-            return None in self.proxies
-        return any(network is not None and host in network for network in self.proxies)
+        return contains(self.proxies, host)
 
     async def serve(self, client: Stream, session: Session) -> None:
         """See `Ingress`."""

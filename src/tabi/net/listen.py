@@ -175,6 +175,17 @@ def bind_listener(address: Address, only_ipv6: bool = False) -> socket.socket:
     return sock
 
 
+def keep_alive(sock: socket.socket, seconds: float | None) -> None:
+    """Have the kernel probe the clients that a TCP socket accepts from now on after so many seconds without an octet,
+    and every third of that; None for no probes. Accepted sockets inherit that (tcp(7))."""
+    if sock.family == AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, seconds is not None)
+    if seconds is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(seconds)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(seconds / 3)))
+
+
 def bind_name(name: str, port: int) -> list[socket.socket]:
     """Bind every address that a name has here, all to one port. Errors as `bind_listener`."""
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -83,6 +83,10 @@ SWEEPS = 10
 """Sweeps within the limit: an idle thing ends at most a tenth of the limit late."""
 
 
+LONGEST_SWEEP = 3600.0
+"""Seconds between two sweeps at most, for a limit that is endless."""
+
+
 class IdleTimeouts:
     """Ends what has not moved for too long: one sweep over all, so that what moves looks at no clock.
 
@@ -94,7 +98,7 @@ class IdleTimeouts:
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
         self.seconds = seconds
-        self.interval = max(0.01, seconds / SWEEPS)
+        self.interval = min(max(0.01, seconds / SWEEPS), LONGEST_SWEEP)
         self.seen: dict[Moving, tuple[int, float]] = {}
         self.timer: asyncio.TimerHandle | None = None
 

@@ -18,12 +18,14 @@ from tabi.ingress.conversation import Commands, Ingress
 from tabi.ingress.http import HttpIngress
 from tabi.ingress.login import Authenticate, check_authenticate
 from tabi.ingress.mixed import MixedIngress
+from tabi.ingress.no_user import NoUserIngress
 from tabi.ingress.proxy_header import ProxyHeaderIngress
 from tabi.ingress.socks4 import Socks4Ingress
 from tabi.ingress.socks5 import Socks5Ingress
 from tabi.ingress.tls import TlsIngress
 from tabi.parts.base import Piece, Running, as_piece
 from tabi.parts.commands import Bind, Command, Connect, UdpAssociate
+from tabi.policy.networks import Network
 from tabi.policy.users import Users
 from tabi.wire.sniff import Protocol
 from tabi.wire.socks5 import Command as Number
@@ -344,6 +346,29 @@ class ProxyHeader(Piece):
         return ProxyHeaderIngress(self.trusted(), self.inner.build(running), running.arrived)
 
 
+@dataclass(frozen=True, repr=False)
+class NoUser(Piece):
+    """Clients of some networks need no user.
+
+    Args:
+        inner: what is spoken with all others.
+        exempt: what is spoken with them.
+        networks: theirs; None means clients of a unix socket.
+    """
+
+    inner: Piece
+    exempt: Piece
+    networks_of: tuple[Network | None, ...]
+
+    def inside(self) -> Sequence[Piece]:
+        """See `Piece`."""
+        return (self.inner, self.exempt)
+
+    def build(self, running: Running) -> Ingress:
+        """See `Piece`."""
+        return NoUserIngress(self.networks_of, self.exempt.build(running), self.inner.build(running))
+
+
 def walk(piece: Piece) -> list[Piece]:
     """A piece, and all pieces inside it."""
     return [piece, *(found for inner in piece.inside() for found in walk(inner))]
@@ -352,7 +377,8 @@ def walk(piece: Piece) -> list[Piece]:
 def proxy_of(listen: Listen, commands: Sequence[Command], authenticate: Ask | None, required: bool) -> Piece:
     """The pieces of one listener of a configuration.
 
-    PROXY header -> mixed, if clients may come with and without TLS -> TLS -> mixed -> socks5, socks4, http
+    PROXY header -> no_user
+    -> mixed, if clients may come with and without TLS -> TLS -> mixed -> socks5, socks4, http
 
     Args:
         listen: what it takes.
@@ -360,6 +386,14 @@ def proxy_of(listen: Listen, commands: Sequence[Command], authenticate: Ask | No
         authenticate: asked for every user name and password; None if there are no users.
         required: whether clients must be users.
     """
+    piece = speaking(listen, commands, authenticate, required)
+    if listen.no_user:
+        piece = NoUser(piece, speaking(listen, commands, authenticate, False), listen.without_user)
+    return ProxyHeader(piece, listen.proxy_protocol) if listen.proxy_protocol else piece
+
+
+def speaking(listen: Listen, commands: Sequence[Command], authenticate: Ask | None, required: bool) -> Piece:
+    """What is spoken with the clients of a listener; see `proxy_of`."""
     url, tls = listen.parsed, listen.tls
     for_socks4 = [command for command in commands if command.number in Socks4.takes]
     protocols: dict[str, Piece] = {
@@ -372,5 +406,4 @@ def proxy_of(listen: Listen, commands: Sequence[Command], authenticate: Ask | No
         inside = Mixed(*plain) if url.protocol == "mixed" else plain[0]
         over_tls = Tls(inside, tls.certificate, tls.key, tls.client_ca, tls.client_name, tls.ciphers)
         plain = [over_tls] if url.tls else [over_tls, *plain]
-    piece = Mixed(*plain) if url.protocol == "mixed" and not url.tls else plain[0]
-    return ProxyHeader(piece, listen.proxy_protocol) if listen.proxy_protocol else piece
+    return Mixed(*plain) if url.protocol == "mixed" and not url.tls else plain[0]

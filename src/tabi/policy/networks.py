@@ -29,6 +29,13 @@ def parse_network(text: str) -> Network:
     raise ValueError(f"{text!r} is not a network, expected such as 10.0.0.0/8 or 2001:db8::1")
 
 
+def contains(networks: Iterable[Network | None], host: Host) -> bool:
+    """Whether a client's address is in one of these networks; None stands for clients of a unix socket."""
+    if isinstance(host, str):
+        return None in networks
+    return any(network is not None and host in network for network in networks)
+
+
 def unmapped(address: IP) -> IP:
     """Turn IPv4 inside IPv6, as a dual-stack socket has it, into plain IPv4."""
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address

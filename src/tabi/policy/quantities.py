@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime
+from math import inf
 from typing import Self, cast
 
 from tabi.policy.hours import load_zone
@@ -52,6 +53,17 @@ class Seconds(float):
         if not 0 < seconds < 1e9:
             raise ValueError(f"a duration is more than 0 and less than 1e9 seconds, this one is {value!r}")
         return cls(seconds)
+
+
+class Idle(Seconds):
+    """A duration in seconds that may be endless: infinity."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read 0 or ``"never"``, which are endless, or as `Seconds`. Raises ValueError."""
+        if value == "never" or (is_number(value) and value == 0):
+            return cls(inf)
+        return cls(Seconds.parse(value))
 
 
 class Size(int):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from ipaddress import ip_network
+from typing import Any, NamedTuple
 
 from tabi.config import Config, Listen
 from tabi.config.check import check_values
@@ -23,6 +24,20 @@ from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
 from tabi.server.names import MakeResolver, prepare_resolver
 from tabi.wire.address import Address, from_sockaddr
+
+INNER = tuple(
+    ip_network(text)
+    for text in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+)
+"""Networks whose addresses nobody has from outside: loopback, RFC 1918, link-local, RFC 6598, RFC 4193."""
+
+
+def is_inside(network: Any, other: Any) -> bool:
+    """Whether a network is part of another one."""
+    return bool(network.version == other.version and network.subnet_of(other))
 
 
 class Compiled(NamedTuple):
@@ -62,7 +77,7 @@ class Compiled(NamedTuple):
         listen = self.config.listen[index]
         if listen.tls is None:
             return None
-        required = not self.has_logins and self.required(listen)
+        required = not self.has_logins and self.required(listen) and not listen.no_user
         old = None if before is None else before.certificates[index]
         if old is not None and old.tls == listen.tls and old.required == required:
             old.next_look = 0.0  # at the next connection
@@ -120,7 +135,9 @@ def compile_config(
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     refuse_open_proxy(made)
     for index, listen in enumerate(config.listen):
-        if listen.parsed.protocol == "socks4" and made.required(listen) and not listen.by_certificate:
+        if listen.no_user or listen.by_certificate:
+            continue
+        if listen.parsed.protocol == "socks4" and made.required(listen):
             raise ConfigError(
                 f'{listen.url} could not be used by any client, since SOCKS4 has no passwords: say users = "none", '
                 "or take another protocol",
@@ -129,10 +146,24 @@ def compile_config(
     return made.complete()
 
 
+def refuse_open_networks(listen: Listen, path: str) -> None:
+    """Raise ConfigError for networks whose clients need no user although they may be anybody."""
+    for index, network in enumerate(listen.without_user):
+        if network is not None and not any(is_inside(network, one) for one in INNER):
+            raise ConfigError(
+                f"{network} is not a private network, so that {listen.url} would be an open proxy for it: name private "
+                "ones, or say --open if anybody there may use it",
+                f"{path}[{index}]",
+            )
+
+
 def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
     """Raise ConfigError for a listener that any client in the network could use: by its URL, or by its sockets."""
     for index, listen in enumerate(compiled.config.listen):
-        if compiled.open_proxy or compiled.required(listen):
+        if compiled.open_proxy:
+            continue
+        if compiled.required(listen):
+            refuse_open_networks(listen, f"listen[{index}].no_user")
             continue
         place = listen.parsed.place
         known = [place] if isinstance(place, Address) else []  # clients of a unix socket are on this machine

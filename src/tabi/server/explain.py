@@ -153,7 +153,7 @@ def begin(config: Config, users: UserTable, request: Request) -> tuple[Session, 
         login=request.user,
         parameters=None if session.parameters is None else parameters._asdict(),
     )
-    if request.user is None and request.listen.wants_user(config.has_users):
+    if request.user is None and request.listen.needs_user(request.client, config.has_users):
         failure = AuthError("this listener wants a user")
     return session, found, failure or refuse_question(request)
 
@@ -232,8 +232,11 @@ def check_user(config: Config, request: Request) -> None:
 def identity_of(config: Config, users: UserTable, request: Request, user: str | None) -> str:
     """Who the client is."""
     if user is None:
-        wanted = request.listen.wants_user(config.has_users)
-        return "no user, and this listener wants one" if wanted else "no user, and this listener wants none"
+        if not request.listen.wants_user(config.has_users):
+            return "no user, and this listener wants none"
+        if not request.listen.needs_user(request.client, config.has_users):
+            return "no user, and this listener wants none of clients there (no_user)"
+        return "no user, and this listener wants one"
     known = users.get(user)
     if known is None:
         return f"user {user}, who is not in [users]: by a certificate"

@@ -24,7 +24,7 @@ from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import AddressFilter, Dialer
-from tabi.net.listen import BACKLOG, Acceptor, Listeners
+from tabi.net.listen import BACKLOG, Acceptor, Listeners, keep_alive
 from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import Reactor
 from tabi.net.resolve import Resolver
@@ -174,6 +174,7 @@ class Parts:
             accepted = self.sessions.accepting(self.make_ingress(self.compiled, index), listen.url)
             for sock in listeners.sockets[index]:
                 sock.setblocking(False)
+                keep_alive(sock, listen.keepalive)
                 try:
                     sock.listen(BACKLOG)  # a given one may only be bound
                 except OSError as exc:
@@ -224,6 +225,7 @@ class Parts:
             accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
             for acceptor in itertools.islice(acceptors, self.counts[index]):
                 acceptor.accepted = accepted
+                keep_alive(acceptor.sock, listen.keepalive)
 
     def take_users(self, compiled: Compiled) -> None:
         """Ask these users for their passwords from now on."""
