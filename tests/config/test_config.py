@@ -374,6 +374,9 @@ def test_a_rule_with_a_way_out_allows() -> None:
         make_config({"rule": [{"ports": [1]}]})
 
 
+LISTEN_KEYS = "url, users, udp, tls, proxy_protocol, no_user, keepalive, resolve_commands"
+
+
 @pytest.mark.parametrize("users", ["required", "optional", "none"])
 def test_users_of_a_listener(users: str) -> None:
     """The three words of a listener."""
@@ -658,13 +661,11 @@ def test_a_configuration_does_not_change() -> None:
         ("egress.direct = 1", "egress.direct: expected table, got integer"),
         (
             "[[listen]]\nbogus = 1",
-            "listen[0].bogus: unknown key, expected one of: url, users, udp, tls, proxy_protocol, no_user, keepalive, "
-            "resolve_commands",
+            f"listen[0].bogus: unknown key, expected one of: {LISTEN_KEYS}",
         ),
         (
             "[[listen]]\n[[listen]]\nmode = 1",
-            "listen[1].mode: unknown key, expected one of: url, users, udp, tls, proxy_protocol, no_user, keepalive, "
-            "resolve_commands",
+            f"listen[1].mode: unknown key, expected one of: {LISTEN_KEYS}",
         ),
         (
             "[[listen]]\ntls = {cert = 'x'}",

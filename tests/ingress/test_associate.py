@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import subprocess
+import sys
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -251,3 +254,85 @@ def test_ipv6_ports_are_for_ipv6_only(run: Run) -> None:
                         assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
 
     run(main)
+
+
+NAMESPACE = """
+import asyncio, socket, subprocess
+from ipaddress import ip_address
+from tabi import Server
+from tabi.config import make_config
+from tabi.wire.address import decode_address
+from tabi.wire.datagram import decode_header, encode_header
+from tabi.wire.address import Address, parse_address
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+ip("link", "set", "lo", "up")
+for name in ("one", "two"):
+    ip("link", "add", name, "type", "veth", "peer", "name", f"{name}-end")
+    ip("link", "set", name, "addrgenmode", "none", "up")
+    ip("link", "set", f"{name}-end", "up")
+    ip("addr", "add", "fe80::1/64", "dev", name, "nodad")
+ip("addr", "add", "fe80::2/64", "dev", "two", "nodad")
+SCOPE = socket.if_nametoindex("two")
+
+async def request(port, command, place):
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6)
+    sock.setblocking(False)
+    await loop.sock_connect(sock, ("fe80::1", port, 0, SCOPE))
+    await loop.sock_sendall(sock, bytes((5, 1, 0, 5, command, 0)) + encode_header(parse_address(place))[3:])
+    data = b""
+    while len(data) < 24:
+        found = await loop.sock_recv(sock, 24 - len(data))
+        assert found, data
+        data += found
+    assert data[3] == 0, data
+    return sock, decode_address(data, 5)[0]
+
+async def main(ports):
+    settings = {"listen": [{"url": "socks5://[::]:0", "udp": ports}], "log": {"access": "none"}, "guard": {"deny": []}}
+    loop = asyncio.get_running_loop()
+    async with Server(config=make_config(settings), open=True) as server:
+        port = server.addresses[0].port
+        control, bound = await request(port, 3, "[::]:0")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client, \\
+             socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as there:
+            client.setblocking(False)
+            there.bind(("fe80::2", 0, 0, SCOPE))
+            there.setblocking(False)
+            target = Address(ip_address("fe80::2"), there.getsockname()[1])
+            client.sendto(encode_header(target) + b"up", (str(bound.host), bound.port, 0, SCOPE))
+            data, sender = await loop.sock_recvfrom(there, 99)
+            there.sendto(b"down", sender)
+            answer = await loop.sock_recv(client, 99)
+            frag, address, start = decode_header(answer)
+            print(bound.host, data.decode(), address == target, answer[start:].decode())
+        control.close()
+        control, bound = await request(port, 2, "[fe80::2]:0")
+        with socket.socket(socket.AF_INET6) as peer:
+            peer.setblocking(False)
+            peer.bind(("fe80::2", 0, 0, SCOPE))
+            await loop.sock_connect(peer, (str(bound.host), bound.port, 0, SCOPE))
+            data = b""
+            while len(data) < 22:
+                found = await loop.sock_recv(control, 22 - len(data))
+                assert found, data
+                data += found
+            print(bound.host.is_link_local, data[1])
+        control.close()
+
+for ports in ({}, {"ports": "shared"}, {"ports": "40000-40009"}):
+    asyncio.run(asyncio.wait_for(main(ports), 20))
+"""
+
+
+def test_over_link_local_addresses_in_a_network_of_its_own() -> None:
+    """Two interfaces with one address: BND and the sockets are on that of the client's connection, for BIND too."""
+    assert os.geteuid() == 0 or os.environ.get("CI") != "true", "needs root, or user namespaces"
+    mapped = () if os.geteuid() == 0 else ("--map-root-user",)
+    command = ["unshare", "--net", *mapped, sys.executable, "-c", NAMESPACE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["fe80::1 up True down", "True 0"] * 3

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tabi.net.sockaddr import decode_sockaddr, encode_sockaddr, ip_octets, python_sockaddr
+from tabi.net.sockaddr import (
+    decode_sockaddr,
+    encode_sockaddr,
+    ip_octets,
+    on_link_of,
+    python_sockaddr,
+    with_scope,
+)
 from tabi.wire.address import Address
 
 addresses = st.builds(Address, st.ip_addresses(), st.integers(0, 65535))
@@ -62,3 +69,19 @@ def test_an_interface_that_cannot_be_is_a_system_error(scope: str) -> None:
     """Whatever stands behind the %: callers expect OSError, as from any use of the address."""
     with pytest.raises(OSError, match="interface"):
         encode_sockaddr(Address(IPv6Address(f"fe80::1%{scope}"), 53))
+
+
+def test_a_link_local_address_keeps_its_interface() -> None:
+    """As Python's sockets take it; one of no interface, and any other, goes as it is."""
+    assert with_scope(ip_address("fe80::1%lo"), 5) == ("fe80::1", 5, 0, socket.if_nametoindex("lo"))
+    assert with_scope(ip_address("fe80::1"), 5) == ("fe80::1", 5)
+    assert with_scope(ip_address("192.0.2.1"), 5) == ("192.0.2.1", 5)
+
+
+def test_a_destination_is_on_the_link_of_its_client() -> None:
+    """If both are link-local: nothing else says which interface a client means."""
+    near, far = ip_address("fe80::1%lo"), ip_address("fe80::2")
+    assert on_link_of(far, near) == ip_address("fe80::2%lo")
+    for host, client in ((far, ip_address("::1")), (far, "unix"), (far, far), (ip_address("::1"), near)):
+        assert on_link_of(host, client) is host
+    assert on_link_of(ip_address("169.254.1.1"), near) == ip_address("169.254.1.1")

@@ -497,3 +497,10 @@ def test_what_is_no_name_is_given_to_nobody(text: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         check_found_name(text)
     assert len(str(caught.value)) < 300
+
+
+def test_a_link_local_socket_bears_its_interface() -> None:
+    """Its number, which only this machine knows; any other address is as it is."""
+    assert str(from_sockaddr(("fe80::1", 5, 0, 3))) == "[fe80::1%3]:5"
+    assert str(from_sockaddr(("::1", 5, 0, 0))) == "[::1]:5"
+    assert str(from_sockaddr(("192.0.2.1", 5))) == "192.0.2.1:5"

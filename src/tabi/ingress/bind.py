@@ -21,6 +21,7 @@ from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import bind_port, client_ip, family_of, own_address, route_to
 from tabi.net.reactor import ENDED
+from tabi.net.sockaddr import on_link_of
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Sock, Stream
 from tabi.policy.guard import allow_any_address
@@ -106,7 +107,8 @@ class Bind:
             listener = await listen(egress, session.destination, address_filter, session)
             return UpstreamBindListener(listener, client, destination_policy, port)
         if destination_policy is None:
-            expected = await self.expect(session, address_filter)
+            found = await self.expect(session, address_filter)
+            expected = [on_link_of(peer, session.client.host) for peer in found]
         # Of a name with both kinds of addresses, it listens on the one that the client has itself.
         own = family_of(client_ip(session.client.host))
         expected.sort(key=lambda address: family_of(address) != own)

@@ -23,6 +23,7 @@ from tabi.config import Listen
 from tabi.errors import ConfigError
 from tabi.net.passed import Passed, take_passed
 from tabi.net.reactor import BUDGET, Reactor
+from tabi.net.sockaddr import with_scope
 from tabi.session import UNIX
 from tabi.url import ListenURL, PassedSocket, Place, UnixSocket
 from tabi.wire.address import Address, from_sockaddr, ipv4, parse_host, parse_ip
@@ -359,8 +360,10 @@ def family_of(host: IP) -> socket.AddressFamily:
 def route_to(peer: IP) -> IP:
     """The address of this machine that packets to a peer leave from; none is sent. Raises OSError as connect(2)."""
     with socket.socket(family_of(peer), socket.SOCK_DGRAM) as sock:
-        sock.connect((str(peer), ANY_PORT))
-        return parse_ip(sock.getsockname()[0])
+        sock.connect(with_scope(peer, ANY_PORT))
+        host = from_sockaddr(sock.getsockname()).host
+        assert not isinstance(host, str)
+        return host
 
 
 # --- ports and connections ---
@@ -372,13 +375,14 @@ def bind_port(sock: socket.SocketType, host: str, ports: range | None) -> None:
     Raises:
         OSError: as bind(2); EADDRINUSE where every port of the range is taken.
     """
+    place = with_scope(parse_ip(host), 0) if "%" in host else (host,)
     if ports is None:
-        sock.bind((host, 0))
+        sock.bind((place[0], 0, *place[2:]))
         return
     first = random.randrange(len(ports))  # noqa: S311 - spreads the load over the range, hides nothing
     for port in itertools.chain(ports[first:], ports[:first]):
         try:
-            sock.bind((host, port))
+            sock.bind((place[0], port, *place[2:]))
             return
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:

@@ -40,6 +40,20 @@ def encode_scope(host: IPv6Address) -> bytes:
         raise OSError(errno.ENXIO, f"no interface is called {scope!r}") from exc
 
 
+def with_scope(host: IPv4Address | IPv6Address, port: int) -> tuple[Any, ...]:
+    """An address as Python's sockets take it, with the interface of a link-local one, which its text alone does not
+    give them. Raises OSError as `encode_sockaddr`."""
+    scoped = isinstance(host, IPv6Address) and host.scope_id is not None
+    return python_sockaddr(encode_sockaddr(Address(host, port))) if scoped else (str(host), port)
+
+
+def on_link_of(host: IPv4Address | IPv6Address, client: object) -> IPv4Address | IPv6Address:
+    """A destination as its client means it: a link-local address is on the interface that the client has come by."""
+    if host.version == 4 or not host.is_link_local or not isinstance(client, IPv6Address) or client.scope_id is None:
+        return host
+    return IPv6Address(f"{IPv6Address(host.packed)}%{client.scope_id}")
+
+
 def ip_octets(name: bytes) -> bytes:
     """The IP address in a sockaddr: 4 or 16 octets."""
     return name[4:8] if len(name) == 16 else name[8:24]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tabi.errors import DialError, PolicyDenied, TabiError
 from tabi.net.batch import Sock
 from tabi.net.resolve import find_number
-from tabi.net.sockaddr import encode_sockaddr
+from tabi.net.sockaddr import encode_sockaddr, on_link_of
 from tabi.net.source import SourceBinding
 from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import allow_any_address
@@ -254,7 +254,7 @@ class UdpRouter:
         """Have a route lead to the first address that there is a socket for."""
         failure = ""
         for address in addresses:
-            host = getattr(address, "ipv4_mapped", None) or address
+            host = getattr(address, "ipv4_mapped", None) or on_link_of(address, self.association.session.client.host)
             try:
                 route.address = encode_sockaddr(Address(host, port))
                 route.sock = self.socket_toward(host, via, binding)

@@ -234,7 +234,9 @@ def parse_address(text: str) -> Address:
 
 
 def from_sockaddr(sockaddr: tuple[Any, ...]) -> Address:
-    """An IP socket's address as Python's sockets give it."""
+    """An IP socket's address as Python's sockets give it. A link-local one bears the number of its interface."""
+    if len(sockaddr) == 4 and sockaddr[3]:
+        return Address(parse_ip(f"{sockaddr[0]}%{sockaddr[3]}"), sockaddr[1])
     return Address(parse_ip(sockaddr[0]), sockaddr[1])
 
 
