@@ -8,7 +8,9 @@ import re
 import socket
 from base64 import b64encode
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -31,6 +33,7 @@ from tabi import Config
 from tabi.config import Listen, Log
 from tabi.net.dial import Dialer
 from tabi.net.stream import Stream
+from tabi.wire.http import EMPTY_LINES
 
 # --- forwarding ---
 
@@ -44,7 +47,7 @@ def test_a_request_is_forwarded(run: Run, method: str) -> None:
         async with origin() as there, proxy() as here, client(here.address) as streams:
             answer = await exchange(streams, ask(there.url + "/a?b=c", method, content=content))
             assert (answer.status, answer.content) == (200, b"" if method == "HEAD" else b"hello")
-            assert answer.fields == {"content-length": "5", "via": "1.1 tabi"}
+            assert answer.fields == {"content-length": "5", "via": "1.1 tabi", "date": answer.fields["date"]}
             (request,) = there.requests
             assert request.line == f"{method} /a?b=c HTTP/1.1"
             assert request.fields["host"] == f"127.0.0.1:{there.port}"
@@ -56,6 +59,93 @@ def test_a_request_is_forwarded(run: Run, method: str) -> None:
             assert (session.up, session.down) == (len(content), len(answer.content))
             assert (session.close, session.error, session.via) == ("server", None, "direct")
             assert str(session.destination) == str(session.address) == f"127.0.0.1:{there.port}"
+
+    run(main)
+
+
+def test_user_information_becomes_credentials(run: Run, tmp_path: Path) -> None:
+    """The destination gets them in Authorization, not in the target; no line of the log has them."""
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        listening = Config(listen=[Listen(HTTP)], log=Log(access=str(path)))
+        async with origin() as there, proxy(config=listening) as here, client(here.address) as (reader, writer):
+            url = there.url.replace("//", "//joe:s3cret%21@")
+            for octets in (ask(url + "/x"), ask(f"{url}/x", fields="Authorization: Bearer y\r\n")):
+                assert (await exchange((reader, writer), octets)).content == b"hello"
+            assert [request.line for request in there.requests] == ["GET /x HTTP/1.1"] * 2
+            host = f"127.0.0.1:{there.port}"
+            assert {request.fields["host"] for request in there.requests} == {host}
+            basic = "Basic " + b64encode(b"joe:s3cret!").decode()
+            assert [request.fields["authorization"] for request in there.requests] == [basic, "Bearer y"]
+            refused = await exchange((reader, writer), ask("http://joe:s3cret@/"))
+            assert (refused.status, b"s3cret" in refused.content) == (400, False)
+
+    run(main)
+    assert "s3cret" not in path.read_text()
+
+
+def test_targets_as_clients_send_them(run: Run) -> None:
+    """Octets beyond ASCII, a fragment, a Host that is none; CONNECT without Host."""
+
+    async def main() -> None:
+        async with origin() as there, target() as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(b"GET %b/\xc3\xbc#x HTTP/1.1\r\nHost: ::1:80\r\n\r\n" % there.url.encode())
+            assert (await read_message(reader)).content == b"hello"
+            assert there.requests[0].line == "GET /%C3%BC HTTP/1.1"
+            assert there.requests[0].fields["host"] == f"127.0.0.1:{there.port}"
+            writer.write(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\nping" % port)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
+            assert await reader.readexactly(4) == b"ping"
+
+    run(main)
+
+
+def test_empty_lines_between_requests(run: Run) -> None:
+    """RFC 9112 section 2.2: old clients send one behind the content of a POST. It is no request under way: no deadline
+    runs for it, and an end behind it is an end in silence."""
+
+    async def main() -> None:
+        async with origin() as there, proxy(handshake=0.1) as here, client(here.address) as (reader, writer):
+            for octets in (ask(there.url, "POST", content=b"x") + b"\r\n", b"\r\n" + ask(there.url) + b"\r\n\r\n"):
+                writer.write(octets)
+                assert (await read_message(reader)).content == b"hello"
+                await asyncio.sleep(0.2)  # longer than the deadline of a head
+            writer.write(b"\r\n")
+            writer.write_eof()
+            assert await end_of(reader) == "end"
+            assert [(await here.ended.get()).error for _ in range(2)] == [None, None]
+            await until(lambda: not here.server.parts.sessions.running)
+            assert here.ended.empty()
+
+    run(main)
+
+
+def test_too_many_empty_lines_between_requests(run: Run) -> None:
+    """A bounded number, then 400."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as (reader, writer):
+            await exchange((reader, writer), ask(there.url))
+            writer.write(b"\r\n" * (EMPTY_LINES + 1))
+            assert (await read_message(reader)).status == 400
+
+    run(main)
+
+
+def test_answers_have_a_date(run: Run) -> None:
+    """RFC 9110 section 6.6.1: that of the destination, or else the proxy's own; its own answers have one too."""
+
+    async def main() -> None:
+        def answer(message: Message) -> bytes:
+            return OK if message.line.startswith("GET / ") else OK.replace(b"\r\n\r\n", b"\r\ndAte: long ago\r\n\r\n")
+
+        async with origin(answer) as there, proxy() as here, client(here.address) as streams:
+            dates = [(await exchange(streams, ask(there.url + path))).fields["date"] for path in ("/", "/dated")]
+            assert dates[1] == "long ago"
+            refused = await exchange(streams, ask("ftp://a.example/"))
+            for date in (dates[0], refused.fields["date"]):
+                assert abs(parsedate_to_datetime(date).timestamp() - time()) < 60
 
     run(main)
 
@@ -186,7 +276,7 @@ def test_a_destination_that_closes_leaves_the_client_alone(run: Run) -> None:
         async with origin(answer) as there, proxy() as here, client(here.address) as streams:
             for _ in range(3):
                 got = await exchange(streams, ask(there.url))
-                assert (got.content, got.fields) == (b"hello", {"content-length": "5", "via": "1.1 tabi"})
+                assert (got.content, set(got.fields)) == (b"hello", {"content-length", "via", "date"})
             assert len(there.connections) == 3
 
     run(main)
@@ -328,6 +418,138 @@ def stale(second: bytes, ends: bool = True) -> tuple[Callable[..., Any], list[li
             writer.write(answer)
 
     return serve, asked
+
+
+@pytest.mark.every_hosting
+@pytest.mark.parametrize("how", ["at once", "later", "with octets"])
+def test_a_kept_connection_is_closed_when_the_destination_ends_it(run: Run, how: str) -> None:
+    """The proxy does not hold it until the client asks again or leaves; the client's own connection goes on."""
+
+    async def main() -> None:
+        ended, go = asyncio.Queue[bytes](), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            if how != "at once":
+                await go.wait()
+            if how == "with octets":
+                writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            writer.write_eof()
+            try:
+                ended.put_nowait(await reader.read())
+            except ConnectionResetError:  # it has octets that nobody read
+                ended.put_nowait(b"")
+
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            for _ in range(2):
+                assert (await exchange(streams, ask(f"http://127.0.0.1:{port}/"))).content == b"hello"
+                go.set()
+                assert await ended.get() == b""
+
+    run(main)
+
+
+def challenge(scheme: str) -> Callable[[Message], bytes]:
+    """A destination that wants a scheme: 401 to everybody that has not sent the last message of it."""
+
+    def answer(message: Message) -> bytes:
+        said = message.fields.get("authorization", "last" if message.line.endswith("/in HTTP/1.1") else "")
+        if "last" in said:
+            return OK
+        return b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: %b\r\nContent-Length: 0\r\n\r\n" % scheme.encode()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("scheme", "first", "connections"),
+    [
+        ("NTLM", "", [5]),
+        ("Negotiate", "", [5]),
+        ("NTLM", "Authorization: NTLM first\r\n", [5]),
+        ("Basic", "", [1, 1, 1, 1, 1]),
+        ("Digest", "", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_connection_that_is_authenticated(run: Run, scheme: str, first: str, connections: list[int]) -> None:
+    """NTLM and Negotiate log a connection in (RFC 4559): a POST goes out on it, too, and all that come later."""
+
+    async def main() -> None:
+        async with origin(challenge(scheme)) as there, proxy() as here, client(here.address) as streams:
+            last = f"Authorization: {scheme} last\r\n"
+            for path, fields, content, status in (
+                ("/", first, b"", 401),
+                ("/", f"Authorization: {scheme} second\r\n", b"", 401),
+                ("/", last, b"content", 200),
+                ("/in", "", b"more", 200),
+                ("/in", "", b"", 200),
+            ):
+                got = await exchange(streams, ask(there.url + path, "POST", fields, content))
+                assert got.status == status
+            assert [len(asked) for asked in there.connections] == connections
+            assert [request.content for request in there.requests] == [b"", b"", b"content", b"more", b""]
+
+    run(main)
+
+
+def test_a_request_that_logs_in_by_itself(run: Run) -> None:
+    """Negotiate may succeed at the first request, without a 401: what follows goes out on its connection."""
+
+    async def main() -> None:
+        async with origin() as there, proxy() as here, client(here.address) as streams:
+            await exchange(streams, ask(there.url, fields="Authorization: Negotiate YII=\r\n"))
+            await exchange(streams, ask(there.url, "POST", content=b"x"))
+            assert [len(asked) for asked in there.connections] == [2]
+            async with client(here.address) as others:  # it is the first client's own
+                await exchange(others, ask(there.url, "POST", content=b"x"))
+            assert [len(asked) for asked in there.connections] == [2, 1]
+
+    run(main)
+
+
+def test_an_authenticated_connection_is_of_one_user(run: Run) -> None:
+    """Who is another user for the proxy does not get it, nor does another destination."""
+
+    async def main() -> None:
+        users = {"alice": "secret", "bob": "secret"}
+        async with origin() as there, origin() as other, proxy(users=users) as here, client(here.address) as streams:
+            await exchange(streams, ask(there.url, fields=ALICE + "Authorization: NTLM x\r\n"))
+            await exchange(streams, ask(there.url, "POST", basic("bob", "secret"), b"x"))
+            await exchange(streams, ask(other.url, "POST", basic("bob", "secret"), b"x"))
+            assert [len(asked) for asked in (*there.connections, *other.connections)] == [1, 1, 1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_an_authenticated_connection_that_ends(run: Run, when: str) -> None:
+    """Before a POST is sent another one is opened; while it is under way nobody knows what it did, so that it is not
+    sent again: 502."""
+
+    async def main() -> None:
+        ended, asked = asyncio.Event(), []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await read_message(reader))
+            writer.write(OK)
+            if when == "while":
+                asked.append(await read_message(reader))
+            else:
+                writer.write_eof()
+                await reader.read()
+            ended.set()
+
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            url = f"http://127.0.0.1:{port}/"
+            assert (await exchange(streams, ask(url, fields="Authorization: NTLM x\r\n"))).status == 200
+            if when == "before":
+                await ended.wait()
+            got = await exchange(streams, ask(url, "POST", content=b"x"))
+            assert got.status == (200 if when == "before" else 502)
+            assert [message.content for message in asked] == [b"", b"x"]
+
+    run(main)
 
 
 def test_a_stale_connection_is_replaced_once(run: Run) -> None:
@@ -659,7 +881,9 @@ SMUGGLED = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
         ("GET {url}/", "", 505),
         ("GET / HTTP/1.1", "", 400),
         ("GET ftp://127.0.0.1/ HTTP/1.1", "", 501),
-        ("GET http://a:b@127.0.0.1/ HTTP/1.1", "", 400),
+        ("GET http://a@b@127.0.0.1/ HTTP/1.1", "", 400),
+        ("GET http://a\\@127.0.0.1/ HTTP/1.1", "", 400),
+        ("CONNECT {authority} HTTP/1.1", "Host: y\r\n", 400),
         ("CONNECT 127.0.0.1 HTTP/1.1", "", 400),
         ("CONNECT {authority} HTTP/1.1", "Content-Length: 5\r\n", 400),
     ],
@@ -796,7 +1020,7 @@ def test_the_document_names_tests_that_exist() -> None:
     known = {*globals(), *re.findall(r"^def (test_\w+)", exchanges, re.M)}
     page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
     rows = re.findall(r"^\| H\d+ \|.*$", page, re.M)
-    assert len(rows) == 14
+    assert len(rows) == 16
     for row in rows:
         names = re.findall(r"`(test_\w+)`", row)
         assert names

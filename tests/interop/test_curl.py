@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import struct
 import subprocess
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -448,11 +450,11 @@ def test_http_1_0(mixed: Serve) -> None:
         assert [asked.path for asked in server.asked] == ["/", "/large"]
 
 
-def test_an_upgrade_that_is_not_taken(mixed: Serve) -> None:
-    """--http2 asks for h2c by Upgrade; a destination that does not care answers in HTTP/1.1, and that arrives."""
+def test_an_upgrade_to_http_2(mixed: Serve) -> None:
+    """--http2 asks for h2c by Upgrade, which goes no further; the destination answers in HTTP/1.1, and that arrives."""
     with origin(FILES) as server:
         check(curl_by("http", mixed, "--http2", server.url(), server.url()), BODY * 2)
-        assert server.asked[0].fields["upgrade"] == "h2c"
+        assert not {"upgrade", "connection", "http2-settings"} & set(server.asked[0].fields)
         assert len({asked.port for asked in server.asked}) == 1
 
 
@@ -473,3 +475,48 @@ def test_a_hundred_are_forwarded_at_once(mixed: Serve) -> None:
         options = ("--no-progress-meter", "--parallel", "--parallel-max", "100")
         check(curl_by("http", mixed, *options, server.url("/?[1-100]")), BODY * 100)
         assert len({session["id"] for session in mixed.sessions(100, port=server.port)}) == 100
+
+
+class Ntlm(Handler):
+    """Wants NTLM once on each connection: message 1 gets message 2 ([MS-NLMP] section 2.2.1), 3 logs it in."""
+
+    challenged = logged_in = False
+
+    def do_POST(self) -> None:
+        """Echo, to who is logged in."""
+        body = self.take()
+        scheme, _, token = (self.headers["Authorization"] or "").partition(" ")
+        number = struct.unpack("<I", b64decode(token)[8:12])[0] if scheme == "NTLM" else 0
+        self.logged_in |= self.challenged and number == 3
+        if self.logged_in:
+            self.answer(200, body)
+            return
+        self.challenged = number == 1
+        empty = struct.pack("<HHI", 0, 0, 48)
+        message = b"NTLMSSP\0" + struct.pack("<I8sI", 2, empty, 0x201) + bytes(range(8)) + bytes(8) + empty
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", f"NTLM {b64encode(message).decode()}" if self.challenged else "NTLM")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_ntlm_with_content(curl: str, tmp_path: Path) -> None:
+    """It logs a connection in, so that all of it, content too, has to go out on one."""
+    with serve(tmp_path, "-l", "http://127.0.0.1:0") as proxy, origin(handler=Ntlm) as server:
+        via = f"http://{proxy.address}"
+        command = [
+            curl,
+            *COMMON,
+            via,
+            "--ntlm",
+            "--user",
+            "joe:pw",
+            "--data",
+            "content",
+            server.url(),
+            server.url("/b"),
+        ]
+        done = run_program(command)
+        assert (done.returncode, done.stdout) == (0, b"contentcontent"), done.stderr
+        assert len({asked.port for asked in server.asked}) == 1
+        assert [asked.body for asked in server.asked] == [b"", b"content", b"content"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import ssl
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +119,39 @@ def test_a_wrong_password(proxy: Serve, server: Origin, certificates: Certificat
         with pytest.raises((urllib.error.URLError, requests.exceptions.ProxyError, httpx.ProxyError), match="407"):
             client(url, server, certificates.authority)
     assert not server.asked
+
+
+def test_a_user_in_the_url(proxy: Serve) -> None:
+    """urllib leaves it to the proxy to make a field of it."""
+    with origin(FILES) as server:
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({"http": f"http://alice:secret@{proxy.address}"})
+        )
+        with opener.open(server.url("/b", "joe:s3cr%40t@127.0.0.1"), timeout=PATIENCE) as answer:
+            assert answer.read() == FILES["/b"]
+        (asked,) = server.asked
+        assert (asked.path, asked.fields["authorization"]) == ("/b", "Basic " + b64encode(b"joe:s3cr@t").decode())
+
+
+def test_https_without_a_tunnel(certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS is the proxy's part then, by the authorities that SSL_CERT_FILE names."""
+    for trusted, status in ((certificates.authority, 200), (None, 502)):
+        if trusted is None:
+            monkeypatch.delenv("SSL_CERT_FILE")
+        else:
+            monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        with serve(tmp_path, "-l", "http://127.0.0.1:0") as proxy, origin(FILES, tls=certificates) as server:
+            connection = http.client.HTTPConnection(str(proxy.address.host), proxy.address.port, timeout=PATIENCE)
+            connection.request("GET", server.url("/a"))
+            answer = connection.getresponse()
+            body = answer.read()
+            connection.close()
+            assert answer.status == status
+            if status == 200:
+                assert body == FILES["/a"]
+            else:
+                assert "; error=tls_certificate_error; " in answer.headers["Proxy-Status"]
+                assert not server.asked
 
 
 # requests verifies a proxy only on the way to https: to http it warns that nobody did.

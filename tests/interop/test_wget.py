@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +65,15 @@ def test_a_wrong_password(proxy: Serve, server: Origin, certificates: Certificat
     assert (done.returncode != 0, done.stdout) == (True, b"")
     assert b"Proxy Authentication Required" in done.stderr
     assert not server.asked
+
+
+def test_a_user_in_the_url(proxy: Serve, certificates: Certificates) -> None:
+    """wget leaves it to the proxy to make a field of it; the log has nothing of it."""
+    with origin(FILES) as server:
+        url = server.url("/small", "joe:s3cr%40t@127.0.0.1")
+        done = wget(proxy, certificates.authority, "-O", "-", "--auth-no-challenge", url)
+        assert (done.returncode, done.stdout) == (0, FILES["/small"]), done.stderr
+        (asked,) = server.asked
+        assert (asked.path, asked.fields["host"]) == ("/small", f"127.0.0.1:{server.port}")
+        assert asked.fields["authorization"] == "Basic " + b64encode(b"joe:s3cr@t").decode()
+        assert "s3cr" not in str(proxy.sessions(1, port=server.port))

@@ -226,6 +226,57 @@ def test_a_final_answer_before_the_content(run: Run, sends: bool) -> None:
     run(main)
 
 
+def test_an_empty_line_behind_an_interim_answer(run: Run) -> None:
+    """Some servers write one too many: it is passed over, also where it comes by itself."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            for octets in (CONTINUE + b"\r", b"\n", b"\r\n" + OK[:9], OK[9:]):
+                writer.write(octets)
+                await asyncio.sleep(0.01)
+
+        async with target(serve) as port, proxy() as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            assert (await read_message(reader)).status == 100
+            assert (await read_message(reader)).content == b"hello"
+
+    run(main)
+
+
+@pytest.mark.parametrize(("scheme", "connections"), [("NTLM", 1), ("Negotiate", 1), ("Basic", 2)])
+def test_an_answer_that_asks_for_credentials_of_the_connection(run: Run, scheme: str, connections: int) -> None:
+    """A request with content goes out on the connection that was asked for them (RFC 4559)."""
+    answer = f"HTTP/1.1 401 x\r\nWWW-Authenticate: {scheme}\r\nContent-Length: 0\r\n\r\n".encode()
+
+    async def main() -> None:
+        async with origin(answer) as there, proxy() as here, client(here.address) as streams:
+            for _ in range(2):
+                assert (await exchange(streams, ask(there.url, "POST", content=b"x"))).status == 401
+            assert len(there.connections) == connections
+
+    run(main)
+
+
+def test_answers_that_others_take_too(run: Run) -> None:
+    """Large heads, folded lines and a doubled length come to the client as one reader would have them."""
+    cookies = "".join(f"Set-Cookie: {number}={'x' * 120}\r\n" for number in range(400))
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n{cookies}X: a\r\n\tb\r\ncontent-length: 5\r\n\r\nhello"
+
+    async def main() -> None:
+        async with origin(answer.encode()) as there, proxy() as here, client(here.address) as (reader, writer):
+            for _ in range(2):
+                writer.write(ask(there.url))
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                assert await reader.readexactly(5) == b"hello"
+                assert head.lower().count("content-length") == 1
+                assert "\r\nX: a b\r\n" in head
+                assert cookies in head
+            assert len(there.connections) == 1
+
+    run(main)
+
+
 def test_an_answer_cut_short_is_a_reset(run: Run) -> None:
     """A destination that ends in the middle: the client must not take what it has for the whole."""
 
@@ -317,7 +368,8 @@ def test_a_client_that_breaks_its_request_in_the_middle_of_the_answer(run: Run, 
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "http_protocol_error"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n", "http_protocol_error"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;\x00\r\n", "http_protocol_error"),
-        (b"HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\n folded\r\n\r\n", "http_protocol_error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\nhello!", "http_protocol_error"),
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "http_protocol_error"),
         (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 33, "http_protocol_error"),
     ],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from email.utils import formatdate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from http_heads import BODY, lines
-from tabi.wire.http import CONNECT_ESTABLISHED, decode_basic, decode_response, encode_error
+from tabi.wire.http import CONNECT_ESTABLISHED, decode_basic, decode_response, encode_date, encode_error
 
 
 def test_errors_on_the_wire() -> None:
@@ -89,6 +90,15 @@ def test_the_answer_to_connect() -> None:
 def test_basic(value: bytes, expected: tuple[bytes, bytes] | None) -> None:
     """RFC 7617: name and password around the first colon, nothing else; base64 to the letter."""
     assert decode_basic(value) == expected
+
+
+@pytest.mark.parametrize("seconds", [0, 1_000_000_000, 1_709_164_800, 1_795_881_600, 4_102_444_799])
+def test_dates(seconds: int) -> None:
+    """RFC 9110 section 5.6.7, whatever the locale is; an error has one where it is given."""
+    written = f"Date: {formatdate(seconds, usegmt=True)}"
+    assert encode_date(seconds).decode() == f"\r\n{written}"
+    head, _, _ = encode_error(502, None, "x", date=encode_date(seconds)).partition(b"\r\n\r\n")
+    assert written in head.decode().split("\r\n")
 
 
 @given(st.binary(max_size=60))

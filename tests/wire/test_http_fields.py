@@ -123,6 +123,14 @@ def test_what_means_something_is_taken_out() -> None:
     )
 
 
+def test_an_authorization_is_known_and_stays() -> None:
+    """As it came, where it stood."""
+    raw = b"\r\nA: b\r\naUthorization:\tNTLM x \r\nHost: a\r\nC: d"
+    known, others = take_out(raw, KNOWN_OF_REQUEST)
+    assert known == {b"authorization": b"NTLM x", b"host": b"a"}
+    assert others == b"\r\nA: b\r\naUthorization:\tNTLM x \r\nC: d"
+
+
 def test_what_connection_names_goes() -> None:
     """But not what is protected."""
     raw = b"\r\nX: y\r\nx : z\r\nVia: a\r\nY: z"

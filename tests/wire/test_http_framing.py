@@ -92,6 +92,9 @@ def test_expectations(line: str, fields: list[str], expected: bool) -> None:
     [
         ("GET http://a.example/ HTTP/1.1", ["Connection: Upgrade", "Upgrade: websocket"], b"websocket"),
         ("GET http://a.example/ HTTP/1.1", ["Connection: a, upgrade", "Upgrade: a/1", "upgrade: b"], b"a/1, b"),
+        ("GET http://a.example/ HTTP/1.1", ["Connection: Upgrade", "Upgrade: h2c"], None),
+        ("GET http://a.example/ HTTP/1.1", ["Connection: Upgrade, HTTP2-Settings", "Upgrade: H2C, h2c-14"], None),
+        ("GET http://a.example/ HTTP/1.1", ["Connection: upgrade", "Upgrade: h2c", "Upgrade: w, h2cx"], b"w, h2cx"),
         ("GET http://a.example/ HTTP/1.1", ["Upgrade: websocket"], None),
         ("GET http://a.example/ HTTP/1.1", ["Connection: upgrade"], None),
         ("GET http://a.example/ HTTP/1.1", ["Connection: upgrade", "Upgrade:"], None),
@@ -111,12 +114,22 @@ def test_upgrades(line: str, fields: list[str], expected: bytes | None) -> None:
         assert [text for text in written if text.lower().startswith(("connection", "upgrade"))] == wanted
 
 
+def test_http_2_is_not_upgraded_to() -> None:
+    """Its settings are for one connection, and a tunnel of requests would pass without being looked at."""
+    message = request("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    assert lines(encode_request(message))[1:] == [HOST, "Via: 1.1 tabi"]
+
+
 @pytest.mark.parametrize(
     ("method", "status", "fields", "body", "sent_on"),
     [
         ("GET", 200, ["Content-Length: 7"], 7, ["Content-Length: 7"]),
         ("GET", 200, ["Content-Length: 007"], 7, ["Content-Length: 7"]),
         ("GET", 200, ["Content-Length: 0"], 0, ["Content-Length: 0"]),
+        ("GET", 200, ["Content-Length: 7", "content-length:7"], 7, ["Content-Length: 7"]),
+        ("GET", 200, ["Content-Length: 7, 7", "Content-Length: 7\t,7"], 7, ["Content-Length: 7"]),
+        ("GET", 200, ["Content-Length: 007, 007"], 7, ["Content-Length: 7"]),
+        ("HEAD", 200, ["Content-Length: 0,0"], 0, ["Content-Length: 0"]),
         ("GET", 200, ["Transfer-Encoding: Chunked"], CHUNKED, ["Transfer-Encoding: chunked"]),
         ("GET", 200, [], UNTIL_CLOSE, []),
         ("GET", 304, ["Content-Length: 7"], 0, ["Content-Length: 7"]),
@@ -230,8 +243,19 @@ def test_refused_requests(data: bytes, status: int) -> None:
     "data",
     [
         head(OK, LENGTH, "Content-Length: 6"),
-        head(OK, LENGTH, LENGTH),
-        head(OK, "Content-Length: 5, 5"),
+        head(OK, LENGTH, LENGTH, "Content-Length: 6"),
+        head(OK, "Content-Length: 5, 6"),
+        head(OK, "Content-Length: 5, 5", "Content-Length: 6"),
+        head(OK, LENGTH, "Content-Length: 05"),
+        head(OK, LENGTH, "Content-Length: 55"),
+        head(OK, LENGTH, "Content-Length:"),
+        head(OK, "Content-Length: 5, 5,"),
+        head(OK, "Content-Length: 5,,5"),
+        head(OK, "Content-Length: 5 5"),
+        head(OK, "Content-Length: +5, +5"),
+        head(OK, "Content-Length: 5;5"),
+        head(OK, "Content-Length: 5", "Content-Length: 5", CODING),
+        head(OK, *["Content-Length: " + "1" * 19] * 2),
         head(OK, "Content-Length: -1"),
         head(OK, "Content-Length : 5", "Content-Length: 6"),
         head(OK, LENGTH, CODING),

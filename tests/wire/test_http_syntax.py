@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
 
-from http_heads import BODY, CODING, GET, HOST, LENGTH, OK, POST, from_server, head, lines, outcome, request, response
+from http_heads import BODY, CODING, GET, HOST, LENGTH, OK, POST, from_server, head, lines, outcome, response
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.wire.address import MAX_NAME, Address, Host
-from tabi.wire.http import HEAD_LIMIT, decode_request, decode_response, encode_response
-from tabi.wire.http_syntax import EMPTY_LINES, FIELDS_LIMIT
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "host", "port", "path"),
-    [
-        ("GET", "http://a.example/", "a.example", 80, "/"),
-        ("GET", "http://a.example", "a.example", 80, "/"),
-        ("GET", "http://a.example?q=1", "a.example", 80, "/?q=1"),
-        ("GET", "ws://a.example/chat", "a.example", 80, "/chat"),
-        ("GET", "HTTP://A.example:8080/x/../y?q=%2f#"[:-1], "A.example", 8080, "/x/../y?q=%2f"),
-        ("GET", "http://a.example:/x", "a.example", 80, "/x"),
-        ("GET", "http://a_b.example./x@y:z", "a_b.example.", 80, "/x@y:z"),
-        ("POST", "http://192.0.2.1:81/", IPv4Address("192.0.2.1"), 81, "/"),
-        ("get", "http://[2001:db8::1]/", IPv6Address("2001:db8::1"), 80, "/"),
-        ("M-SEARCH", "http://[::1]:8080?x", IPv6Address("::1"), 8080, "/?x"),
-        ("OPTIONS", "http://a.example", "a.example", 80, "*"),
-        ("OPTIONS", "http://a.example:81", "a.example", 81, "*"),
-        ("OPTIONS", "http://a.example/", "a.example", 80, "/"),
-        ("OPTIONS", "http://a.example?x", "a.example", 80, "/?x"),
-        ("CONNECT", "a.example:443", "a.example", 443, ""),
-        ("CONNECT", "192.0.2.1:0", IPv4Address("192.0.2.1"), 0, ""),
-        ("CONNECT", "[::1]:65535", IPv6Address("::1"), 65535, ""),
-        ("CONNECT", "a" * MAX_NAME + ":1", "a" * MAX_NAME, 1, ""),
-    ],
-)
-def test_targets(method: str, target: str, host: Host, port: int, path: str) -> None:
-    """Absolute-form for every method, authority-form for CONNECT: where to connect to, and what to ask for there."""
-    message = request(line=f"{method} {target} HTTP/1.1")
-    assert (message.method, message.target) == (method, target)
-    assert message.destination == Address(host, port)
-    assert message.path == path
+from tabi.wire.http import CHUNKED, HEAD_LIMIT, decode_request, decode_response, encode_response
+from tabi.wire.http_syntax import ANSWER_FIELDS_LIMIT, ANSWER_HEAD_LIMIT, EMPTY_LINES, FIELDS_LIMIT
 
 
 def test_octets_are_waited_for() -> None:
@@ -121,7 +88,6 @@ REFUSED: list[tuple[str, bytes, int]] = [
     ("method in latin-1", head("G\xcbT http://a.example/ HTTP/1.1", HOST), 400),
     ("NUL in the target", head("GET http://a.example/\0 HTTP/1.1", HOST), 400),
     ("DEL in the target", head("GET http://a.example/\x7f HTTP/1.1", HOST), 400),
-    ("latin-1 in the target", head("GET http://a.example/\xfc HTTP/1.1", HOST), 400),
     ("UTF-8 in the host", head(GET).replace(b"a.ex", "ü.ex".encode()), 400),
     # versions
     ("HTTP/0.9", b"GET /\r\n", 505),
@@ -138,46 +104,6 @@ REFUSED: list[tuple[str, bytes, int]] = [
     ("http/1.1", head("GET http://a.example/ http/1.1", HOST), 400),
     ("HTTP/+1.1", head("GET http://a.example/ HTTP/+1.1", HOST), 400),
     ("RTSP/1.0", head("GET http://a.example/ RTSP/1.0", HOST), 400),
-    # targets
-    ("origin-form", head("GET / HTTP/1.1", HOST), 400),
-    ("origin-form with //", head("GET //a.example/ HTTP/1.1", HOST), 400),
-    ("asterisk-form", head("OPTIONS * HTTP/1.1", HOST), 400),
-    ("authority-form for GET", head("GET a.example:80 HTTP/1.1", HOST), 400),
-    ("https", head("GET https://a.example/ HTTP/1.1", HOST), 501),
-    ("ftp", head("GET ftp://a.example/ HTTP/1.1", HOST), 501),
-    ("wss", head("GET wss://a.example/ HTTP/1.1", HOST), 501),
-    ("ws without host", head("GET ws:///chat HTTP/1.1", HOST), 400),
-    ("scheme httpx", head("GET httpx://a.example/ HTTP/1.1", HOST), 501),
-    ("no host", head("GET http:/// HTTP/1.1", HOST), 400),
-    ("port only", head("GET http://:80/ HTTP/1.1", HOST), 400),
-    ("one slash", head("GET http:/a.example/ HTTP/1.1", HOST), 400),
-    ("backslashes", head("GET http:\\\\a.example/ HTTP/1.1", HOST), 400),
-    ("backslash in the host", head("GET http://a.example\\b.example/ HTTP/1.1", HOST), 400),
-    ("user", head("GET http://u@a.example/ HTTP/1.1", HOST), 400),
-    ("user and password", head("GET http://u:p@a.example/ HTTP/1.1", HOST), 400),
-    ("empty user", head("GET http://@a.example/ HTTP/1.1", HOST), 400),
-    ("fragment", head("GET http://a.example/#x HTTP/1.1", HOST), 400),
-    ("empty fragment", head("GET http://a.example/# HTTP/1.1", HOST), 400),
-    ("fragment behind the host", head("GET http://a.example#@b.example/ HTTP/1.1", HOST), 400),
-    ("host percent-encoded", head("GET http://a%2eexample/ HTTP/1.1", HOST), 400),
-    ("IPv6 with zone", head("GET http://[fe80::1%25eth0]/ HTTP/1.1", HOST), 400),
-    ("IPv6 that is none", head("GET http://[::1::]/ HTTP/1.1", HOST), 400),
-    ("IPv6 without end", head("GET http://[::1/ HTTP/1.1", HOST), 400),
-    ("IPv6 without brackets", head("GET http://::1/ HTTP/1.1", HOST), 400),
-    ("IPv4 in brackets", head("GET http://[192.0.2.1]/ HTTP/1.1", HOST), 400),
-    ("octets behind the bracket", head("GET http://[::1]x/ HTTP/1.1", HOST), 400),
-    ("address of the future", head("GET http://[v1.a:b]/ HTTP/1.1", HOST), 400),
-    ("port too large", head("GET http://a.example:65536/ HTTP/1.1", HOST), 400),
-    ("port of six digits", head("GET http://a.example:000080/ HTTP/1.1", HOST), 400),
-    ("port with sign", head("GET http://a.example:+80/ HTTP/1.1", HOST), 400),
-    ("two ports", head("GET http://a.example:80:81/ HTTP/1.1", HOST), 400),
-    ("host of 256 octets", head(f"GET http://{'a' * 256}/ HTTP/1.1", HOST), 400),
-    ("CONNECT without port", head("CONNECT a.example HTTP/1.1", HOST), 400),
-    ("CONNECT with empty port", head("CONNECT a.example: HTTP/1.1", HOST), 400),
-    ("CONNECT to a URI", head("CONNECT http://a.example:80/ HTTP/1.1", HOST), 400),
-    ("CONNECT with path", head("CONNECT a.example:80/x HTTP/1.1", HOST), 400),
-    ("CONNECT with user", head("CONNECT u@a.example:80 HTTP/1.1", HOST), 400),
-    ("CONNECT to IPv6 without brackets", head("CONNECT ::1:80 HTTP/1.1", HOST), 400),
 ]
 
 
@@ -190,7 +116,7 @@ def test_refused_requests(data: bytes, status: int) -> None:
 @pytest.mark.parametrize(
     ("data", "end"),
     [
-        (b"GET https://a.example/ HTTP/1.1\r\nHost", 33),
+        (b"GET ftp://a.example/ HTTP/1.1\r\nHost", 31),
         (b"GET / HTTP/1.1\r\nHost", 16),
         (b"GET /\r\n", 7),
         (b"GET http://a.example/ HTTP/1.1\nHost", 31),
@@ -211,12 +137,15 @@ def test_errors_tell_no_secrets() -> None:
     """Targets, passwords, cookies and what a destination wrote are in no message, wherever the mistake is."""
     secret = "s3cret"
     for data in (
-        head(f"GET http://u:{secret}@a.example/ HTTP/1.1", HOST),
+        head(f"GET http://u:{secret}\\@a.example/ HTTP/1.1", HOST),
+        head(f"GET http://u:{secret}%00@a.example/ HTTP/1.1", HOST),
+        head(f"GET http://{secret}%3A:@a.example/ HTTP/1.1", HOST),
+        head(f"GET http://u@{secret}@a.example/ HTTP/1.1", HOST),
+        head(f"GET http://a#@{secret} HTTP/1.1", HOST),
         head(f"GET  http://u:{secret}@a.example/ HTTP/1.1", HOST),
         head(f"GET http://u:{secret}@a.example/ HTTP/2.0", HOST),
         head(f"GET ftp://u:{secret}@a.example/ HTTP/1.1", HOST),
         head(f"CONNECT u:{secret}@a.example:80 HTTP/1.1", HOST),
-        head(GET, f"Host: u:{secret}@a.example"),
         head(GET, HOST, f"Proxy-Authorization: {secret}", f"Proxy-Authorization: {secret}"),
         head(GET, HOST, f"Proxy-Authorization : {secret}"),
         head(GET, HOST, f"Authorization: {secret}\0"),
@@ -227,9 +156,8 @@ def test_errors_tell_no_secrets() -> None:
         head(f"CONNECT {secret}:65536 HTTP/1.1", HOST),
         head(f"GET {secret}://a.example/ HTTP/1.1", HOST),
         head(f"GET http://a%{secret}/ HTTP/1.1", HOST),
-        head(f"GET http://a.example/{secret}\xfc HTTP/1.1", HOST),
+        head(f"GET http://\xfc.example/{secret} HTTP/1.1", HOST),
         head(f"GET http://a.example/ {secret} HTTP/1.1", HOST),
-        head(GET, f"Host: a.example/{secret}"),
         head(GET, HOST, f"Host: {secret}"),
         head(POST, HOST, f"Content-Length: 5 {secret}"),
         head(POST, HOST, f"Transfer-Encoding: chunked;a={'x' * 32}{secret}"),
@@ -247,12 +175,11 @@ def test_what_errors_say() -> None:
     """Which place is wrong and what was expected there, for the person whose client it is."""
     for data, text in (
         (head("GET / HTTP/1.1", HOST), "target: this is a proxy: ask with an absolute URI or CONNECT"),
-        (head("GET https://a/ HTTP/1.1", HOST), "target: another scheme, expected http; https needs CONNECT"),
+        (head("GET ftp://a/ HTTP/1.1", HOST), "target: another scheme, expected http or https"),
         (head("CONNECT a.example HTTP/1.1", HOST), "target of CONNECT: no port, expected host:port"),
         (head("CONNECT /x HTTP/1.1", HOST), "target of CONNECT: no host:port"),
         (head("GET http://a:65536/ HTTP/1.1", HOST), "target: no IPv6 address in brackets, or a port above 65535"),
-        (head("GET http://a/\xfc HTTP/1.1"), "request line: octet 0xfc, expected ASCII (others are percent-encoded)"),
-        (head(GET, "Host: a/b"), "Host: no host[:port]"),
+        (head("GET http://\xfc/ HTTP/1.1", HOST), "target: no host[:port]"),
         (head(GET, HOST, HOST), "2 Host fields, expected 1"),
         (head(POST, HOST, LENGTH, LENGTH, LENGTH), "3 Content-Length fields, expected 1"),
         (head(POST, HOST, CODING, CODING), "2 Transfer-Encoding fields, expected 1"),
@@ -354,8 +281,15 @@ def test_white_space_before_the_colon_of_a_response() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        head(OK, "X: y", " z"),
         head(OK, " X: y"),
+        head(OK, "\tX: y", "Z: z"),
+        head(OK, "X: y", " ", "Z: z"),
+        head(OK, "X: y", " \t"),
+        head(OK, "X", " : y"),
+        head(OK, "Content", " -Length: 5"),
+        head(OK, "X: y", " \0z"),
+        head(OK, "X: y", " z\rA: b"),
+        head(OK, "X: y\n z"),
         head(OK, "X"),
         head(OK, ": x"),
         head(OK, "X: \0"),
@@ -375,12 +309,46 @@ def test_white_space_before_the_colon_of_a_response() -> None:
         head("http/1.1 200 OK"),
         head("ICY 200 OK"),
         b"SSH-2.0-OpenSSH\r\n",
-        head(OK, *["X: y"] * (FIELDS_LIMIT + 1)),
+        head(OK, *["X: y"] * (ANSWER_FIELDS_LIMIT + 1)),
     ],
 )
 def test_refused_responses(data: bytes) -> None:
     """A server that can be read in two ways is a broken one: no status is of the client's making."""
     assert outcome(data, from_server) == (RemoteProtocolError, None)
+
+
+def test_folded_lines_of_a_response() -> None:
+    """RFC 9112 section 5.2: they are joined by SP before anything is read of them, a length or a coding too."""
+    message = response("X: a \t", " \tb", "\tc", "Y:", " d", "Z: e", "Content-Length:", " 5")
+    assert message.body == 5
+    assert lines(encode_response(message, True))[1:-1] == ["X: a b c", "Y: d", "Z: e", "Content-Length: 5"]
+    assert response("Transfer-Encoding:", "\tchunked").body == CHUNKED
+    for fields in (["Content-Length: 5", " 5"], ["Transfer-Encoding: chunked", " , gzip"]):
+        assert outcome(head(OK, *fields), from_server) == (RemoteProtocolError, None)
+
+
+@pytest.mark.parametrize("number", range(EMPTY_LINES + 2))
+def test_empty_lines_behind_an_interim_response(number: int) -> None:
+    """A bounded number of them; in front of any other response there are none."""
+
+    def after_interim(data: bytes | bytearray, limit: int, seen: int) -> Any:
+        return decode_response(data, "GET", limit, seen, True)
+
+    data = b"\r\n" * number + head(OK, LENGTH)
+    found = outcome(data, after_interim)
+    assert found == (RemoteProtocolError, None) if number > EMPTY_LINES else found[1] == len(data)
+    if number:
+        assert outcome(data, from_server) == (RemoteProtocolError, None)
+
+
+def test_large_heads_of_responses() -> None:
+    """64 KiB and 500 fields: policies and cookies."""
+    assert decode_response(head(OK, *["X: y"] * ANSWER_FIELDS_LIMIT), "GET") is not None
+    data = head(OK, "X: ")
+    padded = data[:-4] + b"x" * (ANSWER_HEAD_LIMIT - len(data)) + data[-4:]
+    assert decode_response(padded, "GET") is not None
+    with pytest.raises(RemoteProtocolError):
+        decode_response(padded[:-4] + b"x" + padded[-4:], "GET")
 
 
 def test_the_limit_of_a_response() -> None:

@@ -5,7 +5,8 @@
 
 A client's connection keeps at most one connection to a destination, its own and of one user: what a server has learned
 about one (NTLM) never serves another. Requests that change something never go out on a used connection: if
-the server closes it, it is unknown whether the server has taken them (RFC 9112 section 9.3.1).
+the server closes it, it is unknown whether the server has taken them (RFC 9112 section 9.3.1). But where credentials
+are of the connection (NTLM, Negotiate; RFC 4559), no other connection would do.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple
 
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import Commands
 from tabi.ingress.gate import Gate, Route
+from tabi.ingress.origin_tls import OriginTls
 from tabi.ingress.refusal import Refusal, login_refused, refusal_of
 from tabi.net.failures import connect_error
-from tabi.net.reactor import BROKEN, ENDED
+from tabi.net.reactor import BROKEN, ENDED, IN, READABLE
 from tabi.net.stream import RESET, Stream
 from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.networks import unmapped
@@ -33,17 +35,22 @@ from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 from tabi.wire.http import (
     CONNECT_ESTABLISHED,
+    EMPTY_LINES,
     HEAD_LIMIT,
     Field,
     Request,
     decode_basic,
     decode_request,
+    encode_date,
     encode_error,
 )
 from tabi.wire.socks5 import Command, Reply, ReplyCode
 
 # RFC 9110 section 9.2.2, without those that no client means to send twice through a proxy.
 REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "TRACE"))
+
+NO_REQUEST = frozenset(b"\r\n" * count for count in range(1, EMPTY_LINES + 1))
+"""What may be between two requests: old clients sent an empty line behind the content of a POST."""
 
 
 class KeptConnections:
@@ -75,6 +82,7 @@ class Forwarding(NamedTuple):
         over: reports a session whose request is over, and begins it anew for the next request.
         kept: gets the connections that wait for another request.
         carrier: gets both streams when the protocol has changed (101).
+        tls: put on connections to destinations of https and wss.
     """
 
     gate: Gate
@@ -84,6 +92,7 @@ class Forwarding(NamedTuple):
     over: Callable[[Session], object]
     kept: KeptConnections
     carrier: Carrier
+    tls: OriginTls
 
 
 class HttpIngress:
@@ -108,7 +117,16 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        self.gate, self.pacer, self.idle, self.half_closed, self.over, self.kept, self.carrier = forwarding
+        (
+            self.gate,
+            self.pacer,
+            self.idle,
+            self.half_closed,
+            self.over,
+            self.kept,
+            self.carrier,
+            self.tls,
+        ) = forwarding
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -180,6 +198,15 @@ class Connection:
             self.ingress.idle.forget(self)
             self.ingress.half_closed.watch(self)
 
+    def on_server_ready(self, events: int) -> None:
+        """The reactor's handler of the connection to a destination: one that waits, and is of no more use, is
+        closed."""
+        server = self.server
+        if server is not None:
+            server.stream.on_ready(events)
+            if self.exchange is None and events & READABLE and not server.quiet:
+                self.close_server()
+
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""
         if self.waits:
@@ -244,7 +271,7 @@ class Connection:
         """Wait for another request; None when the client has ended, or has waited for too long."""
         ingress, client, session = self.ingress, self.client, self.session
         session.silent = True
-        if not self.buffer:
+        while not self.buffer or (len(self.buffer) <= 2 * EMPTY_LINES and bytes(self.buffer) in NO_REQUEST):
             if ingress.kept.draining:
                 return None
             ingress.kept.clients[client] = None
@@ -351,7 +378,8 @@ class Connection:
         else:
             keep = request.keep_alive
         minor, head = (1, False) if request is None else (request.minor, request.method == "HEAD")
-        octets = encode_error(status, error, text, minor=minor, keep_alive=keep, fields=fields, head=head)
+        date = encode_date(int(time()))
+        octets = encode_error(status, error, text, minor=minor, keep_alive=keep, fields=fields, head=head, date=date)
         try:
             await self.send(octets)
         except OSError:
@@ -408,19 +436,23 @@ class Connection:
             if self.gone:
                 break
             session.address = server.address
+            if request.authenticates_connection:
+                server.authenticated = True
             self.exchange = exchange = Exchange(self, server, request, carrier, pacer)
             on_gone, self.client.on_gone = self.client.on_gone, None  # `on_ready` has it end in good order
             try:
                 keep, keep_server = await exchange.run()
             except ExchangeFailed as exc:
                 self.close_server()
-                if self.gone or (exc.unanswered and server.used):
+                if self.gone or (exc.unanswered and server.used and repeatable):
                     continue  # it was closed while we asked: as if it had never been kept
                 return await self.refuse(request, refusal_of(exc))
             finally:
                 self.exchange, self.client.on_gone = None, on_gone
-            if not keep_server:
+            if not keep_server or server.stream.events & ENDED:
                 self.close_server()
+            else:
+                server.stream.reactor.watch(server.stream.fd, IN)  # its end
             if not keep and not self.broken and self.client.fd >= 0:
                 await self.ingress.commands.linger_close(self.client)
             return keep
@@ -432,7 +464,8 @@ class Connection:
         if server is None:
             return None
         if (
-            repeatable
+            (repeatable or server.authenticated)
+            and server.tls == request.tls
             and server.destination == request.destination
             and server.user == self.session.user
             and server.parameters == self.session.parameters
@@ -460,7 +493,7 @@ class Connection:
         return True
 
     async def open_server(self, request: Request, route: Route) -> ServerConnection:
-        """A new connection. Errors as `Egress.open`."""
+        """A new connection. Errors as `Egress.open` and `OriginTls.put_on`."""
         began, session = monotonic(), self.session
         stream = await route.egress.open(request.destination, route.address_filter, session)
         session.connect_seconds = monotonic() - began
@@ -469,7 +502,10 @@ class Connection:
         except OSError as exc:  # reset since it was opened: ENOTCONN
             stream.close()
             raise connect_error(exc.errno or errno.EIO, request.destination) from exc
+        if request.tls:
+            await self.ingress.tls.put_on(stream, request.destination, began if route.egress.direct else monotonic())
         if session.watch is not None:
             session.watch.connected(session)
-        self.server = ServerConnection(stream, address, session, route.egress)
-        return self.server
+        self.server = server = ServerConnection(stream, address, session, route.egress, request.tls)
+        stream.reactor.replace(stream.fd, self.on_server_ready)
+        return server

@@ -398,7 +398,7 @@ async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, share
     name."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        tls = context.wrap_bio(incoming, outgoing, server_hostname=str(host))
+        tls = context.wrap_bio(incoming, outgoing, server_hostname=str(host).removesuffix("."))  # RFC 6066 section 3
     except ValueError:  # ssl's own words are of server_hostname
         raise RemoteProtocolError(f"TLS: {host} is not a name that a certificate can have") from None
     return await shake_hands(server, lambda: tls, incoming, outgoing, shared, "server")
@@ -421,7 +421,7 @@ async def shake_hands(
 
     The object that ``make`` makes takes memory, so that a client gets it only when it is its turn.
     """
-    octets, failure, started, done = 0, "", False, False
+    octets, failure, started, done = 0, None, False, False
     tls: ssl.SSLObject | None = None
     serving = begins = peer == "client"
     while not done:
@@ -462,14 +462,14 @@ async def shake_hands(
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError as exc:
-                failure = explain(exc, peer)
+                failure = exc.with_traceback(None)  # which has this frame: it would be a circle
             if monotonic() - began > BRIEF:
                 await stream.reactor.next_turn()  # holding the lock: one step of a handshake in a turn of the loop
         if outgoing.pending:
             started = True
             await stream.send_all(outgoing.read())
-        if failure:
-            raise RemoteProtocolError(failure)
+        if failure is not None:
+            raise RemoteProtocolError(explain(failure, peer)) from failure
     assert tls is not None
     sock = TlsSocket(stream.sock, tls, incoming, outgoing, stream.reactor, shared.buffer_over(stream.sock))
     stream.sock = sock

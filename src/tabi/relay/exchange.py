@@ -7,6 +7,7 @@ some. What decides, dials and speaks with the client is not here: it hands in bo
 from __future__ import annotations
 
 import asyncio
+from time import time
 from typing import Protocol
 
 from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
@@ -20,12 +21,13 @@ from tabi.relay.pacer import Pacer
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.http import (
+    ANSWER_HEAD_LIMIT,
     CHUNKED,
-    HEAD_LIMIT,
     UNTIL_CLOSE,
     Request,
     Response,
     decode_response,
+    encode_date,
     encode_request,
     encode_response,
 )
@@ -99,11 +101,26 @@ class ServerConnection:
         egress, member: the egress that it takes, and its member.
         buffer: what was read from it and is not used up.
         used: it has answered a request.
+        tls: it is inside TLS.
+        authenticated: it was, or is about to be, authenticated as a whole (NTLM, Negotiate): requests with content go
+            out on it, too, for another one would be refused.
     """
 
-    __slots__ = ("address", "buffer", "destination", "egress", "member", "parameters", "stream", "used", "user")
+    __slots__ = (
+        "address",
+        "authenticated",
+        "buffer",
+        "destination",
+        "egress",
+        "member",
+        "parameters",
+        "stream",
+        "tls",
+        "used",
+        "user",
+    )
 
-    def __init__(self, stream: Stream, address: Address, session: Session, egress: object) -> None:
+    def __init__(self, stream: Stream, address: Address, session: Session, egress: object, tls: bool = False) -> None:
         destination = session.destination
         assert destination is not None
         self.stream = stream
@@ -112,7 +129,8 @@ class ServerConnection:
         self.user, self.parameters = session.user, session.parameters
         self.egress, self.member = egress, session.member
         self.buffer = bytearray()
-        self.used = False
+        self.used = self.authenticated = False
+        self.tls = tls
 
     @property
     def quiet(self) -> bool:
@@ -314,11 +332,13 @@ class Exchange:
 
     async def read_response(self) -> Response:
         """The final response's head; those before it are sent on as they come."""
-        buffer, stream, request = self.server.buffer, self.stream, self.request
-        for _ in range(INTERIM_LIMIT):
+        buffer, stream, request, method = self.server.buffer, self.stream, self.request, self.request.method
+        for count in range(INTERIM_LIMIT):
             seen = 0
             try:
-                while not buffer or (found := decode_response(buffer, request.method, HEAD_LIMIT, seen)) is None:
+                while (
+                    not buffer or (found := decode_response(buffer, method, ANSWER_HEAD_LIMIT, seen, count > 0)) is None
+                ):
                     seen = len(buffer)
                     while (data := stream.receive_nowait(READ_SIZE)) is None:
                         await stream.readable()
@@ -354,7 +374,8 @@ class Exchange:
         chunks = response.body == CHUNKED and not request.minor  # HTTP/1.0 does not know chunks: they are taken apart
         keep = request.keep_alive and self.body.done and response.body != UNTIL_CLOSE and not chunks
         keep = keep and self.connection.keeps
-        head = encode_response(response, keep, request.minor)
+        date = b"" if response.dated else encode_date(int(time()))
+        head = encode_response(response, keep, request.minor, None, date)
         lease = self.lease
         if lease is not None and body is not NOTHING and lease.left <= 0:
             self.stream.reset()
@@ -406,6 +427,8 @@ class Exchange:
             raise
         session.close = "server"
         server.used = True
+        if response.authenticates_connection:
+            server.authenticated = True
         return keep, response.keep_alive and self.uploaded and body.done and not server.buffer
 
     def blame(self, exc: OSError | RemoteProtocolError | LimitExceeded, sending: bool) -> str:

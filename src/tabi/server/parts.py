@@ -22,6 +22,7 @@ from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
 from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate
+from tabi.ingress.origin_tls import OriginTls
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.listen import BACKLOG, Acceptor, Listeners, keep_alive
@@ -156,8 +157,9 @@ class Parts:
         closing.callback(self.gate.close)
         self.connect = Connect(self.gate, self.carrier)
         self.kept = KeptConnections(sessions.handshake.kept)
+        tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(
-            self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier
+            self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
         )
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener

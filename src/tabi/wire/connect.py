@@ -29,7 +29,7 @@ from tabi.errors import RemoteProtocolError
 from tabi.wire.address import Address
 from tabi.wire.http import decode_response
 from tabi.wire.http_answer import CONTROL
-from tabi.wire.http_syntax import AUTHORITY
+from tabi.wire.http_target import AUTHORITY
 from tabi.wire.machine import CLOSED, NEED_DATA, OPEN, REQUEST, REQUEST_SENT, Decoder, Machine, State
 from tabi.wire.socks5 import Credentials
 

@@ -4,9 +4,9 @@ Forwarding reads a head and makes what is sent on of it in one go (`decode_reque
 to read or change fields parses the head first (`wire/http_head.py`) and has it rewritten: the result is the same. The
 parts that both need are in other modules:
 
-    http_syntax.py     lines, octets and targets         http_framing.py    content, connection, upgrade
-    http_fields.py     fields and their values           http_answer.py     answers of the proxy itself
-    http_body.py       chunks
+    http_syntax.py     lines and octets                  http_framing.py    content, connection, upgrade
+    http_target.py     targets                           http_answer.py     answers of the proxy itself
+    http_fields.py     fields and their values           http_body.py       chunks
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import msgspec
 
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.wire.address import Address
-from tabi.wire.http_answer import CONNECT_ESTABLISHED, decode_basic, encode_connection, encode_error
+from tabi.wire.http_answer import CONNECT_ESTABLISHED, decode_basic, encode_connection, encode_date, encode_error
 from tabi.wire.http_body import Chunked
 from tabi.wire.http_fields import (
     CONTENT_LENGTH,
     KNOWN_OF_REQUEST,
-    KNOWN_OF_RESPONSE,
+    OF_CONNECTION,
     PROTECTED,
     PROTECTED_IN_RESPONSE,
     Field,
@@ -34,21 +34,23 @@ from tabi.wire.http_fields import (
     too_many,
     without,
 )
-from tabi.wire.http_framing import CHUNKED, EXPECT, UNTIL_CLOSE, frame_request, frame_response
+from tabi.wire.http_framing import CHUNKED, EXPECT, UNTIL_CLOSE, frame_request, frame_response, take_out_of_response
 from tabi.wire.http_head import RequestHead, ResponseHead, parse_request, parse_response
 from tabi.wire.http_syntax import (
+    ANSWER_HEAD_LIMIT,
+    EMPTY_LINES,
     HEAD_LIMIT,
-    HTTP_PORT,
     check_request_line,
-    decode_authority,
-    decode_target,
     find_request,
     find_response,
 )
+from tabi.wire.http_target import decode_target
 
 __all__ = [
+    "ANSWER_HEAD_LIMIT",
     "CHUNKED",
     "CONNECT_ESTABLISHED",
+    "EMPTY_LINES",
     "HEAD_LIMIT",
     "UNTIL_CLOSE",
     "Chunked",
@@ -61,6 +63,7 @@ __all__ = [
     "decode_basic",
     "decode_request",
     "decode_response",
+    "encode_date",
     "encode_error",
     "encode_request",
     "encode_response",
@@ -70,7 +73,7 @@ __all__ = [
     "rewrite_response",
 ]
 
-MAX_FORWARDS = any_of([b"max-forwards"])
+CHALLENGE, MAX_FORWARDS = any_of([b"www-authenticate"]), any_of([b"max-forwards"])
 
 VIA = (b"\r\nVia: 1.0 tabi", b"\r\nVia: 1.1 tabi")
 CODING = b"\r\nTransfer-Encoding: chunked"
@@ -95,6 +98,8 @@ class Request(msgspec.Struct, frozen=True):
         expects_continue: the client waits for 100 (Continue) before it sends content.
         authorization: the value of Proxy-Authorization.
         max_forwards: how many more proxies may follow, for TRACE and OPTIONS only.
+        tls: the destination is to be spoken with inside TLS: https and wss.
+        authenticates_connection: its Authorization is for the connection, not only for itself (NTLM, Negotiate).
     """
 
     method: str
@@ -108,6 +113,8 @@ class Request(msgspec.Struct, frozen=True):
     expects_continue: bool = False
     authorization: bytes | None = None
     max_forwards: int | None = None
+    tls: bool = False
+    authenticates_connection: bool = False
 
     @property
     def path(self) -> str:
@@ -147,6 +154,16 @@ class Response(msgspec.Struct, frozen=True):
     keep_alive: bool
     interim: bool = False
 
+    @property
+    def dated(self) -> bool:
+        """Whether it has a Date, or needs none."""
+        return b"\r\ndate:" in self.fields.lower() or self.status < 200
+
+    @property
+    def authenticates_connection(self) -> bool:
+        """Whether it asks for credentials that are for the connection (NTLM, Negotiate)."""
+        return self.status == 401 and any(OF_CONNECTION.search(value) for _, value in CHALLENGE.findall(self.fields))
+
 
 # --- decoding: (message, octets consumed), or None while octets are missing ---
 
@@ -176,27 +193,32 @@ def rewrite_request(head: RequestHead) -> Request:
         HttpError: as `decode_request`.
         ValueError: its first line was changed and is not valid.
     """
-    method, target, authority, path, digit = head.match_line().groups()
-    return forward_request(method, target, authority, path, digit, head.fields.encode())
+    method, target, secure, authority, path, digit = head.match_line().groups()
+    return forward_request(method, target, secure, authority, path, digit, head.fields.encode())
 
 
 def forward_request(
-    method: bytes, target: bytes, authority: bytes | None, path: bytes | None, digit: bytes, fields: bytes
+    method: bytes,
+    target: bytes,
+    secure: bytes | None,
+    authority: bytes | None,
+    path: bytes | None,
+    digit: bytes,
+    fields: bytes,
 ) -> Request:
     """Make the request to send on of the parts of a head, as REQUEST_HEAD finds them. Raises HttpError."""
-    destination, host, path = decode_target(method, target, authority, path)
+    destination, host, path, user = decode_target(method, target, secure, authority, path)
     minor = 0 if digit == b"0" else 1
     known, fields = take_out(fields, KNOWN_OF_REQUEST)
+    # What Host says is ignored: the target decides, and Host is made of it (RFC 9112 section 3.2.2).
     named = known.get(b"host")
     if named is None:
-        if minor:
+        if minor and path:  # RFC 9112 3.2: we take a CONNECT without it, as several clients send it
             raise HttpError("request: no Host field, expected 1")
-    elif named and named != authority:
-        if b"\n" in named:
-            raise too_many(named, "Host")
-        decode_authority(named, "Host", HTTP_PORT)
+    elif 0x0A in named:  # of `take_out`
+        raise too_many(named, "Host")
     framing = frame_request(method, minor, known, fields)
-    authorization = known.get(b"proxy-authorization")
+    own, authorization = known.get(b"authorization"), known.get(b"proxy-authorization")
     if authorization and b"\n" in authorization:
         raise too_many(authorization, "Proxy-Authorization")
     if not minor:  # it means nothing there
@@ -207,11 +229,13 @@ def forward_request(
     body, head = framing.body, b""
     if path:
         coding = CODING if body == CHUNKED else b""
+        if user and own is None:
+            coding += b"\r\nAuthorization: " + user
         fields = without(fields, framing.options, PROTECTED)
         head = b"".join((method, b" ", path, b" HTTP/1.1\r\nHost: ", host, fields, coding, VIA[minor]))
     return Request(
         method.decode(),
-        target.decode(),
+        target.decode("utf-8", "surrogateescape"),
         minor,
         head,
         body,
@@ -221,19 +245,23 @@ def forward_request(
         framing.expects_continue,
         authorization,
         max_forwards,
+        bool(secure),
+        own is not None and OF_CONNECTION.search(own) is not None,
     )
 
 
 def decode_response(
-    data: bytes | bytearray, method: str, limit: int = HEAD_LIMIT, seen: int = 0
+    data: bytes | bytearray, method: str, limit: int = ANSWER_HEAD_LIMIT, seen: int = 0, after_interim: bool = False
 ) -> tuple[Response, int] | None:
     """Read the head of a response to a request with ``method``; see `decode_request`.
+
+    ``after_interim`` says that an interim response was read before it: then empty lines are passed over.
 
     Raises:
         RemoteProtocolError: it is not a response, or it could be read in two ways, or is too long.
     """
     try:
-        if (located := find_response(data, limit, seen)) is None:
+        if (located := find_response(data, limit, seen, after_interim)) is None:
             return None
         found, end = located
         digit, code, reason, fields = found.groups(b"")
@@ -259,7 +287,7 @@ def rewrite_response(head: ResponseHead, method: str) -> Response:
 def forward_response(method: str, digit: bytes, code: bytes, reason: bytes, fields: bytes) -> Response:
     """Make the response to send on of the parts of a head, as RESPONSE_HEAD finds them. Raises HttpError."""
     minor, status = 0 if digit == b"0" else 1, int(code)
-    known, fields = take_out(fields, KNOWN_OF_RESPONSE)
+    known, fields = take_out_of_response(fields)
     framing = frame_response(method, status, minor, known)
     if b"proxy-status" in known:
         fields += proxy_status_of_others(known[b"proxy-status"])
@@ -307,7 +335,9 @@ def encode_request(request: Request, keep_alive: bool = True) -> bytes:
     return request.head + (b"\r\n\r\n" if keep_alive else b"\r\nConnection: close\r\n\r\n")
 
 
-def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: int | None = None) -> bytes:
+def encode_response(
+    response: Response, keep_alive: bool, minor: int = 1, body: int | None = None, date: bytes = b""
+) -> bytes:
     """The head to send to the client; not of a tunnel that CONNECT opened, whose fields are not checked.
 
     Args:
@@ -316,6 +346,7 @@ def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: 
         minor: of the client's HTTP/1.<minor>. For 0 a CHUNKED body becomes one UNTIL_CLOSE, whose chunks the caller
             takes apart.
         body: CHUNKED or UNTIL_CLOSE where the caller sends the content so, though it came otherwise.
+        date: a field (`encode_date`), for a response that is not ``dated``.
     """
     status, fields = response.status, response.fields
     if body is None:
@@ -332,4 +363,4 @@ def encode_response(response: Response, keep_alive: bool, minor: int = 1, body: 
     elif not response.interim:
         connection = encode_connection(keep_alive and body != UNTIL_CLOSE, minor)
     top = b"HTTP/1.1 %d " % status
-    return b"".join((top, response.reason, fields, coding, VIA[response.minor], connection, b"\r\n\r\n"))
+    return b"".join((top, response.reason, fields, coding, date, VIA[response.minor], connection, b"\r\n\r\n"))

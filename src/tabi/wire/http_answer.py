@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from binascii import a2b_base64
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from http import HTTPStatus
 
 from tabi.wire.http_fields import Field
@@ -12,6 +14,9 @@ from tabi.wire.http_fields import Field
 CONNECT_ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 BASIC = re.compile(rb"basic +((?:[a-z0-9+/]{4})*(?:[a-z0-9+/]{2}==|[a-z0-9+/]{3}=)?)", re.IGNORECASE)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")  # strftime asks the locale
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 NOT_IN_STRING = re.compile(r"[^ -~]")
 
@@ -33,6 +38,13 @@ def encode_connection(keep_alive: bool, minor: int) -> bytes:
     return b"" if minor else b"\r\nConnection: keep-alive"
 
 
+@lru_cache(1)
+def encode_date(seconds: int) -> bytes:
+    """The field Date for a time in seconds since 1970, with CRLF in front (RFC 9110 section 5.6.7)."""
+    when = EPOCH + timedelta(seconds=seconds)
+    return b"\r\nDate: " + f"{DAYS[when.weekday()]}, {when:%d} {MONTHS[when.month - 1]} {when:%Y %H:%M:%S} GMT".encode()
+
+
 def encode_error(
     status: int,
     error: str | None,
@@ -42,6 +54,7 @@ def encode_error(
     keep_alive: bool = False,
     fields: Iterable[Field] = (),
     head: bool = False,
+    date: bytes = b"",
 ) -> bytes:
     """A whole response that the proxy itself gives, with the reason in Proxy-Status (RFC 9209) and in its text.
 
@@ -53,6 +66,7 @@ def encode_error(
         keep_alive: the connection stays open.
         fields: more of them, such as Proxy-Authenticate.
         head: it answers a HEAD: the text is counted, but not sent.
+        date: a field of `encode_date`.
     """
     details = NOT_IN_STRING.sub("?", details)
     quoted = details.replace("\\", "\\\\").replace('"', '\\"')
@@ -63,6 +77,7 @@ def encode_error(
         f'Proxy-Status: tabi{f"; error={error}" if error else ""}; details="{quoted}"\r\n'
         f"Content-Type: text/plain; charset=utf-8\r\nContent-Length: {len(text)}".encode("ascii"),
         *(b"\r\n%b: %b" % field for field in fields),
+        date,
         encode_connection(keep_alive, minor),
         b"\r\n\r\n",
     ]

@@ -131,16 +131,18 @@ def any_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
     return re.compile(rb"\r\n(" + b"|".join(words) + rb"):([^\r]*+)")
 
 
-KNOWN_OF_REQUEST = any_of(REWRITTEN)
+KNOWN_OF_REQUEST = any_of(REWRITTEN | {b"authorization"})
 KNOWN_OF_RESPONSE = any_of(REWRITTEN_OF_RESPONSE | {b"proxy-status"})
 CONTENT_LENGTH = any_of([b"content-length"])
+OF_CONNECTION = re.compile(rb"(?:^|[,\n])[ \t]*(?i:ntlm|negotiate)(?=[ \t,\n]|$)")
+"""A scheme that authenticates a connection (RFC 4559), in the value of Authorization or WWW-Authenticate."""
 
 
 def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
     """The fields that mean something here, by the name in lower case, and the others.
 
-    Values of several fields with one name have LF between them, which stands in none. Content-Length stays among the
-    others, in its shortest form.
+    Values of several fields with one name have LF between them, which stands in none. Authorization and Content-Length
+    stay among the others, too, the latter in its shortest form.
     """
     known: Known = {}
     parts = pattern.split(fields)  # others, name, value, others, name, value, others
@@ -148,6 +150,8 @@ def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
         name, value = parts[at].lower(), parts[at + 1].strip()
         if name == b"content-length":
             parts[at - 1] += b"\r\nContent-Length: " + (value.lstrip(b"0") or b"0")
+        elif name == b"authorization":
+            parts[at - 1] += b"\r\n%b:%b" % (parts[at], parts[at + 1])
         known[name] = known[name] + b"\n" + value if name in known else value
     return known, b"".join(parts[::3])
 

@@ -6,7 +6,8 @@
     Upgrade, 101                          another protocol follows                          RFC 9110 section 7.8
     Expect, 1xx                           the client waits, another response follows        RFC 9110 section 10.1.1
 
-Two lengths, or a length beside chunks, are refused: one of two readers would take the rest for another message.
+Two lengths, or a length beside chunks, are refused: one of two readers would take the rest for another message. Of a
+response two that are equal are one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,24 @@ import re
 import msgspec
 
 from tabi.errors import HttpError
-from tabi.wire.http_fields import Known, any_of, decode_number, members, shown, too_many
+from tabi.wire.http_fields import (
+    CONTENT_LENGTH,
+    KNOWN_OF_RESPONSE,
+    Known,
+    any_of,
+    decode_number,
+    members,
+    shown,
+    take_out,
+    too_many,
+)
 
 CHUNKED = -1
 UNTIL_CLOSE = -2
 
 EXPECT: re.Pattern[bytes] = any_of([b"expect"])
+LIST_OF_EQUALS = re.compile(rb"([0-9]{1,18})(?:[ \t]*[,\n][ \t]*\1)+")
+H2C = re.compile(rb"h2c(?:-[0-9]+)?", re.IGNORECASE)
 
 
 class RequestFraming(msgspec.Struct, frozen=True, gc=False):
@@ -74,15 +87,34 @@ def frame_request(method: bytes, minor: int, known: Known, others: bytes) -> Req
     keep_alive = b"close" not in kept and (minor > 0 or b"keep-alive" in kept)
     upgrade = None
     if b"upgrade" in options and minor and not body and method != b"CONNECT":
-        upgrade = known.get(b"upgrade", b"").replace(b"\n", b", ") or None
+        upgrade = wanted_protocols(known.get(b"upgrade", b"").replace(b"\n", b", "))
     expects_continue = False
     if body and minor:  # a client of HTTP/1.0 could not read the answer (RFC 9110 section 10.1.1)
         expects_continue = any(b"100-continue" in members(value) for _, value in EXPECT.findall(others))
     return RequestFraming(body, options, keep_alive, upgrade, expects_continue)
 
 
+def wanted_protocols(value: bytes) -> bytes | None:
+    """The value of Upgrade without HTTP/2, None if nothing is left: HTTP2-Settings is for one connection (RFC 7540
+    section 3.2.1), and requests inside HTTP/2 would pass without being looked at."""
+    if b"h2c" not in value.lower():
+        return value or None
+    protocols = (protocol.strip() for protocol in value.split(b","))
+    return b", ".join(protocol for protocol in protocols if protocol and not H2C.fullmatch(protocol)) or None
+
+
+def take_out_of_response(fields: bytes) -> tuple[Known, bytes]:
+    """As `take_out`, of a response: several lengths that are equal are one (RFC 9112 section 6.3, rule 5)."""
+    known, others = take_out(fields, KNOWN_OF_RESPONSE)
+    length = known.get(b"content-length")
+    if length is not None and not length.isdigit() and (found := LIST_OF_EQUALS.fullmatch(length)):
+        known[b"content-length"] = found[1]
+        others = CONTENT_LENGTH.sub(b"", others) + b"\r\nContent-Length: " + (found[1].lstrip(b"0") or b"0")
+    return known, others
+
+
 def frame_response(method: str, status: int, minor: int, known: Known) -> ResponseFraming:
-    """Frame the response to a request with ``method``; ``known`` are its fields as `take_out` gives them.
+    """Frame the response to a request with ``method``; ``known`` is of `take_out_of_response`.
 
     Raises:
         HttpError: it could be read in two ways.

@@ -12,18 +12,25 @@ from __future__ import annotations
 import re
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.wire.http_fields import KNOWN_OF_REQUEST, KNOWN_OF_RESPONSE, Fields, take_out
-from tabi.wire.http_framing import RequestFraming, ResponseFraming, frame_request, frame_response
+from tabi.wire.http_fields import KNOWN_OF_REQUEST, Fields, take_out
+from tabi.wire.http_framing import (
+    RequestFraming,
+    ResponseFraming,
+    frame_request,
+    frame_response,
+    take_out_of_response,
+)
 from tabi.wire.http_syntax import (
+    ANSWER_HEAD_LIMIT,
     HEAD_LIMIT,
     REQUEST_LINE_ONLY,
     STATUS_LINE_ONLY,
     check_request_line,
-    decode_target,
     find_request,
     find_response,
     match_request_line,
 )
+from tabi.wire.http_target import decode_target
 
 
 class RequestHead:
@@ -31,7 +38,7 @@ class RequestHead:
 
     Attributes:
         method: a token; methods are case-sensitive.
-        target: as sent.
+        target: as sent; octets beyond ASCII are read as UTF-8, and others are surrogates, as in `os.fsdecode`.
         minor: of HTTP/1.<minor>, as sent; all but 0 are read as 1.
         fields: in their order.
     """
@@ -49,7 +56,7 @@ class RequestHead:
 
     def match_line(self) -> re.Match[bytes]:
         """Match the request line against its grammar. Raises ValueError if it was changed and is not valid."""
-        line = f"{self.method} {self.target} HTTP/1.{self.minor}".encode("utf-8", "replace")
+        line = f"{self.method} {self.target} HTTP/1.{self.minor}".encode("utf-8", "surrogateescape")
         found = REQUEST_LINE_ONLY.fullmatch(line)
         if found is None:
             raise ValueError("request line: expected a method, a target and a version, without spaces in them")
@@ -105,7 +112,7 @@ class ResponseHead:
             RemoteProtocolError: that could be read in two ways.
         """
         try:
-            return frame_response(method, self.status, self.minor, take_out(self.fields.encode(), KNOWN_OF_RESPONSE)[0])
+            return frame_response(method, self.status, self.minor, take_out_of_response(self.fields.encode())[0])
         except HttpError as exc:
             raise RemoteProtocolError(str(exc)) from None
 
@@ -125,13 +132,16 @@ def parse_request(
     if (located := find_request(data, limit, seen, check_line)) is None:
         return None
     found, end = located
-    method, target, authority, path, digit, fields = found.groups()
+    method, target, secure, authority, path, digit, fields = found.groups()
     if proxied:
-        decode_target(method, target, authority, path)
-    return RequestHead(method.decode(), target.decode(), Fields.decode(fields), int(digit)), end
+        decode_target(method, target, secure, authority, path)
+    text = target.decode("utf-8", "surrogateescape")
+    return RequestHead(method.decode(), text, Fields.decode(fields), int(digit)), end
 
 
-def parse_response(data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int = 0) -> tuple[ResponseHead, int] | None:
+def parse_response(
+    data: bytes | bytearray, limit: int = ANSWER_HEAD_LIMIT, seen: int = 0
+) -> tuple[ResponseHead, int] | None:
     """Read a response's head; see `parse_request`.
 
     Raises:
