@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from time import process_time
 from typing import Any
 
 import pytest
 
-from http_heads import BODY, CODING, GET, HOST, LENGTH, OK, POST, from_server, head, lines, outcome, response
+from http_heads import BODY, CODING, GET, HOST, LENGTH, OK, POST, from_server, head, lines, outcome, read, response
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.wire.http import CHUNKED, HEAD_LIMIT, decode_request, decode_response, encode_response
 from tabi.wire.http_syntax import ANSWER_FIELDS_LIMIT, ANSWER_HEAD_LIMIT, EMPTY_LINES, FIELDS_LIMIT
@@ -325,6 +326,19 @@ def test_folded_lines_of_a_response() -> None:
     assert response("Transfer-Encoding:", "\tchunked").body == CHUNKED
     for fields in (["Content-Length: 5", " 5"], ["Transfer-Encoding: chunked", " , gzip"]):
         assert outcome(head(OK, *fields), from_server) == (RemoteProtocolError, None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["X: y" + " " * 65000 + "z", "X: " + " ," * 32000, "Content-Length: 5" + " " * 65000 + "5", "X:" + "\t" * 65000],
+)
+def test_blanks_cost_no_square(field: str) -> None:
+    """A server that sends many holds nobody up: they are looked at once, not once for each of them."""
+    data = head(OK, field, "Y: a", " b")
+    began = process_time()
+    outcomes = [read([data], from_server, ANSWER_HEAD_LIMIT + 100, False) for _ in range(3)]
+    assert process_time() - began < 1
+    assert outcomes[0] == outcomes[2]
 
 
 @pytest.mark.parametrize("number", range(EMPTY_LINES + 2))

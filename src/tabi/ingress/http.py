@@ -451,8 +451,8 @@ class Connection:
                 self.exchange, self.client.on_gone = None, on_gone
             if not keep_server or server.stream.events & ENDED:
                 self.close_server()
-            else:
-                server.stream.reactor.watch(server.stream.fd, IN)  # its end
+            elif not server.stream.reactor.edge_triggered:
+                server.stream.reactor.watch(server.stream.fd, IN)  # for its end
             if not keep and not self.broken and self.client.fd >= 0:
                 await self.ingress.commands.linger_close(self.client)
             return keep

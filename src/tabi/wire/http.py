@@ -157,7 +157,7 @@ class Response(msgspec.Struct, frozen=True):
     @property
     def dated(self) -> bool:
         """Whether it has a Date, or needs none."""
-        return b"\r\ndate:" in self.fields.lower() or self.status < 200
+        return self.fields.lower().find(b"\r\ndate:") >= 0 or self.status < 200  # faster than ``in``
 
     @property
     def authenticates_connection(self) -> bool:

@@ -131,10 +131,11 @@ def any_of(names: Iterable[bytes]) -> re.Pattern[bytes]:
     return re.compile(rb"\r\n(" + b"|".join(words) + rb"):([^\r]*+)")
 
 
+STAYING = frozenset((b"authorization", b"content-length"))
 KNOWN_OF_REQUEST = any_of(REWRITTEN | {b"authorization"})
 KNOWN_OF_RESPONSE = any_of(REWRITTEN_OF_RESPONSE | {b"proxy-status"})
 CONTENT_LENGTH = any_of([b"content-length"])
-OF_CONNECTION = re.compile(rb"(?:^|[,\n])[ \t]*(?i:ntlm|negotiate)(?=[ \t,\n]|$)")
+OF_CONNECTION = re.compile(rb"(?:^|[,\n])[ \t]*+(?i:ntlm|negotiate)(?=[ \t,\n]|$)")
 """A scheme that authenticates a connection (RFC 4559), in the value of Authorization or WWW-Authenticate."""
 
 
@@ -145,15 +146,19 @@ def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
     stay among the others, too, the latter in its shortest form.
     """
     known: Known = {}
-    parts = pattern.split(fields)  # others, name, value, others, name, value, others
-    for at in range(1, len(parts), 3):
-        name, value = parts[at].lower(), parts[at + 1].strip()
-        if name == b"content-length":
-            parts[at - 1] += b"\r\nContent-Length: " + (value.lstrip(b"0") or b"0")
-        elif name == b"authorization":
-            parts[at - 1] += b"\r\n%b:%b" % (parts[at], parts[at + 1])
+    parts = iter(pattern.split(fields))  # others, name, value, others, name, value, others
+    others = [next(parts)]
+    for spelled in parts:
+        name, raw = spelled.lower(), next(parts)
+        value = raw.strip()
+        if name in STAYING:
+            if name == b"authorization":
+                others[-1] += b"\r\n%b:%b" % (spelled, raw)
+            else:
+                others[-1] += b"\r\nContent-Length: " + (value.lstrip(b"0") or b"0")
         known[name] = known[name] + b"\n" + value if name in known else value
-    return known, b"".join(parts[::3])
+        others.append(next(parts))
+    return known, b"".join(others)
 
 
 def without(fields: bytes, options: frozenset[bytes], protected: frozenset[bytes]) -> bytes:

@@ -33,7 +33,7 @@ CHUNKED = -1
 UNTIL_CLOSE = -2
 
 EXPECT: re.Pattern[bytes] = any_of([b"expect"])
-LIST_OF_EQUALS = re.compile(rb"([0-9]{1,18})(?:[ \t]*[,\n][ \t]*\1)+")
+LIST_OF_EQUALS = re.compile(rb"([0-9]{1,18}+)(?:[ \t]*+[,\n][ \t]*+\1)+")
 H2C = re.compile(rb"h2c(?:-[0-9]+)?", re.IGNORECASE)
 
 

@@ -43,7 +43,7 @@ REQUEST_LINE_ONLY = re.compile(REQUEST_LINE)
 STATUS_LINE_ONLY = re.compile(STATUS_LINE)
 FIELD = re.compile(FIELD_LINE + rb"(?=\r\n)")
 SPACE_BEFORE_COLON = re.compile(rb"(?<=\n)(" + TOKEN + rb")[ \t]++:")
-FOLD = re.compile(rb"[ \t]*+\r\n[ \t]++(?=[^ \t\r\n])")
+FOLD = re.compile(rb"(?<![ \t])[ \t]*+\r\n[ \t]++(?=[^ \t\r\n])")
 """Between two lines of one field (RFC 9112 section 5.2). A line of blanks alone is none: it could be taken for the end
 of the head."""
 
