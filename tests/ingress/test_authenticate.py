@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any
 
@@ -305,11 +305,40 @@ def test_logins_of_an_address_have_a_bound(run: Run, monkeypatch: pytest.MonkeyP
                 failing += [tasks.create_task(fail(str(number))) for number in range(10, 30)]
                 await asyncio.sleep(0)
                 stay = [tasks.create_task(answer(check, login("alice", f"n{n}", "127.0.0.9"))) for n in range(3)]
-                assert {await one for one in failing} == {"too many logins of this address wait"}
+                assert {await one for one in failing} == {"too many logins wait"}
                 assert len(check.checks) == 2 + 4
                 users.going_on.set()
                 assert [await one for one in (other, *stay)] == [None] * 4
             assert set(users.checks) == {b"0", b"1", b"old", b"n0", b"n1", b"n2"}
+            assert is_unused(check)
+
+    run(main)
+
+
+def test_all_logins_have_a_bound(run: Run) -> None:
+    """Who guesses the same few passwords over and over gives its place up to others, whoever comes first."""
+
+    async def main() -> None:
+        users = Counted()
+        async with checking(users) as check:
+            check.queue.total = 20
+            for _ in range(3):
+                assert await answer(check, login("alice", "wrong", "127.0.0.9")) is None
+            users.going_on.clear()
+            async with asyncio.TaskGroup() as tasks:
+
+                async def guess(password: str) -> None:
+                    with suppress(TooManyLogins):
+                        await answer(check, login("alice", password, "127.0.0.9"))
+
+                for number in range(100):
+                    tasks.create_task(guess(str(number % 3)))
+                hosts = [f"127.0.1.{number}" for number in range(20)]
+                right = [tasks.create_task(answer(check, login("bob", "plain", host))) for host in hosts]
+                await asyncio.sleep(0)
+                assert check.queue.taken <= 20
+                users.going_on.set()
+                assert [await one for one in right] == ["bob"] * 20
             assert is_unused(check)
 
     run(main)

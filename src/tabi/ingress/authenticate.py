@@ -34,6 +34,9 @@ HASHERS = 2
 WAITING = 256
 """Pairs of user name and password of one address that may wait for a thread: as many take about six seconds."""
 
+WAITING_IN_ALL = 4096
+"""Logins that may wait for a thread. A server has fewer: half of its sessions."""
+
 SHOWN = 64
 """Characters of a wrong user name in the access log."""
 
@@ -166,14 +169,17 @@ class PasswordAuthenticator:
 
     Addresses from which no wrong password has come lately are first, and equal pairs are hashed once. Nothing is
     computed for a client that has gone. One that has ended, so that nobody knows, waits for no thread.
+
+    Args:
+        users: may be replaced at any time.
+        most: logins that may wait for a thread.
     """
 
-    def __init__(self, users: Users) -> None:
+    def __init__(self, users: Users, most: int = WAITING_IN_ALL) -> None:
         self.users = users
-        """May be replaced at any time."""
         self.proofs = Proofs()
         self.checks: dict[bytes, Check] = {}
-        self.queue: FairQueue[Check] = FairQueue(WAITING)
+        self.queue: FairQueue[Check] = FairQueue(WAITING, most)
         self.hashers: ThreadPoolExecutor | None = None
         self.running = 0
         self.closed = False
@@ -216,9 +222,9 @@ class PasswordAuthenticator:
         check.logins[login] = address
         try:
             if not check.under_way:
-                oldest = self.queue.add(address, check)
-                if oldest is not None:
-                    self.give_up(oldest, address)
+                too_many = self.queue.add(address, check)
+                if too_many is not None:
+                    self.give_up(*too_many)
                 self.begin()
             with nullcontext() if client is None else hearing(client, told):
                 if client is not None:
@@ -232,11 +238,11 @@ class PasswordAuthenticator:
             raise found
         return found
 
-    def give_up(self, check: Check, address: Hashable) -> None:
-        """Give up the logins of an address that wait for this: too many others do."""
+    def give_up(self, address: Hashable, check: Check) -> None:
+        """Give up the logins of an address that wait for a check: too many others do."""
         for login in [login for login, other in check.logins.items() if other == address]:
             del check.logins[login]
-            check.tell(login, TooManyLogins("too many logins of this address wait"))
+            check.tell(login, TooManyLogins("too many logins wait"))
         self.forget_unused(check)
 
     def forget_unused(self, check: Check) -> None:

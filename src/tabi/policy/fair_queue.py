@@ -24,10 +24,14 @@ class FairQueue(Generic[J]):
 
     Args:
         most: jobs of one client that may wait.
+        total: places of all clients. A client has one as often as it waits for a job.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, total: int) -> None:
         self.most = most
+        self.total = total
+        self.taken = 0
+        """Places that are taken."""
         self.lines: dict[Hashable, dict[J, None]] = {}
         """The jobs of each client that waits, in the order in which they came."""
         self.counts: dict[J, dict[Hashable, int]] = {}
@@ -38,25 +42,32 @@ class FairQueue(Generic[J]):
     def __len__(self) -> int:
         return len(self.counts)
 
-    def add(self, client: Hashable, job: J) -> J | None:
-        """Have a client wait for a job. Returns the job that it waits for no more, its oldest, if there are too many,
-        else None."""
+    def add(self, client: Hashable, job: J) -> tuple[Hashable, J] | None:
+        """Have a client wait for a job, once more if it waits for that already.
+
+        Returns:
+            The client and the job that it waits for no more, if there are too many: the oldest job of this client, or
+            of the one whose turn is last.
+        """
         line = self.lines.setdefault(client, {})
         line.pop(job, None)
         line[job] = None
         counts = self.counts.setdefault(job, {})
         counts[client] = counts.get(client, 0) + 1
+        self.taken += 1
         if len(line) <= self.most:
-            return None
-        oldest = next(iter(line))
-        self.counts[oldest][client] = 1
-        self.remove(client, oldest)
-        return oldest
+            if self.taken <= self.total:
+                return None
+            client = max(self.lines, key=lambda one: (self.failed_at(one), len(self.lines[one])))
+        oldest = next(iter(self.lines[client]))
+        self.remove(client, oldest, self.counts[oldest][client])
+        return client, oldest
 
-    def remove(self, client: Hashable, job: J) -> None:
-        """A client that waits for a job has been added once less."""
+    def remove(self, client: Hashable, job: J, times: int = 1) -> None:
+        """A client that waits for a job gives up so many of its places."""
         counts = self.counts[job]
-        counts[client] -= 1
+        counts[client] -= times
+        self.taken -= times
         if not counts[client]:
             del counts[client]
             self.leave(client, job)
@@ -73,14 +84,18 @@ class FairQueue(Generic[J]):
         if not self.lines:
             return None
         self.forget_failures(now)
-        failures = self.failures
-        client = min(reversed(self.lines), key=lambda client: failures.get(client, float("-inf")))
-        if without_failure and client in failures:
+        client = min(reversed(self.lines), key=self.failed_at)
+        if without_failure and client in self.failures:
             return None
         job = next(reversed(self.lines[client]))
-        for other in self.counts.pop(job):
+        for other, times in self.counts.pop(job).items():
+            self.taken -= times
             self.leave(other, job)
         return client, job
+
+    def failed_at(self, client: Hashable) -> float:
+        """When a client has failed last."""
+        return self.failures.get(client, float("-inf"))
 
     def fail(self, client: Hashable, now: float) -> None:
         """Note that a job of a client has failed."""

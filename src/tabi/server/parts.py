@@ -235,7 +235,7 @@ class Parts:
         if self.authenticator is not None:
             self.authenticator.users = users or Users({})
         elif compiled.has_logins and self.given.authenticate is None:
-            self.authenticator = PasswordAuthenticator(users or Users({}))
+            self.authenticator = PasswordAuthenticator(users or Users({}), max(1, self.capacity // 2))
             self.closing.push_async_callback(self.authenticator.close)
 
     def make_ingress(self, compiled: Compiled, index: int) -> Ingress:
