@@ -735,7 +735,10 @@ class Worker:
     def on_ready(self, events: int = 0) -> None:
         if self.sock is not None:
             self.sock.recv(10)
-        self.calls.append((self.name, get_reactor().started))
+        self.work(self.name)
+
+    def work(self, name: str) -> None:
+        self.calls.append((name, get_reactor().started))
         self.clock.now += self.seconds
 
 
@@ -822,6 +825,22 @@ def test_what_was_put_off_shares_the_turns(run: Run, clock: Clock) -> None:
         ]
         assert shares == [2, 2, 2, 2, 1, 1]
         assert LEAST < BUDGET
+
+    run(main)
+
+
+def test_many_things_are_spread_over_turns(run: Run, clock: Clock) -> None:
+    """Each is looked at once, in order; a turn in which others have their share comes between parts of them."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        calls: list[tuple[str, float]] = []
+        worker = Worker(clock, LEAST / 2.5, calls, "")
+        reactor.spread("abcdefgh", lambda name: worker.work(name))
+        assert "".join(name for name, _ in calls) == "abc"
+        reactor.later(lambda: worker.work("other"))
+        await until(lambda: len(calls) == 9)
+        assert [name for name, _ in calls] == [*"abcdef", "other", *"gh"]
 
     run(main)
 

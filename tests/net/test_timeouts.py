@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from tabi.net import timeouts
+from tabi.net.reactor import Reactor
 from tabi.net.timeouts import FixedTimeouts, IdleTimeouts
 
 
@@ -233,7 +234,7 @@ class Mover(Thing):
 
 def quiet(clock: Clock, seconds: float) -> IdleTimeouts:
     """The same on a clock of ours."""
-    return IdleTimeouts(cast("asyncio.AbstractEventLoop", clock), seconds)
+    return IdleTimeouts(Reactor(cast("asyncio.AbstractEventLoop", clock)), seconds)
 
 
 def test_what_rests_ends_and_what_moves_goes_on(clock: Clock) -> None:

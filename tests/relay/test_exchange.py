@@ -870,7 +870,7 @@ class Client:
         self.moved = 0
         self.gone = False
         self.broken = False
-        self.patience = IdleTimeouts(self.client.reactor.loop, 300)
+        self.patience = IdleTimeouts(self.client.reactor, 300)
 
     async def send(self, octets: bytes) -> None:
         await self.client.send_all(octets)

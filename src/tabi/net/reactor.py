@@ -33,12 +33,14 @@ import os
 import select
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tabi.net.selector import BATCH, ReactorLoop
+
+T = TypeVar("T")
 
 Handler = Callable[[int], object]
 Watchdog = Callable[[float, object, float], None]
@@ -254,6 +256,20 @@ class Reactor:
         turn = Turn(self.loop, owner)
         self.later(turn.wake)
         return turn
+
+    def spread(self, things: Iterable[T], act: Callable[[T], object]) -> None:
+        """Call ``act`` for each of many things, some of them now, and the others in the next turns."""
+        remaining = iter(things)
+
+        def go_on() -> None:
+            ends = monotonic() + LEAST
+            for thing in remaining:
+                act(thing)
+                if monotonic() >= ends:
+                    self.later(go_on)
+                    return
+
+        go_on()
 
     def begin_turn(self, now: float) -> float:
         """Returns when the time of the turn that begins is over."""

@@ -10,6 +10,8 @@ import asyncio
 from time import monotonic
 from typing import Protocol
 
+from tabi.net.reactor import Reactor
+
 
 class Expirable(Protocol):
     """What can run out of time."""
@@ -91,12 +93,13 @@ class IdleTimeouts:
     """Ends what has not moved for too long: one sweep over all, so that what moves looks at no clock.
 
     Args:
-        loop: whose timer is used.
+        reactor: its loop's timer is used.
         seconds: how long each may rest.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self.loop = loop
+    def __init__(self, reactor: Reactor, seconds: float) -> None:
+        self.reactor = reactor
+        self.loop = reactor.loop
         self.seconds = seconds
         self.interval = min(max(0.01, seconds / SWEEPS), LONGEST_SWEEP)
         self.seen: dict[Moving, tuple[int, float]] = {}
@@ -120,12 +123,18 @@ class IdleTimeouts:
             self.timer = self.loop.call_later(self.interval, self.tick)
 
     def sweep(self, now: float) -> None:
-        """Look at everything once."""
-        for thing, (moved, since) in tuple(self.seen.items()):
+        """Look at everything once. Many may end: the loop has its turns between them."""
+
+        def look(thing: Moving) -> None:
+            if thing not in self.seen:
+                return
+            moved, since = self.seen[thing]
             if thing.moved != moved:
                 self.seen[thing] = thing.moved, now
             elif now - since >= self.seconds:
                 thing.expire()
+
+        self.reactor.spread(tuple(self.seen), look)
 
     def close(self) -> None:
         """Stop the timer; nothing expires any more."""

@@ -196,9 +196,13 @@ class Associations:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
 
     def sweep(self, now: float) -> None:
-        """Look at every association once."""
-        for association in tuple(self.active):
-            association.sweep(now, self.idle)
+        """Look at every association once. Many may end: the loop has its turns between them."""
+
+        def look(association: Association) -> None:
+            if not association.closed:
+                association.sweep(now, self.idle)
+
+        self.reactor.spread(tuple(self.active), look)
 
     async def close(self, reason: Close) -> None:
         """Close all that are left, and wait for their questions to end."""

@@ -97,10 +97,13 @@ class Relays:
             self.timer = self.reactor.loop.call_later(self.interval, self.tick)
 
     def sweep(self, now: float) -> None:
-        """Look at every relay once."""
-        for relay in tuple(self.active.values()):
+        """Look at every relay once. Many may end: the loop has its turns between them."""
+
+        def look(relay: Relay) -> None:
             if not relay.closed:
                 relay.sweep(now, self.idle, self.half_closed)
+
+        self.reactor.spread(tuple(self.active.values()), look)
 
     def close(self, reason: Close) -> None:
         """Close all that are left, and the pool."""

@@ -380,7 +380,7 @@ class Tunnels:
         self.carry = carry
         self.relays = relays
         self.inner = relays.sibling(self.relay_ended)
-        self.quiet = IdleTimeouts(relays.reactor.loop, relays.idle)
+        self.quiet = IdleTimeouts(relays.reactor, relays.idle)
         self.active: dict[Session, Run] = {}
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:

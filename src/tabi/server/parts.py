@@ -139,7 +139,7 @@ class Parts:
             closing.push_async_callback(tunnels.close, "shutdown")
             sessions.carriers.append(tunnels)
         sessions.carriers.append(self.relays)
-        idle, half_closed = IdleTimeouts(loop, timeouts.idle), IdleTimeouts(loop, timeouts.half_closed)
+        idle, half_closed = IdleTimeouts(reactor, timeouts.idle), IdleTimeouts(reactor, timeouts.half_closed)
         closing.callback(idle.close)
         closing.callback(half_closed.close)
 
