@@ -303,15 +303,8 @@ def test_an_answer_that_nobody_waits_for_is_kept(run_once: Run) -> None:
     run_once(main)
 
 
-def too_many(task: asyncio.Task[list[IP]]) -> bool:
-    """Whether a question has ended because its place was wanted: reply 01."""
-    exc = task.exception()
-    assert isinstance(exc, DialError)
-    return "too many names" in str(exc) and exc.reply_code == ReplyCode.GENERAL_FAILURE
-
-
 def test_what_is_asked_at_a_time_is_bounded(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client has as many questions as are free; one more ends its oldest; what is known or asked for is none."""
+    """A client has as many questions as are free; one more waits; what is known, or asked for already, does not."""
     monkeypatch.setattr(cache, "LOOKUPS", 4)
 
     async def main() -> None:
@@ -319,15 +312,15 @@ def test_what_is_asked_at_a_time_is_bounded(run_once: Run, monkeypatch: pytest.M
         await parts.cache.resolve("0.test")
         parts.source.answering.clear()
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(parts.cache.resolve(f"{number}.test", FOUR)) for number in (1, 2, 2, 3, 4)]
+        tasks = [loop.create_task(parts.cache.resolve(f"{number}.test", FOUR)) for number in (1, 2, 2, 3, 4, 4)]
         await asyncio.wait(tasks, timeout=0.01)
-        assert [task.done() for task in tasks] == [True, True, True, False, False]
-        assert all(map(too_many, tasks[:3]))
+        assert parts.source.asked == ["0.test", "1.test", "2.test"]
         assert await parts.cache.resolve("0.test", FOUR) == [FOUR]
         parts.source.answering.set()
-        assert await asyncio.gather(*tasks[3:]) == [[FOUR]] * 2
+        assert await asyncio.gather(*tasks) == [[FOUR]] * 6
+        assert parts.source.asked == [f"{number}.test" for number in range(5)]
         assert parts.cache.questions == {}
-        assert parts.cache.held == {}
+        assert parts.cache.places.held == {}
 
     run_once(main)
 
@@ -348,47 +341,51 @@ def test_one_client_does_not_crowd_out_others(run_once: Run, monkeypatch: pytest
         assert len(parts.cache.questions) == 8
         good = [loop.create_task(parts.cache.resolve("good.test", host)) for host in (FOUR, OTHER_FOUR, None)]
         await asyncio.sleep(0)
+        assert parts.source.asked.count("good.test") == 0
+        await asyncio.sleep(0)
+        assert parts.source.asked.count("good.test") == 1
         parts.source.answering.set()
         assert await asyncio.gather(*good) == [[FOUR]] * 3
         await asyncio.wait(hostile)
-        assert parts.cache.held == {}
+        assert all(isinstance(task.exception(), DialError) for task in hostile)
+        assert parts.cache.places.held == {}
 
     run_once(main)
 
 
-def test_who_waits_for_anothers_question_asks_again_if_that_ends(
-    run_once: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client that asks for what others ask for, and then for much more, does not take their answer away."""
-    monkeypatch.setattr(cache, "LOOKUPS", 4)
-
-    async def main() -> None:
-        parts = Parts({"good.test": Answer([FOUR], 60)})
-        parts.source.answering.clear()
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(parts.cache.resolve("good.test", host)) for host in (SIX, FOUR)]
-        await asyncio.sleep(0)
-        more = [loop.create_task(parts.cache.resolve(f"{number}.test", SIX)) for number in range(5)]
-        await asyncio.wait(tasks, timeout=0.01)
-        assert too_many(tasks[0])
-        parts.source.answering.set()
-        assert await tasks[1] == [FOUR]
-        assert parts.source.asked.count("good.test") == 2
-        await asyncio.wait(more)
-        assert any(map(too_many, more))
-
-    run_once(main)
-
-
-def test_without_a_place_for_anybody_it_is_refused(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, and nothing ends for it."""
-    monkeypatch.setattr(cache, "LOOKUPS", 0)
+def test_who_waits_for_a_place_is_told_of_the_end(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked any more once the cache was closed."""
+    monkeypatch.setattr(cache, "LOOKUPS", 2)
 
     async def main() -> None:
         parts = Parts()
-        with pytest.raises(DialError, match=r"^a\.test: too many names are being resolved$"):
-            await parts.cache.resolve("a.test", FOUR)
-        assert parts.source.asked == []
+        parts.source.answering.clear()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(parts.cache.resolve(f"{number}.test")) for number in range(3)]
+        await asyncio.wait(tasks, timeout=0.01)
+        await parts.cache.close()
+        await asyncio.wait(tasks)
+        assert [str(task.exception()) for task in tasks] == [f"{n}.test: the resolver was closed" for n in range(3)]
+        assert parts.source.asked == ["0.test"]
+
+    run_once(main)
+
+
+def test_who_leaves_while_it_waits_asks_for_nothing(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes no place."""
+    monkeypatch.setattr(cache, "LOOKUPS", 2)
+
+    async def main() -> None:
+        parts = Parts()
+        parts.source.answering.clear()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(parts.cache.resolve(f"{number}.test")) for number in range(2)]
+        await asyncio.wait(tasks, timeout=0.01)
+        tasks[1].cancel()
+        parts.source.answering.set()
+        await asyncio.wait(tasks)
+        assert parts.source.asked == ["0.test"]
+        assert parts.cache.places.held == {}
 
     run_once(main)
 
@@ -412,7 +409,6 @@ def test_what_comes_late_is_kept_too(run_once: Run) -> None:
         await asyncio.sleep(0)
         parts.clock.now += 59
         assert parts.cache.lookup("a.test") == (SIX, FOUR)
-        assert parts.cache.held == {}
         assert not parts.cache.late
 
     run_once(main)
@@ -432,35 +428,39 @@ def test_a_kind_of_addresses_that_was_not_answered_is_asked_for_again_soon(run_o
     run_once(main)
 
 
-@pytest.mark.parametrize("how", ["closed", "evicted", "failed"])
+@pytest.mark.parametrize("how", ["closed", "given up", "failed"])
 def test_the_rest_of_an_answer_may_never_come(run_once: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """It takes a place as a question does, and is given up as one; what was there stays."""
+    """It takes no place from questions; the oldest is given up if there are too many. What was there stays."""
     monkeypatch.setattr(cache, "LOOKUPS", 2)
 
     async def main() -> None:
         parts = Parts()
-        rest: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        rests = [loop.create_future() for _ in range(3)]
 
-        async def wait() -> Answer:
+        async def wait(rest: asyncio.Future[Answer]) -> Answer:
             return await rest
 
-        task = asyncio.get_running_loop().create_task(wait())
-        parts.source.answers["a.test"] = Answer([FOUR], 60, whole=False, rest=task)
-        await parts.cache.resolve("a.test")
-        assert list(parts.cache.held) == [None]
-        if how == "closed":
-            await parts.cache.close()
-        elif how == "evicted":
-            with pytest.raises(DialError, match="not found"):
-                await parts.cache.resolve("b.test")
+        tasks = [loop.create_task(wait(rest)) for rest in rests]
+        for number, task in enumerate(tasks):
+            parts.source.answers[f"{number}.test"] = Answer([FOUR], 60, whole=False, rest=task)
+        await parts.cache.resolve("0.test")
+        assert parts.cache.places.held == {}
+        if how == "given up":
+            await parts.cache.resolve("1.test")
+            await parts.cache.resolve("2.test")
+        elif how == "failed":
+            rests[0].set_exception(DialError("x", 4))
         else:
-            rest.set_exception(DialError("x", 4))
-        await asyncio.wait((task,))
+            await parts.cache.close()
+        await asyncio.wait(tasks[:1])
         await asyncio.sleep(0)
-        assert task.cancelled() == (how != "failed")
-        assert parts.cache.lookup("a.test") == (FOUR,)
-        assert parts.cache.held == {}
-        assert not parts.cache.late
+        assert tasks[0].cancelled() == (how != "failed")
+        assert parts.cache.lookup("0.test") == (FOUR,)
+        assert len(parts.cache.late) == (2 if how == "given up" else 0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     run_once(main)
 

@@ -4,8 +4,8 @@ A name that is known costs a look into a dict: no task, no turn of the loop (`Na
 asked for once, on behalf of all tasks that want it (`NameCache.resolve`). The question lasts until it is answered, even
 if the tasks have left: the next one finds the answer.
 
-LOOKUPS are under way at a time, and a client has as many of them at most as are free. If it wants more, its oldest
-question ends: names that never answer make room for those that do.
+LOOKUPS are under way at a time, and a client has as many of them at most as are free (`Places`): who wants more waits,
+and nobody else.
 
 Times are seconds of the clock that is passed in. RFC 2308 is about negative answers, RFC 9520 about failures.
 """
@@ -17,10 +17,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv6Address
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 from tabi.config import Prefer
 from tabi.errors import DialError
+from tabi.net.places import Places
 from tabi.net.resolve import IP, LOOKUPS, Answer, Source
 from tabi.wire.address import Host
 from tabi.wire.socks5 import ReplyCode
@@ -95,11 +96,10 @@ class NameCache:
                 self.names.setdefault(address, name)
         self.entries: OrderedDict[str | IP, Entry] = OrderedDict()
         self.questions: dict[str | IP, asyncio.Task[Entry]] = {}
-        self.late: set[asyncio.Task[Answer]] = set()
-        """Answers of which one kind of addresses is there already."""
-        self.held: dict[Holder, dict[asyncio.Task[Any], str | IP]] = {}
-        """What each client has under way, the oldest first."""
         self.closed = False
+        self.places = Places(LOOKUPS)
+        self.late: dict[asyncio.Task[Answer], None] = {}
+        """Answers of which one kind of addresses is there already, the oldest first."""
 
     def lookup(self, name: str) -> Sequence[IP] | None:
         """The addresses of a name, best first, at least one; None where it has to be asked for.
@@ -123,7 +123,7 @@ class NameCache:
         """See `Resolver`. The caller sets the deadline. ``client`` is the host that it is for.
 
         Raises:
-            DialError: there are none, or others wanted the place of the question.
+            DialError: there are none.
         """
         known = self.lookup(name)
         if known is not None:
@@ -150,17 +150,22 @@ class NameCache:
 
     async def find(self, key: str | IP, client: Host | None) -> Entry:
         """Have a name or an address asked for, and wait for the answer. Raises DialError."""
-        holder = holder_of(client)
-        while True:
-            question = self.questions.get(key) or self.ask(key, holder)
-            own = question in self.held.get(holder, ())
-            await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
-            if not question.cancelled():
-                return question.result()
-            if self.closed:
-                raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
-            if own:
-                raise too_many(key)
+        question = self.questions.get(key)
+        if question is None:
+            holder = holder_of(client)
+            if not self.places.take(holder):
+                await self.places.wait(holder)
+                entry = self.entries.get(key)
+                if self.closed or (entry is not None and entry.until > self.clock()):  # found for another task
+                    self.places.give_back(holder)
+                    return entry or self.fail(key)
+            question = self.ask(key, holder)
+        await asyncio.wait((question,))  # a waiter that is cancelled leaves the question alone
+        return self.fail(key) if question.cancelled() else question.result()
+
+    def fail(self, key: str | IP) -> NoReturn:
+        """Raise DialError: there will be no answer."""
+        raise DialError(f"{key}: the resolver was closed", ReplyCode.GENERAL_FAILURE)
 
     def key_of(self, name: str) -> str:
         """The form of a name that is asked for and remembered."""
@@ -168,54 +173,30 @@ class NameCache:
         return key.removesuffix(".") or key if self.names_alone else key
 
     def ask(self, key: str | IP, holder: Holder) -> asyncio.Task[Entry]:
-        """Put a question to the source, and keep it until it is answered. Raises DialError."""
-        self.make_room(key, holder)
+        """Put a question to the source, and keep it and its place until it is answered."""
 
         def answered(question: asyncio.Task[Entry]) -> None:
-            if self.questions.get(key) is question:
-                del self.questions[key]
+            del self.questions[key]
+            self.places.give_back(holder)
             if not question.cancelled():
                 question.exception()  # retrieved here, because perhaps no task waits for it any more
 
-        question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key, holder))
+        question = self.questions.get(key)
+        if question is not None:  # another task has asked, while this one waited for a place
+            self.places.give_back(holder)
+            return question
+        question = self.questions[key] = asyncio.get_running_loop().create_task(self.find_out(key))
         question.add_done_callback(answered)
-        self.hold(question, key, holder)
         return question
 
-    def make_room(self, key: str | IP, holder: Holder) -> None:
-        """End the oldest question of a client that has as many as places are free. Raises DialError."""
-        held = self.held.get(holder, {})
-        if len(held) < LOOKUPS - len(self.questions) - len(self.late):
-            return
-        if not held:
-            raise too_many(key)
-        oldest = next(iter(held))
-        if self.questions.get(held[oldest]) is oldest:
-            del self.questions[held[oldest]]
-        self.late.discard(oldest)
-        self.release(oldest, holder)
-        oldest.cancel()
-
-    def hold(self, task: asyncio.Task[Any], key: str | IP, holder: Holder) -> None:
-        """Count a question or the rest of an answer, until it is there."""
-        self.held.setdefault(holder, {})[task] = key
-        task.add_done_callback(lambda task: self.release(task, holder))
-
-    def release(self, task: asyncio.Task[Any], holder: Holder) -> None:
-        """Count it no more."""
-        held = self.held.get(holder, {})
-        held.pop(task, None)
-        if not held:
-            self.held.pop(holder, None)
-
-    async def find_out(self, key: str | IP, holder: Holder) -> Entry:
+    async def find_out(self, key: str | IP) -> Entry:
         """Ask the source, and remember what it says."""
         try:
             if isinstance(key, str):
                 answer = await self.source.answer(key)
                 entry = self.make_answer(key, answer)
                 if answer.rest is not None:
-                    self.await_rest(key, answer.rest, holder)
+                    self.await_rest(key, answer.rest)
             else:
                 named = await self.source.reverse(key)
                 until = self.end_of(named.ttl, named.name is not None)
@@ -235,17 +216,20 @@ class NameCache:
             until = min(until, self.clock() + self.negative_ttl)
         return self.make_entry(name, answer.addresses, until, answer.text)
 
-    def await_rest(self, name: str, rest: asyncio.Task[Answer], holder: Holder) -> None:
-        """Have an answer remembered as soon as all of it is there."""
+    def await_rest(self, name: str, rest: asyncio.Task[Answer]) -> None:
+        """Have an answer remembered as soon as all of it is there; the oldest is given up if there are too many."""
 
         def arrived(rest: asyncio.Task[Answer]) -> None:
-            self.late.discard(rest)
+            self.late.pop(rest, None)
             if not rest.cancelled() and rest.exception() is None:
                 self.keep(name, self.make_answer(name, rest.result()))
 
-        self.late.add(rest)
+        self.late[rest] = None
         rest.add_done_callback(arrived)
-        self.hold(rest, name, holder)
+        if len(self.late) > LOOKUPS:
+            oldest = next(iter(self.late))
+            del self.late[oldest]
+            oldest.cancel()
 
     def end_of(self, ttl: float | None, found: bool) -> float:
         """Until when an answer is kept; ``found`` says that there is something in it."""
@@ -282,11 +266,6 @@ class NameCache:
 def holder_of(client: Host | None) -> Holder:
     """Who is counted: an IPv6 client is its network of 64 bits, in which it may choose addresses as it likes."""
     return client.packed[:8] if isinstance(client, IPv6Address) else client
-
-
-def too_many(key: str | IP) -> DialError:
-    """The error for a question that has no place, or no more."""
-    return DialError(f"{key}: too many names are being resolved", ReplyCode.GENERAL_FAILURE)
 
 
 def found(entry: Entry) -> Sequence[IP]:
