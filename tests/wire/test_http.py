@@ -202,6 +202,16 @@ def test_credentials_of_a_connection() -> None:
     assert lines(encode_request(request("authorization:\tNTLM  x ")))[2] == "authorization:\tNTLM  x "
 
 
+def test_clients_are_told_that_connections_are_their_own() -> None:
+    """RFC 4559 section 6: else some do not log one in through a proxy. Only where NTLM or Negotiate is asked for."""
+    support = "Proxy-Support: Session-Based-Authentication"
+    for fields in (["WWW-Authenticate: Negotiate"], ["Www-authenticate: Basic a, NTLM", support.lower()]):
+        written = lines(encode_response(response(*fields, LENGTH, line="HTTP/1.1 401 x"), True))
+        assert [text for text in written if "proxy-support" in text.lower()] == [support]
+    for line, field in (("HTTP/1.1 401 x", "WWW-Authenticate: Basic"), ("HTTP/1.1 200 x", "WWW-Authenticate: NTLM")):
+        assert support not in lines(encode_response(response(field, LENGTH, line=line), True))
+
+
 @pytest.mark.parametrize("field", ["Date: now", "date:now", "DATE: now"])
 def test_an_answer_gets_a_date(field: str) -> None:
     """RFC 9110 section 6.6.1: where it has none; interim answers and 101 need none."""

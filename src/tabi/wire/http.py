@@ -73,7 +73,8 @@ __all__ = [
     "rewrite_response",
 ]
 
-CHALLENGE, MAX_FORWARDS = any_of([b"www-authenticate"]), any_of([b"max-forwards"])
+CHALLENGE, SUPPORT = any_of([b"www-authenticate"]), any_of([b"proxy-support"])
+MAX_FORWARDS = any_of([b"max-forwards"])
 
 VIA = (b"\r\nVia: 1.0 tabi", b"\r\nVia: 1.1 tabi")
 CODING = b"\r\nTransfer-Encoding: chunked"
@@ -162,7 +163,7 @@ class Response(msgspec.Struct, frozen=True):
     @property
     def authenticates_connection(self) -> bool:
         """Whether it asks for credentials that are for the connection (NTLM, Negotiate)."""
-        return self.status == 401 and any(OF_CONNECTION.search(value) for _, value in CHALLENGE.findall(self.fields))
+        return self.status == 401 and asks_for_authentication_of_connection(self.fields)
 
 
 # --- decoding: (message, octets consumed), or None while octets are missing ---
@@ -294,7 +295,14 @@ def forward_response(method: str, digit: bytes, code: bytes, reason: bytes, fiel
     fields = without(fields, framing.options, PROTECTED_IN_RESPONSE)
     if framing.upgrade is not None:
         fields = b"\r\nUpgrade: " + framing.upgrade + fields
+    if status == 401 and asks_for_authentication_of_connection(fields):  # some clients give no answer without this
+        fields = SUPPORT.sub(b"", fields) + b"\r\nProxy-Support: Session-Based-Authentication"
     return Response(status, reason, minor, fields, framing.body, framing.keep_alive, framing.interim)
+
+
+def asks_for_authentication_of_connection(fields: bytes) -> bool:
+    """Whether an answer's fields ask for NTLM or Negotiate (RFC 4559)."""
+    return any(OF_CONNECTION.search(value) for _, value in CHALLENGE.findall(fields))
 
 
 def proxy_status_of_others(value: bytes) -> bytes:
