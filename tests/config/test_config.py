@@ -855,7 +855,7 @@ def test_control_characters_come_out_escaped(text: str, start: str) -> None:
     assert str(caught.value).isprintable()
 
 
-UDP_ADDRESS = "expected an IP address that clients can send to"
+UDP_ADDRESS = "expected an IP address that clients can send to, or a name that has one"
 UDP_PORTS = 'expected a range such as "40000-40999", or "shared"'
 UDP_ORDER = "expected the lower port first, 1 to 65535"
 
@@ -863,7 +863,8 @@ UDP_ORDER = "expected the lower port first, 1 to 65535"
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        *(("advertise", value, UDP_ADDRESS) for value in ("", "proxy.example", "192.0.2.1:1080", "[2001:db8::1]", "1")),
+        *(("advertise", value, UDP_ADDRESS) for value in ("", "proxy", "1.2", "192.0.2.1:1080", "[2001:db8::1]", "1")),
+        *(("advertise", value, UDP_ADDRESS) for value in ("a.7", "a..b", ".a.b", "a b.c", "a.b:1")),
         *(("advertise", value, UDP_ADDRESS) for value in ("0.0.0.0", "::", "::ffff:0.0.0.0", "fe80::1%lo")),
         *(("advertise", value, UDP_ADDRESS) for value in ("224.0.0.1", "ff02::1", "255.255.255.255")),
         *(("ports", value, UDP_PORTS) for value in ("", "40000", "40000-", "-40000", "1 - 2", "1-2-3", "1-2\n", "any")),

@@ -224,3 +224,9 @@ def test_clients_may_ask_for_names(run: Run) -> None:
             assert caught.value.reply_code != 2
 
     run(main)
+
+
+def test_a_name_is_advertised_by_a_configuration_alone() -> None:
+    """Nothing resolves it for pieces that a program composes."""
+    with pytest.raises(ConfigError, match=r"^UdpAssociate.udp: 'proxy\.example', expected an IP address"):
+        UdpAssociate(udp=Udp(advertise="proxy.example"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import socket
 import sys
+import threading
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 
 from authorities import write_server
 from conftest import Run
+from datagrams import association
 from doubles import LOOPBACK, Streams, client_from, greet, read_reply
 from name_servers import HttpServer, StreamServer, Zone, stream_server, tls_context, udp_server
 from support import request, target
@@ -22,6 +26,8 @@ from tabi.errors import ConfigError, DialError, ProxyError
 from tabi.net import cache
 from tabi.net.cache import NameCache
 from tabi.net.system import SystemResolver
+from tabi.server import names
+from tabi.server.compiled import compile_config
 from tabi.server.names import prepare_resolver
 from tabi.wire.socks5 import Command
 
@@ -232,3 +238,70 @@ def test_names_that_never_answer_hold_up_nobody(run_once: Run, monkeypatch: pyte
             assert len(silent) == 4 * 2
 
     run_once(main)
+
+
+def advertising(name: str) -> dict[str, object]:
+    """A listener that advertises a name."""
+    return {"listen": [{"url": "socks5://127.0.0.1:0", "udp": {"advertise": name}}], "log": {"access": "none"}}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let the system have these addresses for any name, or none."""
+
+    def getaddrinfo(name: str, *_: object, **__: object) -> list[Any]:
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(0, 0, 0, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def test_an_advertised_name_is_resolved_at_the_start_and_at_a_reload(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client is told the address of its own family, and its own where the name has none."""
+
+    async def main() -> None:
+        config = make_config(advertising("proxy.example"))
+        with monkeypatch.context() as patch:
+            answering(patch, "2001:db8::5", "198.51.100.7", "198.51.100.7")
+            server = Server(config=config)
+        async with server:
+            async with association(server.addresses[0]) as one:
+                assert str(one.relay.host) == "198.51.100.7"
+            with monkeypatch.context() as patch:
+                answering(patch, "198.51.100.8")
+                server.reload(config)
+            async with association(server.addresses[0]) as one:
+                assert str(one.relay.host) == "198.51.100.8"
+            with monkeypatch.context() as patch:
+                answering(patch, "2001:db8::5")
+                server.reload(config)
+            async with association(server.addresses[0]) as one:
+                assert str(one.relay.host) == "127.0.0.1"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "error"),
+    [((), "proxy.example: Name or service not known"), (("0.0.0.0",), "proxy.example: '0.0.0.0', expected an IP")],
+)
+def test_a_name_that_cannot_be_advertised(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...], error: str
+) -> None:
+    """The start says which key it is, and why."""
+    answering(monkeypatch, *addresses)
+    with pytest.raises(ConfigError, match=rf"^listen\[0\].udp.advertise: {re.escape(error)}"):
+        compile_config(make_config(advertising("proxy.example")))
+
+
+def test_a_name_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start does not wait for ever."""
+    asked = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asked.wait(30) and [])
+    monkeypatch.setattr(names, "ADVERTISED_SECONDS", 0.01)
+    with pytest.raises(ConfigError, match=r"advertise: proxy\.example: not resolved within 0\.01 s"):
+        compile_config(make_config(advertising("proxy.example")))
+    asked.set()
+    for thread in threading.enumerate():
+        if thread.name == "tabi-advertise":
+            thread.join()

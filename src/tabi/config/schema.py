@@ -17,7 +17,7 @@ from tabi.policy.pool import Balance, By
 from tabi.policy.quantities import Quota, Rate, Share
 from tabi.policy.users import Secret, parse_hash, plain_secret
 from tabi.url import DEFAULT_PORT, ListenURL, ServerURL, parse_listen_url, parse_server_url
-from tabi.wire.address import Host, parse_ip
+from tabi.wire.address import Host, parse_ip, read_number
 
 if TYPE_CHECKING:  # a program may give plain numbers: they are checked and converted where the configuration is used
     Bandwidth: TypeAlias = float
@@ -29,6 +29,9 @@ else:
     from tabi.policy.quantities import Bandwidth, Idle, Moment, Seconds, Size
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
+NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})+\.?")
+"""A name with a dot, as DNS has it."""
+
 BROADCAST = "255.255.255.255"
 
 
@@ -36,7 +39,8 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``udp`` of a listener: where the sockets of its associations are, and of its BINDs."""
 
     advertise: str | None = None
-    """The IP address that clients get instead of this machine's own: for a proxy behind NAT or in a container."""
+    """The IP address that clients get instead of this machine's own, or a name with a dot that has it: for a proxy
+    behind NAT or in a container. A name is resolved at the start and at each reload, within 5 seconds."""
     ports: str | None = None
     """``"40000-40999"``: ports to take, for a firewall. ``"shared"``: one UDP port, the listener's own, for all
     associations. Default: any free port, one for each association."""
@@ -47,17 +51,20 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
-        """``advertise`` as an address. Raises ValueError."""
-        if self.advertise is None:
+        """``advertise`` as an address, None for a name. Raises ValueError."""
+        if self.advertise is None or self.name is not None:
             return None
-        expected = f"{self.advertise!r}, expected an IP address that clients can send to"
+        return public_address(self.advertise)
+
+    @property
+    def name(self) -> str | None:
+        """``advertise`` if it is a name."""
+        if self.advertise is None or not NAME.fullmatch(self.advertise):
+            return None
         try:
-            address = parse_ip(self.advertise)
+            return self.advertise if read_number(self.advertise) is None else None
         except ValueError:
-            raise ValueError(expected) from None
-        if address.is_unspecified or address.is_multicast or "%" in str(address) or str(address) == BROADCAST:
-            raise ValueError(expected)
-        return address
+            return None
 
     def public(self, local: Host) -> Host:
         """What clients are told in place of ``local``, an address of this machine."""
@@ -81,6 +88,18 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 < first <= last <= 65535:
             raise ValueError(f"{self.ports!r}, expected the lower port first, 1 to 65535")
         return range(first, last + 1)
+
+
+def public_address(text: str) -> IPv4Address | IPv6Address:
+    """An address that clients can send to. Raises ValueError."""
+    expected = f"{text!r}, expected an IP address that clients can send to, or a name that has one"
+    try:
+        address = parse_ip(text)
+    except ValueError:
+        raise ValueError(expected) from None
+    if address.is_unspecified or address.is_multicast or "%" in str(address) or str(address) == BROADCAST:
+        raise ValueError(expected)
+    return address
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -254,6 +254,8 @@ def check_udp(udp: object, where: str) -> None:
     """Raise TypeError if something is not a `Udp`, and ConfigError if its values are wrong."""
     if not isinstance(udp, Udp):
         raise TypeError(f"{where}.udp: {type(udp).__name__}, expected a tabi.config.Udp")
+    if udp.name is not None and type(udp) is Udp:
+        raise ConfigError(f"{udp.name!r}, expected an IP address: names are for tabi.toml", f"{where}.udp")
     for key in ("address", "port_range"):
         try:
             getattr(udp, key)

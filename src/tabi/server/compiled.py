@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
-from tabi.config import Config, Listen
+from tabi.config import Config, Listen, Udp
 from tabi.config.check import check_values
 from tabi.config.compile import make_guard, make_limits, make_rule_set
 from tabi.config.users import UserTable, make_users
@@ -18,11 +18,12 @@ from tabi.net.listen import AF_UNIX
 from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
+from tabi.policy.networks import IP
 from tabi.policy.policy import Policy
 from tabi.policy.rules import RuleSet
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
-from tabi.server.names import MakeResolver, prepare_resolver
+from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
 
 INNER = tuple(
@@ -58,6 +59,15 @@ class Compiled(NamedTuple):
     authenticates: bool
     open_proxy: bool
     make_resolver: MakeResolver | None = None
+    advertised: Mapping[str, Sequence[IP]] = {}
+    """The addresses of the names that listeners advertise."""
+
+    def udp_of(self, listen: Listen) -> Udp:
+        """``udp`` of a listener, with the addresses of the name that it advertises."""
+        udp = listen.udp
+        if udp.name is None:
+            return udp
+        return ResolvedUdp(udp.advertise, udp.ports, udp.fragments, udp.senders, self.advertised[udp.name])
 
     def __repr__(self) -> str:
         return f"Compiled(rules={len(self.rules)}, users={len(self.users)})"
@@ -133,6 +143,7 @@ def compile_config(
     decide = None if config.decide is None else load_callable(config.decide, "decide")
     rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
+    made = made._replace(advertised=resolve_advertised(config))
     refuse_open_proxy(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:

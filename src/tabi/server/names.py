@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tabi.config import Config
+from tabi.config import Config, Udp
 from tabi.config.compile import make_hosts
+from tabi.config.schema import public_address
 from tabi.errors import ConfigError
 from tabi.net.cache import NameCache
 from tabi.net.dns_udp import UdpServer
@@ -16,7 +19,9 @@ from tabi.net.failover import Failover
 from tabi.net.kinds import kinds_of
 from tabi.net.resolve import Resolver, Source
 from tabi.net.system import SystemResolver
+from tabi.policy.networks import IP
 from tabi.url import ServerURL
+from tabi.wire.address import Host
 
 if TYPE_CHECKING:
     from tabi.net.dns_client import Carrier
@@ -89,3 +94,56 @@ def make_context(ca: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca)
     except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(f"{ca}: {exc.strerror or exc}", "resolver.ca") from exc
+
+
+class ResolvedUdp(Udp, frozen=True, forbid_unknown_fields=True):
+    """``udp`` of a listener that advertises a name, which has these addresses."""
+
+    addresses: Sequence[IP] = ()
+
+    def public(self, local: Host) -> Host:
+        """See `Udp`."""
+        version = getattr(local, "version", 0)
+        return next((address for address in self.addresses if address.version == version), local)
+
+
+ADVERTISED_SECONDS = 5.0
+"""How long the name that a listener advertises may take to be resolved."""
+
+
+def resolve_advertised(config: Config) -> dict[str, Sequence[IP]]:
+    """The addresses of the names that listeners advertise, asked from the system; waits.
+
+    Raises:
+        ConfigError: a name has no address that clients can send to, or was not resolved in time. It names the key.
+    """
+    found: dict[str, Sequence[IP]] = {}
+    for index, listen in enumerate(config.listen):
+        name, path = listen.udp.name, f"listen[{index}].udp.advertise"
+        if name is not None and name not in found:
+            found[name] = look_up(name, path)
+    return found
+
+
+def look_up(name: str, path: str) -> list[IP]:
+    """The addresses of one name; see `resolve_advertised`."""
+    answer: list[IP] = []
+    failure: list[str] = []
+
+    def ask() -> None:
+        try:
+            for *_, sockaddr in socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM):
+                address = public_address(str(sockaddr[0]))
+                if address not in answer:
+                    answer.append(address)
+        except (OSError, ValueError) as exc:
+            failure.append(getattr(exc, "strerror", None) or str(exc))
+
+    thread = threading.Thread(target=ask, name="tabi-advertise", daemon=True)  # it cannot be interrupted
+    thread.start()
+    thread.join(ADVERTISED_SECONDS)
+    if thread.is_alive():
+        raise ConfigError(f"{name}: not resolved within {ADVERTISED_SECONDS:g} s", path)
+    if failure or not answer:
+        raise ConfigError(f"{name}: {failure[0] if failure else 'no address'}", path)
+    return answer

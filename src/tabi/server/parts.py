@@ -262,7 +262,8 @@ class Parts:
             running.find_certificates = composed.certificates_for
             return composed.proxy.build(running)
         config, listen = compiled.config, compiled.config.listen[index]
-        commands: list[Command] = [ConnectPiece(), Bind(udp=listen.udp), UdpAssociate(udp=listen.udp)]
+        udp = compiled.udp_of(listen)
+        commands: list[Command] = [ConnectPiece(), Bind(udp=udp), UdpAssociate(udp=udp)]
         if listen.resolve_commands:
             commands += [Resolve(prefer=config.resolver.prefer), ResolvePtr()]
         authenticate: Ask | None = self.given.authenticate or self.authenticator
