@@ -186,9 +186,11 @@ url = "socks5://alice:hunter2@127.0.0.1:1"
         "rule[0].action": '"allow"',
         "rule[0].name": '"rule[0]"',
         "rule[0].via": '"out"',
+        "rule[0].idle": "300.0",
         "rule[1].action": '"deny"',
         "rule[1].name": '"rule[1]"',
         "rule[1].via": "none",
+        "rule[1].idle": "none",
         **{f"rule[{index}].{key}": "none  # it matches all" for index in (0, 1) for key in MATCHERS},
     }
     assert lines["listen[0].users"] == '"required"'

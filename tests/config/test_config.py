@@ -42,7 +42,7 @@ from tabi.config import (
 from tabi.config.compile import make_hosts, make_rules
 from tabi.config.load import PARTS, decode_special
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Moment, Quota, Rate, Share, Size
+from tabi.policy.quantities import Bandwidth, Idle, Moment, Quota, Rate, Share, Size
 from tabi.policy.users import make_hash, plain_secret
 from tabi.url import EXPECTED, LISTENER_PROTOCOLS, parse_url
 from tabi.wire.address import parse_host
@@ -67,7 +67,7 @@ BANDWIDTH = (
     "groups.dev.limits.bandwidth: '10' is not a bandwidth, "
     'expected octets per second such as 1000000 or text such as "10 MB/s"'
 )
-RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via"
+RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via, idle"
 
 EVERYTHING = f"""
 workers = 4
@@ -138,6 +138,7 @@ commands = ["connect", "bind"]
 listeners = ["mixed://[::1]"]
 protocols = ["socks5", "https"]
 hours = "Mon-Fri 08:00-18:00 Europe/Berlin"
+idle = "never"
 via = "direct"
 
 [[rule]]
@@ -286,6 +287,7 @@ def test_every_key() -> None:
                 ["socks5", "https"],
                 "Mon-Fri 08:00-18:00 Europe/Berlin",
                 "direct",
+                Idle.parse("never"),
             ),
             RuleConfig("deny"),
         ],
@@ -372,6 +374,12 @@ def test_a_rule_with_a_way_out_allows() -> None:
     assert [(rule.action, rule.via) for rule in make_rules(config)] == [("allow", "direct"), ("deny", None)]
     with pytest.raises(ConfigError, match=r"^rule\[0\]\.action: missing$"):
         make_config({"rule": [{"ports": [1]}]})
+
+
+def test_a_refusal_has_no_idle_time() -> None:
+    """Nothing runs that could be idle."""
+    with pytest.raises(ConfigError, match=r"^rule\[0\].idle: a time for what is not allowed: action is deny"):
+        parse_config("[[rule]]\naction = 'deny'\nidle = 5")
 
 
 LISTEN_KEYS = "url, users, udp, tls, proxy_protocol, no_user, keepalive, resolve_commands"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from typing import Any, cast
 
 import pytest
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import Run
 from tabi.net import timeouts
-from tabi.net.reactor import Reactor
-from tabi.net.timeouts import FixedTimeouts, IdleTimeouts
+from tabi.net.reactor import Reactor, get_reactor
+from tabi.net.timeouts import FixedTimeouts, IdleRules, IdleTimeouts
 
 
 class Timer:
@@ -230,6 +232,7 @@ class Mover(Thing):
     """A thing that moves when a test says so."""
 
     moved = 0
+    rule: str | None = None
 
 
 def quiet(clock: Clock, seconds: float) -> IdleTimeouts:
@@ -284,3 +287,44 @@ def test_without_anything_to_watch_there_is_no_timer(clock: Clock) -> None:
     assert clock.waiting() == []
     clock.pass_time(30)
     assert thing.expired == []
+
+
+def test_a_rule_may_say_how_long_something_rests() -> None:
+    """Longer or shorter than all others; the sweeps are often enough for the shortest."""
+    rules = IdleRules()
+    assert (rules.of("x", 10.0), rules.of(None, 10.0), rules.interval(10.0)) == (10.0, 10.0, 1.0)
+    rules.seconds = {"short": 1.0, "long": inf}
+    assert [rules.of(name, 10.0) for name in ("short", "long", "x", None)] == [1.0, inf, 10.0, 10.0]
+    assert rules.interval(10.0) == 0.1
+    rules.seconds = {"long": inf}
+    assert rules.interval(inf) == 3600.0
+
+
+def test_what_a_rule_has_allowed_rests_as_long_as_the_rule_says() -> None:
+    """All others as long as everything."""
+
+    class Thing:
+        moved = 0
+
+        def __init__(self, rule: str | None) -> None:
+            self.rule = rule
+            self.expired = 0
+
+        def expire(self) -> None:
+            self.expired += 1
+
+    async def main() -> None:
+        rules = IdleRules()
+        rules.seconds = {"short": 1.0, "long": inf}
+        idle = IdleTimeouts(get_reactor(), 10.0, rules)
+        things = [Thing(rule) for rule in ("short", "long", None)]
+        for thing in things:
+            idle.watch(thing)
+        now = monotonic()
+        idle.sweep(now + 5)
+        assert [thing.expired for thing in things] == [1, 0, 0]
+        idle.sweep(now + 1e8)
+        assert [thing.expired for thing in things] == [2, 0, 1]
+        idle.close()
+
+    asyncio.run(main())

@@ -37,7 +37,7 @@ from doubles import (
 )
 from support import client, closed_port, credentials, request, reset_on_close, silent, target, tunnel
 from tabi import Config, Proxy, Server, Session
-from tabi.config import Listen, Log, Timeouts, UserConfig, make_config
+from tabi.config import Listen, Log, RuleConfig, Timeouts, UserConfig, make_config
 from tabi.egress.direct import Direct
 from tabi.errors import ConfigError
 from tabi.net.dial import AddressFilter
@@ -682,6 +682,54 @@ def test_an_idle_time_that_never_ends(run: Run) -> None:
             assert not relay.closed
             writer.write_eof()
             assert (await ended.get()).close in ("idle", "client")
+
+    run(main)
+
+
+def test_a_rule_says_how_long_a_tunnel_may_be_idle(run: Run) -> None:
+    """Until a reload says something else, for those that run too; without one, timeouts.idle."""
+
+    async def main() -> None:
+        listen = [Listen(LOOPBACK)]
+        rules = {"rule": [{"name": "long", "action": "allow", "idle": "never"}], "log": {"access": "none"}}
+        config = msgspec.structs.replace(make_config(rules), listen=listen)
+        async with (
+            Server(config=config) as server,
+            target(silent) as port,
+            tunnel(server.addresses[0], port),
+        ):
+            (relay,) = server.parts.relays.active.values()
+            server.parts.relays.sweep(monotonic() + 1e8)
+            assert not relay.closed
+            server.reload(msgspec.structs.replace(config, rule=[RuleConfig("allow", "long", idle=5)]))
+            server.parts.relays.sweep(monotonic() + 4)
+            assert not relay.closed
+            server.parts.relays.sweep(monotonic() + 6)
+            assert relay.closed
+
+    run(main)
+
+
+def test_a_rule_says_how_long_a_request_may_be_idle(run: Run) -> None:
+    """The answer names the time that the rule gives."""
+
+    async def main() -> None:
+        settings = make_config({"rule": [{"action": "allow", "idle": 5}], "log": {"access": "none"}})
+        config = msgspec.structs.replace(settings, listen=[Listen("http://127.0.0.1:0")])
+        ended: asyncio.Queue[Session] = asyncio.Queue()
+        async with (
+            Server(config=config, on_close=ended.put_nowait) as server,
+            target(silent) as port,
+            client(server.addresses[0]) as (reader, writer),
+        ):
+            writer.write(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port)
+            await until(lambda: any(session.address for session in server.parts.sessions.running))
+            idle = server.parts.forwarding.idle
+            idle.sweep(monotonic())
+            idle.sweep(monotonic() + 6)
+            assert b" 504 " in await reader.readline()
+            session = await ended.get()
+            assert session.error == f"127.0.0.1:{port}: no answer within 5 s"
 
     run(main)
 

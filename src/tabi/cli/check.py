@@ -140,6 +140,7 @@ def resolved(config: Config) -> dict[str, Any]:
         rule["action"] = rule["action"] or "allow"
         if rule["action"] == "allow":
             rule["via"] = rule["via"] or "direct"
+            rule["idle"] = rule["idle"] or data["timeouts"]["idle"]
     for egress in data["egress"].values():
         hide_passwords(egress)
         egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
@@ -198,7 +199,7 @@ def meaning_of(path: str) -> str:
     """The text for a key without a value: its meaning is a comment, since TOML has no word for that."""
     key = path.rpartition(".")[2]
     if path.startswith("rule["):
-        return "none" if key == "via" else "none  # it matches all"
+        return "none" if key in ("via", "idle") else "none  # it matches all"
     if path.endswith("udp.ports"):
         return "none  # any that is free"
     return f"none  # {NOT_SET[key]}" if key in NOT_SET else "none"

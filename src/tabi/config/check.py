@@ -416,6 +416,8 @@ def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: 
         yield ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"{path}.via")
     if rule.via is not None and rule.action not in (None, "allow"):
         yield ConfigError(f"an egress for what is not allowed: action is {rule.action}", f"{path}.via")
+    if rule.idle is not None and rule.action not in (None, "allow"):
+        yield ConfigError(f"a time for what is not allowed: action is {rule.action}", f"{path}.idle")
 
 
 def limit_errors(limits: LimitsConfig, path: str, of_server: bool = False) -> Iterator[ConfigError]:

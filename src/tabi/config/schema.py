@@ -293,6 +293,9 @@ class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Times of the week, such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"``; UTC without a zone."""
     via: str | None = None
     """The egress that an allowed request takes. Default: ``direct``."""
+    idle: Idle | None = None
+    """Time without an octet in either direction, for TCP that this rule allows; 0 or ``"never"`` for any time. Default:
+    ``timeouts.idle``."""
 
 
 class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -207,6 +207,11 @@ class Connection:
             if self.exchange is None and events & READABLE and not server.quiet:
                 self.close_server()
 
+    @property
+    def rule(self) -> str | None:
+        """The rule that has allowed the request under way; see `Moving`."""
+        return self.session.rule
+
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""
         if self.waits:
@@ -397,7 +402,7 @@ class Connection:
         try:
             await self.client.send_all(octets)
         except TimeoutError as exc:
-            seconds = self.patience.seconds
+            seconds = self.patience.limit(self.rule)
             raise ConnectionAbortedError(f"the client took nothing for {seconds:g} s") from exc
         finally:
             self.waits = False

@@ -73,9 +73,15 @@ class FixedTimeouts:
 
 
 class Moving(Protocol):
-    """What may be idle for a limited time: ``moved`` changes with everything that it does."""
+    """What may be idle for a limited time: ``moved`` changes with everything that it does.
+
+    ``rule`` is the name of the rule that has allowed it.
+    """
 
     moved: int
+
+    @property
+    def rule(self) -> str | None: ...
 
     def expire(self) -> None:
         """Called when nothing has moved for too long, and again if it still does not move. Must not raise."""
@@ -89,27 +95,51 @@ LONGEST_SWEEP = 3600.0
 """Seconds between two sweeps at most, for a limit that is endless."""
 
 
+class IdleRules:
+    """The time that may pass without an octet where a rule says so: seconds by the name of the rule.
+
+    The sweeps ask for it, so that a session costs nothing. A reload changes it for running sessions too.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def of(self, rule: str | None, seconds: float) -> float:
+        """The time for what a rule has allowed; ``seconds`` where it says nothing."""
+        return seconds if rule is None else self.seconds.get(rule, seconds)
+
+    def interval(self, seconds: float) -> float:
+        """Seconds between two sweeps, for a limit of so many seconds and those of all rules."""
+        shortest = min(seconds, *self.seconds.values()) if self.seconds else seconds
+        return min(max(0.01, shortest / SWEEPS), LONGEST_SWEEP)
+
+
 class IdleTimeouts:
     """Ends what has not moved for too long: one sweep over all, so that what moves looks at no clock.
 
     Args:
         reactor: its loop's timer is used.
         seconds: how long each may rest.
+        rules: those that say something else.
     """
 
-    def __init__(self, reactor: Reactor, seconds: float) -> None:
+    def __init__(self, reactor: Reactor, seconds: float, rules: IdleRules | None = None) -> None:
         self.reactor = reactor
         self.loop = reactor.loop
         self.seconds = seconds
-        self.interval = min(max(0.01, seconds / SWEEPS), LONGEST_SWEEP)
+        self.rules = rules or IdleRules()
         self.seen: dict[Moving, tuple[int, float]] = {}
         self.timer: asyncio.TimerHandle | None = None
+
+    def limit(self, rule: str | None) -> float:
+        """How long what a rule has allowed may rest."""
+        return self.rules.of(rule, self.seconds)
 
     def watch(self, thing: Moving) -> None:
         """Watch it from now on. It stays referenced until `forget`."""
         self.seen[thing] = thing.moved, monotonic()
         if self.timer is None:
-            self.timer = self.loop.call_later(self.interval, self.tick)
+            self.timer = self.loop.call_later(self.rules.interval(self.seconds), self.tick)
 
     def forget(self, thing: Moving) -> None:
         """Watch it no more. Harmless if it was not watched."""
@@ -120,7 +150,7 @@ class IdleTimeouts:
         self.timer = None
         self.sweep(monotonic())
         if self.seen:
-            self.timer = self.loop.call_later(self.interval, self.tick)
+            self.timer = self.loop.call_later(self.rules.interval(self.seconds), self.tick)
 
     def sweep(self, now: float) -> None:
         """Look at everything once. Many may end: the loop has its turns between them."""
@@ -131,7 +161,7 @@ class IdleTimeouts:
             moved, since = self.seen[thing]
             if thing.moved != moved:
                 self.seen[thing] = thing.moved, now
-            elif now - since >= self.seconds:
+            elif now - since >= self.limit(thing.rule):
                 thing.expire()
 
         self.reactor.spread(tuple(self.seen), look)

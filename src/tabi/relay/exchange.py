@@ -289,7 +289,7 @@ class Exchange:
         """The error for a connection to the destination that breaks before an answer."""
         destination = self.request.destination
         if isinstance(exc, TimeoutError):
-            seconds = self.connection.patience.seconds
+            seconds = self.connection.patience.limit(self.session.rule)
             if self.reading:
                 return ExchangeFailed(408, "http_request_error", f"no more of the content within {seconds:g} s")
             return ExchangeFailed(504, "http_response_timeout", f"{destination}: no answer within {seconds:g} s")
@@ -435,7 +435,7 @@ class Exchange:
         """Which side has broken an answer off, and how; ``sending`` says that octets were being sent to the client."""
         whose = "the client" if sending else str(self.request.destination)
         if isinstance(exc, TimeoutError) and exc.errno is None:
-            seconds = self.connection.patience.seconds
+            seconds = self.connection.patience.limit(self.session.rule)
             return f"{whose} took nothing for {seconds:g} s" if sending else f"{whose}: nothing came for {seconds:g} s"
         if not sending and self.connection.gone:
             return "the client has gone"

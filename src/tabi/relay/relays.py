@@ -8,6 +8,7 @@ from time import monotonic
 
 from tabi.net.reactor import Reactor
 from tabi.net.stream import LayeredSock, Stream
+from tabi.net.timeouts import IdleRules
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.meter import Meter
 from tabi.relay.pacer import Pacer
@@ -19,9 +20,6 @@ from tabi.session import Close, Session
 
 Done = Callable[[Session], object]
 
-SWEEPS = 10
-"""Sweeps in the shorter of the two limits: a quiet relay ends at most two tenths of that late."""
-
 
 class Relays:
     """Every relay of one reactor.
@@ -31,9 +29,18 @@ class Relays:
         half_closed: seconds without an octet, if one side has ended.
         pipes: how many pipes may exist at once.
         done: called with the session of each relay that has ended.
+        rules: those that say something else of ``idle``.
     """
 
-    def __init__(self, reactor: Reactor, idle: float, half_closed: float, pipes: int, done: Done) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        idle: float,
+        half_closed: float,
+        pipes: int,
+        done: Done,
+        rules: IdleRules | None = None,
+    ) -> None:
         self.reactor = reactor
         self.idle = idle
         self.half_closed = half_closed
@@ -42,7 +49,7 @@ class Relays:
         self.pipes = PipePool(pipes)
         self.no_pipes = PipePool(0)  # for TLS
         self.active: dict[Session, Relay] = {}
-        self.interval = max(0.01, min(idle, half_closed) / SWEEPS)
+        self.rules = rules or IdleRules()
         self.timer: asyncio.TimerHandle | None = None
 
     def start(
@@ -70,13 +77,13 @@ class Relays:
         if lease is not None:
             lease.cut = relay.cut
         if self.timer is None:
-            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+            self.timer = self.reactor.loop.call_later(self.rules.interval(min(self.idle, self.half_closed)), self.tick)
         relay.start(client, server, answer, head)
 
     def sibling(self, done: Done, idle: float | None = None, half_closed: float | None = None) -> Relays:
         """Other relays that use the same pipes and the same pacer, and call ``done`` for each that has ended. Limits
         that are not given stay the same."""
-        other = Relays(self.reactor, idle or self.idle, half_closed or self.half_closed, 0, done)
+        other = Relays(self.reactor, idle or self.idle, half_closed or self.half_closed, 0, done, self.rules)
         other.pipes, other.pacer = self.pipes, self.pacer
         return other
 
@@ -94,14 +101,14 @@ class Relays:
         self.timer = None
         self.sweep(monotonic())
         if self.active:
-            self.timer = self.reactor.loop.call_later(self.interval, self.tick)
+            self.timer = self.reactor.loop.call_later(self.rules.interval(min(self.idle, self.half_closed)), self.tick)
 
     def sweep(self, now: float) -> None:
         """Look at every relay once. Many may end: the loop has its turns between them."""
 
         def look(relay: Relay) -> None:
             if not relay.closed:
-                relay.sweep(now, self.idle, self.half_closed)
+                relay.sweep(now, self.rules.of(relay.session.rule, self.idle), self.half_closed)
 
         self.reactor.spread(tuple(self.active.values()), look)
 

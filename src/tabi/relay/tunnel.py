@@ -292,6 +292,11 @@ class Run:
 
     # --- the end ---
 
+    @property
+    def rule(self) -> str | None:
+        """See `Moving`."""
+        return self.session.rule
+
     def expire(self) -> None:
         """See `Moving`. A relay has its own idle time, and a carrier that waits for a bucket is not idle."""
         if not self.handed and not self.paced and (self.relayed is None or self.relayed.done()):
@@ -380,7 +385,7 @@ class Tunnels:
         self.carry = carry
         self.relays = relays
         self.inner = relays.sibling(self.relay_ended)
-        self.quiet = IdleTimeouts(relays.reactor, relays.idle)
+        self.quiet = IdleTimeouts(relays.reactor, relays.idle, relays.rules)
         self.active: dict[Session, Run] = {}
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:

@@ -30,7 +30,7 @@ from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import Reactor
 from tabi.net.resolve import Resolver
 from tabi.net.source import SourceBinding
-from tabi.net.timeouts import IdleTimeouts
+from tabi.net.timeouts import IdleRules, IdleTimeouts
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
@@ -131,7 +131,8 @@ class Parts:
         )
         closing.push_async_callback(self.associations.close, "shutdown")
         closing.push_async_callback(self.close_links)
-        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished)
+        self.idle_rules = IdleRules()
+        self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished, self.idle_rules)
         closing.callback(self.relays.close, "shutdown")
         self.carrier: Carrier = self.relays
         if given.carry is not None:
@@ -139,7 +140,8 @@ class Parts:
             closing.push_async_callback(tunnels.close, "shutdown")
             sessions.carriers.append(tunnels)
         sessions.carriers.append(self.relays)
-        idle, half_closed = IdleTimeouts(reactor, timeouts.idle), IdleTimeouts(reactor, timeouts.half_closed)
+        idle = IdleTimeouts(reactor, timeouts.idle, self.idle_rules)
+        half_closed = IdleTimeouts(reactor, timeouts.half_closed)
         closing.callback(idle.close)
         closing.callback(half_closed.close)
 
@@ -166,6 +168,7 @@ class Parts:
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)
         closing.callback(self.own_addresses.close)
         self.take_users(compiled)
+        self.idle_rules.seconds = idle_of_rules(config)
 
     def listen(self, listeners: Listeners) -> None:
         """Accept on sockets that are open. Raises OSError."""
@@ -222,6 +225,7 @@ class Parts:
         self.associations.binding = binding_of_datagrams(config)
         self.clients.take(config.limits)
         self.take_users(compiled)
+        self.idle_rules.seconds = idle_of_rules(config)
         acceptors = iter(self.acceptors)
         for index, listen in enumerate(config.listen):
             accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
@@ -317,6 +321,12 @@ def open_log(config: Config) -> Output:
         return open_output(target)
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
+
+
+def idle_of_rules(config: Config) -> dict[str, float]:
+    """How long what a rule allows may be idle, by the rule's name in the access log, where it says so."""
+    labels = ((rule.name or f"rule[{index}]", rule.idle) for index, rule in enumerate(config.rule))
+    return {label: idle for label, idle in labels if idle is not None}
 
 
 def binding_of_datagrams(config: Config) -> SourceBinding | None:
