@@ -118,8 +118,7 @@ class Sessions:
             handshake.start(client)
             if admitted is not None:
                 clients.begin(client, session, *admitted)
-            running[session] = task = asyncio.Task(self.run(ingress, client, session), loop=loop)
-            client.on_gone = task.cancel
+            running[session] = asyncio.Task(self.run(ingress, client, session), loop=loop)
             if began:
                 tell(began, session)
 
@@ -127,6 +126,8 @@ class Sessions:
 
     async def run(self, ingress: Ingress, client: Stream, session: Session) -> None:
         """One session's task: it ends when a relay has taken over, or the session is over."""
+        # From its first step on: cancelled before that, it would not come to its `finally`.
+        client.on_gone = asyncio.current_task().cancel  # type: ignore[union-attr]
         try:
             await ingress.serve(client, session)
         except asyncio.CancelledError:
