@@ -9,7 +9,8 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,12 @@ from conftest import Run
 from sockets import same_port, silence, silent_port, turns
 from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
+from tabi.net import dial
 from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer, StillDialer
 from tabi.net.reactor import BROKEN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
+from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.policy.guard import allow_any_address
 from tabi.wire.address import Address
@@ -623,5 +626,90 @@ def test_a_still_dialer_needs_no_loop_and_opens_nothing(run_once: Run) -> None:
         for host in (LOCAL, "example.com"):
             with pytest.raises(RuntimeError, match="for inspection only"):
                 await still.dial(Address(host, 1), allow_any_address)
+
+    run_once(main)
+
+
+class FromPort:
+    """A source binding that has a socket come from a certain port."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def sources_for(self, version: int, session: object) -> Iterator[IP | None]:
+        """See `SourceBinding`."""
+        yield None
+
+    def prepare(self, sock: socket.SocketType, source: IP | None) -> None:
+        """See `SourceBinding`."""
+        host = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::"}[socket.AddressFamily(sock.family)]
+        with contextlib.suppress(OSError):  # the other address of a race has it
+            sock.bind((host, self.port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "name.test"])
+def test_a_connection_to_itself_is_refused(run: Run, host: str) -> None:
+    """Where nobody listens the system may come from that very port, and TCP connects a socket to itself."""
+
+    async def main() -> None:
+        second = ["127.0.0.2"] if host == "name.test" else []
+        async with dialer("127.0.0.1", *second) as dials:
+            with closed_port() as port:
+                pass
+            destination = Address(host if host == "name.test" else ip_address(host), port)
+            binding: Any = FromPort(port)
+            with pytest.raises(DialError, match="connection refused") as caught:
+                await dials.dial(destination, permit_all, None, binding)
+            assert caught.value.reply_code == ReplyCode.CONNECTION_REFUSED
+
+    run(main)
+
+
+def test_a_connection_to_itself_that_takes_its_time_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy kernel carries the packets later: then the event says that it is open."""
+
+    monkeypatch.setattr(dial, "EINPROGRESS", -1)
+    monkeypatch.setattr(dial, "CONNECTING", (errno.EINPROGRESS,))
+
+    async def main() -> None:
+        async with dialer("127.0.0.1", "127.0.0.2") as dials:
+            with closed_port() as port:
+                pass
+            binding: Any = FromPort(port)
+            for host in (LOCAL, "name.test"):
+                with pytest.raises(DialError, match="connection refused"):
+                    await dials.dial(Address(host, port), permit_all, None, binding)
+
+    run(main)
+
+
+def test_ports_that_are_used_up_are_told_from_addresses_that_are_missing(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are EADDRNOTAVAIL. The first is our own trouble, and names the address."""
+
+    class UsedUp(socket.socket):
+        """Finds no port."""
+
+        def connect_ex(self, address: Any, /) -> int:
+            return errno.EADDRNOTAVAIL
+
+    monkeypatch.setattr(dial, "SocketType", UsedUp)
+
+    async def main() -> None:
+        async with dialer() as dials:
+            destination = Address(LOCAL, 80)
+            error = await fails(dials, destination)
+            assert (str(error), error.reply_code) == ("127.0.0.1:80: no free port on 127.0.0.1", 1)
+            binding: Any = SourceBinding([ip_network("127.0.0.7")])
+            with pytest.raises(DialError, match=r"127\.0\.0\.1:80: no free port on 127\.0\.0\.7") as caught:
+                await dials.dial(destination, permit_all, None, binding)
+            assert caught.value.errno == errno.EADDRNOTAVAIL
+
+            def refuse(host: IP) -> IP:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+            monkeypatch.setattr(dial, "route_to", refuse)
+            assert (await fails(dials, destination)).reply_code == ReplyCode.NETWORK_UNREACHABLE
 
     run_once(main)

@@ -13,6 +13,7 @@ from tabi.net.failures import (
     local_error,
     lookup_error,
     most_telling,
+    no_port_error,
     resolve_error,
     timeout_error,
 )
@@ -43,6 +44,12 @@ def test_a_failed_connect(number: int, reply_code: ReplyCode) -> None:
     error = connect_error(number, "example.com:80")
     assert (error.reply_code, error.errno) == (reply_code, number)
     assert str(error).startswith("example.com:80: ")
+
+
+def test_no_port_is_left() -> None:
+    """It is not the network: it is a general failure, and the address is named."""
+    error = no_port_error("example.com:80", "192.0.2.7")
+    assert (str(error), error.reply_code) == ("example.com:80: no free port on 192.0.2.7", ReplyCode.GENERAL_FAILURE)
 
 
 def test_the_text_is_the_systems() -> None:

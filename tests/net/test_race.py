@@ -21,13 +21,13 @@ from support import closed_port, target
 from tabi.errors import DialError, PolicyDenied
 from tabi.net.cache import NameCache
 from tabi.net.dial import Dialer
-from tabi.net.race import Race, interleave
+from tabi.net.race import FIRST_PORT, Race, find_itself, interleave
 from tabi.net.reactor import BROKEN, IN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.policy.guard import allow_any_address
-from tabi.wire.address import Address
+from tabi.wire.address import Address, parse_host
 from tabi.wire.socks5 import ReplyCode
 
 IP = IPv4Address | IPv6Address
@@ -573,3 +573,28 @@ def test_a_race_that_is_cancelled_as_it_is_won_is_closed(run: Run, monkeypatch: 
                 assert won.is_set()
 
     run(main)
+
+
+def test_a_socket_that_is_connected_to_itself_is_told(run_once: Run) -> None:
+    """Only the same address and the same port are itself; ports that the system never chooses are not looked at."""
+
+    async def main() -> None:
+        with closed_port() as port:
+            pass
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", port))
+        sock.connect(("127.0.0.1", port))
+        sock.setblocking(False)
+        stream = Stream(get_reactor(), sock)
+        assert find_itself(stream) == 0
+        stream.peer = Address(parse_host("127.0.0.1"), port)
+        assert find_itself(stream) == errno.ECONNREFUSED
+        assert stream.name == ("127.0.0.1", port)
+        stream.peer = Address(parse_host("127.0.0.1"), FIRST_PORT - 1)
+        assert find_itself(stream) == 0
+        sock.shutdown(socket.SHUT_WR)
+        stream.peer = Address(parse_host("127.0.0.1"), port)
+        assert find_itself(stream) in (errno.ECONNREFUSED, errno.ENOTCONN)
+        stream.close()
+
+    run_once(main)

@@ -44,7 +44,7 @@ class Connect:
                 raise connect_error(number, session.destination)
             session.address = server.peer or from_sockaddr(server.sock.getpeername())
 
-            answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.sock.getsockname())))
+            answer = conversation.last_answer(Reply(ReplyCode.SUCCEEDED, from_sockaddr(server.name)))
         except BaseException as exc:
             server.close()
             if isinstance(exc, OSError) and not isinstance(

@@ -13,8 +13,9 @@ from typing import Any
 
 from tabi.errors import DialError
 from tabi.net.cache import NameCache
-from tabi.net.failures import connect_error, is_deadline, lookup_error, timeout_error
-from tabi.net.race import Race, find_failure, interleave
+from tabi.net.failures import connect_error, is_deadline, lookup_error, no_port_error, timeout_error
+from tabi.net.listen import route_to
+from tabi.net.race import Race, find_failure, find_itself, interleave
 from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
 from tabi.net.source import SourceBinding
@@ -37,7 +38,7 @@ AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY = (
 )
 TCP_QUICKACK: Any = getattr(socket, "TCP_QUICKACK", None)  # Linux alone has it
 NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-EINPROGRESS = errno.EINPROGRESS
+EINPROGRESS, EADDRNOTAVAIL = errno.EINPROGRESS, errno.EADDRNOTAVAIL
 CONNECTING = (0, errno.EALREADY)
 SocketType = socket.SocketType
 
@@ -191,7 +192,7 @@ class Dialer:
         try:
             while not stream.events & WRITABLE:
                 await stream.writable()
-            number = find_failure(stream)
+            number = find_failure(stream) or find_itself(stream)
             if number:
                 raise connect_error(number, destination)
         except BaseException as exc:
@@ -246,7 +247,7 @@ class Dialer:
                 try:
                     return self.start_at(destination, host, binding, source)
                 except DialError as exc:
-                    if exc.errno != errno.EADDRNOTAVAIL:
+                    if exc.errno != EADDRNOTAVAIL:
                         raise
                     failure = failure or exc
         except DialError:
@@ -277,13 +278,16 @@ class Dialer:
                 # A destination on this machine has answered meanwhile: asking again is cheaper than being told.
                 number = sock.connect_ex(sockaddr)
             if number not in CONNECTING:
-                raise connect_error(number, destination)
+                raise failure_of(number, destination, host, source)
             stream = Stream(self.reactor, sock)
         except BaseException:
             sock.close()
             raise
         stream.peer = destination if host is destination.host else Address(host, destination.port)
         if not number:
+            if number := find_itself(stream):
+                stream.close()
+                raise connect_error(number, destination)
             stream.events = OUT
         return stream
 
@@ -327,3 +331,17 @@ def prepare(binding: SourceBinding, sock: SocketType, source: IP | None, destina
         number = exc.errno or errno.EIO
         error = connect_error(number, destination)
         raise DialError(f"{error} ({exc.filename} of the egress)", error.reply_code or 1, number) from exc
+
+
+def failure_of(number: int, destination: Address, host: IP, source: IP | None) -> DialError:
+    """The error for a connect(2) that has failed at once.
+
+    EADDRNOTAVAIL says that all ports are used up, or that no address of this machine fits: a datagram socket, which has
+    other ports, tells which.
+    """
+    if number == EADDRNOTAVAIL:
+        try:
+            return no_port_error(destination, source or route_to(host))
+        except OSError:
+            pass
+    return connect_error(number, destination)

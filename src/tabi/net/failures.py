@@ -6,7 +6,7 @@ network unreachable, no address of our own fits        03 network unreachable
 host unreachable, timed out, no such name              04 host unreachable
 forbidden by a local firewall                          02 not allowed
 the machine does not speak that family                 08 address type not supported
-anything else: descriptors used up, resolver broken    01 general failure
+no port left, descriptors used up, resolver broken     01 general failure
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def connect_error(number: int, what: object) -> DialError:
     reply_code = REPLY_BY_ERRNO.get(number, ReplyCode.GENERAL_FAILURE)
     kind = ConnectTimeout if number == errno.ETIMEDOUT else DialError
     return kind(f"{what}: {os.strerror(number).lower()}", reply_code, number)
+
+
+def no_port_error(what: object, address: object) -> DialError:
+    """The error for a connect to ``what``, for which an address of this machine has no port left."""
+    return DialError(f"{what}: no free port on {address}", ReplyCode.GENERAL_FAILURE, errno.EADDRNOTAVAIL)
 
 
 def most_telling(failures: Sequence[DialError]) -> DialError:

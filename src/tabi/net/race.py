@@ -7,6 +7,7 @@ timer, for any number of addresses.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,12 +17,15 @@ from itertools import zip_longest
 from tabi.errors import DialError
 from tabi.net.failures import connect_error, most_telling
 from tabi.net.reactor import BROKEN, OUT, Reactor, Readiness
-from tabi.net.stream import WRITABLE, Stream
+from tabi.net.stream import RESET, WRITABLE, Stream
 
 IP = IPv4Address | IPv6Address
 
 HEAD_START = 0.25
 """Seconds that an attempt has before the next one begins: the Connection Attempt Delay of RFC 8305 section 8."""
+
+FIRST_PORT = 1024
+"""The system chooses no port below this one for a connection (ip(7), ip_local_port_range)."""
 
 BURST = 16
 """Attempts that may fail at once, one after the other, before other tasks run: a name may have many addresses."""
@@ -106,7 +110,7 @@ class Race:
         if self.winner is not None or not events & WRITABLE:
             return
         self.reactor.watch(stream.fd, 0)
-        number = find_failure(stream)
+        number = find_failure(stream) or find_itself(stream)
         if number:
             self.failures.append(connect_error(number, self.what))
             self.running.remove(stream)
@@ -142,6 +146,27 @@ def find_failure(stream: Stream) -> int:
     if stream.events & BROKEN or not stream.reactor.edge_triggered:  # levels do not tell BROKEN from OUT
         return stream.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return 0
+
+
+def find_itself(stream: Stream) -> int:
+    """ECONNREFUSED for a connection that TCP has made to itself, else 0.
+
+    Where nobody listens on a port of this machine, the system may choose that very port for the connection, and a
+    socket that connects to itself is open (simultaneous open, RFC 9293 section 3.5).
+    """
+    peer = stream.peer
+    if peer is None or peer.port < FIRST_PORT:
+        return 0
+    own = stream.local = stream.sock.getsockname()
+    if own[1] != peer.port:
+        return 0
+    try:
+        if own != stream.sock.getpeername():
+            return 0
+        stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)  # else the port would stay taken for a while
+        return errno.ECONNREFUSED
+    except OSError as exc:  # it was reset since
+        return exc.errno or errno.EIO
 
 
 def interleave(addresses: Sequence[IP]) -> list[IP]:

@@ -84,6 +84,7 @@ class Stream:
         "expired",
         "fd",
         "on_gone",
+        "local",
         "peer",
         "reactor",
         "reader",
@@ -92,6 +93,7 @@ class Stream:
         "unsent",
         "writer",
     )
+    local: Any  # the sockaddr of its own end, where whoever dialled has looked already
     replied: Address | None  # BND of a reply; a session without a proxy leaves the slot empty, at no cost
 
     def __init__(self, reactor: Reactor, sock: Sock) -> None:
@@ -138,6 +140,14 @@ class Stream:
     def bound(self) -> Address | None:
         """Where the proxy connected from, as its reply says it (BND): many say 0.0.0.0. None: not a SOCKS proxy."""
         return getattr(self, "replied", None)
+
+    @property
+    def name(self) -> Any:
+        """The sockaddr of its own end. Raises OSError."""
+        try:
+            return self.local
+        except AttributeError:
+            return self.sock.getsockname()
 
     def on_ready(self, events: int) -> None:
         """The reactor's handler: remember what is ready, and resume the task that waits for it."""
