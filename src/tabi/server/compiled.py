@@ -23,6 +23,7 @@ from tabi.policy.policy import Policy
 from tabi.policy.rules import RuleSet
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
+from tabi.server.loops import refuse_loops
 from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
 
@@ -144,7 +145,7 @@ def compile_config(
     rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config))
-    refuse_open_proxy(made)
+    check_listeners(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:
             continue
@@ -168,7 +169,14 @@ def refuse_open_networks(listen: Listen, path: str) -> None:
             )
 
 
-def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
+def check_listeners(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
+    """Raise ConfigError for a listener that anyone could use, or that an egress leads back to. Of places that are not
+    known from their URLs ``sockets`` tell."""
+    refuse_open_proxy(compiled, sockets)
+    refuse_loops(compiled.config, sockets)
+
+
+def refuse_open_proxy(compiled: Compiled, sockets: Sequence[Sequence[socket.socket]]) -> None:
     """Raise ConfigError for a listener that any client in the network could use: by its URL, or by its sockets."""
     for index, listen in enumerate(compiled.config.listen):
         if compiled.open_proxy:

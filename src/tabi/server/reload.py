@@ -17,7 +17,7 @@ import msgspec
 from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.server import handover
-from tabi.server.compiled import Compiled, refuse_open_proxy
+from tabi.server.compiled import Compiled, check_listeners
 from tabi.server.server import Server
 from tabi.server.takeover import take_over
 from tabi.signals import ignore
@@ -97,7 +97,7 @@ class Reload:
             compiled = read()
             config, later = take_over(config, compiled.config)
             compiled = compiled._replace(config=config)
-            refuse_open_proxy(compiled, sockets)
+            check_listeners(compiled, sockets)
             handover.write(compiled, self.memory)
         except (ConfigError, OSError) as exc:
             return Report(str(exc))

@@ -34,7 +34,7 @@ from tabi.policy.ledger import Ledger
 from tabi.relay.carrier import carry_of
 from tabi.relay.datagram_inspector import DatagramInspector, check_inspector
 from tabi.server import parts as composition
-from tabi.server.compiled import Compiled, compile_config, refuse_open_proxy
+from tabi.server.compiled import Compiled, check_listeners, compile_config
 from tabi.server.compose import check_callback, check_decide_hook
 from tabi.server.ledger import LocalLedger
 from tabi.server.parts import Parts
@@ -133,7 +133,7 @@ class Server:
             raise ConfigError(f"{len(sockets)}, but there are {len(compiled.config.listen)} listeners", "sockets")
         self.listeners = Listeners(sockets or ())
         self.sockets = self.listeners.sockets
-        refuse_open_proxy(compiled, self.sockets)
+        check_listeners(compiled, self.sockets)
         self.keeps_quotas = ledger is None  # the owner of a shared ledger stores what is in it
         self.ledger = LocalLedger() if ledger is None else ledger
         self.own = LocalAddresses()
@@ -198,7 +198,7 @@ class Server:
             self.compiled = parts.compiled
             self.keep_quotas(self.compiled)
             self.listeners.open(self.config.listen)
-            refuse_open_proxy(self.compiled, self.sockets)
+            check_listeners(self.compiled, self.sockets)
             parts.listen(self.listeners)
         except BaseException:
             await self.close()
@@ -236,7 +236,7 @@ class Server:
         Raises:
             ConfigError: as `reload`.
         """
-        refuse_open_proxy(compiled, self.sockets)
+        check_listeners(compiled, self.sockets)
         if self.composed is None or self.closed.is_set():
             self.compiled = compiled
             return

@@ -23,7 +23,7 @@ from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
 from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
-from tabi.server.compiled import Compiled, refuse_open_proxy
+from tabi.server.compiled import Compiled, check_listeners
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
@@ -98,7 +98,7 @@ class Supervisor:
         self.keeper: QuotaKeeper | None = None
         try:
             self.listeners.open(config.listen, passed)
-            refuse_open_proxy(compiled, self.sockets)  # the places of passed sockets are known only now
+            check_listeners(compiled, self.sockets)  # the places of passed sockets are known only now
             self.keep_quotas(compiled.with_quotas)
         except OSError as exc:
             where, _, url = str(exc.filename).partition(": ")
