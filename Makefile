@@ -2,6 +2,7 @@
 #   make run            install, then serve SOCKS5 on 127.0.0.1:1080
 #   make test           install what the tests need (Debian packages too, as root), then the tests
 #   make test-deep      the same tests with all hostings, all products and more examples: some tens of minutes
+#   make test-portable  the tests of servers, clients and datagrams without all that Linux alone offers
 #   make test-services  the tests that need a daemon of others, such as Redis or LDAP
 #   make lint           ruff and mypy
 #   make bench          tabi beside other servers on this machine; writes benchmarks/results.md
@@ -21,8 +22,9 @@ ARGS ?=
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 MEASURED := .cache/coverage
+PORTABLE := tests/client tests/relay/test_associations.py tests/server/test_server.py tests/test_conformance.py
 
-.PHONY: run test test-deep test-services lint format bench clean
+.PHONY: run test test-deep test-portable test-services lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/tabi serve $(ARGS)
@@ -42,6 +44,11 @@ endif
 test-deep: export TABI_TESTS = deep
 test-deep: PYTEST += --timeout 180
 test-deep: test
+
+# Without epoll, splice, files in memory, batches of datagrams, netlink and so on: see tests/sandbox.py.
+test-portable: export TABI_TESTS = portable
+test-portable: $(VENV)/dev
+	$(PYTEST) -m "not services and not interop and not linux" $(or $(ARGS),$(PORTABLE))
 
 # pytest ends with 5 where no test has the marker: then there is nothing that could fail.
 test-services: $(VENV)/dev

@@ -1,6 +1,7 @@
 """Fixtures for all tests: loops on the hostings of the reactor, and a look for what a test left behind.
 
 TABI_TESTS=deep (`make test-deep`) runs everything on every hosting, whole products, and properties with more examples.
+TABI_TESTS=portable (`make test-portable`) runs in a sandbox without all that Linux alone offers.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import selectors
 import signal
 import threading
 import time
@@ -20,11 +22,15 @@ import hypothesis
 import pytest
 
 import measure
-from depth import DEEP
+import sandbox
+from depth import DEEP, PORTABLE
 
+if PORTABLE:
+    sandbox.enter_portable()
+    selectors.DefaultSelector = selectors.PollSelector  # type: ignore[misc, assignment]  # chosen before there was none
 measuring = measure.start()  # before the first import of tabi
 
-from tabi.net import kinds  # noqa: E402
+from tabi.net import kernel, kinds  # noqa: E402
 from tabi.net.reactor import HOSTINGS, make_loop  # noqa: E402
 
 T = TypeVar("T")
@@ -52,6 +58,14 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if PORTABLE:  # it is said once, before tests look at the log
+        for has in probes():
+            has()
+
+
+def probes() -> list[Any]:
+    """The functions that find out what the system offers."""
+    return [probe for name, probe in vars(kernel).items() if name.startswith("has_")]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,7 +102,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             or any(room in metafunc.definition.path.parents for room in ROOMS_OF_THE_REACTOR)
             or metafunc.definition.get_closest_marker("every_hosting")
         )
-        metafunc.parametrize("run", HOSTINGS if everywhere else HOSTINGS[:1], indirect=True)
+        hostings = HOSTINGS[-1:] if PORTABLE else HOSTINGS if everywhere else HOSTINGS[:1]
+        metafunc.parametrize("run", hostings, indirect=True)
 
 
 class Run(Protocol):
@@ -125,6 +140,16 @@ def run_once(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run an async function on the hosting that `tabi serve` has."""
     monkeypatch.setenv("TABI_REACTOR", "selector")
     return run_in_loop
+
+
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """What the system offers is found out again, in the test and after it."""
+    for probe in probes():
+        probe.cache_clear()
+    yield
+    for probe in probes():
+        probe.cache_clear()
 
 
 def descriptors() -> dict[str, str]:

@@ -11,6 +11,9 @@ T = TypeVar("T")
 DEEP = os.environ.get("TABI_TESTS", "") == "deep"
 """Whether everything is run (`make test-deep`): minutes more, for the sake of combinations that seldom matter."""
 
+PORTABLE = os.environ.get("TABI_TESTS", "") == "portable"
+"""Whether the tests do without all that Linux alone offers (`make test-portable`)."""
+
 
 def deep(parameters: Iterable[T]) -> list[T]:
     """Give parameters to the deep run only: ``["a", "b", *deep(["c", "d"])]``."""

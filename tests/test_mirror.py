@@ -32,6 +32,7 @@ OF_THE_WHOLE = {
     "test_packaging.py": "the wheel and packaging/",
     "test_processes.py": "tests/processes.py",
     "test_public.py": "the names that the package offers",
+    "test_sandbox.py": "`tabi serve` where calls are refused",
     "test_typing.py": "tests/typing/, the project of somebody else",
 }
 """Test files without a module of that name, and what they test. Those of interop/ have a foreign program's name."""

@@ -207,6 +207,7 @@ def test_a_file_of_authorities_that_is_none(tmp_path: Path) -> None:
     tabi.Proxy("http://h", ca=tmp_path / "none.pem")
 
 
+@pytest.mark.linux
 def test_the_command_goes_through_every_kind(run_once: Run, tmp_path: Path) -> None:
     """`tabi connect` joins standard input and output with the end of such a chain."""
     setting, ca = servers(tmp_path)

@@ -358,6 +358,7 @@ def test_features_can_be_forced() -> None:
         probe("signle")
 
 
+@pytest.mark.usefixtures("asked_anew")
 @pytest.mark.parametrize("forced", [None, "single"])
 @pytest.mark.parametrize("lack", ["Linux", "little-endian", "64-bit", "recvmmsg"])
 def test_batches_need_a_known_layout(lack: str, forced: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +370,7 @@ def test_batches_need_a_known_layout(lack: str, forced: str | None, monkeypatch:
     elif lack == "64-bit":
         monkeypatch.setattr(ctypes, "sizeof", lambda kind: 4)
     else:
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno=False: object())
     assert probe(forced) == PLAIN
 
 

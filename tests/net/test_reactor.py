@@ -576,6 +576,7 @@ def test_a_wrong_hosting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     run_in_loop(main)
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_another_platform_gets_the_portable_hosting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no epoll the loop's own readers and writers do."""
     monkeypatch.delenv("TABI_REACTOR", raising=False)

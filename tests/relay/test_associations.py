@@ -85,6 +85,7 @@ def test_an_association_that_cannot_share_a_port_has_its_own(run: Run) -> None:
 MANY = 2000 if DEEP else 300
 
 
+@pytest.mark.linux
 def test_many_associations_leave_nothing(run_once: Run) -> None:
     """Opened, used and closed: no descriptor, task or object of theirs stays."""
 
@@ -309,6 +310,7 @@ def test_an_association_can_be_ended_by_its_session(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.linux
 def test_a_source_that_changes_is_for_sockets_to_come(run_once: Run) -> None:
     """A reload gives a new one, which is what is told then."""
 

@@ -62,6 +62,7 @@ def test_a_limit_of_zero_gives_none() -> None:
     assert PipePool(0).take() is None
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_without_splice_there_are_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a platform without splice(2) a pipe would carry nothing."""
     monkeypatch.delattr(os, "splice")

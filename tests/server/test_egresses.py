@@ -348,7 +348,7 @@ def test_no_password_of_a_proxy_is_printed(tmp_path: Path) -> None:
     """`tabi check` and `tabi explain` know them, and do not tell."""
     path = tmp_path / "tabi.toml"
     path.write_text(
-        "[egress.a]\nurl = 'socks5://u:hunter2@127.0.0.1'\n[egress.b]\nchain = ['http://u:hunter2@127.0.0.1']\n"
+        "[egress.a]\nurl = 'socks5://u:hunter2@127.0.0.4'\n[egress.b]\nchain = ['http://u:hunter2@127.0.0.5']\n"
         "[egress.c]\nmembers = ['socks5://u:hunter2@127.0.0.2', { to = 'http://u:hunter2@127.0.0.3' }]\n"
         "[[rule]]\naction = 'allow'\nvia = 'c'\n"
     )

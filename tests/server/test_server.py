@@ -613,8 +613,9 @@ def test_whoever_wants_is_told_when_a_request_is_over(run_once: Run) -> None:
             return super().open(destination, address_filter, session)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        await reader.read()
 
     async def main() -> None:
         def on_close(session: Session) -> None:

@@ -18,6 +18,7 @@ from tabi.cli.help import Command
 from tabi.config import Config, EgressConfig, Listen, RuleConfig, UserConfig, load_config
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
+from tabi.net.kernel import check_calls, try_all
 from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
@@ -76,6 +77,7 @@ def serve(
         file = Config() if config is None else load_config(config, values=False)
         return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy)
 
+    check_calls(try_all())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
     with contextlib.closing(LogWriter()) as writer:
         logging.basicConfig(level="INFO", handlers=[writer])

@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from typing import Protocol
 
 from tabi.net.batch import BATCH, SENDING, SLOT, UDP_SEGMENT, BatchInbox, BatchOutbox, Memory, Run, Sock
+from tabi.net.kernel import has_batches
 from tabi.net.sockaddr import encode_sockaddr, python_sockaddr
 from tabi.wire.address import Address
 
@@ -50,7 +51,7 @@ def probe(forced: str | None) -> Features:
     if forced not in (None, "", "plain", "single"):
         raise ValueError(f"TABI_DATAGRAMS is {forced!r}, expected plain or single")
     known_layout = sys.platform == "linux" and sys.byteorder == "little" and ctypes.sizeof(ctypes.c_void_p) == 8
-    if forced == "plain" or not known_layout or not hasattr(ctypes.CDLL(None), "recvmmsg"):
+    if forced == "plain" or not known_layout or not has_batches():
         return PLAIN
     if forced == "single":
         return SINGLE

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from tabi.net.kernel import has_netlink
 from tabi.net.reactor import Reactor
 
 log = logging.getLogger("tabi")
@@ -40,10 +41,12 @@ class LocalAddressMonitor:
         self.changed = changed
         self.addresses: frozenset[IP] = frozenset()
         self.sock: socket.socket | None = None
+        if not has_netlink():
+            return
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)  # NETLINK_ROUTE
-        except (AttributeError, OSError) as exc:
-            log.warning("the addresses of this machine are not known: %s", exc)
+        except OSError as exc:
+            log.warning("the addresses of this machine are not known, netlink(7): %s", exc)
             return
         try:
             sock.bind((0, GROUPS))
@@ -72,7 +75,7 @@ class LocalAddressMonitor:
         try:
             self.addresses = frozenset(ask())
         except OSError as exc:
-            log.warning("the addresses of this machine cannot be read: %s", exc.strerror or exc)
+            log.warning("the addresses of this machine cannot be read, netlink(7): %s", exc.strerror or exc)
         self.changed(self.addresses)
 
     def close(self) -> None:

@@ -31,13 +31,13 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
+from tabi.net.kernel import has_epoll, make_selector
 from tabi.net.selector import BATCH, ReactorLoop
 
 T = TypeVar("T")
@@ -576,7 +576,7 @@ def make_reactor(loop: asyncio.AbstractEventLoop, hosting: str | None) -> Reacto
     """Choose the hosting: the forced one, else the best that the loop and the platform allow."""
     if hosting not in (None, "", *HOSTINGS):
         raise ValueError(f"TABI_REACTOR is {hosting!r}, expected one of {', '.join(HOSTINGS)}")
-    if hosting == "portable" or sys.platform != "linux":
+    if hosting == "portable" or not has_epoll():
         return PortableReactor(loop)
     if isinstance(loop, ReactorLoop) and hosting != "nested":
         return SelectorReactor(loop)
@@ -585,6 +585,8 @@ def make_reactor(loop: asyncio.AbstractEventLoop, hosting: str | None) -> Reacto
 
 def make_loop() -> asyncio.AbstractEventLoop:
     """The loop that tabi's own programs run on: ``asyncio.Runner(loop_factory=make_loop)``."""
-    if sys.platform == "linux" and os.environ.get("TABI_REACTOR") in (None, "", "selector"):
+    if not has_epoll():
+        return asyncio.SelectorEventLoop(make_selector())
+    if os.environ.get("TABI_REACTOR") in (None, "", "selector"):
         return ReactorLoop()
     return asyncio.new_event_loop()

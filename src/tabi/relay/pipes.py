@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from tabi.net.kernel import has_splice
+
 PIPE_SIZE = 1 << 20
 """Octets a pipe is asked to hold. Unprivileged users share pipe-user-pages-soft (64 MiB by default, pipe(7))."""
 
@@ -40,7 +42,7 @@ class PipePool:
     __slots__ = ("buffer", "idle", "lent", "limit", "view")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit if hasattr(os, "splice") else 0
+        self.limit = limit if limit and has_splice() else 0
         self.lent = 0
         self.idle: list[Pipe] = []
         self.buffer = bytearray(BUFFER_SIZE)

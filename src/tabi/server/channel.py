@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +194,8 @@ class Channel:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
         signal.signal(signal.SIGIO, signal.SIG_IGN)
+        if sys.platform != "linux":  # `HandledSignals` looks at the channels
+            return
         # To this thread: another one of a program that embeds us might not hold the signal back.
         fcntl.fcntl(self.sock, F_SETOWN_EX, struct.pack("ii", F_OWNER_TID, threading.get_native_id()))
         fcntl.fcntl(self.sock, fcntl.F_SETFL, fcntl.fcntl(self.sock, fcntl.F_GETFL) | os.O_ASYNC)

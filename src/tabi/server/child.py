@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection
 
 from tabi.server.channel import Channel, make_channel
+from tabi.server.handled_signals import forget_handlers
 from tabi.signals import ignore
 
 log = logging.getLogger("tabi")
@@ -52,6 +53,7 @@ class Place:
             raise
         if not pid:
             ours.close()
+            forget_handlers()
             return theirs
         theirs.close()
         self.pid, self.channel = pid, ours
@@ -99,7 +101,8 @@ class Child(Place):
 
     def start(self) -> None:
         """Fork it. Raises OSError."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent had it ignored, it could not be reaped
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # by our parent: then it could not be reaped
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         channel = self.fork()
         if channel is None:
             return

@@ -23,6 +23,7 @@ from typing import Any
 
 from tabi.errors import TabiError
 from tabi.net.listen import bind_unix
+from tabi.net.reactor import make_loop
 from tabi.server.channel import Channel, Message
 from tabi.server.frames import MAX_ANSWER, MAX_REQUEST, encode_frame, read_frame, receive_frame
 from tabi.url import UnixSocket
@@ -74,7 +75,8 @@ class Control:
 
     def run(self, channel: Channel) -> None:
         """What the process does, until the supervisor closes the channel."""
-        asyncio.run(self.serve(channel))
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(self.serve(channel))
 
     async def serve(self, channel: Channel) -> None:
         """Open the socket, tell the supervisor where it is or why it is not, and answer."""

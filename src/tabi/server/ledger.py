@@ -15,6 +15,7 @@ import threading
 from collections.abc import MutableSequence
 from typing import Any
 
+from tabi.net.kernel import open_memory
 from tabi.policy.clients import OPEN, ClientTable
 from tabi.policy.ledger import RUNNING, Ledger
 
@@ -51,8 +52,8 @@ class SharedLedger(LocalLedger):
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
         self.shared = workers > 1
-        self.fd = os.memfd_create("tabi-ledger")
-        self.names = os.memfd_create("tabi-accounts")  # one after the other, in the order of their rows
+        self.fd = open_memory("tabi-ledger")
+        self.names = open_memory("tabi-accounts")  # one after the other, in the order of their rows
         self.known = 0  # octets of it that were read
         self.clients: SharedClientTable = SharedClientTable(workers)
         self.map()
@@ -125,7 +126,7 @@ class SharedClientTable(ClientTable):
 
     def __init__(self, workers: int) -> None:
         self.shared = workers > 1
-        self.fd = os.memfd_create("tabi-clients")
+        self.fd = open_memory("tabi-clients")
         super().__init__(workers, int.from_bytes(os.urandom(8)) | 1)
 
     def make_cells(self, count: int) -> MutableSequence[int]:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import logging
 import os
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from tabi.ingress.login import Authenticate
 from tabi.ingress.origin_tls import OriginTls
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import AddressFilter, Dialer
+from tabi.net.kernel import descriptor_limits
 from tabi.net.listen import BACKLOG, Acceptor, Listeners, keep_alive
 from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import Reactor
@@ -98,7 +98,7 @@ class Parts:
         self.given = given
         self.closing = closing
         self.compiled = compiled
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        descriptors = descriptor_limits()[0]
         pipes = max(0, descriptors // 8)  # two descriptors each: a quarter of all
         self.capacity = max(1, (descriptors - 2 * pipes - DESCRIPTORS_ASIDE) // 2)
         if self.capacity < FEW_SESSIONS:

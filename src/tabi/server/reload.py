@@ -16,8 +16,10 @@ import msgspec
 
 from tabi.config import Config
 from tabi.errors import ConfigError
+from tabi.net.kernel import open_memory
 from tabi.server import handover
 from tabi.server.compiled import Compiled, check_listeners
+from tabi.server.handled_signals import forget_handlers
 from tabi.server.server import Server
 from tabi.server.takeover import take_over
 from tabi.signals import ignore
@@ -69,8 +71,8 @@ class Reload:
         sockets: Sequence[Sequence[socket.socket]],
         private: Sequence[int] = (),
     ) -> None:
-        self.memory = os.memfd_create("tabi-configuration")
-        self.said = os.memfd_create("tabi-reload")
+        self.memory = open_memory("tabi-configuration")
+        self.said = open_memory("tabi-reload")
         try:
             self.pid = os.fork()
         except OSError:
@@ -79,12 +81,14 @@ class Reload:
             raise
         if not self.pid:
             try:
+                forget_handlers()
                 for fd in private:
                     os.close(fd)
                 ignore(signal.SIGIO, signal.SIGINT, signal.SIGTERM)
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
                 signal.alarm(LONGEST)
-                os.nice(NICE)
+                with suppress(OSError):  # a sandbox may refuse it
+                    os.nice(NICE)
                 os.write(self.said, msgspec.json.encode(self.compile(read, config, sockets)))
             finally:
                 os._exit(0)

@@ -1,7 +1,7 @@
 """The supervisor: binds the sockets, starts the workers that listen on them, and restarts one that dies.
 
-It carries no octet and runs no loop: it sleeps in sigtimedwait(2) until a child or the operator wants something, or
-there are used quotas to store.
+It carries no octet and runs no loop: it sleeps, in sigtimedwait(2) where there is one, until a child or the operator
+wants something, or there are used quotas to store.
 """
 
 from __future__ import annotations
@@ -9,21 +9,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabi.errors import ConfigError
 from tabi.net.datagram import get_datagram_io
+from tabi.net.kernel import (
+    check_calls,
+    has_epoll,
+    has_netlink,
+    has_splice,
+    has_timed_wait,
+    raise_descriptor_limit,
+    try_files,
+)
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.access_log import open_output
 from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
 from tabi.server.compiled import Compiled, check_listeners
+from tabi.server.handled_signals import HandledSignals
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
@@ -78,7 +88,7 @@ class Supervisor:
         self.asked: list[Answer] = []
         self.latest: int | None = None
         """Memory with the last compiled configuration, if it is not the one from the start."""
-        raise_descriptor_limit()
+        probe()
         try:
             if config.log.access != "none":
                 open_output(config.log.access).close()
@@ -108,7 +118,8 @@ class Supervisor:
             raise
         passed.warn()
         # Workers watch the other end: it ends when this process does, however it does.
-        self.lifeline, self.held_end = os.pipe2(os.O_CLOEXEC)
+        self.lifeline, self.held_end = (sock.detach() for sock in socket.socketpair())
+        self.handled: HandledSignals | None = None
         self.starting = True
         self.stopping = False
 
@@ -128,11 +139,15 @@ class Supervisor:
             if self.keeper is not None:
                 self.keeper.save()
             self.ledger.close()
+            if self.handled is not None:
+                self.handled.close()
 
     def supervise(self, ready: Callable[[], None]) -> int:
         """Start the workers and stay until all have ended, as `run`; the listeners may be left open."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent had it ignored, no child could be reaped
+        if not has_timed_wait():
+            self.handled = HandledSignals(SIGNALS)
         try:
             self.start_all()
         except ConfigError:
@@ -161,14 +176,22 @@ class Supervisor:
                         self.start_again(worker)
             for child in self.children:
                 child.keep_up(now)
-            told = signal.sigtimedwait(SIGNALS, self.patience(now))
-            if told is not None and told.si_signo in (signal.SIGTERM, signal.SIGINT):
+            told = self.wait(self.patience(now))
+            if told in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
-            elif told is not None and told.si_signo == signal.SIGHUP and not self.stopping:
+            elif told == signal.SIGHUP and not self.stopping:
                 self.reload()
             self.hear()
             if self.keeper is not None:
                 self.keeper.save()
+
+    def wait(self, seconds: float) -> int | None:
+        """Sleep until a signal comes. Returns it, or None."""
+        if self.handled is None:
+            found = signal.sigtimedwait(SIGNALS, seconds)
+            return None if found is None else found.si_signo
+        places = (*self.workers, *self.children)
+        return self.handled.wait(seconds, [place.channel for place in places if place.channel is not None])
 
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
@@ -393,10 +416,16 @@ class Supervisor:
                 os.kill(worker.pid, number)
 
 
-def raise_descriptor_limit() -> None:
-    """Two descriptors carry one session: take as many as we are allowed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        pass
+def probe() -> None:
+    """Find out, before there are workers, what the system offers. They know it too, and each thing is logged once.
+
+    Raises:
+        ConfigError: it does not offer enough.
+    """
+    raise_descriptor_limit()
+    has_epoll()
+    has_splice()
+    has_timed_wait()
+    has_netlink()
+    get_datagram_io()
+    check_calls(try_files())
