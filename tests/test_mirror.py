@@ -16,6 +16,7 @@ WITHOUT = {
 
 OF_THE_WHOLE = {
     "config/test_config.py": "from a text to a configuration, through every module of the room",
+    "server/test_closing.py": "the end of all that a server and a client own",
     "server/test_decide.py": "the hook of a whole server",
     "server/test_egress.py": "ways out of a whole server",
     "server/test_guard.py": "the guard as clients meet it",

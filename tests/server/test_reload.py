@@ -17,6 +17,7 @@ from support import GREETING, credentials, request, target
 from tabi.client import Proxy
 from tabi.config import Config, LimitsConfig, Listen, Log, RuleConfig, Seconds, Timeouts, UserConfig
 from tabi.errors import AuthError, ConfigError, ProxyError
+from tabi.server import reload as module
 from tabi.server.compiled import compile_config
 from tabi.server.reload import Reload
 from tabi.server.server import Server
@@ -234,3 +235,22 @@ def test_no_room_for_a_process_leaves_nothing_open(monkeypatch: pytest.MonkeyPat
     with pytest.raises(BlockingIOError):
         Reload(lambda: compile_config(Config()), Config(), [])
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_reload_without_memory_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Whichever of its two files there is no room for; each SIGHUP would leave one more."""
+    opened: list[int] = []
+
+    def open_memory(name: str) -> int:
+        if len(opened) == number:
+            raise OSError(errno.EMFILE, "Too many open files")
+        opened.append(os.memfd_create(name))
+        return opened[-1]
+
+    monkeypatch.setattr(module, "open_memory", open_memory)
+    with pytest.raises(OSError, match="Too many"):
+        Reload(lambda: compile_config(Config()), Config(), [])
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)

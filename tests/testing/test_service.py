@@ -55,6 +55,44 @@ def test_a_coroutine_uses_it_without_holding_up_its_own_loop() -> None:
     asyncio.run(main())
 
 
+def test_a_start_that_nobody_waits_for_any_more_is_undone() -> None:
+    """Whoever is cancelled while it starts has no name for it, and cannot close it."""
+    go_on, ended = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        async def open(self) -> None:
+            go_on.wait(10)
+            await super().open()
+
+        def close(self) -> None:
+            super().close()
+            ended.set()
+
+    service = Slow()
+
+    async def main() -> None:
+        task = asyncio.get_running_loop().create_task(service.__aenter__())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        go_on.set()
+        assert await asyncio.to_thread(ended.wait, 10)
+
+    asyncio.run(main())
+    assert (service.called[-1], service.thread) == ("shut", None)
+    failing = Recorder(fails=True)
+
+    async def fail() -> None:
+        task = asyncio.get_running_loop().create_task(failing.__aenter__())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(fail())
+    assert failing.thread is None
+
+
 def test_a_start_that_fails_ends_the_thread() -> None:
     """The error is that of `open`, and what was opened is shut."""
     service = Recorder(fails=True)

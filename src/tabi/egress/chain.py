@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -130,5 +131,6 @@ def retire_links(chain: Egress) -> None:
 
 async def close_links(chain: Egress) -> None:
     """End kept connections at once."""
-    for link in find_links(chain):
-        await link.close()
+    async with contextlib.AsyncExitStack() as closing:
+        for link in find_links(chain):
+            closing.push_async_callback(link.close)

@@ -137,8 +137,10 @@ class Ssh(Upstream):
         """End it at once; channels are reset."""
         self.retired = True
         attempt = self.attempt
-        if attempt is not None:
-            attempt.cancel()
-            await asyncio.wait([attempt])
-        if self.link is not None:
-            await self.link.close()
+        try:
+            if attempt is not None:
+                attempt.cancel()
+                await asyncio.wait([attempt])
+        finally:
+            if self.link is not None:
+                await self.link.close()

@@ -259,8 +259,10 @@ class NameCache:
         questions = [*self.questions.values(), *self.late]
         for question in questions:
             question.cancel()
-        await asyncio.gather(*questions, return_exceptions=True)
-        await self.source.close()
+        try:
+            await asyncio.gather(*questions, return_exceptions=True)
+        finally:
+            await self.source.close()
 
 
 def holder_of(client: Host | None) -> Holder:

@@ -420,5 +420,7 @@ class HttpsCarrier:
 
     async def close(self) -> None:
         """See `Carrier`."""
-        await asyncio.gather(*self.closing, return_exceptions=True)
-        await self.client.aclose()
+        try:
+            await asyncio.gather(*self.closing, return_exceptions=True)
+        finally:
+            await self.client.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
@@ -89,7 +90,8 @@ class Failover:
 
     async def close(self) -> None:
         """See `Source`."""
-        for source in self.sources:
-            await source.close()
-        if self.bootstrap is not None:
-            await self.bootstrap.close()
+        async with contextlib.AsyncExitStack() as closing:
+            if self.bootstrap is not None:
+                closing.push_async_callback(self.bootstrap.close)
+            for source in self.sources:
+                closing.push_async_callback(source.close)

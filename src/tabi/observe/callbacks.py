@@ -68,7 +68,10 @@ class Callbacks:
     async def close(self) -> None:
         """Wait for the calls that are under way, then end those that take too long."""
         if self.tasks:
-            _, late = await asyncio.wait(tuple(self.tasks), timeout=PATIENCE)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            try:
+                await asyncio.wait(tuple(self.tasks), timeout=PATIENCE)
+            finally:
+                late = tuple(self.tasks)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)

@@ -425,11 +425,13 @@ class Tunnels:
         for run in runs:
             run.reason = run.reason or reason
             run.task.cancel()
-        if runs:
-            await asyncio.wait([run.task for run in runs], timeout=PATIENCE)
-        for run in runs:
-            if not run.task.done():
-                log.error("the carrier of session %x does not end", run.session.number)
-            run.over(run.task)
-        self.quiet.close()
-        self.inner.close(reason)
+        try:
+            if runs:
+                await asyncio.wait([run.task for run in runs], timeout=PATIENCE)
+        finally:
+            for run in runs:
+                if not run.task.done():
+                    log.error("the carrier of session %x does not end", run.session.number)
+                run.over(run.task)
+            self.quiet.close()
+            self.inner.close(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -118,10 +119,11 @@ class Egresses:
 
     async def close(self) -> None:
         """Stop checking."""
-        for pool in self.pools:
-            await pool.close()
-        for dialer in self.dialers.values():
-            dialer.deadlines.close()
+        async with contextlib.AsyncExitStack() as closing:  # all of them, even if one of these waits is cancelled
+            for pool in self.pools:
+                closing.push_async_callback(pool.close)
+            for dialer in self.dialers.values():
+                closing.callback(dialer.deadlines.close)
 
     def retire(self) -> None:
         """Other egresses replace these: stop checking, and end kept connections as soon as they are unused."""
@@ -142,8 +144,9 @@ class Egresses:
 
     async def close_links(self) -> None:
         """End the kept connections at once: after the relays, so that these end in their own way."""
-        for link in self.links:
-            await link.close()
+        async with contextlib.AsyncExitStack() as closing:
+            for link in self.links:
+                closing.push_async_callback(link.close)
 
     # --- making them ---
 

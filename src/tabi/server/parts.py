@@ -297,8 +297,9 @@ class Parts:
 
     async def close_links(self) -> None:
         """End the connections that egresses keep, those of earlier configurations too."""
-        for egresses in self.all_egresses:
-            await egresses.close_links()
+        async with contextlib.AsyncExitStack() as closing:
+            for egresses in self.all_egresses:
+                closing.push_async_callback(egresses.close_links)
 
     def learn_addresses(self, addresses: frozenset[IPv4Address | IPv6Address]) -> None:
         """Tell the guard which addresses this machine has."""

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from time import perf_counter
 
 import msgspec
@@ -71,14 +71,13 @@ class Reload:
         sockets: Sequence[Sequence[socket.socket]],
         private: Sequence[int] = (),
     ) -> None:
-        self.memory = open_memory("tabi-configuration")
-        self.said = open_memory("tabi-reload")
-        try:
+        with ExitStack() as opened:
+            self.memory = open_memory("tabi-configuration")
+            opened.callback(os.close, self.memory)
+            self.said = open_memory("tabi-reload")
+            opened.callback(os.close, self.said)
             self.pid = os.fork()
-        except OSError:
-            os.close(self.memory)
-            self.close()
-            raise
+            opened.pop_all()
         if not self.pid:
             try:
                 forget_handlers()

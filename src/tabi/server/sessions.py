@@ -194,11 +194,13 @@ class Sessions:
 
     async def cancel(self) -> None:
         """End the sessions that no relay has."""
-        await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
-        tasks = [task for task in self.running.values() if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
+        finally:
+            tasks = [task for task in self.running.values() if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- from outside ---
 

@@ -88,7 +88,17 @@ class Service:
         self.close()
 
     async def __aenter__(self) -> Self:
-        return await asyncio.to_thread(self.start)
+        starting = asyncio.get_running_loop().run_in_executor(None, self.start)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:  # nobody else would close it
+            starting.add_done_callback(self.close_soon)
+            raise
+
+    def close_soon(self, started: asyncio.Future[Self]) -> None:
+        """Close what has been started; that takes a while, so that a thread does it."""
+        if started.exception() is None:
+            threading.Thread(target=self.close, name="tabi-testing-close").start()
 
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.to_thread(self.close)
