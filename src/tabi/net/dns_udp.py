@@ -115,9 +115,9 @@ class UdpServer:
         """See `Source`; questions under way end with an error."""
         for task in tuple(self.tasks):
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
         for sock in tuple(self.sockets):
             sock.fail("the resolver was closed")
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class Question:
