@@ -186,14 +186,13 @@ def test_what_is_needed_is_there() -> None:
     [(socket, "socketpair", "socketpair"), (os, "fork", "clone"), (os, "waitpid", "wait4"), (os, "kill", "kill")],
 )
 def test_what_cannot_be_replaced_is_named(monkeypatch: pytest.MonkeyPatch, place: object, name: str, call: str) -> None:
-    """An error that a sandbox answers is about the call; any other one is passed on."""
+    """An error that a sandbox answers is about the call; of any other one the code tells that meets it."""
     real = getattr(place, name)
     monkeypatch.setattr(place, name, refuse(errno.EPERM))
     with pytest.raises(ConfigError, match=rf"{call}\(2\) is refused, and there is no way around it"):
         kernel.check_calls(kernel.try_all())
     monkeypatch.setattr(place, name, refuse(errno.EMFILE))
-    with pytest.raises(OSError, match="Too many open files"):
-        kernel.check_calls(kernel.try_all())
+    kernel.check_calls(kernel.try_all())
     if name == "waitpid":
         real(-1, 0), real(-1, 0)
 
