@@ -11,6 +11,7 @@ import random
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -491,6 +492,25 @@ def test_a_quiet_carrier_ends_as_idle(run: Run) -> None:
                     for run_ in carrier.active.values():
                         run_.expire()
                         assert not run_.task.cancelling()
+
+    run(main)
+
+
+def test_a_rule_says_how_long_a_carrier_may_be_quiet(run: Run) -> None:
+    """As for relays: by the rule that has allowed its session."""
+
+    async def main() -> None:
+        with Bench(idle=100.0, half_closed=100.0) as bench:
+            async with tunnels(bench, wait_for_ever) as carrier:
+                bench.relays.rules.seconds = {"short": 5.0}
+                ends, others = bench.ends(), bench.ends()
+                ends.session.rule = "short"
+                start(carrier, ends)
+                start(carrier, others)
+                carrier.quiet.sweep(monotonic() + 6)
+                await ends.ended.wait()
+                assert ends.session.close == "idle"
+                assert others.session in carrier.active
 
     run(main)
 

@@ -112,3 +112,17 @@ def test_the_base_class_has_no_messages() -> None:
     """What moves on behind a message is the side's own."""
     with pytest.raises(NotImplementedError):
         Machine.receive(Reader(State.REQUEST), b"")
+
+
+def test_a_machine_knows_whether_anything_has_come() -> None:
+    """An end alone is nothing, an octet is something, and so is a message that was taken out."""
+    machine = Reader(State.REQUEST)
+    machine.receive_data(b"")
+    with pytest.raises(RemoteProtocolError):
+        machine.next_event()
+    assert machine.untouched
+    machine.receive_data(b"M")
+    assert not machine.untouched
+    machine.receive_data(b"!")
+    assert machine.next_event() == b"M!"
+    assert not machine.untouched
