@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
 from conftest import Run
+from sockets import until
 from support import reset_on_close
-from tabi.ingress.presence import hearing, while_there
-from tabi.net.reactor import ENDED
+from tabi.ingress.presence import hearing
+from tabi.net.reactor import BROKEN, ENDED
 from tabi.net.stream import Stream
 
 
@@ -30,98 +28,25 @@ def vanish(client: socket.socket) -> None:
     client.close()
 
 
-@pytest.mark.every_hosting
-def test_what_is_awaited_in_time_ends_as_ever(run: Run) -> None:
-    """Its result counts and so does its error, of whatever kind; the stream goes on."""
+def test_a_client_is_heard_until_the_end(run_once: Run) -> None:
+    """After the handler that its stream has: that it sends, ends or resets. Later only the stream hears of it."""
 
     async def main() -> None:
         async with accepted() as (stream, client):
-            async with while_there(stream, 10):
-                await asyncio.sleep(0)
-            for error in (TimeoutError("its own"), ConnectionResetError("its own")):
-                with pytest.raises(OSError, match="its own"):
-                    async with while_there(stream, 10):
-                        raise error
-            client.send(b"hello")
-            assert await stream.receive() == b"hello"
-            client.shutdown(socket.SHUT_WR)
-            assert await stream.receive() == b""
-
-    run(main)
-
-
-def test_a_reset_cancels_what_is_awaited(run_once: Run) -> None:
-    """At once, also if it came before; a client that only ends, or sends more, is still there."""
-
-    async def main() -> None:
-        async with accepted() as (stream, client):
-
-            async def wait(events: list[int]) -> None:
-                async with while_there(stream, 10):
-                    with hearing(stream, events.append):
-                        client.send(b"more")
-                        client.shutdown(socket.SHUT_WR)
-                        while not any(event & ENDED for event in events):
-                            await asyncio.sleep(0.001)
-                        vanish(client)
-                        await asyncio.Event().wait()
-
-            async def wait_again() -> None:
-                async with while_there(stream, 10):
-                    await asyncio.Event().wait()
-
-            with pytest.raises(ConnectionResetError, match="the client has gone"):
-                await wait([])
-            with pytest.raises(ConnectionResetError, match="the client has gone"):
-                await wait_again()
-
-    run_once(main)
-
-
-def test_the_time_is_over(run_once: Run) -> None:
-    """The deadline holds whether the client is there or not, and if it goes in that very moment."""
-
-    async def main() -> None:
-        async with accepted() as (stream, client):
-
-            async def wait(goes: bool) -> None:
-                async with while_there(stream, 0):
-                    try:
-                        await asyncio.Event().wait()
-                    finally:
-                        if goes:
-                            vanish(client)
-                            while not stream.events & ENDED:
-                                await asyncio.sleep(0.001)
-
-            for goes in (False, True):
-                with pytest.raises(TimeoutError):
-                    await wait(goes)
-
-    run_once(main)
-
-
-def test_cancelled_from_outside(run: Run) -> None:
-    """A task that is cancelled is cancelled, and hears no more of the client."""
-
-    async def main() -> None:
-        async with accepted() as (stream, client), asyncio.TaskGroup() as tasks:
-
-            async def wait() -> None:
-                async with while_there(stream, 10):
-                    await asyncio.Event().wait()
-
-            handler = stream.reactor.handlers[stream.fd]
-            task = tasks.create_task(wait())
-            await asyncio.sleep(0)
-            assert stream.reactor.handlers[stream.fd] != handler
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
+            handler, events = stream.reactor.handlers[stream.fd], list[int]()
+            with hearing(stream, events.append):
+                client.send(b"hello")
+                assert await stream.receive() == b"hello"
+                client.shutdown(socket.SHUT_WR)
+                await until(lambda: any(event & ENDED for event in events))
+                assert stream.events & ENDED
             assert stream.reactor.handlers[stream.fd] == handler
+            before = len(events)
             vanish(client)
+            await until(lambda: stream.events & BROKEN)
+            assert len(events) == before
 
-    run(main)
+    run_once(main)
 
 
 def test_a_stream_that_is_closed_meanwhile(run: Run) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from tabi.config.load import decode_limits
 from tabi.errors import AuthError
 from tabi.ingress.login import Login, User
-from tabi.ingress.presence import hearing, while_there
+from tabi.ingress.presence import hearing
 from tabi.ingress.refusal import Refusal, login_dropped, login_failed, login_refused
 from tabi.net.reactor import BROKEN, ENDED
 from tabi.net.stream import Stream
@@ -88,7 +88,6 @@ async def identify(
 
     Raises:
         TimeoutError: the answer took too long.
-        ConnectionResetError: the client has gone meanwhile.
     """
     login = Login(
         username.decode("utf-8", "surrogateescape"),
@@ -106,7 +105,7 @@ async def identify(
     except Exception as exc:
         return refusal_for(exc, login)
     if isinstance(found, Awaitable):
-        async with while_there(client, seconds):
+        async with asyncio.timeout(seconds):
             try:
                 found = await found
             except Exception as exc:  # the deadline comes as a cancellation: what was asked has failed
