@@ -112,3 +112,30 @@ def test_who_leaves_takes_no_place_along(run_once: Run, late: bool) -> None:
         assert (places.free, places.held, places.waiting) == (2, {}, {})
 
     run_once(main)
+
+
+def test_one_place_goes_round_the_clients(run_once: Run) -> None:
+    """A client with many tasks has one turn, then the others have theirs; an error gives the turn back."""
+
+    async def main() -> None:
+        turn, order, within = Places(1), list[str](), 0
+
+        async def work(name: str) -> None:
+            nonlocal within
+            async with turn.held_by(name[0]):
+                within += 1
+                assert within == 1
+                order.append(name)
+                await asyncio.sleep(0)
+                within -= 1
+
+        async with asyncio.TaskGroup() as group:
+            for name in ("a0", "a1", "a2", "a3", "b0", "b1", "c0"):
+                group.create_task(work(name))
+        assert order == ["a0", "a1", "b0", "c0", "a2", "b1", "a3"]
+        with pytest.raises(ValueError, match="within"):
+            async with turn.held_by("a"):
+                raise ValueError("within")
+        assert (turn.free, turn.held, turn.waiting) == (1, {}, {})
+
+    run_once(main)

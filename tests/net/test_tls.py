@@ -740,7 +740,7 @@ def test_a_handshake_whose_time_is_over_costs_no_signature(run_once: Run) -> Non
                 with pytest.raises(EOFError):
                     await peer.handshake()
 
-            async with asyncio.TaskGroup() as group, shared.turns.turn(None):
+            async with asyncio.TaskGroup() as group, shared.turn.held_by(None):
                 group.create_task(expire())
                 group.create_task(handshake())
                 await turns(20)
@@ -801,12 +801,12 @@ def test_who_is_too_much_waits_behind_those_that_wait_for_their_turn(
         async with pair_of() as (busy, _), pair_of() as (stream, peer), asyncio.TaskGroup() as group:
 
             async def come_to_the_request() -> None:
-                async with shared.turns.turn(None):
+                async with shared.turn.held_by(None):
                     assert list(under_way.tls) == [busy]
                     under_way.stop(busy)
 
             under_way.begin_tls(busy, 0, False)
-            async with shared.turns.turn(None):
+            async with shared.turn.held_by(None):
                 accepted = group.create_task(accept_tls(stream, server_context(), shared))
                 group.create_task(peer.handshake())
                 await turns(20)
@@ -829,12 +829,12 @@ def test_many_handshakes_of_one_client_do_not_delay_another(run_once: Run) -> No
             await accept_tls(stream, server_context(), shared, whose)
             order.append(whose)
 
-        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group, shared.turns.turn("first"):
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group, shared.turn.held_by("first"):
             for whose in ("many", "many", "many", "many", "one"):
                 stream, peer = await stack.enter_async_context(pair_of())
                 group.create_task(accept(stream, whose))
                 group.create_task(peer.handshake())
-            await until(lambda: sum(map(len, shared.turns.waiting.values())) == 5)
+            await until(lambda: sum(map(len, shared.turn.waiting.values())) == 5)
         assert order.index("one") <= 1
 
     run_once(main)

@@ -1,16 +1,18 @@
-"""A number of places, which no client can have all of."""
+"""A number of places for which clients wait in lines of their own, so that one with many tasks delays no other."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
 
 
 class Places:
     """Places for ``size`` things at a time. A client has at most as many as are free; then its tasks wait in a line.
 
-    So there is a place for the next client, however many the others want, and one client alone has half of them.
+    So there is a place for the next client, however many the others want, and one client alone has half of them. One
+    place is a lock whose turns go round the clients.
     """
 
     def __init__(self, size: int) -> None:
@@ -26,6 +28,16 @@ class Places:
             return False
         self.count(client, 1)
         return True
+
+    @asynccontextmanager
+    async def held_by(self, client: Hashable) -> AsyncIterator[None]:
+        """Wait for a place, and keep it until the end of the block."""
+        if not self.take(client):
+            await self.wait(client)
+        try:
+            yield
+        finally:
+            self.give_back(client)
 
     async def wait(self, client: Hashable) -> None:
         """Wait for a place, and take it. The caller sets the deadline."""

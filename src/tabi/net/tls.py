@@ -18,9 +18,9 @@ from typing import Any
 
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.net.handshakes import Handshakes
+from tabi.net.places import Places
 from tabi.net.reactor import BROKEN, ENDED, IN, RDHUP, Reactor
 from tabi.net.stream import MSG_PEEK, LayeredSock, Sock, Stream
-from tabi.net.turns import Turns
 from tabi.wire.address import Host
 
 READ_SIZE = 1 << 16
@@ -287,7 +287,7 @@ class TlsShared:
     def __init__(self, handshakes: Handshakes | None = None) -> None:
         self.handshakes = handshakes
         self.buffers: list[memoryview] = []
-        self.turns = Turns()
+        self.turn = Places(1)
 
     def buffer_over(self, below: Sock) -> memoryview:
         """The buffer for sockets at this depth of TLS: a socket that reads through another one needs its own buffer."""
@@ -442,8 +442,8 @@ async def shake_hands(
             if octets > MAX_HANDSHAKE:
                 raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
             incoming.write(data)
-        begins, busy = True, shared.turns.taken
-        async with shared.turns.turn(whose):
+        begins, busy = True, not shared.turn.free
+        async with shared.turn.held_by(whose):
             stream.check()
             if stream.events & BROKEN:  # nothing is computed for a peer that has gone
                 raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
