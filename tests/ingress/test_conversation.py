@@ -19,7 +19,6 @@ from support import client as tcp_client
 from support import request, target
 from tabi import Server, Session
 from tabi.config import Listen, Log, RuleConfig
-from tabi.ingress import conversation
 from tabi.ingress.conversation import SWALLOWED
 from tabi.net import handshakes
 from tabi.wire.address import parse_address
@@ -108,7 +107,7 @@ def test_a_refused_client_that_goes_on_sending_is_reset(run: Run, action: str) -
 
 def test_a_refused_client_that_sends_less_reads_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The refusal is not lost by a reset while the client still sends what it had begun."""
-    monkeypatch.setattr(conversation, "LINGER", 10.0)
+    monkeypatch.setattr(handshakes, "LINGER", 10.0)
 
     async def main() -> None:
         settings = msgspec.structs.replace(config(), rule=[RuleConfig("deny")])

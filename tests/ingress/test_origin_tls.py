@@ -19,6 +19,7 @@ from http_proxy import OK, Message, Origin, Proxy, ask, exchange, proxy, read_me
 from support import Handler, client, target
 from tabi.egress.chain import HTTP_PROTOCOLS
 from tabi.ingress import origin_tls
+from tabi.ingress.refusal import DETAILS
 from tabi.net.tls import make_client_context
 
 
@@ -81,7 +82,9 @@ def test_the_name_is_checked_and_sent(run: Run) -> None:
             got = await exchange(streams, ask(f"https://here.test:{port}/"))
             assert got.status == 502
             assert "; error=tls_certificate_error; " in got.fields["proxy-status"]
-            assert b"not valid for 'here.test'" in got.content
+            assert b"here.test" in got.content
+            assert b"its certificate is not accepted" in got.content
+            assert "not valid for 'here.test'" in str([(await here.ended.get()).error for _ in range(3)][-1])
             assert names[1:] == ["localhost", "here.test"]
             assert len(there.requests) == 2
 
@@ -111,7 +114,7 @@ def test_a_kept_connection_without_tls_is_not_used(run: Run) -> None:
 
 @pytest.mark.parametrize("what", ["stranger", "not TLS", "alert", "reset", "end"])
 def test_a_handshake_that_fails(run: Run, what: str) -> None:
-    """502 with a type of RFC 9209 and the reason; the client's connection goes on, that to the destination ends."""
+    """502 with a type of RFC 9209, the reason in the log; the client's connection goes on, the other one ends."""
     errors = {
         "stranger": ("tls_certificate_error", "TLS: the certificate of the server: "),
         "not TLS": ("tls_protocol_error", "begins with b'SSH-2.0', expected TLS"),
@@ -146,9 +149,10 @@ def test_a_handshake_that_fails(run: Run, what: str) -> None:
             for _ in range(2):
                 status, error, text = await refused(streams, port)
                 assert (status, error) == (502, errors[what][0])
-                assert text.startswith(f"502 Bad Gateway: 127.0.0.1:{port}: {errors[what][1]}")
+                assert text == f"502 Bad Gateway: 127.0.0.1:{port}: {DETAILS[error]}\n"
             session = await here.ended.get()
             assert (session.reply_code, session.close) == (502, "error")
+            assert str(session.error).startswith(f"127.0.0.1:{port}: {errors[what][1]}")
 
     run(main)
 

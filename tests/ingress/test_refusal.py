@@ -112,7 +112,7 @@ KINDS: list[Callable[[str], TabiError]] = [
     *(lambda text, code=code: PolicyDenied(text, reply_code=code) for code in range(1, 9)),
     lambda text: connect_error(errno.ECONNREFUSED, text),
     *(lambda text, number=number: connect_error(number, text) for number in errno.errorcode),
-    *(lambda text, code=code: resolve_error(code, text, text) for code in range(30)),
+    *(lambda text, code=code: resolve_error(text, text, code) for code in (1, 4)),
     *(lambda text, code=code: ProxyError(text, code) for code in (None, *range(1, 10))),
     lambda text: timeout_error(1.0, text),
     lambda text: local_error(OSError(errno.EMFILE, text), text),

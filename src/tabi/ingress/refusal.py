@@ -102,6 +102,9 @@ OF_THE_DESTINATION: dict[str | int | None, str] = {
     "connection_timeout": "no connection in time",
     "http_protocol_error": "what came is not an answer of HTTP, or could be read in two ways",
     "http_response_timeout": "no answer in time",
+    "tls_certificate_error": "its certificate is not accepted: its authority, its name or its time is wrong",
+    "tls_alert_received": "it has refused the TLS handshake",
+    "tls_protocol_error": "it does not speak TLS as this proxy does",
 }
 DETAILS: dict[str | int | None, str] = {
     **OF_THE_DESTINATION,
