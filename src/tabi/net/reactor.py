@@ -55,10 +55,10 @@ READABLE = IN | ENDED
 EDGE = 1 << 31
 EXCLUSIVE = 1 << 28
 
-BUDGET = 0.003
+BUDGET = 0.005
 """Seconds of a turn after which what is not prompt waits for another one."""
 
-LEAST = 0.001
+LEAST = 0.002
 """Seconds that what has waited gets in each turn, however much else there was."""
 
 SLOW = 0.1

@@ -127,7 +127,7 @@ class Sessions:
     async def run(self, ingress: Ingress, client: Stream, session: Session) -> None:
         """One session's task: it ends when a relay has taken over, or the session is over."""
         # From its first step on: cancelled before that, it would not come to its `finally`.
-        client.on_gone = asyncio.current_task().cancel  # type: ignore[union-attr]
+        client.on_gone = self.running[session].cancel  # type: ignore[union-attr]
         try:
             await ingress.serve(client, session)
         except asyncio.CancelledError:
