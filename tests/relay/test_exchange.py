@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
@@ -41,7 +43,7 @@ from tabi.net.stream import Stream
 from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
-from tabi.policy.quantities import Quota
+from tabi.policy.quantities import Quota, Seconds
 from tabi.relay.exchange import INTERIM_LIMIT, Exchange, ExchangeFailed
 from tabi.relay.exchange import ServerConnection as KeptServer
 from tabi.wire.address import parse_host
@@ -82,6 +84,34 @@ def test_chunks_that_take_long_go_on_in_several_turns(run: Run, monkeypatch: pyt
             assert turns >= 4 * (2 * count // 100 - 5)
             session = await here.ended.get()
             assert (session.up, session.down) == (len(sent), len(sent))
+
+    run(main)
+
+
+def test_a_session_ends_with_its_time_though_octets_always_flow(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that never waits for a stream, for its octets are expensive and many, finds out between its steps."""
+    monkeypatch.setattr("tabi.relay.http_content.STEPS", 10)
+    monkeypatch.setattr("tabi.ingress.gate.SWEEP", 0.05)
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    writer.write(b"1 \r\nx\r\n" * 1000)
+                    await writer.drain()
+
+        settings = msgspec.structs.replace(
+            config(Listen("http://127.0.0.1:0")), limits=LimitsConfig(max_session=Seconds(0.1))
+        )
+        async with target(answer) as port, proxy(config=settings) as here, client(here.address) as (reader, writer):
+            writer.write(ask(f"http://127.0.0.1:{port}/"))
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(1 << 16):
+                    pass
+            session = await here.ended.get()
+            assert (session.close, session.error) == ("limit", "limit: server: 0.1 s for a session")
 
     run(main)
 

@@ -302,7 +302,7 @@ class Exchange:
         try:
             while not body.done:
                 self.reading = True
-                data = await more(self.client, connection.buffer)
+                data = await self.more(self.client, connection.buffer)
                 self.reading = False
                 if not data:
                     raise RemoteProtocolError("the client ended in the middle of the content")
@@ -320,6 +320,25 @@ class Exchange:
         except (OSError, RemoteProtocolError, LimitExceeded) as exc:
             self.fault = exc
             stream.reset()  # it must not take what it has for the whole; and no task waits for its answer any more
+
+    async def more(self, stream: Stream, waiting: bytearray) -> bytes:
+        """More of some content: of what waits, in another turn of the loop, else what comes.
+
+        Raises:
+            LimitExceeded: the session's time is over. Who always finds octets waits for nothing, and is not told.
+            As `Stream.receive`.
+        """
+        reactor, lease = stream.reactor, self.session.lease
+        if waiting or reactor.late():
+            await reactor.next_turn(stream)
+            stream.check()
+        if lease is not None and lease.ended is not None:
+            raise lease.ended
+        if not waiting:
+            return await stream.receive(CHUNK_SIZE)
+        data = bytes(waiting)
+        waiting.clear()
+        return data
 
     async def answer(self) -> tuple[bool, bool]:
         """Read the destination's answer and send it on; see `run`."""
@@ -398,7 +417,7 @@ class Exchange:
                 await client.send_all(octets)
             while not body.done:
                 sending = False
-                data = await more(self.stream, server.buffer)
+                data = await self.more(self.stream, server.buffer)
                 if not data:
                     if isinstance(body, Endless):
                         break
@@ -445,16 +464,3 @@ class Exchange:
                 return str(exc)
         reason = exc.strerror.lower() if isinstance(exc, OSError) and exc.strerror else str(exc)
         return f"{whose}: {reason}"
-
-
-async def more(stream: Stream, waiting: bytearray) -> bytes:
-    """More of some content: of what waits, in another turn of the loop, else what comes. Errors as `Stream.receive`."""
-    reactor = stream.reactor
-    if waiting or reactor.late():
-        await reactor.next_turn(stream)
-        stream.check()
-    if not waiting:
-        return await stream.receive(CHUNK_SIZE)
-    data = bytes(waiting)
-    waiting.clear()
-    return data
