@@ -71,15 +71,19 @@ class Handshakes(FixedTimeouts):
         self.pending.pop(thing, None)
         key = self.keys.pop(thing, None)
         if key is not None:
-            left = self.counts[key] - 1
-            if left:
-                self.counts[key] = left
-            else:
-                del self.counts[key]
+            self.uncount(key)
         if self.rows and (row := self.rows.pop(thing, None)) is not None and self.table is not None:
             self.table.asked(row)
         if self.tls:
             self.tls.pop(thing, None)
+
+    def uncount(self, key: int) -> None:
+        """One connection less of the address of this key."""
+        left = self.counts[key] - 1
+        if left:
+            self.counts[key] = left
+        else:
+            del self.counts[key]
 
     def make_room(self, silent: int) -> list[Stream]:
         """End some connections that wait for their client alone, and return them: those that wait for another request,

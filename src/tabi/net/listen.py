@@ -22,7 +22,7 @@ from typing import Any
 from tabi.config import Listen
 from tabi.errors import ConfigError
 from tabi.net.passed import Passed, take_passed
-from tabi.net.reactor import BUDGET, Reactor
+from tabi.net.reactor import Reactor
 from tabi.net.sockaddr import with_scope
 from tabi.session import UNIX
 from tabi.url import ListenURL, PassedSocket, Place, UnixSocket
@@ -35,9 +35,7 @@ BACKLOG = 4096
 MAX_NUMBER = (1 << 32) - 2
 """The largest number of a user or a group: the next one, -1, means no change (chown(2))."""
 
-LEAST_ACCEPTS, ACCEPTS_A_TURN = 4, 64
-"""Connections accepted in one turn: fewer as long as turns take more than their time, and again more one by one."""
-
+ACCEPTS_A_TURN = 64
 BACK_OFF = 0.1
 """Seconds without accepting after the system had no descriptor or memory left."""
 
@@ -414,7 +412,6 @@ class Acceptor:
         self.make_room = make_room
         self.listening = False
         self.exhausted = False
-        self.most = ACCEPTS_A_TURN
         self.next_warning = 0.0
         self.retry: asyncio.TimerHandle | None = None
 
@@ -446,12 +443,7 @@ class Acceptor:
         if room <= 0:
             self.back_off("no descriptor would be left for another session")
             return
-        # What accepting them costs shows only when their tasks have run.
-        if self.reactor.lasted > BUDGET:
-            self.most = max(self.most // 2, LEAST_ACCEPTS)
-        elif self.most < ACCEPTS_A_TURN:
-            self.most += LEAST_ACCEPTS
-        for _ in range(min(room, self.most)):
+        for _ in range(min(room, ACCEPTS_A_TURN)):
             try:
                 fd, address = accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -468,8 +460,6 @@ class Acceptor:
                 self.exhausted = False
                 log.warning("accept: goes on")
             self.accepted(sock, address)
-            if self.reactor.late():
-                return
 
     def back_off(self, reason: str) -> None:
         """Try again later, and say so once."""

@@ -20,6 +20,7 @@ from tabi.net.stream import RESET, Stream
 from tabi.observe.metrics import Metrics
 from tabi.policy.clients import ClientTable, ClientTerms, key_of
 from tabi.policy.ledger import Ledger
+from tabi.server.arrivals import Arrival
 from tabi.session import Session
 from tabi.wire.address import Address
 
@@ -78,6 +79,12 @@ class Repeated:
             self.tick()
         if self.timer is not None:
             self.timer.cancel()
+
+
+def reset(sock: Any) -> None:
+    """Close a connection so that the kernel keeps nothing of it either."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
 
 
 class Clients:
@@ -139,6 +146,25 @@ class Clients:
         if row is not None:
             self.rows[session] = row
 
+    def wait(self, arrival: Arrival) -> None:
+        """Count a connection while it waits for its session to begin."""
+        if arrival.admitted is not None:
+            key = arrival.admitted[0]
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def leave(self, arrival: Arrival) -> None:
+        """It waits no more."""
+        if arrival.admitted is not None:
+            self.handshakes.uncount(arrival.admitted[0])
+
+    def give_up(self, arrival: Arrival) -> None:
+        """Reset a connection whose session does not begin."""
+        row = None if arrival.admitted is None else arrival.admitted[1]
+        if row is not None and self.table is not None:
+            self.table.asked(row)
+            self.table.ended(row)
+        reset(arrival.sock)
+
     def arrived(self, client: Stream, session: Session) -> None:
         """A PROXY header has named the client. Raises LimitExceeded as `admit`, after it was told."""
         host = session.client.host
@@ -152,8 +178,7 @@ class Clients:
 
     def refuse(self, sock: Any, peer: Address, exc: LimitExceeded) -> None:
         """Reset a connection that is too much: the kernel keeps nothing of it either."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        sock.close()
+        reset(sock)
         self.tell(peer, exc)
 
     def tell(self, peer: Address, exc: LimitExceeded) -> None:

@@ -49,6 +49,7 @@ from tabi.relay.carrier import Carrier, Carry
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.relays import Relays
 from tabi.relay.tunnel import Tunnels
+from tabi.server.arrivals import Arrivals
 from tabi.server.clients import Clients
 from tabi.server.compiled import Compiled
 from tabi.server.egresses import Egresses, make_source
@@ -121,6 +122,8 @@ class Parts:
         sessions.clients = self.clients = Clients(sessions.handshake, self.capacity, given.ledger, given.metrics)
         self.clients.take(config.limits)
         closing.callback(self.clients.close)
+        sessions.arrivals = Arrivals(reactor, timeouts.handshake, self.clients)
+        closing.callback(sessions.arrivals.close)
         self.associations = sessions.associations = Associations(
             reactor,
             self.dialer,
@@ -308,7 +311,8 @@ class Parts:
     def room(self) -> int:
         """How many more sessions the descriptors carry."""
         associations = self.associations  # which take twice as many, and the connections to proxies
-        room = self.capacity - len(self.sessions.running) - len(associations.active) - associations.controls
+        sessions = len(self.sessions.running) + self.sessions.arrivals.count
+        room = self.capacity - sessions - len(associations.active) - associations.controls
         for egresses in self.all_egresses:
             if egresses.links:
                 room -= egresses.channels  # a session through an SSH server takes one more: counted as two

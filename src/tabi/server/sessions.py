@@ -24,6 +24,7 @@ from tabi.observe.access_log import AccessLog
 from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carried, Carrier
+from tabi.server.arrivals import Admitted, Arrival, Arrivals
 from tabi.server.clients import Clients
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
@@ -75,6 +76,7 @@ class Sessions:
 
     gate: Gate
     clients: Clients
+    arrivals: Arrivals
     associations: Associations
 
     def __init__(self, reactor: Reactor, handshake: float, observers: Sequence[SessionObserver]) -> None:
@@ -95,7 +97,7 @@ class Sessions:
         """What a listener does with each new connection."""
         reactor, running, handshake = self.reactor, self.running, self.handshake
         loop, watch, began, clients = reactor.loop, self.watch, self.began, self.clients
-        admit = clients.admit
+        admit, arrivals = clients.admit, self.arrivals
         # A proxy has the connections of its clients. These count when its header has named them.
         is_proxy = ingress.trusts if isinstance(ingress, ProxyHeaderIngress) else None
 
@@ -111,6 +113,12 @@ class Sessions:
                         return
             else:  # a path, if a client of a unix socket has one: it does not identify the client
                 peer = unix_client(sock)
+            if not arrivals.lines and arrivals.may_begin():
+                begin(sock, peer, admitted)
+            else:
+                arrivals.add(Arrival(begin, sock, peer, admitted, monotonic()))
+
+        def begin(sock: Any, peer: Address, admitted: Admitted | None) -> None:
             session = Session(next(self.numbers), listener, peer, monotonic())
             if watch is not None:
                 session.watch = watch
@@ -171,7 +179,7 @@ class Sessions:
                 ended(session)
             except Exception:
                 say_failed(ended)
-        if self.empty is not None and not self.running:
+        if self.empty is not None and not self.running and not self.arrivals.count:
             self.empty.set()
 
     def request_over(self, session: Session) -> None:
@@ -187,13 +195,14 @@ class Sessions:
 
     async def drained(self, seconds: float) -> None:
         """Wait until no session runs, for so many seconds at most."""
-        if self.running:
+        if self.running or self.arrivals.count:
             self.empty = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.empty.wait(), seconds)
 
     async def cancel(self) -> None:
-        """End the sessions that no relay has."""
+        """End the sessions that no relay has, and those that have not begun."""
+        self.arrivals.close()
         try:
             await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its `finally`
         finally:
