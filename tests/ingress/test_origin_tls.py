@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator
@@ -191,6 +192,36 @@ def test_a_websocket_inside_tls(run: Run) -> None:
             assert await reader.readexactly(4) == b"ping"
             writer.write_eof()
             assert await reader.read() == b""
+
+    run(main)
+
+
+@pytest.mark.parametrize("notify", [True, False], ids=["close_notify", "without"])
+def test_an_answer_that_ends_with_the_connection(run: Run, notify: bool) -> None:
+    """It is whole only with a close_notify (RFC 9112 section 9.8): anybody on the way can end the connection below."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        if notify:
+            writer.close()
+            await writer.wait_closed()
+        else:
+            writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            await end_of(reader)
+
+    async def main() -> None:
+        async with (
+            target(serve, context=server_context()) as port,
+            trusting() as here,
+            client(here.address) as (reader, writer),
+        ):
+            writer.write(ask(f"https://127.0.0.1:{port}/"))
+            await reader.readuntil(b"\r\n\r\nhello")
+            assert await end_of(reader) == ("end" if notify else "reset")
+            session = await here.ended.get()
+            why = None if notify else f"127.0.0.1:{port}: the connection ended in the middle of the content"
+            assert (session.reply_code, session.error, session.down) == (200, why, 5)
 
     run(main)
 

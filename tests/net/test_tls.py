@@ -207,14 +207,15 @@ def test_peek_sees_an_end_behind_too_little(run: Run) -> None:
 @both_versions
 @pytest.mark.parametrize("notify", [True, False], ids=["close_notify", "without"])
 def test_an_end_behind_octets(run: Run, version: ssl.TLSVersion, notify: bool) -> None:
-    """The last octets and the end in one segment; without close_notify it is an end too."""
+    """The last octets and the end in one segment; without close_notify it is an end too, and is known for that."""
 
     async def main() -> None:
-        async with connected(version=version) as (stream, _, peer):
+        async with connected(version=version) as (stream, sock, peer):
             peer.sock.send(peer.encrypt(b"last") + (peer.close_notify() if notify else b""))
             peer.sock.shutdown(socket.SHUT_WR)
             assert await stream.receive() == b"last"
             assert await stream.receive() == b""
+            assert sock.cut is not notify
 
     run(main)
 

@@ -64,6 +64,7 @@ class TlsSocket(LayeredSock):
     __slots__ = (
         "below",
         "buffer",
+        "cut",
         "ended",
         "incoming",
         "outgoing",
@@ -94,6 +95,7 @@ class TlsSocket(LayeredSock):
         self.peeked = b""  # decrypted, but not taken
         self.unsent = memoryview(b"")  # ciphertext that the socket below has not taken
         self.waiting = 0  # octets of plaintext that the ciphertext stands for
+        self.cut = False  # the end came without close_notify
         self.ended = False
         self.said_end = False
         self.silent = False
@@ -112,7 +114,8 @@ class TlsSocket(LayeredSock):
     def recv_into(self, buffer: bytearray | memoryview, /) -> int:
         """Fill ``buffer`` as far as possible; a short result means that there is no more yet. 0 is the end.
 
-        An end without close_notify is an end: most clients end so, and the relayed protocol has its own end.
+        An end without close_notify is an end: most clients end so, and the relayed protocol has its own end. ``cut``
+        says so where it has none.
 
         Raises:
             BlockingIOError: nothing is there.
@@ -158,6 +161,7 @@ class TlsSocket(LayeredSock):
                     return count
                 raise
             if not octets:
+                self.cut = not self.ended
                 self.note_end()
             fruitless += octets
             # epoll(7): a short read has emptied the queue. But an end behind half a record has to be seen now.

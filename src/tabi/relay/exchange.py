@@ -419,7 +419,7 @@ class Exchange:
                 sending = False
                 data = await self.more(self.stream, server.buffer)
                 if not data:
-                    if isinstance(body, Endless):
+                    if isinstance(body, Endless) and not (server.tls and getattr(self.stream.sock, "cut", False)):
                         break
                     raise RemoteProtocolError("the connection ended in the middle of the content")
                 content = take_from(data, server.buffer, body, chunks)
