@@ -863,7 +863,7 @@ def test_control_characters_come_out_escaped(text: str, start: str) -> None:
     assert str(caught.value).isprintable()
 
 
-UDP_ADDRESS = "expected an IP address that clients can send to, or a name that has one"
+UDP_ADDRESS = "expected an IP address that clients can send to, or a name with a dot that has one"
 UDP_PORTS = 'expected a range such as "40000-40999", or "shared"'
 UDP_ORDER = "expected the lower port first, 1 to 65535"
 

@@ -92,7 +92,7 @@ class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def public_address(text: str) -> IPv4Address | IPv6Address:
     """An address that clients can send to. Raises ValueError."""
-    expected = f"{text!r}, expected an IP address that clients can send to, or a name that has one"
+    expected = f"{text!r}, expected an IP address that clients can send to, or a name with a dot that has one"
     try:
         address = parse_ip(text)
     except ValueError:
