@@ -74,6 +74,10 @@ class DialError(TabiError, OSError):
         self.errno = errno
 
 
+class EgressError(DialError):
+    """An egress has no way now: no member of a pool answers, or our keys for an SSH server cannot be used."""
+
+
 class ConnectTimeout(DialError, TimeoutError):
     """A destination or a proxy did not answer in time."""
 

@@ -108,7 +108,7 @@ class CustomEgress(Around):
 
     def failure(self, text: str) -> DialError:
         """The error for a mistake of the program: the log has more of it than the client."""
-        return DialError(f"egress {self.name}: {text}", ReplyCode.GENERAL_FAILURE)
+        return DialError(f"egress {self.name}: {text}", ReplyCode.GENERAL_FAILURE, errno.EIO)
 
     def describe(self) -> str:
         """See `Egress`."""

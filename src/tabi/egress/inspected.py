@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
@@ -117,7 +118,7 @@ class Inspected(Around):
     @staticmethod
     def failure(text: str) -> DialError:
         """The error for a mistake of the inspector: the log has more of it than the client."""
-        return DialError(f"the dial inspector {text}", ReplyCode.GENERAL_FAILURE)
+        return DialError(f"the dial inspector {text}", ReplyCode.GENERAL_FAILURE, errno.EIO)
 
 
 def check_inspector(inspector: object, path: str) -> None:

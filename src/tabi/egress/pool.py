@@ -19,7 +19,7 @@ from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from tabi.egress.base import QUESTIONS, Asked, Egress
-from tabi.errors import AuthError, DialError, ProtocolError, ProxyError, TabiError
+from tabi.errors import AuthError, DialError, EgressError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import AddressFilter
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
@@ -186,7 +186,7 @@ class Pooled(Egress):
         if unable is not None:
             text = f"pool {self.name}: no member that answers can do that: {unable}"
             raise DialError(text, ReplyCode.COMMAND_NOT_SUPPORTED)
-        raise DialError(self.explain(tried - lacking, label, lacking), ReplyCode.GENERAL_FAILURE)
+        raise EgressError(self.explain(tried - lacking, label, lacking), ReplyCode.GENERAL_FAILURE)
 
     async def use_member(self, member: Member, use: Use[T], left: float, doubts: list[Member]) -> T:
         """Use one member, and note how that went, in ``doubts`` if that is not clear.
@@ -278,7 +278,7 @@ class Pooled(Egress):
         labels, token, ttl = parameters
         members = [member for member in self.pool.members if member.labels.issuperset(labels)]
         if not members:
-            raise DialError(no_member(self.name), ReplyCode.GENERAL_FAILURE)
+            raise EgressError(no_member(self.name), ReplyCode.GENERAL_FAILURE)
         found = [f"label {' and '.join(labels)}: {shown(members)}"] if labels else []
         if token is not None:
             kept = {"sticky": "the same member as long as it is used", "hash": "always the same member"}
@@ -295,7 +295,7 @@ class Pooled(Egress):
         label, _, lacking = self.wishes(session)
         found = self.pool.foresee(self.key(destination, session), now, lacking, label)
         if found is None:
-            raise DialError(self.explain((), label, lacking), ReplyCode.GENERAL_FAILURE)
+            raise EgressError(self.explain((), label, lacking), ReplyCode.GENERAL_FAILURE)
         who = f"one of {found.among:,} members" if found.member is None else found.member.name
         return f"{who}: {found.why}"
 

@@ -14,7 +14,7 @@ import asyncssh
 
 from tabi.egress.ssh_channel import WINDOW, Channel
 from tabi.egress.ssh_keys import SshKeys
-from tabi.errors import AuthError, DialError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
+from tabi.errors import AuthError, EgressError, ProxyError, ProxyTimeout, RemoteProtocolError, TabiError
 from tabi.net.failures import is_deadline, local_error
 from tabi.net.pair import open_pair
 from tabi.net.reactor import Reactor
@@ -176,7 +176,7 @@ class Link(asyncssh.SSHClient):
             return ProxyTimeout(f"{server}: the SSH server did not answer within {seconds:g} s")
         if self.conn is None:
             text = (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else str(exc)
-            return DialError(f"{server}: {text}", ReplyCode.GENERAL_FAILURE)
+            return EgressError(f"{server}: {text}", ReplyCode.GENERAL_FAILURE)
         if isinstance(exc, asyncssh.HostKeyNotVerifiable | asyncssh.KeyExchangeFailed):
             return self.host_key_error(exc, keys)
         if isinstance(exc, asyncssh.ConnectionLost | OSError):

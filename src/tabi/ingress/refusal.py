@@ -17,6 +17,7 @@ from typing import NamedTuple
 from tabi.errors import (
     AuthError,
     DialError,
+    EgressError,
     HttpError,
     LimitExceeded,
     PolicyDenied,
@@ -134,7 +135,10 @@ TABLE = (
     Row(502, "connection_terminated", errnos=(errno.ECONNRESET, errno.ENOTCONN)),
     Row(502, "connection_refused", reply_code=ReplyCode.CONNECTION_REFUSED),
     Row(502, "destination_ip_unroutable", errnos=UNROUTABLE),
-    Row(502, "destination_unavailable", (ProxyError, AuthError, RemoteProtocolError)),  # of a proxy on the way
+    # Of a proxy on the way, or of an egress that cannot carry it.
+    Row(502, "destination_unavailable", (ProxyError, AuthError, RemoteProtocolError, EgressError)),
+    Row(502, "destination_unavailable", (DialError,), ReplyCode.COMMAND_NOT_SUPPORTED, (None,)),
+    Row(502, "destination_unavailable", (DialError,), ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED, (None,)),
     Row(502, "dns_error", errnos=(None,)),
     Row(500, "proxy_internal_error"),
 )
