@@ -747,6 +747,25 @@ def test_a_client_that_does_not_read_interim_answers(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("offered", ["websocket", "websocket, h2c"])
+def test_an_upgrade_to_what_was_not_offered(run: Run, offered: str) -> None:
+    """502: a server must not choose it (RFC 9110 section 7.8), and requests inside h2c would not be looked at."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n")
+            await end_of(reader)
+
+        async with target(serve) as port, proxy() as here, client(here.address) as streams:
+            fields = f"Connection: Upgrade\r\nUpgrade: {offered}\r\n"
+            assert (await exchange(streams, ask(f"http://127.0.0.1:{port}/", fields=fields))).status == 502
+            session = await here.ended.get()
+            assert session.error == f"127.0.0.1:{port}: 101, for a protocol that was not requested"
+
+    run(main)
+
+
 def test_an_upgrade(run: Run) -> None:
     """Behind 101 the connection is the other protocol's, with whatever both sides have sent at once."""
 

@@ -7,6 +7,7 @@ import pytest
 from http_heads import CODING, HOST, LENGTH, OK, POST, from_server, head, lines, outcome, request, response
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.wire.http import CHUNKED, UNTIL_CLOSE, encode_request, encode_response
+from tabi.wire.http_framing import is_offered
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,24 @@ def test_switching_protocols() -> None:
     ]
     message = response("Connection: Upgrade", "Upgrade: websocket", LENGTH, line="HTTP/1.1 426 Upgrade Required")
     assert "Upgrade: websocket" in lines(encode_response(message, True))
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen", "right"),
+    [
+        (b"websocket", b"websocket", True),
+        (b"websocket", b"WebSocket", True),
+        (b"a, b/1", b"b/2", True),
+        (b"TLS/1.0", b"TLS/1.0, HTTP/1.1", True),  # RFC 2817 section 3.3
+        (b"websocket", None, True),
+        (b"websocket", b"h2c", False),
+        (b"websocket", b"", False),
+        (b"", b"", False),
+    ],
+)
+def test_a_protocol_is_one_that_was_offered(offered: bytes, chosen: bytes | None, right: bool) -> None:
+    """By its name; a server that names none means that it does as it was asked."""
+    assert is_offered(chosen, offered) is right
 
 
 REFUSED: list[tuple[str, bytes, int]] = [

@@ -31,6 +31,7 @@ from tabi.wire.http import (
     encode_request,
     encode_response,
 )
+from tabi.wire.http_framing import is_offered
 
 READ_SIZE = 16384
 """Octets of one read of a head."""
@@ -382,6 +383,8 @@ class Exchange:
         """The connection is of another protocol from now on (RFC 9110 section 7.8): a relay carries it."""
         if self.request.upgrade is None:
             raise self.wrong_answer("101, which was not requested")
+        if not is_offered(response.upgrade, self.request.upgrade):
+            raise self.wrong_answer("101, for a protocol that was not requested")
         await self.connection.send(encode_response(response, True) + self.server.buffer)
         self.session.down += len(self.server.buffer)
         self.carrier.start(self.client, self.stream, self.session, b"", bytes(self.connection.buffer))

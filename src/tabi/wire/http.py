@@ -145,6 +145,7 @@ class Response(msgspec.Struct, frozen=True):
         body: octets of content that follow, CHUNKED, or UNTIL_CLOSE. After 101 the other protocol follows.
         keep_alive: the server keeps the connection open.
         interim: another response to the same request follows (RFC 9110 section 15.2).
+        upgrade: the value of Upgrade, only of a 101 and a 426; it is among the fields, too.
     """
 
     status: int
@@ -154,6 +155,7 @@ class Response(msgspec.Struct, frozen=True):
     body: int
     keep_alive: bool
     interim: bool = False
+    upgrade: bytes | None = None
 
     @property
     def dated(self) -> bool:
@@ -297,7 +299,7 @@ def forward_response(method: str, digit: bytes, code: bytes, reason: bytes, fiel
         fields = b"\r\nUpgrade: " + framing.upgrade + fields
     if status == 401 and asks_for_authentication_of_connection(fields):  # some clients give no answer without this
         fields = SUPPORT.sub(b"", fields) + b"\r\nProxy-Support: Session-Based-Authentication"
-    return Response(status, reason, minor, fields, framing.body, framing.keep_alive, framing.interim)
+    return Response(status, reason, minor, fields, framing.body, framing.keep_alive, framing.interim, framing.upgrade)
 
 
 def asks_for_authentication_of_connection(fields: bytes) -> bool:

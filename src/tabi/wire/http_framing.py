@@ -103,6 +103,16 @@ def wanted_protocols(value: bytes) -> bytes | None:
     return b", ".join(protocol for protocol in protocols if protocol and not H2C.fullmatch(protocol)) or None
 
 
+def is_offered(chosen: bytes | None, offered: bytes) -> bool:
+    """Whether what a 101 names in Upgrade, None if nothing, is among what was offered (RFC 9110 section 7.8)."""
+    return chosen is None or not names_of(chosen).isdisjoint(names_of(offered))
+
+
+def names_of(protocols: bytes) -> set[bytes]:
+    """The names in a value of Upgrade, in lower case, without versions."""
+    return {protocol.partition(b"/")[0].strip() for protocol in protocols.lower().split(b",") if protocol.strip()}
+
+
 def take_out_of_response(fields: bytes) -> tuple[Known, bytes]:
     """As `take_out`, of a response: several lengths that are equal are one (RFC 9112 section 6.3, rule 5)."""
     known, others = take_out(fields, KNOWN_OF_RESPONSE)
