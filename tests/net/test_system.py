@@ -148,24 +148,84 @@ def test_search_domains(run_once: Run, tmp_path: Path, name: str, more: str, ask
     run_once(main)
 
 
-def test_a_failure_ends_the_search_unless_it_is_of_a_single_label(run_once: Run, tmp_path: Path) -> None:
-    """Some name servers fail for names without a dot, which they do not forward."""
+def failing(zone: Zone, *parts: bytes) -> None:
+    """Have a zone answer SERVFAIL for names with these octets in them, and NXDOMAIN for others that it lacks."""
+    honest = zone.reply
+
+    async def reply(octets: bytes) -> bytes:
+        answer = bytearray(await honest(octets))
+        if any(part in octets for part in parts):
+            answer[3] = answer[3] & 0xF0 | 2
+        return bytes(answer)
+
+    zone.reply = reply  # type: ignore[method-assign]
+
+
+def test_a_failure_of_one_name_does_not_end_the_search(run_once: Run, tmp_path: Path) -> None:
+    """As with the C library: a broken zone among the search domains hides neither the next one nor the name itself."""
+
+    async def main() -> None:
+        zone = Zone({"host.b.test": ["192.0.2.1"], "www.x": ["192.0.2.2"]})
+        failing(zone, b"\1a\4test")
+        async with asking(tmp_path, zone, "search a.test b.test\noptions ndots:5") as parts:
+            assert (await parts.resolver.answer("host")).addresses == [FOUR]
+            assert (await parts.resolver.answer("www.x")).addresses == [OTHER]
+            with pytest.raises(DialError, match=r"none\.a\.test.*servfail"):  # perhaps it is there
+                await parts.resolver.answer("none")
+
+    run_once(main)
+
+
+def test_a_failure_of_a_single_label_counts_if_nothing_else_was_answered(run_once: Run, tmp_path: Path) -> None:
+    """Some name servers fail for names without a dot, which they do not forward. But failure is not "no such name"."""
 
     async def main() -> None:
         zone = Zone({"host.a.test": ["192.0.2.1"]})
-        honest = zone.reply
-
-        async def reply(octets: bytes) -> bytes:
-            answer = bytearray(await honest(octets))
-            if b"\x04host\0" in octets or b"\x01b" in octets:
-                answer[3] = answer[3] & 0xF0 | 2
-            return bytes(answer)
-
-        zone.reply = reply  # type: ignore[method-assign]
+        failing(zone, b"\4host\0", b"\4none\0")
         async with asking(tmp_path, zone, "search a.test\noptions ndots:0") as parts:
             assert (await parts.resolver.answer("host")).addresses == [FOUR]
-            with pytest.raises(DialError, match="servfail"):
-                await parts.resolver.answer("host.b")
+            assert (await parts.resolver.answer("none")).text == "domain name not found"
+            assert {name for name, _ in zone.asked} == {"host", "host.a.test", "none", "none.a.test"}
+        failing(zone, b"\4none")
+        async with asking(tmp_path, zone, "search .") as parts:
+            with pytest.raises(DialError, match=r"none: .*servfail"):
+                await parts.resolver.answer("none")
+
+    run_once(main)
+
+
+def test_silence_ends_the_search(run_once: Run, tmp_path: Path) -> None:
+    """Each name more would cost its time again."""
+
+    async def main() -> None:
+        zone = Zone()
+        zone.answering.clear()
+        async with udp_server(zone) as port:
+            parts = Parts(tmp_path, port, "search a.test b.test", timeout=0.05)
+            parts.resolver.clock = asyncio.get_running_loop().time
+            with pytest.raises(DialError, match=r"host\.a\.test: .*no answer"):
+                await parts.resolver.answer("host")
+            assert {name for name, _ in zone.asked} == {"host.a.test"}
+            await parts.resolver.close()
+            zone.answering.set()
+            await asyncio.sleep(0)
+
+    run_once(main)
+
+
+def test_name_servers_that_fail_do_not_hide_the_hosts_file(run_once: Run, tmp_path: Path) -> None:
+    """Where nsswitch.conf has it behind them; what it does not know has still failed. Names of addresses likewise."""
+
+    async def main() -> None:
+        zone = Zone()
+        failing(zone, b"\4file", b"\4none", b"\3ip6")
+        hosts = "192.0.2.1 file.test\n2001:DB8:0::1 six.test\n"
+        async with asking(tmp_path, zone, "search .", hosts, "hosts: dns files\n") as parts:
+            assert (await parts.resolver.answer("file.test")).addresses == [FOUR]
+            assert (await parts.resolver.reverse(SIX)).name == "six.test"
+            for failed in (parts.resolver.answer("none.test"), parts.resolver.reverse(ip_address("2001:db8::2"))):
+                with pytest.raises(DialError, match="servfail"):
+                    await failed
 
     run_once(main)
 

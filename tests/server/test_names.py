@@ -166,6 +166,18 @@ def test_a_dot_at_the_end_makes_another_name_of_the_system_only(run_once: Run) -
     run_once(main)
 
 
+def test_timeout_and_tries_hold_for_the_servers_of_the_system(run_once: Run) -> None:
+    """No key of the configuration is ignored."""
+
+    async def main() -> None:
+        resolver = make(timeout=0.5, tries=7)
+        assert isinstance(resolver.source, SystemResolver)
+        assert (resolver.source.timeout, resolver.source.tries) == (0.5, 7)
+        await resolver.close()
+
+    run_once(main)
+
+
 def test_without_dnspython_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, and only where a server needs it."""
     monkeypatch.delitem(sys.modules, "tabi.net.dns_client", raising=False)

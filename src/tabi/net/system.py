@@ -19,9 +19,9 @@ from tabi.net.resolve import IP, Answer, Named, make_named, without_zone
 from tabi.wire.address import Address
 from tabi.wire.dns import AAAA, A
 
-TIMEOUT, TRIES = 2.0, 3
+TIMEOUT, TRIES = 2.0, 2
 """Seconds that a name server has for an answer, and how often all of them are asked. A question without an answer ends
-after 6 seconds with one name server, and after 12 with two, about when its waiters leave."""
+after 4 seconds with one name server, and after 8 with two, before its waiters leave."""
 
 LOOK = 1.0
 """Seconds between two looks at whether a file has changed."""
@@ -99,6 +99,14 @@ def read_order(text: str) -> tuple[str, ...]:
     return ("files", "dns")
 
 
+def plain(text: str) -> str:
+    """The one form of an IPv6 address that programs write; anything else stays as it is."""
+    try:
+        return str(ip_address(text)) if ":" in text else text
+    except ValueError:
+        return text
+
+
 class Hosts:
     """The hosts file: addresses by name, and names by address (hosts(5))."""
 
@@ -110,7 +118,7 @@ class Hosts:
             for name in words[1:]:
                 self.addresses.setdefault(name.lower().removesuffix("."), []).append(words[0])
             if len(words) > 1:
-                self.names.setdefault(words[0], words[1])
+                self.names.setdefault(plain(words[0]), words[1])
 
     def find(self, name: str) -> list[IP]:
         """The addresses of a name; what is not an address in the file is left out."""
@@ -199,7 +207,7 @@ class SystemResolver:
     async def answer(self, name: str) -> Answer:
         """See `Source`. What the hosts file says has no time to live."""
         self.refresh()
-        answer = Answer([], None, "domain name not found")
+        answer, failure = Answer([], None, "domain name not found"), None
         if is_localhost(name):  # both kinds, also where the hosts file has one of them
             return Answer(order_kinds(list(dict.fromkeys([*self.hosts.find(name), *LOCALHOST.addresses]))), 0)
         for service in self.order:
@@ -208,23 +216,44 @@ class SystemResolver:
             elif name.lower().removesuffix(".").endswith(".onion"):  # RFC 7686 section 2
                 continue
             else:
-                answer = await self.search(name)
+                try:
+                    answer = await self.search(name)
+                except DialError as exc:
+                    failure = exc
             if answer.addresses:
-                break
+                return answer
+        if failure is not None:
+            raise failure
         return answer
 
     async def search(self, name: str) -> Answer:
-        """Ask the name servers for a name, with the search domains as resolv.conf(5) has it. Raises DialError."""
-        answer = Answer([], None, "domain name not found")
+        """Ask the name servers for a name, with the search domains as resolv.conf(5) has it.
+
+        A search domain that the servers fail for does not hide the next one. Silence ends the search, because it costs
+        time.
+
+        Raises:
+            DialError: there are no addresses, and the servers have failed.
+        """
+        began = self.clock()
+        answer, failure, single = None, None, None
         for candidate in self.candidates(name):
             try:
                 answer = await self.servers.answer(candidate)
-            except DialError:
+            except DialError as exc:
                 if "." in candidate.removesuffix("."):
-                    raise
-                continue  # some servers fail for a single label, which they do not forward
-            if answer.addresses:
-                break
+                    failure = exc
+                else:  # some servers fail for a single label, which they do not forward: others may have answered
+                    single = exc
+                if self.clock() - began >= self.timeout:
+                    break
+            else:
+                if answer.addresses:
+                    return answer
+        failure = failure or (single if answer is None else None)
+        if failure is not None:
+            raise failure
+        assert answer is not None
         return answer
 
     def candidates(self, name: str) -> list[str]:
@@ -237,15 +266,20 @@ class SystemResolver:
     async def reverse(self, address: IP) -> Named:
         """See `Source`."""
         self.refresh()
-        named = Named(None, None)
+        named, failure = Named(None, None), None
         for service in self.order:
             if service == "files":
                 text = self.hosts.names.get(without_zone(address))
                 named = named if text is None else make_named([text], 0)
             else:
-                named = await self.servers.reverse(address)
+                try:
+                    named = await self.servers.reverse(address)
+                except DialError as exc:
+                    failure = exc
             if named.name is not None:
-                break
+                return named
+        if failure is not None:
+            raise failure
         return named
 
     async def close(self) -> None:

@@ -56,7 +56,7 @@ def prepare_resolver(config: Config) -> MakeResolver:
 
     def make_source(loop: asyncio.AbstractEventLoop) -> Source:
         if urls == (None,):
-            return SystemResolver(loop, kinds=kinds)
+            return SystemResolver(loop, settings.timeout, settings.tries, kinds)
         named = any(url is not None and isinstance(url.address.host, str) for url in urls)
         bootstrap = NameCache(SystemResolver(loop)) if named else None
         return Failover([make_server(loop, url, bootstrap) for url in urls], settings.tries, bootstrap)
