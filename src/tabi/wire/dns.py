@@ -116,11 +116,13 @@ class Records:
         self.aliases: dict[bytes, tuple[bytes, int]] = {}
         """By owner: what it is an alias of, and for how many seconds."""
         self.values: dict[bytes, list[tuple[Value, int]]] = {}
+        self.known: dict[int, bytes] = {}
+        """Names that others end with, by their place: most records point to the same few."""
 
     def read_answers(self, at: int, count: int) -> int:
         """Take the records of the answer section that begins at ``data[at]``; returns the index after them."""
         for _ in range(min(count, MAX_RECORDS)):
-            owner, at = read_name(self.data, at)
+            owner, at = read_name(self.data, at, self.known)
             kind, group, ttl, length = RECORD.unpack_from(self.data, at)
             at += RECORD.size
             if at + length > len(self.data):
@@ -129,14 +131,14 @@ class Records:
             if group == IN and kind == self.kind:
                 self.values.setdefault(owner, []).append((self.read_value(at, length), ttl))
             elif group == IN and kind == CNAME:
-                self.aliases.setdefault(owner, (read_name(self.data, at)[0], ttl))
+                self.aliases.setdefault(owner, (read_name(self.data, at, self.known)[0], ttl))
             at += length
         return at
 
     def read_value(self, at: int, length: int) -> Value:
         """What a record of the wanted type has. Raises ValueError."""
         if self.kind == PTR:
-            return to_text(read_name(self.data, at)[0])
+            return to_text(read_name(self.data, at, self.known)[0])
         octets = self.data[at : at + length]
         return IPv4(octets) if self.kind == A else IPv6Address(octets)
 
@@ -153,7 +155,7 @@ class Records:
     def read_negative_ttl(self, at: int, count: int) -> float | None:
         """How long it may be kept that there is nothing: what the zone's SOA says in the section at ``data[at]``."""
         for _ in range(min(count, MAX_RECORDS)):
-            _, at = read_name(self.data, at)
+            _, at = read_name(self.data, at, self.known)
             kind, _, ttl, length = RECORD.unpack_from(self.data, at)
             at += RECORD.size + length
             if at > len(self.data):
@@ -164,8 +166,14 @@ class Records:
         return None
 
 
-def read_name(data: bytes, at: int) -> tuple[bytes, int]:
+def read_name(data: bytes, at: int, known: dict[int, bytes], jumps: int = 0) -> tuple[bytes, int]:
     """Read a name, which may go on at an earlier place (RFC 1035 section 4.1.4).
+
+    Args:
+        data: the message.
+        at: the index of the name.
+        known: names of this message by their index, those that others go on with; they are read once.
+        jumps: how many names go on with this one.
 
     Returns:
         Its labels in lower case, each behind its length, and the index after it.
@@ -174,22 +182,22 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
         ValueError: it is not a name.
         IndexError: it breaks off.
     """
-    name, end, jumps, limit = b"", 0, 0, at
-    while True:
-        length = data[at]
-        if length <= MAX_LABEL:
-            name += data[at : at + 1 + length]
-            at += 1 + length
-            if len(name) > MAX_NAME:
-                raise ValueError(f"a name has more than {MAX_NAME} octets")
-            if not length:
-                return name.lower(), end or at
-        else:
-            place = (length & MAX_LABEL) << 8 | data[at + 1]
-            end, jumps = end or at + 2, jumps + 1
-            if length < 0xC0 or place >= limit or jumps > MAX_JUMPS:
-                raise ValueError("a name does not end")
-            at = limit = place
+    begin = at
+    while (length := data[at]) <= MAX_LABEL:
+        at += 1 + length
+        if at - begin > MAX_NAME:
+            raise ValueError(f"a name has more than {MAX_NAME} octets")
+        if not length:
+            return data[begin:at].lower(), at
+    place = (length & MAX_LABEL) << 8 | data[at + 1]
+    if length < 0xC0 or place >= begin or jumps == MAX_JUMPS:
+        raise ValueError("a name does not end")
+    if place not in known:
+        known[place] = read_name(data, place, known, jumps + 1)[0]
+    name = data[begin:at].lower() + known[place]
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has more than {MAX_NAME} octets")
+    return name, at + 2
 
 
 def to_text(name: bytes) -> str:
