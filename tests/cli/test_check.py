@@ -199,6 +199,7 @@ url = "socks5://alice:hunter2@127.0.0.1:1"
     assert lines["users.alice.limits.burst"] == '"100 kB"'
     assert (lines["groups.dev.limits.bandwidth"], lines["groups.dev.limits.burst"]) == ('"1 kB/s"', '"10 kB"')
     assert lines["limits.quota"] == "none  # no limit"
+    assert lines["listen[0].keepalive"] == "none  # the client is not probed"
     assert lines["limits.per_client.unauthenticated"] == '"25%"'
     assert lines["limits.per_client.connections"] == "none  # no limit"
     assert "users.alice.limits.per_client" not in lines

@@ -190,15 +190,17 @@ def test_what_is_no_share(value: object) -> None:
         Share.parse(value)
 
 
-@pytest.mark.parametrize(("value", "seconds"), [(0, inf), (0.0, inf), ("never", inf), (5, 5.0), ("1 h", 3600.0)])
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(0, inf), ("0 s", inf), (inf, inf), ("never", inf), (5, 5.0), ("1 h", 3600.0)]
+)
 def test_an_idle_time_may_be_endless(value: object, seconds: float) -> None:
-    """0 and "never" turn it off; anything else is a duration."""
+    """0, infinity and "never" turn it off; anything else is a duration."""
     assert Idle.parse(value) == seconds
     assert isinstance(Idle.parse(value), Idle)
 
 
-@pytest.mark.parametrize("value", [-1, False, inf, "Never", "", "0 s", None])
+@pytest.mark.parametrize("value", [-1, False, -inf, "Never", "", "-0", None])
 def test_what_is_no_idle_time(value: object) -> None:
-    """As for any duration."""
-    with pytest.raises(ValueError, match="duration"):
+    """As for any duration; the message says what else there is."""
+    with pytest.raises(ValueError, match=r'duration.*; for any time it is 0 or "never"$'):
         Idle.parse(value)

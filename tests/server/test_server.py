@@ -1037,3 +1037,21 @@ def test_even_the_task_that_closes_may_be_cancelled(run_once: Run) -> None:
             assert await stream.receive() == b""
 
     run_once(main)
+
+
+def test_what_is_not_a_configuration_is_told_at_once(run_once: Run) -> None:
+    """A mapping and the path of a file are likely; the error says what makes a `Config` of them."""
+
+    async def main() -> None:
+        mistakes: list[tuple[Any, str]] = [({"workers": 1}, "dict"), ("tabi.toml", "str")]
+        for wrong, kind in mistakes:
+            message = rf"^config: {kind}, expected a tabi\.Config; tabi\.config\.load_config reads one"
+            with pytest.raises(TypeError, match=message):
+                Server("socks5://127.0.0.1:0", config=wrong)
+            with pytest.raises(TypeError, match=message):
+                tabi.compile_config(wrong)
+            async with Server("socks5://127.0.0.1:0") as server:
+                with pytest.raises(TypeError, match=message):
+                    server.reload(wrong)
+
+    run_once(main)

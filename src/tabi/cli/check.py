@@ -202,4 +202,6 @@ def meaning_of(path: str) -> str:
         return "none" if key in ("via", "idle") else "none  # it matches all"
     if path.endswith("udp.ports"):
         return "none  # any that is free"
+    if path.startswith("listen[") and key == "keepalive":
+        return "none  # the client is not probed"
     return f"none  # {NOT_SET[key]}" if key in NOT_SET else "none"

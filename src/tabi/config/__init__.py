@@ -1,6 +1,6 @@
 """What tabi.toml may say, as structs: `Config` is the whole file. All names of ``__all__`` are public.
 
-    config = tabi.Config(timeouts=Timeouts(idle=30.0), limits=Limits(connect_rate=Rate.parse("20/s")))
+    config = tabi.Config(timeouts=Timeouts(idle=30.0), limits=LimitsConfig(connect_rate=Rate.parse("20/s")))
     config = load_config("tabi.toml")  # or parse_config(text), or make_config(a mapping)
 
 `schema.py` has the structs, `check.py` what types do not say, `load.py` reads the file.

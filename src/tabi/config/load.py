@@ -197,6 +197,15 @@ PARTS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+def check_config(config: object, name: str = "config") -> None:
+    """Raise TypeError, and say what to do, if a program gives something else for a `Config`."""
+    if not isinstance(config, Config):
+        raise TypeError(
+            f"{name}: {type(config).__name__}, expected a tabi.Config; "
+            "tabi.config.load_config reads one from a file, make_config from a mapping"
+        )
+
+
 def check_types(config: Config) -> Config:
     """Check a configuration that was made in Python as if it came from a file. Raises ConfigError."""
     data = msgspec.to_builtins(config, enc_hook=encode_special)

@@ -39,14 +39,20 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def seconds_of(value: object) -> object:
+    """The seconds of a duration that is text; anything else stays as it is."""
+    if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
+        return float(found[1]) * UNITS[found[2] or "s"]
+    return value
+
+
 class Seconds(float):
     """A duration in seconds, more than 0."""
 
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read a number, or a number with ms, s, min, h or d after it. Raises ValueError."""
-        if isinstance(value, str) and (found := DURATION.fullmatch(value.strip())):
-            value = float(found[1]) * UNITS[found[2] or "s"]
+        value = seconds_of(value)
         if not is_number(value):
             raise ValueError(f'{value!r} is not a duration, expected seconds such as 10 or text such as "200ms"')
         seconds = cast("float", value)
@@ -60,10 +66,14 @@ class Idle(Seconds):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read 0 or ``"never"``, which are endless, or as `Seconds`. Raises ValueError."""
-        if value == "never" or (is_number(value) and value == 0):
+        """Read 0, infinity or ``"never"``, which are endless, or as `Seconds`. Raises ValueError."""
+        seconds = seconds_of(value)
+        if value == "never" or (is_number(seconds) and seconds in (0, inf)):
             return cls(inf)
-        return cls(Seconds.parse(value))
+        try:
+            return cls(Seconds.parse(value))
+        except ValueError as exc:
+            raise ValueError(f'{exc}; for any time it is 0 or "never"') from None
 
 
 class Size(int):

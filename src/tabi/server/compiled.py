@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tabi.config import Config, Listen, Udp
 from tabi.config.check import check_values
 from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.config.load import check_config
 from tabi.config.users import UserTable, make_users
 from tabi.errors import ConfigError
 from tabi.ingress.tls import Certificates
@@ -137,6 +138,7 @@ def compile_config(
     Raises:
         ConfigError: something in it is wrong, or would make an open proxy.
     """
+    check_config(config)
     rules = check_values(config, authenticates, egresses)
     make_resolver = prepare_resolver(config)
     check_files(config)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from tabi.config import Config, Listen, Log, UserConfig
-from tabi.config.load import check_types
+from tabi.config.load import check_config, check_types
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
 from tabi.egress.inspected import check_inspector as check_dial_inspector
@@ -125,6 +125,7 @@ class Server:
                 check_callback(callback, name)
         if compiled is None:
             config = Config(log=Log(access="none")) if config is None else config
+            check_config(config)
             if listen:
                 config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
             compiled = self.compile(config, open)
@@ -224,6 +225,7 @@ class Server:
         Raises:
             ConfigError: something of it is wrong. Nothing has changed then.
         """
+        check_config(config)
         config, later = take_over(self.config, config)
         compiled = self.compile(config, self.compiled.open_proxy)
         for _ in self.replace(compiled):
