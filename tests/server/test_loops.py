@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from conftest import Run
 from processes import Serve, failure, run_passed, run_tabi, serve, wait_for
 from support import free_port
 from tabi import Server
-from tabi.config import Config, EgressConfig, Listen, MemberConfig
+from tabi.config import Config, EgressConfig, Listen, MemberConfig, ResolverConfig
 from tabi.errors import ConfigError
 from tabi.net.local_addresses import ask
 from tabi.server import loops
@@ -34,6 +35,9 @@ def config(listen: str, **egress: object) -> Config:
         ("mixed://127.0.0.1:1080", "https://localhost:1080"),
         ("mixed://127.0.0.1:1080", "socks5://LocalHost.:1080"),
         ("mixed://127.0.0.1:1080", "socks5://any.localhost:1080"),
+        ("mixed://127.0.0.1:1080", "socks5://127.1:1080"),
+        ("mixed://0.0.0.0:1080", "http://0x7f000001:1080"),
+        ("mixed://127.0.0.1:1080", "socks5://2130706433:1080"),
         ("mixed://127.0.0.1:1080", "socks5://0.0.0.0:1080"),
         ("mixed://127.0.0.1:1080", "socks5://[::ffff:127.0.0.1]:1080"),
         ("mixed://0.0.0.0:1080", "socks5://127.0.0.1:1080"),
@@ -61,6 +65,16 @@ def test_a_proxy_that_is_a_listener_is_refused(monkeypatch: pytest.MonkeyPatch, 
             refuse_loops(config(listen, **egress))
         assert caught.value.path == f"egress.up.{key}"
         assert "secret" not in str(caught.value)
+
+
+def test_names_of_the_configuration_are_known() -> None:
+    """As `[resolver] hosts` has them; a number that is no address leads nowhere."""
+    known = config("mixed://127.0.0.1:1080", url="socks5://Here.test.:1080")
+    refuse_loops(known)
+    refuse_loops(config("mixed://127.0.0.1:1080", url="socks5://1.2.3.999:1080"))
+    known = msgspec.structs.replace(known, resolver=ResolverConfig(hosts={"here.test": ["::ffff:127.0.0.1"]}))
+    with pytest.raises(ConfigError, match=r"leads to mixed://127\.0\.0\.1:1080, a listener"):
+        refuse_loops(known)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
 
 from tabi.config import Config, EgressConfig
+from tabi.config.compile import make_hosts
 from tabi.errors import ConfigError
 from tabi.net.listen import AF_UNIX
 from tabi.net.local_addresses import ask
 from tabi.policy.networks import unmapped
 from tabi.url import parse_url
-from tabi.wire.address import Address, Host, from_sockaddr
+from tabi.wire.address import Address, Host, from_sockaddr, read_number
 
 IP = IPv4Address | IPv6Address
 
@@ -22,11 +24,12 @@ LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 def refuse_loops(config: Config, sockets: Sequence[Sequence[socket.socket]] = ()) -> None:
     """Raise ConfigError for an egress whose nearest proxy is one of the listeners: by its URL, or by its sockets."""
+    known = make_hosts(config)
     for name, egress in config.egress.items():
         for key, text in nearest(egress):
             url = parse_url(text)
             for listen, place in places(config, sockets):
-                if any(leads_to(host, url.address.port, place) for host in addresses_of(url.address.host)):
+                if any(leads_to(host, url.address.port, place) for host in addresses_of(url.address.host, known)):
                     raise ConfigError(f"{url} leads to {listen}, a listener of this server", f"egress.{name}.{key}")
 
 
@@ -53,11 +56,16 @@ def places(config: Config, sockets: Sequence[Sequence[socket.socket]]) -> Iterat
                     yield from ((listen.url, Address(host, bound.port)) for host in addresses_of(bound.host))
 
 
-def addresses_of(host: Host) -> tuple[IP, ...]:
-    """The addresses of a host; of names only those that are always of this machine (RFC 6761 section 6.3)."""
+def addresses_of(host: Host, hosts: Mapping[str, Sequence[IP]] = MappingProxyType({})) -> tuple[IP, ...]:
+    """The addresses of a host; of names only those that are known without asking (RFC 6761 section 6.3)."""
     if not isinstance(host, str):
         return (unmapped(host),)
     name = host.lower().removesuffix(".")
+    with contextlib.suppress(ValueError):  # it will not be dialled then
+        if (number := read_number(name)) is not None:
+            return (number,)
+    if name in hosts:
+        return tuple(map(unmapped, hosts[name]))
     return LOOPBACK if name == "localhost" or name.endswith(".localhost") else ()
 
 
