@@ -28,6 +28,7 @@ from tabi.net.tls import (
     MAX_ANSWERS,
     MAX_HANDSHAKE,
     READ_SIZE,
+    USUAL_READ,
     TlsShared,
     TlsSocket,
     accept_tls,
@@ -576,6 +577,76 @@ def test_a_peer_cannot_keep_us_reading_without_payload(run_once: Run, monkeypatc
             peer.sock.send(peer.encrypt(data)[:51])
             with pytest.raises(OSError, match="no payload"):
                 await stream.receive()
+
+    run_once(main)
+
+
+@both_versions
+@pytest.mark.parametrize("size", [1, 20_000], ids=["small", "large"])
+def test_records_that_take_long_leave_turns_to_the_others(
+    run: Run, monkeypatch: pytest.MonkeyPatch, version: ssl.TLSVersion, size: int
+) -> None:
+    """One read is decrypted in a turn where that takes long; the rest comes without another edge, and so does an end.
+
+    Small records have much to decrypt for little payload; of a large one a small read has no payload at all.
+    """
+    monkeypatch.setattr(tls_module, "LONG", -1.0)
+
+    async def main() -> None:
+        async with connected(version=version) as (stream, sock, peer):
+            data = octets(20_000)
+            await peer.send(b"first")
+            assert await stream.receive() == b"first"
+            wire = b"".join(peer.encrypt(data[at : at + size]) for at in range(0, len(data), size))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(asyncio.get_running_loop().sock_sendall(peer.sock, wire))
+                await until(lambda: waiting_at_least(sock, 10_000))
+                try:
+                    first = sock.recv(65536)
+                except BlockingIOError:
+                    first = b""
+                assert len(first) <= USUAL_READ
+                got = bytearray(first)
+                while len(got) < len(data):
+                    got += await stream.receive()
+                peer.sock.shutdown(socket.SHUT_WR)
+            assert await stream.receive() == b""
+            assert got == data
+
+    run(main)
+
+
+def test_what_was_put_off_is_put_off_once(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a socket is read in a turn, its handler is called once in another one, and never when closed."""
+    monkeypatch.setattr(tls_module, "LONG", -1.0)
+
+    async def main() -> None:
+        async with connected() as (stream, sock, peer):
+            await peer.send(octets(50_000))
+            await until(lambda: waiting_at_least(sock, 50_000))
+            before = len(stream.reactor.postponed)
+            for _ in range(10):
+                with contextlib.suppress(BlockingIOError):
+                    sock.recv(65536)
+            assert len(stream.reactor.postponed) == before + 1
+            stream.close()
+            await turns()
+
+    run_once(main)
+
+
+def test_quick_reads_grow(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transfer is read in large pieces, what comes now and then in small ones."""
+    monkeypatch.setattr(tls_module, "LONG", 1000.0)
+
+    async def main() -> None:
+        async with connected() as (_, sock, peer):
+            await peer.send(octets(60_000))
+            await until(lambda: waiting_at_least(sock, 60_000))
+            assert len(sock.recv(16_000)) == 16_000
+            assert sock.appetite == 8 * USUAL_READ
+            assert len(sock.recv(60_000)) == 44_000
+            assert sock.appetite == USUAL_READ
 
     run_once(main)
 

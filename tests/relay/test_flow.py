@@ -330,6 +330,37 @@ def test_a_queued_flow_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPat
     run(main)
 
 
+class Trickle(socket.socket):
+    """A socket whose octets come one by one, as fast as they are read."""
+
+    def recv_into(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        """Receive one."""
+        return super().recv_into(buffer, 1)
+
+
+def test_a_source_that_is_read_to_its_end_leaves_turns_to_the_others(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender as quick as the flow, in small pieces, has no more than the time of a turn, and loses nothing."""
+
+    async def main() -> None:
+        with Bench(0) as bench:
+            far, near = unix_pair()
+            trickle = Trickle(fileno=near.detach())
+            trickle.setblocking(False)
+            ends = bench.ends((far, trickle))
+            reactor = bench.relays.reactor
+            with monkeypatch.context() as patched:
+                patched.setattr(reactor, "late", lambda: True)
+                await send_and_end(ends.client, octets(100))
+                await known_readable(ends, 100)
+                ends.start(b"head")
+                assert ends.relay.up.state == QUEUED
+            assert await read_all(ends.server) == b"head" + octets(100)
+
+    run_once(main)
+
+
 def test_a_relay_closed_while_a_flow_is_queued_stays_closed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The turn that was put off finds the relay closed and does nothing."""
     monkeypatch.setattr(flow, "SHARE", BUFFER_SIZE)

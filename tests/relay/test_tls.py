@@ -16,6 +16,7 @@ from authorities import VERSIONS, TlsPeer, accept, client_context
 from conftest import Run
 from sockets import Bench, Ends, Pair, octets, read, read_all, reset, send, send_and_end, tcp_pair, turns, until
 from tabi.net.reactor import OUT
+from tabi.net.tls import TlsSocket
 from tabi.relay.flow import BLOCKED
 from tabi.relay.tls import TlsRelay
 
@@ -397,3 +398,21 @@ def test_a_client_that_closes_with_our_end_unread(run: Run, late: bytes) -> None
             assert ends.session.close == ("reset" if late else "server")
 
     run(main)
+
+
+def test_a_flow_is_prompt_while_little_is_decrypted(run_once: Run) -> None:
+    """A turn that has used up its time leaves out those that decrypt much, or what takes long."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends, _ = await tls_ends(bench)
+            sock = ends.near_client.sock
+            ends.start()
+            assert isinstance(sock, TlsSocket)
+            assert ends.relay.up.prompt
+            assert ends.relay.down.prompt
+            for appetite in (sock.appetite * 2, sock.appetite // 4):
+                sock.appetite = appetite
+                assert not ends.relay.up.prompt
+
+    run_once(main)

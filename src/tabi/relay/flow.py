@@ -119,11 +119,11 @@ class Flow(Prompt):
                 if pipe is not None:
                     self.splice(pipe)
                     return
-                left -= count
-                if left <= 0 or relay.reactor.late():
-                    self.wait(QUEUED)
-                    return
             elif not to_the_end:
+                return
+            left -= count
+            if left <= 0 or relay.reactor.late():
+                self.wait(QUEUED)
                 return
 
     def splice(self, pipe: Pipe) -> None:

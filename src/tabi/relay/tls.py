@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tabi.net.stream import Sock, Stream
+from tabi.net.tls import USUAL_READ
 from tabi.relay.flow import BLOCKED, READY, Flow
 from tabi.relay.relay import Relay
 from tabi.session import Close, Session
@@ -26,6 +27,11 @@ class TlsFlow(Flow):
             self.relay.flow_ended(self)
         else:
             super().resume()
+
+    @property
+    def prompt(self) -> bool:
+        """See `Prompt`: not while much is decrypted at a time, or what takes long."""
+        return getattr(self.source, "appetite", USUAL_READ) == USUAL_READ
 
 
 class TlsRelay(Relay):
