@@ -16,7 +16,8 @@ from itertools import zip_longest
 
 from tabi.errors import DialError
 from tabi.net.failures import connect_error, most_telling
-from tabi.net.reactor import BROKEN, OUT, Reactor, Readiness
+from tabi.net.reactor import BROKEN, OUT, Reactor
+from tabi.net.readiness import Readiness
 from tabi.net.stream import RESET, WRITABLE, Stream
 
 IP = IPv4Address | IPv6Address

@@ -32,12 +32,12 @@ import asyncio
 import os
 import select
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable
-from contextvars import Context
+from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from tabi.net.kernel import has_epoll, make_selector
+from tabi.net.readiness import Turn
 from tabi.net.selector import BATCH, ReactorLoop
 
 T = TypeVar("T")
@@ -72,69 +72,6 @@ class Socket(Protocol):
     def close(self) -> None: ...
 
 
-class Readiness:
-    """The object that a task awaits on a stream; used again for each wait.
-
-    To asyncio it is a future (the protocol of ``_asyncio_future_blocking``, which `asyncio.isfuture` tests for): the
-    task adds its callback, and a cancelled task calls ``cancel``. `wake` may be called from the reactor only, where no
-    task is running; from anywhere else it is `wake_soon`.
-    """
-
-    __slots__ = ("_asyncio_future_blocking", "callback", "context", "error", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._asyncio_future_blocking = False
-        self.loop = loop
-        self.callback: Callable[[Any], object] | None = None
-        self.context: Context | None = None
-        self.error: BaseException | None = None
-
-    def __await__(self) -> Generator[Readiness, None, None]:
-        if self.callback is not None or self.error is not None:  # an error: for a task that has not run yet
-            raise RuntimeError("another task already waits for this")
-        self._asyncio_future_blocking = True
-        yield self
-
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
-        """Called by the task that awaits this."""
-        self.callback, self.context = callback, context
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, as asyncio's futures say it."""
-        return self.loop
-
-    def result(self) -> None:
-        """Called by the task when it is woken: raises what it was woken with."""
-        error, self.error = self.error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback has this frame, and this frame would have it: a circle
-
-    def cancel(self, msg: object = None) -> bool:
-        """Called by ``task.cancel()``."""
-        if self.callback is None:
-            return False
-        self.wake_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
-        return True
-
-    def wake(self) -> None:
-        """Resume the waiting task now."""
-        callback, context = self.callback, self.context
-        self.callback = self.context = None
-        if context is not None and callback is not None:
-            context.run(callback, self)
-
-    def wake_soon(self, error: BaseException | None = None) -> None:
-        """Resume the waiting task in the loop's next turn, with an error if one is given."""
-        callback, context = self.callback, self.context
-        self.callback = self.context = None
-        if callback is not None:
-            self.error = error
-            self.loop.call_soon(callback, self, context=context)
-
-
 class Prompt:
     """The base of what has handlers that never take long: they are called also when a turn has used up its time."""
 
@@ -150,16 +87,6 @@ def is_prompt(handler: Handler) -> bool:
     """Whether a handler may be called when there is no time left."""
     owner = getattr(handler, "__self__", None)
     return isinstance(owner, Prompt) and owner.prompt
-
-
-class Turn(Readiness):
-    """What a task awaits to go on in another turn. ``owner`` tells whose work it is: a stream, or the task."""
-
-    __slots__ = ("owner",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: object) -> None:
-        super().__init__(loop)
-        self.owner = owner or asyncio.current_task(loop)
 
 
 class Reactor:

@@ -14,7 +14,8 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, Self
 
-from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor, Readiness, get_reactor
+from tabi.net.reactor import BROKEN, ENDED, IN, OUT, READABLE, Reactor, get_reactor
+from tabi.net.readiness import Readiness
 from tabi.wire.address import Address, make_host
 
 RESET = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds (socket(7)): close sends RST
