@@ -151,6 +151,33 @@ def test_every_key_is_printed_with_its_value_or_default(tmp_path: Path) -> None:
     assert (lines["log.access"], lines["log.level"]) == ('"none"', '"info"')
 
 
+def test_a_key_without_a_value_says_what_that_means(tmp_path: Path) -> None:
+    """Whatever the file has, in words that are right where the key is."""
+    text = """
+[[listen]]
+url = "mixed://127.0.0.1:0"
+tls = { certificate = "certificate.pem", key = "certificate.key" }
+[users.alice]
+password = "very secret indeed"
+plain = true
+[[rule]]
+action = "allow"
+[egress.a]
+url = "ssh://alice@192.0.2.1"
+[egress.b]
+members = ["a"]
+check = { connect = "192.0.2.2:80" }
+[egress.c]
+members = ["a"]
+check = { http = "http://192.0.2.2/" }
+"""
+    done = run_here("check", write(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(" = ", 1) for line in done.stdout.decode().splitlines())
+    assert [key for key, value in lines.items() if value == "none"] == []
+    assert lines["listen[0].keepalive"] == lines["egress.a.keepalive"] == "none  # nobody is probed"
+
+
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     """Nothing has to be configured: the defaults are printed."""
     done = run_here("check", write(tmp_path, ""))
