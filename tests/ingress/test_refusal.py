@@ -28,7 +28,7 @@ from tabi.errors import (
     TabiError,
 )
 from tabi.ingress.refusal import CHALLENGE, DETAILS, TABLE, Refusal, login_failed, login_refused, refusal_of
-from tabi.net.failures import connect_error, local_error, resolve_error, timeout_error
+from tabi.net.failures import connect_error, local_error, no_port_error, resolve_error, timeout_error
 from tabi.relay.exchange import ExchangeFailed
 from tabi.session import Close
 from tabi.wire.address import Address
@@ -52,6 +52,7 @@ from tabi.wire.socks4 import reply4_code
         (connect_error(errno.ENETDOWN, "x"), 3, 502, "destination_ip_unroutable", "error"),
         (connect_error(errno.EHOSTUNREACH, "x"), 4, 502, "destination_ip_unroutable", "error"),
         (connect_error(errno.EHOSTDOWN, "x"), 4, 502, "destination_ip_unroutable", "error"),
+        (no_port_error("x", "127.0.0.1"), 1, 500, "proxy_internal_error", "error"),
         (connect_error(errno.EADDRNOTAVAIL, "x"), 3, 502, "destination_ip_unroutable", "error"),
         (connect_error(errno.EAFNOSUPPORT, "x"), 8, 502, "destination_ip_unroutable", "error"),
         (ProxyError("x", 4), 4, 502, "destination_unavailable", "error"),

@@ -247,6 +247,26 @@ def test_what_is_explained_is_the_status(
     run_once(main)
 
 
+def test_what_each_client_may_have_and_how_long_it_may_be_idle(run_once: Run) -> None:
+    """Where the file says so. Limits of the server that are about each client alone are not a line of their own."""
+
+    async def main() -> None:
+        parts: dict[str, Any] = {
+            "limits": {"per_client": {"connections": 3, "connect_rate": "100/min"}},
+            "rule": [rule("allow", ports=[22], idle="1 h"), rule("allow", name="any", idle="never")],
+        }
+        each = "each client: 3 connections at once, 25% of them without a request, new ones 100/min"
+        for port, idle in ((22, "rule[0]: 3600 s without an octet"), (80, "any: any time without an octet")):
+            found = await explained(config_of(**parts), "connect", f"10.0.0.1:{port}", "socks5")
+            assert found.limits == [each, idle]
+        assert (await explained(config_of(**parts), "associate", "10.0.0.1:80", "socks5")).limits == [each]
+        parts["limits"] = {"per_client": {"unauthenticated": 7}}
+        found = await explained(config_of(**parts), "associate", "10.0.0.1:80", "socks5")
+        assert found.limits == ["each client: 7 of them without a request"]
+
+    run_once(main)
+
+
 def test_the_steps_behind_a_refusal_are_told_too(run_once: Run) -> None:
     """Whoever mends the first reason wants to know of the next one."""
 

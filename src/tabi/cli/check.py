@@ -31,6 +31,7 @@ NOT_SET = {
     "tls": "there is no TLS",
     "advertise": "the address that the client has reached",
     "client_ca": "no certificate is asked for",
+    "ciphers": "those with forward secrecy and AEAD",
     "password": "no login by password",
     "expires": "never",
     "interface": "as the system chooses",

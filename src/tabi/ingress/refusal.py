@@ -134,6 +134,7 @@ TABLE = (
     Row(504, "connection_timeout", errnos=(errno.ETIMEDOUT,)),
     Row(502, "connection_terminated", errnos=(errno.ECONNRESET, errno.ENOTCONN)),
     Row(502, "connection_refused", reply_code=ReplyCode.CONNECTION_REFUSED),
+    Row(500, "proxy_internal_error", reply_code=ReplyCode.GENERAL_FAILURE, errnos=(errno.EADDRNOTAVAIL,)),  # no port
     Row(502, "destination_ip_unroutable", errnos=UNROUTABLE),
     # Of a proxy on the way, or of an egress that cannot carry it.
     Row(502, "destination_unavailable", (ProxyError, AuthError, RemoteProtocolError, EgressError)),

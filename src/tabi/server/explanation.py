@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from math import inf
 from time import monotonic
 from typing import Any
 
 import msgspec
 
-from tabi.config import Config
+from tabi.config import Config, PerClient
 from tabi.egress.base import Egress
 from tabi.errors import DialError, PolicyDenied, TabiError
 from tabi.ingress.gate import WAIT, Gate, OpenRoute, Step, Wait, destination_of
@@ -183,7 +184,15 @@ class Recorder:
         accounts = limits.accounts_of(user, session.client.host) if lease is None else lease.accounts
         limits.turn_periods(self.now)
         for account in accounts:
-            lines.append(f"{account.name}: {', '.join(terms_of(account, account.name in self.used))}")
+            if terms := terms_of(account, account.name in self.used):
+                lines.append(f"{account.name}: {', '.join(terms)}")
+        each = self.config.limits.per_client
+        if each is not None and session.client.host != "unix":
+            lines.append(f"each client: {', '.join(client_terms(each))}")
+        for number, rule in enumerate(self.config.rule if session.command != "associate" else ()):
+            if rule.idle is not None and self.found.rule == (rule.name or f"rule[{number}]"):
+                time = "any time" if rule.idle == inf else f"{rule.idle:g} s"
+                lines.append(f"{self.found.rule}: {time} without an octet")
         if user is not None and user in limits.expires:
             lines.append(f"user {user}: until {format_moment(limits.expires[user])}")
 
@@ -360,6 +369,13 @@ def terms_of(account: Account, known: bool) -> list[str]:
     if terms.max_session is not None:
         found.append(f"{terms.max_session:g} s for a session")
     return [*found, "requests beyond these wait"] if terms.over == "wait" else found
+
+
+def client_terms(each: PerClient) -> list[str]:
+    """What each client's address may have, for people."""
+    found = [] if each.connections is None else [f"{each.connections} connections at once"]
+    found.append(f"{each.unauthenticated} of them without a request")
+    return found if each.connect_rate is None else [*found, f"new ones {each.connect_rate}"]
 
 
 def describe_quota(account: Account, quota: Quota, known: bool) -> str:
