@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tabi.config import Config, Listen, make_config
-from tabi.server.takeover import take_over
+from tabi.server.takeover import AT_START, take_over
 
 
 def test_what_waits_for_a_restart_is_named_and_stays() -> None:
@@ -27,3 +29,11 @@ def test_listeners_keep_their_places_and_may_change_otherwise() -> None:
     elsewhere = Config(listen=[Listen("socks5://127.0.0.1:2")])
     assert take_over(old, other) == (other, [])
     assert take_over(old, elsewhere) == (old, ["listen"])
+
+
+def test_the_pages_name_all_that_waits_for_a_restart() -> None:
+    """Where the file and where a reload is explained."""
+    for page in ("configuration.md", "tune-and-operate.md"):
+        text = Path(__file__).parents[2].joinpath("docs", page).read_text()
+        (sentence,) = re.findall(r"`workers`, `\[timeouts\]`[^.]*\.", text)
+        assert [key for key in AT_START if f"`{key}`" not in sentence and f"`[{key}]`" not in sentence] == []
