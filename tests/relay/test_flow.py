@@ -330,6 +330,22 @@ def test_a_queued_flow_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPat
     run(main)
 
 
+@pytest.mark.parametrize("pipes", [8, 0])
+def test_a_flow_moves_something_in_each_of_its_turns(run: Run, monkeypatch: pytest.MonkeyPatch, pipes: int) -> None:
+    """Where every turn has used up its time before the flow is called, it is slow, but it goes on."""
+
+    async def main() -> None:
+        data = octets(300_000)
+        with Bench(pipes) as bench:
+            monkeypatch.setattr(bench.relays.reactor, "late", lambda: True)
+            ends = bench.ends(unix_pair(400_000), unix_pair(400_000))
+            ends.start()
+            await send_and_end(ends.client, data)
+            assert await read_all(ends.server) == data
+
+    run(main)
+
+
 class Trickle(socket.socket):
     """A socket whose octets come one by one, as fast as they are read."""
 
