@@ -322,6 +322,12 @@ async def main(ports):
                 data += found
             print(bound.host.is_link_local, data[1])
         control.close()
+        with socket.socket(socket.AF_INET6) as there:
+            there.bind(("fe80::2", 0, 0, SCOPE))
+            there.listen()
+            control, bound = await request(port, 1, f"[fe80::2]:{there.getsockname()[1]}")
+            print(there.accept()[1][3] == SCOPE)
+        control.close()
 
 for ports in ({}, {"ports": "shared"}, {"ports": "40000-40009"}):
     asyncio.run(asyncio.wait_for(main(ports), 20))
@@ -329,10 +335,10 @@ for ports in ({}, {"ports": "shared"}, {"ports": "40000-40009"}):
 
 
 def test_over_link_local_addresses_in_a_network_of_its_own() -> None:
-    """Two interfaces with one address: BND and the sockets are on that of the client's connection, for BIND too."""
+    """Two interfaces with one address: BND and the sockets are on that of the client's connection, and so is a peer."""
     assert os.geteuid() == 0 or os.environ.get("CI") != "true", "needs root, or user namespaces"
     mapped = () if os.geteuid() == 0 else ("--map-root-user",)
     command = ["unshare", "--net", *mapped, sys.executable, "-c", NAMESPACE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["fe80::1 up True down", "True 0"] * 3
+    assert done.stdout.splitlines() == ["fe80::1 up True down", "True 0", "True"] * 3

@@ -82,6 +82,12 @@ def test_a_destination_is_on_the_link_of_its_client() -> None:
     """If both are link-local: nothing else says which interface a client means."""
     near, far = ip_address("fe80::1%lo"), ip_address("fe80::2")
     assert on_link_of(far, near) == ip_address("fe80::2%lo")
-    for host, client in ((far, ip_address("::1")), (far, "unix"), (far, far), (ip_address("::1"), near)):
+    for host, client in (
+        (far, ip_address("::1")),
+        (far, "unix"),
+        (far, far),
+        (ip_address("::1"), near),
+        (near, ip_address("fe80::3%9")),
+    ):
         assert on_link_of(host, client) is host
     assert on_link_of(ip_address("169.254.1.1"), near) == ip_address("169.254.1.1")

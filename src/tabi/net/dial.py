@@ -18,6 +18,7 @@ from tabi.net.listen import route_to
 from tabi.net.race import Race, find_failure, find_itself, interleave
 from tabi.net.reactor import OUT, Reactor
 from tabi.net.resolve import Resolver, find_number
+from tabi.net.sockaddr import on_link_of, with_scope
 from tabi.net.source import SourceBinding
 from tabi.net.stream import WRITABLE, Stream
 from tabi.net.timeouts import FixedTimeouts
@@ -232,9 +233,18 @@ class Dialer:
         self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """Begin to connect to one address: ``events`` are OUT where that is done already. Raises DialError."""
-        if binding is not None:
-            return self.start_from(binding, destination, host, session)
-        return self.start_at(destination, host)
+        try:
+            if binding is not None:
+                return self.start_from(binding, destination, host, session)
+            return self.start_at(destination, host)
+        except DialError as exc:
+            if exc.errno != errno.EINVAL or session is None:
+                raise
+            # So says connect(2) of a link-local address without its interface.
+            scoped = on_link_of(host, session.client.host)
+            if scoped is host:
+                raise
+        return self.start(destination, scoped, binding, session)
 
     def start_from(self, binding: SourceBinding, destination: Address, host: IP, session: Session | None) -> Stream:
         """Begin to connect from a source: from the next of its addresses where one has no port left.
@@ -263,6 +273,8 @@ class Dialer:
         """Begin to connect from one address, or from one that the system chooses."""
         family = AF_INET if isinstance(host, IPv4Address) else AF_INET6
         try:
+            port = destination.port
+            sockaddr = (str(host), port) if family == AF_INET else with_scope(host, port)
             sock = SocketType(family, NONBLOCK, 0)
         except OSError as exc:
             raise connect_error(exc.errno or errno.EIO, destination) from exc
@@ -272,7 +284,6 @@ class Dialer:
                 sock.setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
             if binding is not None:
                 prepare(binding, sock, source, destination)
-            sockaddr = (str(host), destination.port)
             number = sock.connect_ex(sockaddr)
             if number == EINPROGRESS:
                 # A destination on this machine has answered meanwhile: asking again is cheaper than being told.

@@ -48,8 +48,11 @@ def with_scope(host: IPv4Address | IPv6Address, port: int) -> tuple[Any, ...]:
 
 
 def on_link_of(host: IPv4Address | IPv6Address, client: object) -> IPv4Address | IPv6Address:
-    """A destination as its client means it: a link-local address is on the interface that the client has come by."""
-    if host.version == 4 or not host.is_link_local or not isinstance(client, IPv6Address) or client.scope_id is None:
+    """A destination as its client means it: a link-local address that names no interface is on the one that the client
+    has come by."""
+    if isinstance(host, IPv4Address) or host.scope_id is not None or not host.is_link_local:
+        return host
+    if not isinstance(client, IPv6Address) or client.scope_id is None:
         return host
     return IPv6Address(f"{IPv6Address(host.packed)}%{client.scope_id}")
 
