@@ -35,7 +35,6 @@ NOT_SET = {
     "password": "no login by password",
     "expires": "never",
     "interface": "as the system chooses",
-    "ciphers": "those with forward secrecy and AEAD",
     "keepalive": "nobody is probed",
     "mark": "packets have none",
     "user_timeout": "the system's",
