@@ -150,17 +150,6 @@ def pipelined(proxy: int, request: bytes, connections: int = 8) -> None:
     signal.pause()
 
 
-def pipelined_to_an_origin(proxy: int) -> None:
-    """The same, to an origin that answers each."""
-
-    def origin(sock: socket.socket) -> None:
-        while data := sock.recv(1 << 16):
-            sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n" * data.count(b"\r\n\r\n"))
-
-    port = serve(origin)
-    pipelined(proxy, b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port)
-
-
 def connections_that_end(proxy: int, octets: bytes = b"", reset: bool = False) -> None:
     """Connections that end at once, perhaps with a few octets, perhaps with a reset."""
     while True:
@@ -195,6 +184,44 @@ def hellos(proxy: int, stay: bool) -> None:
                 continue
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
+
+
+def records_of_an_octet(proxy: int, connections: int = 4) -> None:
+    """Clients inside TLS that put each octet into a record of its own, and send thousands of them at a time."""
+    destination = address(serve(swallow))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def client() -> None:
+        sock = socket.create_connection((LOOPBACK, proxy))
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(1 << 16))
+        tls.write(b"\5\1\0\5\1\0" + destination)
+        while True:
+            sock.sendall(outgoing.read())
+            for _ in range(2000):
+                tls.write(b"x")
+
+    for _ in range(connections):
+        threading.Thread(target=client, daemon=True).start()
+    signal.pause()
+
+
+def answered(proxy: int, answer: bytes) -> None:
+    """Pipelined requests to an origin that answers each like this."""
+
+    def origin(sock: socket.socket) -> None:
+        while data := sock.recv(1 << 16):
+            sock.sendall(answer * data.count(b"\r\n\r\n"))
+
+    pipelined(proxy, b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % serve(origin))
 
 
 def requests_in_waves(proxy: int, count: int = 500) -> None:
@@ -297,6 +324,7 @@ def serve_echoes() -> int:
     return int(listener.getsockname()[1])
 
 
+EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
 SMALL = b"1\r\nx\r\n" * 100_000
 ATTACKS: dict[str, Callable[[int], None]] = {
     "chunks-down": lambda proxy: answers_in_chunks(proxy, SMALL),
@@ -308,12 +336,18 @@ ATTACKS: dict[str, Callable[[int], None]] = {
     "pipelined-options": lambda proxy: pipelined(
         proxy, b"OPTIONS http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\nMax-Forwards: 0\r\n\r\n"
     ),
-    "pipelined-get": pipelined_to_an_origin,
+    "pipelined-get": lambda proxy: answered(proxy, b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "answers-interim": lambda proxy: answered(proxy, b"HTTP/1.1 100 Continue\r\n\r\n" * 30 + EMPTY + b"\r\n"),
+    "answers-fields": lambda proxy: answered(proxy, EMPTY + b"a:\r\n" * 490 + b"\r\n"),
+    "answers-folded": lambda proxy: answered(proxy, EMPTY + b"X: a" + b"\r\n a" * 16_000 + b"\r\n\r\n"),
+    "answers-lengths": lambda proxy: answered(proxy, EMPTY + b"Content-Length: " + b"0, " * 20_000 + b"0\r\n\r\n"),
+    "answers-status": lambda proxy: answered(proxy, EMPTY + b"Proxy-Status: " + b'a;x="",' * 7_000 + b"\r\n\r\n"),
     "end-at-once": connections_that_end,
     "reset-at-once": lambda proxy: connections_that_end(proxy, b"\5\1\0", True),
     "half-requests": lambda proxy: connections_that_end(proxy, b"\5\1\0\5\1\0\1\x7f\0\0\1"),
     "hellos-gone": lambda proxy: hellos(proxy, stay=False),
     "hellos-silent": lambda proxy: hellos(proxy, stay=True),
+    "records-of-an-octet": records_of_an_octet,
     "requests-in-waves": requests_in_waves,
     "udp-names": lambda proxy: datagrams(proxy, new_name),
     "udp-unicode-names": lambda proxy: datagrams(proxy, new_unicode_name),
