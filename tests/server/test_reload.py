@@ -150,6 +150,17 @@ def test_sighup_takes_rules_for_new_sessions_in_all_workers(tmp_path: Path, work
         assert proxy.sessions(1, port=port)[-1]["rule"] in (None, "closed")
 
 
+def test_sighup_takes_how_long_a_rule_lets_rest(tmp_path: Path) -> None:
+    """Also for sessions that run, and although the rules come compiled from another process."""
+    path = tmp_path / "tabi.toml"
+    text = LISTEN + "[timeouts]\nhalf_closed = 1\n[[rule]]\naction = 'allow'\nidle = {}\n"
+    path.write_text(text.format("'1 h'"))
+    with serve(tmp_path, "-c", path) as proxy, tunnels(proxy.address):
+        path.write_text(text.format("0.1"))
+        hup(proxy, "reloaded: rules: 1, users: 0")
+        assert proxy.sessions(1)[0]["close"] == "idle"
+
+
 def test_sighup_takes_users_and_limits(tmp_path: Path) -> None:
     """A user that is new may come in, one that is gone may not, and a new limit counts the tunnels that are there."""
     path = tmp_path / "tabi.toml"

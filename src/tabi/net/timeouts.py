@@ -7,6 +7,7 @@ the first to end: a dict in the order of insertion is the whole structure, and t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from time import monotonic
 from typing import Protocol
 
@@ -91,8 +92,8 @@ SWEEPS = 10
 """Sweeps within the limit: an idle thing ends at most a tenth of the limit late."""
 
 
-LONGEST_SWEEP = 3600.0
-"""Seconds between two sweeps at most, for a limit that is endless."""
+LONGEST_SWEEP = 60.0
+"""Seconds between two sweeps at most, also for a limit that is endless: a reload may have made it shorter."""
 
 
 class IdleRules:
@@ -102,7 +103,7 @@ class IdleRules:
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: Mapping[str, float] = {}
 
     def of(self, rule: str | None, seconds: float) -> float:
         """The time for what a rule has allowed; ``seconds`` where it says nothing."""

@@ -63,6 +63,8 @@ class Compiled(NamedTuple):
     make_resolver: MakeResolver | None = None
     advertised: Mapping[str, Sequence[IP]] = {}
     """The addresses of the names that listeners advertise."""
+    idle_of_rules: Mapping[str, float] = {}
+    """How long what a rule allows may be idle, by the rule's name in the access log, where it says so."""
 
     def udp_of(self, listen: Listen) -> Udp:
         """``udp`` of a listener, with the addresses of the name that it advertises."""
@@ -124,6 +126,12 @@ class Compiled(NamedTuple):
         return self.users.has.quotas or any(limits.quota is not None for limits in some)
 
 
+def idle_of_rules(config: Config) -> dict[str, float]:
+    """See `Compiled`."""
+    labels = ((rule.name or f"rule[{index}]", rule.idle) for index, rule in enumerate(config.rule))
+    return {label: float(idle) for label, idle in labels if idle is not None}
+
+
 def compile_config(
     config: Config, open_proxy: bool = False, authenticates: bool = False, egresses: Collection[str] = ()
 ) -> Compiled:
@@ -146,7 +154,7 @@ def compile_config(
     decide = None if config.decide is None else load_callable(config.decide, "decide")
     rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
-    made = made._replace(advertised=resolve_advertised(config))
+    made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
     check_listeners(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:

@@ -171,7 +171,7 @@ class Parts:
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)
         closing.callback(self.own_addresses.close)
         self.take_users(compiled)
-        self.idle_rules.seconds = idle_of_rules(config)
+        self.idle_rules.seconds = compiled.idle_of_rules
 
     def listen(self, listeners: Listeners) -> None:
         """Accept on sockets that are open. Raises OSError."""
@@ -228,7 +228,7 @@ class Parts:
         self.associations.binding = binding_of_datagrams(config)
         self.clients.take(config.limits)
         self.take_users(compiled)
-        self.idle_rules.seconds = idle_of_rules(config)
+        self.idle_rules.seconds = compiled.idle_of_rules
         acceptors = iter(self.acceptors)
         for index, listen in enumerate(config.listen):
             accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
@@ -326,12 +326,6 @@ def open_log(config: Config) -> Output:
         return open_output(target)
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
-
-
-def idle_of_rules(config: Config) -> dict[str, float]:
-    """How long what a rule allows may be idle, by the rule's name in the access log, where it says so."""
-    labels = ((rule.name or f"rule[{index}]", rule.idle) for index, rule in enumerate(config.rule))
-    return {label: idle for label, idle in labels if idle is not None}
 
 
 def binding_of_datagrams(config: Config) -> SourceBinding | None:
