@@ -175,7 +175,8 @@ check = { http = "http://192.0.2.2/" }
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(" = ", 1) for line in done.stdout.decode().splitlines())
     assert [key for key, value in lines.items() if value == "none"] == []
-    assert lines["listen[0].keepalive"] == lines["egress.a.keepalive"] == "none  # nobody is probed"
+    assert lines["listen[0].keepalive"] == "none  # the client is not probed"
+    assert lines["egress.a.keepalive"] == "none  # the destination is not probed"
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:

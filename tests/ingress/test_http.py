@@ -1015,9 +1015,9 @@ def test_every_request_has_its_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_document_names_tests_that_exist() -> None:
-    """Each point of HTTP in docs/conformance.md leads to tests here, or to those of the exchange."""
-    exchanges = (Path(__file__).parents[1] / "relay" / "test_exchange.py").read_text()
-    known = {*globals(), *re.findall(r"^def (test_\w+)", exchanges, re.M)}
+    """Each point of HTTP in docs/conformance.md leads to tests here, to those of the exchange or of TLS."""
+    files = (Path(__file__).parents[1] / "relay" / "test_exchange.py", Path(__file__).with_name("test_origin_tls.py"))
+    known = {*globals(), *(name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M))}
     page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text()
     rows = re.findall(r"^\| H\d+ \|.*$", page, re.M)
     assert len(rows) == 16

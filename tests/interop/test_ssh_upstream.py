@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,8 +142,11 @@ def test_connect_and_its_ends(tmp_path: Path, sshd: tuple[Sshd, int]) -> None:
                 process.stdin.close()
                 assert receive_exactly(sock, len(data)) == data
                 assert sock.recv(1) == b""
-                sock.sendall(data)
-            assert process.stdout.read() == data
+                with ThreadPoolExecutor(1) as sending:  # what nobody reads yet need not fit into all the buffers
+                    sent = sending.submit(sock.sendall, data)
+                    assert process.stdout.read(len(data)) == data
+                    sent.result()
+            assert process.stdout.read() == b""
             assert process.wait(PATIENCE) == 0
 
 

@@ -35,7 +35,7 @@ NOT_SET = {
     "password": "no login by password",
     "expires": "never",
     "interface": "as the system chooses",
-    "keepalive": "nobody is probed",
+    "keepalive": "the destination is not probed",
     "mark": "packets have none",
     "user_timeout": "the system's",
     "url": "there is no proxy",
