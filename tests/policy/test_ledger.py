@@ -29,6 +29,12 @@ def test_a_dead_worker_runs_nothing() -> None:
     assert ledger.running(at) == 4
 
 
+def test_there_is_one_table_of_clients() -> None:
+    """It is made when it is asked for, and every part of a server has the same."""
+    ledger = Ledger()
+    assert ledger.clients is ledger.clients
+
+
 def test_one_worker_has_one_cell() -> None:
     """What it has running is what there is."""
     ledger = Ledger()

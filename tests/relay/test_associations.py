@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,6 +48,26 @@ def test_the_sweep_runs_by_itself(run: Run) -> None:
         async with Place(udp_idle=0.05) as place, association(place.address):
             assert (await place.ended.get()).close == "idle"
             await until(lambda: place.server.parts.associations.timer is None)
+
+    run(main)
+
+
+def test_one_that_ends_during_a_sweep_is_left_alone(run: Run) -> None:
+    """A sweep over many takes several turns, and looks again at none that has ended meanwhile."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as one, association(place.address):
+            associations = place.server.parts.associations
+            looks: list[Callable[[Any], object]] = []
+            found = [*associations.active]
+            associations.reactor.spread = lambda things, act: looks.append(act)  # type: ignore[method-assign]
+            associations.sweep(0.0)
+            del associations.reactor.spread
+            await place.end(one)
+            assert sorted(each.closed for each in found) == [False, True]
+            for each in found:
+                looks[0](each)
+            assert [*associations.active] == [each for each in found if not each.closed]
 
     run(main)
 

@@ -508,6 +508,21 @@ def test_an_end_that_is_followed_by_a_reset_is_a_reset(run: Run) -> None:
     run(main)
 
 
+def test_a_flow_that_splices_is_not_prompt(run: Run) -> None:
+    """In a turn that has used up its time it waits; one that copies little is called."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends(unix_pair(400_000), unix_pair(400_000))
+            ends.start()
+            assert ends.relay.up.prompt
+            await send(ends.client, octets(300_000))
+            await until(lambda: ends.relay.up.pipe is not None)
+            assert not ends.relay.up.prompt
+
+    run(main)
+
+
 def test_what_a_flow_holds_is_known(run: Run) -> None:
     """Octets that were read and that the sink has not taken, in the pipe or beside it. None of that is on purpose."""
 

@@ -643,6 +643,28 @@ def test_a_queued_flow_goes_on_by_itself(run: Run, monkeypatch: pytest.MonkeyPat
     run(main)
 
 
+def test_a_stage_that_sees_octets_leaves_turns_to_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may do anything with them: its flow is not prompt, and looks at the clock after each read."""
+
+    async def main() -> None:
+        data = octets(300_000)
+        with Bench(0) as bench:
+            ends = bench.ends(unix_pair(400_000), unix_pair(400_000))
+            ends.start()
+            monkeypatch.setattr(bench.relays.reactor, "late", lambda: True)
+            ends.relay.add_stage(UP, Counting())
+            assert ends.relay.up.prompt
+            ends.relay.add_stage(UP, Passing())
+            assert not ends.relay.up.prompt
+            await turns()
+            await send(ends.client, data)
+            await until(partial(is_in, ends, QUEUED))
+            assert 0 < ends.relay.up.octets < len(data)
+            assert await read(ends.server, len(data)) == data
+
+    run(main)
+
+
 def test_what_ends_while_it_waits_for_room(run: Run) -> None:
     """The source has ended, a stage holds the end, and the sink is full: first the octets, then the end."""
 

@@ -179,10 +179,14 @@ def test_what_the_kernel_dropped_is_counted(run: Run, monkeypatch: pytest.Monkey
     run(main)
 
 
-@pytest.mark.parametrize("share", [1, 1 << 20])
-def test_a_flood_is_carried_in_shares(run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
-    """What is more than a socket's share of a turn comes in the next, both ways; nothing is lost."""
+@pytest.mark.parametrize(("share", "late"), [(1, False), (1 << 20, False), (1 << 30, True)])
+def test_a_flood_is_carried_in_shares(
+    run: Run, kernel: str, monkeypatch: pytest.MonkeyPatch, share: int, late: bool
+) -> None:
+    """What is more than a socket's share of a turn, or than the turn has time for, comes in the next, both ways;
+    nothing is lost."""
     monkeypatch.setattr(udp_sockets, "SHARE", share)
+    monkeypatch.setattr("tabi.net.reactor.Reactor.late", lambda self: late)
     count = 180
 
     async def main() -> None:

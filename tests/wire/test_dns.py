@@ -181,6 +181,9 @@ def test_a_name_has_an_end() -> None:
         read_name(data, 201, {})
     with pytest.raises(ValueError, match="255"):
         read_name((b"\x3f" + b"a" * 63) * 4 + b"\0", 0, {})
+    half = (b"\x3f" + b"a" * 63) * 2
+    with pytest.raises(ValueError, match="255"):
+        read_name(half + b"\0" + half + b"\xc0\0", len(half) + 1, {})
 
 
 def test_a_large_message_costs_little() -> None:
