@@ -34,12 +34,12 @@ def test_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     """All are counted; the line says how many there were."""
     watchdog = Watchdog({})
     with caplog.at_level(logging.WARNING, "tabi"):
-        watchdog(0.25, None, 100.0)
-        watchdog(0.3, None, 100.0 + REPORT_EVERY - 1)
-        watchdog(0.5, Part(session=make_session(0x1F)), 100.0 + REPORT_EVERY)
+        watchdog(0.25, [], 100.0)
+        watchdog(0.3, [], 100.0 + REPORT_EVERY - 1)
+        watchdog(0.5, [Part(session=make_session(0x1F)), Part(), Part()], 100.0 + REPORT_EVERY)
     assert [record.getMessage() for record in caplog.records] == [
         "a turn of the loop took 250 ms, most of it for a callback of the program; slow turns so far: 1",
-        "a turn of the loop took 500 ms, most of it for session 1f of 127.0.0.9:1000; slow turns so far: 3",
+        "a turn of the loop took 500 ms, most of it for session 1f of 127.0.0.9:1000 or Part; slow turns so far: 3",
     ]
 
 

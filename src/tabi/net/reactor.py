@@ -32,7 +32,7 @@ import asyncio
 import os
 import select
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Protocol, TypeVar
 
@@ -43,9 +43,9 @@ from tabi.net.selector import BATCH, ReactorLoop
 T = TypeVar("T")
 
 Handler = Callable[[int], object]
-Watchdog = Callable[[float, object, float], None]
-"""Is told of a slow turn: how many seconds it took, the owner of the handler that took most of it (None: no handler
-did), and the time now."""
+Watchdog = Callable[[float, Sequence[object], float], None]
+"""Is told of a slow turn: how many seconds it took, the owners of the handlers that took most of it together (none: no
+handler did), and the time now."""
 
 # The values of Linux' epoll, on every platform.
 IN, OUT, ERR, HUP, RDHUP = 0x001, 0x004, 0x008, 0x010, 0x2000
@@ -54,6 +54,9 @@ ENDED = ERR | HUP | RDHUP
 READABLE = IN | ENDED
 EDGE = 1 << 31
 EXCLUSIVE = 1 << 28
+
+LOOKS = 8
+"""Handlers that are called between two looks at the clock: one for each handler made a small round trip 5 % dearer."""
 
 BUDGET = 0.005
 """Seconds of a turn after which what is not prompt waits for another one."""
@@ -107,7 +110,7 @@ class Reactor:
         self.ends = float("inf")  # when the turn's time is over
         self.lasted = 0.0
         """Seconds that the turn before took, with the tasks that were run in it."""
-        self.culprit: object = None
+        self.culprits: list[object] = []
         self.longest = 0.0
         self.slow_turns = 0
         self.watchdogs: list[Watchdog] = []
@@ -217,22 +220,24 @@ class Reactor:
         ends = self.begin_turn(before)
         crowded = len(crowd) > 0 or before >= ends
         try:
-            for fd, events in batch:
-                handler = handlers.get(fd)
-                if handler is None:
-                    foreign.append((fd, events))
-                    continue
-                if crowded and not is_prompt(handler):
-                    crowd[fd] = crowd.get(fd, 0) | events
-                    continue
-                try:
-                    handler(events)
-                except Exception as exc:
-                    self.report(exc)
+            for at in range(0, len(batch), LOOKS):
+                for fd, events in batch[at : at + LOOKS]:
+                    handler = handlers.get(fd)
+                    if handler is None:
+                        foreign.append((fd, events))
+                        continue
+                    if crowded and not is_prompt(handler):
+                        crowd[fd] = crowd.get(fd, 0) | events
+                        continue
+                    try:
+                        handler(events)
+                    except Exception as exc:
+                        self.report(exc)
                 now = monotonic()
                 if now >= ends:
                     crowded = True
-                    self.took(now - before, handler)
+                    if now - before > self.longest:
+                        self.took(now - before, *(handlers.get(fd) for fd, _ in batch[at : at + LOOKS]))
                 before = now
             if waiting or (crowd and whole):
                 self.ends = max(ends, before + LEAST)
@@ -281,11 +286,11 @@ class Reactor:
             self.took(now - before, handler)
         return now
 
-    def took(self, seconds: float, handler: object) -> None:
-        """Note who took how long when the turn's time was over."""
+    def took(self, seconds: float, *called: object) -> None:
+        """Note which handlers took how long together when the turn's time was over."""
         if seconds > self.longest:
             self.longest = seconds
-            self.culprit = getattr(handler, "__self__", handler)
+            self.culprits = [getattr(handler, "__self__", handler) for handler in called if handler is not None]
 
     def turn_over(self) -> None:
         """A turn is over, with the tasks that asyncio has run in it: count it if it was slow."""
@@ -294,14 +299,14 @@ class Reactor:
         if self.lasted >= SLOW:
             self.slow_turn(now, self.lasted)
         if self.longest:
-            self.longest, self.culprit = 0.0, None
+            self.longest, self.culprits = 0.0, []
 
     def slow_turn(self, now: float, seconds: float) -> None:
         """Count a slow turn, and tell whose it was."""
         self.slow_turns += 1
-        culprit = self.culprit if self.longest > seconds / 2 else None
+        culprits = self.culprits if self.longest > seconds / 2 else []
         for tell in self.watchdogs:
-            tell(seconds, culprit, now)
+            tell(seconds, culprits, now)
 
     def report(self, exc: Exception) -> None:
         """A handler must not raise; if it does, the others go on."""

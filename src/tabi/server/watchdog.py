@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tabi.net.stream import Stream
 from tabi.session import Session
@@ -28,19 +28,20 @@ class Watchdog:
         self.slow_turns = 0
         self.next_report = 0.0
 
-    def __call__(self, seconds: float, culprit: object, now: float) -> None:
+    def __call__(self, seconds: float, culprits: Sequence[object], now: float) -> None:
         """Count a slow turn, and say whose it was if the last line is a minute old. See `net.reactor.Watchdog`."""
         self.slow_turns += 1
         if now < self.next_report:
             return
         self.next_report = now + REPORT_EVERY
-        session = self.session_of(culprit)
-        if session is not None:
-            whose = f"session {session.number:x} of {session.client}"
-        else:
-            whose = "a callback of the program" if culprit is None else type(culprit).__name__
+        whose = " or ".join(dict.fromkeys(map(self.describe, culprits))) or "a callback of the program"
         text = "a turn of the loop took %.0f ms, most of it for %s; slow turns so far: %d"
         log.warning(text, seconds * 1000, whose, self.slow_turns)
+
+    def describe(self, culprit: object) -> str:
+        """Say whose a handler was."""
+        session = self.session_of(culprit)
+        return type(culprit).__name__ if session is None else f"session {session.number:x} of {session.client}"
 
     def session_of(self, culprit: object) -> Session | None:
         """The session that a handler's owner works for: it has it, or its task is the session's, or its peer is."""
