@@ -155,8 +155,10 @@ def is_empty(extension: bytes) -> bool:
 
 def pass_chunks(view: memoryview, at: int, payload: list[memoryview] | None) -> int:
     """Pass a chunk that is whole and goes on as it is, or many small ones; returns the index after it, or ``at``."""
-    if payload is None and (end := SMALL_CHUNKS.match(view, at).end()) > at:  # type: ignore[union-attr]  # it may be empty
-        return end
+    if payload is None:
+        small = SMALL_CHUNKS.match(view, at)
+        if small is not None and small.end() > at:
+            return small.end()
     found = SIZE_LINE.match(view, at, at + MAX_CHUNK_LINE)
     if found is None or found[2] or (found[3] and is_empty(found[3])):
         return at
