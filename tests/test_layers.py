@@ -22,6 +22,7 @@ ROOMS = (
     "relay",
     "egress",
     "client",
+    "intercept",
     "ingress",
     "parts",
     "server",

@@ -1,0 +1,1 @@
+"""Interception: looking into TLS and HTTP, for the sessions that were chosen and no others."""
