@@ -1,0 +1,225 @@
+"""Inspection: what is done with the flows of one session, or of one client of plain HTTP.
+
+It makes flows, asks the hooks, and hands a record of each flow to the recorder when that has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic, time
+from typing import NamedTuple, Protocol
+
+from tabi.intercept.flow import Flow, FlowRequest, FlowResponse, TlsInfo
+from tabi.intercept.headers import Headers
+from tabi.intercept.hooks import Hooks
+from tabi.intercept.record import Record
+from tabi.policy.intercepts import InterceptRule
+from tabi.session import Session
+from tabi.wire.address import Address, Host
+from tabi.wire.http_fields import Field
+from tabi.wire.http_target import parse_authority
+
+log = logging.getLogger("tabi")
+
+HTTP_PORT, HTTPS_PORT = 80, 443
+
+
+class Recorder(Protocol):
+    """Takes the records of flows that have ended."""
+
+    def record(self, record: Record, rule: InterceptRule) -> None:
+        """Keep, write or print it. Never waits, never raises."""
+
+
+class Fetched(Protocol):
+    """The answer of a server that was asked in place of the destination."""
+
+    status: int
+    reason: bytes
+    fields: list[Field]
+
+    def content(self) -> AsyncIterator[bytes]:
+        """What it carries, in pieces."""
+
+    async def aclose(self) -> None:
+        """Close its connection."""
+
+
+Fetch = Callable[[Session, str, str, list[Field], bytes, "str | None"], Awaitable[Fetched]]
+"""Asks for: session, URL, method, fields, content, egress. Raises TabiError and OSError."""
+
+numbers = itertools.count(1)
+
+
+class Recording:
+    """What is kept of one flow for its record: content up to a limit, and when what happened."""
+
+    __slots__ = ("bodies", "limit", "messages", "moments", "sizes", "started")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.started = time()
+        self.moments: list[float | None] = [monotonic(), None, None, None]  # begun, sent, answered, ended
+        self.bodies = (bytearray(), bytearray())
+        self.sizes = [0, 0]
+        self.messages: list[object] = []
+
+    def note(self, direction: int, carried: bytes) -> None:
+        """So much content went in a direction."""
+        self.sizes[direction] += len(carried)
+        kept = self.bodies[direction]
+        room = self.limit - len(kept)
+        if room > 0:
+            kept += carried[:room]
+
+    def mark(self, moment: int) -> None:
+        """The request was sent (1), the answer has begun (2), the flow has ended (3)."""
+        self.moments[moment] = monotonic()
+
+    def between(self, one: int, other: int) -> float | None:
+        """Seconds from one moment to another, None if either did not come."""
+        begin, end = self.moments[one], self.moments[other]
+        return None if begin is None or end is None else end - begin
+
+
+class Origin(NamedTuple):
+    """The server that is asked."""
+
+    scheme: str
+    host: Host
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """Host, and port where it is not the usual one."""
+        usual = HTTPS_PORT if self.scheme == "https" else HTTP_PORT
+        return str(Address(self.host, self.port)).removesuffix(f":{usual}")
+
+
+class Inspection:
+    """What is done with the flows of one session.
+
+    Args:
+        session: of the client.
+        rule: the ``[[intercept]]`` that has chosen it.
+        hooks: are shown the flows.
+        recorder: gets them when they have ended; None where nobody wants records.
+        origin: the server that the client asks.
+        tls: what is known of TLS; None for plain HTTP.
+        fetch: asks other servers, for `Flow.reroute`.
+    """
+
+    __slots__ = ("connection", "fetch", "hooks", "origin", "recorder", "rule", "session", "tls", "tls_seconds", "warned")
+
+    def __init__(
+        self,
+        session: Session,
+        rule: InterceptRule,
+        hooks: Hooks,
+        recorder: Recorder | None,
+        origin: Origin,
+        tls: TlsInfo | None,
+        fetch: Fetch,
+        tls_seconds: float | None = None,
+    ) -> None:
+        self.session = session
+        self.rule = rule
+        self.hooks = hooks
+        self.recorder = recorder
+        self.origin = origin
+        self.tls = tls
+        self.fetch = fetch
+        self.tls_seconds = tls_seconds
+        self.connection = f"{session.number:x}"
+        self.warned = False
+
+    @property
+    def sees(self) -> bool:
+        """Whether anybody wants to see flows."""
+        return self.recorder is not None or self.hooks.of_flows
+
+    def make_flow(self, method: str, target: str, version: str, headers: Headers) -> Flow:
+        """The flow of a request that has just come."""
+        session, origin = self.session, self.origin
+        request = FlowRequest(method, origin.scheme, origin.authority, target, version, headers)
+        client = str(session.client.host), session.client.port
+        name = f"{next(numbers):x}"
+        return Flow(name, client, session.user, session.listener, str(origin.host), origin.port, self.tls, request)
+
+    def is_misdirected(self, host: bytes | None) -> bool:
+        """Whether a request names another host than the connection; it is logged once for a connection.
+
+        ``host`` is of the field Host or of :authority. Without a name of the connection, anything is right.
+        """
+        if host is None:
+            return False
+        try:
+            address, _ = parse_authority(host, self.origin.port)
+        except ValueError:
+            return False  # the server will say so
+        if address.host == self.origin.host:
+            return False
+        if not self.warned:
+            self.warned = True
+            log.warning("session %x: a request for %s on a connection to %s", self.session.number, address.host, self.origin.host)
+        return True
+
+    @property
+    def mends(self) -> bool:
+        """Whether `mend_response` does anything."""
+        return self.rule.strip_alt_svc
+
+    def mend_response(self, message: FlowResponse) -> None:
+        """Take out what the rule has taken out of every answer."""
+        if self.rule.strip_alt_svc:
+            message.headers.remove("Alt-Svc")
+
+    async def ended(self, flow: Flow, recording: Recording | None) -> None:
+        """A flow has ended: tell hooks and the recorder."""
+        hooks = self.hooks
+        if flow.error is not None and hooks.error:
+            await hooks.tell(hooks.error, flow)
+        if hooks.flow_end:
+            await hooks.tell(hooks.flow_end, flow)
+        if recording is not None and self.recorder is not None:
+            recording.mark(3)
+            self.recorder.record(self.make_record(flow, recording), self.rule)
+
+    def make_record(self, flow: Flow, recording: Recording) -> Record:
+        """What is recorded of a flow."""
+        session, request, response, tls = self.session, flow.request, flow.response, flow.tls
+        return Record(
+            id=flow.id,
+            started=recording.started,
+            client=str(session.client),
+            user=session.user,
+            listener=session.listener,
+            rule=self.rule.name,
+            method=request.method,
+            url=request.url,
+            version=request.version,
+            request_fields=[(name, value.strip(b" \t")) for name, value in request.headers.raw],
+            request_body=bytes(recording.bodies[0]),
+            request_size=recording.sizes[0],
+            status=0 if response is None else response.status,
+            reason="" if response is None else response.reason,
+            response_version="" if response is None else response.version,
+            response_fields=[] if response is None else [(n, v.strip(b" \t")) for n, v in response.headers.raw],
+            response_body=bytes(recording.bodies[1]),
+            response_size=recording.sizes[1],
+            address=None if session.address is None else str(session.address.host),
+            connection=self.connection,
+            via=session.via,
+            sni=None if tls is None else tls.sni,
+            ja4=None if tls is None else tls.ja4,
+            connect=session.connect_seconds,
+            tls=self.tls_seconds,
+            send=recording.between(0, 1),
+            wait=recording.between(1, 2),
+            receive=recording.between(2, 3),
+            error=flow.error,
+            tags=sorted(flow.tags),
+            messages=list(recording.messages),
+        )

@@ -1,0 +1,130 @@
+"""HTTP/1 heads between a client and an origin server, as one between them reads them: only framing is found out. No I/O.
+
+What is sent on is what came, octet for octet. What two readers could understand in two ways is refused, as in
+`wire/http.py`: lengths, codings, line ends, control octets. Anything else passes, however odd it is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tabi.errors import HttpError, RemoteProtocolError
+from tabi.wire.http_fields import KNOWN_OF_REQUEST, take_out
+from tabi.wire.http_framing import frame_request, frame_response, take_out_of_response
+from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT, HEAD_LIMIT, find_request, find_response, match_request_line
+
+
+class OriginRequest(msgspec.Struct, gc=False):
+    """The head of a request to an origin server. What it holds may be secret, and is not in the repr.
+
+    Attributes:
+        octets: the whole head as it came, with what ends it.
+        method: a token.
+        target: a path, ``*``, host:port of CONNECT, or a URI.
+        minor: of HTTP/1.<minor>.
+        fields: each with CRLF in front.
+        host: the value of Host; None where there is none or more than one.
+        body: octets of content that follow, or CHUNKED.
+        keep_alive: the client keeps the connection open.
+        upgrade: the value of Upgrade, only where a change of protocols is asked for.
+        expects_continue: the client waits for 100 (Continue).
+    """
+
+    octets: bytes
+    method: str
+    target: str
+    minor: int
+    fields: bytes
+    host: bytes | None
+    body: int
+    keep_alive: bool
+    upgrade: bytes | None
+    expects_continue: bool
+
+    def __repr__(self) -> str:
+        return f"OriginRequest({self.method})"
+
+
+class OriginResponse(msgspec.Struct, gc=False):
+    """The head of a response of an origin server.
+
+    Attributes:
+        octets: the whole head as it came, with what ends it.
+        status: 100 to 999.
+        reason: may be empty.
+        minor: of HTTP/1.<minor>.
+        fields: each with CRLF in front.
+        body: octets of content that follow, CHUNKED, or UNTIL_CLOSE.
+        keep_alive: the server keeps the connection open.
+        interim: another response to the same request follows.
+    """
+
+    octets: bytes
+    status: int
+    reason: bytes
+    minor: int
+    fields: bytes
+    body: int
+    keep_alive: bool
+    interim: bool
+
+    def __repr__(self) -> str:
+        return f"OriginResponse({self.status})"
+
+
+def decode_origin_request(
+    data: bytes | bytearray, limit: int = HEAD_LIMIT, seen: int = 0
+) -> tuple[OriginRequest, int] | None:
+    """Read a request's head and the octets consumed, or None while octets are missing.
+
+    ``data``, ``limit`` and ``seen`` are as of `wire.http.decode_request`.
+
+    Raises:
+        HttpError: it is not a request, or it could be read in two ways, or is too long.
+    """
+    if (located := find_request(data, limit, seen, match_request_line)) is None:
+        return None
+    found, end = located
+    method, target, _, _, _, digit, fields = found.groups()
+    minor = 0 if digit == b"0" else 1
+    known, others = take_out(fields, KNOWN_OF_REQUEST)
+    framing = frame_request(method, minor, known, others)
+    host = known.get(b"host")
+    upgrade = known.get(b"upgrade") if framing.upgrade is not None else None
+    return OriginRequest(
+        bytes(data[found.start() : end]),
+        method.decode(),
+        target.decode("utf-8", "surrogateescape"),
+        minor,
+        fields,
+        None if host is None or b"\n" in host else host,
+        framing.body,
+        framing.keep_alive,
+        upgrade,
+        framing.expects_continue,
+    ), end
+
+
+def decode_origin_response(
+    data: bytes | bytearray, method: str, limit: int = ANSWER_HEAD_LIMIT, seen: int = 0, after_interim: bool = False
+) -> tuple[OriginResponse, int] | None:
+    """Read the head of the response to a request with ``method``; see `decode_origin_request`.
+
+    Folded lines and white space in front of colons are mended (RFC 9112 sections 5.1 and 5.2); several equal lengths
+    are left as they are.
+
+    Raises:
+        RemoteProtocolError: it is not a response, or it could be read in two ways, or is too long.
+    """
+    try:
+        if (located := find_response(data, limit, seen, after_interim)) is None:
+            return None
+        found, end = located
+        digit, code, reason, fields = found.groups(b"")
+        minor, status = 0 if digit == b"0" else 1, int(code)
+        framing = frame_response(method, status, minor, take_out_of_response(fields)[0])
+    except HttpError as exc:
+        raise RemoteProtocolError(str(exc)) from None
+    return OriginResponse(
+        found[0], status, reason, minor, fields, framing.body, framing.keep_alive, framing.interim
+    ), end
