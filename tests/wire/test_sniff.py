@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from tabi.wire.http_syntax import EMPTY_LINES
 from tabi.wire.machine import NEED_DATA
-from tabi.wire.sniff import MAX_METHOD, SIGNATURES, SNIFF_SIZE, Protocol, sniff
+from tabi.wire.sniff import (
+    BEGINNINGS,
+    MAX_METHOD,
+    METHODS,
+    SIGNATURES,
+    SNIFF_SIZE,
+    Payload,
+    Protocol,
+    sniff,
+    sniff_payload,
+)
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -137,3 +147,56 @@ def test_an_answer_comes_in_time_and_stays(data: bytes) -> None:
     needed, protocol = decided(padded)
     assert needed <= SNIFF_SIZE
     assert isinstance(protocol, Protocol)
+
+
+@pytest.mark.parametrize(
+    ("data", "needed", "payload"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01", 2, Payload.TLS),
+        (b"GET / HTTP/1.1\r\n", 5, Payload.HTTP1),
+        (b"GET http://name.test/ HTTP/1.1\r\n", 5, Payload.HTTP1),
+        (b"OPTIONS * HTTP/1.1\r\n", 9, Payload.HTTP1),
+        (b"CONNECT name.test:443 HTTP/1.1\r\n", 8, Payload.HTTP1),
+        (b"PROPFIND /", 10, Payload.HTTP1),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", 24, Payload.HTTP2),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 4, Payload.SSH),
+        (b"", None, None),
+        (b"\0", 1, Payload.RAW),
+        (b"\x16\x02", 2, Payload.RAW),
+        (b"EHLO name.test\r\n", 1, Payload.RAW),
+        (b"HELO name.test\r\n", 3, Payload.RAW),
+        (b"GET key\r\n", 5, Payload.RAW),
+        (b"get key\r\n", 1, Payload.RAW),
+        (b"GETTING", 4, Payload.RAW),
+        (b"POP3", 3, Payload.RAW),
+        (b"PRI /", 5, Payload.RAW),
+        (b"PRI * HTTP/2.0\r\n\r\nXX", 19, Payload.RAW),
+        (b"SSL", 3, Payload.RAW),
+        (b"\r\n", 1, Payload.RAW),
+        (b"\x05\x01\x00", 1, Payload.RAW),
+    ],
+)
+def test_payloads(data: bytes, needed: int | None, payload: Payload | None) -> None:
+    """Each at the first octet that decides: what waits for an answer after few octets is never held back for more."""
+    answers = [sniff_payload(data[:end]) for end in range(len(data) + 1)]
+    if needed is None:
+        assert answers == [NEED_DATA]
+    else:
+        assert answers[:needed] == [NEED_DATA] * needed
+        assert set(answers[needed:]) == {payload}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_before_a_target(method: str) -> None:
+    """One method may begin as another does."""
+    assert sniff_payload(f"{method} /".encode()) is Payload.HTTP1
+
+
+@given(beginnings)
+def test_the_name_of_a_payload_stays(data: bytes) -> None:
+    """More octets never change an answer, and there is one after as many as the longest signature has."""
+    longest = max(map(len, BEGINNINGS)) + 1
+    answers = [sniff_payload((data + bytes(longest))[:end]) for end in range(len(data) + longest)]
+    needed = next(at for at, answer in enumerate(answers) if answer is not NEED_DATA)
+    assert needed <= longest
+    assert set(answers[needed:]) == {answers[needed]}

@@ -1,5 +1,7 @@
 """Which protocol a connection speaks, told by its first octets, which stay where they are. No I/O.
 
+What clients of a listener speak (`sniff`):
+
 SOCKS4           04
 SOCKS5           05, with any NMETHODS after it
 TLS              16 03: a record of the handshake, of any version
@@ -7,6 +9,10 @@ HTTP/1           a method, which is a token (RFC 9110 section 5.6.2), and a spac
                  (RFC 9112 section 2.2).
 HTTP/2           the preface of RFC 9113 section 3.4, up to the version: from a client with prior knowledge
 PROXY v1, v2     the signatures of the PROXY protocol, section 2
+
+What a client then says to its destination (`sniff_payload`): TLS and HTTP/2 as above, HTTP/1.1 by a registered method
+and the beginning of a target, SSH by its version (RFC 4253 section 4.2). There nothing may wait for more octets than
+its own protocol does, so that the rest is not looked at.
 """
 
 from __future__ import annotations
@@ -75,3 +81,47 @@ def sniff(data: bytes) -> Protocol | NeedData:
     if end == len(data):
         return NEED_DATA
     return HTTP if data[end] == 0x20 else UNKNOWN
+
+
+class Payload(StrEnum):
+    """What `sniff_payload` can say."""
+
+    TLS = "tls"
+    HTTP1 = "http/1"
+    HTTP2 = "h2"
+    SSH = "ssh"
+    RAW = "raw"
+
+
+METHODS = (
+    *("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "QUERY", "ACL", "BASELINE-CONTROL", "BIND"),
+    *("CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL"),
+    *("MKREDIRECTREF", "MKWORKSPACE", "MOVE", "ORDERPATCH", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH"),
+    *("UNBIND", "UNCHECKOUT", "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL", "PURGE"),
+)
+"""The registry of the IANA without CONNECT, which any host follows, and PURGE, which caches know."""
+
+PAYLOADS = {
+    Payload.TLS: (b"\x16\x03",),
+    Payload.HTTP2: (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",),
+    Payload.SSH: (b"SSH-",),
+    # A target begins as a path, a URL, or is an asterisk.
+    Payload.HTTP1: (b"CONNECT ", *(f"{method} {first}".encode() for method in METHODS for first in "/h*")),
+}
+PAYLOAD = re.compile(b"|".join(b"(%b)" % b"|".join(map(re.escape, signatures)) for signatures in PAYLOADS.values()))
+NAMES = tuple(PAYLOADS)
+BEGINNINGS = frozenset(
+    signature[:end] for signatures in PAYLOADS.values() for signature in signatures for end in range(len(signature))
+)
+"""All that may still become a signature."""
+
+
+def sniff_payload(data: bytes) -> Payload | NeedData:
+    """Name the protocol of a conversation in which a client begins with ``data``, at the first octet that decides.
+
+    More octets never change an answer; NEED_DATA means that they are needed for one.
+    """
+    found = PAYLOAD.match(data)
+    if found is not None and found.lastindex is not None:
+        return NAMES[found.lastindex - 1]
+    return NEED_DATA if data in BEGINNINGS else Payload.RAW
