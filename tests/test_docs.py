@@ -99,7 +99,7 @@ def test_the_configuration_page_describes_every_key(name: str) -> None:
     for field in msgspec.structs.fields(part):
         default = field.default
         if field.name in rows and isinstance(default, bool | str | int | float):
-            text = str(default).lower() if isinstance(default, bool | str) else f"{default:g}"
+            text = f"{default:g}" if isinstance(default, float) else str(default).lower()
             assert f"`{text}`" in rows[field.name], f"{field.name}: default {text}"
 
 

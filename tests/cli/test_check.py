@@ -170,6 +170,8 @@ check = { connect = "192.0.2.2:80" }
 [egress.c]
 members = ["a"]
 check = { http = "http://192.0.2.2/" }
+[[intercept]]
+tls = false
 """
     done = run_here("check", write(tmp_path, text))
     assert done.returncode == 0, done.stderr
@@ -177,6 +179,8 @@ check = { http = "http://192.0.2.2/" }
     assert [key for key, value in lines.items() if value == "none"] == []
     assert lines["listen[0].keepalive"] == "none  # the client is not probed"
     assert lines["egress.a.keepalive"] == "none  # the destination is not probed"
+    assert lines["intercept[0].hosts"] == "none  # it matches all"
+    assert lines["intercept[0].key"] == "none  # destinations get no certificate"
 
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
@@ -205,11 +209,20 @@ via = "out"
 action = "deny"
 [egress.out]
 url = "socks5://alice:hunter2@127.0.0.1:1"
+[[intercept]]
+tls = false
+body_limit = "64 KiB"
+har = "flows.har"
 """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     done = run_here("check", write(tmp_path, text))
     lines = dict(line.split(" = ", 1) for line in done.stdout.decode().splitlines())
+    assert lines["ca.certificate"] == f'"{tmp_path}/tabi/ca.crt"'
+    assert lines["intercept[0].name"] == '"intercept[0]"'
+    assert lines["intercept[0].har"] == f'"{tmp_path}/flows.har"'
+    assert lines["intercept[0].body_limit"] == '"64 KiB"'
     assert {key: lines[key] for key in lines if key.startswith("rule[")} == {
         "rule[0].action": '"allow"',
         "rule[0].name": '"rule[0]"',

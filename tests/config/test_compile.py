@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+import msgspec
 import pytest
 
 from tabi.config import make_config
 from tabi.config.compile import (
     check_target,
     make_guard,
+    make_intercepts,
     make_limits,
     make_rule_set,
     members_of,
@@ -17,9 +19,10 @@ from tabi.config.compile import (
     networks_of,
     proxies_of,
 )
-from tabi.config.schema import CheckConfig, EgressConfig, MemberConfig
+from tabi.config.schema import CheckConfig, EgressConfig, InterceptConfig, MemberConfig
 from tabi.errors import ConfigError, LimitExceeded
 from tabi.server.ledger import LocalLedger
+from tabi.session import Session
 from tabi.wire.address import Address, parse_host
 
 CLIENT = parse_host("192.0.2.1")
@@ -118,3 +121,31 @@ def test_a_user_without_limits_costs_nothing() -> None:
     with pytest.raises(LimitExceeded):
         limits.admit("alice", CLIENT, 0, 0.0)
     lease.release()
+
+
+def test_interception_is_compiled_only_where_there_is_any() -> None:
+    """What an entry says is one value; exemptions, users and egresses that dial themselves are known."""
+    assert make_intercepts(make_config({})) is None
+    config = make_config(
+        {
+            "users": {"alice": {"password": "x", "plain": True, "groups": ["dev"]}},
+            "egress": {"far": {"url": "socks5://192.0.2.1:1"}, "eth1": {"interface": "eth1"}},
+            "intercept": [
+                {"action": "pass", "hosts": ["a.example"]},
+                {"users": ["@dev"], "scripts": ["a.py"], "mask": ["X-Key"], "hook_timeout": 3, "body_limit": "1 kB"},
+            ],
+        }
+    )
+    made = make_intercepts(config, clock=lambda: 0.0)
+    assert made is not None
+    exempt, chosen = made
+    assert (exempt.action, exempt.number, exempt.label) == ("pass", 0, "intercept[0]")
+    assert (chosen.scripts, chosen.mask, chosen.hook_timeout, chosen.body_limit) == (("a.py",), ("x-key",), 3, 1000)
+    assert made.direct == {None, "direct", "eth1"}
+    session = Session(1, "mixed://127.0.0.1:1080", Address(CLIENT, 1), 0.0)
+    session.destination = Address("b.example", 443)
+    assert made.match(session) is None
+    session.user = "alice"
+    assert made.match(session) is chosen
+    with pytest.raises(ConfigError, match=r"^intercept\[0\]\.ports\[0\]: "):
+        make_intercepts(msgspec.structs.replace(config, intercept=[InterceptConfig(ports=["x"])]))

@@ -13,12 +13,14 @@ from rich.pretty import pretty_repr
 
 from tabi.config import (
     Auth,
+    Ca,
     CheckConfig,
     Clients,
     Config,
     EgressConfig,
     Group,
     GuardConfig,
+    InterceptConfig,
     LimitsConfig,
     Listen,
     Log,
@@ -52,7 +54,7 @@ HASH = make_hash(b"sekret", b"salt")
 
 TOP = (
     "workers, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
-    "resolver, timeouts, log"
+    "resolver, timeouts, log, ca, intercept"
 )
 PER_CLIENT = "connections, unauthenticated, connect_rate"
 A_SHARE = 'expected a number of 1 to 1000000, or a share such as "25%"'
@@ -223,6 +225,43 @@ drain = 0.5
 [log]
 access = "/var/log/tabi/access.log"
 level = "debug"
+
+[ca]
+certificate = "/etc/tabi/ca.crt"
+key = "/etc/tabi/ca.key"
+
+[[intercept]]
+action = "pass"
+name = "banks"
+hosts = ["*.bank.example"]
+
+[[intercept]]
+hosts = ["*.example.com", "198.51.100.0/24"]
+ports = [443, "8000-8999"]
+users = ["alice", "@dev"]
+clients = ["10.0.0.0/8", "unix"]
+commands = ["connect", "associate"]
+listeners = ["mixed://[::1]"]
+protocols = ["socks5", "https"]
+hours = "Mon-Fri 08:00-18:00 Europe/Berlin"
+tls = false
+verify = false
+trust = "/etc/tabi/private-ca.pem"
+certificate = "/etc/tabi/client.crt"
+key = "/etc/tabi/client.key"
+on_pinning = "pass"
+on_invalid = "alert"
+on_error = "close"
+mismatch = "deny"
+quic = "refuse"
+strip_alt_svc = true
+har = "/var/log/tabi/flows.har"
+body_limit = "64 KiB"
+secrets = true
+mask = ["X-Api-Key"]
+scripts = ["/etc/tabi/hooks.py"]
+hook_timeout = "5 s"
+print = true
 """
 
 
@@ -331,6 +370,40 @@ def test_every_key() -> None:
         ),
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug"),
+        ca=Ca("/etc/tabi/ca.crt", "/etc/tabi/ca.key"),
+        intercept=[
+            InterceptConfig("pass", "banks", ["*.bank.example"]),
+            InterceptConfig(
+                "intercept",
+                None,
+                ["*.example.com", "198.51.100.0/24"],
+                [443, "8000-8999"],
+                ["alice", "@dev"],
+                ["10.0.0.0/8", "unix"],
+                ["connect", "associate"],
+                ["mixed://[::1]"],
+                ["socks5", "https"],
+                "Mon-Fri 08:00-18:00 Europe/Berlin",
+                tls=False,
+                verify=False,
+                trust="/etc/tabi/private-ca.pem",
+                certificate="/etc/tabi/client.crt",
+                key="/etc/tabi/client.key",
+                on_pinning="pass",
+                on_invalid="alert",
+                on_error="close",
+                mismatch="deny",
+                quic="refuse",
+                strip_alt_svc=True,
+                har="/var/log/tabi/flows.har",
+                body_limit=Size.parse("64 KiB"),
+                secrets=True,
+                mask=["X-Api-Key"],
+                scripts=["/etc/tabi/hooks.py"],
+                hook_timeout=Seconds(5),
+                print=True,
+            ),
+        ],
     )
     assert [str(listen.parsed) for listen in config.listen] == ["socks5://127.0.0.1:0", "mixed://[::1]:1080"]
     assert [network and str(network) for network in config.listen[1].proxies] == [

@@ -23,6 +23,7 @@ from tabi.observe.access_log import check_output, escape_json
 from tabi.policy.limits import least_burst
 from tabi.policy.quantities import format_size
 from tabi.server.compiled import Compiled, compile_config
+from tabi.server.interception import authority_paths
 from tabi.server.quota_store import check_store, path_of
 from tabi.url import UnixSocket
 
@@ -48,6 +49,8 @@ NOT_SET = {
     "key": "those of ~/.ssh",
     "ca": "the system's authorities",
     "burst": "there is no bandwidth",
+    "trust": "the system's authorities alone",
+    "har": "nothing is recorded",
     **dict.fromkeys(("connections", "connect_rate", "bandwidth", "quota", "max_session"), "no limit"),
 }
 """What it means that a key has no value, for keys where no value says the same."""
@@ -149,6 +152,9 @@ def resolved(config: Config) -> dict[str, Any]:
     for egress in data["egress"].values():
         hide_passwords(egress)
         egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
+    data["ca"]["certificate"], data["ca"]["key"] = authority_paths(config)
+    for index, intercept in enumerate(data["intercept"]):
+        intercept["name"] = intercept["name"] or f"intercept[{index}]"
     data["quotas"]["path"] = str(path_of(config))
     if data["limits"]["per_client"] is None:
         data["limits"]["per_client"] = msgspec.to_builtins(PerClient(), enc_hook=encode_special)
@@ -183,6 +189,8 @@ def written(data: dict[str, Any]) -> dict[str, Any]:
         for key, unit in (("bandwidth", "/s"), ("burst", "")):
             if limits[key] is not None:
                 limits[key] = f"{format_size(int(limits[key]))}{unit}"
+    for intercept in data["intercept"]:
+        intercept["body_limit"] = format_size(intercept["body_limit"])
     return data
 
 
@@ -203,6 +211,10 @@ def flatten(value: Any, path: str = "") -> Iterator[str]:
 def meaning_of(path: str) -> str:
     """The text for a key without a value: its meaning is a comment, since TOML has no word for that."""
     key = path.rpartition(".")[2]
+    if path.startswith("intercept[") and key in ("certificate", "key"):
+        return "none  # destinations get no certificate"
+    if path.startswith("intercept[") and key not in NOT_SET:
+        return "none  # it matches all"
     if path.startswith("rule["):
         return "none" if key in ("via", "idle") else "none  # it matches all"
     if path.endswith("udp.ports"):

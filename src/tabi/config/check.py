@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 
+from tabi.config.check_matchers import intercept_errors, matcher_errors, path_error, word_errors
 from tabi.config.compile import (
     BLOCK,
     DIRECT,
@@ -19,7 +20,6 @@ from tabi.config.compile import (
     members_of,
     name_of,
     proxies_of,
-    texts_of,
 )
 from tabi.config.schema import (
     SYSTEM,
@@ -40,7 +40,6 @@ from tabi.policy.networks import parse_network
 from tabi.policy.pool import By
 from tabi.policy.quantities import MAX_NUMBER
 from tabi.policy.rules import Rule as CompiledRule
-from tabi.policy.rules import Texts, make_rule
 from tabi.policy.users import PREFIX, Secret
 from tabi.url import ListenURL, ServerURL, parse_server_url, parse_url
 from tabi.wire.address import Address, parse_ip
@@ -90,15 +89,14 @@ def find_errors(
         yield from origin_errors(egress, f"egress.{name}")
         yield from egress_errors(config, name, egress, names)
     yield from read(lambda: Grammar(config.users_grammar.keys, config.users_grammar.separator), "users_grammar")
-    if config.quotas.path is not None and (not config.quotas.path or "\0" in config.quotas.path):
-        yield ConfigError("expected the path of a file", "quotas.path")
-    if config.auth.users_file is not None and (not config.auth.users_file or "\0" in config.auth.users_file):
-        yield ConfigError("expected the path of a file", "auth.users_file")
+    yield from path_error(config.quotas.path, "quotas.path")
+    yield from path_error(config.auth.users_file, "auth.users_file")
     without_password = known_otherwise or config.by_certificate
     for name, user in config.users.items():
         for error in user_errors(name, user, without_password):
             yield ConfigError(error.message, f"users.{name}" + (f".{error.path}" if error.path != "name" else ""))
     yield from policy_errors(config, names, rules)
+    yield from intercept_errors(config)
     yield from resolver_errors(config.resolver)
     yield from host_errors(config)
 
@@ -390,28 +388,11 @@ def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRu
     yield from limit_errors(config.limits, "limits", of_server=True)
 
 
-def matcher_errors(rule: RuleConfig, path: str) -> Iterator[ConfigError]:
-    """What is wrong with the matchers of a rule: each of their words is compiled alone."""
-    for key, words in zip(Texts._fields, texts_of(rule), strict=True):
-        alone: list[Any] = [(word,) for word in words] if isinstance(words, tuple) and words else [words]
-        for index, word in enumerate(alone):
-            try:
-                make_rule(0, "deny", Texts(**{key: word}))
-            except ConfigError as exc:
-                place = str(exc.path).replace("[0]", f"[{index}]")
-                yield ConfigError(exc.message, f"{path}.{place}")
-
-
 def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: set[str]) -> Iterator[ConfigError]:
     """What is wrong with a rule, apart from its matchers."""
     if rule.action is None and rule.via is None:
         yield ConfigError("missing", f"{path}.action")
-    if rule.name is not None and not (rule.name and rule.name.isprintable()):
-        yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
-    for number, url in enumerate(rule.listeners or ()):
-        if url not in listeners:
-            text = f"{url!r}, expected one of: {', '.join(sorted(listeners))}"
-            yield ConfigError(text, f"{path}.listeners[{number}]")
+    yield from word_errors(rule, path, listeners)
     if rule.via is not None and rule.via not in names:
         yield ConfigError(f"there is no [egress.{hidden(rule.via)}]", f"{path}.via")
     if rule.via is not None and rule.action not in (None, "allow"):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabi.config.columns import NO_LIMITS, Column, Has
-from tabi.config.schema import CheckConfig, Config, EgressConfig, MemberConfig, RuleConfig, UserConfig
+from tabi.config.schema import (
+    CheckConfig,
+    Config,
+    EgressConfig,
+    InterceptConfig,
+    MemberConfig,
+    RuleConfig,
+    UserConfig,
+)
 from tabi.errors import ConfigError
 from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.ledger import Ledger
@@ -21,6 +30,7 @@ from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read
 
 if TYPE_CHECKING:
     from tabi.config.users import UserTable
+    from tabi.policy.intercepts import InterceptRule, Intercepts
 
 
 def make_rules(config: Config) -> list[Compiled]:
@@ -34,8 +44,8 @@ def make_rules(config: Config) -> list[Compiled]:
     return rules
 
 
-def texts_of(rule: RuleConfig) -> Texts:
-    """The matchers of a rule as they are written."""
+def texts_of(rule: RuleConfig | InterceptConfig) -> Texts:
+    """The matchers of a rule, or of what has the same ones, as they are written."""
 
     def words(given: Sequence[int | str] | None) -> tuple[str, ...] | None:
         return None if given is None else tuple(map(str, given))
@@ -62,6 +72,41 @@ def make_rule_set(config: Config, users: UserTable | None = None, rules: list[Co
     """
     groups = columns_of(config, users)("groups", groups_of)
     return RuleSet(make_rules(config) if rules is None else rules, groups)
+
+
+def make_intercepts(
+    config: Config, users: UserTable | None = None, clock: Callable[[], float] = time.time
+) -> Intercepts | None:
+    """What is looked into, ready to decide; None if nothing is. Raises ConfigError.
+
+    Args:
+        config: has the entries.
+        users: as in `make_rule_set`.
+        clock: seconds since 1970.
+    """
+    if not config.intercept:
+        return None
+    from tabi.policy.intercepts import Intercepts, make_matcher
+
+    entries = []
+    for number, intercept in enumerate(config.intercept):
+        settings = settings_of(intercept, number)
+        try:
+            entries.append((settings, make_matcher(settings, texts_of(intercept))))
+        except ConfigError as exc:
+            raise ConfigError(exc.message, f"intercept[{number}].{exc.path}") from None
+    direct = [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
+    return Intercepts(entries, clock, columns_of(config, users)("groups", groups_of), direct)
+
+
+def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
+    """What an ``[[intercept]]`` says, apart from its matchers."""
+    from tabi.policy.intercepts import InterceptRule
+
+    said = {key: getattr(intercept, key) for key in InterceptRule.__struct_fields__ if key != "number"}
+    said["mask"] = tuple(name.lower() for name in intercept.mask)
+    said["scripts"] = tuple(intercept.scripts)
+    return InterceptRule(number=number, **said)
 
 
 def make_limits(config: Config, ledger: Ledger, users: UserTable | None = None) -> Accounts:

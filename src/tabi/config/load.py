@@ -14,12 +14,14 @@ from tabi.config.check import find_errors, limit_errors, raise_all
 from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
     Auth,
+    Ca,
     CheckConfig,
     Clients,
     Config,
     EgressConfig,
     Group,
     GuardConfig,
+    InterceptConfig,
     LimitsConfig,
     Listen,
     Log,
@@ -87,6 +89,12 @@ def resolve_paths(config: Config, folder: Path) -> Config:
             egress = msgspec.structs.replace(egress, ssh=msgspec.structs.replace(ssh, **files))
         return egress if egress.ca is None else msgspec.structs.replace(egress, ca=str(folder / egress.ca))
 
+    def reading(intercept: InterceptConfig) -> InterceptConfig:
+        keys = ("trust", "certificate", "key", "har")
+        files = {key: str(folder / name) for key in keys if (name := getattr(intercept, key)) is not None}
+        scripts = [str(folder / name) for name in intercept.scripts]
+        return msgspec.structs.replace(intercept, **files, scripts=scripts)
+
     quotas = config.quotas
     if quotas.path is not None:
         quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
@@ -98,7 +106,13 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     auth = config.auth
     if auth.users_file is not None:
         auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))
-    return msgspec.structs.replace(config, listen=listeners, egress=egress, quotas=quotas, resolver=resolver, auth=auth)
+    parts = {"listen": listeners, "egress": egress, "quotas": quotas, "resolver": resolver, "auth": auth}
+    if config.intercept:
+        parts["intercept"] = [reading(one) for one in config.intercept]
+    files = {key: str(folder / name) for key in ("certificate", "key") if (name := getattr(config.ca, key)) is not None}
+    if files:
+        parts["ca"] = msgspec.structs.replace(config.ca, **files)
+    return msgspec.structs.replace(config, **parts)
 
 
 def parse_config(text: str, egresses: Collection[str] = (), values: bool = True) -> Config:
@@ -183,6 +197,8 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "limits": LimitsConfig,
     "per_client": PerClient,
     "rule": RuleConfig,
+    "ca": Ca,
+    "intercept": InterceptConfig,
     "guard": GuardConfig,
     "quotas": Quotas,
     "egress": EgressConfig,

@@ -34,11 +34,17 @@ CHOICES = {
     "balance": "round-robin, random, weighted, least-connections, hash or sticky",
     "keys": "label, session or ttl",
     "action": "allow, deny, reset or drop",
+    "intercept.action": "intercept or pass",
     "over": "refuse or wait",
+    "on_pinning": "pass or refuse",
+    "on_invalid": "mirror or alert",
+    "on_error": "pass or close",
+    "mismatch": "log or deny",
+    "quic": "pass or refuse",
     "prefer": "any, ipv4, ipv6, ipv4-only or ipv6-only",
 }
 
-TABLES = ("listen", "rule", "clients")
+TABLES = ("listen", "rule", "clients", "intercept")
 """What is written with two brackets."""
 
 STAND_INS: dict[type, dict[str, Any]] = {
@@ -127,6 +133,8 @@ def in_words(message: str, path: str) -> ConfigError:
     text, _, within = message.partition(" - at `$")
     path += within.rstrip("`")
     key = "keys" if path.startswith("users_grammar.keys.") else re.sub(r"(\[\d+\])+$", "", path).rpartition(".")[2]
+    if key == "action" and path.startswith("intercept["):
+        key = "intercept.action"
     if text.startswith("Invalid enum value") and key in CHOICES:
         text += f", expected {CHOICES[key]}"
     text = text.replace(" | null`", "`")
@@ -139,7 +147,7 @@ def in_words(message: str, path: str) -> ConfigError:
 ABSENCE = re.compile(r"^(there (is|are) no (?!\[)|missing|no server)|no users|plain = true")
 """Messages about a missing part: the part may be in the file, but have a mistake itself."""
 
-NAMED = ("listen", "rule", "clients", "users", "groups", "egress")
+NAMED = ("listen", "rule", "clients", "intercept", "users", "groups", "egress")
 """Tables that have parts, each for itself."""
 
 

@@ -298,6 +298,83 @@ class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``timeouts.idle``."""
 
 
+class Ca(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[ca]``: the authority of interception, which signs the certificates that clients see."""
+
+    certificate: str | None = None
+    """Its certificate, a file in PEM. Default: what ``tabi ca init`` made, ``tabi/ca.crt`` in the user's data
+    directory (XDG_DATA_HOME, ``~/.local/share``)."""
+    key: str | None = None
+    """Its private key, a file in PEM that others cannot read. Default: ``tabi/ca.key`` there."""
+
+
+class InterceptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[[intercept]]``: sessions that are looked into; the first entry that matches decides, and without one a session
+    is passed on as it is.
+
+    The matchers are those of ``[[rule]]``.
+    """
+
+    action: Literal["intercept", "pass"] = "intercept"
+    """``intercept`` looks into what matches, ``pass`` leaves it alone. Default: intercept."""
+    name: str | None = None
+    """What the access log calls it. Default: its place, ``intercept[3]``."""
+    hosts: list[str] | None = None
+    """Destinations, as in a rule. The name of CONNECT or the one in the client's hello (SNI) must match, or the address
+    that was dialled a network."""
+    ports: list[int | str] | None = None
+    """Ports of the destination: ``443``, ``"8000-8999"``."""
+    users: list[str] | None = None
+    """Users, and groups with a @ in front."""
+    clients: list[str] | None = None
+    """Networks that the client comes from; ``"unix"`` for unix sockets."""
+    commands: list[str] | None = None
+    """``connect`` (HTTP requests are one too), ``forward`` (HTTP requests only), ``associate``."""
+    listeners: list[str] | None = None
+    """URLs of listeners, as they stand in ``[[listen]]``."""
+    protocols: list[str] | None = None
+    """As in the access log: socks5, socks4, http, socks5+tls, socks4+tls, https."""
+    hours: str | None = None
+    """Times of the week, such as ``"Mon-Fri 08:00-18:00 Europe/Berlin"``; UTC without a zone."""
+    tls: bool = True
+    """Whether TLS is opened; ``false`` looks into HTTP without TLS only, and needs no authority. Default: true."""
+    verify: bool = True
+    """Whether the destination's certificate must be good. Default: true."""
+    trust: str | None = None
+    """Authorities that destinations are trusted by beside the system's, a file in PEM. Default: the system's alone."""
+    certificate: str | None = None
+    """What a destination gets that asks for a certificate of the client, a file in PEM. Default: none."""
+    key: str | None = None
+    """The private key of ``certificate``, a file in PEM. Default: none."""
+    on_pinning: Literal["pass", "refuse"] = "refuse"
+    """What becomes of a client that has refused our certificate, when it comes to this host again within an hour:
+    ``pass`` leaves it alone. Default: refuse, so that an alert is no way around inspection."""
+    on_invalid: Literal["mirror", "alert"] = "mirror"
+    """What a client sees of a destination's bad certificate: one that is as bad, or a TLS alert. Default: mirror."""
+    on_error: Literal["pass", "close"] = "pass"
+    """What becomes of a flow whose hook raises: it goes on untouched, or is closed. Default: pass."""
+    mismatch: Literal["log", "deny"] = "log"
+    """What becomes of a request for another host than that of the client's hello. Default: log."""
+    quic: Literal["pass", "refuse"] = "pass"
+    """What becomes of QUIC in associations; without it browsers fall back to TCP. Default: pass."""
+    strip_alt_svc: bool = False
+    """Whether the field ``Alt-Svc`` is taken out of answers, so that browsers do not try QUIC. Default: false."""
+    har: str | None = None
+    """A file that gets a record of each exchange (HAR 1.2). Default: none."""
+    body_limit: Size = Size(1_000_000)
+    """Octets of each body that are recorded. Default: 1 MB."""
+    secrets: bool = False
+    """Whether records show Authorization, Cookie and other secrets. Default: false."""
+    mask: list[str] = []
+    """Names of further fields, query keys and form keys whose values are secrets. Default: none."""
+    scripts: list[str] = []
+    """Files of Python with hooks. Default: none."""
+    hook_timeout: Seconds = Seconds(10)
+    """Seconds that an async hook has for its answer. Default: 10."""
+    print: bool = False
+    """Whether a line is printed for each exchange. Default: false."""
+
+
 class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[guard]``: networks that no client from outside this machine reaches, whatever rules say."""
 
@@ -542,6 +619,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Deadlines."""
     log: Log = Log()
     """What is written down, and where."""
+    ca: Ca = Ca()
+    """The authority of interception."""
+    intercept: list[InterceptConfig] = []
+    """Sessions that are looked into, in this order. Default: none is."""
 
     @property
     def has_users(self) -> bool:

@@ -6,11 +6,11 @@ import itertools
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_network
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabi.config import Config, Listen, Udp
 from tabi.config.check import check_values
-from tabi.config.compile import make_guard, make_limits, make_rule_set
+from tabi.config.compile import make_guard, make_intercepts, make_limits, make_rule_set
 from tabi.config.load import check_config
 from tabi.config.users import UserTable, make_users
 from tabi.errors import ConfigError
@@ -27,6 +27,9 @@ from tabi.server.egresses import check_files
 from tabi.server.loops import refuse_loops
 from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
+
+if TYPE_CHECKING:
+    from tabi.policy.intercepts import Intercepts
 
 INNER = tuple(
     ip_network(text)
@@ -65,6 +68,8 @@ class Compiled(NamedTuple):
     """The addresses of the names that listeners advertise."""
     idle_of_rules: Mapping[str, float] = {}
     """How long what a rule allows may be idle, by the rule's name in the access log, where it says so."""
+    intercepts: Intercepts | None = None
+    """What is looked into; None if nothing is."""
 
     def udp_of(self, listen: Listen) -> Udp:
         """``udp`` of a listener, with the addresses of the name that it advertises."""
@@ -155,6 +160,7 @@ def compile_config(
     rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
+    made = made._replace(intercepts=make_intercepts(config, users))
     check_listeners(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:

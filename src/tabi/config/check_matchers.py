@@ -1,0 +1,97 @@
+"""Checks of what chooses sessions: the matchers of rules and of interception, and what an ``[[intercept]]`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from tabi.config.compile import make_intercepts, texts_of
+from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
+from tabi.errors import ConfigError
+from tabi.policy.rules import Texts, make_rule
+
+MAX_BODY = 1_000_000_000
+"""Octets of a body that are recorded at most: it is in memory until its exchange is over."""
+
+
+def matcher_errors(
+    rule: RuleConfig | InterceptConfig,
+    path: str,
+    make: Callable[[Texts], object] = lambda texts: make_rule(0, "deny", texts),
+) -> Iterator[ConfigError]:
+    """What is wrong with the matchers of a rule: each of their words is compiled alone, by ``make``."""
+    for key, words in zip(Texts._fields, texts_of(rule), strict=True):
+        alone: list[Any] = [(word,) for word in words] if isinstance(words, tuple) and words else [words]
+        for index, word in enumerate(alone):
+            try:
+                make(Texts(**{key: word}))
+            except ConfigError as exc:
+                place = str(exc.path).replace("[0]", f"[{index}]")
+                yield ConfigError(exc.message, f"{path}.{place}")
+
+
+def word_errors(rule: RuleConfig | InterceptConfig, path: str, listeners: set[str]) -> Iterator[ConfigError]:
+    """What is wrong with the name of a rule, and with the listeners that it names."""
+    if rule.name is not None and not (rule.name and rule.name.isprintable()):
+        yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
+    for number, url in enumerate(rule.listeners or ()):
+        if url not in listeners:
+            text = f"{url!r}, expected one of: {', '.join(sorted(listeners))}"
+            yield ConfigError(text, f"{path}.listeners[{number}]")
+
+
+def intercept_errors(config: Config) -> Iterator[ConfigError]:
+    """What is wrong with interception; whether its files can be used is looked at later."""
+    yield from pair_errors(config.ca, "ca")
+    if not config.intercept:
+        return
+    from tabi.policy.intercepts import InterceptRule, make_matcher
+
+    listeners = {listen.url for listen in config.listen}
+    try:
+        make_intercepts(config)
+    except ConfigError:
+        for index, intercept in enumerate(config.intercept):
+            yield from matcher_errors(intercept, f"intercept[{index}]", partial(make_matcher, InterceptRule()))
+    for index, intercept in enumerate(config.intercept):
+        yield from word_errors(intercept, f"intercept[{index}]", listeners)
+        yield from setting_errors(intercept, f"intercept[{index}]")
+
+
+def setting_errors(intercept: InterceptConfig, path: str) -> Iterator[ConfigError]:
+    """What is wrong with an ``[[intercept]]``, apart from its matchers."""
+    yield from pair_errors(intercept, path)
+    for key in ("trust", "har"):
+        yield from path_error(getattr(intercept, key), f"{path}.{key}")
+    for number, script in enumerate(intercept.scripts):
+        yield from path_error(script, f"{path}.scripts[{number}]")
+    for number, name in enumerate(intercept.mask):
+        if not name or not name.isprintable():
+            yield ConfigError(f"{name!r}, expected the name of a field or a key", f"{path}.mask[{number}]")
+    if intercept.body_limit > MAX_BODY:
+        yield ConfigError(f"{intercept.body_limit}, expected at most {MAX_BODY} octets", f"{path}.body_limit")
+    if intercept.action == "pass":
+        for field in msgspec.structs.fields(InterceptConfig):
+            if field.name in Texts._fields or field.name in ("action", "name"):
+                continue
+            default = [] if field.default is msgspec.NODEFAULT else field.default
+            if getattr(intercept, field.name) != default:
+                yield ConfigError("a setting for what is not looked into: action is pass", f"{path}.{field.name}")
+
+
+def pair_errors(part: Ca | InterceptConfig, path: str) -> Iterator[ConfigError]:
+    """What is wrong with a certificate and its key: both are there, or none."""
+    for key, other in (("certificate", part.key), ("key", part.certificate)):
+        text = getattr(part, key)
+        yield from path_error(text, f"{path}.{key}")
+        if text is None and other is not None:
+            yield ConfigError("missing, expected both certificate and key", f"{path}.{key}")
+
+
+def path_error(text: str | None, path: str) -> Iterator[ConfigError]:
+    """The reason if a text cannot be the path of a file."""
+    if text is not None and (not text or "\0" in text):
+        yield ConfigError("expected the path of a file", path)

@@ -1,0 +1,204 @@
+"""Intercepts: which sessions are looked into. Pure: the clock is passed in.
+
+The first entry that matches decides. Its matchers are those of rules, compiled and looked up in the same way, but
+``hosts`` is asked for two names: that of CONNECT and that in the client's hello (SNI). One of them is enough. Networks
+in ``hosts`` match the address that was dialled, if it is the destination's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from tabi.errors import ConfigError
+from tabi.policy.networks import IP
+from tabi.policy.rules import Conditions, Rule, RuleSet, Texts, make_rule, normal
+from tabi.session import Session
+from tabi.wire.address import Address
+
+COMMANDS = ("connect", "forward", "associate")
+"""What can be looked into: a peer of BIND calls by itself, and has no name."""
+
+DIRECT = (None, "direct")
+"""What a session's ``via`` is if its destination was dialled from here."""
+
+
+class InterceptRule(msgspec.Struct, frozen=True):
+    """One ``[[intercept]]``, apart from its matchers. Paths are absolute."""
+
+    number: int = 0
+    """Its place in the configuration."""
+    name: str | None = None
+    action: Literal["intercept", "pass"] = "intercept"
+    """``pass`` leaves what matches alone."""
+    tls: bool = True
+    """Whether TLS is opened. If not, only HTTP without TLS is looked into, and no authority is needed."""
+    verify: bool = True
+    """Whether the destination's certificate must be good."""
+    trust: str | None = None
+    """A file in PEM: authorities beside the system's."""
+    certificate: str | None = None
+    """A file in PEM: what destinations that ask for a certificate get."""
+    key: str | None = None
+    """A file in PEM: the key of ``certificate``."""
+    on_pinning: Literal["pass", "refuse"] = "refuse"
+    on_invalid: Literal["mirror", "alert"] = "mirror"
+    on_error: Literal["pass", "close"] = "pass"
+    mismatch: Literal["log", "deny"] = "log"
+    quic: Literal["pass", "refuse"] = "pass"
+    strip_alt_svc: bool = False
+    har: str | None = None
+    body_limit: int = 1_000_000
+    """Octets of each body that are recorded."""
+    secrets: bool = False
+    """Whether records show secrets."""
+    mask: tuple[str, ...] = ()
+    """Names of further fields, query keys and form keys whose values are secrets; in small letters."""
+    scripts: tuple[str, ...] = ()
+    hook_timeout: float = 10.0
+    """Seconds that an async hook has."""
+    print: bool = False
+    """Whether a line is printed for each flow."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return self.name or f"intercept[{self.number}]"
+
+
+def make_matcher(intercept: InterceptRule, texts: Texts) -> Rule:
+    """Compile the matchers of an entry. Raises ConfigError, whose path is within the entry.
+
+    In a rule that refuses one address of several forms is enough, so that none of them is a way around inspection;
+    an exemption needs the very address. Both are as `RuleSet` has it.
+    """
+    for index, word in enumerate(texts.commands or ()):
+        if word not in COMMANDS:
+            raise ConfigError(f"{word!r}, expected one of: {', '.join(COMMANDS)}", f"commands[{index}]")
+    return make_rule(intercept.number, "allow" if intercept.action == "pass" else "deny", texts, intercept.label)
+
+
+class Intercepts:
+    """All entries of a configuration.
+
+    Args:
+        entries: in their order: what each says, and its matchers.
+        clock: seconds since 1970, for ``hours``.
+        groups: of each user.
+        direct: names of egresses that dial destinations themselves, in addition to ``direct``.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[tuple[InterceptRule, Rule]],
+        clock: Callable[[], float],
+        groups: Mapping[str, frozenset[str]] | None = None,
+        direct: Collection[str] = (),
+    ) -> None:
+        entries = list(entries)
+        self.settings = [intercept for intercept, _ in entries]
+        self.rules = RuleSet((rule for _, rule in entries), groups)
+        self.clock = clock
+        self.direct = frozenset((*DIRECT, *direct))
+        self.without_hosts = list(decisive(self.rules, self.settings))
+        self.constant: bool | None = None
+        """The answer of `candidate` for every session, if it is the same for all."""
+        if not self.without_hosts:
+            self.constant = False
+        elif self.without_hosts[0][0] == Conditions():
+            self.constant = self.without_hosts[0][1]
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def __iter__(self) -> Iterator[InterceptRule]:
+        return iter(self.settings)
+
+    def __repr__(self) -> str:
+        return f"Intercepts({len(self)})"
+
+    @property
+    def need_authority(self) -> bool:
+        """Whether there may be TLS to open: it takes an authority to do that."""
+        return any(
+            intercept.action == "intercept"
+            and intercept.tls
+            and (rule.texts.commands is None or "connect" in rule.texts.commands)
+            for intercept, rule in zip(self.settings, self.rules, strict=True)
+        )
+
+    def candidate(self, session: Session) -> bool:
+        """Whether a session may be intercepted, depending on its hosts and on the hour: all other matchers match.
+
+        It is asked for every session, and takes up to a microsecond for each entry with other matchers than hosts.
+        """
+        if session.command == "bind":
+            return False
+        if self.constant is not None:
+            return self.constant
+        port = None if session.destination is None else session.destination.port
+        for conditions, chosen in self.without_hosts:
+            if self.rules.holds(conditions, session, port, 0.0):
+                return chosen
+        return False
+
+    def match(
+        self, session: Session, sni: str | None = None, destination: Address | None = None
+    ) -> InterceptRule | None:
+        """The entry that a session is intercepted by; None if it is not, or if its entry says ``pass``.
+
+        Args:
+            session: its ``destination`` and ``address`` are known.
+            sni: the name in the client's hello, if there is one.
+            destination: of one datagram. Default: the session's own.
+        """
+        found = self.find(session, sni, destination)
+        return None if found is None or found.action == "pass" else found
+
+    def find(
+        self, session: Session, sni: str | None = None, destination: Address | None = None
+    ) -> InterceptRule | None:
+        """The first entry that matches, whatever it says; arguments as `match`."""
+        now = self.clock()
+        found: int | None = None
+        for asked, addresses in self.names(session, sni, destination):
+            rule = self.rules.find(session, asked, addresses, now)
+            if isinstance(rule, Rule) and (found is None or rule.number < found):
+                found = rule.number
+        return None if found is None else self.settings[found]
+
+    def names(
+        self, session: Session, sni: str | None, destination: Address | None
+    ) -> Iterator[tuple[Address, tuple[IP, ...]]]:
+        """What ``hosts`` is asked for: each name with the destination's port, and the address that is known of it."""
+        if destination is None:
+            destination, dialled = session.destination, session.address
+            if (session.member or session.via) not in self.direct:
+                dialled = None  # the address of a proxy
+        else:
+            dialled = destination
+        if destination is None:
+            return
+        host = destination.host
+        if isinstance(host, str) and dialled is not None:
+            known = () if isinstance(dialled.host, str) else (dialled.host,)
+        else:
+            known = () if isinstance(host, str) else (host,)
+        yield destination, known
+        if sni is not None and not (isinstance(host, str) and normal(sni) == normal(host)):
+            yield Address(sni, destination.port), known
+
+
+def decisive(rules: RuleSet, settings: Iterable[InterceptRule]) -> Iterator[tuple[Conditions, bool]]:
+    """The conditions that `Intercepts.candidate` looks at, without hours, and what it says where they hold: an entry
+    that may intercept, or one that exempts whatever the host and the hour."""
+    for rule, intercept in zip(rules, settings, strict=True):
+        everywhere = rule.hosts is None or rule.hosts.everything
+        if intercept.action == "pass" and not (everywhere and rule.conditions.hours is None):
+            continue
+        conditions = rule.conditions._replace(hours=None)
+        yield conditions, intercept.action == "intercept"
+        if conditions == Conditions():
+            return
