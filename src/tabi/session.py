@@ -84,8 +84,9 @@ class Session:
     decision. ``addresses`` are those of a name that had to be resolved for a decision. ``lease`` is what limits leave
     of it. ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program
     said of the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the
-    upstream that a pool chose. ``ended`` are the functions to call at the end (`when_over`). ``watch`` gets the events
-    in between, if an observer wants them.
+    upstream that a pool chose. ``route`` is how its destination is opened once more. ``intercepted`` names the
+    ``[[intercept]]`` that looks into it; ``pinned`` says that the client has refused our certificate. ``ended`` are the
+    functions to call at the end (`when_over`). ``watch`` gets the events in between, if an observer wants them.
     """
 
     __slots__ = (
@@ -104,15 +105,18 @@ class Session:
         "ended",
         "error",
         "groups",
+        "intercepted",
         "lease",
         "limits",
         "listener",
         "member",
         "number",
         "parameters",
+        "pinned",
         "protection",
         "protocol",
         "reply_code",
+        "route",
         "rule",
         "silent",
         "started",
@@ -155,6 +159,9 @@ class Session:
         self.lease: Any = None  # of policy.limits, which stands above
         self.via: str | None = None
         self.member: str | None = None
+        self.route: Any = None  # of ingress.gate, which stands above
+        self.intercepted: str | None = None
+        self.pinned = False
         self.ended: list[Callable[[], object]] | None = None
         self.reply_code: int | None = None
         self.error: str | None = None

@@ -28,6 +28,7 @@ class Connect:
     def __init__(self, gate: Gate, carrier: Carrier) -> None:
         self.gate = gate
         self.carrier = carrier
+        self.keeps_route = False  # whether the carrier may open destinations once more
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""
@@ -55,4 +56,6 @@ class Connect:
 
         if session.watch is not None:
             session.watch.connected(session)
+        if self.keeps_route:
+            session.route = egress, address_filter
         self.carrier.start(conversation.client, server, session, answer, conversation.trailing_data)

@@ -44,7 +44,7 @@ class NoAnswer(TabiError):
         type: the error type of RFC 9209 section 2.3.
     """
 
-    def __init__(self, status: int, type: str, message: str) -> None:  # noqa: A002  the word of RFC 9209
+    def __init__(self, status: int, type: str, message: str) -> None:
         super().__init__(message)
         self.status = status
         self.type = type
@@ -284,9 +284,7 @@ class Exchange:
             return False
         return await self.send_answer(head, response, download, handlers)
 
-    async def send_answer(
-        self, head: bytes, response: OriginResponse, download: Content, handlers: Handlers
-    ) -> bool:
+    async def send_answer(self, head: bytes, response: OriginResponse, download: Content, handlers: Handlers) -> bool:
         """Send an answer on; whether both connections go on."""
         first = await self.pieces(DOWN, download, handlers)
         self.answered = True
@@ -313,15 +311,18 @@ class Exchange:
         """The final response's head; those before it are sent on as they come."""
         server, buffer, method = self.server, self.server_buffer, self.request.method
         for count in range(INTERIM_LIMIT):
-            seen = 0
+            seen, found = 0, None
             try:
-                while not buffer or (found := decode_origin_response(buffer, method, seen=seen, after_interim=count > 0)) is None:
-                    seen = len(buffer)
-                    while (data := server.receive_nowait(READ_SIZE)) is None:
-                        await server.readable()
-                    if not data:
-                        raise ConnectionResetError("the connection ended before its answer")
-                    buffer += data
+                while found is None:
+                    if len(buffer) > seen:
+                        found = decode_origin_response(buffer, method, seen=seen, after_interim=count > 0)
+                        seen = len(buffer)
+                    if found is None:
+                        while (data := server.receive_nowait(READ_SIZE)) is None:
+                            await server.readable()
+                        if not data:
+                            raise ConnectionResetError("the connection ended before its answer")
+                        buffer += data
             except OSError as exc:
                 raise self.lost(exc) from exc
             except RemoteProtocolError as exc:
@@ -483,4 +484,3 @@ def reason_of(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
-

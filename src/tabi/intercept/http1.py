@@ -20,7 +20,7 @@ READ_SIZE = 16384
 """Octets of one read of a head."""
 
 
-class ServerSpoke(Exception):  # noqa: N818  no error
+class ServerSpoke(Exception):
     """The destination has sent something, or has ended, while the client's next request was waited for."""
 
 
@@ -193,5 +193,3 @@ class Http1:
         if data:
             await self.client.send_all(data)
         return data is None
-
-

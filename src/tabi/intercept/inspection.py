@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from tabi.intercept.flow import Flow, FlowRequest, FlowResponse, TlsInfo
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
-from tabi.intercept.record import Record
+from tabi.intercept.record import Record, WebSocketMessage
 from tabi.policy.intercepts import InterceptRule
 from tabi.session import Session
 from tabi.wire.address import Address, Host
@@ -64,7 +64,7 @@ class Recording:
         self.moments: list[float | None] = [monotonic(), None, None, None]  # begun, sent, answered, ended
         self.bodies = (bytearray(), bytearray())
         self.sizes = [0, 0]
-        self.messages: list[object] = []
+        self.messages: list[WebSocketMessage] = []
 
     def note(self, direction: int, carried: bytes) -> None:
         """So much content went in a direction."""
@@ -111,7 +111,18 @@ class Inspection:
         fetch: asks other servers, for `Flow.reroute`.
     """
 
-    __slots__ = ("connection", "fetch", "hooks", "origin", "recorder", "rule", "session", "tls", "tls_seconds", "warned")
+    __slots__ = (
+        "connection",
+        "fetch",
+        "hooks",
+        "origin",
+        "recorder",
+        "rule",
+        "session",
+        "tls",
+        "tls_seconds",
+        "warned",
+    )
 
     def __init__(
         self,
@@ -163,7 +174,7 @@ class Inspection:
             return False
         if not self.warned:
             self.warned = True
-            log.warning("session %x: a request for %s on a connection to %s", self.session.number, address.host, self.origin.host)
+            log.warning("%s: a request for %s on a connection to %s", self.connection, address.host, self.origin.host)
         return True
 
     @property

@@ -6,10 +6,25 @@ Nothing of the room `intercept` is imported unless a configuration has something
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabi.config import Config
+from tabi.ingress.gate import Gate
+from tabi.intercept.authority import Authority
+from tabi.intercept.contexts import ClientContexts, ServerContexts
+from tabi.intercept.hooks import Hooks
+from tabi.intercept.inspection import Recorder
+from tabi.intercept.interception import Interception
+from tabi.intercept.tls import Handshakes
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared
+from tabi.policy.intercepts import InterceptRule
+from tabi.relay.first_octets import FirstOctets
+from tabi.relay.relays import Relays
+from tabi.server.compiled import Compiled
+from tabi.session import Session
 
 
 def authority_paths(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
@@ -19,3 +34,60 @@ def authority_paths(config: Config, environment: Mapping[str, str] = os.environ)
     home = environment.get("XDG_DATA_HOME", "")
     folder = (Path(home) if home.startswith("/") else Path.home() / ".local" / "share") / "tabi"
     return str(folder / "ca.crt"), str(folder / "ca.key")
+
+
+class RuleParts:
+    """The hooks and the recorder of each ``[[intercept]]``.
+
+    Args:
+        given: hooks of a program: they see the flows of all entries, before those of scripts.
+        recorder: of all entries; None where nothing is recorded.
+    """
+
+    def __init__(self, given: Sequence[object], recorder: Recorder | None) -> None:
+        self.given = tuple(given)
+        self.all_of_them = recorder
+        self.made: dict[InterceptRule, Hooks] = {}
+
+    def hooks(self, rule: InterceptRule) -> Hooks:
+        """The hooks that see the flows of an entry."""
+        hooks = self.made.get(rule)
+        if hooks is None:
+            hooks = self.made[rule] = Hooks(self.given, rule.hook_timeout, rule.on_error == "close")
+        return hooks
+
+    def recorder(self, rule: InterceptRule) -> Recorder | None:
+        """What gets the records of an entry."""
+        return self.all_of_them
+
+    def close(self) -> None:
+        """End the threads of hooks."""
+        for hooks in self.made.values():
+            hooks.close()
+
+
+def make_interception(
+    compiled: Compiled, relays: Relays, first: FirstOctets, gate: Gate, shared: TlsShared, given: Sequence[object]
+) -> Interception:
+    """Compose the carrier of what is intercepted. Raises ConfigError."""
+    assert compiled.intercepts is not None
+    config, timeouts = compiled.config, compiled.config.timeouts
+    handshakes = None
+    if compiled.intercepts.need_authority:
+        own = TlsShared()
+        own.turn = shared.turn
+        authority = Authority.load(*authority_paths(config))
+        handshakes = Handshakes(
+            ServerContexts(authority), ClientContexts(), own, timeouts.connect, timeouts.handshake
+        )
+
+    async def reopen(session: Session) -> Stream:
+        egress, address_filter = session.route
+        assert session.destination is not None
+        found: Stream = await egress.open(session.destination, address_filter, session)
+        return found
+
+    async def fetch(*asked: Any) -> Any:
+        raise NotImplementedError
+
+    return Interception(relays, first, compiled.intercepts, handshakes, RuleParts(given, None), reopen, fetch)

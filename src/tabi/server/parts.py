@@ -82,6 +82,7 @@ class Given(NamedTuple):
     datagrams: DatagramInspector | None = None
     dials: DialInspector | None = None
     composed: Composed | None = None
+    hooks: Sequence[object] = ()
 
 
 class Parts:
@@ -160,7 +161,19 @@ class Parts:
             policy, self.dialer, self.egresses.by_name, given.metrics, timeouts.handshake, self.from_url
         )
         closing.callback(self.gate.close)
+        self.interception = None
+        if compiled.intercepts is not None:
+            from tabi.relay.first_octets import FirstOctets
+            from tabi.server.interception import make_interception
+
+            first = FirstOctets(reactor, self.relays, timeouts.handshake)
+            self.interception = make_interception(compiled, self.relays, first, self.gate, self.tls_shared, given.hooks)
+            self.carrier = self.interception
+            sessions.carriers.insert(0, self.interception)
+            closing.callback(first.close, "shutdown")
+            closing.push_async_callback(self.interception.close, "shutdown")
         self.connect = Connect(self.gate, self.carrier)
+        self.connect.keeps_route = self.interception is not None
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(

@@ -1,4 +1,4 @@
-"""HTTP/1 heads between a client and an origin server, as one between them reads them: only framing is found out. No I/O.
+"""HTTP/1 heads between a client and an origin server: only their framing is found out. No I/O.
 
 What is sent on is what came, octet for octet. What two readers could understand in two ways is refused, as in
 `wire/http.py`: lengths, codings, line ends, control octets. Anything else passes, however odd it is.

@@ -1,0 +1,300 @@
+"""Interception: the carrier of the sessions that were chosen.
+
+    ClientHello        TLS with the destination, then with the client; then what is inside
+    HTTP/1, HTTP/2     flows for hooks and records
+    all else           a relay, as if nothing had been looked into
+
+The first octets of either side decide. A session that was not chosen, and whatever is not known, is relayed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.intercept.hooks import HookFailed, Hooks
+from tabi.intercept.http1 import Http1, ServerSpoke, Switched
+from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
+from tabi.intercept.pinning import Pinned
+from tabi.intercept.tls import HandshakeFailed, Handshakes, Opened, host_of, info_of
+from tabi.net.reactor import READABLE
+from tabi.net.stream import MSG_PEEK, Stream
+from tabi.policy.intercepts import InterceptRule, Intercepts
+from tabi.policy.limits import UP
+from tabi.relay.first_octets import FirstOctets, Seen
+from tabi.relay.relays import Relays
+from tabi.relay.tunnel import HeadSock, Tunnel, Tunnels, TunnelStream
+from tabi.session import Close, Session
+from tabi.wire.machine import NeedData
+from tabi.wire.sniff import Payload, sniff_payload
+from tabi.wire.tls_alert import encode_alert
+
+if TYPE_CHECKING:
+    from tabi.relay.carrier import Carried
+
+log = logging.getLogger("tabi")
+
+READ_SIZE = 16384
+FEW = 1024
+"""Octets after which a protocol that is still not known is not known."""
+
+
+class Chosen(NamedTuple):
+    """A session that is intercepted, and why."""
+
+    rule: InterceptRule
+    seen: Seen
+
+
+class Rules(Protocol):
+    """What each ``[[intercept]]`` works with."""
+
+    def hooks(self, rule: InterceptRule) -> Hooks: ...
+    def recorder(self, rule: InterceptRule) -> Recorder | None: ...
+
+
+class Interception:
+    """Carries sessions: those that are chosen in a task that looks into them, others by the relays.
+
+    Args:
+        relays: carry what is not looked into.
+        first: finds out what the first octets say.
+        intercepts: choose; replaced by a reload.
+        handshakes: do TLS; None without an authority: then only HTTP without TLS is looked into.
+        rules: hooks and recorder of each rule.
+        reopen: opens a session's destination once more.
+        fetch: asks other servers.
+    """
+
+    def __init__(
+        self,
+        relays: Relays,
+        first: FirstOctets,
+        intercepts: Intercepts,
+        handshakes: Handshakes | None,
+        rules: Rules,
+        reopen: Callable[[Session], Awaitable[Stream]],
+        fetch: Fetch,
+    ) -> None:
+        self.relays = relays
+        self.first = first
+        self.intercepts = intercepts
+        self.handshakes = handshakes
+        self.rules = rules
+        self.reopen = reopen
+        self.fetch = fetch
+        self.pinned = Pinned()
+        self.tunnels = Tunnels(self.carry, relays)
+        self.chosen: dict[Session, Chosen] = {}
+
+    # --- choosing ---
+
+    def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
+        """See `Carrier.start`."""
+        if self.intercepts.candidate(session):
+            self.first.look(client, server, session, answer, head, self.choose)
+        else:
+            self.relays.start(client, server, session, answer, head)
+
+    def get(self, session: Session) -> Carried | None:
+        """See `Carrier.get`."""
+        return self.tunnels.get(session) or self.first.get(session)
+
+    def choose(self, client: Stream, server: Stream, session: Session, seen: Seen) -> None:
+        """The first octets are known: intercept the session, or relay it."""
+        rule = self.rule_for(session, seen)
+        if rule is None:
+            self.relays.start(client, server, session, b"", seen.octets)
+            return
+        self.chosen[session] = Chosen(rule, seen)
+        self.tunnels.start(client, server, session, b"", b"")
+
+    def rule_for(self, session: Session, seen: Seen) -> InterceptRule | None:
+        """The entry that intercepts a session; None: it is relayed."""
+        hello = seen.hello
+        if hello is None and seen.protocol not in (Payload.HTTP1, Payload.HTTP2):
+            return None
+        rule = self.intercepts.match(session, None if hello is None else hello.sni)
+        if rule is None or hello is None:
+            return rule
+        if self.handshakes is None or not rule.tls:
+            return None
+        if rule.on_pinning == "pass":
+            name = str(host_of(hello, session))
+            if self.pinned.has(session.client.host, name, monotonic()):
+                session.pinned = True
+                return None
+        return rule
+
+    # --- one session ---
+
+    async def carry(self, tunnel: Tunnel) -> None:
+        """Carry a chosen session to its end; see `relay.tunnel`."""
+        run = tunnel._run
+        session = tunnel.session
+        rule, seen = self.chosen.pop(session)
+        session.intercepted = rule.label
+        reason: Close = "error"
+        try:
+            await self.look_into(tunnel, rule, seen)
+            return
+        except HandshakeFailed as exc:
+            session.error = str(exc)
+            reason = "reset" if exc.kind == "transport" else "error"
+        except RemoteProtocolError as exc:
+            session.error = session.error or str(exc)
+        except LimitExceeded as exc:
+            session.error, reason = str(exc), "limit"
+        except HookFailed as exc:
+            session.error = str(exc)
+        except OSError as exc:
+            session.error = session.error or (exc.strerror or str(exc)).lower()
+            reason = "reset" if isinstance(exc, ConnectionError) else "error"
+        run.reason = run.reason or reason
+        run.close_streams(True)
+
+    async def look_into(self, tunnel: Tunnel, rule: InterceptRule, seen: Seen) -> None:
+        """Do what the first octets ask for."""
+        session, destination = tunnel.session, tunnel.session.destination
+        assert destination is not None
+        hooks = self.rules.hooks(rule)
+        if seen.hello is None:
+            origin = Origin("http", destination.host, destination.port)
+            inspection = Inspection(session, rule, hooks, self.rules.recorder(rule), origin, None, self.fetch)
+            await self.carry_http(tunnel, inspection, seen.octets, seen.protocol == Payload.HTTP2)
+            return
+        host = host_of(seen.hello, session)
+        began = monotonic()
+        opened = await self.open_tls(tunnel, rule, seen)
+        info = info_of(opened, seen.hello)
+        session.up = session.down = 0  # from here on what is inside TLS is counted
+        if hooks.tls_established:
+            await hooks.tell(hooks.tls_established, info)
+        origin = Origin("https", host, destination.port)
+        recorder = self.rules.recorder(rule)
+        inspection = Inspection(session, rule, hooks, recorder, origin, info, self.fetch, monotonic() - began)
+        if info.alpn == "h2":
+            await self.carry_http(tunnel, inspection, b"", True)
+            return
+        head = await first_octets(tunnel.client, tunnel.server)
+        if sniff_payload(head) is Payload.HTTP1:
+            await self.carry_http(tunnel, inspection, head, False)
+        else:
+            self.hand_over(tunnel, head)
+
+    async def open_tls(self, tunnel: Tunnel, rule: InterceptRule, seen: Seen) -> Opened:
+        """Shake hands with the destination, then with the client. Raises HandshakeFailed."""
+        handshakes, session, hello = self.handshakes, tunnel.session, seen.hello
+        assert handshakes is not None
+        assert hello is not None
+        run, host = tunnel._run, host_of(hello, session)
+
+        async def reopen() -> Stream:
+            run.server = TunnelStream(await self.reopen(session), run, UP)
+            tunnel.server = run.server
+            return run.server
+
+        try:
+            opened = await handshakes.open(tunnel.server, rule, hello, host, reopen)
+        except HandshakeFailed as exc:
+            await self.alert(tunnel.client, exc, hello.version)
+            raise
+        HeadSock(tunnel.client, seen.octets)
+        try:
+            await handshakes.accept(tunnel.client, session, opened, host)
+        except HandshakeFailed as exc:
+            if exc.kind == "trust":
+                self.note_pinning(session, rule, str(host))
+            raise
+        return opened
+
+    async def alert(self, client: Stream, failure: HandshakeFailed, version: int) -> None:
+        """Tell a client, with which TLS has not begun, that there is none with its destination."""
+        if failure.kind == "transport" and isinstance(failure.__cause__, ConnectionError):
+            return  # it gets a reset too
+        try:
+            await client.send_all(encode_alert(failure.alert))
+            client.close()
+        except OSError:
+            pass
+
+    def note_pinning(self, session: Session, rule: InterceptRule, host: str) -> None:
+        """A client has refused our certificate."""
+        session.pinned = True
+        if rule.on_pinning == "pass":
+            self.pinned.add(session.client.host, host, monotonic())
+            log.info("%s refused our certificate for %s: it is not intercepted for an hour", session.client.host, host)
+        else:
+            log.info("%s refused our certificate for %s", session.client.host, host)
+
+    # --- what is inside ---
+
+    async def carry_http(self, tunnel: Tunnel, inspection: Inspection, head: bytes, http2: bool) -> None:
+        """Carry HTTP."""
+        if http2:
+            self.hand_over(tunnel, head)
+            return
+        switched = await Http1(inspection, tunnel.client, tunnel.server, head).run()
+        if switched is not None:
+            await self.switch(tunnel, inspection, switched)
+
+    async def switch(self, tunnel: Tunnel, inspection: Inspection, switched: Switched) -> None:
+        """Another protocol follows behind an exchange."""
+        if switched.from_server:
+            await tunnel.client.send_all(switched.from_server)
+        self.hand_over(tunnel, switched.from_client)
+
+    def hand_over(self, tunnel: Tunnel, head: bytes) -> None:
+        """Have a relay carry the rest; ``head`` is what the client has sent already."""
+        if head:
+            HeadSock(tunnel.client, head)
+        tunnel.hand_over()
+
+    async def close(self, reason: Close) -> None:
+        """End all sessions."""
+        await self.tunnels.close(reason)
+
+
+async def first_octets(client: Stream, server: Stream) -> bytes:
+    """What the client sends first, as much as names a protocol; empty if the server speaks first, or either ends."""
+
+    def on_server_ready(events: int) -> None:
+        server.on_ready(events)
+        if events & READABLE:
+            client.wake_waiting(ServerSpoke())
+
+    server.reactor.replace(server.fd, on_server_ready)
+    head = b""
+    try:
+        while True:
+            data = client.receive_nowait(READ_SIZE)
+            if data is not None:
+                head += data
+                if not data or len(head) >= FEW or not isinstance(sniff_payload(head), NeedData):
+                    return head
+                continue
+            if speaks(server):
+                return head
+            try:
+                await client.readable()
+            except ServerSpoke:
+                pass
+    finally:
+        server.reactor.replace(server.fd, server.on_ready)
+
+
+def speaks(stream: Stream) -> bool:
+    """Whether a peer has sent something, or has ended; nothing is taken."""
+    if not stream.events & READABLE:
+        return False
+    try:
+        stream.sock.recv(1, MSG_PEEK)
+    except BlockingIOError:
+        stream.events &= ~READABLE
+        return False
+    except OSError:
+        pass
+    return True

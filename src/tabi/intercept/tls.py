@@ -1,0 +1,212 @@
+"""TLS of an intercepted session: first with the destination, then with the client, with what the destination chose."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from time import time
+from typing import NamedTuple
+
+from tabi.errors import ConfigError, RemoteProtocolError, TabiError
+from tabi.intercept.authority import Verdict, verdict_of
+from tabi.intercept.contexts import ClientContexts, ServerContexts, TlsSettings, Versions
+from tabi.intercept.flow import TlsInfo
+from tabi.intercept.pinning import REFUSALS
+from tabi.net.failures import is_deadline
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared, accept_tls, connect_tls
+from tabi.policy.intercepts import InterceptRule
+from tabi.policy.networks import network_of
+from tabi.session import Session
+from tabi.wire.address import Host, make_host
+from tabi.wire.client_hello import ClientHello
+from tabi.wire.tls_alert import DESCRIPTIONS
+
+KNOWN = ("h2", "http/1.1")
+"""The ALPN protocols that are looked into."""
+
+TLS13 = 0x0304
+
+OF_CERTIFICATE = {
+    Verdict.EXPIRED: "certificate_expired",
+    Verdict.NOT_YET_VALID: "certificate_expired",
+    Verdict.UNKNOWN_ISSUER: "unknown_ca",
+    Verdict.SELF_SIGNED: "unknown_ca",
+}
+
+Reopen = Callable[[], Awaitable[Stream]]
+"""Opens the destination once more, by the same egress. Raises TabiError and OSError."""
+
+
+class HandshakeFailed(TabiError):
+    """TLS with one side has failed.
+
+    Attributes:
+        side: ``client`` or ``server``.
+        kind: ``transport``: the connection broke, or took too long; ``tls``; ``trust``: a certificate was refused.
+        alert: what the other side is to be told (RFC 8446 section 6).
+    """
+
+    def __init__(self, side: str, kind: str, message: str, alert: str = "internal_error") -> None:
+        super().__init__(message)
+        self.side = side
+        self.kind = kind
+        self.alert = alert
+
+
+class Opened(NamedTuple):
+    """TLS with a destination."""
+
+    server: Stream
+    tls: ssl.SSLObject
+    verdict: Verdict
+
+
+class Handshakes:
+    """Shakes hands with both sides.
+
+    Args:
+        server_contexts: toward clients.
+        client_contexts: toward destinations.
+        shared: see `TlsShared`.
+        connect: seconds for the handshake with a destination.
+        handshake: seconds for the handshake with a client.
+    """
+
+    def __init__(
+        self,
+        server_contexts: ServerContexts,
+        client_contexts: ClientContexts,
+        shared: TlsShared,
+        connect: float,
+        handshake: float,
+    ) -> None:
+        self.server_contexts = server_contexts
+        self.client_contexts = client_contexts
+        self.shared = shared
+        self.connect = connect
+        self.handshake = handshake
+
+    async def open(self, server: Stream, rule: InterceptRule, hello: ClientHello, host: Host, reopen: Reopen) -> Opened:
+        """Shake hands with the destination. After an error its stream is closed.
+
+        A certificate that is not accepted ends a handshake; to see it, so that the client gets one that is as bad, the
+        destination is opened again.
+
+        Args:
+            server: leads there.
+            rule: has chosen the session.
+            hello: of the client: what it offers is offered.
+            host: that the certificate must name.
+            reopen: see `Reopen`.
+
+        Raises:
+            HandshakeFailed: it has failed.
+        """
+        settings = TlsSettings(rule.verify, rule.trust, rule.certificate, rule.key)
+        protocols, versions = protocols_of(hello), versions_of(hello)
+        contexts, verdict = self.client_contexts, Verdict.GOOD
+        try:
+            async with asyncio.timeout(self.connect):
+                while True:
+                    context = contexts.get_nowait(settings, protocols, versions)
+                    if context is None:
+                        context = await contexts.get(settings, protocols, versions)
+                    try:
+                        sock = await connect_tls(server, context, host, self.shared)
+                    except RemoteProtocolError as exc:
+                        if not isinstance(exc.__cause__, ssl.SSLCertVerificationError) or not settings.verify:
+                            raise
+                        verdict = verdict_of(exc.__cause__)
+                        if rule.on_invalid == "alert":
+                            alert = OF_CERTIFICATE.get(verdict, "bad_certificate")
+                            raise HandshakeFailed("server", "trust", str(exc), alert) from exc
+                        settings = settings.after(verdict)
+                    else:
+                        return Opened(server, sock.tls, verdict)
+                    server.close()
+                    server = await reopen()
+        except BaseException as exc:
+            server.close()
+            raise explained(exc, "server", self.connect) from exc
+
+    async def accept(self, client: Stream, session: Session, opened: Opened, host: Host) -> ssl.SSLObject:
+        """Shake hands with the client, as the destination did with us; its hello is read from the stream again.
+
+        Raises:
+            HandshakeFailed: it has failed; the client was told.
+        """
+        der = opened.tls.getpeercert(True)
+        alpn = opened.tls.selected_alpn_protocol()
+        try:
+            context = self.server_contexts.get(der, opened.verdict, str(host), alpn, time())
+            async with asyncio.timeout(self.handshake):
+                sock = await accept_tls(client, context, self.shared, network_of(session.client))
+        except BaseException as exc:
+            raise explained(exc, "client", self.handshake) from exc
+        return sock.tls
+
+
+def explained(exc: BaseException, side: str, seconds: float) -> BaseException:
+    """What a handshake with one side failed with, as HandshakeFailed; a cancellation stays one."""
+    if isinstance(exc, HandshakeFailed):
+        return exc
+    if is_deadline(exc):
+        return HandshakeFailed(side, "transport", f"TLS with the {side}: not done within {seconds:g} s")
+    if isinstance(exc, RemoteProtocolError):
+        alert = alert_of(exc.__cause__)
+        trust = isinstance(exc.__cause__, ssl.SSLCertVerificationError) or alert in REFUSALS
+        return HandshakeFailed(side, "trust" if trust else "tls", str(exc), alert or "handshake_failure")
+    if isinstance(exc, ConfigError):
+        return HandshakeFailed(side, "tls", f"{exc.path}: {exc.message}" if exc.path else exc.message)
+    if isinstance(exc, TabiError):
+        return HandshakeFailed(side, "transport", str(exc))
+    if isinstance(exc, OSError):
+        return HandshakeFailed(side, "transport", f"TLS with the {side}: {(exc.strerror or str(exc)).lower()}")
+    return exc
+
+
+def alert_of(cause: BaseException | None) -> str | None:
+    """The alert that the peer has sent, by what OpenSSL says; None if it has sent none."""
+    reason = (getattr(cause, "reason", None) or "") if isinstance(cause, ssl.SSLError) else ""
+    _, found, name = reason.lower().partition("_alert_")
+    if found and name in DESCRIPTIONS:
+        return name
+    name = reason.lower().removeprefix("tlsv1_").removeprefix("tlsv13_alert_")
+    return name if name in DESCRIPTIONS and reason.startswith("TLSV1_") else None
+
+
+def protocols_of(hello: ClientHello) -> tuple[str, ...]:
+    """What to offer a destination: of the client's protocols those that are known, or all if none is."""
+    offered = tuple(name.decode("latin-1") for name in hello.alpn)
+    known = tuple(name for name in KNOWN if name in offered)
+    return known or offered[:4]
+
+
+def versions_of(hello: ClientHello) -> Versions:
+    """The versions of TLS to offer a destination."""
+    if TLS13 not in hello.versions:
+        return "1.2"
+    return "both" if 0x0303 in hello.versions else "1.3"
+
+
+def info_of(opened: Opened, hello: ClientHello) -> TlsInfo:
+    """What hooks see of TLS."""
+    tls = opened.tls
+    cipher = tls.cipher()
+    return TlsInfo(
+        hello.sni,
+        tls.selected_alpn_protocol(),
+        tls.version(),
+        None if cipher is None else cipher[0],
+        tls.getpeercert(True),
+        opened.verdict.name.lower(),
+        hello.ja4,
+    )
+
+
+def host_of(hello: ClientHello, session: Session) -> Host:
+    """The name that the destination's certificate must have: what the client asks for inside TLS, else outside."""
+    assert session.destination is not None
+    return session.destination.host if hello.sni is None else make_host(hello.sni)
