@@ -16,7 +16,7 @@ from authorities import client_context, server_context
 from conftest import Run, run_in_loop
 from sockets import Pair, fill, read, read_all, reset, send, tcp_pair, turns, unix_pair, until
 from tabi.errors import RemoteProtocolError
-from tabi.net.reactor import get_reactor
+from tabi.net.reactor import IN, get_reactor
 from tabi.net.stream import Sock, Stream
 from tabi.net.timeouts import FixedTimeouts
 
@@ -994,3 +994,26 @@ def test_a_task_that_waits_for_the_peer_hears_of_its_reset_first(run_once: Run) 
             assert told == ["error", "gone"]
 
     run_once(main)
+
+
+def test_a_stream_that_was_moved(run: Run) -> None:
+    """The other one has what is known of the socket, and what has found no room; the old one has nothing."""
+
+    async def main() -> None:
+        near, far = tcp_pair()
+        with far:
+            old = Stream(get_reactor(), near)
+            await send(far, b"early")
+            await old.readable()
+            old.unsent = b"kept"
+            new = old.moved()
+            old.close()
+            assert (new.events & IN, new.peer, new.unsent, old.unsent) == (IN, old.peer, b"kept", b"")
+            assert await new.receive() == b"early"
+            await send(far, b"later")
+            assert await new.receive() == b"later"
+            with pytest.raises(ConnectionAbortedError):
+                await old.receive()
+            new.close()
+
+    run(main)

@@ -247,6 +247,21 @@ def test_a_stage_that_holds_too_much_stops_the_sender(run: Run, pipes: int) -> N
 
 
 @both_ways
+def test_what_came_behind_the_head_is_read_without_another_event(run: Run, pipes: int) -> None:
+    """Readiness that the stream has seen already is no news to the reactor; an end is seen too."""
+
+    async def main() -> None:
+        with Bench(pipes) as bench:
+            ends = bench.ends()
+            await send_and_end(ends.client, b" behind")
+            await ends.near_client.readable()
+            bench.relays.start(ends.near_client, ends.near_server, ends.session, b"", b"head", [(UP, Counting())])
+            assert await read_all(ends.server) == b"head behind"
+
+    run(main)
+
+
+@both_ways
 def test_a_stage_that_says_so_stops_reading(run: Run, pipes: int) -> None:
     """One that only counts too; what waits is read as soon as it lets the flow go on, without another event."""
 

@@ -433,6 +433,17 @@ class Stream:
                 pass
             self.close()
 
+    def moved(self) -> Stream:
+        """A stream in the place of this one, which is closed then: for whoever takes it over from a caller that keeps
+        it. Nobody may wait on this one."""
+        other = Stream.__new__(Stream)
+        other.reactor, other.sock, other.fd, other.events = self.reactor, self.sock, self.fd, self.events
+        other.expired, other.burst, other.peer, other.unsent = False, 0, self.peer, self.unsent
+        other.on_gone = other.reader = other.writer = None
+        other.reactor.replace(other.fd, other.on_ready)
+        self.fd, self.unsent = -1, b""
+        return other
+
     def detach(self) -> socket.socket:
         """Take the socket out of the reactor and return it, non-blocking; the stream is then closed.
 

@@ -66,10 +66,13 @@ class Flow(Prompt):
         self.pipe: Pipe | None = None
         self.rest: bytes | None = None  # read, but not yet taken by the sink; less than a buffer
 
-    def begin(self, head: bytes) -> None:
-        """Send octets that were read before the relay began, then go on."""
+    def begin(self, head: bytes, events: int) -> None:
+        """Send octets that were read before the relay began, then go on with what ``events`` say that is there."""
         self.rest = head
-        self.resume()
+        if events & READABLE:
+            self.resume()
+        else:
+            self.send_rest(head)
 
     def on_ready(self, events: int) -> None:
         """The reactor's handler for the source's descriptor."""

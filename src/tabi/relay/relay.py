@@ -86,7 +86,7 @@ class Relay:
         if self.closed:
             return
         if head:
-            up.begin(head)
+            up.begin(head, client.events)
         elif client.events & READABLE:
             up.on_ready(client.events)
         if server.events & READABLE and not self.closed:

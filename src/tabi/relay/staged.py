@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tabi.net.reactor import ENDED
+from tabi.net.reactor import ENDED, READABLE
 from tabi.net.stream import Sock
 from tabi.relay.flow import BLOCKED, PAUSED, QUEUED, READY, SHARE, SPLICE_FLAGS, Flow, splice
 from tabi.relay.pipes import BUFFER_SIZE, PIPE_SIZE, Pipe
@@ -135,10 +135,11 @@ class StagedFlow(Flow):
 
     # --- reading ---
 
-    def begin(self, head: bytes) -> None:
-        """Send octets that were read before the relay began, then go on."""
+    def begin(self, head: bytes, events: int) -> None:
+        """See `Flow.begin`."""
         self.feed(head)
-        self.resume()
+        if events & READABLE:
+            self.resume()
 
     def copy(self, to_the_end: int) -> None:
         """Copy what the source has. A read that is short of what it asked for has emptied the queue."""
