@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST, LAST = 11, 30
-NEEDED = ["pytest", "pytest-timeout", "hypothesis", "coverage", "rich", "dnspython[doh]"]
+NEEDED = ["pytest", "pytest-timeout", "hypothesis", "coverage", "rich", "dnspython[doh]", "h2", "hpack", "hyperframe"]
 """What these tests need of the development group, by name: the versions are those of pyproject.toml."""
 TESTS = ["tests/wire", "tests/policy", "tests/config"]
 ASK = "import ensurepip, ssl, sys; print(*sys.version_info[:2], sys.implementation.name)"

@@ -4,6 +4,8 @@
       ProtocolError           a SOCKS conversation went wrong (abstract)
         RemoteProtocolError     the peer broke the RFC
           HttpError               an HTTP client did, or wants what tabi does not have
+          H2Error                 a peer of HTTP/2 did: its connection ends
+            H2StreamError           in one stream, which alone ends
         LocalProtocolError      our caller used a machine in the wrong order
       DialError               a destination or a proxy could not be reached; an OSError too
         ConnectTimeout          it did not answer in time; a TimeoutError too
@@ -56,6 +58,18 @@ class HttpError(RemoteProtocolError):
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+
+
+class H2Error(RemoteProtocolError):
+    """A peer broke HTTP/2, or wants too much: its connection ends. ``code`` is that of RFC 9113 section 7."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class H2StreamError(H2Error):
+    """A peer broke HTTP/2 in one stream: that one alone ends (RFC 9113 section 5.4.2)."""
 
 
 class LocalProtocolError(ProtocolError):

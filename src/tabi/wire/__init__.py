@@ -1,12 +1,13 @@
 """Octets to messages and back: the protocol machines, without any I/O.
 
-Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``next_event()``, which returns the
-peer's next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back,
-reads a clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4
-are of SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
-octets. Heads and chunks of HTTP, which has its own requests and responses, are in `wire.http`: `parse_request`
-gives a head that can be read and changed, `rewrite_request` what a proxy sends on of it. The headers of datagrams are
-in `wire.datagram`, those of haproxy's PROXY protocol in `wire.proxy_protocol`.
+Vocabulary: a *machine* is fed with ``receive_data(octets)`` and asked with ``next_event()``, which returns the peer's
+next message or ``NEED_DATA``; ``send(message)`` returns the octets to write. It never blocks, calls back, reads a
+clock or knows a user. An *Address* is what RFC 1928 calls DST or BND: a host and a port. Names that end with 4 are of
+SOCKS4 and 4a, the same names without it of SOCKS5. To *sniff* is to name a connection's *Protocol* by its first
+octets. Heads and chunks of HTTP, which has its own requests and responses, are in `wire.http`: `parse_request` gives a
+head that can be read and changed, `rewrite_request` what a proxy sends on of it. HTTP/2 has frames (`wire.h2`), whose
+blocks of fields are compressed (`wire.hpack`). The headers of datagrams are in `wire.datagram`, those of haproxy's
+PROXY protocol in `wire.proxy_protocol`.
 """
 
 from tabi.wire import datagram, http, proxy_protocol
