@@ -26,6 +26,7 @@ COMMANDS = {
     "connect": "connect",
     "listen": "listen",
     "udp": "udp",
+    "ca": "ca",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 

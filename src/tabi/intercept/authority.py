@@ -167,11 +167,7 @@ class Authority:
             ConfigError: a file is missing, or others can read the key, or it is another key, or the certificate is not
                 an authority's, or not valid now.
         """
-        text, _ = read_file(certificate)
-        try:
-            certificates = x509.load_pem_x509_certificates(text)
-        except ValueError:
-            raise ConfigError(f"{certificate}: no certificate in PEM") from None
+        certificates = read_certificates(certificate)
         secret, mode = read_file(key)
         if mode & 0o077:
             raise ConfigError(f"{key}: others can read it (mode {mode:o}), expected 600: chmod 600 {key}")
@@ -428,6 +424,15 @@ def same_key(certificate: x509.Certificate, key: SigningKey) -> bool:
         return certificate.public_key().public_bytes(*form) == key.public_key().public_bytes(*form)
     except (ValueError, UnsupportedAlgorithm):
         return False
+
+
+def read_certificates(path: str) -> list[x509.Certificate]:
+    """The certificates of a file in PEM, one or more. Raises ConfigError."""
+    text, _ = read_file(path)
+    try:
+        return x509.load_pem_x509_certificates(text)
+    except ValueError:
+        raise ConfigError(f"{path}: no certificate in PEM") from None
 
 
 def read_file(path: str) -> tuple[bytes, int]:
