@@ -497,3 +497,56 @@ def test_a_client_that_needs_no_user(tmp_path: Path) -> None:
     found = explain_json("--from", "10.2.2.3", "connect", "192.88.98.1:80", config=path)
     assert (found["identity"], found["reply"]) == ("no user, and this listener wants one", None)
     assert found["error"] == "this listener wants a user"
+
+
+@pytest.fixture
+def intercepting(tmp_path: Path) -> Path:
+    """A file with entries for names that it knows."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(
+        '[resolver]\nhosts = { "a.test" = ["198.51.100.7"], "b.test" = ["10.0.0.1"] }\n'
+        '[[rule]]\nports = [25]\naction = "deny"\n'
+        '[[intercept]]\nhosts = ["a.test", "10.0.0.0/8"]\non_pinning = "pass"\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["connect", "a.test:443"], "intercept intercept[0]  yes, intercept  hosts a.test, 10.0.0.0/8 (a.test)"),
+        (["connect", "b.test:443"], "intercept intercept[0]  yes, intercept  hosts a.test, 10.0.0.0/8 (b.test)"),
+        (["connect", "192.0.2.1:443"], "          a hello for a.test is looked into, by intercept[0]"),
+        (["--sni", "A.test", "connect", "192.0.2.1:443"], "yes, intercept  hosts a.test, 10.0.0.0/8 (a.test)"),
+        (["--sni", "c.test", "connect", "192.0.2.1:443"], "          none matches: it is passed on as it is"),
+        (["connect", "a.test:443"], "          tls true, verify true, on_pinning pass, on_invalid mirror"),
+        (["forward", "a.test:80"], "yes, intercept  hosts a.test"),
+    ],
+)
+def test_what_would_be_looked_into_is_told(intercepting: Path, arguments: list[str], expected: str) -> None:
+    """By which entry and why, and what the name in a hello would change; --sni says that name."""
+    assert expected in explain(*arguments, config=intercepting)
+
+
+def test_interception_as_json(intercepting: Path) -> None:
+    """The same; null where it is refused, and where there is nothing to look into."""
+    found = explain_json("connect", "a.test:443", config=intercepting)["intercept"]
+    assert (found["action"], found["by"], found["hello"]) == ("intercept", "intercept[0]", [])
+    assert [entry["matched"] for entry in found["entries"]] == [True]
+    assert found["settings"]["on_pinning"] == "pass"
+    assert explain_json("connect", "a.test:25", config=intercepting)["intercept"] is None
+    assert explain_json("bind", "192.0.2.1:443", config=intercepting)["intercept"] is None
+    assert explain_json("--user", "alice", "connect", "198.51.100.9:443")["intercept"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sni", "1.2.3.4", "connect", "a.test:1"], "--sni: '1.2.3.4', expected a name: a hello has no addresses"),
+        (["--sni", "a b", "connect", "a.test:1"], "--sni: "),
+        (["--sni", "a.test", "forward", "a.test:1"], "--sni: forward has no TLS hello of a client"),
+    ],
+)
+def test_a_name_that_no_hello_has_is_an_error(intercepting: Path, arguments: list[str], message: str) -> None:
+    """It names the option."""
+    assert failure(run_here("explain", "-c", intercepting, *arguments), 2).startswith(f"tabi: {message}")

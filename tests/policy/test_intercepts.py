@@ -126,16 +126,34 @@ def test_what_has_no_destination_matches_nothing() -> None:
 
 
 def test_the_first_entry_decides_and_may_exempt() -> None:
-    """``pass`` leaves alone what it matches, by either name; `find` says which entry that was."""
+    """``pass`` leaves alone what it matches; `find` says which entry that was."""
     found = intercepts({"action": "pass", "hosts": ["bank.example"]}, {"hosts": ["*"]})
-    for host, sni, expected in (
-        ("bank.example", None, None),
-        ("192.0.2.1", "bank.example", None),
-        ("bank.example", "other.example", None),
-        ("other.example", None, 1),
-    ):
-        assert number(found.match(connected(host), sni)) == expected
+    assert found.match(connected("bank.example")) is None
     assert number(found.find(connected("bank.example"))) == 0
+    assert number(found.match(connected("other.example"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "sni", "exempt"),
+    [
+        ("bank.example", None, True),
+        ("bank.example", "Bank.Example", True),
+        ("bank.example", "www.bank.example", True),
+        ("bank.example", "other.example", False),
+        ("other.example", "bank.example", False),
+        ("192.0.2.1", "bank.example", True),
+        ("192.0.2.1", "other.example", False),
+        ("192.0.2.1", None, False),
+        ("10.1.2.3", None, True),
+        ("10.1.2.3", "other.example", True),
+        ("inner.example", "other.example", True),
+    ],
+)
+def test_a_hello_cannot_lie_a_session_out_of_inspection(host: str, sni: str | None, exempt: bool) -> None:
+    """Where there are two names both must be exempt; of an address that was asked for there is but one."""
+    entry = {"action": "pass", "hosts": ["bank.example", "*.bank.example", "10.0.0.0/8"]}
+    address = "10.1.2.3" if host == "inner.example" else "198.51.100.1"
+    assert (intercepts(entry, {}).match(connected(host, address), sni) is None) == exempt
 
 
 def test_an_exemption_by_a_network_needs_the_very_address() -> None:
@@ -225,9 +243,10 @@ def test_only_candidates_match(
     if found is not None and who["command"] != "bind":
         assert made.candidate(asks)
     alone = [one for name in (host, sni) if name and (one := made.find(connected(name, "1.2.3.4", port, **who)))]
-    if "." in host and not host[0].isdigit():
-        expected = min(alone, key=lambda one: one.number, default=None)
-        assert made.find(asks, sni) == expected
+    if "example" in host and all(one.action == "intercept" for one in made):
+        assert made.find(asks, sni) == min(alone, key=lambda one: one.number, default=None)
+    steps = made.explain(asks, sni)
+    assert (steps[-1].intercept if steps and steps[-1].matched else None) == made.find(asks, sni)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +280,60 @@ def test_what_cannot_be_compiled_names_its_key(texts: dict[str, Any], message: s
 def test_whether_an_authority_is_needed(entries: list[dict[str, Any]], expected: bool) -> None:
     """Only where TLS may have to be opened."""
     assert intercepts(*entries).need_authority == expected
+
+
+def test_each_entry_is_explained() -> None:
+    """Why not, by each name; and by which of them, where there are hosts."""
+    found = intercepts({"users": ["alice"]}, {"hosts": ["a.example"]}, {"hosts": ["*.b.example"]}, {})
+    steps = found.explain(connected("c.example", "192.0.2.1"), "x.b.example")
+    assert [(step.intercept.number, step.matched, step.why) for step in steps] == [
+        (0, False, "users: nobody is not alice"),
+        (
+            1,
+            False,
+            (
+                "hosts: c.example (192.0.2.1) is not one of a.example; "
+                "hosts: x.b.example (192.0.2.1) is not one of a.example"
+            ),
+        ),
+        (2, True, "hosts *.b.example (x.b.example)"),
+    ]
+    assert found.explain(connected("c.example"))[-1].why == "matches everything"
+
+
+@pytest.mark.parametrize(
+    ("host", "changes"),
+    [
+        ("a.example", []),
+        (
+            "b.example",
+            [
+                "a hello for a.example, *.a.example is looked into, by intercept[0]",
+                "a hello for a name other than b.example is not exempt by intercept[1]",
+                "a hello for c.example is looked into, by intercept[3]",
+            ],
+        ),
+        ("c.example", ["a hello for a.example, *.a.example is looked into, by intercept[0]"]),
+        (
+            "192.0.2.1",
+            [
+                "a hello for a.example, *.a.example is looked into, by intercept[0]",
+                "a hello for b.example is exempt, by intercept[1]",
+                "a hello for c.example is looked into, by intercept[3]",
+            ],
+        ),
+    ],
+)
+def test_what_another_name_in_the_hello_would_change(host: str, changes: list[str]) -> None:
+    """Entries that come before the one that decides now, and that a name may lead to."""
+    found = intercepts(
+        {"hosts": ["a.example", "*.a.example", "10.0.0.0/8"]},
+        {"action": "pass", "hosts": ["b.example"]},
+        {"hosts": ["10.0.0.0/8"]},
+        {"hosts": ["c.example"]},
+        {"users": ["alice"], "hosts": ["d.example"]},
+    )
+    assert found.by_hello(connected(host)) == changes
 
 
 def test_it_goes_from_process_to_process() -> None:

@@ -21,11 +21,12 @@ from tabi.errors import ConfigError, printable
 from tabi.observe.access_log import escape_json
 from tabi.policy.rules import COMMANDS, PROTOCOLS
 from tabi.server.explain import Request, check_user, explain
+from tabi.server.explain_intercept import lines_of
 from tabi.server.explanation import Explanation
 from tabi.server.names import prepare_resolver
 from tabi.server.quota_store import default_path
 from tabi.session import UNIX
-from tabi.wire.address import Host, parse_address, parse_ip
+from tabi.wire.address import Host, parse_address, parse_host, parse_ip
 
 REFUSED = 3
 """The exit code for a request that would be refused."""
@@ -48,6 +49,9 @@ REFUSED = 3
 @click.option("--user", metavar="NAME", help="The user, with parameters if any. Default: none.")
 @click.option("--listener", metavar="URL", help="A listener of the file. Default: the first.")
 @click.option("--protocol", metavar="NAME", help=f"One of {', '.join(PROTOCOLS)}. Default: by URL.")
+@click.option(
+    "--sni", metavar="NAME", help="The name in the client's TLS hello, for [[intercept]]. Default: not known."
+)
 @click.option("--at", metavar="TIME", help="Such as 2027-01-31T08:00, UTC. Default: now.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
 def explain_command(
@@ -58,6 +62,7 @@ def explain_command(
     user: str | None,
     listener: str | None,
     protocol: str | None,
+    sni: str | None,
     at: str | None,
     as_json: bool,
 ) -> int:
@@ -71,7 +76,7 @@ def explain_command(
     tabi explain -c tabi.toml --from 203.0.113.9 --user alice connect example.com:443
     """
     settings = load_config(config)
-    request = make_request(settings, command, destination, client, user, listener, protocol, at)
+    request = make_request(settings, command, destination, client, user, listener, protocol, at, sni)
     logging.disable()  # the answer has the error of a `decide` program
     try:
         found = asyncio.run(ask(settings, request))
@@ -103,6 +108,7 @@ def make_request(
     listener: str | None,
     protocol: str | None,
     at: str | None,
+    sni: str | None = None,
 ) -> Request:
     """The checked options. Raises ConfigError, which names the option."""
     listen = choose_listener(config, listener)
@@ -123,7 +129,8 @@ def make_request(
         address = parse_address(destination)
     except ValueError as exc:
         raise ConfigError(str(exc), "HOST:PORT") from None
-    request = Request(command, address, parse_client(client), user, listen, protocol or usual, parse_time(at))
+    when, name = parse_time(at), parse_sni(sni, command)
+    request = Request(command, address, parse_client(client), user, listen, protocol or usual, when, name)
     check_user(config, request)
     return request
 
@@ -159,6 +166,21 @@ def parse_time(text: str | None) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def parse_sni(text: str | None, command: str) -> str | None:
+    """The name in a client's hello. Raises ConfigError."""
+    if text is None:
+        return None
+    if command not in ("connect", "associate"):
+        raise ConfigError(f"{command} has no TLS hello of a client", "--sni")
+    try:
+        name = parse_host(text)
+    except ValueError as exc:
+        raise ConfigError(str(exc), "--sni") from None
+    if not isinstance(name, str):
+        raise ConfigError(f"{text!r}, expected a name: a hello has no addresses", "--sni")
+    return name
+
+
 def lines(found: Explanation) -> Iterator[str]:
     """The answer for people, line by line."""
     yield f"{found.command} {found.destination}, from {found.client} by {found.protocol} to {found.listener}"
@@ -184,6 +206,8 @@ def lines(found: Explanation) -> Iterator[str]:
     if found.egress is not None:
         rows.append(("egress", found.egress))
     rows += [("selects" if not index else "", text) for index, text in enumerate(found.selects)]
+    if found.intercept is not None:
+        rows += [("intercept" if not index else "", text) for index, text in enumerate(lines_of(found.intercept))]
     if found.later is not None:
         rows.append(("datagrams" if found.command == "associate" else "callers", found.later))
     for title, text in rows:

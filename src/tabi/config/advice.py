@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tabi.config.compile import make_guard, make_rule_set
+from tabi.config.compile import make_guard, make_intercepts, make_rule_set
 from tabi.config.schema import Config, Listen, UserConfig
 from tabi.policy.guard import HERE, INNER, PRIVATE
 from tabi.policy.networks import Network, parse_network
@@ -22,27 +22,34 @@ def advise(config: Config, users: UserTable | None = None) -> list[str]:
     """Lines of advice, in the words of the configuration; ``users`` as `make_rule_set`."""
     rules = make_rule_set(config, users)
     known = config.users if users is None else users
-    return [*advise_on_rules(rules), *advise_on_users(config, rules, known), *advise_on_guests(config, rules)]
+    found = [*advise_on_rules(rules), *advise_on_users(config, rules, known), *advise_on_guests(config, rules)]
+    intercepts = make_intercepts(config, users)
+    if intercepts is not None:
+        found += advise_on_rules(intercepts.rules, "intercept")
+        found += advise_on_users(config, intercepts.rules, known, "intercept")
+    return found
 
 
-def advise_on_rules(rules: RuleSet) -> Iterator[str]:
-    """Rules that can never match."""
+def advise_on_rules(rules: RuleSet, table: str = "rule") -> Iterator[str]:
+    """Rules that can never match, or entries of another table with the same matchers."""
     for rule, by in find_hidden(rules):
         if by is None:
             groups = ", ".join(rule.texts.users or ())
-            yield f"rule[{rule.number}].users: no user is in {groups}, so {rule.label} can never match"
+            yield f"{table}[{rule.number}].users: no user is in {groups}, so {rule.label} can never match"
         else:
-            yield f"rule[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
+            yield f"{table}[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
 
 
-def advise_on_users(config: Config, rules: RuleSet, known: Mapping[str, UserConfig]) -> Iterator[str]:
-    """Users in rules that no client can be."""
+def advise_on_users(
+    config: Config, rules: RuleSet, known: Mapping[str, UserConfig], table: str = "rule"
+) -> Iterator[str]:
+    """Users in rules, or in entries of another table, that no client can be."""
     if config.by_certificate:
         return
     for rule in rules:
         unknown = sorted(user for user in rule.conditions.users or () if user not in known)
         if unknown:
-            yield f"rule[{rule.number}].users: there is no user {', '.join(unknown)}"
+            yield f"{table}[{rule.number}].users: there is no user {', '.join(unknown)}"
 
 
 def advise_on_guests(config: Config, rules: RuleSet) -> Iterator[str]:

@@ -1,20 +1,32 @@
 """Intercepts: which sessions are looked into. Pure: the clock is passed in.
 
 The first entry that matches decides. Its matchers are those of rules, compiled and looked up in the same way, but
-``hosts`` is asked for two names: that of CONNECT and that in the client's hello (SNI). One of them is enough. Networks
-in ``hosts`` match the address that was dialled, if it is the destination's own.
+``hosts`` is asked for two names: that of CONNECT and that in the client's hello (SNI). One of them is enough, but an
+exemption needs both. Networks in ``hosts`` match the address that was dialled, if it is the destination's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from tabi.errors import ConfigError
 from tabi.policy.networks import IP
-from tabi.policy.rules import Conditions, Rule, RuleSet, Texts, make_rule, normal
+from tabi.policy.rules import (
+    Asked,
+    Conditions,
+    Rule,
+    RuleSet,
+    Texts,
+    ask,
+    make_hosts,
+    make_rule,
+    matchers_of,
+    normal,
+    shown,
+)
 from tabi.session import Session
 from tabi.wire.address import Address
 
@@ -161,34 +173,96 @@ class Intercepts:
         self, session: Session, sni: str | None = None, destination: Address | None = None
     ) -> InterceptRule | None:
         """The first entry that matches, whatever it says; arguments as `match`."""
-        now = self.clock()
-        found: int | None = None
-        for asked, addresses in self.names(session, sni, destination):
-            rule = self.rules.find(session, asked, addresses, now)
-            if isinstance(rule, Rule) and (found is None or rule.number < found):
-                found = rule.number
-        return None if found is None else self.settings[found]
+        asked = self.names(session, sni, destination)
+        if not asked:
+            return None
+        rules, now = self.rules, self.clock()
+        positions = rules.candidates(session, asked[0])
+        if len(asked) > 1:
+            positions = sorted({*positions, *rules.candidates(session, asked[1])})
+        for position in positions:
+            rule = rules.rules[position]
+            if rules.holds(rule.conditions, session, asked[0].port, now) and leads(rules, rule, asked):
+                return self.settings[position]
+        return None
 
-    def names(
-        self, session: Session, sni: str | None, destination: Address | None
-    ) -> Iterator[tuple[Address, tuple[IP, ...]]]:
-        """What ``hosts`` is asked for: each name with the destination's port, and the address that is known of it."""
+    def names(self, session: Session, sni: str | None, destination: Address | None) -> list[Asked]:
+        """What ``hosts`` is asked for: the destination, and the name of the hello if that is another one. Both have the
+        destination's port, and its own address if that is known."""
         if destination is None:
             destination, dialled = session.destination, session.address
             if (session.member or session.via) not in self.direct:
                 dialled = None  # the address of a proxy
         else:
-            dialled = destination
+            dialled = None
         if destination is None:
-            return
+            return []
         host = destination.host
-        if isinstance(host, str) and dialled is not None:
-            known = () if isinstance(dialled.host, str) else (dialled.host,)
+        if not isinstance(host, str):
+            known: tuple[IP, ...] = (host,)
         else:
-            known = () if isinstance(host, str) else (host,)
-        yield destination, known
-        if sni is not None and not (isinstance(host, str) and normal(sni) == normal(host)):
-            yield Address(sni, destination.port), known
+            known = () if dialled is None or isinstance(dialled.host, str) else (dialled.host,)
+        asked = [ask(destination, known)]
+        if sni is not None and normal(sni) != asked[0].text:
+            asked.append(ask(Address(sni, destination.port), known))
+        return asked
+
+    # --- explaining ---
+
+    def explain(self, session: Session, sni: str | None = None) -> list[InterceptStep]:
+        """What `find` does, entry after entry, up to the first that matches; arguments as `match`."""
+        now, steps, rules = self.clock(), [], self.rules
+        asked = self.names(session, sni, None)
+        for rule, intercept in zip(rules, self.settings, strict=True):
+            found = [rules.mismatch(rule, session, one, now) for one in asked]
+            if rules.holds(rule.conditions, session, asked[0].port, now) and leads(rules, rule, asked):
+                names = [one.text for one, why in zip(asked, found, strict=True) if why is None]
+                by = f" ({' and '.join(names)})" if rule.hosts is not None else ""
+                steps.append(InterceptStep(intercept, True, matchers_of(rule) + by))
+                break
+            steps.append(InterceptStep(intercept, False, "; ".join(dict.fromkeys(filter(None, found)))))
+        return steps
+
+    def by_hello(self, session: Session) -> list[str]:
+        """What a hello for another name would change, for people."""
+        now, found = self.clock(), []
+        for asked in self.names(session, None, None):
+            named = isinstance(session.destination and session.destination.host, str)
+            for rule, intercept in zip(self.rules, self.settings, strict=True):
+                names = [word for word in rule.texts.hosts or () if not make_hosts((word,)).networks]
+                exempts = intercept.action == "pass"
+                if self.rules.mismatch(rule, session, asked, now) is None:
+                    if exempts and named and names and "*" not in names:
+                        found.append(f"a hello for a name other than {shown(names)} is not exempt by {intercept.label}")
+                        continue
+                    break
+                if names and self.rules.holds(rule.conditions, session, asked.port, now) and not (exempts and named):
+                    what = "exempt" if exempts else "looked into"
+                    found.append(f"a hello for {shown(names)} is {what}, by {intercept.label}")
+        return found
+
+
+def leads(rules: RuleSet, rule: Rule, asked: Sequence[Asked]) -> bool:
+    """Whether a destination and the name of its hello are among the hosts of an entry.
+
+    To be looked into, one of them is enough; an exemption needs both, so that a hello cannot lie a session out of
+    inspection. Of a destination that was asked for by its address the hello's name is enough: there is no other.
+    """
+    hosts = rule.hosts
+    if hosts is None:
+        return True
+    first = asked[0]
+    by_address = first.addresses is not None and first.text in map(str, first.addresses)
+    found = (rules.leads(rule, hosts, one) for one in asked)
+    return any(found) if rule.refuses or by_address else all(found)
+
+
+class InterceptStep(NamedTuple):
+    """What became of one entry, for people."""
+
+    intercept: InterceptRule
+    matched: bool
+    why: str
 
 
 def decisive(rules: RuleSet, settings: Iterable[InterceptRule]) -> Iterator[tuple[Conditions, bool]]:

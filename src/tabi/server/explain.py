@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
+from tabi.config.compile import make_intercepts
 from tabi.config.users import UserTable, make_users
 from tabi.errors import AuthError, ConfigError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import Gate
@@ -31,6 +32,7 @@ from tabi.policy.ledger import Ledger
 from tabi.policy.networks import unmapped
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
+from tabi.server.explain_intercept import explain_interception
 from tabi.server.explanation import QUESTIONS, EgressExplainer, Explanation, Recorder, is_name
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -51,6 +53,8 @@ class Request(msgspec.Struct, frozen=True):
     protocol: str
     now: float
     """Seconds since 1970."""
+    sni: str | None = None
+    """The name in the client's hello. Default: it is not known."""
 
 
 class Nobody:
@@ -126,6 +130,9 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
         gate.close()
         await dialer.close()
     conclude(found, request, failure)
+    intercepts = make_intercepts(config, users, lambda: request.now) if found.error is None else None
+    if intercepts is not None:
+        found.intercept = explain_interception(intercepts, session, addresses or (), request.sni)
     return found
 
 

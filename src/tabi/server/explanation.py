@@ -20,6 +20,7 @@ from tabi.policy.limits import Account
 from tabi.policy.policy import DestinationPolicy, Pending, Policy
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
+from tabi.server.explain_intercept import Interception
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -70,6 +71,8 @@ class Explanation(msgspec.Struct):
     """Whether the name is resolved or found by a proxy, and so neither the resolver's answer nor the guard's counts."""
     delay: float | None = None
     """Seconds that the client must wait before its answer; null if it need not wait."""
+    intercept: Interception | None = None
+    """Whether it would be looked into; null if there is no interception, or if it is refused."""
     later: str | None = None
     """For an association, and for BIND that any peer may call: what becomes of datagrams, or callers."""
     action: str = "allow"
