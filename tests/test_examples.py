@@ -34,6 +34,9 @@ SERVERS = (
 )
 """Those that run until Ctrl-C. Each has 30 lines at most, and its first line of output says where it listens."""
 
+SCRIPTS = ("hooks.py",)
+"""Those for `tabi serve --script`; tests/intercept/test_scripts.py loads them."""
+
 EXPECTED = {
     "own_proxy.py": (
         "socks5 as alice: hello from the destination\n",
@@ -85,7 +88,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25)
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {*SERVERS}))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {*SERVERS, *SCRIPTS}))
 def test_an_example_runs_by_itself_and_ends(name: str) -> None:
     """`python examples/NAME.py` needs no other program and no network, says what it should, and nothing on stderr."""
     done = run_python(f"examples/{name}")

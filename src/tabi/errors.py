@@ -14,6 +14,7 @@
       AuthError               the user name or the password was not accepted
       PolicyDenied            tabi's own rules forbid the request
       LimitExceeded           a limit was reached: connections, their rate, a quota, the time of a user
+      TooLarge                content is larger than a hook wants to read
       ConfigError             the configuration or a command line is wrong
 
 ``reply_code`` is the REP octet of RFC 1928 section 6 that says the same thing on the wire, or None
@@ -139,6 +140,10 @@ class LimitExceeded(TabiError):
         super().__init__(message)
         self.limit = limit
         self.seconds = seconds
+
+
+class TooLarge(TabiError):
+    """The content of a message is larger than the limit that a hook has set; it goes on as it comes."""
 
 
 class ConfigError(TabiError):

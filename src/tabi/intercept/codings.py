@@ -5,14 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from tabi.errors import TabiError
+from tabi.errors import TooLarge as TooLarge
 
 GZIP = 16 + zlib.MAX_WBITS
 PIECE = 1 << 16
-
-
-class TooLarge(TabiError):
-    """The content is larger than the limit that a hook has set; it goes on as it comes."""
 
 
 def codings_of(encoding: str | None) -> list[str]:

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+import re
+from collections.abc import Iterable, Mapping
+from copy import copy
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 from tabi.intercept.codings import decode_content, encode_content
-from tabi.intercept.headers import Headers
+from tabi.intercept.events import TlsInfo
+from tabi.intercept.headers import Headers, to_octets
+from tabi.wire.http_body import TEXT, TOKEN
+from tabi.wire.http_fields import REWRITTEN_OF_RESPONSE, Field
 
 BODY_LIMIT = 1 << 20
 """Octets of content that a hook is given at most, where it names no limit."""
+
+
+CHARSETS = {
+    *("utf-8", "utf8", "us-ascii", "ascii", "latin-1", "latin1", "macintosh", "koi8-r", "koi8-u", "tis-620"),
+    *("utf-16", "utf-16le", "utf-16be", "gb2312", "gbk", "gb18030", "big5", "big5-hkscs", "euc-kr", "ks-c-5601-1987"),
+    *("euc-jp", "iso-2022-jp", "shift-jis", "shift-jisx0213"),
+    *(f"iso-8859-{number}" for number in range(1, 17) if number != 12),
+    *(f"windows-{number}" for number in range(1250, 1259)),
+}
+"""Charsets that content is decoded of. The peer names one: others of Python are slow (punycode), no text (bz2), or not
+there, which costs a look into folders each time."""
+
+METHOD, REASON = re.compile(TOKEN.decode()), re.compile(TEXT)
+PATH = re.compile(rb"/[!\"$-~\x80-\xff]*+")
+URL = re.compile(r"[^\x00-\x20\x7f]++")
+
+State = tuple[tuple[Any, ...], Headers, list[Field] | None, bool, bytes | None]
+"""What a hook may change of a message."""
 
 
 class Reader(Protocol):
@@ -24,13 +48,25 @@ class Reader(Protocol):
 class Message:
     """What requests and responses have in common."""
 
-    __slots__ = ("_content", "_reader", "headers", "version")
+    __slots__ = ("_content", "_headers", "_reader", "version")
 
     def __init__(self, version: str, headers: Headers) -> None:
         self.version = version
-        self.headers = headers
+        self._headers = headers
         self._reader: Reader | None = None
         self._content: bytes | None = None  # another content, as it is sent
+
+    @property
+    def headers(self) -> Headers:
+        """The fields, in their order. They may be changed, or others set in their place."""
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        if not isinstance(headers, Headers):
+            raise TypeError(f"headers: {type(headers).__name__}, expected tabi.Headers")
+        headers.changed = True
+        self._headers = headers
 
     async def read(self, limit: int = BODY_LIMIT, *, raw: bool = False) -> bytes:
         """Wait for the whole content. The message is held back until then.
@@ -47,19 +83,19 @@ class Message:
         content = self._content
         if content is None:
             content = b"" if self._reader is None else await self._reader.read_all(limit)
-        return content if raw else decode_content(content, self.headers.get("Content-Encoding"), limit)
+        return content if raw else decode_content(content, self._encoding, limit)
 
     async def text(self, limit: int = BODY_LIMIT) -> str:
         """The content as text, in the charset of Content-Type (default: UTF-8). Errors as `read`."""
-        data = await self.read(limit)
-        try:
-            return data.decode(charset_of(self.headers.get("Content-Type", "") or ""), "replace")
-        except LookupError:
-            return data.decode("utf-8", "replace")
+        return (await self.read(limit)).decode(charset_of(self.headers.get("Content-Type") or ""), "replace")
 
     async def json(self, limit: int = BODY_LIMIT) -> Any:
         """The content as JSON. Errors as `read`; ValueError where it is not JSON."""
-        return json_module.loads(await self.read(limit))
+        data = await self.read(limit)
+        try:
+            return json_module.loads(data)
+        except RecursionError:
+            raise ValueError("JSON: nested too deeply") from None
 
     def set_body(self, body: bytes | str) -> None:
         """Send another content. It is encoded as Content-Encoding says, and Content-Length is written anew.
@@ -67,27 +103,79 @@ class Message:
         Raises:
             ValueError: Content-Encoding names a coding that is not known here.
         """
-        data = body.encode() if isinstance(body, str) else bytes(body)
-        self._content = encode_content(data, self.headers.get("Content-Encoding"))
+        self._content = encode_content(to_body(body), self._encoding)
+
+    @property
+    def _encoding(self) -> str:
+        """Content-Encoding, of all of its fields."""
+        return ", ".join(self._headers.get_all("Content-Encoding"))
+
+    def line(self) -> tuple[Any, ...]:
+        """What may be changed of the first line."""
+        raise NotImplementedError
+
+    def set_line(self, line: tuple[Any, ...]) -> None:
+        """Set it again."""
+        raise NotImplementedError
+
+    def state(self) -> State:
+        """What a hook may change. It costs no copy: a change makes a new list of fields."""
+        headers = self._headers
+        return self.line(), headers, headers._raw, headers.changed, self._content
+
+    def restore(self, state: State) -> None:
+        """Undo what a hook has changed."""
+        line, headers, raw, changed, self._content = state
+        self._headers = headers
+        headers._raw, headers.changed = raw, changed
+        self.set_line(line)
+
+    def copy(self) -> Self:
+        """A message that may be changed by itself."""
+        copied = copy(self)
+        copied._headers = copy(self._headers)
+        return copied
+
+    def take(self, copied: Self) -> None:
+        """Take over what was changed of a copy."""
+        if copied._headers.changed:
+            self._headers.raw = copied._headers.raw
+        self._content = copied._content
+        self.set_line(copied.line())
 
 
 class FlowRequest(Message):
     """The request of a flow. All of it may be changed, but for where it goes: see `Flow.reroute`."""
 
-    __slots__ = ("_host", "_scheme", "_target", "method", "original")
+    __slots__ = ("_host", "_method", "_scheme", "_target", "original")
 
     def __init__(self, method: str, scheme: str, host: str, target: str, version: str, headers: Headers) -> None:
         super().__init__(version, headers)
-        self.method = method
+        self._method = method
         self._scheme = scheme
         self._host = host
         self._target = target
         self.original = (method, target)
 
     @property
+    def method(self) -> str:
+        """Such as ``GET``."""
+        return self._method
+
+    @method.setter
+    def method(self, method: str) -> None:
+        """Raises ValueError where it cannot be sent."""
+        if not METHOD.fullmatch(method) or method == "CONNECT":
+            raise ValueError("method: expected a token such as GET, and not CONNECT")
+        self._method = method
+
+    @property
     def url(self) -> str:
         """The whole URL, such as ``https://example.com/path?query``."""
-        return f"{self._scheme}://{self._host}{self._target if self._target != '*' else ''}"
+        target = self._target
+        if not target.startswith("/"):  # of OPTIONS it is *
+            return target if "://" in target else f"{self._scheme}://{self._host}"
+        return f"{self._scheme}://{self._host}{target}"
 
     @url.setter
     def url(self, url: str) -> None:
@@ -105,8 +193,8 @@ class FlowRequest(Message):
     @path.setter
     def path(self, path: str) -> None:
         """Raises ValueError where it cannot be sent."""
-        if not path.startswith("/") or not all(char >= "!" for char in path) or "\x7f" in path:
-            raise ValueError("a path begins with / and has no white space and no control characters")
+        if not PATH.fullmatch(to_octets(path)):
+            raise ValueError("path: expected / first, no white space, no control characters and no fragment")
         self._target = path
 
     @property
@@ -122,7 +210,13 @@ class FlowRequest(Message):
     @property
     def changed(self) -> bool:
         """Whether the head is not what it was."""
-        return self.headers.changed or self.original != (self.method, self._target)
+        return self._headers.changed or self.original != (self._method, self._target)
+
+    def line(self) -> tuple[str, str]:
+        return self._method, self._target
+
+    def set_line(self, line: tuple[Any, ...]) -> None:
+        self._method, self._target = line
 
     def __repr__(self) -> str:
         return f"<FlowRequest {self.method} {self._scheme}://{self._host}>"  # path and query may hold secrets
@@ -131,18 +225,47 @@ class FlowRequest(Message):
 class FlowResponse(Message):
     """The response of a flow. All of it may be changed."""
 
-    __slots__ = ("original", "reason", "status")
+    __slots__ = ("_reason", "_status", "original")
 
     def __init__(self, status: int, reason: str, version: str, headers: Headers) -> None:
         super().__init__(version, headers)
-        self.status = status
-        self.reason = reason
+        self._status = status
+        self._reason = reason
         self.original = (status, reason)
+
+    @property
+    def status(self) -> int:
+        """Of three digits."""
+        return self._status
+
+    @status.setter
+    def status(self, status: int) -> None:
+        """The reason follows. Raises ValueError where it is not one of a final response."""
+        self._status = checked_status(status)
+        self._reason = reason_of(status)
+
+    @property
+    def reason(self) -> str:
+        """The words behind the status; HTTP/2 has none."""
+        return self._reason
+
+    @reason.setter
+    def reason(self, reason: str) -> None:
+        """Raises ValueError where it cannot be sent."""
+        if not REASON.fullmatch(to_octets(reason)):
+            raise ValueError("reason: expected text without control characters")
+        self._reason = reason
 
     @property
     def changed(self) -> bool:
         """Whether the head is not what it was."""
-        return self.headers.changed or self.original != (self.status, self.reason)
+        return self._headers.changed or self.original != (self._status, self._reason)
+
+    def line(self) -> tuple[int, str]:
+        return self._status, self._reason
+
+    def set_line(self, line: tuple[Any, ...]) -> None:
+        self._status, self._reason = line
 
     def __repr__(self) -> str:
         return f"<FlowResponse {self.status}>"
@@ -168,25 +291,6 @@ class Drop(NamedTuple):
 
 
 Instead = Answer | Reroute | Drop
-
-
-class TlsInfo(NamedTuple):
-    """What is known of TLS with both sides."""
-
-    sni: str | None
-    """The name that the client asked for."""
-    alpn: str | None
-    """The protocol that was chosen, such as ``h2``."""
-    version: str | None
-    """With the destination, such as ``TLSv1.3``."""
-    cipher: str | None
-    """With the destination."""
-    certificate: bytes | None
-    """The destination's certificate, in DER."""
-    verdict: str
-    """``good``, or what is wrong with the certificate."""
-    ja4: str | None
-    """The fingerprint of the client's hello."""
 
 
 class Flow:
@@ -250,25 +354,22 @@ class Flow:
         return f"<Flow {self.id} {self.request!r}>"
 
     def respond(
-        self, status: int = 200, body: bytes | str = b"", headers: Iterable[tuple[str, str]] | dict[str, str] = ()
+        self, status: int = 200, body: bytes | str = b"", headers: Iterable[tuple[str, str]] | Mapping[str, str] = ()
     ) -> None:
         """Answer in place of the destination, from `request` or `response`.
 
         Args:
             status: 200 to 599.
             body: the whole content; Content-Length is written for it.
-            headers: fields, in their order.
+            headers: fields, in their order. Those of framing, such as Connection, are left out.
 
         Raises:
             ValueError: a field cannot be sent, or the status is not one of an answer.
         """
-        if not 200 <= status <= 599:
-            raise ValueError(f"status {status}: expected 200 to 599")
-        pairs = headers.items() if isinstance(headers, dict) else headers
-        fields = Headers()
-        for name, value in pairs:
-            fields.add(name, value)
-        self.instead = Answer(status, fields, body.encode() if isinstance(body, str) else bytes(body))
+        checked_status(status)
+        fields = Headers(headers)
+        fields.raw = [field for field in fields.raw if field[0].lower() not in REWRITTEN_OF_RESPONSE]
+        self.instead = Answer(status, fields, to_body(body))
 
     def drop(self) -> None:
         """Give no answer: the client's connection, or its stream of HTTP/2, is reset."""
@@ -284,16 +385,61 @@ class Flow:
         Raises:
             ValueError: it is not such a URL.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("reroute: expected an URL of http or https")
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            right = False
+        if not right or not URL.fullmatch(url):
+            raise ValueError("reroute: expected a URL of http or https")
         self.instead = Reroute(url, via)
+
+    def copy(self) -> Flow:
+        """A flow whose messages may be changed by themselves; for threads."""
+        copied = copy(self)
+        copied.request = self.request.copy()
+        copied.response = None if self.response is None else self.response.copy()
+        copied.tags = set(self.tags)
+        return copied
+
+    def take(self, copied: Flow) -> None:
+        """Take over what was changed of a copy."""
+        self.request.take(copied.request)
+        if self.response is not None and copied.response is not None:
+            self.response.take(copied.response)
+        self.tags |= copied.tags
+        self.instead = copied.instead
 
 
 def charset_of(content_type: str) -> str:
-    """The charset that a Content-Type names."""
+    """The charset that a Content-Type names, UTF-8 where it names none, or one that no browser reads."""
     for parameter in content_type.split(";")[1:]:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "charset":
-            return value.strip().strip('"') or "utf-8"
+            charset = value.strip().strip('"').lower().replace("_", "-")
+            return charset if charset in CHARSETS else "utf-8"
     return "utf-8"
+
+
+def checked_status(status: int) -> int:
+    """A status of a final response. Raises ValueError."""
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        raise ValueError(f"status {status!r}: expected 200 to 599")
+    return status
+
+
+def reason_of(status: int) -> str:
+    """The usual words for a status; empty where there are none."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def to_body(body: bytes | str) -> bytes:
+    """Content as octets. Raises TypeError."""
+    if isinstance(body, str):
+        return body.encode()
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"body: {type(body).__name__}, expected bytes or str")
+    return bytes(body)

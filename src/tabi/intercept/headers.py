@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from tabi.wire.http_fields import Field, Fields
+from tabi.wire.http_fields import Field, Fields, checked
+
+Source = bytes | Iterable[Field] | Iterable[tuple[str, str]] | Mapping[str, str]
 
 
 class Headers:
@@ -13,22 +15,30 @@ class Headers:
     Octets beyond ASCII are read as UTF-8, and what is not UTF-8 as surrogates (`os.fsdecode` does the same).
 
     Args:
-        source: the fields of a head of HTTP/1 (each with CRLF in front), or pairs of name and value.
+        source: pairs of name and value, or a mapping. Of octets, all as they are: pairs of them, or the fields of a
+            head of HTTP/1 (each with CRLF in front). These are sent without a check.
+
+    Raises:
+        ValueError: a name or a value cannot be sent.
     """
 
     __slots__ = ("_raw", "_source", "changed")
 
-    def __init__(self, source: bytes | Iterable[Field] = ()) -> None:
-        self._source: bytes | Iterable[Field] = source
+    def __init__(self, source: Source = ()) -> None:
+        self._source = b""
         self._raw: list[Field] | None = None  # never changed in place: a hook that fails is undone by its old list
         self.changed = False
+        if isinstance(source, bytes):
+            self._source = source
+            return
+        pairs = source.items() if isinstance(source, Mapping) else source
+        self._raw = [to_field(name, value) if isinstance(name, str) else (name, value) for name, value in pairs]  # type: ignore[arg-type, misc]
 
     @property
     def raw(self) -> list[Field]:
-        """Name and value as octets, each value with the white space that came around it."""
+        """Name and value as octets, each value with the white space that came around it. Not to be changed in place."""
         if self._raw is None:
-            source = self._source
-            self._raw = Fields.decode(source).raw if isinstance(source, bytes) else list(source)
+            self._raw = Fields.decode(self._source).raw
         return self._raw
 
     @raw.setter
@@ -102,7 +112,7 @@ class Headers:
 
     def encode(self) -> bytes:
         """The fields as HTTP/1 writes them, each with CRLF in front."""
-        if self._raw is None and isinstance(self._source, bytes):
+        if self._raw is None:
             return self._source
         return self._fields().encode()
 
@@ -111,6 +121,11 @@ class Headers:
         fields = Fields()
         fields.raw = list(self.raw)
         return fields
+
+
+def to_field(name: str, value: str) -> Field:
+    """A field as `Headers.raw` has it. Raises ValueError where it cannot be sent."""
+    return checked(to_octets(name), to_octets(value))
 
 
 def to_text(octets: bytes) -> str:

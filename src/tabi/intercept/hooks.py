@@ -10,37 +10,46 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from copy import copy
+from time import monotonic
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from tabi.errors import TabiError
+from tabi.intercept.events import ClientHelloInfo, DatagramInfo, WebSocketMessage
 from tabi.intercept.flow import Flow, Message
+from tabi.intercept.threads import Threads
+from tabi.policy.hook import is_async
 
 log = logging.getLogger("tabi")
 
-EVENTS = (
-    "client_hello",
-    "tls_established",
-    "request",
-    "response",
-    "request_body",
-    "response_body",
-    "websocket_message",
-    "tcp_data",
-    "udp_data",
-    "flow_end",
-    "error",
-)
-"""The names of the methods, in the order in which their events come."""
+FORMS = {
+    "client_hello": ("hello",),
+    "tls_established": ("tls", "connection"),
+    "request": ("flow",),
+    "response": ("flow",),
+    "request_body": ("flow", "chunk"),
+    "response_body": ("flow", "chunk"),
+    "websocket_message": ("flow", "message"),
+    "tcp_data": ("connection", "direction", "data"),
+    "udp_data": ("datagram",),
+    "flow_end": ("flow",),
+    "error": ("flow",),
+}
+"""The arguments of each method, beside ``self``."""
 
-THREADS = 8
-"""Threads for hooks that block, in a worker."""
+EVENTS = tuple(FORMS)
+"""The names of the methods, in the order in which their events come."""
 
 DEADLINE = 10.0
 """Seconds that a hook may wait."""
 
+SLOW = 0.05
+"""Seconds in the loop from which a hook is remembered for the watchdog, whose turns are slow from 0.1 s on."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+Octets = bytes | bytearray | memoryview
 
 
 class HookFailed(TabiError):
@@ -48,7 +57,13 @@ class HookFailed(TabiError):
 
 
 def in_thread(function: Function) -> Function:
-    """Mark a hook that blocks: it runs in a thread, within its deadline, and only its own flow waits for it."""
+    """Mark a hook that blocks: it runs in a thread, within its deadline, and only its own flow waits for it.
+
+    Raises:
+        TypeError: it is async; such a hook waits without a thread.
+    """
+    if is_async(function):
+        raise TypeError(f"{function.__qualname__} is async, expected an ordinary function for a thread")
     function.__tabi_in_thread__ = True  # type: ignore[attr-defined]
     return function
 
@@ -61,22 +76,56 @@ class Handler:
         name: for the log.
     """
 
-    __slots__ = ("function", "name", "waits")
+    __slots__ = ("function", "hooks", "name", "waits")
 
-    def __init__(self, function: Callable[..., Any], name: str, threads: Callable[[], ThreadPoolExecutor]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, hooks: Hooks) -> None:
         self.name = name
-        self.waits = inspect.iscoroutinefunction(function)
+        self.hooks = hooks
         self.function = function
-        if getattr(function, "__tabi_in_thread__", False) and not self.waits:
-            self.waits = True
-
-            def threaded(*args: Any) -> Awaitable[Any]:
-                return asyncio.get_running_loop().run_in_executor(threads(), function, *args)
-
-            self.function = threaded
+        self.waits = True
+        if is_async(function):
+            self.function = lambda *args: Steps(function(*args), self)
+        elif getattr(function, "__tabi_in_thread__", False):
+            self.function = lambda *args: run_on_copies(hooks.threads, function, args)
+        else:
+            self.waits = False
 
     def __repr__(self) -> str:
         return self.name
+
+    def took(self, seconds: float, now: float) -> None:
+        """It has held up the loop: remember it for the watchdog."""
+        self.hooks.slow = (now - seconds, now, self.name)
+
+
+class Steps:
+    """Runs a coroutine, and looks at the clock around each of its steps."""
+
+    __slots__ = ("coroutine", "handler")
+
+    def __init__(self, coroutine: CoroutineType[Any, Any, Any], handler: Handler) -> None:
+        self.coroutine = coroutine
+        self.handler = handler
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self.coroutine
+        step: Callable[[Any], Any] = coroutine.send
+        value: Any = None
+        while True:
+            began = monotonic()
+            try:
+                awaited = step(value)
+            except StopIteration as done:
+                return done.value
+            finally:
+                if (now := monotonic()) - began > SLOW:
+                    self.handler.took(now - began, now)
+            try:
+                value = yield awaited
+                step = coroutine.send
+            except BaseException as exc:
+                value = exc
+                step = coroutine.throw
 
 
 Handlers = tuple[Handler, ...]
@@ -106,25 +155,20 @@ class Hooks:
     def __init__(self, objects: Iterable[object] = (), seconds: float = DEADLINE, close_on_error: bool = False) -> None:
         self.seconds = seconds
         self.close_on_error = close_on_error
-        self.pool: ThreadPoolExecutor | None = None
+        self.threads = Threads()
+        self.slow = (0.0, 0.0, "")  # when the last slow call began and ended, and whose it was
         self.replace(objects)
 
     def replace(self, objects: Iterable[object]) -> None:
-        """Call the methods of other objects from now on."""
-        self.objects = tuple(objects)
-        for event in EVENTS:
-            found = [
-                Handler(function, f"{type(one).__name__}.{event}", self.threads)
-                for one in self.objects
-                if callable(function := getattr(one, event, None))
-            ]
-            setattr(self, event, tuple(found))
-
-    def threads(self) -> ThreadPoolExecutor:
-        """The threads for hooks that block, made when the first one runs."""
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(THREADS, "tabi-hook")
-        return self.pool
+        """Call the methods of other objects from now on. Raises TypeError as `check_hook`; then nothing is changed."""
+        objects = tuple(objects)
+        found: dict[str, list[Handler]] = {event: [] for event in EVENTS}
+        for one in objects:
+            for event in check_hook(one):
+                found[event].append(Handler(getattr(one, event), f"{type(one).__name__}.{event}", self))
+        self.objects = objects
+        for event, handlers in found.items():
+            setattr(self, event, tuple(handlers))
 
     @property
     def of_flows(self) -> bool:
@@ -139,6 +183,35 @@ class Hooks:
             or self.error
         )
 
+    async def ask(self, handler: Handler, *args: Any) -> Any:
+        """Call one handler within the deadline.
+
+        Raises:
+            Failure: whatever it raises. A cancellation is the flow's own.
+        """
+        try:
+            if handler.waits:
+                try:
+                    async with asyncio.timeout(self.seconds) as deadline:
+                        return await handler.function(*args)
+                except TimeoutError as exc:
+                    if deadline.expired():
+                        raise Failure(f"not done within {self.seconds:g} s") from exc
+                    raise
+            began = monotonic()
+            try:
+                return handler.function(*args)
+            finally:
+                if (now := monotonic()) - began > SLOW:
+                    handler.took(now - began, now)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise Failure("it was cancelled by itself") from exc
+        except SystemExit as exc:  # it ends a program, not ours
+            raise Failure("it raised SystemExit") from exc
+
     async def call(self, handler: Handler, *args: Any) -> Any:
         """Call one handler within the deadline; None where it fails.
 
@@ -146,20 +219,16 @@ class Hooks:
             HookFailed: it failed, and the flow is to end.
         """
         try:
-            if not handler.waits:
-                return handler.function(*args)
-            async with asyncio.timeout(self.seconds):
-                return await handler.function(*args)
+            return await self.ask(handler, *args)
         except Exception as exc:
             self.failed(handler, exc)
         return None
 
     def failed(self, handler: Handler, exc: Exception) -> None:
         """Log that a hook has failed. Raises HookFailed where the flow is to end."""
-        if isinstance(exc, TimeoutError):
-            log.error("hook %s: not done within %g s", handler, self.seconds)
-        elif isinstance(exc, OSError | TabiError):  # of the content that it waited for
-            log.warning("hook %s: %s: %s", handler, type(exc).__name__, exc)
+        if isinstance(exc, OSError | TabiError):  # of the content that it waited for, and ours
+            what = str(exc) if isinstance(exc, Failure) else f"{type(exc).__name__}: {exc}"
+            log.error("hook %s: %s", handler, what)
         else:
             log.error("hook %s failed", handler, exc_info=exc)
         if self.close_on_error:
@@ -171,28 +240,46 @@ class Hooks:
         Raises:
             HookFailed: one failed, and the flow is to end.
         """
+        instead = flow.instead
         for handler in handlers:
-            before = save(message)
+            before = message.state()
             try:
-                if handler.waits:
-                    async with asyncio.timeout(self.seconds):
-                        await handler.function(flow)
-                else:
-                    handler.function(flow)
+                await self.ask(handler, flow)
             except Exception as exc:
-                restore(message, before)
-                flow.instead = None
+                message.restore(before)
+                flow.instead = instead
                 self.failed(handler, exc)
-            if flow.instead is not None:
+            if flow.instead is not instead:
                 return
 
     async def on_chunk(self, handlers: Handlers, flow: Flow, chunk: bytes) -> bytes:
         """Show a piece of content to hooks; returns what goes on in its place. Raises HookFailed."""
+        return await self.on_data(handlers, chunk, flow)
+
+    async def on_data(self, handlers: Handlers, data: bytes, *args: Any) -> bytes:
+        """Show octets to hooks, as the last argument; returns what goes on in their place. Raises HookFailed."""
         for handler in handlers:
-            found = await self.call(handler, flow, chunk)
-            if found is not None:
-                chunk = bytes(found)
-        return chunk
+            try:
+                found = await self.ask(handler, *args, data)
+                if found is not None:
+                    data = as_octets(found)
+            except Exception as exc:
+                self.failed(handler, exc)
+        return data
+
+    async def on_event(self, handlers: Handlers, event: Event, *args: Any) -> None:
+        """Show something to hooks that they may change or drop, as the last argument; the others see what one has
+        changed, unless it is dropped. Raises HookFailed."""
+        for handler in handlers:
+            before = [getattr(event, name) for name in event.__slots__]
+            try:
+                await self.ask(handler, *args, event)
+            except Exception as exc:
+                for name, value in zip(event.__slots__, before, strict=True):
+                    setattr(event, name, value)
+                self.failed(handler, exc)
+            if getattr(event, "dropped", False):
+                return
 
     async def tell(self, handlers: Handlers, *args: Any) -> None:
         """Tell hooks of something that they cannot change. Never raises but for a cancellation."""
@@ -202,32 +289,83 @@ class Hooks:
             except HookFailed:
                 pass
 
+    def slow_since(self, when: float) -> str | None:
+        """The hook that was slow in the loop since a moment (`time.monotonic`), for the watchdog."""
+        began, ended, name = self.slow
+        return f"hook {name} ({(ended - began) * 1000:.0f} ms)" if began >= when and name else None
+
     def close(self) -> None:
         """End the threads; hooks that block in them are not waited for."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-            self.pool = None
+        self.threads.close()
 
 
-Saved = tuple[Any, ...]
-STATE = ("method", "_target", "status", "reason", "_content")
+Event = WebSocketMessage | DatagramInfo | ClientHelloInfo
 
 
-def save(message: Message) -> Saved:
-    """What a hook may change of a message. It costs no copy: a change makes a new list of fields."""
-    headers = message.headers
-    return headers._raw, headers.changed, *(getattr(message, name, None) for name in STATE)
+class Failure(TabiError):
+    """Why a hook has failed, where it is not to blame for an error of its own."""
 
 
-def restore(message: Message, saved: Saved) -> None:
-    """Undo what a hook has changed."""
-    headers = message.headers
-    headers._raw, headers.changed = saved[:2]
-    for name, value in zip(STATE, saved[2:], strict=True):
-        if hasattr(message, name):
-            setattr(message, name, value)
+async def run_on_copies(threads: Threads, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Call a function in a thread with copies of what it may change, and take that over when it has returned: one that
+    comes too late changes nothing."""
+    copies = [copy_of(one) for one in args]
+    found = await threads.run(function, *copies)
+    for one, copied in zip(args, copies, strict=True):
+        if isinstance(one, Flow) and isinstance(copied, Flow):
+            one.take(copied)
+        elif isinstance(one, Event):
+            for name in one.__slots__:
+                setattr(one, name, getattr(copied, name))
+    return found
+
+
+def copy_of(argument: object) -> object:
+    """A copy of what a hook may change; anything else is itself."""
+    if isinstance(argument, Flow):
+        return argument.copy()
+    return copy(argument) if isinstance(argument, Event) else argument
+
+
+def as_octets(found: object) -> bytes:
+    """What a hook has returned. Raises TypeError."""
+    if not isinstance(found, Octets):
+        raise TypeError(f"the hook returned {type(found).__name__}, expected bytes or None")
+    return bytes(found)
 
 
 def methods_of(one: object) -> Sequence[str]:
     """The events that an object, or a class, has methods for."""
-    return [event for event in EVENTS if callable(getattr(one, event, None))]
+    return [event for event in EVENTS if is_method(getattr(one, event, None))]
+
+
+def is_method(found: object) -> bool:
+    """Whether an attribute of this kind is meant to be called."""
+    return callable(found) and not isinstance(found, type)
+
+
+def check_hook(one: object) -> Sequence[str]:
+    """The events that an object has methods for. Raises TypeError, which says what is wrong with it."""
+    if isinstance(one, type):
+        raise TypeError(f"{one.__name__} is a class, expected an object with hooks: {one.__name__}()")
+    name, events = type(one).__name__, methods_of(one)
+    if not events:
+        raise TypeError(f"{name} has none of the methods {', '.join(EVENTS)}")
+    for event in events:
+        check_method(one, event)
+    return events
+
+
+def check_method(one: object, event: str) -> None:
+    """Raise TypeError, with the right form, where a method takes other arguments than its event has, or yields."""
+    method, form = getattr(one, event), FORMS[event]
+    name = f"{type(one).__name__}.{event}"
+    expected = f"expected def {event}({', '.join(('self', *form))})"
+    try:
+        inspect.signature(method).bind(*form)
+    except TypeError:
+        raise TypeError(f"{name} takes other arguments, {expected}") from None
+    except ValueError:  # one of C, which says nothing of its arguments
+        pass
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        raise TypeError(f"{name} yields, {expected}")

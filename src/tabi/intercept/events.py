@@ -1,0 +1,221 @@
+"""What hooks are given beside flows: TLS, connections, messages of WebSocket, datagrams.
+
+    client_hello(self, hello: ClientHelloInfo)
+    tls_established(self, tls: TlsInfo, connection: Connection)
+    websocket_message(self, flow: Flow, message: WebSocketMessage)
+    tcp_data(self, connection: Connection, direction: str, data: bytes) -> bytes | None
+    udp_data(self, datagram: DatagramInfo)
+
+``up`` is from the client to the destination, ``down`` the other way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+Direction = Literal["up", "down"]
+
+
+class TlsInfo(NamedTuple):
+    """What is known of TLS with both sides."""
+
+    sni: str | None
+    """The name that the client asked for."""
+    alpn: str | None
+    """The protocol that was chosen, such as ``h2``."""
+    version: str | None
+    """With the destination, such as ``TLSv1.3``."""
+    cipher: str | None
+    """With the destination."""
+    certificate: bytes | None
+    """The destination's certificate, in DER."""
+    verdict: str
+    """``good``, or what is wrong with the certificate."""
+    ja4: str | None
+    """The fingerprint of the client's hello."""
+
+
+class Connection:
+    """One connection of a client to a destination, of which flows may be or not.
+
+    Attributes:
+        id: unique while the server runs.
+        client: address and port of the client.
+        user: the client's user, None where there is none.
+        listener: the URL of the listener.
+        host, port: the destination that the client asked for.
+        tls: None without TLS, and before it is established.
+        store: a place for what hooks want to remember of a connection.
+    """
+
+    __slots__ = ("client", "host", "id", "listener", "port", "store", "tls", "user")
+
+    def __init__(
+        self,
+        number: str,
+        client: tuple[str, int],
+        user: str | None,
+        listener: str,
+        host: str,
+        port: int,
+        tls: TlsInfo | None = None,
+    ) -> None:
+        self.id = number
+        self.client = client
+        self.user = user
+        self.listener = listener
+        self.host = host
+        self.port = port
+        self.tls = tls
+        self.store: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.id} {self.host}:{self.port}>"
+
+
+class ClientHelloInfo:
+    """A client's first message of TLS, before anything is answered.
+
+    Attributes:
+        connection: of the client.
+        sni: the name that it asks for, None where it names none.
+        alpn: the protocols that it offers, such as ``("h2", "http/1.1")``.
+        ja4: its fingerprint.
+        action: ``intercept``, or what a hook has chosen. The last hook has the last word.
+    """
+
+    __slots__ = ("action", "alpn", "connection", "ja4", "sni")
+
+    def __init__(self, connection: Connection, sni: str | None, alpn: tuple[str, ...], ja4: str | None) -> None:
+        self.connection = connection
+        self.sni = sni
+        self.alpn = alpn
+        self.ja4 = ja4
+        self.action: Literal["intercept", "pass", "drop"] = "intercept"
+
+    def __repr__(self) -> str:
+        return f"<ClientHelloInfo {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The name that is meant: that of SNI, else the host of the request."""
+        return self.sni or self.connection.host
+
+    @property
+    def client(self) -> tuple[str, int]:
+        """Address and port of the client."""
+        return self.connection.client
+
+    @property
+    def host(self) -> str:
+        """The destination that the client asked the proxy for."""
+        return self.connection.host
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return self.connection.port
+
+    def pass_through(self) -> None:
+        """Do not look into this connection: it is relayed as it is."""
+        self.action = "pass"
+
+    def drop(self) -> None:
+        """End the connection."""
+        self.action = "drop"
+
+
+class WebSocketMessage:
+    """One message of WebSocket, put together from its frames. A hook may change or drop it.
+
+    Attributes:
+        direction: ``up`` or ``down``.
+        is_text: else it is binary.
+        content: its octets; of a text in UTF-8.
+        dropped: whether it is not sent on.
+    """
+
+    __slots__ = ("content", "direction", "dropped", "is_text")
+
+    def __init__(self, direction: Direction, is_text: bool, content: bytes) -> None:
+        self.direction: Direction = direction
+        self.is_text = is_text
+        self.content = content
+        self.dropped = False
+
+    def __repr__(self) -> str:
+        return f"<WebSocketMessage {self.direction} {len(self.content)} octets>"
+
+    @property
+    def text(self) -> str:
+        """The content as text."""
+        return self.content.decode("utf-8", "replace")
+
+    @text.setter
+    def text(self, text: str) -> None:
+        """Send another text. Raises ValueError for lone surrogates."""
+        self.content = text.encode()
+
+    def drop(self) -> None:
+        """Do not send it on."""
+        self.dropped = True
+
+
+class DnsInfo(NamedTuple):
+    """A message of DNS in a datagram."""
+
+    id: int
+    is_response: bool
+    name: str
+    """The name that is asked for, in ASCII, without the dot at its end."""
+    type: int
+    """What is asked for: 1 is A, 28 is AAAA."""
+    rcode: int
+    """0 where nothing is wrong, 3 where there is no such name."""
+    answers: tuple[str, ...]
+    """The addresses that a response gives, as text."""
+
+
+class QuicInfo(NamedTuple):
+    """What the first datagram of a QUIC connection says in its ClientHello."""
+
+    version: int
+    sni: str | None
+    alpn: tuple[str, ...]
+
+
+class DatagramInfo:
+    """One datagram of an association. A hook may change or drop it.
+
+    Attributes:
+        connection: the association's; host and port are the destination of this datagram, or its sender.
+        direction: ``up`` or ``down``.
+        payload: its octets.
+        dns: what it says, where it is a message of DNS.
+        quic: the same, where it begins a connection of QUIC.
+        dropped: whether it is not sent on.
+    """
+
+    __slots__ = ("connection", "direction", "dns", "dropped", "payload", "quic")
+
+    def __init__(
+        self,
+        connection: Connection,
+        direction: Direction,
+        payload: bytes,
+        dns: DnsInfo | None = None,
+        quic: QuicInfo | None = None,
+    ) -> None:
+        self.connection = connection
+        self.direction: Direction = direction
+        self.payload = payload
+        self.dns = dns
+        self.quic = quic
+        self.dropped = False
+
+    def __repr__(self) -> str:
+        return f"<DatagramInfo {self.direction} {len(self.payload)} octets>"
+
+    def drop(self) -> None:
+        """Do not send it on."""
+        self.dropped = True
