@@ -15,7 +15,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
@@ -71,6 +71,33 @@ class KeptConnections:
             client.expire()
 
 
+class Carries(Protocol):
+    """One exchange with a destination: `relay.exchange.Exchange`, or one that is looked into."""
+
+    async def run(self) -> tuple[bool, bool]:
+        """Carry it out; whether the client's connection goes on, and the destination's."""
+
+    def expire(self) -> None:
+        """The idle deadline."""
+
+
+class Inspected(Protocol):
+    """A request that is looked into; see `intercept.forwarded`."""
+
+    async def ask(self) -> bool | None:
+        """Before anything is dialled: whether the connection goes on behind an answer that is given in the
+        destination's place; None if there is none. Raises ExchangeFailed."""
+
+    def over(self, server: ServerConnection) -> Carries:
+        """The exchange with the destination."""
+
+    async def ended(self, error: BaseException | None) -> None:
+        """It is over."""
+
+
+Inspect = Callable[["Connection", Request], "Inspected | None"]
+
+
 class Forwarding(NamedTuple):
     """What forwarding needs of a server.
 
@@ -83,6 +110,7 @@ class Forwarding(NamedTuple):
         kept: gets the connections that wait for another request.
         carrier: gets both streams when the protocol has changed (101).
         tls: put on connections to destinations of https and wss.
+        inspect: says how a request is looked into; None for one that is not. None where nothing is.
     """
 
     gate: Gate
@@ -93,6 +121,7 @@ class Forwarding(NamedTuple):
     kept: KeptConnections
     carrier: Carrier
     tls: OriginTls
+    inspect: Inspect | None = None
 
 
 class HttpIngress:
@@ -126,6 +155,7 @@ class HttpIngress:
             self.kept,
             self.carrier,
             self.tls,
+            self.inspect,
         ) = forwarding
         self.authenticate = authenticate
         self.required = required
@@ -178,7 +208,7 @@ class Connection:
         self.buffer = bytearray()
         self.server: ServerConnection | None = None
         self.moved = 0
-        self.exchange: Exchange | None = None
+        self.exchange: Carries | None = None
         self.waits = False  # for the client alone: to send another request, or to take what it was sent
         self.gone = False  # whether the client has reset its connection
         self.broken = False  # whether it is to get a reset
@@ -424,6 +454,31 @@ class Connection:
     # --- forwarding ---
 
     async def forward(self, request: Request) -> bool:
+        """Forward a request and its answer, or look into both; whether the connection goes on. Errors as `send_on`."""
+        inspect = self.ingress.inspect
+        inspected = None if inspect is None else inspect(self, request)
+        if inspected is None:
+            return await self.send_on(request)
+        error: BaseException | None = None
+        try:
+            return await self.send_on(request, inspected)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            await inspected.ended(error)
+
+    async def ask(self, inspected: Inspected, request: Request) -> bool | None:
+        """Whether the connection goes on behind an answer in the destination's place; None if there is none."""
+        self.waits = True
+        try:
+            return await inspected.ask()
+        except ExchangeFailed as exc:
+            return await self.refuse(request, refusal_of(exc))
+        finally:
+            self.waits = False
+
+    async def send_on(self, request: Request, inspected: Inspected | None = None) -> bool:
         """Forward a request and its answer; whether the connection goes on.
 
         Raises:
@@ -436,6 +491,8 @@ class Connection:
         route = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut
+        if inspected is not None and (keeps := await self.ask(inspected, request)) is not None:
+            return keeps
         while not self.gone:
             server = self.kept_server(request, repeatable, route) or await self.open_server(request, route)
             if self.gone:
@@ -443,7 +500,8 @@ class Connection:
             session.address = server.address
             if request.authenticates_connection:
                 server.authenticated = True
-            self.exchange = exchange = Exchange(self, server, request, carrier, pacer)
+            looked_into = None if inspected is None else inspected.over(server)
+            self.exchange = exchange = looked_into or Exchange(self, server, request, carrier, pacer)
             on_gone, self.client.on_gone = self.client.on_gone, None  # `on_ready` has it end in good order
             try:
                 keep, keep_server = await exchange.run()

@@ -24,18 +24,20 @@ class Content:
         wanted: whether anybody wants to see what it carries, without the chunks around it.
 
     Attributes:
+        unchunked: it goes on without the chunks around it.
         size: octets that it carried up to now, where they are ``wanted``.
         held: what was read for a hook, as it came.
         payload: what that carries.
     """
 
-    __slots__ = ("body", "buffer", "held", "payload", "size", "stream", "wanted")
+    __slots__ = ("body", "buffer", "held", "payload", "size", "stream", "unchunked", "wanted")
 
     def __init__(self, stream: Stream, buffer: bytearray, length: int, wanted: bool = False) -> None:
         self.stream = stream
         self.buffer = buffer
         self.body: Body = make_body(length) if length else NOTHING
         self.wanted = wanted
+        self.unchunked = False
         self.size = 0
         self.held: list[bytes] = []
         self.payload = bytearray()
@@ -87,12 +89,13 @@ class Content:
                 data = data[:end]
             self.size += end
             return data, data
-        payload: list[memoryview] | None = [] if self.wanted else None
+        payload: list[memoryview] | None = [] if self.wanted or self.unchunked else None
         onward: list[Any] = []
         end = body.scan(data, payload, onward, STEPS)
         carried = b"".join(payload) if payload else b""
         self.size += len(carried)
-        octets = data if len(onward) == 1 and len(onward[0]) == len(data) else b"".join(onward)
+        whole = len(onward) == 1 and len(onward[0]) == len(data)
+        octets = carried if self.unchunked else data if whole else b"".join(onward)
         self.buffer += data[end:]
         return octets, carried
 

@@ -19,6 +19,7 @@ from tabi.intercept.hooks import Handlers
 from tabi.intercept.inspection import Inspection, Recording
 from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
+from tabi.relay.exchange import ExchangeFailed
 from tabi.wire.http import encode_date, encode_error
 from tabi.wire.http_fields import Fields
 from tabi.wire.http_framing import CHUNKED, UNTIL_CLOSE
@@ -34,20 +35,6 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 class Dropped(TabiError):
     """A hook has the client get no answer."""
-
-
-class NoAnswer(TabiError):
-    """The destination gave no whole head of an answer, and the client has nothing of one.
-
-    Attributes:
-        status: of HTTP, to answer in its place.
-        type: the error type of RFC 9209 section 2.3.
-    """
-
-    def __init__(self, status: int, type: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.type = type
 
 
 class Exchange:
@@ -68,11 +55,13 @@ class Exchange:
         "fault",
         "flow",
         "inspection",
+        "keeps_server",
         "recording",
         "request",
         "server",
         "server_buffer",
         "switched",
+        "unchunks",
         "upload",
     )
 
@@ -87,7 +76,9 @@ class Exchange:
         self.recording: Recording | None = None
         self.answered = False  # whether the client has anything of an answer
         self.continued = False  # whether the client was told to go on, for a hook
+        self.unchunks = False  # whether the client knows no chunks: they are taken apart for it
         self.switched = False  # another protocol follows
+        self.keeps_server = False  # whether the destination's connection is fit for another request
         self.fault: Exception | None = None  # of the client, found while its content was read
         hooks = inspection.hooks
         if inspection.sees:
@@ -123,7 +114,7 @@ class Exchange:
             await self.put(DOWN, CONTINUE)
         return await self.upload.read_all(limit)
 
-    async def run(self, server: Stream, buffer: bytearray) -> bool:
+    async def carry(self, server: Stream, buffer: bytearray) -> bool:
         """Carry it out; whether both connections go on.
 
         Args:
@@ -131,7 +122,7 @@ class Exchange:
             buffer: what was read from it and is not used up.
 
         Raises:
-            NoAnswer: nothing has been answered, and the destination will not.
+            ExchangeFailed: nothing has been answered, and the destination will not.
             Dropped: a hook has the client get no answer.
             RemoteProtocolError, OSError: it broke off in the middle.
         """
@@ -142,7 +133,7 @@ class Exchange:
         if flow is not None and self.request.minor and flow.request._content is None:
             handlers = self.inspection.hooks.request_body
         try:
-            await self.put(UP, head + await self.pieces(UP, upload, handlers))
+            await self.put(UP, head, await self.pieces(UP, upload, handlers))
         except OSError as exc:
             raise self.lost(exc) from exc
         if upload.done:
@@ -153,7 +144,7 @@ class Exchange:
             keep = await self.answer()
             if keep:
                 await asyncio.shield(sending)
-        except NoAnswer:
+        except ExchangeFailed:
             if self.fault is not None:
                 raise self.fault from None
             raise
@@ -167,8 +158,9 @@ class Exchange:
         if self.recording is not None:
             self.recording.mark(1)
 
-    async def put(self, direction: int, octets: bytes) -> None:
+    async def put(self, direction: int, head: bytes, content: bytes = b"") -> None:
         """Send octets to one side. Raises OSError, LimitExceeded."""
+        octets = head + content if content else head
         if octets:
             await (self.server if direction == UP else self.client).send_all(octets)
 
@@ -237,7 +229,7 @@ class Exchange:
                 elif self.recording is not None:
                     self.recording.note(UP, carried)
                 try:
-                    await self.put(UP, octets)
+                    await self.put(UP, b"", octets)
                 except OSError:
                     return
             self.sent()
@@ -248,12 +240,13 @@ class Exchange:
     # --- the answer ---
 
     async def answer(self) -> bool:
-        """Read the destination's answer and send it on; see `run`."""
+        """Read the destination's answer and send it on; see `carry`."""
         response = await self.read_response()
         request, hooks = self.request, self.inspection.hooks
         if self.recording is not None:
             self.recording.mark(2)
         download = Content(self.server, self.server_buffer, response.body, self.recording is not None)
+        download.unchunked = self.unchunks and response.body == CHUNKED
         head, flow = response.octets, self.flow
         handlers: Handlers = ()
         if flow is not None:
@@ -288,15 +281,16 @@ class Exchange:
         """Send an answer on; whether both connections go on."""
         first = await self.pieces(DOWN, download, handlers)
         self.answered = True
-        await self.put(DOWN, head + first)
+        await self.put(DOWN, head, first)
         while not download.done:
             octets, carried = await download.next()
             if handlers:
                 octets = await self.through(DOWN, carried, handlers, download.done)
             elif self.recording is not None:
                 self.recording.note(DOWN, carried)
-            await self.put(DOWN, octets)
-        ends = response.body == UNTIL_CLOSE or (bool(handlers) and not self.chunks(DOWN))
+            await self.put(DOWN, b"", octets)
+        ends = response.body == UNTIL_CLOSE or download.unchunked or (bool(handlers) and not self.chunks(DOWN))
+        self.keeps_server = response.keep_alive and self.upload.done and not self.server_buffer
         return self.request.keep_alive and response.keep_alive and not ends
 
     def response_head(self, flow: Flow, response: OriginResponse, chunks: bool) -> bytes:
@@ -309,13 +303,13 @@ class Exchange:
 
     async def read_response(self) -> OriginResponse:
         """The final response's head; those before it are sent on as they come."""
-        server, buffer, method = self.server, self.server_buffer, self.request.method
+        server, buffer = self.server, self.server_buffer
         for count in range(INTERIM_LIMIT):
             seen, found = 0, None
             try:
                 while found is None:
                     if len(buffer) > seen:
-                        found = decode_origin_response(buffer, method, seen=seen, after_interim=count > 0)
+                        found = self.decode(count, seen)
                         seen = len(buffer)
                     if found is None:
                         while (data := server.receive_nowait(READ_SIZE)) is None:
@@ -326,24 +320,28 @@ class Exchange:
             except OSError as exc:
                 raise self.lost(exc) from exc
             except RemoteProtocolError as exc:
-                raise NoAnswer(502, "http_protocol_error", f"{self.where}: {exc}") from exc
+                raise ExchangeFailed(502, "http_protocol_error", f"{self.where}: {exc}") from exc
             response, end = found
             del buffer[:end]
             if not response.interim:
                 return response
             if not (self.continued and response.status == 100):
                 await self.put(DOWN, response.octets)
-        raise NoAnswer(502, "http_protocol_error", f"{self.where}: more than {INTERIM_LIMIT} interim responses")
+        raise ExchangeFailed(502, "http_protocol_error", f"{self.where}: more than {INTERIM_LIMIT} interim responses")
+
+    def decode(self, count: int, seen: int) -> tuple[OriginResponse, int] | None:
+        """Read a head of an answer, behind so many interim ones; see `decode_origin_response`."""
+        return decode_origin_response(self.server_buffer, self.request.method, seen=seen, after_interim=count > 0)
 
     @property
     def where(self) -> str:
         """The destination, for errors."""
         return f"{self.inspection.origin.host}:{self.inspection.origin.port}"
 
-    def lost(self, exc: OSError) -> NoAnswer:
+    def lost(self, exc: OSError) -> ExchangeFailed:
         """The error for a connection to the destination that breaks before an answer."""
         reason = (exc.strerror or str(exc)).lower()
-        return NoAnswer(502, "connection_terminated", f"{self.where}: {reason}")
+        return ExchangeFailed(502, "connection_terminated", f"{self.where}: {reason}")
 
     # --- answers in the destination's place ---
 
@@ -373,7 +371,7 @@ class Exchange:
         if self.recording is not None:
             self.recording.note(DOWN, sent)
         self.answered = True
-        await self.put(DOWN, head + sent)
+        await self.put(DOWN, head, sent)
         return keep
 
     async def answer_from(self, reroute: Reroute) -> bool:
@@ -392,7 +390,7 @@ class Exchange:
             )
         except (TabiError, OSError) as exc:
             reason = str(exc) if isinstance(exc, TabiError) else (exc.strerror or str(exc)).lower()
-            raise NoAnswer(502, "destination_unavailable", f"reroute: {reason}") from exc
+            raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}") from exc
         try:
             headers = Headers(fetched.fields)
             chunks = self.request.minor > 0 and self.request.method != "HEAD" and fetched.status not in (204, 304)
@@ -414,9 +412,9 @@ class Exchange:
         async for carried in content:
             if self.recording is not None:
                 self.recording.note(DOWN, carried)
-            await self.put(DOWN, self.framed(DOWN, carried) if chunks else carried)
+            await self.put(DOWN, b"", self.framed(DOWN, carried) if chunks else carried)
         if chunks:
-            await self.put(DOWN, LAST_CHUNK)
+            await self.put(DOWN, b"", LAST_CHUNK)
 
     def show(self, flow: Flow, response: FlowResponse) -> None:
         """The flow's answer is one that did not come from the destination."""

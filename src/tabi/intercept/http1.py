@@ -7,12 +7,13 @@ client's, and what it says unasked before that goes to the client.
 from __future__ import annotations
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.intercept.exchange import Dropped, Exchange, NoAnswer
+from tabi.intercept.exchange import Dropped, Exchange
 from tabi.intercept.flow import Flow
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import Inspection, Recording
 from tabi.net.reactor import BROKEN, ENDED, READABLE
 from tabi.net.stream import Stream
+from tabi.relay.exchange import ExchangeFailed
 from tabi.wire.http import HEAD_LIMIT, encode_error
 from tabi.wire.http_origin import OriginRequest, decode_origin_request
 
@@ -124,13 +125,13 @@ class Http1:
                 assert exchange.flow is not None
                 assert exchange.flow.instead is not None
                 return await exchange.answer_instead(exchange.flow.instead)
-            return await exchange.run(self.server, self.server_buffer)
+            return await exchange.carry(self.server, self.server_buffer)
         except Dropped as exc:
             self.session.error, self.session.close = str(exc), "denied"
             self.break_off()
-        except NoAnswer as exc:
+        except ExchangeFailed as exc:
             self.session.error = str(exc)
-            await self.give_up(exchange, exc.status, exc.type, str(exc))
+            await self.give_up(exchange, exc.status, exc.error, str(exc))
         except HookFailed as exc:
             self.session.error, self.session.close = str(exc), "error"
             if exchange.answered:

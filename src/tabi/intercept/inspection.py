@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, time
 from typing import NamedTuple, Protocol
 
-from tabi.intercept.flow import Flow, FlowRequest, FlowResponse, TlsInfo
+from tabi.intercept.events import TlsInfo
+from tabi.intercept.flow import Flow, FlowRequest, FlowResponse
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.record import Record, WebSocketMessage

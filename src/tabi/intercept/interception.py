@@ -9,12 +9,15 @@ The first octets of either side decide. A session that was not chosen, and whate
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.intercept.events import ClientHelloInfo, Connection, Direction
+from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
 from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
@@ -24,10 +27,12 @@ from tabi.net.reactor import READABLE
 from tabi.net.stream import MSG_PEEK, Stream
 from tabi.policy.intercepts import InterceptRule, Intercepts
 from tabi.policy.limits import UP
+from tabi.relay.exchange import ClientConnection
 from tabi.relay.first_octets import FirstOctets, Seen
 from tabi.relay.relays import Relays
 from tabi.relay.tunnel import HeadSock, Tunnel, Tunnels, TunnelStream
 from tabi.session import Close, Session
+from tabi.wire.http import Request
 from tabi.wire.machine import NeedData
 from tabi.wire.sniff import Payload, sniff_payload
 from tabi.wire.tls_alert import encode_alert
@@ -115,11 +120,12 @@ class Interception:
     def rule_for(self, session: Session, seen: Seen) -> InterceptRule | None:
         """The entry that intercepts a session; None: it is relayed."""
         hello = seen.hello
-        if hello is None and seen.protocol not in (Payload.HTTP1, Payload.HTTP2):
-            return None
         rule = self.intercepts.match(session, None if hello is None else hello.sni)
-        if rule is None or hello is None:
-            return rule
+        if rule is None:
+            return None
+        if hello is None:
+            looked_into = seen.protocol in (Payload.HTTP1, Payload.HTTP2) or self.rules.hooks(rule).tcp_data
+            return rule if looked_into else None
         if self.handshakes is None or not rule.tls:
             return None
         if rule.on_pinning == "pass":
@@ -128,6 +134,18 @@ class Interception:
                 session.pinned = True
                 return None
         return rule
+
+    def inspect(self, connection: ClientConnection, request: Request) -> ForwardedExchange | None:
+        """How a plain request to the proxy itself is looked into; None: it is forwarded as it is."""
+        session = connection.session
+        if not self.intercepts.candidate(session) or (rule := self.intercepts.match(session)) is None:
+            return None
+        destination = request.destination
+        origin = Origin("https" if request.tls else "http", destination.host, destination.port)
+        recorder = self.rules.recorder(rule)
+        inspection = Inspection(session, rule, self.rules.hooks(rule), recorder, origin, None, self.fetch)
+        session.intercepted = rule.label
+        return ForwardedExchange(inspection, connection, request, self.relays.pacer, self.relays)
 
     # --- one session ---
 
@@ -161,6 +179,9 @@ class Interception:
         session, destination = tunnel.session, tunnel.session.destination
         assert destination is not None
         hooks = self.rules.hooks(rule)
+        if seen.hello is None and seen.protocol not in (Payload.HTTP1, Payload.HTTP2):
+            await relay_through(tunnel, seen.octets, hooks, connection_of(session))
+            return
         if seen.hello is None:
             origin = Origin("http", destination.host, destination.port)
             inspection = Inspection(session, rule, hooks, self.rules.recorder(rule), origin, None, self.fetch)
@@ -168,11 +189,14 @@ class Interception:
             return
         host = host_of(seen.hello, session)
         began = monotonic()
+        connection = connection_of(session)
+        if hooks.client_hello and not await self.ask_hello(tunnel, hooks, seen, connection):
+            return
         opened = await self.open_tls(tunnel, rule, seen)
-        info = info_of(opened, seen.hello)
+        connection.tls = info = info_of(opened, seen.hello)
         session.up = session.down = 0  # from here on what is inside TLS is counted
         if hooks.tls_established:
-            await hooks.tell(hooks.tls_established, info)
+            await hooks.tell(hooks.tls_established, info, connection)
         origin = Origin("https", host, destination.port)
         recorder = self.rules.recorder(rule)
         inspection = Inspection(session, rule, hooks, recorder, origin, info, self.fetch, monotonic() - began)
@@ -182,8 +206,26 @@ class Interception:
         head = await first_octets(tunnel.client, tunnel.server)
         if sniff_payload(head) is Payload.HTTP1:
             await self.carry_http(tunnel, inspection, head, False)
+        elif hooks.tcp_data:
+            await relay_through(tunnel, head, hooks, connection)
         else:
             self.hand_over(tunnel, head)
+
+    async def ask_hello(self, tunnel: Tunnel, hooks: Hooks, seen: Seen, connection: Connection) -> bool:
+        """Show a hello to the hooks; whether TLS is opened. If not, the session is carried or ended here."""
+        hello = seen.hello
+        assert hello is not None
+        alpn = tuple(name.decode("latin-1") for name in hello.alpn)
+        info = ClientHelloInfo(connection, hello.sni, alpn, hello.ja4)
+        await hooks.on_event(hooks.client_hello, info)
+        if info.action == "pass":
+            tunnel.session.intercepted = None
+            self.hand_over(tunnel, seen.octets)
+        elif info.action == "drop":
+            tunnel.session.error = "a hook has dropped the connection"
+            tunnel._run.reason = "denied"
+            tunnel._run.close_streams(True)
+        return info.action == "intercept"
 
     async def open_tls(self, tunnel: Tunnel, rule: InterceptRule, seen: Seen) -> Opened:
         """Shake hands with the destination, then with the client. Raises HandshakeFailed."""
@@ -284,6 +326,37 @@ async def first_octets(client: Stream, server: Stream) -> bytes:
                 pass
     finally:
         server.reactor.replace(server.fd, server.on_ready)
+
+
+def connection_of(session: Session) -> Connection:
+    """What hooks see of a session."""
+    client, destination = session.client, session.destination
+    assert destination is not None
+    where = str(client.host), client.port
+    name = f"{session.number:x}"
+    return Connection(name, where, session.user, session.listener, str(destination.host), destination.port)
+
+
+async def relay_through(tunnel: Tunnel, head: bytes, hooks: Hooks, connection: Connection) -> None:
+    """Carry what has no name here, and show it to hooks of ``tcp_data``. Errors as the streams."""
+
+    async def move(source: Stream, sink: Stream, direction: Direction, data: bytes) -> None:
+        while True:
+            if data:
+                data = await hooks.on_data(hooks.tcp_data, data, connection, direction)
+                await sink.send_all(data)
+            data = await source.receive()
+            if not data:
+                sink.send_eof()
+                return
+
+    down = tunnel.server.reactor.loop.create_task(move(tunnel.server, tunnel.client, "down", b""))
+    try:
+        await move(tunnel.client, tunnel.server, "up", head)
+        await down
+    finally:
+        down.cancel()
+        await asyncio.gather(down, return_exceptions=True)
 
 
 def speaks(stream: Stream) -> bool:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tabi.errors import ConfigError, RemoteProtocolError, TabiError
 from tabi.intercept.authority import Verdict, verdict_of
 from tabi.intercept.contexts import ClientContexts, ServerContexts, TlsSettings, Versions
-from tabi.intercept.flow import TlsInfo
+from tabi.intercept.events import TlsInfo
 from tabi.intercept.pinning import REFUSALS
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream

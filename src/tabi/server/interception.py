@@ -6,7 +6,7 @@ Nothing of the room `intercept` is imported unless a configuration has something
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.inspection import Recorder
 from tabi.intercept.interception import Interception
+from tabi.intercept.scripts import Scripts
 from tabi.intercept.tls import Handshakes
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
@@ -44,24 +45,26 @@ class RuleParts:
         recorder: of all entries; None where nothing is recorded.
     """
 
-    def __init__(self, given: Sequence[object], recorder: Recorder | None) -> None:
-        self.given = tuple(given)
+    def __init__(self, rules: Iterable[InterceptRule], given: Sequence[object], recorder: Recorder | None) -> None:
         self.all_of_them = recorder
+        self.scripts = Scripts()
         self.made: dict[InterceptRule, Hooks] = {}
+        for rule in rules:
+            hooks = self.made[rule] = Hooks((), rule.hook_timeout, rule.on_error == "close")
+            self.scripts.add(hooks, rule.scripts, given)
+        self.scripts.start()
 
     def hooks(self, rule: InterceptRule) -> Hooks:
         """The hooks that see the flows of an entry."""
-        hooks = self.made.get(rule)
-        if hooks is None:
-            hooks = self.made[rule] = Hooks(self.given, rule.hook_timeout, rule.on_error == "close")
-        return hooks
+        return self.made[rule]
 
     def recorder(self, rule: InterceptRule) -> Recorder | None:
         """What gets the records of an entry."""
         return self.all_of_them
 
     def close(self) -> None:
-        """End the threads of hooks."""
+        """Look at no script any more, and end the threads of hooks."""
+        self.scripts.close()
         for hooks in self.made.values():
             hooks.close()
 
@@ -77,9 +80,7 @@ def make_interception(
         own = TlsShared()
         own.turn = shared.turn
         authority = Authority.load(*authority_paths(config))
-        handshakes = Handshakes(
-            ServerContexts(authority), ClientContexts(), own, timeouts.connect, timeouts.handshake
-        )
+        handshakes = Handshakes(ServerContexts(authority), ClientContexts(), own, timeouts.connect, timeouts.handshake)
 
     async def reopen(session: Session) -> Stream:
         egress, address_filter = session.route
@@ -90,4 +91,6 @@ def make_interception(
     async def fetch(*asked: Any) -> Any:
         raise NotImplementedError
 
-    return Interception(relays, first, compiled.intercepts, handshakes, RuleParts(given, None), reopen, fetch)
+    return Interception(
+        relays, first, compiled.intercepts, handshakes, RuleParts(compiled.intercepts, given, None), reopen, fetch
+    )

@@ -179,6 +179,8 @@ class Parts:
         self.forwarding = Forwarding(
             self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
         )
+        if self.interception is not None:
+            self.forwarding = self.forwarding._replace(inspect=self.interception.inspect)
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)

@@ -1,0 +1,201 @@
+"""One plain HTTP request to the proxy itself and its answer, shown to hooks and recorded like an intercepted one.
+
+The heads are those that the proxy sends (`wire/http.py`): a hook sees what the destination gets, and changes that.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import Any
+
+from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.intercept.exchange import Dropped, Exchange
+from tabi.intercept.hooks import HookFailed
+from tabi.intercept.inspection import Inspection
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.carrier import Carrier
+from tabi.relay.exchange import ClientConnection, ExchangeFailed, ServerConnection
+from tabi.relay.pacer import Pacer
+from tabi.wire.http import (
+    CHUNKED,
+    UNTIL_CLOSE,
+    Request,
+    decode_response,
+    encode_date,
+    encode_request,
+    encode_response,
+)
+from tabi.wire.http_origin import OriginRequest, OriginResponse
+from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT
+
+
+class ForwardedExchange(Exchange):
+    """A request that is forwarded, on one connection to the destination or, if that was closed meanwhile, another.
+
+    Args:
+        inspection: shows the flow to hooks, and records it.
+        connection: the client's.
+        request: what the client asks the proxy for.
+        pacer: makes it wait if limits leave no room.
+        carrier: gets both streams when the protocol has changed (101).
+    """
+
+    __slots__ = ("asked", "carrier", "connection", "lease", "pacer", "server_connection")
+
+    def __init__(
+        self, inspection: Inspection, connection: ClientConnection, request: Request, pacer: Pacer, carrier: Carrier
+    ) -> None:
+        super().__init__(inspection, connection.client, connection.buffer, origin_request(request))
+        self.asked = request
+        self.connection = connection
+        self.pacer = pacer
+        self.carrier = carrier
+        self.unchunks = not request.minor
+        lease = connection.session.lease
+        self.lease: Any = lease if lease is not None and lease.meters else None
+        self.server_connection: ServerConnection
+
+    async def ask(self) -> bool | None:
+        """Ask the hooks; whether the client's connection goes on behind what they answer in the destination's place,
+        None if they do not. Raises ExchangeFailed."""
+        session, connection = self.connection.session, self.connection
+        try:
+            if not await self.ask_hooks():
+                return None
+            assert self.flow is not None
+            assert self.flow.instead is not None
+            keep = await self.answer_instead(self.flow.instead)
+        except Dropped as exc:
+            session.error, session.close = str(exc), "denied"
+            connection.break_off()
+            return False
+        except HookFailed as exc:
+            raise ExchangeFailed(502, "proxy_internal_error", str(exc)) from exc
+        assert self.flow.response is not None
+        session.reply_code, session.close = self.flow.response.status, "server"
+        return keep and connection.keeps
+
+    async def ended(self, error: BaseException | None) -> None:
+        """It is over."""
+        flow = self.flow
+        if flow is not None and not self.switched:
+            if flow.error is None:
+                flow.error = self.connection.session.error
+            await self.inspection.ended(flow, self.recording)
+
+    def over(self, server: ServerConnection) -> ForwardedExchange:
+        """The same exchange, on a connection to the destination."""
+        self.server_connection = server
+        return self
+
+    def expire(self) -> None:
+        """The idle deadline: the tasks that wait on either side get TimeoutError."""
+        self.server_connection.stream.expire()
+        if self.answered:
+            self.client.expire()
+
+    async def run(self) -> tuple[bool, bool]:
+        """Carry it out; whether the client's connection goes on, and the destination's. Errors as `relay.Exchange`."""
+        server, session, connection = self.server_connection, self.connection.session, self.connection
+        try:
+            keep = await self.carry(server.stream, server.buffer)
+        except Dropped as exc:
+            session.error, session.close = str(exc), "denied"
+            connection.break_off()
+            return False, False
+        except HookFailed as exc:
+            if not self.answered:
+                raise ExchangeFailed(502, "proxy_internal_error", str(exc)) from exc
+            session.error = str(exc)
+            connection.break_off()
+            return False, False
+        except (OSError, RemoteProtocolError, LimitExceeded) as exc:
+            if not self.answered:
+                raise
+            # The client has part of an answer: a reset says that it is not the whole.
+            session.error = str(exc) if not isinstance(exc, OSError) else (exc.strerror or str(exc)).lower()
+            limit = isinstance(exc, LimitExceeded)
+            session.close = "limit" if limit else "idle" if isinstance(exc, TimeoutError) else "reset"
+            connection.break_off()
+            return False, False
+        if self.switched:
+            if server.buffer:
+                await connection.send(bytes(server.buffer))
+            self.carrier.start(self.client, server.stream, session, b"", bytes(self.buffer))
+            return False, False
+        session.close = "server"
+        server.used = True
+        return keep and connection.keeps, self.keeps_server
+
+    async def put(self, direction: int, head: bytes, content: bytes = b"") -> None:
+        """See `Exchange.put`: what is content is counted, and sent as the lease allows."""
+        connection, session = self.connection, self.connection.session
+        connection.moved += 1
+        stream = self.client if direction == DOWN else self.server
+        if self.lease is None:
+            if head or content:
+                await stream.send_all(head + content)
+            self.count(session, direction, len(content))
+            return
+        if head:
+            await stream.send_all(head)
+        at = 0
+        while at < len(content):
+            count = await self.pacer.take(self.lease, direction, len(content) - at)
+            await stream.send_all(content[at : at + count])
+            at += count
+            connection.moved += 1
+            self.count(session, direction, count)
+
+    def count(self, session: Any, direction: int, octets: int) -> None:
+        """So much content was sent."""
+        if direction == UP:
+            session.up += octets
+        else:
+            session.down += octets
+
+    def decode(self, count: int, seen: int) -> tuple[OriginResponse, int] | None:
+        """See `Exchange.decode`: the head is rewritten, as every forwarded one."""
+        request, method = self.asked, self.request.method
+        found = decode_response(self.server_buffer, method, ANSWER_HEAD_LIMIT, seen, count > 0)
+        if found is None:
+            return None
+        response, end = found
+        keep = request.keep_alive and response.body != UNTIL_CLOSE and self.connection.keeps
+        keep = keep and not (response.body == CHUNKED and not request.minor)
+        date = b"" if response.dated else encode_date(int(time()))
+        octets = encode_response(response, keep, request.minor, None, date)
+        if not response.interim:
+            self.connection.session.reply_code = response.status
+        return OriginResponse(
+            octets,
+            response.status,
+            response.reason,
+            1,
+            fields_of(octets),
+            response.body,
+            response.keep_alive,
+            response.interim,
+        ), end
+
+
+def origin_request(request: Request) -> OriginRequest:
+    """The request as the destination gets it."""
+    octets = encode_request(request)
+    return OriginRequest(
+        octets,
+        request.method,
+        request.path,
+        request.minor,
+        fields_of(octets),
+        str(request.destination.host).encode(),
+        request.body,
+        request.keep_alive,
+        request.upgrade,
+        request.expects_continue,
+    )
+
+
+def fields_of(head: bytes) -> bytes:
+    """The fields of a head, each with CRLF in front."""
+    return head[head.index(b"\r\n") : -4]
