@@ -35,6 +35,15 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
             f"[[rule]]\nusers = ['alice']\naction = 'deny'\n[[listen]]\ntls = {TLS}",
             [],
         ),
+        (
+            "[[intercept]]\nports = [443]\n[[intercept]]\nports = [443]\nhosts = ['a.example']",
+            ["intercept[1]: intercept[1] can never match, since intercept[0] matches all that it would"],
+        ),
+        (
+            "[[intercept]]\nusers = ['alicce']",
+            ["intercept[0].users: there is no user alicce"],
+        ),
+        ("[[intercept]]\naction = 'pass'\nhosts = ['a.example']\n[[intercept]]\nhosts = ['a.example']", []),
         (GUESTS, []),
         (f"{GUESTS}[guard]\nallow = ['8.8.8.0/24']", []),
         (GUESTS + ALLOWED, [f"{REACH} no rule refuses it (listener socks5://0.0.0.0:1080)"]),

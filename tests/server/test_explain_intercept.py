@@ -14,7 +14,7 @@ from tabi.server.explain_intercept import Interception, explain_interception, li
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
 
-ENTRIES = [
+ENTRIES: list[dict[str, Any]] = [
     {"action": "pass", "hosts": ["*.bank.example"]},
     {"name": "web", "hosts": ["*.example.com", "10.0.0.0/8"], "verify": False, "scripts": ["/a.py", "/b.py"]},
 ]
@@ -26,10 +26,9 @@ def explained(
     command: str = "connect",
     address: str | None = None,
     via: str | None = None,
-    entries: list[dict[str, Any]] = ENTRIES,
 ) -> Interception | None:
     """The answer for a session."""
-    intercepts = make_intercepts(make_config({"intercept": entries}), clock=lambda: 0.0)
+    intercepts = make_intercepts(make_config({"intercept": ENTRIES}), clock=lambda: 0.0)
     assert intercepts is not None
     session = Session(0, "mixed://127.0.0.1:1080", Address(parse_host("192.0.2.9"), 1), 0.0)
     session.command, session.protocol, session.via = command, "socks5", via
@@ -67,7 +66,7 @@ def test_the_entry_that_decides_and_what_it_says() -> None:
         ({"host": "192.0.2.1", "command": "associate"}, "none", None, 2),
     ],
 )
-def test_answers(asked: dict[str, str], action: str, by: str | None, hello: int) -> None:
+def test_answers(asked: dict[str, Any], action: str, by: str | None, hello: int) -> None:
     """By names and addresses as the server has them; a forwarded request has no hello."""
     found = explained(**asked)
     assert found is not None

@@ -23,7 +23,7 @@ from tabi.observe.access_log import check_output, escape_json
 from tabi.policy.limits import least_burst
 from tabi.policy.quantities import format_size
 from tabi.server.compiled import Compiled, compile_config
-from tabi.server.interception import authority_paths
+from tabi.server.intercept_files import authority_paths
 from tabi.server.quota_store import check_store, path_of
 from tabi.url import UnixSocket
 

@@ -129,8 +129,8 @@ def make_request(
         address = parse_address(destination)
     except ValueError as exc:
         raise ConfigError(str(exc), "HOST:PORT") from None
-    when, name = parse_time(at), parse_sni(sni, command)
-    request = Request(command, address, parse_client(client), user, listen, protocol or usual, when, name)
+    when, hello = parse_time(at), parse_sni(sni, command)
+    request = Request(command, address, parse_client(client), user, listen, protocol or usual, when, hello)
     check_user(config, request)
     return request
 

@@ -15,6 +15,13 @@ import msgspec
 
 import tabi
 from tabi.cli.help import Command
+from tabi.cli.interception import (
+    Interception,
+    add_interception,
+    authority_option,
+    interception_options,
+    summary,
+)
 from tabi.config import Config, EgressConfig, Listen, RuleConfig, UserConfig, load_config
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
@@ -46,6 +53,7 @@ from tabi.server.supervisor import Supervisor
 @click.option(
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )
+@interception_options
 def serve(
     config: Path | None,
     listen: tuple[str, ...],
@@ -54,6 +62,11 @@ def serve(
     open_proxy: bool,
     access_log: str | None,
     via: tuple[str, ...],
+    intercept: tuple[str, ...],
+    script: tuple[str, ...],
+    har: str | None,
+    prints: bool,
+    trust: str | None,
 ) -> None:
     """Run the proxy.
 
@@ -61,6 +74,10 @@ def serve(
 
     Options replace the values of the file; users are added to those of the file, and requests that no rule of the file
     decides go through --via.
+
+    --intercept looks into the traffic of hosts, with the authority of `tabi ca init`, behind all [[intercept]] of the
+    file. Without it --script, --har, --print and --trust are for those of the file; where there is none, for HTTP
+    without TLS.
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). A second signal ends it at
     once. SIGHUP reloads the file for new connections; a warning names what needs a restart.
@@ -71,11 +88,13 @@ def serve(
     tabi serve -l mixed://127.0.0.1:8080
     tabi serve -l socks5://0.0.0.0:1080 -u alice:secret
     tabi serve -c tabi.toml --workers 0
+    tabi serve --intercept '*.example.com' --print
     """
+    looks = Interception(intercept, script, har, prints, trust)
 
     def read() -> Compiled:
         file = Config() if config is None else load_config(config, values=False)
-        return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy)
+        return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks)
 
     check_calls(try_all())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
@@ -88,7 +107,7 @@ def serve(
         reread = None if config is None else read
         with contextlib.closing(control):
             supervisor = Supervisor(compiled, reread, (writer.child, control))
-            code = supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users, writer.say))
+            code = supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users, writer.say, compiled))
     sys.exit(code)
 
 
@@ -101,6 +120,7 @@ def merge(
     via: list[str] | None = None,
     path: Path | None = None,
     open_proxy: bool = False,
+    looks: Interception | None = None,
 ) -> Compiled:
     """The compiled configuration: the file at ``path`` with the options of the command line.
 
@@ -135,6 +155,8 @@ def merge(
         config = msgspec.structs.replace(
             config, egress=egress, rule=[*config.rule, RuleConfig("allow", "--via", via="via")]
         )
+    if looks:
+        config = add_interception(config, looks)
     try:
         return compile_config(config, open_proxy)
     except ConfigError as exc:
@@ -162,8 +184,9 @@ CURL = {
 """The scheme with which curl speaks to a listener; there is none for SOCKS inside TLS."""
 
 
-def curl_line(url: str, users: bool) -> str | None:
-    """A command that goes through a listener, or None if curl cannot use it: SOCKS inside TLS, HTTP at a path."""
+def curl_line(url: str, users: bool, trust: str = "") -> str | None:
+    """A command that goes through a listener, or None if curl cannot use it: SOCKS inside TLS, HTTP at a path.
+    ``trust`` is what it needs to trust destinations."""
     scheme, _, place = url.partition("://")
     path, _, query = place.partition("?")
     at_path = scheme == "unix"
@@ -172,11 +195,14 @@ def curl_line(url: str, users: bool) -> str | None:
         return None
     place = f"localhost{path}" if at_path else re.sub(r"^0\.0\.0\.0:", "127.0.0.1:", place).replace("[::]", "[::1]")
     authority = "--proxy-cacert CA.pem " if proxy == "https" else ""
-    return f"curl {authority}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
+    return f"curl {authority}{trust}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
 
 
-def print_ready(urls: list[str], users: bool, say: Callable[[str], object]) -> None:
-    """Print where it listens, and how to try it. On stderr, since stdout is for the access log."""
+def print_ready(urls: list[str], users: bool, say: Callable[[str], object], compiled: Compiled | None = None) -> None:
+    """Print where it listens, what is looked into, and how to try it. On stderr, since stdout is for the access log."""
     lines = [f"listening on {url}\n" for url in urls]
-    lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users) for url in urls))][:1]
+    trust, looks = ("", None) if compiled is None else (authority_option(compiled), summary(compiled))
+    if looks is not None:
+        lines.append(f"{looks}\n")
+    lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users, trust) for url in urls))][:1]
     say("".join(lines))

@@ -36,7 +36,7 @@ def advise_on_rules(rules: RuleSet, table: str = "rule") -> Iterator[str]:
         if by is None:
             groups = ", ".join(rule.texts.users or ())
             yield f"{table}[{rule.number}].users: no user is in {groups}, so {rule.label} can never match"
-        else:
+        elif table == "rule" or by.refuses or by.hosts is None:  # a hello for another name ends an exemption
             yield f"{table}[{rule.number}]: {rule.label} can never match, since {by.label} matches all that it would"
 
 

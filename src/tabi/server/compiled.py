@@ -24,6 +24,7 @@ from tabi.policy.policy import Policy
 from tabi.policy.rules import RuleSet
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
+from tabi.server.intercept_files import check_interception
 from tabi.server.loops import refuse_loops
 from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
@@ -161,6 +162,8 @@ def compile_config(
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
     made = made._replace(intercepts=make_intercepts(config, users))
+    if made.intercepts is not None:
+        check_interception(config, made.intercepts)
     check_listeners(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:

@@ -1,18 +1,11 @@
-"""Interception, composed from a configuration: the authority, and what has to be there before anything listens.
-
-Nothing of the room `intercept` is imported unless a configuration has something to look into.
-"""
+"""Interception, composed from a configuration. It is imported only where a configuration has something to look into."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tabi.config import Config
 from tabi.ingress.gate import Gate
-from tabi.intercept.authority import Authority
 from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.inspection import Recorder
@@ -25,16 +18,8 @@ from tabi.policy.intercepts import InterceptRule
 from tabi.relay.first_octets import FirstOctets
 from tabi.relay.relays import Relays
 from tabi.server.compiled import Compiled
+from tabi.server.intercept_files import load_authority
 from tabi.session import Session
-
-
-def authority_paths(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The files of the authority's certificate and key: those of ``[ca]``, or else what ``tabi ca init`` makes."""
-    if config.ca.certificate is not None and config.ca.key is not None:
-        return config.ca.certificate, config.ca.key
-    home = environment.get("XDG_DATA_HOME", "")
-    folder = (Path(home) if home.startswith("/") else Path.home() / ".local" / "share") / "tabi"
-    return str(folder / "ca.crt"), str(folder / "ca.key")
 
 
 class RuleParts:
@@ -79,7 +64,7 @@ def make_interception(
     if compiled.intercepts.need_authority:
         own = TlsShared()
         own.turn = shared.turn
-        authority = Authority.load(*authority_paths(config))
+        authority = load_authority(config)
         handshakes = Handshakes(ServerContexts(authority), ClientContexts(), own, timeouts.connect, timeouts.handshake)
 
     async def reopen(session: Session) -> Stream:

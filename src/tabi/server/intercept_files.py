@@ -1,0 +1,119 @@
+"""The files of interception: where the authority is, and what has to be there before anything listens.
+
+Nothing of the room `intercept` is imported unless a configuration has something to look into.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabi.config import Config
+from tabi.errors import ConfigError
+from tabi.net.tls import load_certificate
+
+if TYPE_CHECKING:
+    from tabi.intercept.authority import Authority
+    from tabi.policy.intercepts import Intercepts
+
+MAX_SCRIPT = 10 << 20
+"""Octets of a script."""
+
+
+def authority_paths(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """The files of the authority's certificate and key: those of ``[ca]``, or else what ``tabi ca init`` makes."""
+    if config.ca.certificate is not None and config.ca.key is not None:
+        return config.ca.certificate, config.ca.key
+    home = environment.get("XDG_DATA_HOME", "")
+    folder = (Path(home) if home.startswith("/") else Path.home() / ".local" / "share") / "tabi"
+    return str(folder / "ca.crt"), str(folder / "ca.key")
+
+
+def load_authority(config: Config) -> Authority:
+    """The authority of a configuration. Raises ConfigError."""
+    from tabi.intercept.authority import Authority
+
+    certificate, key = authority_paths(config)
+    if config.ca.certificate is None and not os.path.exists(certificate):
+        raise ConfigError(f"there is no authority at {certificate}: `tabi ca init` makes one", "ca")
+    try:
+        return Authority.load(certificate, key)
+    except ConfigError as exc:
+        raise ConfigError(str(exc), "ca") from None
+
+
+def check_interception(config: Config, intercepts: Intercepts) -> None:
+    """Check all files that interception needs, and its packages. Raises ConfigError."""
+    from tabi.intercept.packages import need_packages
+
+    need_packages("[[intercept]]", "intercept")
+    if intercepts.need_authority:
+        load_authority(config)
+    for rule in intercepts:
+        path = f"intercept[{rule.number}]"
+        if rule.trust is not None:
+            check_authorities(rule.trust, f"{path}.trust")
+        if rule.certificate is not None and rule.key is not None:
+            check_authorities(rule.certificate, f"{path}.certificate")
+            try:
+                load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), rule.certificate, rule.key)
+            except ConfigError as exc:
+                raise ConfigError(exc.message, f"{path}.{exc.path}") from None
+        for number, script in enumerate(rule.scripts):
+            check_script(script, f"{path}.scripts[{number}]")
+        if rule.har is not None:
+            check_har(rule.har, f"{path}.har")
+
+
+def check_authorities(name: str, path: str) -> None:
+    """Raise ConfigError if a file has no authorities to trust."""
+    check_is_file(name, path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(name)
+    except ssl.SSLError:
+        raise ConfigError(f"{name}: no certificates in PEM", path) from None
+    except OSError as exc:
+        raise ConfigError(f"{name}: {(exc.strerror or str(exc)).lower()}", path) from None
+
+
+def check_is_file(name: str, path: str) -> None:
+    """Raise ConfigError for a folder, and for what cannot be read twice, such as a pipe."""
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise ConfigError(f"{name}: not a file", path)
+
+
+def check_script(name: str, path: str) -> None:
+    """Raise ConfigError if a file is not Python. It is not run."""
+    check_is_file(name, path)
+    try:
+        with open(name, "rb") as file:
+            source = file.read(MAX_SCRIPT + 1)
+    except OSError as exc:
+        raise ConfigError(f"{name}: {(exc.strerror or str(exc)).lower()}", path) from None
+    if len(source) > MAX_SCRIPT:
+        raise ConfigError(f"{name}: more than {MAX_SCRIPT} octets", path)
+    try:
+        compile(source, name, "exec", dont_inherit=True)
+    except SyntaxError as exc:
+        raise ConfigError(f"{name}: line {exc.lineno}: {exc.msg}", path) from None
+    except (ValueError, RecursionError, MemoryError) as exc:
+        raise ConfigError(f"{name}: {str(exc) or 'nested too deeply'}", path) from None
+
+
+def check_har(name: str, path: str) -> None:
+    """Raise ConfigError if a record cannot be written to a file; it is not made."""
+    folder = os.path.dirname(name)
+    fault = None
+    if os.path.islink(name):
+        fault = "a link, expected a file or none"
+    elif os.path.exists(name) and not os.path.isfile(name):
+        fault = "not a file"
+    elif not os.path.isdir(folder):
+        fault = f"there is no folder {folder}"
+    elif not os.access(name if os.path.exists(name) else folder, os.W_OK):
+        fault = "permission denied"
+    if fault is not None:
+        raise ConfigError(f"{name}: {fault}", path)
