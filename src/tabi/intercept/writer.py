@@ -1,0 +1,138 @@
+"""Writes records: entries of HAR files, and lines. It may wait for a disk, so it has a thread or a process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+
+from tabi.intercept.har import encode_entry
+from tabi.intercept.har_file import HarFile
+from tabi.intercept.har_reader import HarError
+from tabi.intercept.recorder import Order, without_content
+
+log = logging.getLogger("tabi")
+
+MAX_ENTRY = 32 << 20
+"""Octets of an entry; one that would be longer has no content."""
+
+MAX_FILES = 16
+"""HAR files that are open at a time."""
+
+WAITING = 16 << 20
+"""Octets of records that may wait for a writer; more are lost, counted and reported."""
+
+PATIENCE = 2.0
+"""Seconds that the end of the program waits for a writer."""
+
+
+class Writer:
+    """Does what orders say, one after the other."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[str, HarFile] = OrderedDict()
+        self.lost: dict[str, int] = {}
+        """Entries that could not be written since it was said, for each file that cannot be written."""
+
+    def write(self, order: Order) -> None:
+        """Write one record. What fails is logged once, until it works again; never raises."""
+        try:
+            record = order.prepared()
+            if order.har is not None:
+                entry = encode_entry(record)
+                if len(entry) > MAX_ENTRY:
+                    entry = encode_entry(without_content(order).prepared())
+                self.append(order.har, entry)
+        except Exception:
+            log.exception("a record could not be written")
+
+    def append(self, path: str, entry: bytes) -> None:
+        """Append to a file."""
+        try:
+            self.open(path).append(entry)
+        except (OSError, HarError) as exc:
+            if path not in self.lost:
+                text = exc.strerror if isinstance(exc, OSError) else exc
+                log.error("%s: %s; flows are lost until it can be written", path, text)
+            self.lost[path] = self.lost.get(path, 0) + 1
+            if isinstance(exc, HarError) and path in self.files:
+                self.files.pop(path).close()
+        else:
+            if path in self.lost:
+                log.warning("%s: can be written again, flows lost: %d", path, self.lost.pop(path))
+
+    def open(self, path: str) -> HarFile:
+        """The file of this name, open. Raises OSError and HarError."""
+        file = self.files.get(path)
+        if file is not None and file.moved:
+            self.files.pop(path).close()
+            file = None
+        if file is None:
+            file = self.files[path] = HarFile(path)
+            if len(self.files) > MAX_FILES:
+                self.files.popitem(last=False)[1].close()
+        self.files.move_to_end(path)
+        return file
+
+    def close(self) -> None:
+        """Close all files."""
+        for path, count in self.lost.items():
+            log.warning("%s: flows lost: %d", path, count)
+        self.lost.clear()
+        while self.files:
+            self.files.popitem()[1].close()
+
+
+class ThreadSink:
+    """Has a thread write, which starts with the first order: for a server that a program embeds."""
+
+    def __init__(self, bound: int = WAITING) -> None:
+        self.bound = bound
+        self.size = 0
+        self.lost = 0
+        self.orders: deque[tuple[Order, int]] = deque()
+        self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
+        self.closed = False
+
+    def take(self, order: Order) -> None:
+        """See `Sink`."""
+        weight = order.record.weight
+        with self.changed:
+            if self.closed or (self.size and self.size + weight > self.bound):
+                self.lost += 1
+                return
+            self.orders.append((order, weight))
+            self.size += weight
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.run, name="tabi-records", daemon=True)
+                self.thread.start()
+            self.changed.notify()
+
+    def run(self) -> None:
+        """The thread: write until it is closed and nothing is left."""
+        writer = Writer()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.orders or self.closed)
+                if not self.orders:
+                    break
+                order, weight = self.orders.popleft()
+                lost, self.lost = self.lost, 0
+            if lost:
+                log.warning("flows lost, since they came faster than they could be written: %d", lost)
+            writer.write(order)
+            with self.changed:
+                self.size -= weight
+        writer.close()
+
+    def close(self) -> None:
+        """See `Sink`."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        if self.thread is not None:
+            self.thread.join(PATIENCE)
+        if self.lost:
+            log.warning("flows lost, since they came faster than they could be written: %d", self.lost)
+            self.lost = 0
