@@ -7,7 +7,7 @@ from time import monotonic
 
 from tabi.errors import TabiError
 from tabi.ingress.conversation import Conversation
-from tabi.ingress.gate import Gate
+from tabi.ingress.own_destinations import Entrance
 from tabi.net.failures import connect_error
 from tabi.net.race import find_failure
 from tabi.relay.carrier import Carrier
@@ -25,7 +25,7 @@ class Connect:
 
     name = "connect"
 
-    def __init__(self, gate: Gate, carrier: Carrier) -> None:
+    def __init__(self, gate: Entrance, carrier: Carrier) -> None:
         self.gate = gate
         self.carrier = carrier
         self.keeps_route = False  # whether the carrier may open destinations once more

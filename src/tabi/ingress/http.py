@@ -20,8 +20,9 @@ from typing import NamedTuple, Protocol
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
 from tabi.ingress.conversation import Commands
-from tabi.ingress.gate import Gate, Route
+from tabi.ingress.gate import Route
 from tabi.ingress.origin_tls import OriginTls
+from tabi.ingress.own_destinations import Entrance
 from tabi.ingress.refusal import Refusal, login_refused, refusal_of
 from tabi.net.failures import connect_error
 from tabi.net.reactor import BROKEN, ENDED, IN, READABLE
@@ -113,7 +114,7 @@ class Forwarding(NamedTuple):
         inspect: says how a request is looked into; None for one that is not. None where nothing is.
     """
 
-    gate: Gate
+    gate: Entrance
     pacer: Pacer
     idle: IdleTimeouts
     half_closed: IdleTimeouts

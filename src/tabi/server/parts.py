@@ -22,6 +22,7 @@ from tabi.ingress.gate import Gate
 from tabi.ingress.http import Forwarding, KeptConnections
 from tabi.ingress.login import Authenticate
 from tabi.ingress.origin_tls import OriginTls
+from tabi.ingress.own_destinations import Entrance, OwnDestinations
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import AddressFilter, Dialer
 from tabi.net.kernel import descriptor_limits
@@ -56,7 +57,7 @@ from tabi.server.egresses import Egresses, make_source
 from tabi.server.sessions import Sessions
 from tabi.server.watchdog import Watchdog
 from tabi.session import Session
-from tabi.wire.address import from_sockaddr
+from tabi.wire.address import Address, from_sockaddr
 
 log = logging.getLogger("tabi")
 
@@ -83,6 +84,7 @@ class Given(NamedTuple):
     dials: DialInspector | None = None
     composed: Composed | None = None
     hooks: Sequence[object] = ()
+    own_destinations: Mapping[Address, Egress] = {}
 
 
 class Parts:
@@ -172,12 +174,15 @@ class Parts:
             sessions.carriers.insert(0, self.interception)
             closing.callback(first.close, "shutdown")
             closing.push_async_callback(self.interception.close, "shutdown")
-        self.connect = Connect(self.gate, self.carrier)
+        entrance: Entrance = self.gate
+        if given.own_destinations:
+            entrance = OwnDestinations(self.gate, given.own_destinations)
+        self.connect = Connect(entrance, self.carrier)
         self.connect.keeps_route = self.interception is not None
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(
-            self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
+            entrance, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
         )
         if self.interception is not None:
             self.forwarding = self.forwarding._replace(inspect=self.interception.inspect)
