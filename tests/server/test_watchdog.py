@@ -43,6 +43,28 @@ def test_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_a_suspect_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that was slow within the turn, beside the session; one that was slow before it is not."""
+    watchdog = Watchdog({})
+    asked = []
+
+    def suspect(when: float) -> str | None:
+        asked.append(when)
+        return "hook Slow.request (240 ms)" if when < 300.0 else None
+
+    watchdog.suspects += [lambda when: None, suspect]
+    with caplog.at_level(logging.WARNING, "tabi"):
+        watchdog(0.25, [], 100.0)
+        watchdog(0.25, [Part(session=make_session(0x1F))], 200.0)
+        watchdog(0.25, [], 400.0)
+    assert [record.getMessage().split("most of it for ")[1] for record in caplog.records] == [
+        "hook Slow.request (240 ms); slow turns so far: 1",
+        "hook Slow.request (240 ms) of session 1f of 127.0.0.9:1000; slow turns so far: 2",
+        "a callback of the program; slow turns so far: 3",
+    ]
+    assert asked == [99.75, 199.75, 399.75]
+
+
 def test_whose_it_was() -> None:
     """A part that has a session, what belongs to it, or a task of a session; anything else is nobody's."""
     session = make_session(1)

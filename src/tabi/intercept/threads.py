@@ -23,7 +23,7 @@ class Threads:
 
     def __init__(self, most: int = THREADS) -> None:
         self.most = most
-        self.started = 0
+        self.threads: list[threading.Thread] = []
         self.calls = 0  # that wait or run
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
 
@@ -40,9 +40,10 @@ class Threads:
         future: asyncio.Future[Any] = loop.create_future()
         self.calls += 1
         self.jobs.put((loop, future, function, args))
-        if self.calls > self.started and self.started < self.most:
-            self.started += 1
-            threading.Thread(target=self.work, name="tabi-hook", daemon=True).start()
+        if len(self.threads) < min(self.calls, self.most):
+            thread = threading.Thread(target=self.work, name="tabi-hook", daemon=True)
+            self.threads.append(thread)
+            thread.start()
         return await future
 
     def work(self) -> None:
@@ -76,8 +77,11 @@ class Threads:
             future.set_exception(error)
 
     def close(self) -> None:
-        """End the threads, each when its call returns; nobody waits for that."""
+        """End the threads. One in which a call still runs ends with it; nobody waits for that."""
         self.most = 0
-        for _ in range(self.started):
+        for _ in self.threads:
             self.jobs.put(None)
-        self.started = 0
+        if self.calls == 0:
+            for thread in self.threads:
+                thread.join()
+        self.threads.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tabi.net.stream import Stream
 from tabi.session import Session
@@ -16,15 +16,22 @@ REPORT_EVERY = 60.0
 """Seconds between two lines in the log."""
 
 
+Suspect = Callable[[float], "str | None"]
+
+
 class Watchdog:
     """Told of slow turns by the reactor.
 
     Args:
         running: the sessions that run, each with its task while it has one.
+
+    Attributes:
+        suspects: asked what of theirs was slow since a moment, such as `intercept.hooks.Hooks.slow_since`.
     """
 
     def __init__(self, running: Mapping[Session, asyncio.Task[None] | None]) -> None:
         self.running = running
+        self.suspects: list[Suspect] = []
         self.slow_turns = 0
         self.next_report = 0.0
 
@@ -34,7 +41,9 @@ class Watchdog:
         if now < self.next_report:
             return
         self.next_report = now + REPORT_EVERY
-        whose = " or ".join(dict.fromkeys(map(self.describe, culprits))) or "a callback of the program"
+        known = [name for suspect in self.suspects if (name := suspect(now - seconds)) is not None]
+        sessions = dict.fromkeys(map(self.describe, culprits))
+        whose = " of ".join([*known[:1], *([" or ".join(sessions)] if sessions else [])]) or "a callback of the program"
         text = "a turn of the loop took %.0f ms, most of it for %s; slow turns so far: %d"
         log.warning(text, seconds * 1000, whose, self.slow_turns)
 
