@@ -29,9 +29,15 @@ pytestmark = pytest.mark.every_hosting
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the authority is."""
+    return tmp_path_factory.mktemp("ca")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
     """The proxy's."""
-    return make_authority(tmp_path_factory.mktemp("ca"))
+    return make_authority(folder)
 
 
 @contextlib.asynccontextmanager
@@ -133,18 +139,12 @@ def test_without_descriptors_it_cannot_be_reached(
 # --- through a server ---
 
 
-@contextlib.asynccontextmanager
-async def serving(authority: Authority, resolver: FakeResolver, **keys: object) -> AsyncIterator[Server]:
-    """A server that has the page, as one that intercepts does."""
-    egress = PageEgress(Page(authority.certificate))
-    config: Config = make_config({"listen": [{"url": "mixed://127.0.0.1:0"}], "log": {"access": "none"}, **keys})
-    server = Server(config=config, resolver=resolver)
-    server.given = server.given._replace(own_destinations={PAGE: egress})
-    try:
-        async with server:
-            yield server
-    finally:
-        egress.close()
+def serving(folder: Path, resolver: FakeResolver, host: str = "*", **keys: object) -> Server:
+    """A server that looks into a host, with the authority of a folder."""
+    ca = {"certificate": str(folder / "ca.crt"), "key": str(folder / "ca.key")}
+    given = {"listen": [{"url": "mixed://127.0.0.1:0"}], "log": {"access": "none"}, "ca": ca, **keys}
+    config: Config = make_config({**given, "intercept": [{"hosts": [host]}]})
+    return Server(config=config, resolver=resolver)
 
 
 CURL = ("--silent", "--show-error", "--max-time", "15", "--noproxy", "")
@@ -152,16 +152,18 @@ WAYS = [("http", ()), ("http", ("--proxytunnel",)), ("socks5h", ()), ("socks4a",
 
 
 @pytest.mark.interop
+@pytest.mark.parametrize("host", ["*", "other.example"])
 @pytest.mark.parametrize(("scheme", "options"), WAYS)
 def test_curl_gets_the_certificate_whatever_it_speaks(
-    run_once: Run, authority: Authority, scheme: str, options: tuple[str, ...]
+    run_once: Run, folder: Path, authority: Authority, scheme: str, options: tuple[str, ...], host: str
 ) -> None:
-    """By forwarding and through a tunnel. No name server is asked, and no rule: they may forbid all."""
+    """By forwarding and through a tunnel, whatever is looked into. No name server is asked, and no rule: they may
+    forbid all."""
     resolver = FakeResolver()
     rules = {"rule": [{"hosts": ["10.0.0.0/8"], "action": "allow"}, {"action": "deny"}]}
 
     async def main() -> None:
-        async with serving(authority, resolver, **rules) as server:
+        async with serving(folder, resolver, host, **rules) as server:
             via = f"{scheme}://127.0.0.1:{server.addresses[0].port}"
             command = [need("curl"), "-q", *CURL, "-x", via, *options]
             for url in ("http://tabi.invalid/ca.crt", "http://TABI.invalid:80/ca.crt"):
@@ -181,11 +183,14 @@ def test_curl_gets_the_certificate_whatever_it_speaks(
 
 @pytest.mark.interop
 @pytest.mark.parametrize(("scheme", "options"), WAYS[:3])
-def test_only_users_get_it(run_once: Run, authority: Authority, scheme: str, options: tuple[str, ...]) -> None:
+def test_only_users_get_it(
+    run_once: Run, folder: Path, authority: Authority, scheme: str, options: tuple[str, ...]
+) -> None:
     """Where clients must be users."""
+    users = {"alice": {"password": "secret", "plain": True}}
 
     async def main() -> None:
-        async with serving(authority, FakeResolver(), users={"alice": {"password": "secret", "plain": True}}) as server:
+        async with serving(folder, FakeResolver(), users=users) as server:
             for login, code in (("alice:secret@", 0), ("", None), ("alice:wrong@", None)):
                 via = f"{scheme}://{login}127.0.0.1:{server.addresses[0].port}"
                 command = [need("curl"), "-q", *CURL, "--fail", "-x", via, *options, "http://tabi.invalid/ca.crt"]

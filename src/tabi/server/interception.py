@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabi.ingress.gate import Gate
+from tabi.intercept.authority import read_certificates
 from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.inspection import Recorder
 from tabi.intercept.interception import Interception
+from tabi.intercept.page import Page
+from tabi.intercept.page_egress import PageEgress
 from tabi.intercept.scripts import Scripts
 from tabi.intercept.tls import Handshakes
 from tabi.net.stream import Stream
@@ -18,7 +21,7 @@ from tabi.policy.intercepts import InterceptRule
 from tabi.relay.first_octets import FirstOctets
 from tabi.relay.relays import Relays
 from tabi.server.compiled import Compiled
-from tabi.server.intercept_files import load_authority
+from tabi.server.intercept_files import authority_paths, load_authority
 from tabi.session import Session
 
 
@@ -79,3 +82,11 @@ def make_interception(
     return Interception(
         relays, first, compiled.intercepts, handshakes, RuleParts(compiled.intercepts, given, None), reopen, fetch
     )
+
+
+def make_page(compiled: Compiled) -> PageEgress | None:
+    """What leads to the page of the authority, at PAGE; None where nothing is signed. Raises ConfigError."""
+    if compiled.intercepts is None or not compiled.intercepts.need_authority:
+        return None
+    certificate, _ = authority_paths(compiled.config)
+    return PageEgress(Page(read_certificates(certificate)[0]))

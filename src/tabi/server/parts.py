@@ -57,7 +57,7 @@ from tabi.server.egresses import Egresses, make_source
 from tabi.server.sessions import Sessions
 from tabi.server.watchdog import Watchdog
 from tabi.session import Session
-from tabi.wire.address import Address, from_sockaddr
+from tabi.wire.address import from_sockaddr
 
 log = logging.getLogger("tabi")
 
@@ -84,7 +84,6 @@ class Given(NamedTuple):
     dials: DialInspector | None = None
     composed: Composed | None = None
     hooks: Sequence[object] = ()
-    own_destinations: Mapping[Address, Egress] = {}
 
 
 class Parts:
@@ -164,9 +163,11 @@ class Parts:
         )
         closing.callback(self.gate.close)
         self.interception = None
+        entrance: Entrance = self.gate
         if compiled.intercepts is not None:
+            from tabi.intercept.page import PAGE
             from tabi.relay.first_octets import FirstOctets
-            from tabi.server.interception import make_interception
+            from tabi.server.interception import make_interception, make_page
 
             first = FirstOctets(reactor, self.relays, timeouts.handshake)
             self.interception = make_interception(compiled, self.relays, first, self.gate, self.tls_shared, given.hooks)
@@ -174,9 +175,9 @@ class Parts:
             sessions.carriers.insert(0, self.interception)
             closing.callback(first.close, "shutdown")
             closing.push_async_callback(self.interception.close, "shutdown")
-        entrance: Entrance = self.gate
-        if given.own_destinations:
-            entrance = OwnDestinations(self.gate, given.own_destinations)
+            if (page := make_page(compiled)) is not None:
+                entrance = OwnDestinations(self.gate, {PAGE: page})
+                closing.callback(page.close)
         self.connect = Connect(entrance, self.carrier)
         self.connect.keeps_route = self.interception is not None
         self.kept = KeptConnections(sessions.handshake.kept)
