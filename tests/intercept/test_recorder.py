@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -16,13 +17,15 @@ class Orders:
 
     def __init__(self) -> None:
         self.taken: list[Order] = []
+        self.closed = False
 
     def take(self, order: Order) -> None:
         """See `Sink`."""
         self.taken.append(order)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """See `Sink`."""
+        self.closed = True
 
 
 def order(body: bytes, **more: Any) -> Order:
@@ -100,3 +103,10 @@ def test_what_has_no_content_stays_as_it_is() -> None:
     """It is not marked as cut."""
     bare = order(b"")
     assert without_content(bare) is bare
+
+
+def test_the_end_waits_for_the_sink() -> None:
+    """So that nothing that was recorded is lost."""
+    sink = Orders()
+    asyncio.run(Recorder(sink).aclose())
+    assert sink.closed

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from flows import Rule, make_record
 from har_schema import check_har
+from processes import wait_for
 from tabi.intercept import writer as module
 from tabi.intercept.recorder import Order, Recorder
 from tabi.intercept.writer import MAX_FILES, ThreadSink, Writer
@@ -120,3 +125,33 @@ def test_a_thread_that_is_held_up_holds_up_nobody(
     text = "flows lost, since they came faster than they could be written"
     said = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert [record.getMessage() for record in said] == [f"{text}: {lost}", f"{text}: 1"]
+
+
+def test_an_embedded_server_waits_for_its_thread(tmp_path: Path) -> None:
+    """Without holding up the loop."""
+    sink = ThreadSink()
+    sink.take(order(tmp_path / "a.har", id="n1"))
+    asyncio.run(sink.aclose())
+    assert ids(tmp_path / "a.har") == ["n1"]
+
+
+def test_lines_are_printed_once_somebody_reads(tmp_path: Path) -> None:
+    """Without secrets, and without holding up what is written to files; nothing else has to happen meanwhile."""
+    path = tmp_path / "a.har"
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(sink, bytes(4096))
+    os.set_blocking(sink, True)
+    records = ThreadSink(fd=sink)
+    one = msgspec.structs.replace(order(path, url="https://u:p@h/"), print=True)
+    records.take(one)
+    wait_for(lambda: path.exists() and ids(path), "the file")
+    data = b""
+    while not data.endswith(b"\n"):
+        data += os.read(source, 65536)
+    assert data.lstrip(b"\0") == b"GET https://***@h/ 200 5 B 24 ms\n"
+    records.close()
+    os.close(source)
+    os.close(sink)

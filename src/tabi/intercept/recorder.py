@@ -59,8 +59,8 @@ class Sink(Protocol):
     def take(self, order: Order) -> None:
         """Take one, or count it as lost if there is no room. Never waits."""
 
-    def close(self) -> None:
-        """Have written what was taken, within a deadline. May wait."""
+    async def aclose(self) -> None:
+        """Have written what was taken, within a deadline."""
 
 
 class Ring:
@@ -114,6 +114,10 @@ class Recorder:
             self.sink.take(order)
         elif rule.print:
             self.sink.take(without_content(order))
+
+    async def aclose(self) -> None:
+        """Have written what was recorded, within a deadline."""
+        await self.sink.aclose()
 
 
 def bounded(record: Record) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import OrderedDict, deque
@@ -9,6 +10,7 @@ from collections import OrderedDict, deque
 from tabi.intercept.har import encode_entry
 from tabi.intercept.har_file import HarFile
 from tabi.intercept.har_reader import HarError
+from tabi.intercept.printing import Printer
 from tabi.intercept.recorder import Order, without_content
 
 log = logging.getLogger("tabi")
@@ -22,14 +24,22 @@ MAX_FILES = 16
 WAITING = 16 << 20
 """Octets of records that may wait for a writer; more are lost, counted and reported."""
 
+RETRY = 0.1
+"""Seconds until it is tried again to print what was not read."""
+
 PATIENCE = 2.0
 """Seconds that the end of the program waits for a writer."""
 
 
 class Writer:
-    """Does what orders say, one after the other."""
+    """Does what orders say, one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        fd: where lines go.
+    """
+
+    def __init__(self, fd: int = 1) -> None:
+        self.printer = Printer(fd)
         self.files: OrderedDict[str, HarFile] = OrderedDict()
         self.lost: dict[str, int] = {}
         """Entries that could not be written since it was said, for each file that cannot be written."""
@@ -38,6 +48,8 @@ class Writer:
         """Write one record. What fails is logged once, until it works again; never raises."""
         try:
             record = order.prepared()
+            if order.print:
+                self.printer.print(record)
             if order.har is not None:
                 entry = encode_entry(record)
                 if len(entry) > MAX_ENTRY:
@@ -45,6 +57,15 @@ class Writer:
                 self.append(order.har, entry)
         except Exception:
             log.exception("a record could not be written")
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which `flush` is to be called if nothing comes; None: there is no need."""
+        return RETRY if self.printer.waiting else None
+
+    def flush(self) -> None:
+        """Print what waits for a reader."""
+        self.printer.flush()
 
     def append(self, path: str, entry: bytes) -> None:
         """Append to a file."""
@@ -75,7 +96,8 @@ class Writer:
         return file
 
     def close(self) -> None:
-        """Close all files."""
+        """Print what waits, and close all files."""
+        self.printer.close()
         for path, count in self.lost.items():
             log.warning("%s: flows lost: %d", path, count)
         self.lost.clear()
@@ -86,8 +108,9 @@ class Writer:
 class ThreadSink:
     """Has a thread write, which starts with the first order: for a server that a program embeds."""
 
-    def __init__(self, bound: int = WAITING) -> None:
+    def __init__(self, bound: int = WAITING, fd: int = 1) -> None:
         self.bound = bound
+        self.fd = fd
         self.size = 0
         self.lost = 0
         self.orders: deque[tuple[Order, int]] = deque()
@@ -111,23 +134,30 @@ class ThreadSink:
 
     def run(self) -> None:
         """The thread: write until it is closed and nothing is left."""
-        writer = Writer()
+        writer = Writer(self.fd)
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.orders or self.closed)
-                if not self.orders:
+                self.changed.wait_for(lambda: self.orders or self.closed, writer.patience)
+                if not self.orders and self.closed:
                     break
-                order, weight = self.orders.popleft()
+                order, weight = self.orders.popleft() if self.orders else (None, 0)
                 lost, self.lost = self.lost, 0
             if lost:
                 log.warning("flows lost, since they came faster than they could be written: %d", lost)
+            if order is None:
+                writer.flush()
+                continue
             writer.write(order)
             with self.changed:
                 self.size -= weight
         writer.close()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """See `Sink`."""
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Write what was taken, within PATIENCE seconds."""
         with self.changed:
             self.closed = True
             self.changed.notify()
