@@ -27,6 +27,7 @@ ROOMS = (
     "parts",
     "server",
     "parts.listener",
+    "launch",
     "testing",
     "__init__",
     "cli",

@@ -10,7 +10,7 @@ import click
 from tabi.cli.connect import join_beside
 from tabi.cli.help import Command
 from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
-from tabi.cli.run import make_runner
+from tabi.cli.runner import make_runner
 from tabi.client import Opening
 from tabi.egress.bind import ACCEPT_TIMEOUT, Listener, check_seconds
 from tabi.egress.detach import take_socket

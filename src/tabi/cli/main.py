@@ -21,6 +21,7 @@ from tabi.errors import ConfigError, TabiError, printable
 COMMANDS = {
     "serve": "serve",
     "check": "check",
+    "run": "run",
     "explain": "explain_command",
     "passwd": "passwd",
     "connect": "connect",

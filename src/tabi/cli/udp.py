@@ -12,7 +12,7 @@ import click
 from tabi.cli.connect import read, write
 from tabi.cli.help import Command
 from tabi.cli.options import make_proxy, option_ca, option_timeout, option_via
-from tabi.cli.run import make_runner
+from tabi.cli.runner import make_runner
 from tabi.client import Proxy
 from tabi.errors import ConfigError
 from tabi.wire.address import Address, parse_address

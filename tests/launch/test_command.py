@@ -1,0 +1,338 @@
+"""The program of a run: its start, its signals, its end. Most of this is seen from outside, by `tabi run`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes import PATIENCE, TABI, children, environment, is_running, need, state_of, wait_for
+from tabi.launch import command
+from tabi.launch.command import CannotStart, Command
+
+pytestmark = pytest.mark.linux
+
+RUN = (*TABI, "run", "--quiet", "--")
+
+NOTES = """
+import os, signal, sys
+def note(number, frame):
+    print(signal.Signals(number).name, flush=True)
+for name in sys.argv[1].split(","):
+    signal.signal(getattr(signal, name), note)
+print("ready", os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+"""Prints the names of the signals that come."""
+
+
+class Noting:
+    """`tabi run` of a program that notes signals."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = int(self.line().removeprefix("ready "))
+
+    def line(self) -> str:
+        """What the program prints next."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def noting(names: str) -> Iterator[Noting]:
+    """Run it in a process group of its own, without a terminal."""
+    arguments = [*RUN, sys.executable, "-c", NOTES, names]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    ) as process:
+        try:
+            yield Noting(process)
+        finally:
+            for pid in children(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait(PATIENCE)
+
+
+def run(*arguments: str, stdin: bytes = b"", pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[bytes]:
+    """Run a program by `tabi run` to its end."""
+    command = [*RUN, *arguments]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, env=environment(), timeout=PATIENCE, pass_fds=pass_fds
+    )
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT"])
+def test_a_signal_is_passed_on(name: str) -> None:
+    """One that somebody has sent to tabi alone is for the program, which decides what becomes of it."""
+    number = signal.Signals[f"SIG{name}"]
+    with noting(number.name) as running:
+        for _ in range(2):
+            running.process.send_signal(number)
+            assert running.line() == number.name
+        assert running.process.poll() is None
+
+
+def test_a_program_that_a_signal_ends() -> None:
+    """The exit code is that of a shell."""
+    with noting("SIGUSR1") as running:
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("code", "expected"), [("exit 0", 0), ("exit 77", 77), ("exit 255", 255), ("kill -9 $$", 137)])
+def test_exit_codes(code: str, expected: int) -> None:
+    """Those of the program, and 128 and the signal's number."""
+    assert run("sh", "-c", code).returncode == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "text"),
+    [
+        ("no-such-program", 127, "no-such-program: command not found"),
+        ("./no-such-program", 127, "./no-such-program: No such file or directory"),
+        ("/etc/passwd", 126, "/etc/passwd: Permission denied"),
+        ("/", 126, "/: Permission denied"),
+        ("", 127, ": command not found"),
+    ],
+)
+def test_what_cannot_be_started(name: str, code: int, text: str) -> None:
+    """The exit codes of shells, and one line that says why, also with --quiet."""
+    done = run(name)
+    assert (done.returncode, done.stderr.decode()) == (code, f"tabi: {text}\n")
+
+
+def test_a_script_without_a_first_line_that_names_its_interpreter(tmp_path: Path) -> None:
+    """sh runs it, as execvp(3) has it."""
+    script = tmp_path / "script"
+    script.write_text("echo $1 $#\n")
+    script.chmod(0o755)
+    assert run(str(script), "one", "two").stdout == b"one 2\n"
+
+
+def test_standard_streams_and_descriptors_are_the_program_s() -> None:
+    """Octets pass unchanged, a descriptor that is inherited stays open, and none of ours is there."""
+    reading, writing = os.pipe()
+    try:
+        code = f"cat; echo err >&2; echo three >&{writing}; ls /proc/self/fd | wc -l >&{writing}"
+        arguments = [need("bash"), "-c", code]
+        done = run(*arguments, stdin=b"\x00\xff in", pass_fds=(writing,))
+        assert (done.stdout, done.stderr) == (b"\x00\xff in", b"err\n")
+        with_tabi = os.read(reading, 100)
+        subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(writing,), check=True)
+        assert with_tabi == os.read(reading, 100)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+STATE = "grep -E '^(SigBlk|SigIgn)' /proc/self/status | sed 's/:.*\\(.\\{7\\}\\)$/ \\1/'; ulimit -n"
+"""Both sets, without what is above signal 28: the C library keeps two there for itself (nptl(7))."""
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' HUP USR1;"], ids=["usual", "some ignored"])
+def test_signals_and_limits_are_as_they_were(trap: str) -> None:
+    """What is ignored or held back in tabi is not in the program, unless it was before."""
+    plain = subprocess.run(["sh", "-c", f'{trap} sh -c "{STATE}"'], capture_output=True, check=True)
+    through = " ".join((*RUN, "sh", "-c", f'"{STATE}"'))
+    done = subprocess.run(["sh", "-c", f"{trap} {through}"], capture_output=True, env=environment(), check=True)
+    assert done.stdout == plain.stdout
+
+
+def test_children_that_are_left_do_not_keep_it() -> None:
+    """A program that has put something into the background ends, and tabi with it."""
+    done = run("sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!")
+    pid = int(done.stdout)
+    assert (done.returncode, is_running(pid)) == (0, True)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_parent_that_ignores_the_end_of_children() -> None:
+    """SIGCHLD may be ignored as tabi starts."""
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *RUN, "sh", "-c", "exit 5"], env=environment(), timeout=PATIENCE)
+    assert done.returncode == 5
+
+
+# --- terminals ---
+
+
+SHELL = ["bash", "--norc", "--noprofile", "--noediting", "-i"]
+
+
+class Terminal:
+    """A shell with job control on a terminal of its own."""
+
+    def __init__(self) -> None:
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.execve(need("bash"), SHELL, environment() | {"PS1": "$ "})
+        self.text = ""
+        attributes = termios.tcgetattr(self.fd)
+        attributes[3] &= ~termios.ECHO  # what is typed is not to be taken for what is answered
+        termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self.fd, text.encode())
+
+    def until(self, text: str) -> str:
+        """Read until a text comes; gives what was before it. What follows is kept."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.text:
+            assert time.monotonic() < deadline, self.text
+            self.text += os.read(self.fd, 4096).decode()
+        before, _, self.text = self.text.partition(text)
+        return before
+
+    def close(self) -> None:
+        """End the shell and what runs in it."""
+        os.close(self.fd)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """One with nothing on it but the shell."""
+    found = Terminal()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def start_noting(terminal: Terminal, folder: Path, names: str) -> tuple[int, int]:
+    """Run the program that notes signals there. Gives its process, and that of tabi."""
+    script = folder / "notes.py"
+    script.write_text(NOTES)
+    terminal.type(f"{' '.join(RUN)} {sys.executable} {script} {names}\n")
+    terminal.until("ready ")
+    pid = int(terminal.until("\n"))
+    return pid, state_of(pid)[1]
+
+
+def test_the_terminal_s_signals_reach_the_program_once(terminal: Terminal, tmp_path: Path) -> None:
+    """Ctrl-C is for all of the job: tabi does not pass it on again, since many programs take the second for haste."""
+    _, tabi = start_noting(terminal, tmp_path, "SIGINT,SIGUSR1")
+    for _ in range(3):
+        terminal.type("\x03")
+        terminal.until("SIGINT")
+        os.kill(tabi, signal.SIGUSR1)  # taken after a Ctrl-C that waits, which has the lower number
+        assert "SIGINT" not in terminal.until("SIGUSR1")
+
+
+def test_ctrl_c_ends_a_program_that_does_not_catch_it(terminal: Terminal) -> None:
+    """And tabi gives the exit code."""
+    terminal.type(f"{' '.join(RUN)} sh -c 'echo begun; sleep 600'; echo code $?.\n")
+    terminal.until("begun")
+    terminal.type("\x03")
+    terminal.until("code ")
+    assert terminal.until(".") == "130"
+
+
+def test_ctrl_z_stops_the_job_and_fg_has_it_go_on(terminal: Terminal, tmp_path: Path) -> None:
+    """Program and proxy stop and go on together, as often as the user wants it."""
+    pid, tabi = start_noting(terminal, tmp_path, "SIGCONT,SIGUSR1")
+    for _ in range(2):
+        terminal.type("\x1a")
+        terminal.until("Stopped")
+        wait_for(lambda: {state_of(pid)[0], state_of(tabi)[0]} == {"T"}, "both to stop")
+        terminal.type("fg\n")
+        terminal.until("SIGCONT")
+        wait_for(lambda: "T" not in {state_of(pid)[0], state_of(tabi)[0]}, "both to go on")
+    os.kill(tabi, signal.SIGUSR1)
+    terminal.until("SIGUSR1")
+
+
+def test_tabi_that_is_told_to_stop_tells_the_program(terminal: Terminal, tmp_path: Path) -> None:
+    """SIGTSTP from a process, to tabi alone."""
+    pid, tabi = start_noting(terminal, tmp_path, "SIGCONT")
+    os.kill(tabi, signal.SIGTSTP)
+    terminal.until("Stopped")
+    wait_for(lambda: state_of(pid)[0] == "T", "the program to stop")
+    terminal.type("fg\n")
+    terminal.until("SIGCONT")
+
+
+def test_a_program_that_stops_by_itself_stops_the_job(terminal: Terminal, tmp_path: Path) -> None:
+    """As an inner shell's `suspend`: the outer shell gets the terminal."""
+    pid, _ = start_noting(terminal, tmp_path, "SIGCONT")
+    os.kill(pid, signal.SIGSTOP)
+    terminal.until("Stopped")
+    terminal.type("fg\n")
+    terminal.until("SIGCONT")
+
+
+def test_a_program_that_stops_without_a_terminal() -> None:
+    """Nobody would have tabi go on: it goes on waiting."""
+    with noting("SIGCONT,SIGUSR1") as running:
+        os.kill(running.pid, signal.SIGSTOP)
+        wait_for(lambda: state_of(running.pid)[0] == "T", "the program to stop")
+        running.process.send_signal(signal.SIGCONT)
+        assert running.line() == "SIGCONT"
+        assert state_of(running.process.pid)[0] != "T"
+
+
+def test_a_terminal_stays_a_terminal(terminal: Terminal) -> None:
+    """Also for an inner shell with jobs of its own, and at either end of a pipeline."""
+    terminal.type(f"{' '.join(RUN)} sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all three'\n")
+    terminal.until("all three")
+    terminal.type(f"{' '.join(RUN)} bash --norc --noprofile --noediting -i\n")
+    terminal.type("jobs; (exit 3); echo inner $?; exit 4\n")
+    terminal.until("inner 3")
+    terminal.type("echo outer $?\n")
+    terminal.until("outer 4")
+    terminal.type(f"echo word | {' '.join(RUN)} cat | sed s/word/sentence/\n")
+    terminal.until("sentence")
+
+
+# --- in this process ---
+
+
+@pytest.fixture
+def held() -> Iterator[set[signal.Signals]]:
+    """Signals that are held back, and at the end as they were."""
+    before = command.hold_signals()
+    try:
+        yield before
+    finally:
+        while signal.sigtimedwait(command.TAKEN, 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_start_and_wait(held: set[signal.Signals]) -> None:
+    """The program gets the environment that it is given."""
+    started = Command.start(("sh", "-c", "exit $CODE"), {"CODE": "9", "PATH": os.environ["PATH"]}, held)
+    assert started.wait() == 9
+    started.tell(signal.SIGTERM)  # it is gone: nothing happens
+
+
+def test_an_environment_that_cannot_be_given(held: set[signal.Signals]) -> None:
+    """Arguments that are too many for the system."""
+    with pytest.raises(CannotStart, match="Argument list too long") as caught:
+        Command.start(("true", "x" * (1 << 20)), {}, held)
+    assert caught.value.code == 126
+
+
+def test_the_end_of_the_proxy_is_waited_for(held: set[signal.Signals]) -> None:
+    """Each signal is a reason to look; one that ends programs hurries it."""
+    hurried: list[bool] = []
+    answers = iter((True, True, True, False))
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGWINCH):
+        signal.raise_signal(number)
+    command.drain(lambda: next(answers), lambda: hurried.append(True))
+    assert hurried == [True]
+    assert next(answers, None) is None
