@@ -1,0 +1,147 @@
+"""`tabi run` of real programs: each finds the proxy by the variables that it reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from origin import Origin, origin
+from processes import TABI, environment, need, run_program
+
+pytestmark = [pytest.mark.interop, pytest.mark.linux]
+
+JAVA = """
+import java.net.*; import java.net.http.*;
+public class Get { public static void main(String[] arguments) throws Exception {
+  var request = HttpRequest.newBuilder(URI.create(arguments[0])).build();
+  System.out.print(HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString()).body());
+  System.out.print(new String(new URL(arguments[0]).openStream().readAllBytes()));
+}}
+"""
+PHP = "$c = curl_init($argv[1]); curl_exec($c) || fwrite(STDERR, curl_error($c));"
+PERL = "$u = LWP::UserAgent->new; $u->env_proxy; $r = $u->get($ARGV[0]); print $r->content; warn $r->status_line"
+URLLIB = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
+REQUESTS = "import sys, requests; print(requests.get(sys.argv[1]).text, end='')"
+HTTPX = "import sys, httpx; print(httpx.get(sys.argv[1]).text, end='')"
+
+BODY = b"what the origin says\n"
+
+
+def java(folder: Path, url: str) -> list[str]:
+    """Both of its clients, one after the other."""
+    (folder / "Get.java").write_text(JAVA)
+    return [need("java"), str(folder / "Get.java"), url]
+
+
+Make = Callable[[Path, str], list[str]]
+
+PROGRAMS: dict[str, tuple[Make, int]] = {
+    "curl": (lambda folder, url: [need("curl"), "-sS", url], 1),
+    "wget": (lambda folder, url: [need("wget"), "-qO-", url], 1),
+    "java": (java, 2),
+    "php": (lambda folder, url: [need("php"), "-r", PHP, url], 1),
+    "perl": (lambda folder, url: [need("perl"), "-MLWP::UserAgent", "-e", PERL, url], 1),
+    "urllib": (lambda folder, url: [sys.executable, "-c", URLLIB, url], 1),
+    "requests": (lambda folder, url: [sys.executable, "-c", REQUESTS, url], 1),
+    "httpx": (lambda folder, url: [sys.executable, "-c", HTTPX, url], 1),
+}
+"""Programs that fetch a page and print it, and how often."""
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """`tabi run` to its end."""
+    return run_program((*TABI, "run", *arguments), env=env)
+
+
+def bare_repository(folder: Path) -> dict[str, bytes]:
+    """A repository as files that any web server has (gitrepository-layout(5)), with one branch."""
+    git = need("git")
+    who = ["-c", "user.name=alice", "-c", "user.email=alice@localhost"]
+    here, bare = folder / "here", folder / "bare.git"
+    for arguments in (
+        ["init", "--quiet", "--initial-branch=main", here],
+        ["-C", here, *who, "commit", "--quiet", "--allow-empty", "-m", "First"],
+        ["clone", "--quiet", "--bare", here, bare],
+        ["-C", bare, "update-server-info"],
+    ):
+        assert run_program([git, *arguments]).returncode == 0
+    return {f"/bare.git/{path.relative_to(bare)}": path.read_bytes() for path in bare.rglob("*") if path.is_file()}
+
+
+def wheel() -> bytes:
+    """A distribution that pip takes."""
+    info = "demo-1.0.dist-info"
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("demo.py", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return data.getvalue()
+
+
+FILE = "demo-1.0-py3-none-any.whl"
+INDEX = {"/index.html": f'<a href="/files/{FILE}">{FILE}</a>'.encode(), f"/files/{FILE}": wheel()}
+PACKAGE = {
+    "/demo": json.dumps(
+        {"name": "demo", "dist-tags": {"latest": "1.2.3"}, "versions": {"1.2.3": {"name": "demo", "version": "1.2.3"}}}
+    ).encode()
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Origin]:
+    """A destination."""
+    with origin({"/page": BODY, **INDEX, **PACKAGE}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_page(name: str, server: Origin, tmp_path: Path) -> None:
+    """Each gets it, this machine's own too, and by the proxy."""
+    make, times = PROGRAMS[name]
+    done = run("--", *make(tmp_path, server.url("/page")))
+    assert done.stdout == BODY * times, done.stderr.decode()
+    assert f"127.0.0.1:{server.port}: {times} session" in done.stderr.decode()
+
+
+def test_git(tmp_path: Path) -> None:
+    """It asks for branches."""
+    with origin(bare_repository(tmp_path)) as server:
+        done = run("--", need("git"), "ls-remote", server.url("/bare.git"))
+    assert b"refs/heads/main" in done.stdout, done.stderr.decode()
+    assert f"127.0.0.1:{server.port}: " in done.stderr.decode()
+
+
+def pip(tmp_path: Path, server: Origin) -> list[str]:
+    """A command that downloads the distribution. It must not trust the origin for being this machine."""
+    options = ["--disable-pip-version-check", "--no-deps", "--no-cache-dir", "-d", str(tmp_path)]
+    links = server.url("/index.html", "localhost")
+    return [sys.executable, "-m", "pip", "download", *options, "--no-index", "--find-links", links, "demo"]
+
+
+def test_pip(server: Origin, tmp_path: Path) -> None:
+    """It reads a page of links, and downloads."""
+    done = run("--", *pip(tmp_path, server))
+    assert (tmp_path / FILE).read_bytes() == wheel(), done.stderr.decode()
+    assert f"localhost:{server.port}: " in done.stderr.decode()
+
+
+def npm(server: Origin, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    """Ask a registry for the version of a package."""
+    env = environment() | {"HOME": str(tmp_path), "npm_config_cache": str(tmp_path / "cache")}
+    return run("--", need("npm"), "view", "demo", "version", "--registry", server.url("/"), env=env)
+
+
+def test_npm(server: Origin, tmp_path: Path) -> None:
+    """It reads the variables by itself, whatever Node does."""
+    done = npm(server, tmp_path)
+    assert b"1.2.3" in done.stdout, done.stderr.decode()
+    assert f"127.0.0.1:{server.port}: " in done.stderr.decode()
