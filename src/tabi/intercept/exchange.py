@@ -358,16 +358,10 @@ class Exchange:
         flow = self.flow
         assert flow is not None
         keep = await self.passed_over()
-        headers, body = answer.headers, answer.body
-        bodiless = answer.status in (204, 304)
-        for name in ("Content-Length", "Transfer-Encoding", "Connection"):
-            headers.remove(name)
-        if not bodiless:
-            headers.add("Content-Length", str(len(body)))
-        response = FlowResponse(answer.status, reason_of(answer.status), "HTTP/1.1", headers)
+        response, body = answer_of(answer)
         self.show(flow, response)
-        head = self.own_head(response, keep)
-        sent = b"" if bodiless or self.request.method == "HEAD" else body
+        head = own_head(response, keep, self.request.minor)
+        sent = b"" if self.request.method == "HEAD" else body
         if self.recording is not None:
             self.recording.note(DOWN, sent)
         self.answered = True
@@ -401,7 +395,7 @@ class Exchange:
             response = FlowResponse(fetched.status, to_text(fetched.reason), "HTTP/1.1", headers)
             self.show(flow, response)
             self.answered = True
-            await self.put(DOWN, self.own_head(response, keep))
+            await self.put(DOWN, own_head(response, keep, self.request.minor))
             await self.pour(fetched.content(), chunks)
         finally:
             await fetched.aclose()
@@ -430,19 +424,38 @@ class Exchange:
             upload.waiting()
         return upload.done and self.request.keep_alive
 
-    def own_head(self, response: FlowResponse, keep: bool) -> bytes:
-        """The head of an answer that did not come from the destination."""
-        head = ResponseHead(response.status, to_octets(response.reason), Fields())
-        head.fields.raw = list(response.headers.raw)
-        date = b"" if "Date" in response.headers else encode_date(int(time()))
-        connection = b"" if keep and self.request.minor else b"\r\nConnection: " + (b"keep-alive" if keep else b"close")
-        return head.match_line()[0] + head.fields.encode() + date + connection + b"\r\n\r\n"
-
     async def refuse(self, status: int, error: str | None, text: str) -> None:
         """Answer that there is no answer; the connection ends behind it. Raises OSError."""
         head = self.request.method == "HEAD"
         self.answered = True
         await self.put(DOWN, encode_error(status, error, text, head=head, date=encode_date(int(time()))))
+
+
+def answer_of(answer: Answer) -> tuple[FlowResponse, bytes]:
+    """A hook's answer: its head, with the right length, and its content."""
+    headers, body = answer.headers, answer.body
+    for name in ("Content-Length", "Transfer-Encoding", "Connection"):
+        headers.remove(name)
+    if answer.status in (204, 304):
+        body = b""
+    else:
+        headers.add("Content-Length", str(len(body)))
+    return FlowResponse(answer.status, reason_of(answer.status), "HTTP/1.1", headers), body
+
+
+def own_head(response: FlowResponse, keep: bool, minor: int) -> bytes:
+    """The head of an answer that did not come from the destination.
+
+    Args:
+        response: the answer.
+        keep: the connection goes on.
+        minor: of the client's HTTP/1.<minor>.
+    """
+    head = ResponseHead(response.status, to_octets(response.reason), Fields())
+    head.fields.raw = list(response.headers.raw)
+    date = b"" if "Date" in response.headers else encode_date(int(time()))
+    connection = b"" if keep and minor else b"\r\nConnection: " + (b"keep-alive" if keep else b"close")
+    return head.match_line()[0] + head.fields.encode() + date + connection + b"\r\n\r\n"
 
 
 def reframe(message: Message, body: int, chunks: bool, open_end: bool = False) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from time import monotonic
 from types import CoroutineType
@@ -251,6 +252,31 @@ class Hooks:
                 self.failed(handler, exc)
             if flow.instead is not instead:
                 return
+
+    def show(self, handlers: Handlers, flow: Flow, message: Message) -> None:
+        """As `on_message`, for handlers that do not wait. Raises HookFailed."""
+        instead = flow.instead
+        for handler in handlers:
+            before, began = message.state(), monotonic()
+            try:
+                handler.function(flow)
+            except (Exception, SystemExit) as exc:
+                message.restore(before)
+                flow.instead = instead
+                self.failed(handler, exc if isinstance(exc, Exception) else Failure("it raised SystemExit"))
+            if (now := monotonic()) - began > SLOW:
+                handler.took(now - began, now)
+            if flow.instead is not instead:
+                return
+
+    def tell_now(self, handlers: Handlers, flow: Flow) -> None:
+        """As `tell`, for handlers that do not wait."""
+        for handler in handlers:
+            try:
+                handler.function(flow)
+            except (Exception, SystemExit) as exc:
+                with suppress(HookFailed):
+                    self.failed(handler, exc if isinstance(exc, Exception) else Failure("it raised SystemExit"))
 
     async def on_chunk(self, handlers: Handlers, flow: Flow, chunk: bytes) -> bytes:
         """Show a piece of content to hooks; returns what goes on in its place. Raises HookFailed."""

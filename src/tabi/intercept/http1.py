@@ -6,6 +6,8 @@ client's, and what it says unasked before that goes to the client.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.intercept.exchange import Dropped, Exchange
 from tabi.intercept.flow import Flow
@@ -25,7 +27,7 @@ class ServerSpoke(Exception):
     """The destination has sent something, or has ended, while the client's next request was waited for."""
 
 
-class Switched:
+class Switched(NamedTuple):
     """Another protocol follows on both streams.
 
     Attributes:
@@ -34,12 +36,11 @@ class Switched:
         flow, recording: of the exchange that has led to it.
     """
 
-    def __init__(self, exchange: Exchange, from_server: bytes) -> None:
-        self.protocol = exchange.request.upgrade
-        self.from_client = bytes(exchange.buffer)
-        self.from_server = from_server
-        self.flow: Flow | None = exchange.flow
-        self.recording: Recording | None = exchange.recording
+    protocol: bytes | None
+    from_client: bytes
+    from_server: bytes
+    flow: Flow | None
+    recording: Recording | None
 
 
 class Http1:
@@ -49,15 +50,16 @@ class Http1:
         inspection: shows the flows to hooks, and records them.
         client, server: both ends.
         head: what the client has sent already.
+        begun: what the destination has sent already.
     """
 
-    def __init__(self, inspection: Inspection, client: Stream, server: Stream, head: bytes) -> None:
+    def __init__(self, inspection: Inspection, client: Stream, server: Stream, head: bytes, begun: bytes = b"") -> None:
         self.inspection = inspection
         self.session = inspection.session
         self.client = client
         self.server = server
         self.buffer = bytearray(head)
-        self.server_buffer = bytearray()
+        self.server_buffer = bytearray(begun)
         self.waits = False  # for a request, with no exchange under way
         self.exchange: Exchange | None = None
         self.ended = False  # whether the destination was told of the client's end
@@ -94,34 +96,54 @@ class Http1:
         """
         reactor = self.client.reactor
         while (request := await self.read_request()) is not None:
-            exchange = self.exchange = Exchange(self.inspection, self.client, self.buffer, request)
-            try:
-                keep = await self.carry_out(exchange)
-            except BaseException as exc:
-                if exchange.flow is not None and exchange.flow.error is None:
-                    exchange.flow.error = str(exc) or type(exc).__name__
-                raise
-            finally:
-                self.exchange = None
-                if exchange.flow is not None and not exchange.switched:
-                    await self.inspection.ended(exchange.flow, exchange.recording)
+            exchange = Exchange(self.inspection, self.client, self.buffer, request)
+            keep = await self.run_one(exchange)
             if exchange.switched:
-                return Switched(exchange, bytes(self.server_buffer))
+                return Switched(
+                    request.upgrade,
+                    bytes(self.buffer),
+                    bytes(self.server_buffer),
+                    exchange.flow,
+                    exchange.recording,
+                )
             if not keep:
                 return None
             if reactor.late():
                 await reactor.next_turn()
         return None
 
-    async def carry_out(self, exchange: Exchange) -> bool:
-        """Carry out one exchange; whether the connections go on."""
+    async def go_on(self, request: OriginRequest, flow: Flow | None, recording: Recording | None) -> bool:
+        """Carry out a request that the hooks have seen and answered already; whether the connections go on.
+
+        Errors as `run`.
+        """
+        exchange = Exchange(self.inspection, self.client, self.buffer, request)
+        exchange.flow, exchange.recording = flow, recording
+        return await self.run_one(exchange, True)
+
+    async def run_one(self, exchange: Exchange, asked: bool = False) -> bool:
+        """Carry out one exchange, and say when it has ended; whether the connections go on."""
+        self.exchange = exchange
+        try:
+            return await self.carry_out(exchange, asked)
+        except BaseException as exc:
+            if exchange.flow is not None and exchange.flow.error is None:
+                exchange.flow.error = str(exc) or type(exc).__name__
+            raise
+        finally:
+            self.exchange = None
+            if exchange.flow is not None and not exchange.switched:
+                await self.inspection.ended(exchange.flow, exchange.recording)
+
+    async def carry_out(self, exchange: Exchange, asked: bool) -> bool:
+        """Carry out one exchange; whether the connections go on. ``asked``: the hooks have seen its request."""
         request, inspection = exchange.request, self.inspection
         if inspection.is_misdirected(request.host) and inspection.rule.mismatch == "deny":
             self.session.error, self.session.close = "a request for another host than the connection's", "denied"
             await self.give_up(exchange, 421, "destination_ip_prohibited", self.session.error)
             return False
         try:
-            if await exchange.ask_hooks():
+            if asked or await exchange.ask_hooks():
                 assert exchange.flow is not None
                 assert exchange.flow.instead is not None
                 return await exchange.answer_instead(exchange.flow.instead)

@@ -199,6 +199,17 @@ class Inspection:
             recording.mark(3)
             self.recorder.record(self.make_record(flow, recording), self.rule)
 
+    def ended_now(self, flow: Flow, recording: Recording | None) -> None:
+        """As `ended`, where no hook waits."""
+        hooks = self.hooks
+        if flow.error is not None and hooks.error:
+            hooks.tell_now(hooks.error, flow)
+        if hooks.flow_end:
+            hooks.tell_now(hooks.flow_end, flow)
+        if recording is not None and self.recorder is not None:
+            recording.mark(3)
+            self.recorder.record(self.make_record(flow, recording), self.rule)
+
     def make_record(self, flow: Flow, recording: Recording) -> Record:
         """What is recorded of a flow."""
         session, request, response, tls = self.session, flow.request, flow.response, flow.tls

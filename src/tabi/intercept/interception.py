@@ -21,6 +21,7 @@ from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
 from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
+from tabi.intercept.passing import GiveBack, Passing
 from tabi.intercept.pinning import Pinned
 from tabi.intercept.tls import HandshakeFailed, Handshakes, Opened, host_of, info_of
 from tabi.net.reactor import READABLE
@@ -275,13 +276,29 @@ class Interception:
     # --- what is inside ---
 
     async def carry_http(self, tunnel: Tunnel, inspection: Inspection, head: bytes, http2: bool) -> None:
-        """Carry HTTP."""
+        """Carry HTTP: in the relay where nothing has to wait, else here."""
         if http2:
             self.hand_over(tunnel, head)
             return
-        switched = await Http1(inspection, tunnel.client, tunnel.server, head).run()
-        if switched is not None:
-            await self.switch(tunnel, inspection, switched)
+        http = None
+        if Passing.fits(inspection):
+            given = await pass_through(tunnel, inspection, head)
+            if given is None:
+                return
+            if given.switched is not None:
+                over = given.switched
+                switched = Switched(over.head.upgrade, given.from_client, given.from_server, over.flow, over.recording)
+                await self.switch(tunnel, inspection, switched)
+                return
+            http = Http1(inspection, tunnel.client, tunnel.server, given.from_client, given.from_server)
+            one = given.request
+            assert one is not None
+            if not await http.go_on(one.head, one.flow, one.recording):
+                return
+        http = http or Http1(inspection, tunnel.client, tunnel.server, head)
+        found = await http.run()
+        if found is not None:
+            await self.switch(tunnel, inspection, found)
 
     async def switch(self, tunnel: Tunnel, inspection: Inspection, switched: Switched) -> None:
         """Another protocol follows behind an exchange."""
@@ -298,6 +315,28 @@ class Interception:
     async def close(self, reason: Close) -> None:
         """End all sessions."""
         await self.tunnels.close(reason)
+
+
+async def pass_through(tunnel: Tunnel, inspection: Inspection, head: bytes) -> GiveBack | None:
+    """Have a relay carry HTTP until the end, or until it is given back: what remains to be done."""
+    run = tunnel._run
+    back: list[GiveBack] = []
+    kept: list[bytes] = []
+
+    def take_back(given: GiveBack) -> None:
+        back.append(given)
+        kept.extend(run.take_back())
+
+    passing = Passing(inspection, take_back)
+    if head:
+        HeadSock(tunnel.client, head)
+    await tunnel.relay(up=[passing.up], down=[passing.down])
+    if not back:
+        return None
+    for stream, octets in zip((tunnel.server, tunnel.client), kept, strict=True):
+        if octets:
+            await stream.send_all(octets)
+    return back[0]
 
 
 async def first_octets(client: Stream, server: Stream) -> bytes:

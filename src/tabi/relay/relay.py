@@ -226,6 +226,28 @@ class Relay:
         del up.other, down.other
         self.relays.finished(self)
 
+    def release(self) -> tuple[bytes, bytes]:
+        """Give both sockets back open, to somebody who has the handlers replaced at once. Its flows must be staged.
+
+        Returns:
+            what was read and not taken yet, by the server and by the client: it has to be sent first.
+        """
+        up, down, session = self.up, self.down, self.session
+        assert isinstance(up, StagedFlow)
+        assert isinstance(down, StagedFlow)
+        self.closed = True
+        kept = bytes(up.kept), bytes(down.kept)
+        for flow in (up, down):
+            if flow.muted:
+                self.reactor.mute(flow.source_fd, False)
+            flow.close()
+            flow.relay = OVER
+        session.up += up.octets
+        session.down += down.octets
+        del up.other, down.other
+        del self.relays.active[session]
+        return kept
+
     def sweep(self, now: float, idle: float, half_closed: float) -> None:
         """End it if nothing has moved for ``idle`` seconds, or ``half_closed`` if one side has ended.
 

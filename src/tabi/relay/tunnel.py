@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tabi.errors import LimitExceeded
-from tabi.net.reactor import IN
+from tabi.net.reactor import IN, OUT
 from tabi.net.stream import MSG_PEEK, Sock, Stream
 from tabi.net.timeouts import IdleTimeouts
 from tabi.policy.limits import DOWN, UP
@@ -274,8 +274,9 @@ class Run:
         except BaseException:
             self.relayed = None  # it never began
             raise
+        relayed = self.relayed
         try:
-            await self.relayed
+            await relayed
         finally:
             relay = relays.get(self.session)
             if relay is not None:  # the task that waits was cancelled
@@ -283,6 +284,20 @@ class Run:
             if self.session.lease is not None:
                 self.session.lease.cut = self.cut
             self.moved += 1
+
+    def take_back(self) -> tuple[bytes, bytes]:
+        """Take both streams back from the relay that carries them just now; see `Relay.release`. `relay` returns."""
+        relay = self.owner.inner.active[self.session]
+        fds = relay.up.source_fd, relay.down.source_fd
+        kept = relay.release()
+        for stream, fd in zip((self.client, self.server), fds, strict=True):
+            stream.fd = fd
+            stream.events = IN | OUT
+            stream.reactor.replace(fd, stream.on_ready)
+        relayed, self.relayed = self.relayed, None
+        assert relayed is not None
+        relayed.set_result(None)
+        return kept
 
     def hand_over(self, stages: Stages) -> None:
         """See `Tunnel.hand_over`."""

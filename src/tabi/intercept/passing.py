@@ -1,0 +1,541 @@
+"""HTTP/1 that passes: two stages of a relay that read heads, show them to hooks, and keep no content.
+
+This is how connections are carried on which nothing waits: no hook is async or wants content. Octets go on as they came
+in, whole reads at a time; only a head that a hook has changed is written anew. Requests that come before the answers to
+others (pipelining) just pass; a line of what is outstanding says to which request an answer belongs.
+
+What takes more than that is given back to the task of the session (`GiveBack`): another server that is to be asked
+(`Flow.reroute`), and messages of WebSocket that somebody wants to see. It goes on where everything can wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import time
+from typing import Any, NamedTuple
+
+from tabi.errors import HttpError, RemoteProtocolError
+from tabi.intercept.exchange import answer_of, encode_head, own_head, reframe
+from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Reroute
+from tabi.intercept.headers import Headers, to_octets, to_text
+from tabi.intercept.hooks import HookFailed
+from tabi.intercept.inspection import Inspection, Recording
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.http_content import STEPS, Body, Counted, Endless, make_body
+from tabi.relay.stage import Stage
+from tabi.wire.http import ANSWER_HEAD_LIMIT, HEAD_LIMIT, encode_date, encode_error
+from tabi.wire.http_body import Chunked
+from tabi.wire.http_origin import OriginRequest, OriginResponse, decode_origin_request, decode_origin_response
+
+PIPELINED = 100
+"""Requests without an answer; then no more is read of the client."""
+
+
+class GiveBack(NamedTuple):
+    """Why a connection is given back to its task.
+
+    Attributes:
+        request: with its flow, which the hooks have seen, and which has not gone on; None behind an answer.
+        switched: the request whose answer has changed the protocol.
+        from_client: what the client has sent behind it.
+        from_server: what the destination has sent that is not used up.
+    """
+
+    request: Outstanding | None
+    switched: Outstanding | None
+    from_client: bytes
+    from_server: bytes
+
+
+class Outstanding:
+    """A request that has passed, and whose answer has not, or not wholly."""
+
+    __slots__ = ("answered", "flow", "head", "recording")
+
+    def __init__(self, head: OriginRequest, flow: Flow | None, recording: Recording | None) -> None:
+        self.head = head
+        self.flow = flow
+        self.recording = recording
+        self.answered = False  # whether the client has anything of an answer
+
+
+class Passing:
+    """Both directions of one connection.
+
+    Args:
+        inspection: shows the flows to hooks, and records them.
+        give_back: called once, when the task of the session is to go on: with the reason.
+    """
+
+    def __init__(self, inspection: Inspection, give_back: Callable[[GiveBack], object]) -> None:
+        self.inspection = inspection
+        self.session = inspection.session
+        self.sees = inspection.sees
+        self.records = inspection.recorder is not None
+        self.line: deque[Outstanding] = deque()
+        self.transparent = False  # whether another protocol passes
+        self.first = True  # whether no answer has passed yet
+        self.stopped: Outstanding | None = None  # what the task is to go on with
+        self.given = False  # whether the task has it
+        self.up = RequestStage(self)
+        self.down = ResponseStage(self)
+        self.give_back = give_back
+
+    @staticmethod
+    def fits(inspection: Inspection) -> bool:
+        """Whether nothing waits: hooks want heads only, and answer at once."""
+        hooks = inspection.hooks
+        if hooks.request_body or hooks.response_body:
+            return False
+        return not any(
+            handler.waits
+            for handlers in (hooks.request, hooks.response, hooks.flow_end, hooks.error)
+            for handler in handlers
+        )
+
+    def begin(self, head: OriginRequest) -> Outstanding:
+        """A request has come: show it to the hooks. Raises HookFailed."""
+        inspection = self.inspection
+        if not self.sees:
+            return Outstanding(head, None, None)
+        target = head.target
+        if not target.startswith("/") and target.startswith("http"):  # a URI means what its path means
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        flow = inspection.make_flow(head.method, target, f"HTTP/1.{head.minor}", Headers(head.fields))
+        recording = Recording(inspection.rule.body_limit) if self.records else None
+        one = Outstanding(head, flow, recording)
+        handlers = inspection.hooks.request
+        if handlers:
+            try:
+                inspection.hooks.show(handlers, flow, flow.request)
+            except HookFailed:
+                self.line.append(one)  # so that its end is told
+                raise
+        return one
+
+    def over(self, one: Outstanding, error: str | None = None) -> None:
+        """A flow has ended."""
+        if one.flow is not None:
+            one.flow.error = one.flow.error or error
+            self.inspection.ended_now(one.flow, one.recording)
+
+    def answered(self) -> None:
+        """An answer has passed: the next in the line is that of the next request."""
+        one = self.line.popleft()
+        self.first = False
+        if one.flow is not None:
+            self.over(one)
+        if not self.line and self.stopped is not None:
+            self.stop(self.stopped, None)
+        elif self.up.full and len(self.line) < PIPELINED:
+            self.up.full = False
+            self.up.go_on()
+
+    def stop(self, one: Outstanding | None, switched: Outstanding | None) -> None:
+        """Give the connection back to its task, as soon as all answers before have passed."""
+        self.stopped = one
+        if switched is None and self.line:
+            return
+        self.given = True
+        from_client, from_server = bytes(self.up.buffer), bytes(self.down.buffer)
+        self.give_back(GiveBack(one, switched, from_client, from_server))
+
+    def refuse(self, status: int, error: str, text: str) -> None:
+        """Say to the client what is wrong, where it has nothing of an answer, and end the connection."""
+        self.session.error = self.session.error or text
+        relay = self.down.relay
+        if relay is None:
+            return
+        whole = not self.line or not self.line[0].answered
+        if whole:
+            method = self.line[0].head.method if self.line else ""
+            octets = encode_error(status, error, text, head=method == "HEAD", date=encode_date(int(time())))
+            self.down.emit(octets)
+            relay.cut(text, "error")
+        else:
+            relay.fail(text)
+
+    def respond(self, one: Outstanding, answer: Answer) -> None:
+        """Answer as a hook says, in the destination's place."""
+        assert one.flow is not None
+        response, body = answer_of(answer)
+        one.flow.response = response
+        if one.head.method == "HEAD":
+            body = b""
+        if one.recording is not None:
+            one.recording.mark(1)
+            one.recording.mark(2)
+            one.recording.note(DOWN, body)
+        self.down.emit(own_head(response, one.head.keep_alive, one.head.minor) + body)
+        if not one.head.keep_alive:
+            self.down.emit_end()
+
+    def switch(self, one: Outstanding) -> None:
+        """Another protocol follows: whoever wants to see its messages has it, else it just passes."""
+        self.line.popleft()
+        if (
+            one.flow is not None
+            and is_websocket(one.head.upgrade)
+            and (self.inspection.hooks.websocket_message or self.records)
+        ):
+            self.stop(None, one)
+            return
+        self.over(one)
+        self.transparent = True
+        for stage in (self.down, self.up):
+            rest = bytes(stage.buffer)
+            stage.buffer.clear()
+            if rest:
+                stage.emit(rest)
+
+    def closed(self) -> None:
+        """The connection has ended: so have the flows that are left."""
+        while self.line and not self.given:
+            self.over(self.line.popleft(), self.session.error or "the connection has ended")
+
+
+class HttpStage(Stage):
+    """What both directions have in common: a buffer for a head that is not whole, and the content that passes."""
+
+    __slots__ = ("body", "buffer", "discards", "passing", "puts_off", "seen")
+
+    def __init__(self, passing: Passing) -> None:
+        super().__init__()
+        self.passing = passing
+        self.buffer = bytearray()
+        self.seen = 0
+        self.body: Body | None = None  # content that passes
+        self.discards = False  # whether it does not: a hook has set another
+        self.puts_off = False  # whether there is more to read in the next turn
+
+    @property
+    def relay(self) -> Any:
+        """The relay, None once it has closed."""
+        return None if self.flow is None else self.flow.relay
+
+    def pass_content(self, data: bytes, at: int, direction: int, recording: Recording | None, out: list[Any]) -> int:
+        """Pass content; returns the index behind it. Raises RemoteProtocolError."""
+        body = self.body
+        assert body is not None
+        if self.discards:
+            recording, out = None, []
+        if isinstance(body, Chunked):
+            view = memoryview(data)[at:]
+            payload: list[memoryview] | None = None if recording is None else []
+            end = at + body.scan(view, payload, out, STEPS)
+            if recording is not None:
+                recording.note(direction, b"".join(payload or ()))
+            return end
+        end = at + (min(len(data) - at, body.left) if isinstance(body, Counted) else len(data) - at)
+        if isinstance(body, Counted):
+            body.left -= end - at
+        if recording is not None:
+            recording.note(direction, data[at:end])
+        out.append(memoryview(data)[at:end] if at or end < len(data) else data)
+        return end
+
+    def room(self, most: int) -> int:
+        """See `Stage.room`."""
+        return 0 if self.puts_off else most
+
+    def put_off(self, rest: bytes) -> None:
+        """Read the rest in the next turn: many small chunks take long."""
+        self.buffer += rest
+        self.puts_off = True
+        self.call_later(0, self.again)
+
+    def again(self) -> None:
+        """Go on with what was put off."""
+        self.puts_off = False
+        self.receive(b"")
+
+    def emit_all(self, out: list[Any]) -> None:
+        """Send what goes on."""
+        if out:
+            self.emit(out[0] if len(out) == 1 and isinstance(out[0], bytes) else b"".join(out))
+            out.clear()
+
+    def closed(self, unsent: int) -> None:
+        """See `Stage.closed`."""
+        self.passing.closed()
+
+
+class RequestStage(HttpStage):
+    """Requests, from the client to the destination."""
+
+    __slots__ = ("full", "recording")
+
+    def __init__(self, passing: Passing) -> None:
+        super().__init__(passing)
+        self.full = False  # too many requests are outstanding
+        self.recording: Recording | None = None  # of the request whose content passes
+
+    def room(self, most: int) -> int:
+        """See `Stage.room`."""
+        return 0 if self.full or self.puts_off or self.passing.stopped is not None else most
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage.receive`."""
+        passing = self.passing
+        if passing.transparent:
+            self.emit(data)
+            return
+        if passing.stopped is not None or self.puts_off:
+            self.buffer += data
+            return
+        if self.buffer:
+            self.buffer += data
+            data = bytes(self.buffer)
+            self.buffer.clear()
+        out: list[Any] = []
+        at, size = 0, len(data)
+        try:
+            while at < size:
+                if self.body is not None:
+                    at = self.pass_content(data, at, UP, self.recording, out)
+                    if self.body.done:
+                        self.end_request()
+                    elif at < size:
+                        self.put_off(data[at:])
+                        break
+                    continue
+                if len(passing.line) >= PIPELINED:
+                    self.full = True
+                    break
+                rest = data[at:] if at else data
+                found = decode_origin_request(rest, HEAD_LIMIT, self.seen)
+                if found is None:
+                    self.seen = size - at
+                    break
+                self.seen = 0
+                head, end = found
+                if not self.take(head, rest[end:], out):
+                    self.emit_all(out)
+                    return
+                at += end
+        except HttpError as exc:
+            self.emit_all(out)
+            passing.refuse(exc.status, "http_request_error", str(exc))
+            return
+        except (RemoteProtocolError, HookFailed) as exc:
+            self.emit_all(out)
+            passing.refuse(400 if isinstance(exc, RemoteProtocolError) else 502, "http_request_error", str(exc))
+            return
+        if at < size and not self.puts_off:
+            self.buffer += data[at:]
+        self.emit_all(out)
+
+    def take(self, head: OriginRequest, rest: bytes, out: list[Any]) -> bool:
+        """A request's head has come; whether it goes on here. Errors as `Passing.begin`."""
+        passing = self.passing
+        inspection = passing.inspection
+        if inspection.is_misdirected(head.host) and inspection.rule.mismatch == "deny":
+            passing.session.close = "denied"
+            passing.refuse(421, "destination_ip_prohibited", "a request for another host than the connection's")
+            return False
+        one = passing.begin(head)
+        flow = one.flow
+        if flow is None:
+            out.append(head.octets)
+        else:
+            message = flow.request
+            if flow.instead is not None:
+                return self.answer_instead(one, flow.instead, rest)
+            if message._content is not None:
+                reframe(message, head.body, False)
+                self.discards = True
+            if message.changed:
+                line = f"{message.method} {message.path} HTTP/1.{head.minor}"
+                out.append(to_octets(line) + message.headers.encode() + b"\r\n\r\n")
+            else:
+                out.append(head.octets)
+            if message._content is not None:
+                out.append(message._content)
+                if one.recording is not None:
+                    one.recording.note(UP, message._content)
+        passing.line.append(one)
+        self.recording = one.recording
+        if head.body:
+            self.body = make_body(head.body)
+        else:
+            self.end_request()
+        return True
+
+    def answer_instead(self, one: Outstanding, instead: Instead, rest: bytes) -> bool:
+        """A hook answers in the destination's place; whether it was done here."""
+        passing = self.passing
+        if isinstance(instead, Drop):
+            passing.session.close = "denied"
+            passing.over(one, "a hook has dropped it")
+            self.relay.fail("a hook has dropped it")
+            return False
+        if isinstance(instead, Reroute) or passing.line or one.head.expects_continue:
+            self.buffer += rest
+            passing.stop(one, None)
+            return False
+        passing.respond(one, instead)
+        passing.over(one)
+        self.discards = True
+        self.body = make_body(one.head.body) if one.head.body else None
+        return True
+
+    def end_request(self) -> None:
+        """A request has passed."""
+        self.body = None
+        self.discards = False
+        if self.recording is not None:
+            self.recording.mark(1)
+            self.recording = None
+
+
+class ResponseStage(HttpStage):
+    """Responses, from the destination to the client."""
+
+    __slots__ = ()
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage.receive`."""
+        passing = self.passing
+        if passing.transparent:
+            self.emit(data)
+            return
+        if self.puts_off:
+            self.buffer += data
+            return
+        if self.buffer:
+            self.buffer += data
+            data = bytes(self.buffer)
+            self.buffer.clear()
+        out: list[Any] = []
+        at, size = 0, len(data)
+        line = passing.line
+        try:
+            while at < size:
+                if not line:  # said unasked
+                    out.append(data[at:])
+                    at = size
+                    break
+                one = line[0]
+                if self.body is not None:
+                    at = self.pass_content(data, at, DOWN, one.recording, out)
+                    if self.body.done:
+                        self.end_response(out)
+                        if passing.given:
+                            self.buffer += data[at:]
+                            return
+                    elif at < size:
+                        self.put_off(data[at:])
+                        break
+                    continue
+                rest = data[at:] if at else data
+                found = decode_origin_response(rest, one.head.method, ANSWER_HEAD_LIMIT, self.seen, not one.answered)
+                if found is None:
+                    self.seen = size - at
+                    break
+                self.seen = 0
+                head, end = found
+                at += end
+                if not self.take(one, head, data[at:], out):
+                    return
+        except (RemoteProtocolError, HookFailed) as exc:
+            self.emit_all(out)
+            passing.refuse(502, "http_protocol_error", str(exc))
+            return
+        if at < size and not self.puts_off:
+            self.buffer += data[at:]
+        self.emit_all(out)
+
+    def end_response(self, out: list[Any]) -> None:
+        """An answer has passed."""
+        self.body = None
+        self.discards = False
+        self.emit_all(out)
+        self.passing.answered()
+
+    def take(self, one: Outstanding, head: OriginResponse, rest: bytes, out: list[Any]) -> bool:
+        """A head has come; whether it goes on here. Raises HookFailed."""
+        passing = self.passing
+        if head.interim:
+            out.append(head.octets)
+            return True
+        octets, content = head.octets, b""
+        if one.recording is not None:
+            one.recording.mark(2)
+        flow, inspection = one.flow, passing.inspection
+        if flow is not None or inspection.mends:
+            version = f"HTTP/1.{head.minor}"
+            message = FlowResponse(head.status, to_text(head.reason), version, Headers(head.fields))
+            inspection.mend_response(message)
+            if flow is not None:
+                flow.response = message
+                if inspection.hooks.response:
+                    inspection.hooks.show(inspection.hooks.response, flow, message)
+                    if flow.instead is not None:
+                        return self.answer_instead(one, head, flow.instead, rest, out)
+                    if message._content is not None:
+                        reframe(message, head.body, False)
+                        self.discards = True
+                        content = b"" if one.head.method == "HEAD" else message._content
+            octets = encode_head(head, message) + content
+            if one.recording is not None and content:
+                one.recording.note(DOWN, content)
+        one.answered = True
+        out.append(octets)
+        if head.status == 101 or (one.head.method == "CONNECT" and 200 <= head.status < 300):
+            self.emit_all(out)
+            self.buffer += rest
+            passing.switch(one)
+            return False
+        return self.begin_content(head, rest, out)
+
+    def begin_content(self, head: OriginResponse, rest: bytes, out: list[Any]) -> bool:
+        """The content of an answer follows, if it has any; whether it goes on here."""
+        if head.body:
+            self.body = make_body(head.body)
+            return True
+        self.end_response(out)
+        if self.passing.given:
+            self.buffer += rest
+        return not self.passing.given
+
+    def answer_instead(
+        self, one: Outstanding, head: OriginResponse, instead: Instead, rest: bytes, out: list[Any]
+    ) -> bool:
+        """A hook answers in place of an answer; whether it goes on here."""
+        passing = self.passing
+        self.emit_all(out)
+        if isinstance(instead, Answer):
+            one.answered = True
+            passing.respond(one, instead)
+            self.discards = True
+            return self.begin_content(head, rest, out)
+        text = "a hook has dropped it" if isinstance(instead, Drop) else "a hook has rerouted what was answered already"
+        passing.session.close = "denied"
+        passing.session.error = text
+        self.relay.fail(text)
+        return False
+
+    def receive_end(self) -> None:
+        """See `Stage.receive_end`."""
+        passing = self.passing
+        cut = getattr(self.flow.source, "cut", False) if self.flow is not None else False
+        if passing.line and not (isinstance(self.body, Endless) and not cut):
+            where = f"{passing.inspection.origin.host}:{passing.inspection.origin.port}"
+            text = f"{where}: the connection ended before its answer"
+            if passing.first and not passing.line[0].answered:
+                passing.refuse(502, "connection_terminated", text)
+                return
+            passing.session.error = passing.session.error or text
+            if passing.line[0].answered:
+                self.reset()
+                return
+        elif passing.line:
+            self.body = None
+            passing.answered()
+        self.emit_end()
+
+
+def is_websocket(upgrade: bytes | None) -> bool:
+    """Whether a value of Upgrade asks for WebSocket (RFC 6455)."""
+    return upgrade is not None and b"websocket" in upgrade.lower()
