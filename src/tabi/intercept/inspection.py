@@ -113,11 +113,14 @@ class Inspection:
     """
 
     __slots__ = (
+        "authority",
+        "client",
         "connection",
         "fetch",
         "hooks",
         "origin",
         "recorder",
+        "right_host",
         "rule",
         "session",
         "tls",
@@ -146,6 +149,9 @@ class Inspection:
         self.tls_seconds = tls_seconds
         self.connection = f"{session.number:x}"
         self.warned = False
+        self.authority = origin.authority
+        self.client = str(session.client.host), session.client.port
+        self.right_host: bytes | None = None  # the last that was right: most requests of a connection name the same
 
     @property
     def sees(self) -> bool:
@@ -155,23 +161,24 @@ class Inspection:
     def make_flow(self, method: str, target: str, version: str, headers: Headers) -> Flow:
         """The flow of a request that has just come."""
         session, origin = self.session, self.origin
-        request = FlowRequest(method, origin.scheme, origin.authority, target, version, headers)
-        client = str(session.client.host), session.client.port
+        request = FlowRequest(method, origin.scheme, self.authority, target, version, headers)
         name = f"{next(numbers):x}"
-        return Flow(name, client, session.user, session.listener, str(origin.host), origin.port, self.tls, request)
+        host = str(origin.host)
+        return Flow(name, self.client, session.user, session.listener, host, origin.port, self.tls, request)
 
     def is_misdirected(self, host: bytes | None) -> bool:
         """Whether a request names another host than the connection; it is logged once for a connection.
 
         ``host`` is of the field Host or of :authority. Without a name of the connection, anything is right.
         """
-        if host is None:
+        if host is None or host == self.right_host:
             return False
         try:
             address, _ = parse_authority(host, self.origin.port)
         except ValueError:
             return False  # the server will say so
         if address.host == self.origin.host:
+            self.right_host = host
             return False
         if not self.warned:
             self.warned = True

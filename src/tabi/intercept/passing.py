@@ -28,6 +28,7 @@ from tabi.wire.http import ANSWER_HEAD_LIMIT, HEAD_LIMIT, encode_date, encode_er
 from tabi.wire.http_body import Chunked
 from tabi.wire.http_origin import OriginRequest, OriginResponse, decode_origin_request, decode_origin_response
 
+VERSIONS = ("HTTP/1.0", "HTTP/1.1")
 PIPELINED = 100
 """Requests without an answer; then no more is read of the client."""
 
@@ -102,7 +103,7 @@ class Passing:
         target = head.target
         if not target.startswith("/") and target.startswith("http"):  # a URI means what its path means
             target = "/" + target.partition("://")[2].partition("/")[2]
-        flow = inspection.make_flow(head.method, target, f"HTTP/1.{head.minor}", Headers(head.fields))
+        flow = inspection.make_flow(head.method, target, VERSIONS[head.minor], Headers(head.fields))
         recording = Recording(inspection.rule.body_limit) if self.records else None
         one = Outstanding(head, flow, recording)
         handlers = inspection.hooks.request
@@ -198,13 +199,14 @@ class Passing:
 class HttpStage(Stage):
     """What both directions have in common: a buffer for a head that is not whole, and the content that passes."""
 
-    __slots__ = ("body", "buffer", "discards", "passing", "puts_off", "seen")
+    __slots__ = ("body", "buffer", "discards", "passing", "puts_off", "seen", "since")
 
     def __init__(self, passing: Passing) -> None:
         super().__init__()
         self.passing = passing
         self.buffer = bytearray()
         self.seen = 0
+        self.since = 0  # of the octets at hand, those from there on have not gone on yet
         self.body: Body | None = None  # content that passes
         self.discards = False  # whether it does not: a hook has set another
         self.puts_off = False  # whether there is more to read in the next turn
@@ -219,21 +221,46 @@ class HttpStage(Stage):
         body = self.body
         assert body is not None
         if self.discards:
-            recording, out = None, []
+            recording = None
         if isinstance(body, Chunked):
             view = memoryview(data)[at:]
             payload: list[memoryview] | None = None if recording is None else []
-            end = at + body.scan(view, payload, out, STEPS)
+            onward: list[Any] = []
+            end = at + body.scan(view, payload, onward, STEPS)
             if recording is not None:
                 recording.note(direction, b"".join(payload or ()))
+            if self.discards or len(onward) > 1 or len(onward[0]) != end - at:
+                self.replace(data, at, end, b"" if self.discards else b"".join(onward), out)
             return end
-        end = at + (min(len(data) - at, body.left) if isinstance(body, Counted) else len(data) - at)
+        end = len(data)
         if isinstance(body, Counted):
+            end = at + min(end - at, body.left)
             body.left -= end - at
         if recording is not None:
             recording.note(direction, data[at:end])
-        out.append(memoryview(data)[at:end] if at or end < len(data) else data)
+        if self.discards:
+            self.replace(data, at, end, b"", out)
         return end
+
+    def replace(self, data: bytes, at: int, end: int, octets: bytes, out: list[Any]) -> None:
+        """Have other octets go on in place of ``data[at:end]``."""
+        if at > self.since:
+            out.append(memoryview(data)[self.since : at])
+        if octets:
+            out.append(octets)
+        self.since = end
+
+    def pass_on(self, data: bytes, end: int, out: list[Any]) -> None:
+        """Send what goes on of ``data[:end]``: what is in ``out``, and what came behind that."""
+        since, self.since = self.since, end
+        if not out:
+            if since < end:
+                self.emit(data if since == 0 and end == len(data) else data[since:end])
+            return
+        if since < end:
+            out.append(memoryview(data)[since:end])
+        self.emit(b"".join(out))
+        out.clear()
 
     def room(self, most: int) -> int:
         """See `Stage.room`."""
@@ -249,12 +276,6 @@ class HttpStage(Stage):
         """Go on with what was put off."""
         self.puts_off = False
         self.receive(b"")
-
-    def emit_all(self, out: list[Any]) -> None:
-        """Send what goes on."""
-        if out:
-            self.emit(out[0] if len(out) == 1 and isinstance(out[0], bytes) else b"".join(out))
-            out.clear()
 
     def closed(self, unsent: int) -> None:
         """See `Stage.closed`."""
@@ -290,6 +311,7 @@ class RequestStage(HttpStage):
             self.buffer.clear()
         out: list[Any] = []
         at, size = 0, len(data)
+        self.since = 0
         try:
             while at < size:
                 if self.body is not None:
@@ -303,55 +325,52 @@ class RequestStage(HttpStage):
                 if len(passing.line) >= PIPELINED:
                     self.full = True
                     break
-                rest = data[at:] if at else data
-                found = decode_origin_request(rest, HEAD_LIMIT, self.seen)
+                found = decode_origin_request(data[at:] if at else data, HEAD_LIMIT, self.seen)
                 if found is None:
                     self.seen = size - at
                     break
                 self.seen = 0
                 head, end = found
-                if not self.take(head, rest[end:], out):
-                    self.emit_all(out)
+                if not self.take(head, data, at, at + end, out):
                     return
                 at += end
         except HttpError as exc:
-            self.emit_all(out)
+            self.pass_on(data, at, out)
             passing.refuse(exc.status, "http_request_error", str(exc))
             return
         except (RemoteProtocolError, HookFailed) as exc:
-            self.emit_all(out)
+            self.pass_on(data, at, out)
             passing.refuse(400 if isinstance(exc, RemoteProtocolError) else 502, "http_request_error", str(exc))
             return
         if at < size and not self.puts_off:
             self.buffer += data[at:]
-        self.emit_all(out)
+        self.pass_on(data, at, out)
 
-    def take(self, head: OriginRequest, rest: bytes, out: list[Any]) -> bool:
-        """A request's head has come; whether it goes on here. Errors as `Passing.begin`."""
+    def take(self, head: OriginRequest, data: bytes, at: int, end: int, out: list[Any]) -> bool:
+        """A request's head has come, in ``data[at:end]``; whether it goes on here. Errors as `Passing.begin`."""
         passing = self.passing
         inspection = passing.inspection
         if inspection.is_misdirected(head.host) and inspection.rule.mismatch == "deny":
             passing.session.close = "denied"
+            self.pass_on(data, at, out)
             passing.refuse(421, "destination_ip_prohibited", "a request for another host than the connection's")
             return False
         one = passing.begin(head)
         flow = one.flow
-        if flow is None:
-            out.append(head.octets)
-        else:
+        if flow is not None:
             message = flow.request
             if flow.instead is not None:
-                return self.answer_instead(one, flow.instead, rest)
+                self.pass_on(data, at, out)
+                self.since = end
+                return self.answer_instead(one, flow.instead, data[end:])
             if message._content is not None:
                 reframe(message, head.body, False)
                 self.discards = True
             if message.changed:
                 line = f"{message.method} {message.path} HTTP/1.{head.minor}"
-                out.append(to_octets(line) + message.headers.encode() + b"\r\n\r\n")
-            else:
-                out.append(head.octets)
+                self.replace(data, at, end, to_octets(line) + message.headers.encode() + b"\r\n\r\n", out)
             if message._content is not None:
-                out.append(message._content)
+                self.replace(data, end, end, message._content, out)
                 if one.recording is not None:
                     one.recording.note(UP, message._content)
         passing.line.append(one)
@@ -409,107 +428,110 @@ class ResponseStage(HttpStage):
             self.buffer.clear()
         out: list[Any] = []
         at, size = 0, len(data)
+        self.since = 0
         line = passing.line
         try:
             while at < size:
                 if not line:  # said unasked
-                    out.append(data[at:])
                     at = size
                     break
                 one = line[0]
                 if self.body is not None:
                     at = self.pass_content(data, at, DOWN, one.recording, out)
                     if self.body.done:
-                        self.end_response(out)
+                        self.end_response(data, at, out)
                         if passing.given:
-                            self.buffer += data[at:]
                             return
                     elif at < size:
                         self.put_off(data[at:])
                         break
                     continue
-                rest = data[at:] if at else data
-                found = decode_origin_response(rest, one.head.method, ANSWER_HEAD_LIMIT, self.seen, not one.answered)
+                found = decode_origin_response(
+                    data[at:] if at else data, one.head.method, ANSWER_HEAD_LIMIT, self.seen, not one.answered
+                )
                 if found is None:
                     self.seen = size - at
                     break
                 self.seen = 0
                 head, end = found
                 at += end
-                if not self.take(one, head, data[at:], out):
+                if not self.take(one, head, data, at - end, at, out):
                     return
         except (RemoteProtocolError, HookFailed) as exc:
-            self.emit_all(out)
+            self.pass_on(data, self.since, out)
             passing.refuse(502, "http_protocol_error", str(exc))
             return
         if at < size and not self.puts_off:
             self.buffer += data[at:]
-        self.emit_all(out)
+        self.pass_on(data, at, out)
 
-    def end_response(self, out: list[Any]) -> None:
-        """An answer has passed."""
+    def end_response(self, data: bytes, at: int, out: list[Any]) -> None:
+        """An answer has passed; the next begins at ``data[at]``."""
         self.body = None
         self.discards = False
-        self.emit_all(out)
-        self.passing.answered()
+        self.pass_on(data, at, out)
+        line = self.passing
+        if line.stopped is not None and len(line.line) == 1:
+            self.buffer += data[at:]  # it is given back now
+        line.answered()
 
-    def take(self, one: Outstanding, head: OriginResponse, rest: bytes, out: list[Any]) -> bool:
-        """A head has come; whether it goes on here. Raises HookFailed."""
+    def take(self, one: Outstanding, head: OriginResponse, data: bytes, at: int, end: int, out: list[Any]) -> bool:
+        """A head has come, in ``data[at:end]``; whether it goes on here. Raises HookFailed."""
         passing = self.passing
         if head.interim:
-            out.append(head.octets)
             return True
-        octets, content = head.octets, b""
+        content = b""
         if one.recording is not None:
             one.recording.mark(2)
         flow, inspection = one.flow, passing.inspection
+        octets = head.octets
         if flow is not None or inspection.mends:
-            version = f"HTTP/1.{head.minor}"
-            message = FlowResponse(head.status, to_text(head.reason), version, Headers(head.fields))
-            inspection.mend_response(message)
+            message = FlowResponse(head.status, to_text(head.reason), VERSIONS[head.minor], Headers(head.fields))
+            if inspection.mends:
+                inspection.mend_response(message)
             if flow is not None:
                 flow.response = message
                 if inspection.hooks.response:
                     inspection.hooks.show(inspection.hooks.response, flow, message)
                     if flow.instead is not None:
-                        return self.answer_instead(one, head, flow.instead, rest, out)
+                        return self.answer_instead(one, head, flow.instead, data, at, end, out)
                     if message._content is not None:
                         reframe(message, head.body, False)
                         self.discards = True
                         content = b"" if one.head.method == "HEAD" else message._content
-            octets = encode_head(head, message) + content
+            octets = encode_head(head, message)
             if one.recording is not None and content:
                 one.recording.note(DOWN, content)
+        if octets is not head.octets or content or len(octets) != end - at:
+            self.replace(data, at, end, octets + content, out)
         one.answered = True
-        out.append(octets)
         if head.status == 101 or (one.head.method == "CONNECT" and 200 <= head.status < 300):
-            self.emit_all(out)
-            self.buffer += rest
+            self.pass_on(data, end, out)
+            self.buffer += data[end:]
             passing.switch(one)
             return False
-        return self.begin_content(head, rest, out)
+        return self.begin_content(head, data, end, out)
 
-    def begin_content(self, head: OriginResponse, rest: bytes, out: list[Any]) -> bool:
+    def begin_content(self, head: OriginResponse, data: bytes, end: int, out: list[Any]) -> bool:
         """The content of an answer follows, if it has any; whether it goes on here."""
         if head.body:
             self.body = make_body(head.body)
             return True
-        self.end_response(out)
-        if self.passing.given:
-            self.buffer += rest
+        self.end_response(data, end, out)
         return not self.passing.given
 
     def answer_instead(
-        self, one: Outstanding, head: OriginResponse, instead: Instead, rest: bytes, out: list[Any]
+        self, one: Outstanding, head: OriginResponse, instead: Instead, data: bytes, at: int, end: int, out: list[Any]
     ) -> bool:
         """A hook answers in place of an answer; whether it goes on here."""
         passing = self.passing
-        self.emit_all(out)
+        self.pass_on(data, at, out)
+        self.since = end
         if isinstance(instead, Answer):
             one.answered = True
             passing.respond(one, instead)
             self.discards = True
-            return self.begin_content(head, rest, out)
+            return self.begin_content(head, data, end, out)
         text = "a hook has dropped it" if isinstance(instead, Drop) else "a hook has rerouted what was answered already"
         passing.session.close = "denied"
         passing.session.error = text

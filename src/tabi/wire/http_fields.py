@@ -20,6 +20,7 @@ Known = dict[bytes, bytes]
 """Values by the name in lower case; those of several fields with one name have LF between them."""
 
 FIELD_NAME, FIELD_VALUE = re.compile(TOKEN), re.compile(TEXT)
+LINE = re.compile(rb"\r\n([^:]++):([^\r]*+)")
 SHORT_WORD = re.compile(rb"[!-~]{1,32}")
 NO_OPTIONS: frozenset[bytes] = frozenset()
 COMMON_OPTIONS = {option: frozenset((option,)) for option in (b"keep-alive", b"close", b"upgrade")}
@@ -56,9 +57,7 @@ class Fields:
     def decode(cls, octets: bytes) -> Fields:
         """Read the fields of a head that was checked before: each is CRLF, name, colon, value."""
         fields = cls()
-        for line in octets.split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            fields.raw.append((name, value))
+        fields.raw = LINE.findall(octets)
         return fields
 
     def encode(self) -> bytes:
@@ -159,6 +158,15 @@ def take_out(fields: bytes, pattern: re.Pattern[bytes]) -> tuple[Known, bytes]:
         known[name] = known[name] + b"\n" + value if name in known else value
         others.append(next(parts))
     return known, b"".join(others)
+
+
+def find_known(fields: bytes, pattern: re.Pattern[bytes]) -> Known:
+    """The fields that mean something here, as `take_out` gives them; the others are not parted from them."""
+    known: Known = {}
+    for spelled, raw in pattern.findall(fields):
+        name, value = spelled.lower(), raw.strip()
+        known[name] = known[name] + b"\n" + value if name in known else value
+    return known
 
 
 def without(fields: bytes, options: frozenset[bytes], protected: frozenset[bytes]) -> bytes:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.wire.http_fields import KNOWN_OF_REQUEST, take_out
-from tabi.wire.http_framing import frame_request, frame_response, take_out_of_response
+from tabi.wire.http_fields import any_of, find_known
+from tabi.wire.http_framing import LIST_OF_EQUALS, frame_request, frame_response
 from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT, HEAD_LIMIT, find_request, find_response, match_request_line
+
+KNOWN = any_of([b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"])
 
 
 class OriginRequest(msgspec.Struct, gc=False):
@@ -87,21 +89,24 @@ def decode_origin_request(
     found, end = located
     method, target, _, _, _, digit, fields = found.groups()
     minor = 0 if digit == b"0" else 1
-    known, others = take_out(fields, KNOWN_OF_REQUEST)
-    framing = frame_request(method, minor, known, others)
+    known = find_known(fields, KNOWN)
+    body, keep_alive, upgrade, expects_continue = 0, minor > 0, None, False
+    if len(known) > (b"host" in known):
+        framing = frame_request(method, minor, known, fields)
+        body, keep_alive, expects_continue = framing.body, framing.keep_alive, framing.expects_continue
+        upgrade = known.get(b"upgrade") if framing.upgrade is not None else None
     host = known.get(b"host")
-    upgrade = known.get(b"upgrade") if framing.upgrade is not None else None
     return OriginRequest(
-        bytes(data[found.start() : end]),
+        found[0],
         method.decode(),
         target.decode("utf-8", "surrogateescape"),
         minor,
         fields,
         None if host is None or b"\n" in host else host,
-        framing.body,
-        framing.keep_alive,
+        body,
+        keep_alive,
         upgrade,
-        framing.expects_continue,
+        expects_continue,
     ), end
 
 
@@ -122,7 +127,11 @@ def decode_origin_response(
         found, end = located
         digit, code, reason, fields = found.groups(b"")
         minor, status = 0 if digit == b"0" else 1, int(code)
-        framing = frame_response(method, status, minor, take_out_of_response(fields)[0])
+        known = find_known(fields, KNOWN)
+        length = known.get(b"content-length")
+        if length is not None and not length.isdigit() and (equal := LIST_OF_EQUALS.fullmatch(length)):
+            known[b"content-length"] = equal[1]
+        framing = frame_response(method, status, minor, known)
     except HttpError as exc:
         raise RemoteProtocolError(str(exc)) from None
     return OriginResponse(
