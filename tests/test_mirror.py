@@ -15,6 +15,7 @@ WITHOUT = {
 """Names of modules that need no test file, and why."""
 
 OF_THE_WHOLE = {
+    "intercept/test_certificates.py": "certificates of destinations, as clients meet them",
     "config/test_config.py": "from a text to a configuration, through every module of the room",
     "server/test_closing.py": "the end of all that a server and a client own",
     "server/test_decide.py": "the hook of a whole server",

@@ -106,7 +106,7 @@ class Handshakes:
         """
         settings = TlsSettings(rule.verify, rule.trust, rule.certificate, rule.key)
         protocols, versions = protocols_of(hello), versions_of(hello)
-        contexts, verdict = self.client_contexts, Verdict.GOOD
+        contexts, verdict = self.client_contexts, Verdict.GOOD if rule.verify else Verdict.UNVERIFIED
         try:
             async with asyncio.timeout(self.connect):
                 while True:
