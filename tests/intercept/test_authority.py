@@ -8,7 +8,7 @@ import re
 import ssl
 import stat
 import subprocess
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -281,6 +281,38 @@ def test_an_odd_certificate_gives_a_leaf(authority: Authority, der: bytes, verdi
     leaf = mirrored(authority, der, verdict)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=leaf.pem.decode())
+
+
+def dated(begin: bytes, end: bytes) -> bytes:
+    """A certificate with these times (GeneralizedTime)."""
+    long = destination(HOST, begin=datetime(2051, 1, 1, tzinfo=UTC), end=datetime(2052, 1, 1, tzinfo=UTC))
+    return odd(long, b"20510101000000Z", begin).replace(b"20520101000000Z", end)
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (b"00010101000000Z", b"00010101000000Z"),
+        (b"00010101000000Z", b"99991231235959Z"),
+        (b"99991231235959Z", b"99991231235959Z"),
+        (b"99991231235959Z", b"00010101000000Z"),
+        (b"20510101000000Z", b"19000101000000Z"),
+        (b"00000000000000Z", b"99999999999999Z"),
+    ],
+)
+def test_times_beyond_all_bounds(
+    authority: Authority, tmp_path: Path, begin: bytes, end: bytes, verdict: Verdict
+) -> None:
+    """A leaf ends after it begins, lasts 199 days at most, and a bad one stays bad."""
+    leaf = mirrored(authority, dated(begin, end), verdict)
+    certificate = leaf_of(leaf)
+    assert certificate.not_valid_before_utc < certificate.not_valid_after_utc
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc <= 199 * DAY
+    if verdict in BAD:
+        assert not verify(authority, tmp_path, leaf, "-verify_hostname", "x.example").endswith("OK\n")
+    if verdict in (Verdict.EXPIRED, Verdict.NOT_YET_VALID):
+        assert not certificate.not_valid_before_utc <= NOW <= certificate.not_valid_after_utc
 
 
 @given(

@@ -28,7 +28,7 @@ from destinations import DAY, NOW, destination, make_authority, shake_hands, tru
 from tabi.errors import ConfigError
 from tabi.intercept import contexts
 from tabi.intercept.authority import Authority, Verdict, verdict_of
-from tabi.intercept.contexts import RENEW, ClientContexts, ServerContexts, TlsSettings, load_pem
+from tabi.intercept.contexts import OTHERS, RENEW, ClientContexts, ServerContexts, TlsSettings, load_pem
 
 HOST = "origin.example"
 AT = NOW.timestamp()
@@ -130,6 +130,21 @@ def test_a_leaf_that_names_the_host_is_for_that_host(authority: Authority, der: 
     context = served.get(der, verdict, "a.example", None, AT)
     assert served.get(der, verdict, "a.example", None, AT) is context
     assert served.get(der, verdict, "b.example", None, AT) is not context
+
+
+@pytest.mark.parametrize("verdict", [Verdict.GOOD, Verdict.WRONG_NAME])
+def test_a_leaf_that_openssl_does_not_read_is_replaced(authority: Authority, verdict: Verdict) -> None:
+    """One with strings of a wrong kind in its subject: the host gets one without, which is as good or as bad."""
+    der = good().replace(b"\x0c\x0eorigin.example", b"\x04\x0eorigin.example")
+    leaf = authority.mirror(der, verdict, HOST, today())
+    with pytest.raises(ssl.SSLError):
+        load_pem(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), authority.leaf_key_pem + leaf.pem)
+    context = ServerContexts(authority).get(der, verdict, HOST, None, today())
+    if verdict is Verdict.GOOD:
+        shake_hands(context, trusting(authority), HOST)
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError, match="local issuer"):
+            shake_hands(context, trusting(authority), HOST)
 
 
 def test_those_go_that_were_not_asked_for_longest(authority: Authority) -> None:
@@ -253,6 +268,21 @@ def get(run_once: Run, settings: TlsSettings, *rest: object) -> ssl.SSLContext:
         return await ClientContexts().get(settings, *rest)  # type: ignore[arg-type]
 
     return run_once(main)
+
+
+def test_a_servers_own_certificate_may_be_trusted(tmp_path: Path, run_once: Run) -> None:
+    """As with ``curl --cacert``: without its authority, and for its name alone."""
+    path, unknown = tmp_path / "server.pem", trustme.CA()
+    leaf = unknown.issue_cert(HOST)
+    leaf.cert_chain_pems[0].write_to_path(str(path))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(server)
+    context = get(run_once, TlsSettings(trust=str(path)), ())
+    shake_hands(server, context, HOST)
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(server, context, "other.example")
+    with pytest.raises(ssl.SSLCertVerificationError, match="local issuer"):
+        shake_hands(origin(unknown), context, HOST)
 
 
 def test_a_destination_is_verified(tmp_path: Path, issuer: trustme.CA, run_once: Run) -> None:
@@ -428,6 +458,34 @@ def test_nobody_waits_for_a_context_that_fails(run_once: Run) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not asked.making
+
+    run_once(main)
+
+
+def test_a_client_that_offers_something_else_each_time(run_once: Run) -> None:
+    """It cannot have a thread read the system's authorities for each connection, nor push out what others use."""
+
+    async def main() -> None:
+        asked = Counted()
+        settings = TlsSettings(verify=False)
+        for number in range(3 * OTHERS):
+            await asked.get(settings, (f"x{number}",))
+        assert asked.count == OTHERS + 1
+        assert asked.get_nowait(settings, ("y",)) is asked.get_nowait(settings, ())
+        assert asked.get_nowait(settings, ("x0",)) is not asked.get_nowait(settings, ())
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("odd", ["\x8a\x8a\xff", "", "x" * 256])
+def test_protocols_that_cannot_be_offered_are_left_out(run_once: Run, odd: str) -> None:
+    """Values of GREASE are not ASCII (RFC 8701)."""
+
+    async def main() -> None:
+        asked = Counted()
+        settings = TlsSettings(verify=False)
+        assert await asked.get(settings, (odd, "mqtt")) is asked.get_nowait(settings, ("mqtt",))
+        assert await asked.get(settings, (odd,)) is asked.get_nowait(settings, ())
 
     run_once(main)
 

@@ -51,6 +51,9 @@ MAX_NAMES, MAX_NAMES_SIZE, MAX_SUBJECT = 1000, 1 << 15, 1 << 11
 """Of a destination's certificate: names, their octets, and octets of the subject. One with more counts as unreadable:
 OpenSSL takes up to 100 KiB, which a cache of a thousand would keep."""
 
+EARLIEST, LATEST = datetime(1980, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+"""Times in a destination's certificate are read as one of these where they are beyond, so that there is room around."""
+
 MAX_FILE = 1 << 20
 """Octets of a file of ours."""
 
@@ -307,7 +310,8 @@ def read_certificate(der: bytes | None) -> Seen | None:
                 names = [name for name in found if isinstance(name, NAMES)]
             if len(names) > MAX_NAMES or sum(len(str(name.value)) for name in names) > MAX_NAMES_SIZE:
                 return None
-            return Seen(subject, names, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            return Seen(subject, names, min(max(begin, EARLIEST), LATEST), min(max(end, EARLIEST), LATEST))
     except Exception:  # a parser's own, of every kind
         return None
 

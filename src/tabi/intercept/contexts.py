@@ -38,6 +38,13 @@ KEY_LOG_BOUND = 64
 CLIENT_BOUND = 64
 """Contexts toward destinations. One that trusts the system's authorities has 1 MB of them."""
 
+USUAL = frozenset(((), ("h2",), ("http/1.1",), ("h2", "http/1.1")))
+"""What is offered to destinations as a rule, by ALPN."""
+
+OTHERS = 16
+"""Offers beside these that get contexts. A client chooses what it offers: others would have us make contexts without
+end."""
+
 RENEW = 12 * 3600.0
 """Seconds after which a leaf is made anew: its validity was chosen when it was made."""
 
@@ -116,7 +123,11 @@ class ServerContexts:
                 self.made.move_to_end(known)
                 return made.context
         leaf = self.authority.mirror(der, verdict, host, now)
-        context = self.make(leaf.pem, alpn)
+        try:
+            context = self.make(leaf.pem, alpn)
+        except ssl.SSLError:  # a subject of strings that are none to OpenSSL
+            leaf = self.authority.mirror(None, verdict, host, now)
+            context = self.make(leaf.pem, alpn)
         if leaf.for_host:
             key = *key, host
         self.made[key] = Made(context, now)
@@ -222,12 +233,13 @@ class ClientContexts:
         self.key_log = key_log()
         self.kept: OrderedDict[tuple[object, ...], Kept] = OrderedDict()
         self.making: dict[tuple[object, ...], asyncio.Future[Kept]] = {}
+        self.others: set[tuple[str, ...]] = set()
 
     def get_nowait(
         self, settings: TlsSettings, protocols: tuple[str, ...], versions: Versions = "both"
     ) -> ssl.SSLContext | None:
         """As `get`, or None where a thread has to make it."""
-        key = settings, protocols, versions
+        key = settings, protocols if protocols in USUAL else self.offer(protocols), versions
         kept = self.kept.get(key)
         if kept is None:
             return None
@@ -248,7 +260,7 @@ class ClientContexts:
 
         Args:
             settings: the rule's.
-            protocols: to be offered by ALPN, best first; none: no ALPN.
+            protocols: to be offered by ALPN, best first; none: no ALPN. After `OTHERS` unusual offers others get none.
             versions: of TLS that the client offers.
 
         Raises:
@@ -257,6 +269,7 @@ class ClientContexts:
         context = self.get_nowait(settings, protocols, versions)
         if context is not None:
             return context
+        protocols = protocols if protocols in USUAL else self.offer(protocols)
         key = settings, protocols, versions
         future = self.making.get(key)
         if future is None:
@@ -274,6 +287,16 @@ class ClientContexts:
                 log.error("%s; what was read before stays", exc)
                 kept.state = state
             return kept.context
+
+    def offer(self, protocols: tuple[str, ...]) -> tuple[str, ...]:
+        """What is offered in place of an unusual offer: those of its names that `ssl` can take, or none."""
+        protocols = tuple(name for name in protocols if name.isascii() and 0 < len(name) < 256)
+        if protocols in self.others or protocols in USUAL:
+            return protocols
+        if len(self.others) >= OTHERS:
+            return ()
+        self.others.add(protocols)
+        return protocols
 
     def made(self, key: tuple[object, ...], done: asyncio.Future[Kept]) -> None:
         """A thread is ready, whether or not somebody still waits."""
@@ -315,7 +338,8 @@ class ClientContexts:
 
 
 def load_trust(context: ssl.SSLContext, path: str) -> None:
-    """Trust the authorities of a file too. Raises ConfigError."""
+    """Trust the certificates of a file too, whether or not they are authorities of their own. Raises ConfigError."""
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as curl does: a server's own may be there
     try:
         context.load_verify_locations(path)
     except ssl.SSLError:
