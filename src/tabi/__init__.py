@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tabi.net.dial import AddressFilter
     from tabi.net.stream import Stream
     from tabi.observe.observers import SessionObserver
+    from tabi.parts.intercept import Intercept
     from tabi.relay.carrier import Carried
     from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
     from tabi.relay.stage import Stage
@@ -81,6 +82,7 @@ __all__ = [
     "FlowRequest",
     "FlowResponse",
     "Headers",
+    "Intercept",
     "LimitExceeded",
     "Listener",
     "LocalProtocolError",
@@ -137,6 +139,7 @@ _HOMES = {
     "FlowRequest": "intercept.flow",
     "FlowResponse": "intercept.flow",
     "Headers": "intercept.headers",
+    "Intercept": "parts.intercept",
     "LimitExceeded": "errors",
     "Listener": "egress.bind",
     "LocalProtocolError": "errors",

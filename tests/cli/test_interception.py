@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from authorities import write_server
-from processes import failure, run_here, serve
+from processes import failure, run_here, run_tabi, serve
 from tabi.cli.interception import Interception, add_interception, authority_option, summary
 from tabi.cli.serve import merge
 from tabi.config import Config, InterceptConfig, make_config
@@ -111,6 +111,26 @@ def test_without_an_authority_it_does_not_listen(data: Path) -> None:
     """One line, which names the command that makes one."""
     said = failure(run_here("serve", "-l", "mixed://127.0.0.1:0", "--intercept", "*"), 2)
     assert said == f"tabi: ca: there is no authority at {data}/tabi/ca.crt: `tabi ca init` makes one\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class Hook:\n    def request(self\n", "line 2: '(' was never closed"),
+        ("import nowhere\n", "1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("class Hook:\n    pass\n", "no class in it has one of the methods client_hello, "),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_script_that_cannot_be_loaded_is_one_line(tmp_path: Path, text: str, message: str, workers: str) -> None:
+    """It is run in workers only, and the start fails as a whole."""
+    script = tmp_path / "hooks.py"
+    script.write_text(text)
+    done = run_tabi("serve", "-l", "mixed://127.0.0.1:0", "--workers", workers, "--script", script)
+    said = failure(done, 2)
+    assert str(script) in said
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_it_says_what_is_looked_into_and_how_to_try_it(data: Path, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class Counted(Piece):
 method: AuthMethod = Token()
 commands: list[Command] = [
     Connect(Direct(timeout=30), Relay(idle=60, half_closed=10)),
+    Connect(carrier=tabi.Intercept({"hosts": ["*.example.com"], "verify": False})),
     Bind(timeout=60),
     UdpAssociate(),
     Resolve(),

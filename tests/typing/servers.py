@@ -207,6 +207,10 @@ def servers(given: socket.socket) -> list[tabi.Server]:
             dials=Names(),
             compiled=compiled,
         ),
+        tabi.Server(
+            intercept=["*.example.com", {"tls": False}, tabi.config.InterceptConfig()], hooks=[Plain(), Hearing()]
+        ),
+        tabi.Server(carrier=tabi.Intercept("*.example.com", hooks=[Plain()], authority=("ca.crt", "ca.key"))),
     ]
 
 

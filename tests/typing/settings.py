@@ -3,12 +3,14 @@
 from tabi.config import (
     Auth,
     Bandwidth,
+    Ca,
     CheckConfig,
     Clients,
     Config,
     EgressConfig,
     Group,
     GuardConfig,
+    InterceptConfig,
     LimitsConfig,
     Listen,
     Log,
@@ -71,6 +73,11 @@ CONFIG = Config(
     resolver=ResolverConfig(servers=["tls://192.0.2.53"], timeout=2, prefer=FIRST, max_ttl=60.0),
     timeouts=Timeouts(idle=30.0, handshake=5, drain=Seconds.parse("30s")),
     log=Log(access="none", level="warning"),
+    ca=Ca("ca.crt", "ca.key"),
+    intercept=[
+        InterceptConfig("pass", hosts=["*.bank.example"]),
+        InterceptConfig(hosts=["*.example.com"], har="flows.har", body_limit=65536, hook_timeout=5, on_pinning="pass"),
+    ],
 )
 
 EXPIRES: float = Moment.parse("2027-01-01")

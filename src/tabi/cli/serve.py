@@ -105,8 +105,15 @@ def serve(
         answer = Control(folders(os.environ)[0], tabi.__version__).run
         control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
         reread = None if config is None else read
-        with contextlib.closing(control):
-            supervisor = Supervisor(compiled, reread, (writer.child, control))
+        with contextlib.closing(control), contextlib.ExitStack() as closing:
+            children, records = [writer.child, control], None
+            if compiled.intercepts is not None:
+                from tabi.server.record_writer import RecordWriter
+
+                records = RecordWriter(lambda: (writer.sink.fileno(),))
+                closing.callback(records.close)
+                children.append(records.child)
+            supervisor = Supervisor(compiled, reread, children, None if records is None else records.sink)
             code = supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users, writer.say, compiled))
     sys.exit(code)
 

@@ -185,6 +185,18 @@ def decode_limits(value: object) -> LimitsConfig:
     return value
 
 
+def decode_intercept(value: object, path: str) -> InterceptConfig:
+    """An ``[[intercept]]`` that a program gives, as a mapping or as the struct; its values are checked with the others.
+    Raises ConfigError and TypeError."""
+    if isinstance(value, InterceptConfig):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{path}: {type(value).__name__}, expected tabi.config.InterceptConfig or a mapping")
+    raise_all(find_mistakes(dict(value), InterceptConfig, path, decode_special)[0])
+    found: InterceptConfig = msgspec.convert(dict(value), InterceptConfig, dec_hook=decode_special)
+    return found
+
+
 PARTS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "listen": Listen,

@@ -26,9 +26,13 @@ class Connect:
     name = "connect"
 
     def __init__(self, gate: Entrance, carrier: Carrier) -> None:
+        self.take(gate, carrier)
+
+    def take(self, gate: Entrance, carrier: Carrier) -> None:
+        """Have sessions pass this gate, and give them to this carrier, from now on."""
         self.gate = gate
         self.carrier = carrier
-        self.keeps_route = False  # whether the carrier may open destinations once more
+        self.keeps_route: bool = getattr(carrier, "reopens", False)
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: the reply."""

@@ -75,6 +75,9 @@ class Interception:
         fetch: asks other servers.
     """
 
+    reopens = True
+    """See `Carrier`."""
+
     def __init__(
         self,
         relays: Relays,

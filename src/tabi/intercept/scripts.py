@@ -180,13 +180,20 @@ class Scripts:
         self.renew(use)
         self.uses.append(use)
 
+    def forget(self, hooks: Hooks) -> None:
+        """Give hooks no other objects any more. A script that nobody else uses is not looked at."""
+        self.uses = [use for use in self.uses if use.hooks is not hooks]
+        for path in set(self.loaded).difference(*(use.paths for use in self.uses)):
+            del self.loaded[path], self.seen[path]
+
     def renew(self, use: Use) -> None:
         """Give hooks the objects that there are now."""
         use.hooks.replace([*use.objects, *(one for path in use.paths for one in self.loaded[path].objects)])
 
     def start(self) -> None:
-        """Look at the files from now on, in the running loop. Without scripts nothing is looked at."""
-        if self.loaded:
+        """Look at the files from now on, in the running loop. Without scripts nothing is looked at. It may be called
+        again when there are others."""
+        if self.loaded and self.timer is None and self.loading is None:
             self.loop = asyncio.get_running_loop()
             self.timer = self.loop.call_later(LOOK_EVERY, self.look)
 
@@ -226,6 +233,8 @@ class Scripts:
             return
         self.loading = None
         for path, one in found.items():
+            if path not in self.seen:  # nobody uses it any more
+                continue
             self.seen[path] = stamps[path]
             if isinstance(one, Loaded):
                 self.loaded[path] = one

@@ -70,6 +70,8 @@ class Running:
     """Closes what is built, in the reverse order."""
     carriers: list[Carrier]
     """All carriers that may have a session."""
+    intercept: Callable[[Any], Carrier]
+    """Makes the running carrier of a `tabi.Intercept`. Raises ConfigError."""
     arrived: Callable[[Stream, Session], object] = lambda client, session: None
     """Called when a PROXY header has named the client of a session. Raises LimitExceeded if that may not connect."""
     inside_tls: bool = False
@@ -104,9 +106,8 @@ class Running:
             if known == carrier:
                 return found
         made: Carrier
-        if isinstance(carrier, Relay):
-            made = relays = self.relays.sibling(self.relays.done, carrier.idle, carrier.half_closed)
-            self.closing.callback(relays.close, "shutdown")
+        if isinstance(carrier, CarrierPiece):
+            made = carrier.build(self)
         else:
             made = tunnels = Tunnels(carry_of(carrier), self.relays)
             self.closing.push_async_callback(tunnels.close, "shutdown")
@@ -258,8 +259,16 @@ def check_seconds(seconds: object, path: str) -> None:
         raise ConfigError(f"{seconds!r}, expected seconds, more than 0", path)
 
 
+class CarrierPiece(Value):
+    """A carrier of tabi's own, as a value: `Relay`, `tabi.Intercept`."""
+
+    def build(self, running: Running) -> Carrier:
+        """Make the running carrier, which is closed with ``running.closing``. Raises ConfigError."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, repr=False)
-class Relay(Value):
+class Relay(CarrierPiece):
     """The carrier that joins both streams in the kernel. Its idle deadlines may differ from those of the listener.
 
     Args:
@@ -273,6 +282,12 @@ class Relay(Value):
     def __post_init__(self) -> None:
         check_seconds(self.idle, "Relay.idle")
         check_seconds(self.half_closed, "Relay.half_closed")
+
+    def build(self, running: Running) -> Carrier:
+        """See `CarrierPiece`."""
+        relays = running.relays.sibling(running.relays.done, self.idle, self.half_closed)
+        running.closing.callback(relays.close, "shutdown")
+        return relays
 
 
 class Composed(NamedTuple):

@@ -12,7 +12,7 @@ from tabi.egress.custom import unusable
 from tabi.errors import ConfigError
 from tabi.ingress import associate, bind, connect, resolve
 from tabi.ingress.conversation import Serve
-from tabi.parts.base import Relay, Running, Value, check_seconds
+from tabi.parts.base import CarrierPiece, Running, Value, check_seconds
 from tabi.policy.pool import Balance
 from tabi.relay.carrier import carry_of
 from tabi.relay.datagram_inspector import DatagramInspector, check_inspector
@@ -246,7 +246,7 @@ class Command(Value):
 
 def check_carrier(carrier: object | None) -> None:
     """Raise TypeError if something is not a carrier."""
-    if carrier is not None and not isinstance(carrier, Relay):
+    if carrier is not None and not isinstance(carrier, CarrierPiece):
         carry_of(carrier)
 
 
@@ -270,8 +270,8 @@ class Connect(Command):
     Args:
         egress: the egress if no rule names another one: `Direct`, `Through`, `Pool`, the URL of a proxy, or a
             `tabi.Egress` of your own. None: directly.
-        carrier: gets both streams: a `Relay`, or ``async def(tunnel: tabi.Tunnel)``. None: the relay, or the
-            carrier of the listener.
+        carrier: gets both streams: a `Relay`, a `tabi.Intercept`, or ``async def(tunnel: tabi.Tunnel)``. None: the
+            relay, or the carrier of the listener.
     """
 
     egress: object | None = None

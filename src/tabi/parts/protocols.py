@@ -203,7 +203,8 @@ class Http(Speaking):
         commands, forwarding = self.make_commands(running), running.forwarding
         connect: Any = commands.serves[Number.CONNECT]
         if connect is not running.connect:
-            forwarding = forwarding._replace(gate=connect.gate, carrier=connect.carrier)
+            inspect = getattr(connect.carrier, "inspect", None)
+            forwarding = forwarding._replace(gate=connect.gate, carrier=connect.carrier, inspect=inspect)
         name, required = "https" if running.inside_tls else "http", self.requires_user(running.by_certificate)
         return HttpIngress(commands, forwarding, self.ask(running), required, name)
 

@@ -29,7 +29,8 @@ class Carried(Protocol):
 
 
 class Carrier(Protocol):
-    """Carries sessions to their end."""
+    """Carries sessions to their end. One that has ``reopens = True`` may open destinations once more: it finds in
+    ``session.route`` how."""
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
         """Take both streams over. The caller must treat them, and the session, as closed from now on.

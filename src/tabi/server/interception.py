@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import socket
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
+from tabi.config import Ca
+from tabi.config.compile import make_intercepts
+from tabi.errors import ConfigError
 from tabi.ingress.gate import Gate
 from tabi.intercept.authority import read_certificates
 from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.hooks import Hooks
-from tabi.intercept.inspection import Recorder
 from tabi.intercept.interception import Interception
 from tabi.intercept.page import Page
 from tabi.intercept.page_egress import PageEgress
+from tabi.intercept.recorder import Recorder
 from tabi.intercept.scripts import Scripts
 from tabi.intercept.tls import Handshakes
+from tabi.intercept.writer import ThreadSink
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
+from tabi.parts.intercept import Intercept
 from tabi.policy.intercepts import InterceptRule
 from tabi.relay.first_octets import FirstOctets
 from tabi.relay.relays import Relays
 from tabi.server.compiled import Compiled
-from tabi.server.intercept_files import authority_paths, load_authority
-from tabi.session import Session
+from tabi.server.intercept_files import authority_paths, check_interception, load_authority
+from tabi.server.record_writer import SocketSink
+from tabi.session import Close, Session
 
 
 class RuleParts:
@@ -30,45 +41,83 @@ class RuleParts:
 
     Args:
         given: hooks of a program: they see the flows of all entries, before those of scripts.
-        recorder: of all entries; None where nothing is recorded.
+        recorder: of the entries that record or print; None if there is no place for records.
     """
 
-    def __init__(self, rules: Iterable[InterceptRule], given: Sequence[object], recorder: Recorder | None) -> None:
-        self.all_of_them = recorder
+    def __init__(self, given: Sequence[object] = (), recorder: Recorder | None = None) -> None:
+        self.given = tuple(given)
+        self.writer = recorder
         self.scripts = Scripts()
         self.made: dict[InterceptRule, Hooks] = {}
-        for rule in rules:
-            hooks = self.made[rule] = Hooks((), rule.hook_timeout, rule.on_error == "close")
-            self.scripts.add(hooks, rule.scripts, given)
+
+    def prepare(self, intercepts: Iterable[InterceptRule]) -> dict[InterceptRule, Hooks]:
+        """The hooks of other entries; equal entries keep theirs. Raises ConfigError: a script cannot be loaded. Nothing
+        has changed then."""
+        found: dict[InterceptRule, Hooks] = {}
+        try:
+            for rule in intercepts:
+                if rule.action == "intercept":
+                    found[rule] = self.made.get(rule) or self.make(rule)
+        except ConfigError:
+            self.forget(found)
+            raise
+        return found
+
+    def take(self, found: dict[InterceptRule, Hooks]) -> None:
+        """Use what `prepare` has found from now on."""
+        before, self.made = self.made, found
+        self.forget(before)
         self.scripts.start()
+
+    def forget(self, hooks: dict[InterceptRule, Hooks]) -> None:
+        """Let go of hooks that are no more used for new flows. Their threads end with the last flow that has them."""
+        for rule, one in hooks.items():
+            if self.made.get(rule) is not one:
+                self.scripts.forget(one)
+                weakref.finalize(one, one.threads.close)
+
+    def make(self, rule: InterceptRule) -> Hooks:
+        """The hooks of one entry. Raises ConfigError."""
+        hooks = Hooks((), rule.hook_timeout, rule.on_error == "close")
+        try:
+            self.scripts.add(hooks, rule.scripts, self.given)
+        except ConfigError as exc:
+            raise ConfigError(str(exc), f"intercept[{rule.number}].scripts") from None
+        return hooks
 
     def hooks(self, rule: InterceptRule) -> Hooks:
         """The hooks that see the flows of an entry."""
-        return self.made[rule]
+        hooks = self.made.get(rule)
+        if hooks is None:  # chosen just before a reload
+            hooks = self.made[rule] = self.make(rule)
+        return hooks
 
     def recorder(self, rule: InterceptRule) -> Recorder | None:
-        """What gets the records of an entry."""
-        return self.all_of_them
+        """What gets the records of an entry; None if it wants none."""
+        return self.writer if rule.har is not None or rule.print else None
 
-    def close(self) -> None:
-        """Look at no script any more, and end the threads of hooks."""
+    def slow_since(self, when: float) -> str | None:
+        """The hook that was slow in the loop since a moment (`time.monotonic`), for the watchdog."""
+        return next((name for hooks in self.made.values() if (name := hooks.slow_since(when)) is not None), None)
+
+    async def aclose(self) -> None:
+        """End the threads of hooks, look at scripts no more, and have written what was recorded."""
         self.scripts.close()
         for hooks in self.made.values():
             hooks.close()
+        if self.writer is not None:
+            await self.writer.aclose()
 
 
 def make_interception(
-    compiled: Compiled, relays: Relays, first: FirstOctets, gate: Gate, shared: TlsShared, given: Sequence[object]
+    compiled: Compiled,
+    relays: Relays,
+    gate: Gate,
+    hooks: Sequence[object] = (),
+    recorder: Recorder | None = None,
 ) -> Interception:
-    """Compose the carrier of what is intercepted. Raises ConfigError."""
+    """Compose the carrier of what is intercepted; `replace` gives it what it intercepts. Raises ConfigError."""
     assert compiled.intercepts is not None
-    config, timeouts = compiled.config, compiled.config.timeouts
-    handshakes = None
-    if compiled.intercepts.need_authority:
-        own = TlsShared()
-        own.turn = shared.turn
-        authority = load_authority(config)
-        handshakes = Handshakes(ServerContexts(authority), ClientContexts(), own, timeouts.connect, timeouts.handshake)
 
     async def reopen(session: Session) -> Stream:
         egress, address_filter = session.route
@@ -79,14 +128,70 @@ def make_interception(
     async def fetch(*asked: Any) -> Any:
         raise NotImplementedError
 
-    return Interception(
-        relays, first, compiled.intercepts, handshakes, RuleParts(compiled.intercepts, given, None), reopen, fetch
-    )
+    first = FirstOctets(relays.reactor, relays, compiled.config.timeouts.handshake)
+    parts = RuleParts(hooks, recorder)
+    return Interception(relays, first, compiled.intercepts, None, parts, reopen, fetch)
 
 
-def make_page(compiled: Compiled) -> PageEgress | None:
-    """What leads to the page of the authority, at PAGE; None where nothing is signed. Raises ConfigError."""
-    if compiled.intercepts is None or not compiled.intercepts.need_authority:
-        return None
+def make_handshakes(compiled: Compiled, shared: TlsShared) -> Handshakes:
+    """What opens TLS, with the authority of a configuration. Raises ConfigError."""
+    timeouts = compiled.config.timeouts
+    own = TlsShared()
+    own.turn = shared.turn
+    contexts = ServerContexts(load_authority(compiled.config))
+    return Handshakes(contexts, ClientContexts(), own, timeouts.connect, timeouts.handshake)
+
+
+def prepare(interception: Interception, compiled: Compiled, shared: TlsShared) -> Callable[[], None]:
+    """Prepare to intercept by a configuration; calling what is returned begins. Sessions that run go on as they began.
+
+    Raises:
+        ConfigError: a script or the authority cannot be loaded. Nothing has changed then.
+    """
+    intercepts, rules = compiled.intercepts, rules_of(interception)
+    assert intercepts is not None
+    handshakes = interception.handshakes
+    if handshakes is None and intercepts.need_authority:
+        handshakes = make_handshakes(compiled, shared)
+    hooks = rules.prepare(intercepts)
+
+    def begin() -> None:
+        interception.intercepts, interception.handshakes = intercepts, handshakes
+        rules.take(hooks)
+
+    return begin
+
+
+def compile_piece(compiled: Compiled, piece: Intercept) -> Compiled:
+    """The configuration of a server, with what a piece says of interception. Raises ConfigError."""
+    ca = compiled.config.ca if piece.authority is None else Ca(*piece.authority)
+    config = msgspec.structs.replace(compiled.config, intercept=list(piece.entries), ca=ca)
+    intercepts = make_intercepts(config, compiled.users)
+    assert intercepts is not None
+    check_interception(config, intercepts)
+    return compiled._replace(config=config, intercepts=intercepts)
+
+
+def rules_of(interception: Interception) -> RuleParts:
+    """What its entries work with, as it was composed here."""
+    rules = interception.rules
+    assert isinstance(rules, RuleParts)
+    return rules
+
+
+def make_recorder(records: socket.socket | None, loop: asyncio.AbstractEventLoop) -> Recorder:
+    """What takes records to the process that writes them, or where there is none to a thread."""
+    return Recorder(ThreadSink() if records is None else SocketSink(records, loop))
+
+
+def make_page(compiled: Compiled) -> PageEgress:
+    """What leads to the page of the authority, at PAGE. Raises ConfigError."""
     certificate, _ = authority_paths(compiled.config)
     return PageEgress(Page(read_certificates(certificate)[0]))
+
+
+async def close_interception(interception: Interception, reason: Close = "shutdown") -> None:
+    """End all of its sessions, then what their hooks need; then have written what was recorded."""
+    await interception.close(reason)
+    interception.first.close(reason)
+    await rules_of(interception).aclose()

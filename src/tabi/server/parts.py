@@ -7,9 +7,10 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tabi.config import Config
 from tabi.egress.base import Egress
@@ -19,7 +20,7 @@ from tabi.ingress.authenticate import Ask, PasswordAuthenticator, with_grammar
 from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate
-from tabi.ingress.http import Forwarding, KeptConnections
+from tabi.ingress.http import Forwarding, Inspect, KeptConnections
 from tabi.ingress.login import Authenticate
 from tabi.ingress.origin_tls import OriginTls
 from tabi.ingress.own_destinations import Entrance, OwnDestinations
@@ -59,6 +60,11 @@ from tabi.server.watchdog import Watchdog
 from tabi.session import Session
 from tabi.wire.address import from_sockaddr
 
+if TYPE_CHECKING:
+    from tabi.intercept.interception import Interception
+    from tabi.intercept.page_egress import PageEgress
+    from tabi.parts.intercept import Intercept
+
 log = logging.getLogger("tabi")
 
 FEW_SESSIONS = 50
@@ -84,6 +90,8 @@ class Given(NamedTuple):
     dials: DialInspector | None = None
     composed: Composed | None = None
     hooks: Sequence[object] = ()
+    records: socket.socket | None = None
+    """To the process that writes records; None if there is no such process."""
 
 
 class Parts:
@@ -118,9 +126,9 @@ class Parts:
             observers.insert(0, access_log)
         self.sessions = sessions = Sessions(reactor, timeouts.handshake, observers)
         closing.callback(sessions.handshake.close)
-        watchdog = Watchdog(sessions.running)
-        reactor.watchdogs.append(watchdog)
-        closing.callback(reactor.watchdogs.remove, watchdog)
+        self.watchdog = Watchdog(sessions.running)
+        reactor.watchdogs.append(self.watchdog)
+        closing.callback(reactor.watchdogs.remove, self.watchdog)
         sessions.clients = self.clients = Clients(sessions.handshake, self.capacity, given.ledger, given.metrics)
         self.clients.take(config.limits)
         closing.callback(self.clients.close)
@@ -162,31 +170,16 @@ class Parts:
             policy, self.dialer, self.egresses.by_name, given.metrics, timeouts.handshake, self.from_url
         )
         closing.callback(self.gate.close)
-        self.interception = None
-        entrance: Entrance = self.gate
-        if compiled.intercepts is not None:
-            from tabi.intercept.page import PAGE
-            from tabi.relay.first_octets import FirstOctets
-            from tabi.server.interception import make_interception, make_page
-
-            first = FirstOctets(reactor, self.relays, timeouts.handshake)
-            self.interception = make_interception(compiled, self.relays, first, self.gate, self.tls_shared, given.hooks)
-            self.carrier = self.interception
-            sessions.carriers.insert(0, self.interception)
-            closing.callback(first.close, "shutdown")
-            closing.push_async_callback(self.interception.close, "shutdown")
-            if (page := make_page(compiled)) is not None:
-                entrance = OwnDestinations(self.gate, {PAGE: page})
-                closing.callback(page.close)
-        self.connect = Connect(entrance, self.carrier)
-        self.connect.keeps_route = self.interception is not None
+        self.outer = self.carrier  # of sessions that are not looked into
+        self.interception: Interception | None = None
+        self.page: PageEgress | None = None
+        self.connect = Connect(self.gate, self.carrier)
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(
-            entrance, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
+            self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
         )
-        if self.interception is not None:
-            self.forwarding = self.forwarding._replace(inspect=self.interception.inspect)
+        self.prepare_interception(compiled)()
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)
@@ -239,6 +232,7 @@ class Parts:
         policy = compiled.policy(
             self.given.ledger, self.given.own, self.given.decide, self.given.authenticate is not None
         )
+        intercept = self.prepare_interception(compiled)
         yield
         self.compiled = compiled
         self.egresses.retire()
@@ -250,12 +244,74 @@ class Parts:
         self.clients.take(config.limits)
         self.take_users(compiled)
         self.idle_rules.seconds = compiled.idle_of_rules
+        intercept()
         acceptors = iter(self.acceptors)
         for index, listen in enumerate(config.listen):
             accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
             for acceptor in itertools.islice(acceptors, self.counts[index]):
                 acceptor.accepted = accepted
                 keep_alive(acceptor.sock, listen.keepalive)
+
+    def prepare_interception(self, compiled: Compiled) -> Callable[[], None]:
+        """Prepare to look into new sessions, or not to, as a configuration says; what is returned does it.
+
+        Raises:
+            ConfigError: a script or the authority cannot be loaded. Nothing has changed then.
+        """
+        if compiled.intercepts is None:
+            return lambda: self.take_carrier(self.outer, None, self.gate)
+        from tabi.intercept.page import PAGE
+        from tabi.server.interception import make_page, prepare
+
+        found = self.interception or self.make_interception(compiled, self.given.hooks)
+        page = (self.page or make_page(compiled)) if compiled.intercepts.need_authority else None
+        begin = prepare(found, compiled, self.tls_shared)
+
+        def intercept() -> None:
+            begin()
+            if self.interception is None:
+                self.interception = found
+                self.keep_interception(found)
+            entrance: Entrance = self.gate
+            if page is not None:
+                entrance = OwnDestinations(self.gate, {PAGE: page})
+                if self.page is None:
+                    self.page = page
+                    self.closing.callback(page.close)
+            self.take_carrier(found, found.inspect, entrance)
+
+        return intercept
+
+    def take_carrier(self, carrier: Carrier, inspect: Inspect | None, entrance: Entrance) -> None:
+        """Have new sessions pass ``entrance``, and give them to this carrier."""
+        self.carrier = carrier
+        self.connect.take(entrance, carrier)
+        self.forwarding = self.forwarding._replace(gate=entrance, carrier=carrier, inspect=inspect)
+
+    def make_interception(self, compiled: Compiled, hooks: Sequence[object]) -> Interception:
+        """A carrier that looks into sessions, and records them where its rules say so."""
+        from tabi.server.interception import make_interception, make_recorder
+
+        recorder = make_recorder(self.given.records, self.reactor.loop)
+        return make_interception(compiled, self.relays, self.gate, hooks, recorder)
+
+    def keep_interception(self, interception: Interception) -> None:
+        """Close it with the server, and have the watchdog name its hooks."""
+        from tabi.server.interception import close_interception, rules_of
+
+        self.watchdog.suspects.append(rules_of(interception).slow_since)
+        self.closing.push_async_callback(close_interception, interception)
+        self.sessions.carriers.insert(0, interception)
+
+    def intercept(self, piece: Intercept) -> Carrier:
+        """The running carrier of a piece. Raises ConfigError."""
+        from tabi.server.interception import compile_piece, prepare
+
+        compiled = compile_piece(self.compiled, piece)
+        made = self.make_interception(compiled, piece.hooks)
+        prepare(made, compiled, self.tls_shared)()
+        self.keep_interception(made)
+        return made
 
     def take_users(self, compiled: Compiled) -> None:
         """Ask these users for their passwords from now on."""
@@ -284,6 +340,7 @@ class Parts:
             lambda tls, required: compiled.certificates[index] or Certificates(tls, "tls", required),
             self.closing,
             self.sessions.carriers,
+            self.intercept,
             self.clients.arrived,
         )
         if composed is not None:

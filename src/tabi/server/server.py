@@ -10,12 +10,12 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import msgspec
 
-from tabi.config import Config, Listen, Log, UserConfig
+from tabi.config import Ca, Config, InterceptConfig, Listen, Log, UserConfig
 from tabi.config.load import check_config, check_types
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
@@ -28,6 +28,7 @@ from tabi.net.resolve import Resolver, check_resolver
 from tabi.observe.callbacks import Callbacks
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import OnClose, OnOpen, SessionObserver, check_observer
+from tabi.parts.intercept import Intercept, check_hooks, decode_entries
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
@@ -65,9 +66,13 @@ class Server:
             is; None refuses it. What it raises is a failure on our side, not a wrong password.
         egresses: objects by name, see `Egress`: rules, chains, pools and ``decide`` may name them.
         carrier: ``async def(tunnel: tabi.Tunnel)``, or an object with such a method ``carry``: gets both streams of
-            each session once they are open, in place of the relays.
+            each session once they are open, in place of the relays. A `tabi.Intercept` looks into chosen ones.
         datagrams: looks at the datagrams of associations, see `DatagramInspector`.
         dials: stands in front of every egress, see `DialInspector`.
+        intercept: which sessions are looked into, in addition to ``[[intercept]]`` of ``config``:
+            `tabi.config.InterceptConfig`, mappings with its keys, or names of hosts.
+        hooks: objects with methods of interception. They see the flows of all entries; without any entry, those of HTTP
+            without TLS.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
         open: allow listening beyond loopback without users.
         on_open: ``def`` or ``async def(session)``, called when a session's destination is connected, or its association
@@ -79,7 +84,8 @@ class Server:
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
             with the others.
         ledger: where limits count. Default: one of its own, kept in the file of ``quotas.path`` if there is one.
-        compiled: what `compile_config` has made, in place of ``config``, ``listen``, ``users`` and ``open``.
+        compiled: what `compile_config` has made, in place of ``config``, ``listen``, ``users``, ``intercept`` and
+            ``open``.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -95,6 +101,8 @@ class Server:
         carrier: object | None = None,
         datagrams: DatagramInspector | None = None,
         dials: DialInspector | None = None,
+        intercept: Sequence[InterceptConfig | Mapping[str, Any] | str] = (),
+        hooks: Sequence[object] = (),
         config: Config | None = None,
         open: bool = False,
         on_open: Callable[[Session], object] | None = None,
@@ -117,7 +125,15 @@ class Server:
             check_dial_inspector(dials, "dials")
         if resolver is not None:
             check_resolver(resolver)
+        self.intercepts = decode_entries(intercept)
+        self.hooks = check_hooks(hooks)
+        self.authority: tuple[str, str] | None = None
+        if isinstance(carrier, Intercept):
+            self.intercepts = (*self.intercepts, *carrier.entries)
+            self.hooks = (*self.hooks, *carrier.hooks)
+            self.authority, carrier = carrier.authority, None
         carry = None if carrier is None else carry_of(carrier)
+        self.has_carrier = carry is not None
         if decide is not None:
             check_decide_hook(decide, "decide")
         for callback, name in ((on_open, "on_open"), (on_close, "on_close")):
@@ -157,6 +173,7 @@ class Server:
             carry,
             datagrams,
             dials,
+            hooks=self.hooks,
         )
         self.composed: Parts | None = None
         self.keeper: QuotaKeeper | None = None
@@ -210,6 +227,14 @@ class Server:
         if self.plain_users:
             given = {name: UserConfig(password, plain=True) for name, password in self.plain_users.items()}
             config = msgspec.structs.replace(config, users=config.users | given)
+        if self.authority is not None:
+            config = msgspec.structs.replace(config, ca=Ca(*self.authority))
+        entries = [*config.intercept, *self.intercepts]
+        if self.hooks and not any(one.action == "intercept" for one in entries):
+            entries.append(InterceptConfig(name="hooks", tls=False))
+        if entries and self.has_carrier:
+            raise ConfigError("it gets every session, so that there is nothing to intercept", "carrier")
+        config = msgspec.structs.replace(config, intercept=entries)
         return compile_config(check_types(config), open, self.authenticates, self.egresses)
 
     def reload(self, config: Config) -> list[str]:
@@ -226,6 +251,8 @@ class Server:
             ConfigError: something of it is wrong. Nothing has changed then.
         """
         check_config(config)
+        if self.authority is not None:
+            config = msgspec.structs.replace(config, ca=self.config.ca)
         config, later = take_over(self.config, config)
         compiled = self.compile(config, self.compiled.open_proxy)
         for _ in self.replace(compiled):

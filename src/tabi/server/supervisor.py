@@ -67,6 +67,7 @@ class Supervisor:
         compiled: what to serve by.
         reread: reads and compiles the configuration anew, for SIGHUP. None if there is no file.
         children: processes that help it. It keeps them up; their creator ends them.
+        records: for workers, to that of them that writes records of interception.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -77,6 +78,7 @@ class Supervisor:
         compiled: Compiled,
         reread: Callable[[], Compiled] | None = None,
         children: Sequence[Child] = (),
+        records: socket.socket | None = None,
     ) -> None:
         self.compiled = compiled
         self.config = config = compiled.config
@@ -99,6 +101,7 @@ class Supervisor:
         self.sockets = self.listeners.sockets
         self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
         self.children = children
+        self.records = records
         self.commands: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
             "status": self.tell_status,
             "reload": lambda _, answer: self.reload(answer),
@@ -241,9 +244,13 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
-            shared = Shared(self.sockets, self.lifeline, self.ledger, end)
+            shared = Shared(self.sockets, self.lifeline, self.ledger, end, self.records)
             run_worker(compiled, shared, lambda: end.send({"ready": True}))
             code = 0
+        except ConfigError as exc:  # a script of interception, which only workers load
+            if not self.starting:
+                log.error("a worker failed: %s", exc)
+            end.send({"failed": str(exc)})
         except OSError as exc:
             if not self.starting:
                 log.exception("a worker failed")

@@ -40,6 +40,8 @@ class Shared(NamedTuple):
     ledger: SharedLedger
     channel: Channel
     """To the supervisor, which says `AT_ONCE` and `RELOAD`."""
+    records: socket.socket | None = None
+    """To the process that writes records of interception; None if there is none."""
 
 
 def run_worker(compiled: Compiled, shared: Shared, ready: Callable[[], object] = lambda: None) -> None:
@@ -51,6 +53,7 @@ def run_worker(compiled: Compiled, shared: Shared, ready: Callable[[], object] =
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with asyncio.Runner(loop_factory=make_loop) as runner:
         server = Server(compiled=compiled, sockets=shared.sockets, ledger=shared.ledger)
+        server.given = server.given._replace(records=shared.records)
         runner.run(serve(server, shared, ready))
 
 
