@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from authorities import write_server
-from processes import failure, run_here, run_tabi, serve
+from authorities import authority, write_server
+from conftest import Run
+from intercepting import ask, origin
+from processes import failure, run_here, run_tabi, serve, wait_for
 from tabi.cli.interception import Interception, add_interception, authority_option, summary
 from tabi.cli.serve import merge
 from tabi.config import Config, InterceptConfig, make_config
@@ -145,3 +148,34 @@ def test_it_says_what_is_looked_into_and_how_to_try_it(data: Path, tmp_path: Pat
     assert authority_option(merge(Config(), None, None, None, None)) == ""
     with serve(tmp_path, "--intercept", "*") as proxy:
         assert "\nlooking into *\ntry: curl --cacert " in proxy.messages
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_recorded_and_printed(data: Path, tmp_path: Path, run_once: Run, workers: str) -> None:
+    """Of all workers in one file, which is whole while the server runs; a line each on stdout."""
+    Authority.make(str(data / "tabi"))
+    trust, har = tmp_path / "origins.pem", tmp_path / "flows.har"
+    trust.write_bytes(authority().cert_pem.bytes())
+    options = ("--intercept", "localhost", "--har", str(har), "--print", "--trust", str(trust), "--access-log", "none")
+
+    def entries() -> list[Any]:
+        try:
+            found: list[Any] = json.loads(har.read_bytes())["log"]["entries"]
+        except (OSError, ValueError):
+            return []
+        return found
+
+    with serve(tmp_path, *options, "--workers", workers) as proxy:
+
+        async def main() -> int:
+            async with origin() as port:
+                for _ in range(4):
+                    await ask(proxy.url, port)
+                await ask(proxy.url, port, sni="other.example")
+                return port
+
+        port = run_once(main)
+        wait_for(lambda: len(entries()) == 4, "the records")
+        assert {one["request"]["url"] for one in entries()} == {f"https://localhost:{port}/"}
+        wait_for(lambda: proxy.stdout.read_text().count(f"https://localhost:{port}/") == 4, "the lines")
+        assert har.stat().st_mode & 0o777 == 0o600

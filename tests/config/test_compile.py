@@ -141,6 +141,7 @@ def test_interception_is_compiled_only_where_there_is_any() -> None:
     exempt, chosen = made
     assert (exempt.action, exempt.number, exempt.label) == ("pass", 0, "intercept[0]")
     assert (chosen.scripts, chosen.mask, chosen.hook_timeout, chosen.body_limit) == (("a.py",), ("x-key",), 3, 1000)
+    assert (type(chosen.body_limit), type(chosen.hook_timeout)) == (int, float)
     assert made.direct == {None, "direct", "eth1"}
     session = Session(1, "mixed://127.0.0.1:1080", Address(CLIENT, 1), 0.0)
     session.destination = Address("b.example", 443)

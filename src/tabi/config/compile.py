@@ -106,6 +106,7 @@ def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
     said = {key: getattr(intercept, key) for key in InterceptRule.__struct_fields__ if key != "number"}
     said["mask"] = tuple(name.lower() for name in intercept.mask)
     said["scripts"] = tuple(intercept.scripts)
+    said["body_limit"], said["hook_timeout"] = int(intercept.body_limit), float(intercept.hook_timeout)  # plain ones
     return InterceptRule(number=number, **said)
 
 
