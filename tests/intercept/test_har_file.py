@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from flows import make_record
 from har_schema import check_har
 from processes import PATIENCE, environment
-from tabi.errors import TabiError
 from tabi.intercept import har_file
 from tabi.intercept.har import encode_entry
 from tabi.intercept.har_file import HEADER, TRAILER, HarFile, check_file
@@ -153,10 +152,24 @@ def test_what_is_not_a_har_stays_as_it_is(tmp_path: Path, data: bytes) -> None:
     assert "HAR" in refused(path)
     path.write_bytes(b'{"log":{"entries":[]}} and more')
     assert "follows" in refused(path)
-    with pytest.raises(TabiError, match=r"a\.har: not a HAR file"):
+
+
+def test_a_check_changes_nothing(tmp_path: Path) -> None:
+    """It finds what is not a HAR file, or not ours to write to."""
+    path = tmp_path / "a.har"
+    with pytest.raises(FileNotFoundError):
         check_file(str(path))
-    with pytest.raises(TabiError, match=r"missing.*: No such file"):
-        check_file(str(tmp_path / "missing" / "a.har"))
+    for data in (b"", b"\xef\xbb\xbf {", HEADER[:10]):
+        path.write_bytes(data)
+        path.chmod(0o644)
+        check_file(str(path))
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (data, 0o644)
+    path.write_bytes(b"hello")
+    with pytest.raises(HarError, match="not a HAR file"):
+        check_file(str(path))
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(HarError, match="symbolic link"):
+        check_file(str(tmp_path / "link"))
 
 
 def test_files_of_other_tools_are_continued(tmp_path: Path) -> None:

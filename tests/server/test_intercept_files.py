@@ -78,8 +78,8 @@ def test_files_that_cannot_be_used_are_found_before_anything_listens(tmp_path: P
         ({"scripts": [f"{tmp_path}/zero.py"]}, r"scripts\[0\]: .*zero\.py: .*null bytes"),
         ({"scripts": [f"{tmp_path}/deep.py"]}, r"scripts\[0\]: .*deep\.py: "),
         ({"scripts": [f"{tmp_path}/large.py"]}, r"scripts\[0\]: .*large\.py: more than 10485760 octets"),
-        ({"har": f"{tmp_path}/link.har"}, r"har: .*link\.har: a link"),
-        ({"har": str(tmp_path)}, r"har: .*: not a file"),
+        ({"har": f"{tmp_path}/link.har"}, r"har: .*link\.har: a symbolic link"),
+        ({"har": str(tmp_path)}, r"har: .*: not a regular file"),
         ({"har": f"{tmp_path}/none/x.har"}, r"har: .*x\.har: there is no folder .*/none$"),
     ):
         with pytest.raises(ConfigError, match=rf"^intercept\[0\]\.{message}"):

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 
 import msgspec
 
-from tabi.errors import TabiError
 from tabi.intercept.har_reader import MAX_ENTRY, HarError, HarReader, check_json
 
 START = b'{"log":{"version":"1.2","creator":{"name":"tabi",'
@@ -181,25 +180,25 @@ def whole_line(line: bytes, is_first: bool) -> int:
     return len(line)
 
 
-def open_file(path: str) -> int:
+def open_file(path: str, flags: int = FLAGS) -> int:
     """Open or create a file that is the user's alone. Raises OSError, and HarError if it is a link or not a file."""
     try:
-        fd = os.open(path, FLAGS, 0o600)
+        fd = os.open(path, flags, 0o600)
     except OSError as exc:
         if exc.errno == errno.ELOOP:
-            raise HarError("is a symbolic link, which is not written through") from None
+            raise HarError("a symbolic link, which is not written through") from None
         if exc.errno in (errno.ENXIO, errno.EISDIR):
-            raise HarError("is not a regular file") from None
+            raise HarError("not a regular file") from None
         raise
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise HarError("is not a regular file")
+            raise HarError("not a regular file")
         if found.st_nlink > 1:
-            raise HarError(f"has {found.st_nlink} names (hard links), expected 1")
+            raise HarError(f"{found.st_nlink} names (hard links), expected 1")
         if found.st_uid != os.geteuid():
             raise HarError(f"belongs to user {found.st_uid}, expected {os.geteuid()}")
-        if found.st_mode & 0o077:
+        if found.st_mode & 0o077 and flags & os.O_RDWR:
             os.fchmod(fd, 0o600)
     except BaseException:
         os.close(fd)
@@ -208,13 +207,14 @@ def open_file(path: str) -> int:
 
 
 def check_file(path: str) -> None:
-    """Check whether records can be written to a file, and create it. Raises TabiError that names it."""
+    """Check whether a file that is there may be one to write to; it is not changed. Raises OSError and HarError."""
+    fd = open_file(path, FLAGS & ~(os.O_RDWR | os.O_CREAT))
     try:
-        HarFile(path).close()
-    except OSError as exc:
-        raise TabiError(f"{path}: {exc.strerror}") from exc
-    except HarError as exc:
-        raise TabiError(f"{path}: {exc}") from exc
+        head = os.pread(fd, 4096, 0).strip(b" \t\r\n\xef\xbb\xbf")
+    finally:
+        os.close(fd)
+    if head and not head.startswith(b"{"):
+        raise HarError("not a HAR file, expected a JSON object")
 
 
 def pwrite_all(fd: int, data: bytes, offset: int) -> None:

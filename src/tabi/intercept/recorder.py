@@ -108,7 +108,7 @@ class Recorder:
         """Take one. Never waits; what it holds must not be changed any more."""
         if len(record.request_body) > MAX_BODY or len(record.response_body) > MAX_BODY or record.messages:
             record = bounded(record)
-        order = Order(record, rule.har, rule.print, rule.body_limit, rule.secrets, rule.mask)
+        order = Order(record, rule.har, rule.print, int(rule.body_limit), rule.secrets, rule.mask)
         self.ring.add(order)
         if rule.har is not None:
             self.sink.take(order)

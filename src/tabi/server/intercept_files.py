@@ -105,15 +105,19 @@ def check_script(name: str, path: str) -> None:
 
 def check_har(name: str, path: str) -> None:
     """Raise ConfigError if a record cannot be written to a file; it is not made."""
+    from tabi.intercept.har_file import check_file
+    from tabi.intercept.har_reader import HarError
+
     folder = os.path.dirname(name)
     fault = None
-    if os.path.islink(name):
-        fault = "a link, expected a file or none"
-    elif os.path.exists(name) and not os.path.isfile(name):
-        fault = "not a file"
-    elif not os.path.isdir(folder):
+    if not os.path.isdir(folder):
         fault = f"there is no folder {folder}"
     elif not os.access(name if os.path.exists(name) else folder, os.W_OK):
         fault = "permission denied"
+    elif os.path.lexists(name):
+        try:
+            check_file(name)
+        except (HarError, OSError) as exc:
+            fault = str(exc) if isinstance(exc, HarError) else (exc.strerror or str(exc)).lower()
     if fault is not None:
         raise ConfigError(f"{name}: {fault}", path)

@@ -80,6 +80,7 @@ class Supervisor:
         children: Sequence[Child] = (),
         records: socket.socket | None = None,
     ) -> None:
+        self.records = records
         self.compiled = compiled
         self.config = config = compiled.config
         self.reread = reread
