@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import random
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ import pytest
 from conftest import Run
 from flows import make_record
 from har_schema import check_har
-from processes import is_running, name_of, wait_for
+from origin import origin
+from processes import PATIENCE, is_running, name_of, serve, wait_for
 from tabi.intercept.recorder import Order
 from tabi.intercept.writer import Writer
 from tabi.server import record_writer as module
@@ -219,3 +223,43 @@ def test_what_does_not_come_whole_has_a_bound(monkeypatch: pytest.MonkeyPatch) -
         pieces.add(HEAD.pack(sender, 0) + bytes(300))
         assert pieces.size <= 1000
     assert list(pieces.by_sender) == [7, 8, 9]
+
+
+def load(proxy: str, target: str, over: threading.Event) -> None:
+    """Requests with large and small bodies, until it is over or the proxy is gone."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while not over.is_set():
+            for size in (1, 700_000):
+                with contextlib.closing(http.client.HTTPConnection(proxy, timeout=PATIENCE)) as connection:
+                    connection.request("POST", f"http://{target}/", b"x" * size, {"Content-Type": "text/plain"})
+                    with connection.getresponse() as response:
+                        response.read()
+
+
+def test_a_server_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    """SIGKILL to all of its process group, while two workers record: what they have handed over is written."""
+    path = tmp_path / "a.har"
+    with origin() as target:
+        for moment in (0.1, 0.23):
+            options = ("--workers", "2", "--access-log", "none", "--har", path, "-l", "http://127.0.0.1:0")
+            with serve(tmp_path, *options, own_group=True) as running:
+                over = threading.Event()
+                threads = [
+                    threading.Thread(target=load, args=(str(running.address), f"127.0.0.1:{target.port}", over))
+                    for _ in range(4)
+                ]
+                for thread in threads:
+                    thread.start()
+                wait_for(lambda: path.exists() and path.stat().st_size > 1_000_000, "the first flows")
+                writer = running.child("tabi-records")
+                assert writer is not None
+                over.wait(moment)
+                os.killpg(running.process.pid, signal.SIGKILL)
+                running.wait()
+                over.set()
+                for thread in threads:
+                    thread.join()
+                wait_for(partial(lambda pid: not is_running(pid), writer), "the end of the writer")
+            found = json.loads(path.read_bytes())
+            check_har(found)
+            assert {entry["response"]["status"] for entry in found["log"]["entries"]} == {200}

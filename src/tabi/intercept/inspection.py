@@ -17,6 +17,7 @@ from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.record import Record, WebSocketMessage
 from tabi.policy.intercepts import InterceptRule
+from tabi.policy.limits import UP
 from tabi.session import Session
 from tabi.wire.address import Address, Host
 from tabi.wire.http_fields import Field
@@ -68,9 +69,10 @@ class Recording:
         self.messages: list[WebSocketMessage] = []
 
     def note(self, direction: int, carried: bytes) -> None:
-        """So much content went in a direction."""
-        self.sizes[direction] += len(carried)
-        kept = self.bodies[direction]
+        """So much content went in a direction, UP or DOWN."""
+        at = direction - UP
+        self.sizes[at] += len(carried)
+        kept = self.bodies[at]
         room = self.limit - len(kept)
         if room > 0:
             kept += carried[:room]
