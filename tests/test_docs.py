@@ -27,7 +27,7 @@ from tabi.client import Proxy
 from tabi.config import parse_config
 from tabi.config.load import PARTS
 from tabi.net.resolve import ThreadResolver
-from tabi.observe.access_log import AssociationRecord
+from tabi.observe.access_log import AssociationRecord, Record, SniffedRecord
 from tabi.server.server import Server
 from tabi.session import Close, Drop
 from tabi.wire.socks5 import ReplyCode
@@ -107,7 +107,8 @@ def test_the_access_log_page_describes_every_key_and_every_word() -> None:
     """Whoever reads the log finds each of its words explained."""
     page = (ROOT / "docs" / "access-log.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", page, re.M)
-    assert rows == [*AssociationRecord.__struct_fields__, *get_args(Close), *get_args(Drop)]
+    sniffed = SniffedRecord.__struct_fields__[len(Record.__struct_fields__) :]
+    assert rows == [*AssociationRecord.__struct_fields__, *sniffed, *get_args(Close), *get_args(Drop)]
 
 
 def test_the_page_on_refusals_describes_every_reply_code() -> None:

@@ -316,6 +316,15 @@ def test_the_example_policy_is_accepted_and_explained() -> None:
     assert "guard     refuses: 169.254.169.254 is in 169.254.0.0/16\n" in done.stdout
 
 
+def test_the_example_of_sniffing_is_accepted_and_explained() -> None:
+    """`tabi check` and `tabi explain` take examples/sniff.toml: no advice, and rules are asked again."""
+    done = run_python("-m", "tabi", "check", "examples/sniff.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_python("-m", "tabi", "explain", "-c", "examples/sniff.toml", "connect", "8.8.8.8:443")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sniff     if it is TLS, the rules are asked again with the name that it asks for (SNI)\n" in done.stdout
+
+
 def test_the_example_pool_is_accepted_and_explained() -> None:
     """`tabi check` and `tabi explain` take examples/pool.toml: no advice, and the pool is the way out."""
     done = run_python("-m", "tabi", "check", "examples/pool.toml")

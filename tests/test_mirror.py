@@ -24,6 +24,7 @@ OF_THE_WHOLE = {
     "server/test_limits.py": "limits as clients meet them",
     "server/test_policy.py": "rules as clients meet them",
     "server/test_rebinding.py": "names whose answers change, as clients meet them",
+    "server/test_sniffing.py": "sniffing as clients meet it",
     "client/test_chains.py": "the client through every chain of two",
     "test_conformance.py": "the points of docs/conformance.md",
     "test_docs.py": "the pages of docs/",

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from tabi.server.compiled import Compiled, compile_config
     from tabi.server.server import Server
     from tabi.server.sessions import SessionInfo
-    from tabi.session import Decision, Session
+    from tabi.session import Decision, Session, Sniffed
 
 __version__ = "0.1.0"
 __all__ = [
@@ -99,6 +99,7 @@ __all__ = [
     "Session",
     "SessionInfo",
     "SessionObserver",
+    "Sniffed",
     "Stage",
     "Stream",
     "TabiError",
@@ -154,6 +155,7 @@ _HOMES = {
     "RemoteProtocolError": "errors",
     "Server": "server.server",
     "Session": "session",
+    "Sniffed": "session",
     "SessionInfo": "server.sessions",
     "SessionObserver": "observe.observers",
     "Stage": "relay.stage",

@@ -63,6 +63,20 @@ class Decision(msgspec.Struct, frozen=True):
         return f"Decision(action={self.action!r}, rule={self.rule!r}, via={via!r}, reason={self.reason!r})"
 
 
+class Sniffed(msgspec.Struct, frozen=True):
+    """What the first octets of a session's client and destination have said, where a listener or a rule asks for it."""
+
+    protocol: str
+    """``tls``, ``http/1``, ``h2`` without TLS, ``ssh``; ``raw`` is everything else."""
+    sni: str | None = None
+    """The name that the client's TLS asks for, in small letters; None without TLS, or without a name."""
+    alpn: tuple[str, ...] = ()
+    """The protocols that its TLS offers, such as ``h2``."""
+    ja3: str | None = None
+    """Fingerprints of its TLS; None without."""
+    ja4: str | None = None
+
+
 class DatagramProtection(Protocol):
     """How the datagrams of a client are wrapped, as its authentication method has agreed."""
 
@@ -85,8 +99,9 @@ class Session:
     of it. ``parameters`` are those of the user name. ``groups`` and ``limits`` are what ``authenticate`` of a program
     said of the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the
     upstream that a pool chose. ``route`` is how its destination is opened once more. ``intercepted`` names the
-    ``[[intercept]]`` that looks into it; ``pinned`` says that the client has refused our certificate. ``ended`` are the
-    functions to call at the end (`when_over`). ``watch`` gets the events in between, if an observer wants them.
+    ``[[intercept]]`` that looks into it; ``sniffed`` is what its first octets have said, where that is asked for;
+    ``pinned`` says that the client has refused our certificate. ``ended`` are the functions to call at the end
+    (`when_over`). ``watch`` gets the events in between, if an observer wants them.
     """
 
     __slots__ = (
@@ -119,6 +134,7 @@ class Session:
         "route",
         "rule",
         "silent",
+        "sniffed",
         "started",
         "up",
         "user",
@@ -162,6 +178,7 @@ class Session:
         self.route: Any = None  # of ingress.gate, which stands above
         self.intercepted: str | None = None
         self.pinned = False
+        self.sniffed: Sniffed | None = None
         self.ended: list[Callable[[], object]] | None = None
         self.reply_code: int | None = None
         self.error: str | None = None

@@ -228,10 +228,12 @@ har = "flows.har"
         "rule[0].name": '"rule[0]"',
         "rule[0].via": '"out"',
         "rule[0].idle": "300.0",
+        "rule[0].sniff": "false",
         "rule[1].action": '"deny"',
         "rule[1].name": '"rule[1]"',
         "rule[1].via": "none",
         "rule[1].idle": "none",
+        "rule[1].sniff": "false",
         **{f"rule[{index}].{key}": "none  # it matches all" for index in (0, 1) for key in MATCHERS},
     }
     assert lines["listen[0].users"] == '"required"'

@@ -69,7 +69,7 @@ BANDWIDTH = (
     "groups.dev.limits.bandwidth: '10' is not a bandwidth, "
     'expected octets per second such as 1000000 or text such as "10 MB/s"'
 )
-RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via, idle"
+RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via, idle, sniff"
 
 EVERYTHING = f"""
 workers = 4
@@ -87,6 +87,7 @@ url = "mixed://[::1]"
 users = "none"
 proxy_protocol = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"]
 resolve_commands = true
+sniff = true
 
 [listen.tls]
 certificate = "/etc/tabi/certificate.pem"
@@ -288,6 +289,7 @@ def test_every_key() -> None:
                 ),
                 ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7", "unix"],
                 resolve_commands=True,
+                sniff=True,
             ),
         ],
         auth=Auth("/etc/tabi/users.jsonl"),
@@ -449,13 +451,19 @@ def test_a_rule_with_a_way_out_allows() -> None:
         make_config({"rule": [{"ports": [1]}]})
 
 
+def test_a_refusal_is_not_sniffed() -> None:
+    """Nothing is sent that could be looked at."""
+    with pytest.raises(ConfigError, match=r"^rule\[0\].sniff: nothing to look at, since it is not allowed"):
+        parse_config("[[rule]]\naction = 'deny'\nsniff = true")
+
+
 def test_a_refusal_has_no_idle_time() -> None:
     """Nothing runs that could be idle."""
     with pytest.raises(ConfigError, match=r"^rule\[0\].idle: a time for what is not allowed: action is deny"):
         parse_config("[[rule]]\naction = 'deny'\nidle = 5")
 
 
-LISTEN_KEYS = "url, users, udp, tls, proxy_protocol, no_user, keepalive, resolve_commands"
+LISTEN_KEYS = "url, users, udp, tls, proxy_protocol, no_user, keepalive, resolve_commands, sniff"
 
 
 @pytest.mark.parametrize("users", ["required", "optional", "none"])

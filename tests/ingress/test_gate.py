@@ -57,6 +57,21 @@ def test_a_rule_refuses(run_once: Run, action: Any) -> None:
     run_once(main)
 
 
+def test_rules_are_asked_again_with_a_name(run_once: Run) -> None:
+    """A refusal is counted as any other; a name that no rule refuses changes nothing."""
+
+    async def main() -> None:
+        rules = RuleConfig("deny", "no-names", hosts=["*.bad.test"]), RuleConfig("allow")
+        async with gate(*rules) as found:
+            asks = session()
+            await enter(found, asks)
+            assert found.ask_again(asks, "good.test") is None
+            assert found.ask_again(asks, "www.bad.test") == Decision("deny", "no-names")
+            assert found.metrics.value("tabi_denied_total", action="deny", rule="no-names") == 1
+
+    run_once(main)
+
+
 def test_a_rule_names_the_way_out(run_once: Run) -> None:
     """``via``; and a way that a reload has taken away is a refusal, not an error."""
 

@@ -36,7 +36,7 @@ from tabi.observe.access_log import (
     pieces,
     write_all,
 )
-from tabi.session import Session
+from tabi.session import Session, Sniffed
 from tabi.wire.address import Address, parse_address
 
 KEYS = [
@@ -151,6 +151,32 @@ def test_a_line_of_an_association_says_what_was_dropped() -> None:
     assert found["drops"] == {"unsolicited": 41, "fragment": 2}
     session.drops = None
     assert line.startswith(format_line(session, "", "", 0.0).removesuffix(b"}\n") + b',"datagrams_up":')
+
+
+@pytest.mark.parametrize(
+    ("sniffed", "expected"),
+    [
+        (Sniffed("raw"), {"sniffed": "raw"}),
+        (
+            Sniffed("tls", "name.test", ("h2", "\\xff\x1b"), "a" * 32, "t13d"),
+            {"sniffed": "tls", "sni": "name.test", "alpn": ["h2", "\\xff\x1b"], "ja3": "a" * 32, "ja4": "t13d"},
+        ),
+        (
+            Sniffed("tls", None, (), "a" * 32, "t13i"),
+            {"sniffed": "tls", "sni": None, "alpn": [], "ja3": "a" * 32, "ja4": "t13i"},
+        ),
+    ],
+)
+def test_a_line_of_a_session_that_was_sniffed(sniffed: Sniffed, expected: dict[str, Any]) -> None:
+    """Its keys follow those of all lines; those of TLS are there only with TLS."""
+    session = Session(1, "socks5://127.0.0.1:1080", parse_address("192.0.2.1:5"), 0.0)
+    session.sniffed = sniffed
+    line = format_line(session, "", "", 0.0)
+    assert line.isascii()
+    assert line.count(b"\n") == 1
+    found = json.loads(line)
+    assert list(found)[: len(KEYS)] == KEYS
+    assert {key: value for key, value in found.items() if key not in KEYS} == expected
 
 
 def test_an_association_without_drops_says_so() -> None:

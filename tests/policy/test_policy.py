@@ -172,3 +172,45 @@ def test_what_admits_is_the_limits_unless_something_else_does() -> None:
 
     assert policy(decide_hook=decide).hook_waits
     assert not policy(decide_hook=lambda asked: None).hook_waits
+
+
+@pytest.mark.parametrize(
+    ("rules", "refused"),
+    [
+        ([("deny", ("bad.test",)), ("allow", None)], "rule[0]"),
+        ([("deny", ("*.test",)), ("allow", None)], "rule[0]"),
+        ([("reset", ("re:^bad",))], "rule[0]"),
+        ([("deny", ("*.x.example", "bad.test")), ("allow", ("x.example",))], "rule[0]"),
+        ([("allow", None), ("deny", ("bad.test",))], None),
+        ([("allow", ("x.example",)), ("deny", None)], None),
+        ([("allow", ("bad.test",)), ("deny", ("*.test",)), ("allow", None)], None),
+        ([("allow", ("x.example",)), ("deny", ("bad.test",))], None),
+        ([("deny", ("other.test",)), ("allow", None)], None),
+        ([("deny", ("10.0.0.0/8",)), ("deny", ("bad.test",)), ("allow", None)], "rule[1]"),
+        ([("deny", ("0.0.0.0/0",)), ("allow", None)], None),
+        ([], None),
+    ],
+)
+def test_rules_that_are_asked_again_with_a_name(rules: list[Any], refused: str | None) -> None:
+    """The first rule counts that has the destination or the name among its hosts: a refusal before the one that has
+    allowed the session. No address of the name is known, and none is looked up."""
+    made = Policy(
+        RuleSet(make_rule(number, action, Texts(hosts=hosts)) for number, (action, hosts) in enumerate(rules)),
+        Guard(),
+        Limits(Ledger()),
+    )
+    who = session()
+    who.addresses = [ip_address("8.8.8.8")]
+    found = made.refusal_by_name(who, WHERE, "bad.test", 0)
+    assert (None if found is None else found.rule) == refused
+
+
+def test_a_refusal_by_a_name_where_the_rules_have_become_others() -> None:
+    """After a reload the first match for the destination may depend on addresses that nobody has looked up."""
+    hosts = (("bad.test",), ("10.0.0.0/8",))
+    made = Policy(
+        RuleSet(make_rule(number, "deny", Texts(hosts=one)) for number, one in enumerate(hosts)),
+        Guard(),
+        Limits(Ledger()),
+    )
+    assert made.refusal_by_name(session(), WHERE, "bad.test", 0) == Decision("deny", "rule[0]")

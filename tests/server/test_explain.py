@@ -247,6 +247,29 @@ def test_what_is_explained_is_the_status(
     run_once(main)
 
 
+def test_rules_that_are_asked_again(run_once: Run) -> None:
+    """For connections that are allowed, of a listener or by a rule that says so."""
+
+    async def main() -> None:
+        ways: list[tuple[dict[str, Any], str, str, bool]] = [
+            ({}, "connect", "8.8.8.8:80", False),
+            ({"rule": [rule("allow", sniff=True)]}, "connect", "8.8.8.8:80", True),
+            ({"rule": [rule("allow", ports=[443], sniff=True)]}, "connect", "8.8.8.8:80", False),
+            ({"rule": [rule("allow", sniff=True)]}, "associate", "8.8.8.8:80", False),
+            ({"listen": {"sniff": True}}, "connect", "8.8.8.8:80", True),
+            ({"listen": {"sniff": True}}, "bind", "8.8.8.8:80", False),
+            (
+                {"listen": {"sniff": True}, "rule": [rule("deny")]},
+                *("connect", "8.8.8.8:80", False),
+            ),
+        ]
+        for parts, command, where, again in ways:
+            found = await explained(config_of(**parts), command, where, "socks5")
+            assert (found.sniff is not None) == again
+
+    run_once(main)
+
+
 def test_what_each_client_may_have_and_how_long_it_may_be_idle(run_once: Run) -> None:
     """Where the file says so. Limits of the server that are about each client alone are not a line of their own."""
 

@@ -208,6 +208,8 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("selects" if not index else "", text) for index, text in enumerate(found.selects)]
     if found.intercept is not None:
         rows += [("intercept" if not index else "", text) for index, text in enumerate(lines_of(found.intercept))]
+    if found.sniff is not None:
+        rows.append(("sniff", found.sniff))
     if found.later is not None:
         rows.append(("datagrams" if found.command == "associate" else "callers", found.later))
     for title, text in rows:

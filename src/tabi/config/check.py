@@ -399,6 +399,8 @@ def rule_errors(names: Collection[str], rule: RuleConfig, path: str, listeners: 
         yield ConfigError(f"an egress for what is not allowed: action is {rule.action}", f"{path}.via")
     if rule.idle is not None and rule.action not in (None, "allow"):
         yield ConfigError(f"a time for what is not allowed: action is {rule.action}", f"{path}.idle")
+    if rule.sniff and rule.action not in (None, "allow"):
+        yield ConfigError(f"nothing to look at, since it is not allowed: action is {rule.action}", f"{path}.sniff")
 
 
 def limit_errors(limits: LimitsConfig, path: str, of_server: bool = False) -> Iterator[ConfigError]:

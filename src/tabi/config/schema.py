@@ -141,6 +141,9 @@ class Listen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resolve_commands: bool = False
     """Whether clients of SOCKS5 may ask for the address of a name and for the name of an address, by Tor's commands
     RESOLVE and RESOLVE_PTR. Default: false."""
+    sniff: bool = False
+    """Whether the first octets of connections are looked at: the access log has their protocol, and of TLS its name and
+    fingerprints, and rules are asked again with the name. Default: false."""
 
     @property
     def parsed(self) -> ListenURL:
@@ -296,6 +299,9 @@ class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle: Idle | None = None
     """Time without an octet in either direction, for TCP that this rule allows; 0 or ``"never"`` for any time. Default:
     ``timeouts.idle``."""
+    sniff: bool = False
+    """Whether the first octets of connections that this rule allows are looked at, as ``sniff`` of a listener says it
+    for all of its clients. Default: false."""
 
 
 class Ca(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

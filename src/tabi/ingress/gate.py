@@ -305,6 +305,14 @@ class Gate:
             return self.direct
         return self.egress(via) if isinstance(via, str) and "://" not in via else self.made.find(via)
 
+    def ask_again(self, session: Session, name: str) -> Decision | None:
+        """What the rules say of a session that goes on, now that its TLS asks for a name: a refusal, or None. A program
+        is not asked again."""
+        decision = self.policy.refusal_by_name(session, destination_of(session), name, self.clock())
+        if decision is not None:
+            self.metrics.count("tabi_denied_total", action=decision.action, rule=str(decision.rule))
+        return decision
+
     # --- several destinations ---
 
     async def enter_open(self, session: Session, client: Stream) -> OpenRoute:

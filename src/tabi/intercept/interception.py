@@ -31,6 +31,7 @@ from tabi.policy.limits import UP
 from tabi.relay.exchange import ClientConnection
 from tabi.relay.first_octets import FirstOctets, Seen
 from tabi.relay.relays import Relays
+from tabi.relay.sniffer import sniffed_of
 from tabi.relay.tunnel import HeadSock, Tunnel, Tunnels, TunnelStream
 from tabi.session import Close, Session
 from tabi.wire.http import Request
@@ -118,6 +119,8 @@ class Interception:
         if rule is None:
             self.relays.start(client, server, session, b"", seen.octets)
             return
+        if session.sniffed is None:
+            session.sniffed = sniffed_of(seen)
         self.chosen[session] = Chosen(rule, seen)
         self.tunnels.start(client, server, session, b"", b"")
 

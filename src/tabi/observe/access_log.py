@@ -74,6 +74,17 @@ class AssociationRecord(Record):
     drops: dict[Drop, int]
 
 
+class SniffedRecord(Record):
+    """The line of a session that was sniffed: the keys of all lines, then its own. Without TLS there is only the first
+    of them."""
+
+    sniffed: str
+    sni: str | msgspec.UnsetType | None = msgspec.UNSET
+    alpn: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    ja3: str | msgspec.UnsetType = msgspec.UNSET
+    ja4: str | msgspec.UnsetType = msgspec.UNSET
+
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -133,6 +144,10 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
             datagrams_down=session.datagrams_down,
             drops=session.drops,
         )
+    elif (sniffed := session.sniffed) is not None:
+        record = SniffedRecord(**msgspec.structs.asdict(record), sniffed=sniffed.protocol)
+        if sniffed.ja3 is not None and sniffed.ja4 is not None:
+            record.sni, record.alpn, record.ja3, record.ja4 = sniffed.sni, sniffed.alpn, sniffed.ja3, sniffed.ja4
     try:
         line = encode(record) + b"\n"
     except UnicodeEncodeError:  # lone surrogates: a user name that is not text, or any name from a program

@@ -103,6 +103,21 @@ class Policy:
             return decision
         return ask_hook(self.decide_hook, session, destination, decision)
 
+    def refusal_by_name(self, session: Session, destination: Address, name: str, now: float) -> Decision | None:
+        """What the rules say of a session that they have allowed, now that its TLS asks for a name.
+
+        ``hosts`` of a rule may be either: so the first rule that matches is another one if its hosts have the name, and
+        it comes before that for the destination. The addresses of the name are not known, and networks do not match it.
+
+        Returns:
+            The decision of that rule if it refuses; None: the session goes on as it is.
+        """
+        rule = self.rules.find(session, Address(name, destination.port), (), now)
+        if not isinstance(rule, Rule) or not rule.refuses:
+            return None
+        before = self.rules.find(session, destination, session.addresses, now)
+        return None if isinstance(before, Rule) and before.number <= rule.number else self.decisions[rule.number]
+
     def settled(self, session: Session, now: float) -> Rule | None:
         """The rule that decides whatever the destination will be, if there is one and no program may change it."""
         return None if self.decide_hook is not None else self.rules.find_without_destination(session, now)

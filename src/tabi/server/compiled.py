@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tabi.config import Config, Listen, Udp
+from tabi.config import Config, Listen, RuleConfig, Udp
 from tabi.config.check import check_values
 from tabi.config.compile import make_guard, make_intercepts, make_limits, make_rule_set
 from tabi.config.load import check_config
@@ -22,6 +22,7 @@ from tabi.policy.ledger import Ledger
 from tabi.policy.networks import IP
 from tabi.policy.policy import Policy
 from tabi.policy.rules import RuleSet
+from tabi.relay.sniffer import NOTHING, Sniffing
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
 from tabi.server.intercept_files import check_interception
@@ -69,6 +70,8 @@ class Compiled(NamedTuple):
     """The addresses of the names that listeners advertise."""
     idle_of_rules: Mapping[str, float] = {}
     """How long what a rule allows may be idle, by the rule's name in the access log, where it says so."""
+    sniffing: Sniffing = NOTHING
+    """Which sessions' first octets are looked at."""
     intercepts: Intercepts | None = None
     """What is looked into; None if nothing is."""
 
@@ -132,10 +135,22 @@ class Compiled(NamedTuple):
         return self.users.has.quotas or any(limits.quota is not None for limits in some)
 
 
+def labels_of(config: Config) -> list[tuple[str, RuleConfig]]:
+    """The rules, and what the access log calls them."""
+    return [(rule.name or f"rule[{index}]", rule) for index, rule in enumerate(config.rule)]
+
+
 def idle_of_rules(config: Config) -> dict[str, float]:
     """See `Compiled`."""
-    labels = ((rule.name or f"rule[{index}]", rule.idle) for index, rule in enumerate(config.rule))
-    return {label: float(idle) for label, idle in labels if idle is not None}
+    return {label: float(rule.idle) for label, rule in labels_of(config) if rule.idle is not None}
+
+
+def sniffing_of(config: Config) -> Sniffing:
+    """See `Compiled`."""
+    return Sniffing(
+        frozenset(listen.url for listen in config.listen if listen.sniff),
+        frozenset(label for label, rule in labels_of(config) if rule.sniff),
+    )
 
 
 def compile_config(
@@ -161,6 +176,7 @@ def compile_config(
     rule_set, guard = make_rule_set(config, users, rules), make_guard(config)
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
+    made = made._replace(sniffing=sniffing_of(config))
     made = made._replace(intercepts=make_intercepts(config, users))
     if made.intercepts is not None:
         check_interception(config, made.intercepts)

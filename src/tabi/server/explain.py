@@ -30,6 +30,7 @@ from tabi.policy.grammar import NONE, Grammar, Parameters
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.policy.networks import unmapped
+from tabi.server.compiled import sniffing_of
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
 from tabi.server.explain_intercept import explain_interception
@@ -124,6 +125,8 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
             failure = failure or recorder.failure
             refused = told.open(egress)
             failure = failure or refused
+            if failure is None and sniffing_of(config).includes(session):
+                found.sniff = "if it is TLS, the rules are asked again with the name that it asks for (SNI)"
             if failure is None and request.command == "resolve_ptr" and not found.proxy_resolves:
                 failure = await reverse(found, resolver, request.destination)
     finally:

@@ -73,6 +73,8 @@ class Explanation(msgspec.Struct):
     """Seconds that the client must wait before its answer; null if it need not wait."""
     intercept: Interception | None = None
     """Whether it would be looked into; null if there is no interception, or if it is refused."""
+    sniff: str | None = None
+    """Whether the rules are asked again, for a connection whose first octets are looked at; null for any other."""
     later: str | None = None
     """For an association, and for BIND that any peer may call: what becomes of datagrams, or callers."""
     action: str = "allow"

@@ -32,6 +32,7 @@ from tabi.net.local_addresses import LocalAddressMonitor
 from tabi.net.reactor import Reactor
 from tabi.net.resolve import Resolver
 from tabi.net.source import SourceBinding
+from tabi.net.stream import Stream
 from tabi.net.timeouts import IdleRules, IdleTimeouts
 from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
@@ -49,7 +50,9 @@ from tabi.policy.users import Users
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carrier, Carry
 from tabi.relay.datagram_inspector import DatagramInspector
+from tabi.relay.first_octets import FirstOctets, Seen
 from tabi.relay.relays import Relays
+from tabi.relay.sniffer import Sniffer
 from tabi.relay.tunnel import Tunnels
 from tabi.server.arrivals import Arrivals
 from tabi.server.clients import Clients
@@ -173,12 +176,15 @@ class Parts:
         self.outer = self.carrier  # of sessions that are not looked into
         self.interception: Interception | None = None
         self.page: PageEgress | None = None
+        self.inner: Carrier = self.carrier  # of sessions that are not sniffed
+        self.sniffer: Sniffer | None = None
         self.connect = Connect(self.gate, self.carrier)
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(
             self.gate, self.relays.pacer, idle, half_closed, sessions.request_over, self.kept, self.carrier, tls
         )
+        self.take_sniffing(compiled)
         self.prepare_interception(compiled)()
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
@@ -243,6 +249,7 @@ class Parts:
         self.associations.binding = binding_of_datagrams(config)
         self.clients.take(config.limits)
         self.take_users(compiled)
+        self.take_sniffing(compiled)
         self.idle_rules.seconds = compiled.idle_of_rules
         intercept()
         acceptors = iter(self.acceptors)
@@ -283,7 +290,12 @@ class Parts:
         return intercept
 
     def take_carrier(self, carrier: Carrier, inspect: Inspect | None, entrance: Entrance) -> None:
-        """Have new sessions pass ``entrance``, and give them to this carrier."""
+        """Have new sessions pass ``entrance``, and give them to this carrier, those that are sniffed after that."""
+        self.inner = carrier
+        sniffer = self.sniffer
+        if sniffer is not None and sniffer.sniffing.needed:
+            sniffer.inner = carrier
+            carrier = sniffer
         self.carrier = carrier
         self.connect.take(entrance, carrier)
         self.forwarding = self.forwarding._replace(gate=entrance, carrier=carrier, inspect=inspect)
@@ -321,6 +333,25 @@ class Parts:
         elif compiled.has_logins and self.given.authenticate is None:
             self.authenticator = PasswordAuthenticator(users or Users({}), max(1, self.capacity // 2))
             self.closing.push_async_callback(self.authenticator.close)
+
+    def take_sniffing(self, compiled: Compiled) -> None:
+        """Look at the first octets of these sessions, as soon as `take_carrier` is called. Without any, the carriers
+        are as if there were none to look at."""
+        sniffing = compiled.sniffing
+        if sniffing.needed and self.sniffer is None:
+            first = FirstOctets(self.reactor, self.relays, compiled.config.timeouts.handshake)
+            self.sniffer = Sniffer(first, self.inner, self.carry_on, self.gate.ask_again)
+            self.sessions.carriers.append(self.sniffer)
+            self.closing.callback(self.sniffer.close, "shutdown")
+        if self.sniffer is not None:
+            self.sniffer.sniffing = sniffing
+
+    def carry_on(self, client: Stream, server: Stream, session: Session, seen: Seen) -> None:
+        """Carry a session whose first octets were looked at."""
+        if self.interception is None or self.inner is not self.interception:
+            self.inner.start(client, server, session, b"", seen.octets)
+        else:
+            self.interception.choose(client, server, session, seen)
 
     def make_ingress(self, compiled: Compiled, index: int) -> Ingress:
         """What a listener speaks, and what carries out its clients' commands."""
