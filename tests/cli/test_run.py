@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from origin import Origin, origin
+from origin import Certificates, Origin, make_certificates, origin
 from processes import PATIENCE, TABI, environment, failure, run_program, serve
 from support import closed_port
 
@@ -115,6 +117,138 @@ def test_a_configuration(tmp_path: Path, server: Origin) -> None:
 def test_what_is_wrong_is_said_in_one_line(arguments: list[str], words: str) -> None:
     """Exit code 2, and the program is not started."""
     assert words in failure(run(*arguments), 2)
+
+
+# --- interception ---
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Of a destination that only tests trust."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def secure(certificates: Certificates) -> Iterator[Origin]:
+    """A destination inside TLS."""
+    with origin({"/file": b"what it is"}, tls=certificates) as running:
+        yield running
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """An environment without authorities of anybody, whose temporary directory is the test's own."""
+    (tmp_path / "tmp").mkdir()
+    found = {name: value for name, value in environment().items() if "CERT" not in name and "_CA_" not in name}
+    return found | {"TMPDIR": str(tmp_path / "tmp"), "XDG_DATA_HOME": str(tmp_path / "data")}
+
+
+ISSUER = """
+import os, socket, ssl, sys
+host, port = os.environ["https_proxy"].removeprefix("http://").split(":")
+sock = socket.create_connection((host, int(port)))
+sock.sendall(f"CONNECT localhost:{sys.argv[1]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+assert b" 200 " in sock.recv(4096)
+context = ssl.create_default_context(cafile=sys.argv[2] if sys.argv[2:] else None)
+print(dict(pair[0] for pair in context.wrap_socket(sock, server_hostname="localhost").getpeercert()["issuer"]))
+"""
+"""Prints whose certificate it sees, which must be one that it trusts."""
+
+
+def issuer(port: int, *authority: Path) -> tuple[str, ...]:
+    """A command that runs it."""
+    return ("--", sys.executable, "-c", ISSUER, str(port), *map(str, authority))
+
+
+def test_interception(secure: Origin, certificates: Certificates, env: dict[str, str], tmp_path: Path) -> None:
+    """The program trusts an authority that was made for it. Nothing of that is left."""
+    options = ("--intercept", "localhost", "--trust", certificates.authority)
+    done = run(*options, *issuer(secure.port), env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"tabi" in done.stdout
+    assert b"1 session, " in done.stderr
+    assert b"1 intercepted" in done.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_user_s_authority(secure: Origin, certificates: Certificates, env: dict[str, str], tmp_path: Path) -> None:
+    """If there is one of `tabi ca init`, it signs; it stays as it is."""
+    assert run_program((*TABI, "ca", "init"), env=env).returncode == 0
+    data = {path.name: path.read_bytes() for path in (tmp_path / "data" / "tabi").iterdir()}
+    options = ("--intercept", "*", "--trust", certificates.authority)
+    done = run(*options, *issuer(secure.port, tmp_path / "data" / "tabi" / "ca.crt"), env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data" / "tabi").iterdir()} == data
+
+
+def test_hosts_that_are_not_intercepted(secure: Origin, certificates: Certificates, env: dict[str, str]) -> None:
+    """The program sees their own certificates. What was trusted before, by any variable, is trusted further on."""
+    env |= {"AWS_CA_BUNDLE": str(certificates.authority)}
+    done = run("--intercept", "other.test", *issuer(secure.port), env=env)
+    assert (done.returncode, b"trustme" in done.stdout) == (0, True), done.stderr.decode()
+    assert b"intercepted" not in done.stderr
+
+
+def test_a_program_that_trusts_nobody_else(secure: Origin, certificates: Certificates, env: dict[str, str]) -> None:
+    """It refuses our certificate once; then its connections to that host are passed on, and the messages say so."""
+    options = ("--intercept", "*", "--trust", str(certificates.authority), "--", "sh", "-c")
+    arguments = f'{sys.executable} -c "$0" {secure.port} {certificates.authority}'
+    done = run(*options, f"{arguments} 2>/dev/null; {arguments}", ISSUER, env=env)
+    assert (done.returncode, b"trustme" in done.stdout) == (0, True), done.stderr.decode()
+    assert b"refused our certificate for localhost: it is not intercepted" in done.stderr
+    assert b"1 intercepted, 2 pinned (the client refuses our certificate), 1 failed" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_files_of_a_run_that_is_ended(number: int, env: dict[str, str], tmp_path: Path) -> None:
+    """SIGTERM is the program's; then they are removed. After SIGKILL the next run removes them."""
+    command = [*TABI, "run", "-q", "--intercept", "*", "--", "sh", "-c", "echo $$; exec sleep 600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        program = int(process.stdout.readline())
+        (folder,) = (tmp_path / "tmp").iterdir()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert stat.S_IMODE((folder / "ca.key").stat().st_mode) == 0o600
+        process.send_signal(number)
+        process.wait(PATIENCE)
+        if number == signal.SIGKILL:
+            os.kill(program, signal.SIGKILL)
+            assert folder.exists()
+            assert run("-q", "--intercept", "*", "true", env=env).returncode == 0
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--intercept", "re:[", "true"], "--intercept"),
+        (["--intercept", "*", "--trust", "no-such.pem", "true"], "--trust"),
+        (["--intercept", "*", "--script", "no-such.py", "true"], "--script"),
+        (["--intercept", "*", "--har", "/no/such/folder/f.har", "true"], "--har"),
+        (["--trust", "x.pem", "true"], "--trust"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ",
+)
+def test_what_is_wrong_with_interception(arguments: list[str], words: str, env: dict[str, str], tmp_path: Path) -> None:
+    """Exit code 2, one line that names the option, no program started, no file left."""
+    assert words in failure(run(*arguments, env=env), 2)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_program_that_cannot_be_started_leaves_nothing(env: dict[str, str], tmp_path: Path) -> None:
+    """Nor any other failure at the start."""
+    assert "command not found" in failure(run("--intercept", "*", "no-such-program", env=env), 127)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_without_interception_nothing_of_it_is_imported() -> None:
+    """The extra is not needed, and no time is lost."""
+    code = "import sys, tabi.cli.run; print([name for name in sys.modules if 'intercept.' in name])"
+    assert run_program([sys.executable, "-c", code]).stdout == b"[]\n"
+
+
+# --- the end ---
 
 
 LEFT = """

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
-from origin import Origin, origin
+from origin import Certificates, Origin, origin
 from processes import TABI, environment, need, run_program
 
 pytestmark = [pytest.mark.interop, pytest.mark.linux]
@@ -65,12 +66,13 @@ def bare_repository(folder: Path) -> dict[str, bytes]:
     git = need("git")
     who = ["-c", "user.name=alice", "-c", "user.email=alice@localhost"]
     here, bare = folder / "here", folder / "bare.git"
-    for arguments in (
+    commands: tuple[list[str | Path], ...] = (
         ["init", "--quiet", "--initial-branch=main", here],
         ["-C", here, *who, "commit", "--quiet", "--allow-empty", "-m", "First"],
         ["clone", "--quiet", "--bare", here, bare],
         ["-C", bare, "update-server-info"],
-    ):
+    )
+    for arguments in commands:
         assert run_program([git, *arguments]).returncode == 0
     return {f"/bare.git/{path.relative_to(bare)}": path.read_bytes() for path in bare.rglob("*") if path.is_file()}
 
@@ -130,18 +132,97 @@ def pip(tmp_path: Path, server: Origin) -> list[str]:
 def test_pip(server: Origin, tmp_path: Path) -> None:
     """It reads a page of links, and downloads."""
     done = run("--", *pip(tmp_path, server))
-    assert (tmp_path / FILE).read_bytes() == wheel(), done.stderr.decode()
+    assert (tmp_path / FILE).read_bytes() == INDEX[f"/files/{FILE}"], done.stderr.decode()
     assert f"localhost:{server.port}: " in done.stderr.decode()
 
 
-def npm(server: Origin, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+def npm(server: Origin, tmp_path: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
     """Ask a registry for the version of a package."""
     env = environment() | {"HOME": str(tmp_path), "npm_config_cache": str(tmp_path / "cache")}
-    return run("--", need("npm"), "view", "demo", "version", "--registry", server.url("/"), env=env)
+    registry = server.url("/", "localhost")
+    return run(*options, "--", need("npm"), "view", "demo", "version", "--registry", registry, env=env)
 
 
 def test_npm(server: Origin, tmp_path: Path) -> None:
     """It reads the variables by itself, whatever Node does."""
     done = npm(server, tmp_path)
     assert b"1.2.3" in done.stdout, done.stderr.decode()
-    assert f"127.0.0.1:{server.port}: " in done.stderr.decode()
+    assert f"localhost:{server.port}: " in done.stderr.decode()
+
+
+# --- interception ---
+
+
+@pytest.fixture
+def secure(certificates: Certificates) -> Iterator[Origin]:
+    """A destination inside TLS that only the proxy trusts."""
+    with origin({"/page": BODY, **INDEX, **PACKAGE}, tls=certificates) as running:
+        yield running
+
+
+def look_into(certificates: Certificates, *command: str, env: dict[str, str] | None = None) -> tuple[bytes, str]:
+    """Run a program whose TLS is opened; gives what it prints, and the summary."""
+    done = run("--intercept", "*", "--trust", str(certificates.authority), "--", *command, env=env)
+    return done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_page_of_https(name: str, secure: Origin, certificates: Certificates, tmp_path: Path) -> None:
+    """Each finds our authority by its own variable."""
+    make, times = PROGRAMS[name]
+    found, said = look_into(certificates, *make(tmp_path, secure.url("/page", "localhost")))
+    assert found == BODY * times, said
+    assert f"{times} intercepted" in said
+
+
+def test_git_by_https(certificates: Certificates, tmp_path: Path) -> None:
+    """GIT_SSL_CAINFO."""
+    with origin(bare_repository(tmp_path), tls=certificates) as server:
+        found, said = look_into(certificates, need("git"), "ls-remote", server.url("/bare.git"))
+    assert b"refs/heads/main" in found, said
+    assert "intercepted" in said
+
+
+def test_pip_by_https(secure: Origin, certificates: Certificates, tmp_path: Path) -> None:
+    """PIP_CERT."""
+    _, said = look_into(certificates, *pip(tmp_path, secure))
+    assert (tmp_path / FILE).read_bytes() == INDEX[f"/files/{FILE}"], said
+    assert "intercepted" in said
+
+
+@pytest.mark.parametrize("cafile", [False, True], ids=["usual", "cafile in .npmrc"])
+def test_npm_by_https(secure: Origin, certificates: Certificates, tmp_path: Path, cafile: bool) -> None:
+    """NODE_EXTRA_CA_CERTS, and npm_config_cafile, which wins over its own settings."""
+    if cafile:
+        (tmp_path / "other.pem").write_bytes(trustme.CA().cert_pem.bytes())
+        (tmp_path / ".npmrc").write_text(f"cafile={tmp_path / 'other.pem'}\n")
+    done = npm(secure, tmp_path, "--intercept", "*", "--trust", str(certificates.authority))
+    assert b"1.2.3" in done.stdout, done.stderr.decode()
+    assert b"intercepted" in done.stderr
+
+
+NODE = """
+const [host, port] = process.env.https_proxy.replace("http://", "").split(":")
+const target = `localhost:${process.argv[1]}`
+require("http").request({ host, port, method: "CONNECT", path: target }).on("connect", (_, socket) => {
+  require("https").get({ host: "localhost", path: "/page", createConnection: options =>
+    require("tls").connect({ ...options, socket, servername: "localhost" }) }, answer => answer.pipe(process.stdout))
+}).end()
+"""
+"""CONNECT by hand: versions before 22.21 and 24.5 read no variables for proxies."""
+
+
+def test_node(secure: Origin, certificates: Certificates) -> None:
+    """NODE_EXTRA_CA_CERTS."""
+    found, said = look_into(certificates, need("node"), "-e", NODE, str(secure.port))
+    assert found == BODY, said
+    assert "1 intercepted" in said
+
+
+def test_wget_keeps_its_settings(secure: Origin, certificates: Certificates, tmp_path: Path) -> None:
+    """Those of ~/.wgetrc hold beside ours."""
+    (tmp_path / ".wgetrc").write_text("user_agent = of the user\nhttps_proxy = http://127.0.0.1:1/\n")
+    url = secure.url("/page", "localhost")
+    found, said = look_into(certificates, need("wget"), "-qO-", url, env=environment() | {"HOME": str(tmp_path)})
+    assert found == BODY, said
+    assert secure.asked[0].fields["user-agent"] == "of the user"

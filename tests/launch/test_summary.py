@@ -10,12 +10,19 @@ from tabi.wire.address import Address, parse_address
 
 
 def session(
-    destination: str | None, up: int = 0, down: int = 0, error: str | None = None, silent: bool = False
+    destination: str | None,
+    up: int = 0,
+    down: int = 0,
+    error: str | None = None,
+    silent: bool = False,
+    intercepted: str | None = None,
+    pinned: bool = False,
 ) -> Session:
     """A session that has ended."""
     made = Session(1, "mixed://127.0.0.1:0", Address("127.0.0.1", 1), 0.0)
     made.destination = None if destination is None else parse_address(destination)
     made.up, made.down, made.error, made.silent = up, down, error, silent
+    made.intercepted, made.pinned = intercepted, pinned
     return made
 
 
@@ -42,6 +49,15 @@ def test_hosts() -> None:
         "  a.test:443: 2 sessions, 1 kB up, 2.35 MB down",
         "  c.test:80: 1 session, 5 B up, 5 B down",
     ]
+
+
+def test_interception() -> None:
+    """How many sessions were looked into, and in how many the client refused our certificate."""
+    first = session("a.test:443", 1, 2, error="unknown ca", intercepted="--intercept", pinned=True)
+    assert said(first, session("a.test:443", 1, 2, intercepted="--intercept"), session("a.test:443"))[1] == (
+        "  a.test:443: 3 sessions, 2 B up, 4 B down, 2 intercepted, "
+        "1 pinned (the client refuses our certificate), 1 failed: unknown ca"
+    )
 
 
 def test_nothing_came() -> None:

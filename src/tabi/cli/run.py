@@ -15,17 +15,19 @@ import click
 import msgspec
 
 from tabi.cli.help import Command
+from tabi.cli.interception import Interception, add_interception, interception_options
 from tabi.cli.main import fail
 from tabi.cli.serve import merge
-from tabi.config import Config, Listen, load_config
+from tabi.config import Ca, Config, Listen, load_config
 from tabi.launch import command
 from tabi.launch.command import CannotStart, hold_signals
 from tabi.launch.environment import make_environment
+from tabi.launch.folder import run_folder
 from tabi.launch.messages import messages
 from tabi.launch.proxy import ProxyThread
 from tabi.launch.summary import Summary
 from tabi.net.kernel import check_calls, descriptor_limits, raise_descriptor_limit, try_all
-from tabi.server.compiled import Compiled
+from tabi.server.intercept_files import authority_paths, load_authority
 from tabi.server.server import Server
 from tabi.signals import restore
 
@@ -45,32 +47,54 @@ LISTEN = Listen("mixed://127.0.0.1:0", users="none")
 @click.option(
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )
+@interception_options
 @click.option("-q", "--quiet", is_flag=True, help="No summary at the end, and no warnings.")
-def run(arguments: tuple[str, ...], config: Path | None, via: tuple[str, ...], quiet: bool) -> None:
+def run(
+    arguments: tuple[str, ...],
+    config: Path | None,
+    via: tuple[str, ...],
+    quiet: bool,
+    intercept: tuple[str, ...],
+    script: tuple[str, ...],
+    har: str | None,
+    prints: bool,
+    trust: str | None,
+) -> None:
     """Run a command behind a proxy of its own, and say where it went.
 
     The proxy listens on a free port of 127.0.0.1 as long as the command runs. The command finds it by HTTP_PROXY,
     HTTPS_PROXY, ALL_PROXY and what else programs read. Its input, its output, its signals and its exit code are its
     own.
 
+    --intercept looks into the TLS of hosts. The command trusts the authority for that by SSL_CERT_FILE and the like;
+    nothing else on this machine does. It is that of `tabi ca init`, or else one for this run alone.
+
     Examples:
 
     \b
-    tabi run -- curl https://example.com/
     tabi run -- npm install
+    tabi run --intercept '*' --print -- curl https://example.com/
+    tabi run --intercept '*.example.com' --har out.har -- python3 client.py
     tabi run --via socks5://127.0.0.1:9050 -- git clone https://example.com/x.git
     """
+    looks = Interception(intercept, script, har, prints, trust)
     restore()
     end_in_order()
     check_calls(try_all())
     summary = Summary()
-    server = Server(compiled=compile_run(config, via), observers=[summary])
-    held = hold_signals()  # before any thread begins: it would take them
-    try:
-        with messages("ERROR" if quiet else "WARNING"):
-            code = follow(server, arguments, held)
-    except CannotStart as exc:
-        fail(exc, exc.code)
+    with contextlib.ExitStack() as closing:
+        merged = configure(config, looks)
+        folder = closing.enter_context(run_folder()) if opens_tls(merged) else None
+        if folder is not None:
+            merged = with_authority(merged, folder)
+        compiled = merge(merged, None, None, None, None, list(via), config)
+        server = Server(compiled=compiled, observers=[summary])
+        held = hold_signals()  # before any thread begins: it would take them
+        try:
+            with messages("ERROR" if quiet else compiled.config.log.level.upper()):
+                code = follow(server, arguments, held, folder)
+        except CannotStart as exc:
+            fail(exc, exc.code)
     if not quiet:
         sys.stderr.write("".join(f"tabi: {line}\n" for line in summary.lines(Path(arguments[0]).name)))
     sys.exit(code)
@@ -87,22 +111,53 @@ def end_in_order() -> None:
             signal.signal(number, end)
 
 
-def compile_run(path: Path | None, via: tuple[str, ...]) -> Compiled:
-    """The configuration of a run: that of the file, with the listener of the run in place of its own.
+def configure(path: Path | None, looks: Interception) -> Config:
+    """The configuration of a run: that of the file, with the listener of the run in place of its own, and what options
+    say of interception. A host whose certificate the command has pinned is passed on then, as without tabi.
 
     Raises:
-        ConfigError: as `merge`.
+        ConfigError: as `add_interception`, or the file is wrong.
     """
     config = Config() if path is None else load_config(path, values=False)
     log = config.log
     if log.access in ("stdout", "stderr"):  # which are the command's
         log = msgspec.structs.replace(log, access="none")
-    config = msgspec.structs.replace(config, listen=[LISTEN], workers=1, log=log)
-    return merge(config, None, None, None, None, list(via), path)
+    config = add_interception(msgspec.structs.replace(config, listen=[LISTEN], workers=1, log=log), looks)
+    if looks.hosts:
+        *entries, last = config.intercept
+        config = msgspec.structs.replace(config, intercept=[*entries, msgspec.structs.replace(last, on_pinning="pass")])
+    return config
 
 
-def follow(server: Server, arguments: tuple[str, ...], held: set[signal.Signals]) -> int:
+def opens_tls(config: Config) -> bool:
+    """Whether there is TLS to be opened, for which it takes an authority."""
+    return any(entry.action == "intercept" and entry.tls for entry in config.intercept)
+
+
+def with_authority(config: Config, folder: Path) -> Config:
+    """A configuration with an authority: its own, or that of the user, or else one that is made in a folder.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    from tabi.intercept.packages import need_packages
+
+    need_packages("--intercept")
+    if config.ca.certificate is not None or any(map(os.path.lexists, authority_paths(config))):
+        return config
+    from tabi.intercept.authority import Authority
+
+    Authority.make(str(folder))
+    return msgspec.structs.replace(config, ca=Ca(*(str(folder / name) for name in ("ca.crt", "ca.key"))))
+
+
+def follow(server: Server, arguments: tuple[str, ...], held: set[signal.Signals], folder: Path | None) -> int:
     """Run a command behind a proxy, and return its exit code.
+
+    Args:
+        server: not started yet.
+        held: the signals that are held back in the command.
+        folder: for the files with authorities, if TLS is opened.
 
     Raises:
         CannotStart: as `command.Command.start`.
@@ -110,9 +165,14 @@ def follow(server: Server, arguments: tuple[str, ...], held: set[signal.Signals]
     proxy = ProxyThread(server)
     try:
         with descriptors():
-            address = proxy.start()
-        environ = make_environment(os.environ, str(address.host), address.port)
-        started = command.Command.start(arguments, environ, held)
+            host, port = proxy.start()
+        trust = None
+        if folder is not None:
+            from tabi.launch.trust import write_trust
+
+            ours = load_authority(server.config).certificate_pem
+            trust = write_trust(folder, ours, os.environ, f"http://{host}:{port}")
+        started = command.Command.start(arguments, make_environment(os.environ, str(host), port, trust), held)
         raise_descriptor_limit()
         return started.wait()
     finally:

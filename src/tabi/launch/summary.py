@@ -31,11 +31,13 @@ READS_NONE = {
 class Host:
     """What went to one destination."""
 
-    __slots__ = ("down", "error", "failed", "sessions", "up")
+    __slots__ = ("down", "error", "failed", "intercepted", "pinned", "sessions", "up")
 
     def __init__(self) -> None:
         self.sessions = 0
         self.failed = 0
+        self.intercepted = 0
+        self.pinned = 0
         self.up = 0
         self.down = 0
         self.error = ""
@@ -45,12 +47,18 @@ class Host:
         self.sessions += 1
         self.up += session.up
         self.down += session.down
+        self.intercepted += session.intercepted is not None
+        self.pinned += session.pinned
         if session.error is not None:
             self.failed += 1
             self.error = session.error
 
     def __str__(self) -> str:
         parts = [f"{count(self.sessions, 'session')}, {octets(self.up)} up, {octets(self.down)} down"]
+        if self.intercepted:
+            parts.append(f"{self.intercepted:,} intercepted")
+        if self.pinned:
+            parts.append(f"{self.pinned:,} pinned (the client refuses our certificate)")
         if self.failed:
             parts.append(f"{self.failed} failed: {self.error}" if self.error else f"{self.failed} failed")
         return ", ".join(parts)
@@ -85,10 +93,8 @@ class Summary(SessionObserver):
             return
         total = Host()
         for host in self.hosts.values():
-            total.sessions += host.sessions
-            total.failed += host.failed
-            total.up += host.up
-            total.down += host.down
+            for name in ("sessions", "failed", "intercepted", "pinned", "up", "down"):
+                setattr(total, name, getattr(total, name) + getattr(host, name))
         yield f"{total}, {count(len(self.hosts), 'host')}"
         order = sorted(self.hosts.items(), key=lambda item: (-item[1].failed, -item[1].up - item[1].down, item[0]))
         for name, host in order[:SHOWN]:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import ssl
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -150,6 +151,7 @@ def java_store(certificates: Iterable[bytes]) -> bytes:
         raise ConfigError("interception needs more packages: pip install 'tabi[intercept]'") from exc
     found = []
     for number, one in enumerate(dict.fromkeys(certificates)):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what an authority has against the rules
             found.append(PKCS12Certificate(x509.load_pem_x509_certificate(as_pem((one,))), b"%d" % number))
     return serialize_java_truststore(found, BestAvailableEncryption(STORE_PASSWORD.encode()))
