@@ -1023,6 +1023,26 @@ def test_a_handshake_without_end(run: Run) -> None:
     run(main)
 
 
+@both_versions
+def test_an_alert_before_a_reset_is_read(run: Run, version: ssl.TLSVersion) -> None:
+    """A client that closes with octets unread resets: why it goes is known all the same."""
+
+    async def main() -> None:
+        async with pair_of() as (stream, peer):
+            context = distrustful()
+            context.maximum_version = version
+            peer = TlsPeer(peer.sock, context)
+            async with asyncio.TaskGroup() as group:
+                failing = group.create_task(fail(stream))
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await peer.handshake()
+                peer.sock.send(peer.outgoing.read())
+                reset(peer.sock)
+            assert failing.result() == "TLS: the client says: unknown ca"
+
+    run(main)
+
+
 def distrustful() -> ssl.SSLContext:
     """A client that trusts nobody."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

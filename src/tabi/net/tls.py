@@ -456,6 +456,10 @@ async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, share
     return await shake_hands(server, lambda: tls, incoming, outgoing, shared, "server")
 
 
+ALERT = 31
+"""Octets of an alert in a record of its own, at most (TLS 1.2, AES-GCM): a peer may say why it goes, and reset."""
+
+
 class NothingSent(RemoteProtocolError):
     """The peer has ended or, as the cause says, reset the connection before its first octet."""
 
@@ -473,7 +477,7 @@ async def shake_hands(
 
     The object that ``make`` makes takes memory, so that a client gets it only when it is its turn.
     """
-    octets, failure, started, done = 0, None, False, False
+    octets, data, failure, started, done = 0, b"", None, False, False
     tls: ssl.SSLObject | None = None
     serving = begins = peer == "client"
     while not done:
@@ -497,7 +501,7 @@ async def shake_hands(
         begins, busy = True, not shared.turn.free
         async with shared.turn.held_by(whose):
             stream.check()
-            if stream.events & BROKEN:  # nothing is computed for a peer that has gone
+            if stream.events & BROKEN and not (started and len(data) <= ALERT):  # nothing is computed for who has gone
                 raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
             if stream.events & ENDED and serving and not started:
                 raise RemoteProtocolError(f"TLS: the {peer} ended within the handshake")
