@@ -54,6 +54,18 @@ def test_quiet(server: Origin) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"what it is", b"")
 
 
+def test_nobody_reads_the_summary() -> None:
+    """The exit code stays the command's."""
+    command = [*TABI, "run", "--", "sh", "-c", "read line; exit 3"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stdin.write(b"go on\n")
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 3
+
+
 def test_options_behind_the_command_are_the_command_s() -> None:
     """Also without --."""
     done = run("-q", "sh", "-c", 'echo "$@"', "sh", "--via", "-q", "--help")

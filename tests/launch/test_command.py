@@ -275,6 +275,21 @@ def test_a_program_that_stops_by_itself_stops_the_job(terminal: Terminal, tmp_pa
     terminal.until("SIGCONT")
 
 
+def test_a_signal_of_the_program_to_its_group_comes_once(terminal: Terminal, tmp_path: Path) -> None:
+    """As an editor stops its job: it has sent the signal to itself as well."""
+    code = "import os, signal\n"
+    code += "signal.signal(signal.SIGUSR1, lambda *_: print('one', flush=True))\n"
+    code += "signal.signal(signal.SIGUSR2, lambda *_: print('two', flush=True))\n"
+    code += "os.kill(0, signal.SIGUSR1)\nprint('parent', os.getppid(), 'waits', flush=True)\n"
+    code += "while True: signal.pause()\n"
+    (tmp_path / "group.py").write_text(code)
+    terminal.type(f"{' '.join(RUN)} {sys.executable} {tmp_path / 'group.py'}\n")
+    terminal.until("one")
+    terminal.until("parent ")
+    os.kill(int(terminal.until(" waits")), signal.SIGUSR2)  # taken after the other one, which has the lower number
+    assert "one" not in terminal.until("two")
+
+
 def test_a_program_that_stops_without_a_terminal() -> None:
     """Nobody would have tabi go on: it goes on waiting."""
     with noting("SIGCONT,SIGUSR1") as running:

@@ -11,6 +11,7 @@ from tabi.launch.environment import (
     BUNDLE,
     TrustFiles,
     added_authorities,
+    inherited_proxy,
     make_environment,
     named_authorities,
 )
@@ -70,6 +71,15 @@ def test_exceptions_of_one_program_are_emptied(name: str) -> None:
     """What they name would go past the proxy."""
     assert name not in made({})
     assert made({name: "localhost"})[name] == ""
+
+
+@pytest.mark.parametrize(
+    ("inherited", "name"),
+    [({}, None), ({"http_proxy": ""}, None), ({"https_proxy": "http://company:1"}, "https_proxy")],
+)
+def test_the_proxy_that_was_there(inherited: dict[str, str], name: str | None) -> None:
+    """It is not used, which is said where something fails."""
+    assert inherited_proxy(inherited) == name
 
 
 def test_options_of_java_are_added_to_those_that_are_there() -> None:

@@ -51,6 +51,17 @@ def test_hosts() -> None:
     ]
 
 
+def test_a_proxy_that_was_not_used() -> None:
+    """If something failed, that may be why. The variable's value, which may have a password, is not shown."""
+    summary = Summary()
+    summary.ended(session("a.test:443"))
+    assert "--via" not in " ".join(summary.lines("curl", "https_proxy"))
+    summary.ended(session("a.test:443", error="refused"))
+    assert list(summary.lines("curl", "https_proxy"))[-1] == (
+        'the proxy of https_proxy was not used: --via "$https_proxy" goes through it'
+    )
+
+
 def test_interception() -> None:
     """How many sessions were looked into, and in how many the client refused our certificate."""
     first = session("a.test:443", 1, 2, error="unknown ca", intercepted="--intercept", pinned=True)

@@ -21,7 +21,7 @@ from tabi.cli.serve import merge
 from tabi.config import Ca, Config, Listen, load_config
 from tabi.launch import command
 from tabi.launch.command import CannotStart, hold_signals
-from tabi.launch.environment import make_environment
+from tabi.launch.environment import inherited_proxy, make_environment
 from tabi.launch.folder import run_folder
 from tabi.launch.messages import messages
 from tabi.launch.proxy import ProxyThread
@@ -96,7 +96,9 @@ def run(
         except CannotStart as exc:
             fail(exc, exc.code)
     if not quiet:
-        sys.stderr.write("".join(f"tabi: {line}\n" for line in summary.lines(Path(arguments[0]).name)))
+        unused = None if via or config is not None else inherited_proxy(os.environ)
+        with contextlib.suppress(OSError):  # nobody reads it: the exit code is the command's all the same
+            sys.stderr.write("".join(f"tabi: {line}\n" for line in summary.lines(Path(arguments[0]).name, unused)))
     sys.exit(code)
 
 

@@ -89,10 +89,17 @@ class Command:
                 if (code := self.look()) is not None:
                     return code
                 continue
-            if is_for_us_alone(info):
+            if self.is_for_us_alone(info):
                 self.tell(info.si_signo)
             if info.si_signo == signal.SIGTSTP:
                 self.stop()
+
+    def is_for_us_alone(self, info: signal.struct_siginfo) -> bool:
+        """Whether a signal has come from a process, for which tabi stands for the program.
+
+        What the terminal sends is for the whole job, and so is what the program sends, such as an editor on Ctrl-Z.
+        """
+        return info.si_code <= 0 and info.si_pid not in (self.pid, os.getpid())
 
     def tell(self, number: int) -> None:
         """Send a signal."""
@@ -123,11 +130,6 @@ class Command:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
         signal.sigtimedwait({signal.SIGCONT}, 0)
         self.tell(signal.SIGCONT)
-
-
-def is_for_us_alone(info: signal.struct_siginfo) -> bool:
-    """Whether a process has sent a signal: what the terminal sends reaches the program, too."""
-    return info.si_code <= 0 and info.si_pid != os.getpid()
 
 
 def in_foreground() -> bool:

@@ -91,6 +91,12 @@ def make_environment(
     return environ
 
 
+def inherited_proxy(inherited: Mapping[str, str]) -> str | None:
+    """The name of a variable that names another proxy, which is not used."""
+    names = (spelling for name in PROXY for spelling in (name, name.lower()))
+    return next((name for name in names if inherited.get(name)), None)
+
+
 def java_trust(path: str) -> list[str]:
     """Options of Java for a trust store. They stand in a list that is split at spaces, unless these are quoted."""
     quote = "'" if '"' in path else '"'

@@ -81,11 +81,12 @@ class Summary(SessionObserver):
             name = OTHERS
         self.hosts.setdefault(name, Host()).add(session)
 
-    def lines(self, program: str) -> Iterator[str]:
+    def lines(self, program: str, unused: str | None = None) -> Iterator[str]:
         """The summary, a line for all and one for each destination, what failed and what was much first.
 
         Args:
             program: the name of the command, for the case that nothing came.
+            unused: the variable of another proxy that was not used, for the case that something failed.
         """
         if not self.hosts:
             reason = READS_NONE.get(program, "a program may read no such variables, or have a proxy of its own set")
@@ -101,6 +102,8 @@ class Summary(SessionObserver):
             yield printable(f"  {name}: {host}")
         if len(order) > SHOWN:
             yield f"  and {len(order) - SHOWN} more"
+        if total.failed and unused:
+            yield f'the proxy of {unused} was not used: --via "${unused}" goes through it'
 
 
 def count(number: int, word: str) -> str:
