@@ -222,15 +222,18 @@ def test_another_server() -> None:
     assert flow.instead == Reroute("http://[::1]:8080/x?y", "eu")
     for url in (
         "ftp://a/",
+        "ws://a/",
         "/x",
         "http://",
-        "https://a:99999/",
-        "https://a:0/",
         "http://[/",
         "http://a/b c",
         "http://a/\r\nX: y",
+        "http://\ud800/",
     ):
-        with pytest.raises(ValueError, match="expected a URL of http or https"):
+        with pytest.raises(ValueError, match=r"expected a URL of http or https|surrogates"):
+            flow.reroute(url)
+    for url in ("https://a:99999/", "https://a:0/", "http://a b/", "http://[::g]/", "http://a@b@c/", "http://ü/"):
+        with pytest.raises(ValueError, match="reroute: "):
             flow.reroute(url)
 
 

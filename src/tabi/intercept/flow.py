@@ -10,11 +10,13 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
+from tabi.errors import HttpError
 from tabi.intercept.codings import decode_content, encode_content
 from tabi.intercept.events import TlsInfo
 from tabi.intercept.headers import Headers, to_octets
 from tabi.wire.http_body import TEXT, TOKEN
 from tabi.wire.http_fields import REWRITTEN_OF_RESPONSE, Field
+from tabi.wire.http_target import URI, decode_target
 
 BODY_LIMIT = 1 << 20
 """Octets of content that a hook is given at most, where it names no limit."""
@@ -32,7 +34,7 @@ there, which costs a look into folders each time."""
 
 METHOD, REASON = re.compile(TOKEN.decode()), re.compile(TEXT)
 PATH = re.compile(rb"/[!\"$-~\x80-\xff]*+")
-URL = re.compile(r"[^\x00-\x20\x7f]++")
+WHOLE_URI = re.compile(URI)
 
 State = tuple[tuple[Any, ...], Headers, list[Field] | None, bool, bytes | None]
 """What a hook may change of a message."""
@@ -379,19 +381,23 @@ class Flow:
         """Ask another server, and answer with what it says. From `request` only.
 
         Args:
-            url: of http or https; it passes the rules, the guard and the limits again.
+            url: of http or https; it passes the rules, the guard and the limits again. The request's fields go there,
+                with Cookie and Authorization.
             via: the egress to take. Default: as the rules say.
 
         Raises:
             ValueError: it is not such a URL.
         """
-        try:
-            parts = urlsplit(url)
-            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            right = False
-        if not right or not URL.fullmatch(url):
+        octets = to_octets(url)
+        found = WHOLE_URI.fullmatch(octets)
+        if found is None or octets[:4].lower() != b"http":
             raise ValueError("reroute: expected a URL of http or https")
+        try:
+            destination = decode_target(b"GET", octets, *found.groups())[0]
+        except HttpError as exc:
+            raise ValueError(f"reroute: {exc}") from None
+        if destination.port == 0:
+            raise ValueError("reroute: port 0, expected one of a server")
         self.instead = Reroute(url, via)
 
     def copy(self) -> Flow:

@@ -17,7 +17,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import Any, TypeVar
 
-from tabi.errors import TabiError
+from tabi.errors import RemoteProtocolError, TabiError, TooLarge
 from tabi.intercept.events import ClientHelloInfo, DatagramInfo, WebSocketMessage
 from tabi.intercept.flow import Flow, Message
 from tabi.intercept.threads import Threads
@@ -227,7 +227,7 @@ class Hooks:
 
     def failed(self, handler: Handler, exc: Exception) -> None:
         """Log that a hook has failed. Raises HookFailed where the flow is to end."""
-        if isinstance(exc, OSError | TabiError):  # of the content that it waited for, and ours
+        if isinstance(exc, Failure | TooLarge | RemoteProtocolError | ConnectionError):  # it is not to blame
             what = str(exc) if isinstance(exc, Failure) else f"{type(exc).__name__}: {exc}"
             log.error("hook %s: %s", handler, what)
         else:
