@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import random
 import sys
 import time
 import tracemalloc
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.errors import TooLarge
-from tabi.intercept.codings import codings_of, decode_content, encode_content
+from tabi.intercept.codings import codings_of, decode_content, decode_part, encode_content
 
 CODINGS = ("gzip", "deflate", "br", "zstd")
 MANY = 1 << 25
@@ -38,10 +39,12 @@ def test_what_was_encoded_is_decoded_again(data: bytes, codings: list[str]) -> N
 @given(st.binary(max_size=300), st.sampled_from(CODINGS))
 def test_any_octets_are_decoded_or_refused(data: bytes, coding: str) -> None:
     """Only with the errors that are promised."""
-    try:
-        assert len(decode_content(data, coding, 1000)) <= 1000
-    except (ValueError, TooLarge):
-        pass
+    for decode in (decode_content, decode_part):
+        try:
+            found = decode(data, coding, 100)
+        except (ValueError, TooLarge):
+            continue
+        assert len(found if isinstance(found, bytes) else found[0]) <= 100
 
 
 @given(st.binary(min_size=1, max_size=200_000), st.sampled_from(CODINGS), st.data())
@@ -50,6 +53,28 @@ def test_a_part_is_refused(data: bytes, coding: str, choose: st.DataObject) -> N
     encoded = encode_content(data, coding)
     with pytest.raises(ValueError, match=coding):
         decode_content(encoded[: choose.draw(st.integers(1, len(encoded) - 1))], coding, 1 << 20)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_the_beginning_of_what_is_not_whole_or_too_large(coding: str) -> None:
+    """For whoever can do with it, and with whether that is all."""
+    data = random.Random(1).randbytes(200_000) + b"text " * 20_000
+    encoded = encode_content(data, coding)
+    assert decode_part(encoded, coding, len(data)) == (data, True)
+    assert decode_part(encoded, coding, len(data) - 1) == (data[:-1], False)
+    assert decode_part(b"", coding, 5) == (b"", True)
+    for cut in (1, 20, 9000, len(encoded) - 1):
+        part, whole = decode_part(encoded[:cut], coding, len(data))
+        assert not whole
+        assert data.startswith(part)
+    assert part
+    twice = encode_content(encoded, "gzip")
+    assert decode_part(twice, f"{coding}, gzip", 10**6) == (data, True)
+    part, whole = decode_part(twice[:-1], f"{coding}, gzip", 10**6)
+    assert (data.startswith(part), whole) == (True, False)
+    assert decode_part(b"abc", None, 2) == (b"ab", False)
+    with pytest.raises(ValueError, match=coding):
+        decode_part(b"\xff\xfe this is not compressed at all", coding, 1000)
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -21,6 +21,10 @@ MEMBERS, MEMBER_SIZE = 1000, 1024
 """Members of gzip that there may be, and one more for each so many octets: each costs 20 us, and may be empty."""
 
 
+Part = tuple[bytes, bool]
+"""What was decoded, up to one octet more than a limit, and whether the content was whole."""
+
+
 def codings_of(encoding: str | None) -> list[str]:
     """The codings that a Content-Encoding names, in the order in which they were done."""
     names = [name.strip().lower().removeprefix("x-") for name in (encoding or "").split(",")]
@@ -39,24 +43,49 @@ def decode_content(data: bytes, encoding: str | None, limit: int) -> bytes:
         ValueError: a coding is not known, the content is not of it, or not whole, or there are too many.
         TooLarge: more than ``limit``.
     """
-    codings = codings_of(encoding)
-    if len(codings) > MOST_CODINGS:
-        raise ValueError(f"Content-Encoding: {len(codings)} codings, at most {MOST_CODINGS} are undone")
-    for name in reversed(codings):
-        data = decode_one(data, name, limit)
+    for name in steps(encoding):
+        data, whole = decode_one(data, name, limit)
+        if len(data) > limit:
+            raise TooLarge(f"the decoded content has more than {limit} octets")
+        if not whole:
+            raise ValueError(f"{name}: the content is not whole")
     return data
 
 
-def decode_one(data: bytes, name: str, limit: int) -> bytes:
-    """Undo one coding; see `decode_content`."""
+def decode_part(data: bytes, encoding: str | None, limit: int) -> tuple[bytes, bool]:
+    """As `decode_content`, but what is too large, or not whole, gives its beginning.
+
+    Returns:
+        At most ``limit`` octets, and whether that is all.
+
+    Raises:
+        ValueError: a coding is not known, the content is not of it, or there are too many.
+    """
+    complete = True
+    for name in steps(encoding):
+        data, whole = decode_one(data, name, limit)
+        complete = complete and whole
+    return data[:limit], complete and len(data) <= limit
+
+
+def steps(encoding: str | None) -> list[str]:
+    """The codings in the order in which they are undone. Raises ValueError where they are too many."""
+    codings = codings_of(encoding)
+    if len(codings) > MOST_CODINGS:
+        raise ValueError(f"Content-Encoding: {len(codings)} codings, at most {MOST_CODINGS} are undone")
+    return codings[::-1]
+
+
+def decode_one(data: bytes, name: str, limit: int) -> Part:
+    """Undo one coding. Raises ValueError."""
     if not data:
-        return data
+        return data, True
     if name in ("gzip", "deflate"):
         return inflate(data, name, limit)
     if name == "br":
-        return brotli_decompress(needed("brotli"), data, limit)
+        return unbrotli(needed("brotli"), data, limit)
     if name == "zstd":
-        return zstd_decompress(needed("zstandard"), data, limit)
+        return unzstd(needed("zstandard"), data, limit)
     raise ValueError(f"Content-Encoding: {name!r} is not known")
 
 
@@ -68,12 +97,7 @@ def needed(package: str) -> Any:
         raise ValueError(f"Content-Encoding: it needs {package}: pip install 'tabi[intercept]'") from None
 
 
-def too_large(limit: int) -> TooLarge:
-    """The error for a content that grows beyond the limit."""
-    return TooLarge(f"the decoded content has more than {limit} octets")
-
-
-def inflate(data: bytes, name: str, limit: int) -> bytes:
+def inflate(data: bytes, name: str, limit: int) -> Part:
     """Undo gzip (several members) or deflate (with zlib's header or, as some send it, without).
 
     What follows the last member is ignored, as browsers do.
@@ -95,17 +119,17 @@ def inflate(data: bytes, name: str, limit: int) -> bytes:
         parts.append(part)
         size += len(part)
         if size > limit:
-            raise too_large(limit)
+            return b"".join(parts), False
         if decoder.eof:
             at -= len(decoder.unused_data)
             if name == "deflate" or view[at : at + 2] != GZIP_MAGIC:
-                return b"".join(parts)
+                return b"".join(parts), True
             members += 1
             if members > MEMBERS + len(data) // MEMBER_SIZE:
                 raise ValueError(f"{name}: more than {members - 1} members")
             decoder = zlib.decompressobj(window)
         elif not part and at == len(view) and not decoder.unconsumed_tail:
-            raise ValueError(f"{name}: the content is not whole")
+            return b"".join(parts), False
 
 
 def has_zlib_header(data: bytes) -> bool:
@@ -113,48 +137,49 @@ def has_zlib_header(data: bytes) -> bool:
     return len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0
 
 
-def brotli_decompress(brotli: Any, data: bytes, limit: int) -> bytes:
+def unbrotli(brotli: Any, data: bytes, limit: int) -> Part:
     """Undo br."""
     decoder, parts, size, at = brotli.Decompressor(), [], 0, 0
     try:
-        while not decoder.is_finished():
+        while not decoder.is_finished() and size <= limit:
             piece = data[at : at + PIECE] if decoder.can_accept_more_data() else b""
             at += len(piece)
-            part = decoder.process(piece, output_buffer_limit=PIECE)
+            part = decoder.process(piece, output_buffer_limit=min(PIECE, limit - size + 1))
             parts.append(part)
             size += len(part)
-            if size > limit:
-                raise too_large(limit)
-            if not part and at == len(data) and decoder.can_accept_more_data() and not decoder.is_finished():
-                raise ValueError("br: the content is not whole")
+            if not part and at == len(data) and decoder.can_accept_more_data():
+                break
     except brotli.error as exc:
         raise ValueError(f"br: {exc}") from None
-    return b"".join(parts)
+    return b"".join(parts), decoder.is_finished()
 
 
-def zstd_decompress(zstandard: Any, data: bytes, limit: int) -> bytes:
+def unzstd(zstandard: Any, data: bytes, limit: int) -> Part:
     """Undo zstd; its window is bounded to 8 MiB (RFC 9659).
 
-    The decoder does not say whether the last frame was whole. So another one follows, which is only read behind it: its
-    own octets are not those that it carries.
+    The decoder does not say whether the last frame was whole. So it reads all again with another frame behind it.
     """
-    end = b"e" * 64
-    data += zstandard.ZstdCompressor().compress(end)
-    parts, size = [], 0
-    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 23)
     try:
-        with decoder.stream_reader(data, read_across_frames=True) as reader:
-            while part := reader.read(PIECE):
-                parts.append(part)
-                size += len(part)
-                if size > limit + len(end):
-                    raise too_large(limit)
+        found = read_zstd(zstandard, data, limit + 1)
     except zstandard.ZstdError as exc:
         raise ValueError(f"zstd: {exc}") from None
-    whole = b"".join(parts)
-    if not whole.endswith(end):
-        raise ValueError("zstd: the content is not whole")
-    return whole.removesuffix(end)
+    if len(found) > limit:
+        return found, False
+    end = b"e" * 64  # which its own octets are not: of a frame that is not whole they would be read as content
+    try:
+        return found, read_zstd(zstandard, data + zstandard.ZstdCompressor().compress(end), limit + 64) == found + end
+    except zstandard.ZstdError:
+        return found, False
+
+
+def read_zstd(zstandard: Any, data: bytes, most: int) -> bytes:
+    """At most so many octets of what frames carry. Raises ZstdError."""
+    parts = []
+    with zstandard.ZstdDecompressor(max_window_size=1 << 23).stream_reader(data, read_across_frames=True) as reader:
+        while most > 0 and (part := reader.read(min(PIECE, most))):
+            parts.append(part)
+            most -= len(part)
+    return b"".join(parts)
 
 
 def encode_content(data: bytes, encoding: str | None) -> bytes:

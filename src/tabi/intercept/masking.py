@@ -14,7 +14,7 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-from tabi.intercept.content_coding import decode_content
+from tabi.intercept.codings import decode_part
 from tabi.intercept.record import Fields, Record, first_value
 
 MASK = "***"
@@ -146,7 +146,7 @@ def plain_body(fields: Fields, data: bytes, size: int, limit: int) -> Body:
     codings = b",".join(value for name, value in fields if name.lower() == b"content-encoding")
     if codings and data:
         try:
-            decoded, complete = decode_content(data, codings, limit)
+            decoded, complete = decode_part(data, codings.decode("latin-1"), limit)
         except ValueError:
             pass
         else:
