@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
+from origin import make_certificates, origin
 from processes import PATIENCE, TABI, answer_http, environment, in_thread, need, receive_exactly
 from support import datagram_target, reset_on_close, target
 from tabi import Proxy
@@ -27,6 +28,7 @@ SERVERS = (
     "bind.py",
     "connect.py",
     "connect_tls.py",
+    "mitm.py",
     "one_port.py",
     "two_protocols.py",
     "udp_inspect.py",
@@ -197,6 +199,24 @@ def test_connect_tls(run_once: Run) -> None:
         assert answer == b"inside TLS"
         assert "certificate" in refusal
     assert not Path(certificate).exists()
+
+
+def test_mitm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """curl trusts the certificate that tabi shows it, and the answer says who was between; so does the example."""
+    certificates = make_certificates(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))  # whom the example trusts
+    made = subprocess.run([*TABI, "ca", "init"], capture_output=True, env=environment(), timeout=PATIENCE)
+    assert made.returncode == 0, made.stderr
+    with origin({"/page": b"the page"}, tls=certificates) as server, example("mitm.py") as running:
+        url = server.url("/page", "localhost")
+        proxy = ("--socks5-hostname", running.url.removeprefix("socks5://"), "--cacert", str(tmp_path / "tabi/ca.crt"))
+        command = [need("curl"), *CURL, "--include", *proxy, url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\nX-Seen-By: tabi\n" in done.stdout
+        assert done.stdout.endswith("the page 200")
+        assert running.line() == f"GET {url} 200"
 
 
 def test_bind() -> None:
