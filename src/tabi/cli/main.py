@@ -28,6 +28,7 @@ COMMANDS = {
     "listen": "listen",
     "udp": "udp",
     "ca": "ca",
+    "flows": "flows",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 

@@ -32,6 +32,9 @@ KNOWN_CHARSET = re.compile(
 )
 """Charsets that are decoded: Python knows others, some of which take long."""
 
+LATEST = 2e11
+"""Seconds since 1970, in the year 8307: times behind it are none."""
+
 
 # --- a record becomes an entry ---
 
@@ -375,13 +378,14 @@ def decode_message(value: Mapping[str, Any]) -> WebSocketMessage:
             data = base64.b64decode(data)
         except ValueError:
             pass  # not as Chrome writes it
-    time = float(when) if isinstance(when, int | float) and abs(when) < 1e12 else 0.0
+    time = float(when) if isinstance(when, int | float) and 0 <= when < LATEST else 0.0
     return WebSocketMessage("send" if value.get("type") == "send" else "receive", time, opcode, data)
 
 
 def parse_time(text: str) -> float:
     """A time of ISO 8601 as seconds since 1970, 0 if it is none."""
     try:
-        return datetime.fromisoformat(text).timestamp()
+        found = datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         return 0.0
+    return found if 0 <= found < LATEST else 0.0
