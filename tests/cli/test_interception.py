@@ -92,7 +92,7 @@ def test_names_are_relative_to_the_current_folder(files: dict[str, Any], monkeyp
     [
         (Interception(("a*b",)), "--intercept: 'a*b' has a star within"),
         (Interception(("a.example", "10.0.0.1/8")), "--intercept: '10.0.0.1/8' has host bits set"),
-        (Interception(scripts=("/nowhere.py",)), "--script: /nowhere.py: no such file or directory"),
+        (Interception(scripts=("/nowhere.py",)), "--script: /nowhere.py: No such file or directory"),
         (Interception(har="/nowhere/x.har"), "--har: /nowhere/x.har: there is no folder /nowhere"),
         (Interception(("a.example",), trust="/nowhere.pem"), "--trust: /nowhere.pem: no such file or directory"),
     ],
@@ -119,7 +119,7 @@ def test_without_an_authority_it_does_not_listen(data: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class Hook:\n    def request(self\n", "line 2: '(' was never closed"),
+        ("class Hook:\n    def request(self\n", "2: SyntaxError: '(' was never closed"),
         ("import nowhere\n", "1: ModuleNotFoundError: No module named 'nowhere'"),
         ("class Hook:\n    pass\n", "no class in it has one of the methods client_hello, "),
     ],

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from authorities import authority
 from conftest import Run
 from intercepting import Mark, ask, origin
 from tabi import Config, ConfigError, Server
-from tabi.config import InterceptConfig, Log
+from tabi.config import InterceptConfig, Listen, Log
 from tabi.intercept.authority import Authority
 from tabi.intercept.recorder import Recorder
 from tabi.intercept.writer import ThreadSink
@@ -190,6 +192,38 @@ def test_only_what_records_has_a_recorder() -> None:
         (InterceptRule(print=True), writer),
     ):
         assert rules.recorder(rule) is expected
+
+
+def test_what_is_recorded_is_written_when_a_server_has_ended(run: Run, made: Path, tmp_path: Path) -> None:
+    """A thread writes where there is no process for it."""
+    har = tmp_path / "flows.har"
+
+    async def main() -> None:
+        entries = [entry(made, hosts=["localhost"], har=str(har))]
+        async with origin() as port, Server(LISTEN, intercept=entries) as server:
+            for _ in range(3):
+                await ask(server.url, port)
+
+    run(main)
+    entries = json.loads(har.read_bytes())["log"]["entries"]
+    assert [one["response"]["status"] for one in entries] == [200] * 3
+    assert entries[0]["response"]["content"]["text"].startswith("GET / HTTP/1.1")
+
+
+def test_the_page_of_the_authority_is_there_while_it_signs(run: Run, made: Path) -> None:
+    """A reload brings it, and takes it away."""
+
+    async def main() -> None:
+        plain = Config(log=QUIET, listen=[Listen("http://127.0.0.1:0")])
+        signs = msgspec.structs.replace(plain, intercept=[entry(made)])
+        unsigned = msgspec.structs.replace(plain, intercept=[InterceptConfig(tls=False)])
+        async with Server(config=plain) as server:
+            for config, expected in ((signs, True), (unsigned, False), (signs, True), (plain, False)):
+                server.reload(config)
+                for one in (server.parts.connect, server.parts.forwarding):
+                    assert (one.gate is server.parts.gate) != expected
+
+    run(main)
 
 
 def test_nothing_of_it_is_imported_without_an_entry() -> None:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from tabi.intercept.authority import Authority
     from tabi.policy.intercepts import Intercepts
 
-MAX_SCRIPT = 10 << 20
-"""Octets of a script."""
-
 
 def authority_paths(config: Config, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """The files of the authority's certificate and key: those of ``[ca]``, or else what ``tabi ca init`` makes."""
@@ -70,7 +67,8 @@ def check_interception(config: Config, intercepts: Intercepts) -> None:
 
 def check_authorities(name: str, path: str) -> None:
     """Raise ConfigError if a file has no authorities to trust."""
-    check_is_file(name, path)
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise ConfigError(f"{name}: not a file", path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(name)
     except ssl.SSLError:
@@ -79,28 +77,17 @@ def check_authorities(name: str, path: str) -> None:
         raise ConfigError(f"{name}: {(exc.strerror or str(exc)).lower()}", path) from None
 
 
-def check_is_file(name: str, path: str) -> None:
-    """Raise ConfigError for a folder, and for what cannot be read twice, such as a pipe."""
-    if os.path.exists(name) and not os.path.isfile(name):
-        raise ConfigError(f"{name}: not a file", path)
-
-
 def check_script(name: str, path: str) -> None:
     """Raise ConfigError if a file is not Python. It is not run."""
-    check_is_file(name, path)
+    from tabi.intercept.scripts import describe, read_script
+
     try:
-        with open(name, "rb") as file:
-            source = file.read(MAX_SCRIPT + 1)
-    except OSError as exc:
-        raise ConfigError(f"{name}: {(exc.strerror or str(exc)).lower()}", path) from None
-    if len(source) > MAX_SCRIPT:
-        raise ConfigError(f"{name}: more than {MAX_SCRIPT} octets", path)
-    try:
+        _, source = read_script(name)
         compile(source, name, "exec", dont_inherit=True)
-    except SyntaxError as exc:
-        raise ConfigError(f"{name}: line {exc.lineno}: {exc.msg}", path) from None
-    except (ValueError, RecursionError, MemoryError) as exc:
-        raise ConfigError(f"{name}: {str(exc) or 'nested too deeply'}", path) from None
+    except ConfigError as exc:
+        raise ConfigError(str(exc), path) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as exc:
+        raise ConfigError(describe(exc, name), path) from None
 
 
 def check_har(name: str, path: str) -> None:
