@@ -380,17 +380,17 @@ class Exchange:
         fields = [(name, value.strip(b" \t")) for name, value in flow.request.headers.raw]
         try:
             fetched = await inspection.fetch(
-                inspection.session, reroute.url, flow.request.method, fields, content, reroute.via
+                inspection, self.client, reroute.url, flow.request.method, fields, content, reroute.via
             )
         except (TabiError, OSError) as exc:
             reason = str(exc) if isinstance(exc, TabiError) else (exc.strerror or str(exc)).lower()
             raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}") from exc
         try:
             headers = Headers(fetched.fields)
-            chunks = self.request.minor > 0 and self.request.method != "HEAD" and fetched.status not in (204, 304)
-            keep = self.request.keep_alive and (chunks or self.request.method == "HEAD")
+            ends = self.request.method == "HEAD" or fetched.status in (204, 304) or "Content-Length" in headers
+            chunks = not ends and self.request.minor > 0
+            keep = self.request.keep_alive and (ends or chunks)
             if chunks:
-                headers.remove("Content-Length")
                 headers.add("Transfer-Encoding", "chunked")
             response = FlowResponse(fetched.status, to_text(fetched.reason), "HTTP/1.1", headers)
             self.show(flow, response)

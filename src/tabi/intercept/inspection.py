@@ -16,6 +16,7 @@ from tabi.intercept.flow import Flow, FlowRequest, FlowResponse
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.record import Record, WebSocketMessage
+from tabi.net.stream import Stream
 from tabi.policy.intercepts import InterceptRule
 from tabi.policy.limits import UP
 from tabi.session import Session
@@ -49,8 +50,8 @@ class Fetched(Protocol):
         """Close its connection."""
 
 
-Fetch = Callable[[Session, str, str, list[Field], bytes, "str | None"], Awaitable[Fetched]]
-"""Asks for: session, URL, method, fields, content, egress. Raises TabiError and OSError."""
+Fetch = Callable[["Inspection", Stream, str, str, list[Field], bytes, "str | None"], Awaitable[Fetched]]
+"""Asks for: who asks, the client, URL, method, fields, content, egress. Raises TabiError and OSError."""
 
 numbers = itertools.count(1)
 

@@ -268,13 +268,12 @@ class Run:
     async def relay(self, stages: Stages) -> None:
         """See `Tunnel.relay`."""
         head, relays = self.give(), self.owner.inner
-        self.relayed = relays.reactor.loop.create_future()
+        self.relayed = relayed = relays.reactor.loop.create_future()
         try:
             relays.start(self.client, self.server, self.session, b"", head, stages)
         except BaseException:
             self.relayed = None  # it never began
             raise
-        relayed = self.relayed
         try:
             await relayed
         finally:

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -33,6 +32,7 @@ from tabi.relay.relays import Relays
 from tabi.server.compiled import Compiled
 from tabi.server.intercept_files import authority_paths, check_interception, load_authority
 from tabi.server.record_writer import SocketSink
+from tabi.server.rerouting import Rerouting
 from tabi.session import Close, Session
 
 
@@ -113,6 +113,7 @@ def make_interception(
     compiled: Compiled,
     relays: Relays,
     gate: Gate,
+    shared: TlsShared,
     hooks: Sequence[object] = (),
     recorder: Recorder | None = None,
 ) -> Interception:
@@ -125,12 +126,11 @@ def make_interception(
         found: Stream = await egress.open(session.destination, address_filter, session)
         return found
 
-    async def fetch(*asked: Any) -> Any:
-        raise NotImplementedError
-
     first = FirstOctets(relays.reactor, relays, compiled.config.timeouts.handshake)
     parts = RuleParts(hooks, recorder)
-    return Interception(relays, first, compiled.intercepts, None, parts, reopen, fetch)
+    timeouts = compiled.config.timeouts
+    rerouting = Rerouting(gate, ClientContexts(), shared, timeouts.connect, timeouts.idle)
+    return Interception(relays, first, compiled.intercepts, None, parts, reopen, rerouting.fetch)
 
 
 def make_handshakes(compiled: Compiled, shared: TlsShared) -> Handshakes:

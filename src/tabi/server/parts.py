@@ -305,7 +305,7 @@ class Parts:
         from tabi.server.interception import make_interception, make_recorder
 
         recorder = make_recorder(self.given.records, self.reactor.loop)
-        return make_interception(compiled, self.relays, self.gate, hooks, recorder)
+        return make_interception(compiled, self.relays, self.gate, self.tls_shared, hooks, recorder)
 
     def keep_interception(self, interception: Interception) -> None:
         """Close it with the server, and have the watchdog name its hooks."""
