@@ -19,6 +19,7 @@ from tabi.intercept.hooks import Hooks
 from tabi.intercept.interception import Interception
 from tabi.intercept.page import Page
 from tabi.intercept.page_egress import PageEgress
+from tabi.intercept.quic_filter import QuicFilter, refuses
 from tabi.intercept.recorder import Recorder
 from tabi.intercept.scripts import Scripts
 from tabi.intercept.tls import Handshakes
@@ -26,7 +27,8 @@ from tabi.intercept.writer import ThreadSink
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.parts.intercept import Intercept
-from tabi.policy.intercepts import InterceptRule
+from tabi.policy.intercepts import InterceptRule, Intercepts
+from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.first_octets import FirstOctets
 from tabi.relay.relays import Relays
 from tabi.server.compiled import Compiled
@@ -182,6 +184,11 @@ def rules_of(interception: Interception) -> RuleParts:
 def make_recorder(records: socket.socket | None, loop: asyncio.AbstractEventLoop) -> Recorder:
     """What takes records to the process that writes them, or where there is none to a thread."""
     return Recorder(ThreadSink() if records is None else SocketSink(records, loop))
+
+
+def make_inspector(intercepts: Intercepts, inner: DatagramInspector | None) -> DatagramInspector | None:
+    """What sees datagrams: that of a program, behind the filter for QUIC where an entry refuses it."""
+    return QuicFilter(intercepts, inner) if any(map(refuses, intercepts)) else inner
 
 
 def make_page(compiled: Compiled) -> PageEgress:

@@ -266,13 +266,14 @@ class Parts:
             ConfigError: a script or the authority cannot be loaded. Nothing has changed then.
         """
         if compiled.intercepts is None:
-            return lambda: self.take_carrier(self.outer, None, self.gate)
+            return lambda: self.take_carrier(self.outer, None, self.gate, self.given.datagrams)
         from tabi.intercept.page import PAGE
-        from tabi.server.interception import make_page, prepare
+        from tabi.server.interception import make_inspector, make_page, prepare
 
         found = self.interception or self.make_interception(compiled, self.given.hooks)
         page = (self.page or make_page(compiled)) if compiled.intercepts.need_authority else None
         begin = prepare(found, compiled, self.tls_shared)
+        datagrams = make_inspector(compiled.intercepts, self.given.datagrams)
 
         def intercept() -> None:
             begin()
@@ -285,18 +286,22 @@ class Parts:
                 if self.page is None:
                     self.page = page
                     self.closing.callback(page.close)
-            self.take_carrier(found, found.inspect, entrance)
+            self.take_carrier(found, found.inspect, entrance, datagrams)
 
         return intercept
 
-    def take_carrier(self, carrier: Carrier, inspect: Inspect | None, entrance: Entrance) -> None:
-        """Have new sessions pass ``entrance``, and give them to this carrier, those that are sniffed after that."""
+    def take_carrier(
+        self, carrier: Carrier, inspect: Inspect | None, entrance: Entrance, datagrams: DatagramInspector | None
+    ) -> None:
+        """Have new sessions pass ``entrance``, and give them to this carrier, those that are sniffed after that, or
+        their datagrams to this inspector."""
         self.inner = carrier
         sniffer = self.sniffer
         if sniffer is not None and sniffer.sniffing.needed:
             sniffer.inner = carrier
             carrier = sniffer
         self.carrier = carrier
+        self.associations.inspector = datagrams
         self.connect.take(entrance, carrier)
         self.forwarding = self.forwarding._replace(gate=entrance, carrier=carrier, inspect=inspect)
 
