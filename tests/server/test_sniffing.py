@@ -18,7 +18,7 @@ from conftest import Run
 from hellos import client_hello, hello, server_name
 from processes import in_thread, need
 from support import echo, reset_on_close, silent, target, tunnel
-from tabi.config import Config, Listen, Log, ResolverConfig, RuleConfig, Seconds, Timeouts
+from tabi.config import Config, InterceptConfig, Listen, Log, ResolverConfig, RuleConfig, Seconds, Timeouts
 from tabi.server.server import Server
 from tabi.session import Session, Sniffed
 
@@ -48,9 +48,10 @@ async def until(condition: Any) -> None:
 
 
 async def answer_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one request."""
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+    """Answer one request, if there is one."""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
 
 
 def curl(server: Server, scheme: str, url: str, port: int, *more: str) -> list[str]:
@@ -332,5 +333,33 @@ def test_the_access_log(run_once: Run, tmp_path: Path) -> None:
         assert list(line)[-6:] == ["close", "sniffed", "sni", "alpn", "ja3", "ja4"]
         assert (line["sniffed"], line["sni"], line["alpn"]) == ("tls", "name.test", ["h2"])
         assert msgspec.convert({"protocol": line["sniffed"], **line}, Sniffed).ja4 == line["ja4"]
+
+    run_once(main)
+
+
+def test_with_interception(run_once: Run) -> None:
+    """What is looked into is sniffed all the same, and denied by a name before that; a reload changes either."""
+
+    async def main() -> None:
+        rule = RuleConfig("deny", "no-names", hosts=["name.test"])
+        look = [InterceptConfig(tls=False)]
+        async with target(answer_http) as port, sniffing(rule, intercept=look) as (server, over):
+            for intercepted, sniff in ((True, True), (False, True), (True, True), (True, False)):
+                listen = [Listen(LISTEN, sniff=sniff)]
+                config = msgspec.structs.replace(server.config, intercept=look * intercepted, listen=listen)
+                assert server.reload(config) == []
+                done = await in_thread(curl(server, "socks5", f"http://127.0.0.1:{port}/", port))
+                assert done.stdout == b"hi"
+                await until(lambda: over)
+                session = over[-1]
+                assert session.sniffed == (Sniffed("http/1") if sniff else None)
+                assert (session.intercepted is not None) == intercepted
+                async with tunnel(server.addresses[0], port) as (reader, writer):
+                    writer.write(HELLO)
+                    writer.write_eof()
+                    assert await reader.read() == (ALERT if sniff else b"")
+                await until(lambda: not server.sessions())
+                assert over[-1].sniffed is None or over[-1].close == "denied"
+                over.clear()
 
     run_once(main)
