@@ -56,7 +56,7 @@ def flows(file: Path, filter: tuple[str, ...], show: int | None, curl: int | Non
     \b
     tabi flows out.har 'host:example.com and (status:>=400 or error)'
     tabi flows out.har --show 3
-    tabi flows out.har --curl 3 | sh
+    tabi flows out.har --curl 3
     """
     if show is not None and curl is not None:
         raise ConfigError("give only one of --show and --curl", "--curl")
