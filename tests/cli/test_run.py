@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -180,8 +181,23 @@ def test_interception(secure: Origin, certificates: Certificates, env: dict[str,
     assert b"tabi" in done.stdout
     assert b"1 session, " in done.stderr
     assert b"1 intercepted" in done.stderr
+    assert b"flow" not in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "data").exists()
+
+
+def test_flows(secure: Origin, server: Origin, certificates: Certificates, env: dict[str, str], tmp_path: Path) -> None:
+    """Requests are counted, recorded, and printed on stderr: standard output is the command's."""
+    har = tmp_path / "flows.har"
+    code = "import sys, urllib.request as u; [u.urlopen(url).read() for url in sys.argv[1:]]; print('done')"
+    urls = (secure.url("/file", "localhost"), server.url("/file"))
+    options = ("--intercept", "*", "--trust", certificates.authority, "--har", har, "--print")
+    done = run(*options, "--", sys.executable, "-c", code, *urls, env=env)
+    assert (done.returncode, done.stdout) == (0, b"done\n"), done.stderr.decode()
+    assert b"2 hosts, 2 flows" in done.stderr
+    assert [entry["request"]["url"] for entry in json.loads(har.read_text())["log"]["entries"]] == [*urls]
+    for url in urls:
+        assert f"GET {url} 200 " in done.stderr.decode()
 
 
 def test_the_user_s_authority(secure: Origin, certificates: Certificates, env: dict[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from tabi.launch.summary import MOST_HOSTS, OTHERS, SHOWN, Summary, count, octets
@@ -69,6 +71,15 @@ def test_interception() -> None:
         "  a.test:443: 3 sessions, 2 B up, 4 B down, 2 intercepted, "
         "1 pinned (the client refuses our certificate), 1 failed: unknown ca"
     )
+
+
+def test_flows() -> None:
+    """Requests within intercepted sessions, where there are any."""
+    summary = Summary()
+    summary.ended(session("a.test:443", intercepted="--intercept"))
+    for _ in range(3):
+        summary.flow_end(cast("Any", None))
+    assert next(summary.lines("curl")) == "1 session, 0 B up, 0 B down, 1 intercepted, 1 host, 3 flows"
 
 
 def test_nothing_came() -> None:

@@ -88,7 +88,9 @@ def run(
         if folder is not None:
             merged = with_authority(merged, folder)
         compiled = merge(merged, None, None, None, None, list(via), config)
-        server = Server(compiled=compiled, observers=[summary])
+        hooks = [summary] if compiled.intercepts is not None else []
+        server = Server(compiled=compiled, observers=[summary], hooks=hooks)
+        server.given = server.given._replace(print_fd=2)  # standard output is the command's
         held = hold_signals()  # before any thread begins: it would take them
         try:
             with messages("ERROR" if quiet else compiled.config.log.level.upper()):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from tabi.errors import printable
 from tabi.observe.observers import SessionObserver
 from tabi.session import Session
+
+if TYPE_CHECKING:
+    from tabi.intercept.flow import Flow
 
 MOST_HOSTS = 1_000
 """Destinations that are counted by themselves; what comes to others is counted together."""
@@ -65,12 +69,17 @@ class Host:
 
 
 class Summary(SessionObserver):
-    """Counts the sessions of a run, by destination."""
+    """Counts the sessions of a run, by destination, and as a hook the flows."""
 
     title = "the summary"
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
+        self.flows = 0
+
+    def flow_end(self, flow: Flow) -> None:
+        """A hook: a request of an intercepted session is over."""
+        self.flows += 1
 
     def ended(self, session: Session) -> None:
         """See `SessionObserver`."""
@@ -96,7 +105,8 @@ class Summary(SessionObserver):
         for host in self.hosts.values():
             for name in ("sessions", "failed", "intercepted", "pinned", "up", "down"):
                 setattr(total, name, getattr(total, name) + getattr(host, name))
-        yield f"{total}, {count(len(self.hosts), 'host')}"
+        flows = f", {count(self.flows, 'flow')}" if self.flows else ""
+        yield f"{total}, {count(len(self.hosts), 'host')}{flows}"
         order = sorted(self.hosts.items(), key=lambda item: (-item[1].failed, -item[1].up - item[1].down, item[0]))
         for name, host in order[:SHOWN]:
             yield printable(f"  {name}: {host}")
