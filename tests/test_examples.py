@@ -19,6 +19,7 @@ from origin import make_certificates, origin
 from processes import PATIENCE, TABI, answer_http, environment, in_thread, need, receive_exactly
 from support import datagram_target, reset_on_close, target
 from tabi import Proxy
+from tabi.intercept.authority import Authority
 from tabi.wire import parse_address
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -352,3 +353,19 @@ def test_the_example_pool_is_accepted_and_explained() -> None:
     done = run_python("-m", "tabi", "explain", "-c", "examples/pool.toml", "--user", "alice", "connect", "8.8.8.8:443")
     assert (done.returncode, done.stderr) == (0, "")
     assert "egress    pool: sticky of socks5://127.0.0.1:1081, http://127.0.0.1:8888, far\n" in done.stdout
+
+
+def test_the_example_that_records_is_accepted_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tabi check` and `tabi explain` take examples/record.toml: no advice, once there is an authority."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    done = run_python("-m", "tabi", "check", "examples/record.toml")
+    assert done.returncode == 2
+    assert done.stderr.endswith("`tabi ca init` makes one\n")
+    Authority.make(str(tmp_path / "tabi"))
+    done = run_python("-m", "tabi", "check", "examples/record.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_python(
+        "-m", "tabi", "explain", "-c", "examples/record.toml", "--sni", "www.example.com", "connect", "192.0.2.1:443"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "record   yes, intercept  hosts *.example.com, *.example.org (www.example.com)\n" in done.stdout

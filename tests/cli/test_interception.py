@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,31 @@ def test_what_is_recorded_and_printed(data: Path, tmp_path: Path, run_once: Run,
         assert {one["request"]["url"] for one in entries()} == {f"https://localhost:{port}/"}
         wait_for(lambda: proxy.stdout.read_text().count(f"https://localhost:{port}/") == 4, "the lines")
         assert har.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_reload_begins_it_in_workers_that_run(data: Path, tmp_path: Path, run_once: Run) -> None:
+    """Users and groups are known there too, and records are written though the server began without any."""
+    Authority.make(str(data / "tabi"))
+    trust, har, file = tmp_path / "origins.pem", tmp_path / "flows.har", tmp_path / "tabi.toml"
+    trust.write_bytes(authority().cert_pem.bytes())
+    plain = (
+        '[[listen]]\nurl = "socks5://127.0.0.1:0"\nusers = "optional"\n[log]\naccess = "none"\n'
+        '[users.alice]\npassword = "secret"\nplain = true\ngroups = ["dev"]\n'
+    )
+    file.write_text(plain)
+    with serve(tmp_path, "-c", str(file)) as proxy:
+        chosen = f'[[intercept]]\nhosts = ["localhost"]\nusers = ["@dev"]\nhar = "flows.har"\ntrust = "{trust}"\n'
+
+        async def main() -> None:
+            async with origin() as port:
+                own = await ask(proxy.url, port)
+                file.write_text(plain + chosen)
+                proxy.process.send_signal(signal.SIGHUP)
+                await asyncio.to_thread(wait_for, lambda: "reloaded: rules: 0" in proxy.messages, "the reload")
+                alice = proxy.url.replace("//", "//alice:secret@")
+                while (await ask(alice, port)).certificate == own.certificate:  # the worker takes it over soon
+                    await asyncio.sleep(0.01)
+                assert (await ask(proxy.url, port)).certificate == own.certificate
+
+        run_once(main)
+        wait_for(har.exists, "the records")
