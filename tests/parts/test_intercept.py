@@ -11,7 +11,7 @@ import pytest
 from authorities import authority
 from conftest import Run
 from intercepting import Mark, ask, origin
-from tabi import Config, ConfigError, Intercept, Server, Tunnel
+from tabi import Config, ConfigError, Intercept, Server, Tunnel, compile_config
 from tabi.config import InterceptConfig
 from tabi.intercept.authority import Authority
 from tabi.parts import Bind, Connect, Listener, Socks5
@@ -93,6 +93,8 @@ def test_one_command_with_it(run: Run, files: dict[str, Any]) -> None:
             assert b"X-Mark" in (await ask(url, port)).octets
             assert b"X-Mark" not in (await ask(url, port, sni="other.example")).octets
             assert len(hook.urls) == 1
+            carriers = listener.server.parts.sessions.carriers
+            assert len(carriers) == len(set(map(id, carriers)))
 
     run(main)
 
@@ -123,3 +125,9 @@ def test_a_carrier_of_ones_own_leaves_nothing_to_intercept() -> None:
             ConfigError, match=r"^carrier: it gets every session, so that there is nothing to intercept$"
         ):
             Server("socks5://127.0.0.1:0", carrier=carry, **keys)
+    compiled = compile_config(Config(intercept=[InterceptConfig(tls=False)]))
+    with pytest.raises(ConfigError, match=r"^carrier: it gets every session, "):
+        Server(carrier=carry, compiled=compiled)
+    assert Server(hooks=[Mark()], compiled=compiled).hooks
+    with pytest.raises(ConfigError, match=r"^hooks: there is no \[\[intercept\]\] in what was compiled$"):
+        Server(hooks=[Mark()], compiled=compile_config(Config()))

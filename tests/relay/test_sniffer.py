@@ -45,6 +45,18 @@ def sniffer(refusal: Decision | None = None, seconds: float = 60) -> Iterator[tu
             made.close("shutdown")
 
 
+class Reopening:
+    """A carrier that may open destinations once more, and carries nothing."""
+
+    reopens = True
+
+    def start(self, *args: object) -> None:
+        raise NotImplementedError
+
+    def get(self, session: Session) -> None:
+        raise NotImplementedError
+
+
 def start(made: Sniffer, ends: Ends, head: bytes = b"", command: str = "connect") -> None:
     """Have a session carried."""
     ends.session.command = command
@@ -116,6 +128,18 @@ def test_which_sessions_are_sniffed(run: Run) -> None:
                 assert (made.get(ends.session) is not None) == found
                 assert (bench.relays.get(ends.session) is None) == found
                 assert sniffing.needed == bool(sniffing.listeners or sniffing.rules)
+
+    run(main)
+
+
+def test_it_reopens_destinations_if_the_inner_carrier_does(run: Run) -> None:
+    """Who opens sessions then keeps the way out, whichever carrier is in front."""
+
+    async def main() -> None:
+        with sniffer() as (_, made, _asked):
+            assert not made.reopens
+            made.inner = Reopening()
+            assert made.reopens
 
     run(main)
 

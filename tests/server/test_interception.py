@@ -210,6 +210,23 @@ def test_what_is_recorded_is_written_when_a_server_has_ended(run: Run, made: Pat
     assert entries[0]["response"]["content"]["text"].startswith("GET / HTTP/1.1")
 
 
+@pytest.mark.parametrize("sniffs", [False, True])
+def test_a_bad_certificate_is_seen_where_sessions_are_sniffed_too(run: Run, sniffs: bool) -> None:
+    """To see it the destination is opened once more, whichever carrier is in front."""
+
+    async def main() -> None:
+        config = Config(listen=[Listen(LISTEN, sniff=sniffs)], log=QUIET, intercept=[InterceptConfig()])
+        closed: list[str | None] = []
+        async with (
+            origin() as port,
+            Server(config=config, on_close=lambda session: closed.append(session.error)) as server,
+        ):
+            assert b"200 OK" in (await ask(server.url, port)).octets
+        assert closed == [None]
+
+    run(main)
+
+
 def test_the_page_of_the_authority_is_there_while_it_signs(run: Run, made: Path) -> None:
     """A reload brings it, and takes it away."""
 

@@ -73,6 +73,11 @@ class Sniffer:
         self.dropped = FixedTimeouts(first.reactor.loop, first.begun.seconds)
         self.silent: dict[Session, Silent] = {}
 
+    @property
+    def reopens(self) -> bool:
+        """See `Carrier`: as the one that has sessions next."""
+        return getattr(self.inner, "reopens", False)
+
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
         """See `Carrier.start`."""
         if self.sniffing.includes(session):

@@ -282,6 +282,7 @@ class Parts:
             if self.interception is None:
                 self.interception = found
                 self.keep_interception(found)
+                self.sessions.carriers.insert(0, found)
             entrance: Entrance = self.gate
             if page is not None:
                 entrance = OwnDestinations(self.gate, {PAGE: page})
@@ -320,7 +321,6 @@ class Parts:
 
         self.watchdog.suspects.append(rules_of(interception).slow_since)
         self.closing.push_async_callback(close_interception, interception)
-        self.sessions.carriers.insert(0, interception)
 
     def intercept(self, piece: Intercept) -> Carrier:
         """The running carrier of a piece. Raises ConfigError."""

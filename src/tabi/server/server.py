@@ -146,6 +146,7 @@ class Server:
             if listen:
                 config = msgspec.structs.replace(config, listen=[Listen(url) for url in listen])
             compiled = self.compile(config, open)
+        self.check_carrier(compiled)
         self.compiled = compiled
         if sockets is not None and len(sockets) > len(compiled.config.listen):
             raise ConfigError(f"{len(sockets)}, but there are {len(compiled.config.listen)} listeners", "sockets")
@@ -233,8 +234,6 @@ class Server:
         entries = [*config.intercept, *self.intercepts]
         if self.hooks and not any(one.action == "intercept" for one in entries):
             entries.append(InterceptConfig(name="hooks", tls=False))
-        if entries and self.has_carrier:
-            raise ConfigError("it gets every session, so that there is nothing to intercept", "carrier")
         config = msgspec.structs.replace(config, intercept=entries)
         return compile_config(check_types(config), open, self.authenticates, self.egresses)
 
@@ -267,12 +266,20 @@ class Server:
             ConfigError: as `reload`.
         """
         check_listeners(compiled, self.sockets)
+        self.check_carrier(compiled)
         if self.composed is None or self.closed.is_set():
             self.compiled = compiled
             return
         self.keep_quotas(compiled)
         yield from self.composed.replace(compiled)
         self.compiled = self.composed.compiled
+
+    def check_carrier(self, compiled: Compiled) -> None:
+        """Raise ConfigError where a program's own carrier, or its hooks, and a configuration do not go together."""
+        if compiled.intercepts is not None and self.has_carrier:
+            raise ConfigError("it gets every session, so that there is nothing to intercept", "carrier")
+        if compiled.intercepts is None and self.hooks:
+            raise ConfigError("there is no [[intercept]] in what was compiled", "hooks")
 
     def keep_quotas(self, compiled: Compiled) -> None:
         """Begin to store what is used, if the configuration names a file for it, and no other part stores it.
