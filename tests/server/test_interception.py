@@ -17,7 +17,7 @@ from authorities import authority
 from conftest import Run
 from intercepting import Mark, ask, origin
 from tabi import Config, ConfigError, Server
-from tabi.config import InterceptConfig, Listen, Log
+from tabi.config import EgressConfig, InterceptConfig, Listen, Log, RuleConfig
 from tabi.intercept.authority import Authority
 from tabi.intercept.recorder import Recorder
 from tabi.intercept.writer import ThreadSink
@@ -223,6 +223,50 @@ def test_a_bad_certificate_is_seen_where_sessions_are_sniffed_too(run: Run, snif
         ):
             assert b"200 OK" in (await ask(server.url, port)).octets
         assert closed == [None]
+
+    run(main)
+
+
+def test_networks_are_those_of_the_destination(run: Run, made: Path) -> None:
+    """That was dialled; through a proxy the address that was dialled is the proxy's, and says nothing."""
+
+    async def main() -> None:
+        near = entry(made, hosts=["127.0.0.0/8"])
+        hook = Mark()
+        async with origin() as port, Server(LISTEN) as far:
+            through = Config(log=QUIET, egress={"far": EgressConfig(url=far.url)}, rule=[RuleConfig(via="far")])
+            for config, host, chosen in (
+                (Config(log=QUIET), "localhost", True),
+                (Config(log=QUIET), "127.0.0.1", True),
+                (through, "localhost", False),
+                (through, "127.0.0.1", True),
+            ):
+                async with Server(LISTEN, config=config, intercept=[near], hooks=[hook]) as server:
+                    found = await ask(server.url, port, host=host)
+                    assert (b"X-Mark" in found.octets) == chosen, (config.rule, host)
+
+    run(main)
+
+
+def test_one_that_intercepts_behind_another_and_in_front_of_one(run: Run, made: Path) -> None:
+    """SOCKS5 in, TLS opened, SOCKS5 out; and the same once more behind it, which trusts the first."""
+
+    async def main() -> None:
+        inner, outer = Mark("inner"), Mark("outer")
+        ours = Path(made.parent, "tabi", "ca.crt")
+        async with (
+            origin() as port,
+            Server(LISTEN, intercept=[entry(made, hosts=["localhost"])], hooks=[inner]) as first,
+            Server(
+                LISTEN,
+                config=Config(log=QUIET, egress={"far": EgressConfig(url=first.url)}, rule=[RuleConfig(via="far")]),
+                intercept=[{"hosts": ["localhost"], "trust": str(ours)}],
+                hooks=[outer],
+            ) as second,
+        ):
+            found = await ask(second.url, port)
+            assert b"X-Mark: inner\r\n" in found.octets
+            assert [len(hook.urls) for hook in (inner, outer)] == [1, 1]
 
     run(main)
 
