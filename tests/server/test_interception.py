@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from intercepting import Mark, ask, origin
 from tabi import Config, ConfigError, Server
 from tabi.config import EgressConfig, InterceptConfig, Listen, Log, RuleConfig
 from tabi.intercept.authority import Authority
+from tabi.intercept.flow import Flow
 from tabi.intercept.recorder import Recorder
 from tabi.intercept.writer import ThreadSink
 from tabi.policy.intercepts import InterceptRule
@@ -299,3 +302,22 @@ def test_nothing_of_it_is_imported_without_an_entry() -> None:
     )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+class Slow:
+    """A hook that holds up the loop."""
+
+    def request(self, flow: Flow) -> None:
+        """Wait as nobody should."""
+        time.sleep(0.15)
+
+
+def test_a_hook_that_holds_up_the_loop_is_named(run: Run, made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the watchdog's line, with its time."""
+
+    async def main() -> None:
+        async with origin() as port, Server(LISTEN, intercept=[entry(made)], hooks=[Slow()]) as server:
+            await ask(server.url, port)
+
+    run(main)
+    assert re.search(r"most of it for hook Slow\.request \(1\d\d ms\)", caplog.text)
