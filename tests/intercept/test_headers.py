@@ -87,6 +87,16 @@ def test_what_is_written_is_read_again(pairs: list[tuple[str, str]]) -> None:
     assert Fields.decode(octets).encode() == octets
 
 
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=8), st.one_of(NAMES, st.sampled_from(["", "a:b", "a\r\nb", ":"])))
+def test_a_field_is_found_before_and_after_all_are_taken_apart(pairs: list[tuple[str, str]], name: str) -> None:
+    """The first look does not take them apart, and finds the same."""
+    headers, known = Headers(Headers(pairs).encode()), Headers(pairs)
+    pairs = [*pairs, (name.lower(), "")]
+    for asked in [pairs[0][0].upper(), pairs[-1][0], name]:
+        assert headers.get(asked) == known.get(asked)
+    assert headers._raw is None or any(":" in asked for asked, _ in pairs)
+
+
 @given(st.binary(max_size=30))
 def test_text_has_no_loss(octets: bytes) -> None:
     """Any octets come back."""

@@ -172,7 +172,7 @@ async def too_much(flow: Flow) -> None:
         (fail_later, "hook Hook.request failed"),
         (in_thread(functools.wraps(fail)(lambda flow: fail(flow))), "hook Hook.request failed"),
         (leave, "hook Hook.request: it raised SystemExit"),
-        (cancel, "hook Hook.request: it was cancelled by itself"),
+        (cancel, "hook Hook.request: it raised CancelledError"),
         (wait_forever, "hook Hook.request: not done within 0.01 s"),
         (run_out, "hook Hook.request failed"),
         (too_much, "hook Hook.request: TooLarge: more than 5 octets"),
@@ -340,6 +340,33 @@ def test_telling_never_raises(run_once: Run, caplog: pytest.LogCaptureFixture) -
 
     run_once(main)
     assert messages(caplog) == ["hook Hook.flow_end failed"] * 2
+
+
+def cancel_now(flow: Flow) -> None:
+    """Look at what was cancelled."""
+    fail_quietly(flow)
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("function", [fail, leave, cancel_now])
+def test_those_that_do_not_wait_are_called_without_a_task(
+    function: Callable[[Flow], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same order, the same failures, and the same ways out."""
+    hooks = Hooks([hook(request=function, flow_end=function), hook(request=mark("next"))])
+    flow = make_flow()
+    hooks.show(hooks.request, flow, flow.request)
+    hooks.tell_now(hooks.flow_end, make_flow())
+    assert seen(flow) == ["next"]
+    assert (flow.request.method, flow.instead) == ("GET", None)
+    hooks.close_on_error = True
+    with pytest.raises(HookFailed, match=r"^hook Hook\.request failed$"):
+        hooks.show(hooks.request, flow, flow.request)
+    hooks.tell_now(hooks.flow_end, make_flow())
+    assert len(messages(caplog)) == 4
+    hooks.replace([hook(request=lambda flow: flow.drop()), hook(request=mark("never"))])
+    hooks.show(hooks.request, flow, flow.request)
+    assert (seen(flow), flow.instead) == (["next"], Drop())
 
 
 def test_replacing_while_one_runs(run_once: Run) -> None:

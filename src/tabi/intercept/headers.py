@@ -87,6 +87,14 @@ class Headers:
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value of the first field with this name, else ``default``."""
         wanted = to_octets(name).lower()
+        if self._raw is None and b":" not in wanted:  # 0.9 us; to take all fields apart 2.2 us
+            source = self._source
+            at = source.lower().find(b"\r\n%b:" % wanted)
+            if at < 0:
+                return default
+            at += len(wanted) + 3
+            end = source.find(b"\r\n", at)
+            return to_text(source[at : end if end >= 0 else None].strip(b" \t"))
         for other, value in self.raw:
             if other.lower() == wanted:
                 return to_text(value.strip(b" \t"))

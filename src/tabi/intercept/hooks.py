@@ -185,32 +185,22 @@ class Hooks:
         )
 
     async def ask(self, handler: Handler, *args: Any) -> Any:
-        """Call one handler within the deadline.
-
-        Raises:
-            Failure: whatever it raises. A cancellation is the flow's own.
-        """
+        """Call one handler within the deadline. Raises whatever it raises. A cancellation is the flow's own."""
+        if not handler.waits:
+            return ask_now(handler, *args)
         try:
-            if handler.waits:
-                try:
-                    async with asyncio.timeout(self.seconds) as deadline:
-                        return await handler.function(*args)
-                except TimeoutError as exc:
-                    if deadline.expired():
-                        raise Failure(f"not done within {self.seconds:g} s") from exc
-                    raise
-            began = monotonic()
-            try:
-                return handler.function(*args)
-            finally:
-                if (now := monotonic()) - began > SLOW:
-                    handler.took(now - began, now)
+            async with asyncio.timeout(self.seconds) as deadline:
+                return await handler.function(*args)
+        except TimeoutError as exc:
+            if deadline.expired():
+                raise Failure(f"not done within {self.seconds:g} s") from exc
+            raise
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise Failure("it was cancelled by itself") from exc
-        except SystemExit as exc:  # it ends a program, not ours
+            raise Failure("it raised CancelledError") from exc
+        except SystemExit as exc:
             raise Failure("it raised SystemExit") from exc
 
     async def call(self, handler: Handler, *args: Any) -> Any:
@@ -257,15 +247,13 @@ class Hooks:
         """As `on_message`, for handlers that do not wait. Raises HookFailed."""
         instead = flow.instead
         for handler in handlers:
-            before, began = message.state(), monotonic()
+            before = message.state()
             try:
-                handler.function(flow)
-            except (Exception, SystemExit) as exc:
+                ask_now(handler, flow)
+            except Exception as exc:
                 message.restore(before)
                 flow.instead = instead
-                self.failed(handler, exc if isinstance(exc, Exception) else Failure("it raised SystemExit"))
-            if (now := monotonic()) - began > SLOW:
-                handler.took(now - began, now)
+                self.failed(handler, exc)
             if flow.instead is not instead:
                 return
 
@@ -273,10 +261,10 @@ class Hooks:
         """As `tell`, for handlers that do not wait."""
         for handler in handlers:
             try:
-                handler.function(flow)
-            except (Exception, SystemExit) as exc:
+                ask_now(handler, flow)
+            except Exception as exc:
                 with suppress(HookFailed):
-                    self.failed(handler, exc if isinstance(exc, Exception) else Failure("it raised SystemExit"))
+                    self.failed(handler, exc)
 
     async def on_chunk(self, handlers: Handlers, flow: Flow, chunk: bytes) -> bytes:
         """Show a piece of content to hooks; returns what goes on in its place. Raises HookFailed."""
@@ -330,6 +318,18 @@ Event = WebSocketMessage | DatagramInfo | ClientHelloInfo
 
 class Failure(TabiError):
     """Why a hook has failed, where it is not to blame for an error of its own."""
+
+
+def ask_now(handler: Handler, *args: Any) -> Any:
+    """Call a handler that does not wait. Raises whatever it raises, but nothing that ends a program or a task."""
+    began = monotonic()
+    try:
+        return handler.function(*args)
+    except (SystemExit, asyncio.CancelledError) as exc:
+        raise Failure(f"it raised {type(exc).__name__}") from exc
+    finally:
+        if (now := monotonic()) - began > SLOW:
+            handler.took(now - began, now)
 
 
 async def run_on_copies(threads: Threads, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
