@@ -58,7 +58,7 @@ def test_orders_of_several_workers_are_written(writer: RecordWriter, tmp_path: P
     path = tmp_path / "a.har"
     pid = writer.child.pid
     assert pid is not None
-    assert name_of(pid) == "tabi-records"
+    wait_for(lambda: name_of(pid) == "tabi-records", "its name")
     children = []
     for worker in range(3):
         child = os.fork()
