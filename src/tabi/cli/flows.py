@@ -202,7 +202,7 @@ def lines_of(record: Record, number: int, colour: bool) -> Iterator[str]:
         yield f"{painted('error    ', DIM, colour)} {painted(printable(record.error), RED, colour)}"
     yield ""
     yield painted(printable(f"{record.method} {record.url} {record.version}"), BOLD, colour)
-    yield from content_of(record.request_fields, record.request_body, record.request_size, record.truncated)
+    yield from content_of(record.request_fields, record.request_body, record.request_size, record.request_truncated)
     yield ""
     if record.status:
         start = f"{record.response_version} {record.status} {record.reason}".rstrip()

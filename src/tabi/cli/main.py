@@ -29,6 +29,7 @@ COMMANDS = {
     "udp": "udp",
     "ca": "ca",
     "flows": "flows",
+    "replay": "replay",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 

@@ -104,8 +104,10 @@ def make_request(record: Record) -> dict[str, Any]:
     }
     if record.request_size or record.request_body:
         mime_type = text_of(first_value(fields, b"content-type") or b"")
-        text, is_base64 = encode_body(record.request_body, mime_type, record.truncated)
+        text, is_base64 = encode_body(record.request_body, mime_type, record.request_truncated)
         data: dict[str, Any] = {"mimeType": mime_type, "text": text}
+        if record.request_truncated:
+            data["_truncated"] = True
         if is_base64:
             data["_encoding"] = "base64"
         elif mime_type.lower().startswith("application/x-www-form-urlencoded"):
@@ -292,6 +294,7 @@ def decode_entry(entry: Mapping[str, Any], number: int = 0) -> Record:
         tags=[tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
         messages=list(map(decode_message, dicts(entry, "_webSocketMessages"))),
         decoded=True,
+        request_truncated=post.get("_truncated") is True,
         truncated=entry.get("_truncated") is True or ("text" not in content and whole_number(content, "size", 0) > 0),
     )
 

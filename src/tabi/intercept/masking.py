@@ -89,6 +89,7 @@ def prepare(record: Record, limit: int, secrets: bool = False, more: tuple[str, 
         content_size=len(response.data) if response.whole else record.content_size,
         decoded=True,
         truncated=record.truncated or not (request.whole and response.whole),
+        request_truncated=record.request_truncated or not request.whole,
     )
     return shown if secrets else masked(shown, names_for(more))
 

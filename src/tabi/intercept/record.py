@@ -78,6 +78,8 @@ class Record(msgspec.Struct, kw_only=True):
     """Whether the bodies are without their content codings, and the secrets are masked: see `intercept.masking`."""
     truncated: bool = False
     """Whether a body or a message is not whole; always says so once `decoded`."""
+    request_truncated: bool = False
+    """Whether that is the request's body, or that too."""
 
     @property
     def seconds(self) -> float:

@@ -134,6 +134,7 @@ def bounded(record: Record) -> Record:
         response_body=record.response_body[:MAX_BODY],
         messages=messages,
         truncated=record.truncated or len(messages) < len(record.messages),
+        request_truncated=record.request_truncated or len(record.request_body) > MAX_BODY,
     )
 
 
@@ -142,5 +143,12 @@ def without_content(order: Order) -> Order:
     record = order.record
     if not (record.request_body or record.response_body or record.messages):
         return order
-    bare = msgspec.structs.replace(record, request_body=b"", response_body=b"", messages=[], truncated=True)
+    bare = msgspec.structs.replace(
+        record,
+        request_body=b"",
+        response_body=b"",
+        messages=[],
+        truncated=True,
+        request_truncated=bool(record.request_body),
+    )
     return msgspec.structs.replace(order, record=bare)
