@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import sandbox
 from origin import Certificates, Origin, make_certificates, origin
 from processes import PATIENCE, TABI, environment, failure, run_program, serve
 from support import closed_port
@@ -301,6 +303,16 @@ def test_a_process_that_is_left_has_a_moment_and_no_more(server: Origin) -> None
         assert process.wait(PATIENCE) == 3
         assert process.stderr is not None
         assert b"1 session, " in process.stderr.read()
+
+
+@pytest.mark.skipif(not sandbox.CALLS, reason="the numbers of this machine's calls are not known to the tests")
+def test_a_sandbox_without_the_wait_for_signals() -> None:
+    """It is said before the command is started, which nobody could wait for."""
+    refuse = sandbox.refusing(errno.EPERM, "rt_sigtimedwait")
+    command = [*TABI, "run", "sh", "-c", "echo started"]
+    done = subprocess.run(command, capture_output=True, env=environment(), preexec_fn=refuse, timeout=PATIENCE)
+    assert "rt_sigtimedwait" in failure(done, 2)
+    assert done.stdout == b""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

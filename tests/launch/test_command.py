@@ -235,7 +235,8 @@ def test_the_terminal_s_signals_reach_the_program_once(terminal: Terminal, tmp_p
 
 def test_ctrl_c_ends_a_program_that_does_not_catch_it(terminal: Terminal) -> None:
     """And tabi gives the exit code."""
-    terminal.type(f"{' '.join(RUN)} sh -c 'echo begun; sleep 600'; echo code $?.\n")
+    code = 'import signal; signal.signal(2, signal.SIG_DFL); print("begun", flush=True); signal.pause()'
+    terminal.type(f"{' '.join(RUN)} {sys.executable} -c '{code}'; echo code $?.\n")
     terminal.until("begun")
     terminal.type("\x03")
     terminal.until("code ")

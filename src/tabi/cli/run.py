@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -26,7 +27,7 @@ from tabi.launch.folder import run_folder
 from tabi.launch.messages import messages
 from tabi.launch.proxy import ProxyThread
 from tabi.launch.summary import Summary
-from tabi.net.kernel import check_calls, descriptor_limits, raise_descriptor_limit, try_all
+from tabi.net.kernel import check_calls, descriptor_limits, raise_descriptor_limit, try_all, try_timed_wait
 from tabi.server.intercept_files import authority_paths, load_authority
 from tabi.server.server import Server
 from tabi.signals import restore
@@ -80,7 +81,7 @@ def run(
     looks = Interception(intercept, script, har, prints, trust)
     restore()
     end_in_order()
-    check_calls(try_all())
+    check_calls(itertools.chain(try_all(), try_timed_wait()))
     summary = Summary()
     with contextlib.ExitStack() as closing:
         merged = configure(config, looks)
