@@ -253,6 +253,15 @@ def test_a_change_is_undone() -> None:
         assert message.line() in {("GET", "/a?b=1"), (200, "OK")}
 
 
+def test_content_is_not_read_in_a_thread() -> None:
+    """Streams belong to the loop: a copy says how to do it."""
+    message = with_content(b"x")
+    with pytest.raises(RuntimeError, match="read it in an async hook"):
+        read(message.copy())
+    assert read(message) == b"x"
+    assert read(make_request().copy()) == b""
+
+
 def test_a_copy_is_taken_over() -> None:
     """What was changed of it, and nothing before that; a copy that was only read changes nothing."""
     flow = make_flow()

@@ -47,6 +47,16 @@ class Reader(Protocol):
         """All of the content, as it was encoded. Raises TooLarge, OSError."""
 
 
+class NotHere:
+    """Content for a thread, which must not touch the streams of the loop."""
+
+    async def read_all(self, limit: int) -> bytes:
+        """Raises RuntimeError."""
+        raise RuntimeError(
+            "content is not read in a thread: read it in an async hook, and give it to asyncio.to_thread"
+        )
+
+
 class Message:
     """What requests and responses have in common."""
 
@@ -133,9 +143,11 @@ class Message:
         self.set_line(line)
 
     def copy(self) -> Self:
-        """A message that may be changed by itself."""
+        """A message that may be changed by itself, in a thread, where no content can be read."""
         copied = copy(self)
         copied._headers = copy(self._headers)
+        if copied._reader is not None:
+            copied._reader = NotHere()
         return copied
 
     def take(self, copied: Self) -> None:
