@@ -253,6 +253,25 @@ def test_a_change_is_undone() -> None:
         assert message.line() in {("GET", "/a?b=1"), (200, "OK")}
 
 
+def test_content_that_was_read_can_be_read_again() -> None:
+    """Also when the message has gone on; what was not read has gone with it, unless there was nothing."""
+    message = with_content(b"content", Content_Length="7")
+    assert read(message) == b"content"
+    message.pass_on()
+    assert read(message, "text") == "content"
+    with pytest.raises(TooLarge):
+        read(message, "read", 6)
+    for fields in ({"Content_Length": "7"}, {"Transfer_Encoding": "chunked"}):
+        message = with_content(b"content", **fields)
+        message.pass_on()
+        with pytest.raises(RuntimeError, match="gone on"):
+            read(message)
+    for fields in ({"Content_Length": "0"}, {}):
+        message = with_content(b"", **fields)
+        message.pass_on()
+        assert read(message, "text") == ""
+
+
 def test_content_is_not_read_in_a_thread() -> None:
     """Streams belong to the loop: a copy says how to do it."""
     message = with_content(b"x")

@@ -14,7 +14,7 @@ from conftest import Run
 from tabi.errors import TooLarge
 from tabi.intercept import hooks as hooks_module
 from tabi.intercept.events import ClientHelloInfo, Connection, DatagramInfo, WebSocketMessage
-from tabi.intercept.flow import Drop, Flow, FlowRequest
+from tabi.intercept.flow import Drop, Flow, FlowRequest, FlowResponse
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import EVENTS, FORMS, HookFailed, Hooks, check_hook, in_thread, methods_of
 
@@ -207,6 +207,43 @@ def test_what_a_hook_that_fails_has_changed_is_undone(
     run_once(main)
     assert messages(caplog) == [said] * 4
     assert (caplog.records[0].exc_info is not None) == said.endswith("failed")
+
+
+class Content:
+    """A reader of content that is there."""
+
+    async def read_all(self, limit: int) -> bytes:
+        """See `flow.Reader`."""
+        return b"content"
+
+
+def test_content_is_read_while_the_hook_runs(run_once: Run) -> None:
+    """And not by a task that it has left behind, nor by a hook of the response, unless it was read in time."""
+
+    async def main() -> None:
+        left: list[asyncio.Task[str]] = []
+        flow = make_flow()
+        flow.request.headers["Content-Length"] = "7"
+        flow.request._reader = Content()
+
+        async def leave_behind(flow: Flow) -> None:
+            left.append(asyncio.get_running_loop().create_task(flow.request.text()))
+
+        async def look(flow: Flow) -> None:
+            flow.tags.add(await flow.request.text())
+
+        await ask(Hooks([hook(request=leave_behind)]), flow)
+        with pytest.raises(RuntimeError, match="gone on"):
+            await left[0]
+        hooks = Hooks([hook(request=look, response=look)])
+        flow.request._reader = Content()
+        await ask(hooks, flow)
+        flow.tags.clear()
+        flow.response = FlowResponse(200, "OK", "HTTP/1.1", Headers())
+        await hooks.on_message(hooks.response, flow, flow.response)
+        assert flow.tags == {"content"}
+
+    run_once(main)
 
 
 def test_a_thread_that_comes_too_late_changes_nothing(run_once: Run, caplog: pytest.LogCaptureFixture) -> None:

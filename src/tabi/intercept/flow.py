@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
-from tabi.errors import HttpError
+from tabi.errors import HttpError, TooLarge
 from tabi.intercept.codings import decode_content, encode_content
 from tabi.intercept.events import TlsInfo
 from tabi.intercept.headers import Headers, to_octets
@@ -47,25 +47,31 @@ class Reader(Protocol):
         """All of the content, as it was encoded. Raises TooLarge, OSError."""
 
 
-class NotHere:
-    """Content for a thread, which must not touch the streams of the loop."""
+class Unreadable:
+    """A reader of content that cannot be read here, or not any more."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
 
     async def read_all(self, limit: int) -> bytes:
         """Raises RuntimeError."""
-        raise RuntimeError(
-            "content is not read in a thread: read it in an async hook, and give it to asyncio.to_thread"
-        )
+        raise RuntimeError(self.why)
+
+
+IN_THREAD = Unreadable("content is not read in a thread: read it in an async hook, and give it to asyncio.to_thread")
+GONE = Unreadable("the content has gone on: read it in the hook that gets this message's head")
 
 
 class Message:
     """What requests and responses have in common."""
 
-    __slots__ = ("_content", "_headers", "_reader", "version")
+    __slots__ = ("_content", "_headers", "_read", "_reader", "version")
 
     def __init__(self, version: str, headers: Headers) -> None:
         self.version = version
         self._headers = headers
         self._reader: Reader | None = None
+        self._read: bytes | None = None  # what it has read
         self._content: bytes | None = None  # another content, as it is sent
 
     @property
@@ -81,7 +87,7 @@ class Message:
         self._headers = headers
 
     async def read(self, limit: int = BODY_LIMIT, *, raw: bool = False) -> bytes:
-        """Wait for the whole content. The message is held back until then.
+        """Wait for the whole content. The message is held back until then. What was read can be read again, also later.
 
         Args:
             limit: octets at most, also after decoding.
@@ -91,10 +97,16 @@ class Message:
             TooLarge: it is larger; it goes on as it comes.
             ValueError: it is not what Content-Encoding says.
             OSError: the connection broke.
+            RuntimeError: it has gone on already, or this is a thread.
         """
-        content = self._content
+        content = self._read if self._content is None else self._content
         if content is None:
-            content = b"" if self._reader is None else await self._reader.read_all(limit)
+            reader = self._reader
+            if reader is None or (reader is GONE and not self._has_content()):
+                return b""
+            content = self._read = await reader.read_all(limit)
+        if len(content) > limit:
+            raise TooLarge(f"the content has more than {limit} octets")
         return content if raw else decode_content(content, self._encoding, limit)
 
     async def text(self, limit: int = BODY_LIMIT) -> str:
@@ -116,6 +128,15 @@ class Message:
             ValueError: Content-Encoding names a coding that is not known here.
         """
         self._content = encode_content(to_body(body), self._encoding)
+
+    def _has_content(self) -> bool:
+        """Whether the head says that content follows."""
+        headers = self._headers
+        return headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
+
+    def pass_on(self) -> None:
+        """It goes on: what was not read cannot be read any more."""
+        self._reader = GONE
 
     @property
     def _encoding(self) -> str:
@@ -147,7 +168,7 @@ class Message:
         copied = copy(self)
         copied._headers = copy(self._headers)
         if copied._reader is not None:
-            copied._reader = NotHere()
+            copied._reader = IN_THREAD
         return copied
 
     def take(self, copied: Self) -> None:

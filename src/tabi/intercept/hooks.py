@@ -232,16 +232,21 @@ class Hooks:
             HookFailed: one failed, and the flow is to end.
         """
         instead = flow.instead
-        for handler in handlers:
-            before = message.state()
-            try:
-                await self.ask(handler, flow)
-            except Exception as exc:
-                message.restore(before)
-                flow.instead = instead
-                self.failed(handler, exc)
-            if flow.instead is not instead:
-                return
+        if message is not flow.request:
+            flow.request.pass_on()
+        try:
+            for handler in handlers:
+                before = message.state()
+                try:
+                    await self.ask(handler, flow)
+                except Exception as exc:
+                    message.restore(before)
+                    flow.instead = instead
+                    self.failed(handler, exc)
+                if flow.instead is not instead:
+                    return
+        finally:
+            message.pass_on()  # a task that the hook has left behind must not read beside whoever carries it
 
     def show(self, handlers: Handlers, flow: Flow, message: Message) -> None:
         """As `on_message`, for handlers that do not wait. Raises HookFailed."""
