@@ -165,6 +165,22 @@ def test_objects_of_a_program_come_first_and_scripts_are_shared(write: Write) ->
     assert words(one) == [None, "one"]
 
 
+def test_scripts_that_nobody_uses_are_not_kept(write: Write) -> None:
+    """Neither after the last one has let go of them, nor where another script of the same entry is broken."""
+    path = write(GOOD)
+    hooks, files = Hooks(), Scripts()
+    with pytest.raises(ConfigError):
+        files.add(hooks, [path, "not-there.py"])
+    assert (files.loaded, files.seen, files.uses) == ({}, {}, [])
+    files.add(hooks, [path])
+    files.add(other := Hooks(), [path])
+    files.forget(hooks)
+    assert list(files.seen) == [path]
+    files.forget(other)
+    assert (files.loaded, files.seen, files.uses) == ({}, {}, [])
+    assert words(other) == ["one"]
+
+
 async def looked(files: Scripts) -> None:
     """Look now, and wait until what was found is in place."""
     assert files.timer is not None

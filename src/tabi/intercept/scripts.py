@@ -172,10 +172,14 @@ class Scripts:
             ConfigError: as `load_script`.
             TypeError: as `hooks.check_hook`, of the program's objects.
         """
-        for path in paths:
-            if path not in self.loaded:
-                self.loaded[path] = load_script(path)
-                self.seen[path] = self.loaded[path].stamp
+        try:
+            for path in paths:
+                if path not in self.loaded:
+                    self.loaded[path] = load_script(path)
+                    self.seen[path] = self.loaded[path].stamp
+        except ConfigError:
+            self.forget(hooks)
+            raise
         use = Use(hooks, tuple(objects), tuple(paths))
         self.renew(use)
         self.uses.append(use)
