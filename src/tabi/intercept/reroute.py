@@ -49,7 +49,8 @@ class Fetched:
     Attributes:
         status: 200 to 999.
         reason: may be empty.
-        fields: to send on, without those of the connection. Content-Length is among them, where the server sent it.
+        fields: to send on, as they came (`Headers.raw`), without those of the connection. Content-Length is among them,
+            where the server sent it.
     """
 
     __slots__ = ("body", "fields", "idle", "reason", "status", "stream")
@@ -57,7 +58,7 @@ class Fetched:
     def __init__(self, stream: Stream, response: Response, buffer: bytearray, idle: float) -> None:
         self.status = response.status
         self.reason = response.reason
-        self.fields: list[Field] = list(Fields.decode(response.fields))
+        self.fields: list[Field] = Fields.decode(response.fields).raw
         self.stream = stream
         self.body = Content(stream, buffer, response.body, wanted=True)
         self.idle = idle
