@@ -13,7 +13,21 @@ import pytest
 from authorities import TlsPeer, accept, client_context
 from conftest import Run
 from hellos import client_hello, hello, server_name
-from sockets import Bench, Ends, Pair, read, read_all, reset, send, send_and_end, tcp_pair, turns, unix_pair, until
+from sockets import (
+    Bench,
+    Ends,
+    Pair,
+    read,
+    read_all,
+    reset,
+    send,
+    send_and_end,
+    tcp_pair,
+    turns,
+    unix_pair,
+    until,
+    waiting,
+)
 from tabi.net.stream import Stream
 from tabi.relay.first_octets import READ_SIZE, FirstOctets, Seen
 from tabi.session import Session
@@ -138,6 +152,29 @@ def test_a_hello_longer_than_a_read(run: Run) -> None:
             assert there.result() == octets
             assert here.seen[0].octets == octets
             assert here.seen[0].hello is not None
+
+    run(main)
+
+
+def test_a_long_hello_takes_no_more_than_its_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In records of an octet it takes long: others have their turns between its reads, and no octet is forgotten."""
+
+    async def main() -> None:
+        with table() as here:
+            ends = here.bench.ends()
+            octets = hello(server_name(b"name.test"), b"\x77\x77\x20\0" + bytes(8192), size=1)
+            assert 3 * READ_SIZE < len(octets) < 4 * READ_SIZE
+            monkeypatch.setattr(here.bench.relays.reactor, "late", lambda: True)
+            await send(ends.client, octets)
+            await until(lambda: waiting(ends.near_client.sock) == len(octets))  # type: ignore[arg-type]
+            await ends.near_client.readable()
+            here.look(ends)
+            look = here.first.get(ends.session)
+            assert look is not None
+            assert look.hello is not None
+            assert len(look.hello.octets) == READ_SIZE
+            assert await read(ends.server, len(octets)) == octets
+            assert here.seen[0].octets == octets
 
     run(main)
 

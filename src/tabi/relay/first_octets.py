@@ -151,11 +151,14 @@ class Look:
                 return
             if data is None:
                 return
-            if data:
-                self.take(data)
-            else:
+            if not data:
                 self.client.events |= IN  # so that whoever carries the session finds the end
                 self.finish(Payload.RAW)
+                return
+            self.take(data)
+            if len(data) == READ_SIZE and not self.over and self.owner.reactor.late():
+                self.owner.reactor.later(self.read_client)
+                return
 
     def look_at_server(self) -> None:
         """Whatever the server says first, or its end, leaves nothing to wait for."""

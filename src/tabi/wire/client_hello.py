@@ -123,13 +123,14 @@ class HelloReader:
     octets and is not empty.
     """
 
-    __slots__ = ("head", "left", "message", "octets")
+    __slots__ = ("end", "head", "left", "message", "octets")
 
     def __init__(self) -> None:
         self.octets = bytearray()
         self.head = bytearray()  # of the record that begins
         self.left = 0  # octets that are missing of the record's fragment
         self.message = bytearray()  # what the fragments are
+        self.end = 1  # how much of it must be there to know more
 
     def receive(self, data: bytes) -> ClientHello | None:
         """Take octets; None means that the hello needs more.
@@ -138,42 +139,47 @@ class HelloReader:
             RemoteProtocolError: this is no ClientHello, or one of more than MAX_HELLO octets.
         """
         self.octets += data
-        head, message, at = self.head, self.message, 0
+        head, message, left, at = self.head, self.message, self.left, 0
         while at < len(data):
-            if not self.left:
-                missing = RECORD_HEAD - len(head)
-                head += data[at : at + missing]
-                at += missing
-                self.left = check_record(head)
+            if not left:
+                whole = not head and len(data) - at >= RECORD_HEAD
+                part = data[at : at + RECORD_HEAD - len(head)]
+                at += len(part)
+                left = check_record(part if whole else head + part)
+                if whole or left:
+                    head.clear()
+                else:
+                    head += part
                 continue
-            fragment = data[at : at + self.left]
+            fragment = data[at : at + left]
             message += fragment
             at += len(fragment)
-            self.left -= len(fragment)
-            end = check_message(message)
-            if len(message) >= end:
-                return decode_hello(bytes(message[MESSAGE_HEAD:end]))
+            left -= len(fragment)
+            if len(message) >= self.end:
+                self.end = check_message(message)
+                if len(message) >= self.end:
+                    return decode_hello(bytes(message[MESSAGE_HEAD : self.end]))
+        self.left = left
         return None
 
 
-def check_record(head: bytearray) -> int:
-    """How long the fragment of a record is, and clear its head; 0 while octets of the head are missing.
+def check_record(head: bytes | bytearray) -> int:
+    """How long the fragment of a record is; 0 while octets of its head are missing.
 
     Raises:
         RemoteProtocolError: it is not a record of the handshake.
     """
-    length = int.from_bytes(head[3:])
-    begins = head.startswith(RECORD) or RECORD.startswith(head)
-    if not begins or (len(head) == RECORD_HEAD and not 0 < length <= MAX_FRAGMENT):
-        raise RemoteProtocolError("TLS: this is not a record of the handshake")
-    if len(head) < RECORD_HEAD:
+    if len(head) == RECORD_HEAD and head.startswith(RECORD):
+        length = head[3] << 8 | head[4]
+        if 0 < length <= MAX_FRAGMENT:
+            return length
+    elif head.startswith(RECORD) or RECORD.startswith(head):
         return 0
-    head.clear()
-    return length
+    raise RemoteProtocolError("TLS: this is not a record of the handshake")
 
 
 def check_message(message: bytearray) -> int:
-    """How long a handshake message is, with its head; without the length that is in it, at least one octet more.
+    """How long a handshake message is, with its head; as long as its length is not there, as long as the head.
 
     Raises:
         RemoteProtocolError: it is not a ClientHello, or is too long.
