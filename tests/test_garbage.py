@@ -14,16 +14,31 @@ import pytest
 from authorities import client_context, write_server
 from conftest import Run
 from doubles import until
+from hellos import client_hello
 from sockets import turns
 from support import GREETING, closed_port, request, target
 from tabi import Config, Server
-from tabi.config import Listen, Log, Seconds, Timeouts
+from tabi.config import Listen, Log, RuleConfig, Seconds, Timeouts
 from tabi.wire.address import Address
 
 SESSIONS = 5
 TOO_MUCH_AT_ONCE = 100_000
 
-KINDS = ("socks5", "socks4", "get", "post", "early", "connect", "refused", "rubbish", "silent", "slow")
+KINDS = (
+    "socks5",
+    "socks4",
+    "get",
+    "post",
+    "early",
+    "connect",
+    "refused",
+    "rubbish",
+    "silent",
+    "slow",
+    "hello",
+    "half",
+    "denied",
+)
 
 
 async def origin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,6 +87,15 @@ async def session(kind: str, proxy: Address, echo: int, web: int, tls: bool) -> 
     elif kind == "rubbish":
         writer.write(b"\0" * 100)
         await asyncio.gather(reader.read(), return_exceptions=True)
+    elif kind in ("hello", "half", "denied"):
+        hello = client_hello("denied.test" if kind == "denied" else "name.test")
+        writer.write(GREETING + request("127.0.0.1", echo))
+        await reader.readexactly(12)
+        writer.write(hello[:9])
+        await turns(50)
+        if kind != "half":
+            writer.write(hello[9:])
+            await reader.readexactly(7 if kind == "denied" else len(hello))
     elif kind == "slow":
         writer.write(b"\x05")
         await reader.read()
@@ -99,9 +123,11 @@ def test_a_session_leaves_nothing_to_the_collector(run_once: Run, tmp_path: Path
     """When a session has ended its memory is free at once: no object of ours is in a circle."""
 
     async def main() -> None:
-        listen = Listen("mixed://127.0.0.1:0", tls=write_server(tmp_path))
+        sniff = kind in ("hello", "half", "denied")
+        listen = Listen("mixed://127.0.0.1:0", tls=write_server(tmp_path), sniff=sniff)
+        rule = [RuleConfig("deny", hosts=["denied.test"])] * sniff
         timeouts = Timeouts(handshake=Seconds(0.5 if kind == "slow" else 10))
-        settings = Config(listen=[listen], timeouts=timeouts, log=Log(access="none"))
+        settings = Config(listen=[listen], timeouts=timeouts, log=Log(access="none"), rule=rule)
         async with Server(config=settings) as server, target() as echo, target(origin) as web:
             with collector():
                 at_once = SESSIONS if kind == "slow" else 1  # that one waits for a deadline

@@ -108,6 +108,20 @@ def test_tls_without_a_name_asks_no_rule(run: Run) -> None:
     run(main)
 
 
+def test_what_is_noted_of_an_offer_is_bounded(run: Run) -> None:
+    """A client may offer 64 KiB of protocols; the log does not have them all."""
+
+    async def main() -> None:
+        with sniffer() as (bench, made, _):
+            ends = bench.ends()
+            start(made, ends, hello(extension(16, vector(2, vector(1, b"x" * 200) * 300))))
+            sniffed = ends.session.sniffed
+            assert sniffed is not None
+            assert sniffed.alpn == ("x" * 32,) * 16
+
+    run(main)
+
+
 def test_which_sessions_are_sniffed(run: Run) -> None:
     """Connections of a listener or of a rule; all others go to the inner carrier by themselves."""
 
