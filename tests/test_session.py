@@ -19,6 +19,7 @@ def test_what_nobody_filled_in_is_unknown() -> None:
         "listener",
         "client",
         "groups",
+        "pinned",
         "silent",
         "started",
         "up",

@@ -352,7 +352,7 @@ def test_with_interception(run_once: Run) -> None:
                 assert done.stdout == b"hi"
                 await until(lambda: over)
                 session = over[-1]
-                assert session.sniffed == (Sniffed("http/1") if sniff else None)
+                assert session.sniffed == (Sniffed("http/1") if sniff or intercepted else None)
                 assert (session.intercepted is not None) == intercepted
                 async with tunnel(server.addresses[0], port) as (reader, writer):
                     writer.write(HELLO)
