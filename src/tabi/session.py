@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from tabi.wire.address import Address
+from tabi.wire.client_hello import ClientHello
 
 UNIX = "unix"
 """The host of a client that came through a unix socket; its port is the number of the user that its process runs as."""
@@ -63,18 +64,53 @@ class Decision(msgspec.Struct, frozen=True):
         return f"Decision(action={self.action!r}, rule={self.rule!r}, via={via!r}, reason={self.reason!r})"
 
 
-class Sniffed(msgspec.Struct, frozen=True):
-    """What the first octets of a session's client and destination have said, where a listener or a rule asks for it."""
+MAX_NAME, MAX_PROTOCOLS = 32, 16
+"""Octets of a protocol that ALPN names, and such protocols, that are noted."""
 
-    protocol: str
-    """``tls``, ``http/1``, ``h2`` without TLS, ``ssh``; ``raw`` is everything else."""
-    sni: str | None = None
-    """The name that the client's TLS asks for, in small letters; None without TLS, or without a name."""
-    alpn: tuple[str, ...] = ()
-    """The protocols that its TLS offers, such as ``h2``."""
-    ja3: str | None = None
-    """Fingerprints of its TLS; None without."""
-    ja4: str | None = None
+
+class Sniffed:
+    """What the first octets of a session's client and destination have said, where somebody looks at them.
+
+    Args:
+        protocol: ``tls``, ``http/1``, ``h2`` without TLS, ``ssh``; ``raw`` is everything else.
+        hello: of TLS. What it says is read when it is asked for.
+    """
+
+    __slots__ = ("hello", "protocol")
+
+    def __init__(self, protocol: str, hello: ClientHello | None = None) -> None:
+        self.protocol = protocol
+        self.hello = hello
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sniffed) and (self.protocol, self.hello) == (other.protocol, other.hello)
+
+    def __hash__(self) -> int:
+        return hash((self.protocol, self.hello))
+
+    def __repr__(self) -> str:
+        return f"Sniffed({self.protocol!r}, sni={self.sni!r}, alpn={self.alpn!r}, ja4={self.ja4!r})"
+
+    @property
+    def sni(self) -> str | None:
+        """The name that the client's TLS asks for, in small letters; None without TLS, or without a name."""
+        return None if self.hello is None else self.hello.sni
+
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        """The protocols that its TLS offers, such as ``h2``: the first 16."""
+        protocols = () if self.hello is None else self.hello.alpn[:MAX_PROTOCOLS]
+        return tuple([protocol[:MAX_NAME].decode("ascii", "backslashreplace") for protocol in protocols])
+
+    @property
+    def ja3(self) -> str | None:
+        """The JA3 fingerprint of its TLS; None without."""
+        return None if self.hello is None else self.hello.ja3
+
+    @property
+    def ja4(self) -> str | None:
+        """The JA4 fingerprint of its TLS; None without."""
+        return None if self.hello is None else self.hello.ja4
 
 
 class DatagramProtection(Protocol):

@@ -38,6 +38,7 @@ from tabi.observe.access_log import (
 )
 from tabi.session import Session, Sniffed
 from tabi.wire.address import Address, parse_address
+from tabi.wire.client_hello import ClientHello
 
 KEYS = [
     *(
@@ -153,17 +154,27 @@ def test_a_line_of_an_association_says_what_was_dropped() -> None:
     assert line.startswith(format_line(session, "", "", 0.0).removesuffix(b"}\n") + b',"datagrams_up":')
 
 
+NAMED = ClientHello(0x0303, (0x1301,), (0, 16), "name.test", (b"h2", b"\xff\x1b"))
+NAMELESS = ClientHello(0x0303, (0x1301,), ())
+
+
 @pytest.mark.parametrize(
     ("sniffed", "expected"),
     [
         (Sniffed("raw"), {"sniffed": "raw"}),
         (
-            Sniffed("tls", "name.test", ("h2", "\\xff\x1b"), "a" * 32, "t13d"),
-            {"sniffed": "tls", "sni": "name.test", "alpn": ["h2", "\\xff\x1b"], "ja3": "a" * 32, "ja4": "t13d"},
+            Sniffed("tls", NAMED),
+            {
+                "sniffed": "tls",
+                "sni": "name.test",
+                "alpn": ["h2", "\\xff\x1b"],
+                "ja3": NAMED.ja3,
+                "ja4": NAMED.ja4,
+            },
         ),
         (
-            Sniffed("tls", None, (), "a" * 32, "t13i"),
-            {"sniffed": "tls", "sni": None, "alpn": [], "ja3": "a" * 32, "ja4": "t13i"},
+            Sniffed("tls", NAMELESS),
+            {"sniffed": "tls", "sni": None, "alpn": [], "ja3": NAMELESS.ja3, "ja4": NAMELESS.ja4},
         ),
     ],
 )

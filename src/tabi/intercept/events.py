@@ -11,28 +11,63 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any, Literal, NamedTuple
+
+from tabi.wire.client_hello import ClientHello
 
 Direction = Literal["up", "down"]
 
 
-class TlsInfo(NamedTuple):
-    """What is known of TLS with both sides."""
+class TlsInfo:
+    """What is known of TLS with both sides. It is read when it is asked for.
 
-    sni: str | None
-    """The name that the client asked for."""
-    alpn: str | None
-    """The protocol that was chosen, such as ``h2``."""
-    version: str | None
-    """With the destination, such as ``TLSv1.3``."""
-    cipher: str | None
-    """With the destination."""
-    certificate: bytes | None
-    """The destination's certificate, in DER."""
-    verdict: str
-    """``good``, or what is wrong with the certificate."""
-    ja4: str | None
-    """The fingerprint of the client's hello."""
+    Args:
+        tls: with the destination.
+        hello: of the client.
+        verdict: ``good``, or what is wrong with the certificate.
+    """
+
+    __slots__ = ("_hello", "_tls", "verdict")
+
+    def __init__(self, tls: ssl.SSLObject, hello: ClientHello, verdict: str) -> None:
+        self._tls = tls
+        self._hello = hello
+        self.verdict = verdict
+
+    def __repr__(self) -> str:
+        return f"<TlsInfo {self.sni} {self.version} {self.alpn} {self.verdict}>"
+
+    @property
+    def sni(self) -> str | None:
+        """The name that the client asked for."""
+        return self._hello.sni
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that was chosen, such as ``h2``."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
+    def version(self) -> str | None:
+        """With the destination, such as ``TLSv1.3``."""
+        return self._tls.version()
+
+    @property
+    def cipher(self) -> str | None:
+        """With the destination."""
+        cipher = self._tls.cipher()
+        return None if cipher is None else cipher[0]
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The destination's certificate, in DER."""
+        return self._tls.getpeercert(True)
+
+    @property
+    def ja4(self) -> str:
+        """The fingerprint of the client's hello."""
+        return self._hello.ja4
 
 
 class Connection:

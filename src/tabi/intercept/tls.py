@@ -193,17 +193,7 @@ def versions_of(hello: ClientHello) -> Versions:
 
 def info_of(opened: Opened, hello: ClientHello) -> TlsInfo:
     """What hooks see of TLS."""
-    tls = opened.tls
-    cipher = tls.cipher()
-    return TlsInfo(
-        hello.sni,
-        tls.selected_alpn_protocol(),
-        tls.version(),
-        None if cipher is None else cipher[0],
-        tls.getpeercert(True),
-        opened.verdict.name.lower(),
-        hello.ja4,
-    )
+    return TlsInfo(opened.tls, hello, opened.verdict.name.lower())
 
 
 def host_of(hello: ClientHello, session: Session) -> Host:

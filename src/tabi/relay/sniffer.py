@@ -20,9 +20,6 @@ MAX_UNREAD = 64
 """Reads of what a refused client has sent behind its hello: a close that leaves octets unread makes a reset of it, and
 the alert might be lost."""
 
-MAX_PROTOCOLS, MAX_NAME = 16, 32
-"""How many of the protocols that a client offers are noted, and octets of each."""
-
 Ask = Callable[[Session, str], Decision | None]
 """What the rules say of a session whose TLS asks for this name: a refusal, or None."""
 
@@ -50,11 +47,7 @@ NOTHING = Sniffing()
 
 def sniffed_of(seen: Seen) -> Sniffed:
     """What is noted of first octets."""
-    hello = seen.hello
-    if hello is None:
-        return Sniffed(seen.protocol.value)
-    alpn = tuple([protocol[:MAX_NAME].decode("ascii", "backslashreplace") for protocol in hello.alpn[:MAX_PROTOCOLS]])
-    return Sniffed(seen.protocol.value, hello.sni, alpn, hello.ja3, hello.ja4)
+    return Sniffed(seen.protocol.value, seen.hello)
 
 
 class Sniffer:
