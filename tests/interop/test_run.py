@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from origin import Certificates, Origin, origin
+from origin import Certificates, Origin, make_authority, make_certificates, origin
 from processes import TABI, environment, need, run_program
 
 pytestmark = [pytest.mark.interop, pytest.mark.linux]
@@ -226,3 +226,41 @@ def test_wget_keeps_its_settings(secure: Origin, certificates: Certificates, tmp
     found, said = look_into(certificates, need("wget"), "-qO-", url, env=environment() | {"HOME": str(tmp_path)})
     assert found == BODY, said
     assert secure.asked[0].fields["user-agent"] == "of the user"
+
+
+def test_go(tmp_path: Path) -> None:
+    """terraform stands for programs in Go: HTTPS_PROXY, but never for localhost, and SSL_CERT_FILE."""
+    terraform, name = need("terraform"), "registry.example.test"
+    files = make_certificates(tmp_path)
+    leaf = make_authority().issue_cert(name)
+    leaf.cert_chain_pems[0].write_to_path(files.chain)
+    leaf.private_key_pem.write_to_path(files.key)
+    config = tmp_path / "tabi.toml"
+    config.write_text(f'[resolver]\nhosts = {{ "{name}" = ["127.0.0.1"] }}\n')
+    with origin(tls=files) as server:
+        demo = f'demo = {{\nsource = "{name}:{server.port}/ns/demo"\n}}'
+        (tmp_path / "main.tf").write_text(f"terraform {{\nrequired_providers {{\n{demo}\n}}\n}}\n")
+        env = environment() | {"HOME": str(tmp_path), "CHECKPOINT_DISABLE": "1", "TF_CLI_CONFIG_FILE": "/dev/null"}
+        options = ("-c", str(config), "--intercept", "*", "--trust", str(files.authority))
+        done = run(*options, "--", terraform, f"-chdir={tmp_path}", "init", "-no-color", env=env)
+    assert [asked.path for asked in server.asked] == ["/.well-known/terraform.json"], done.stderr.decode()
+    assert f"{name}:{server.port}: 1 session, " in done.stderr.decode()
+    assert "1 intercepted" in done.stderr.decode()
+
+
+def test_cargo(certificates: Certificates, tmp_path: Path) -> None:
+    """CARGO_HTTP_CAINFO."""
+    entry = {"name": "demo", "vers": "1.2.3", "deps": [], "cksum": "0" * 64, "features": {}, "yanked": False}
+    files = {"/config.json": b'{"dl": "https://localhost/"}', "/de/mo/demo": json.dumps(entry).encode() + b"\n"}
+    (tmp_path / "Cargo.toml").write_text(
+        '[package]\nname = "one"\nversion = "1.0.0"\n[lib]\npath = "one.rs"\n'
+        '[dependencies]\ndemo = { version = "1", registry = "here" }\n'
+    )
+    (tmp_path / "one.rs").write_text("")
+    with origin(files, tls=certificates) as server:
+        index = f"sparse+{server.url('/', 'localhost')}"
+        env = environment() | {"CARGO_HOME": str(tmp_path / "home"), "CARGO_REGISTRIES_HERE_INDEX": index}
+        lock = [need("cargo"), "generate-lockfile", "--manifest-path", str(tmp_path / "Cargo.toml")]
+        _, said = look_into(certificates, *lock, env=env)
+    assert 'version = "1.2.3"' in (tmp_path / "Cargo.lock").read_text(), said
+    assert "1 intercepted" in said
