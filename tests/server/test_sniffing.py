@@ -21,6 +21,7 @@ from support import echo, reset_on_close, silent, target, tunnel
 from tabi.config import Config, InterceptConfig, Listen, Log, ResolverConfig, RuleConfig, Seconds, Timeouts
 from tabi.server.server import Server
 from tabi.session import Session, Sniffed
+from tabi.wire.client_hello import decode_client_hello
 
 HELLO = client_hello("name.test", ("h2",))
 ALERT = b"\x15\x03\x03\x00\x02\x02\x31"
@@ -332,7 +333,9 @@ def test_the_access_log(run_once: Run, tmp_path: Path) -> None:
         line = json.loads(await asyncio.to_thread(log.read_text))
         assert list(line)[-6:] == ["close", "sniffed", "sni", "alpn", "ja3", "ja4"]
         assert (line["sniffed"], line["sni"], line["alpn"]) == ("tls", "name.test", ["h2"])
-        assert msgspec.convert({"protocol": line["sniffed"], **line}, Sniffed).ja4 == line["ja4"]
+        hello = decode_client_hello(HELLO)
+        assert hello is not None
+        assert (line["ja3"], line["ja4"]) == (hello.ja3, hello.ja4)
 
     run_once(main)
 

@@ -24,6 +24,11 @@ async def ask_directory(login: tabi.Login) -> tabi.User | None:
     return tabi.User(login.username, groups=["dev"], limits=limits) if login.username else None
 
 
+def fingerprint(session: tabi.Session) -> str | None:
+    sniffed: tabi.Sniffed | None = session.sniffed
+    return None if sniffed is None else sniffed.ja4
+
+
 def decide(session: tabi.Session) -> tabi.Decision | None:
     """A plain function."""
     if session.destination is not None and session.destination.port == 25:

@@ -119,7 +119,7 @@ class Interception:
         if rule is None:
             self.relays.start(client, server, session, b"", seen.octets)
             return
-        if session.sniffed is None and seen.hello is not None:
+        if session.sniffed is None:
             session.sniffed = sniffed_of(seen)
         self.chosen[session] = Chosen(rule, seen)
         self.tunnels.start(client, server, session, b"", b"")
