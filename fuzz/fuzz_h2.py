@@ -25,7 +25,7 @@ def take(kind: int, flags: int, stream: int, payload: bytes, decoder: Decoder) -
     elif kind == h2.DATA:
         assert len(h2.strip_padding(payload, flags)) <= len(payload)
     elif kind in (h2.HEADERS, h2.PUSH_PROMISE):
-        _, block = h2.split_headers(payload, flags, stream) if kind == h2.HEADERS else h2.split_promise(payload, flags)
+        _, block = h2.split_headers(payload, flags) if kind == h2.HEADERS else h2.split_promise(payload, flags)
         fields = decoder.decode(block)
         for decode in (h2.decode_request, h2.decode_response, h2.check_trailers):
             try:

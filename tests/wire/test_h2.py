@@ -35,7 +35,6 @@ from tabi.wire.h2 import (
     ErrorCode,
     H2Request,
     check_frame,
-    check_priority,
     check_trailers,
     decode_goaway,
     decode_request,
@@ -159,11 +158,9 @@ def test_padding() -> None:
 
 def test_headers_are_split() -> None:
     """With padding and priority, each or both."""
-    assert split_headers(b"block", 0, 1) == (b"", b"block")
-    assert split_headers(b"\x01\0\0\0\x03\x10block\0", PADDED | WITH_PRIORITY, 1) == (b"\0\0\0\x03\x10", b"block")
-    assert error_of(split_headers, b"\0\0\0\x03", WITH_PRIORITY, 1) == (FRAME_SIZE_ERROR, False)
-    assert error_of(split_headers, b"\x80\0\0\x01\x10", WITH_PRIORITY, 1) == (PROTOCOL_ERROR, True)
-    check_priority(b"\0\0\0\0\x10", 1)
+    assert split_headers(b"block", 0) == (b"", b"block")
+    assert split_headers(b"\x01\0\0\0\x03\x10block\0", PADDED | WITH_PRIORITY) == (b"\0\0\0\x03\x10", b"block")
+    assert error_of(split_headers, b"\0\0\0\x03", WITH_PRIORITY) == (FRAME_SIZE_ERROR, False)
     assert split_promise(b"\x01\0\0\0\x02block\0", PADDED) == (2, b"block")
     assert error_of(split_promise, b"\x03\0\0\0\0\0\0", PADDED) == (FRAME_SIZE_ERROR, False)
 

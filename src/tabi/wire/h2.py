@@ -128,14 +128,13 @@ def strip_padding(payload: bytes, flags: int) -> bytes:
     return payload[1 : len(payload) - payload[0]]
 
 
-def split_headers(payload: bytes, flags: int, stream: int) -> tuple[bytes, bytes]:
+def split_headers(payload: bytes, flags: int) -> tuple[bytes, bytes]:
     """Split the payload of HEADERS into the 5 octets of a priority, if there is one, and the block or its beginning."""
     payload = strip_padding(payload, flags)
     if not flags & WITH_PRIORITY:
         return b"", payload
     if len(payload) < 5:
         raise H2Error("HEADERS too short for their priority", FRAME_SIZE_ERROR)
-    check_priority(payload, stream)
     return payload[:5], payload[5:]
 
 
@@ -159,12 +158,6 @@ def encode_block(kind: int, flags: int, stream: int, block: bytes, before: bytes
     frames = [encode_frame(kind, flags, stream, pieces[0])]
     frames += [encode_frame(CONTINUATION, 0, stream, piece) for piece in pieces[1:-1]]
     return b"".join([*frames, encode_frame(CONTINUATION, END_HEADERS, stream, pieces[-1])])
-
-
-def check_priority(payload: bytes, stream: int) -> None:
-    """Raise H2StreamError if a priority makes a stream depend on itself (RFC 7540 section 5.3.1)."""
-    if int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream:
-        raise H2StreamError(f"stream {stream} depends on itself", PROTOCOL_ERROR)
 
 
 def decode_settings(payload: bytes) -> list[tuple[int, int]]:

@@ -1,0 +1,83 @@
+"""A frame relay on a relay: two stages, one for each direction, so that it has the relay's I/O.
+
+relay = FrameRelay(inspector)
+stages = FrameStages(relay)
+tunnel.hand_over([stages.up], [stages.down])
+"""
+
+from __future__ import annotations
+
+from tabi.intercept.http2 import FrameRelay
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.stage import Stage
+
+HELD_LIMIT = 4 << 20
+"""Octets that are kept back of one direction before nothing more is read of it."""
+
+
+class FrameStage(Stage):
+    """What passes in one direction."""
+
+    __slots__ = ("number", "stages")
+
+    limit = HELD_LIMIT
+
+    def __init__(self, stages: FrameStages, number: int) -> None:
+        super().__init__()
+        self.stages: FrameStages | None = stages
+        self.number = number
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage`."""
+        if self.stages is not None:
+            self.stages.relay.directions[self.number].feed(data)
+            self.stages.flush()
+
+    def receive_end(self) -> None:
+        """One side will send no more, so that no stream can go on in both directions."""
+        self.emit_end()
+
+    def closed(self, unsent: int) -> None:
+        """The connection is over."""
+        stages, self.stages = self.stages, None
+        if stages is not None:
+            stages.close()
+
+
+class FrameStages:
+    """Both stages of a frame relay."""
+
+    def __init__(self, relay: FrameRelay) -> None:
+        self.relay = relay
+        self.up = FrameStage(self, UP)
+        self.down = FrameStage(self, DOWN)
+        self.stages: tuple[FrameStage, ...] = (self.up, self.down)
+        relay.wake = self.flush
+
+    def flush(self) -> None:
+        """Send what there is to send, and end if it is over."""
+        relay = self.relay
+        for stage in self.stages:
+            octets = relay.take(stage.number)
+            if octets:
+                stage.emit(octets)
+            if not self.stages:
+                return  # that has ended the connection
+            stage.held = relay.directions[stage.number].queued
+        if relay.failure is not None:
+            for stage in self.stages:
+                stage.held = 0
+                stage.emit_end()
+            return
+        for stage in self.stages:
+            stage.go_on()
+
+    def close(self) -> None:
+        """The connection is over: all streams end."""
+        if not self.stages:
+            return
+        stages, self.stages = self.stages, ()
+        for stage in stages:
+            stage.stages = None
+        self.relay.close("the connection has ended")
+        self.relay.wake = bool
