@@ -271,6 +271,17 @@ class Hooks:
                 with suppress(HookFailed):
                     self.failed(handler, exc)
 
+    def show_data(self, handlers: Handlers, data: bytes, *args: Any) -> bytes:
+        """As `on_data`, for handlers that do not wait. Raises HookFailed."""
+        for handler in handlers:
+            try:
+                found = ask_now(handler, *args, data)
+                if found is not None:
+                    data = as_octets(found)
+            except Exception as exc:
+                self.failed(handler, exc)
+        return data
+
     async def on_chunk(self, handlers: Handlers, flow: Flow, chunk: bytes) -> bytes:
         """Show a piece of content to hooks; returns what goes on in its place. Raises HookFailed."""
         return await self.on_data(handlers, chunk, flow)

@@ -20,6 +20,7 @@ from tabi.intercept.events import ClientHelloInfo, Connection, Direction
 from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
+from tabi.intercept.http2_flows import make_stages
 from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
 from tabi.intercept.passing import GiveBack, Passing
 from tabi.intercept.pinning import Pinned
@@ -284,7 +285,10 @@ class Interception:
     async def carry_http(self, tunnel: Tunnel, inspection: Inspection, head: bytes, http2: bool) -> None:
         """Carry HTTP: in the relay where nothing has to wait, else here."""
         if http2:
-            self.hand_over(tunnel, head)
+            stages = make_stages(inspection, tunnel.client)
+            if head:
+                HeadSock(tunnel.client, head)
+            await tunnel.relay([stages.up], [stages.down])
             return
         http = None
         if Passing.fits(inspection):
