@@ -99,6 +99,17 @@ def test_what_is_recorded_of_a_flow_is_bounded() -> None:
     assert record.truncated
 
 
+def test_texts_that_are_not_text_can_be_written() -> None:
+    """Octets of a URL that are no UTF-8, a user name that is none, a tag of a hook."""
+    sink = Orders()
+    record = make_record("https://h/\udcff\xe9", user="\udcff", error="\ud800", tags=["\udcff", "a"])
+    Recorder(sink).record(record, Rule(har="a.har"))
+    found = sink.taken[0].record
+    assert (found.url, found.user, found.error) == ("https://h/%FF\xe9", "\\udcff", "\\ud800")
+    assert found.tags == ["\\udcff", "a"]
+    assert msgspec.msgpack.encode(sink.taken[0])
+
+
 def test_what_has_no_content_stays_as_it_is() -> None:
     """It is not marked as cut."""
     bare = order(b"")

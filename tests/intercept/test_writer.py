@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,30 @@ def test_a_file_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pyte
     writer.write(order(tmp_path / "link"))
     writer.close()
     assert caplog.messages[-1] == f"{tmp_path / 'link'}: flows lost: 1"
+
+
+def test_a_disk_that_is_almost_full_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Small flows find room and large ones do not: that is said seldom, and in the end how many are lost."""
+    now = [100.0]
+    writer, path = Writer(clock=lambda: now[0]), tmp_path / "a.har"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        for _ in range(20):
+            writer.write(order(path, body=b"x" * 60_000))
+            writer.write(order(path))
+        assert len(caplog.messages) == 2
+        assert caplog.messages[1] == f"{path}: can be written again, flows lost: 1"
+        now[0] += 11
+        writer.write(order(path))
+        assert caplog.messages[2:] == [f"{path}: can be written again, flows lost: 19"]
+        writer.write(order(path, body=b"x" * 60_000))
+        assert len(caplog.messages) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    assert caplog.messages[4:] == [f"{path}: flows lost: 1"]
+    assert len(ids(path)) == 21
 
 
 def test_an_entry_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

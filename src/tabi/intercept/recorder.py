@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -16,6 +17,9 @@ log = logging.getLogger("tabi")
 
 RING = 2 << 20
 """Octets of records that a worker remembers."""
+
+SURROGATE = re.compile("[\udc80-\udcff]")
+"""An octet in a text that is not UTF-8 (PEP 383)."""
 
 MAX_BODY = 8 << 20
 """Octets of a body, and of all messages of a WebSocket, that are recorded at most."""
@@ -105,7 +109,8 @@ class Recorder:
         self.ring = Ring(ring)
 
     def record(self, record: Record, rule: Rule) -> None:
-        """Take one. Never waits; what it holds must not be changed any more."""
+        """Take one. Never waits and never raises; what it holds must not be changed any more."""
+        record = encodable(record)
         if len(record.request_body) > MAX_BODY or len(record.response_body) > MAX_BODY or record.messages:
             record = bounded(record)
         order = Order(record, rule.har, rule.print, int(rule.body_limit), rule.secrets, rule.mask)
@@ -118,6 +123,24 @@ class Recorder:
     async def aclose(self) -> None:
         """Have written what was recorded, within a deadline."""
         await self.sink.aclose()
+
+
+TEXTS = ("method", "url", "reason", "user", "error", "client", "listener", "rule", "via", "sni")
+
+
+def encodable(record: Record) -> Record:
+    """The record with texts that can be encoded: octets that are no UTF-8, which are lone surrogates in texts, become
+    ``%FF`` in a URL and ``\\udcff`` elsewhere."""
+    changed = {}
+    for name in TEXTS:
+        text = getattr(record, name)
+        if text is not None and not text.isascii():
+            if name == "url":
+                text = SURROGATE.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+            changed[name] = text.encode("utf-8", "backslashreplace").decode()
+    if not all(tag.isascii() for tag in record.tags):
+        changed["tags"] = [tag.encode("utf-8", "backslashreplace").decode() for tag in record.tags]
+    return msgspec.structs.replace(record, **changed) if changed else record
 
 
 def bounded(record: Record) -> Record:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from tabi.intercept.har import encode_entry
 from tabi.intercept.har_file import HarFile
@@ -24,6 +26,9 @@ MAX_FILES = 16
 WAITING = 16 << 20
 """Octets of records that may wait for a writer; more are lost, counted and reported."""
 
+QUIET = 10.0
+"""Seconds for which it is not said again that a file cannot be written."""
+
 RETRY = 0.1
 """Seconds until it is tried again to print what was not read."""
 
@@ -31,18 +36,29 @@ PATIENCE = 2.0
 """Seconds that the end of the program waits for a writer."""
 
 
+class Fault:
+    """A file that cannot be written, or could not be: what was said of that, and what was not said yet."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.said = -QUIET
+        self.lasts = False
+        """Whether it was said that it cannot be written, and not that it can be again."""
+
+
 class Writer:
     """Does what orders say, one after the other.
 
     Args:
         fd: where lines go.
+        clock: seconds.
     """
 
-    def __init__(self, fd: int = 1) -> None:
+    def __init__(self, fd: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.printer = Printer(fd)
         self.files: OrderedDict[str, HarFile] = OrderedDict()
-        self.lost: dict[str, int] = {}
-        """Entries that could not be written since it was said, for each file that cannot be written."""
+        self.faults: dict[str, Fault] = {}
 
     def write(self, order: Order) -> None:
         """Write one record. What fails is logged once, until it works again; never raises."""
@@ -72,15 +88,27 @@ class Writer:
         try:
             self.open(path).append(entry)
         except (OSError, HarError) as exc:
-            if path not in self.lost:
-                text = exc.strerror if isinstance(exc, OSError) else exc
-                log.error("%s: %s; flows are lost until it can be written", path, text)
-            self.lost[path] = self.lost.get(path, 0) + 1
-            if isinstance(exc, HarError) and path in self.files:
-                self.files.pop(path).close()
+            self.failed(path, exc)
         else:
-            if path in self.lost:
-                log.warning("%s: can be written again, flows lost: %d", path, self.lost.pop(path))
+            if path in self.faults:
+                self.worked(path, self.faults[path])
+
+    def failed(self, path: str, exc: OSError | HarError) -> None:
+        """A flow is lost. On a disk that is almost full some flows find room and others do not: not each is said."""
+        fault = self.faults.setdefault(path, Fault())
+        fault.lost += 1
+        if not fault.lasts and self.clock() - fault.said >= QUIET:
+            text = exc.strerror if isinstance(exc, OSError) else exc
+            log.error("%s: %s; flows are lost until it can be written", path, text)
+            fault.lasts, fault.said = True, self.clock()
+        if isinstance(exc, HarError) and path in self.files:
+            self.files.pop(path).close()
+
+    def worked(self, path: str, fault: Fault) -> None:
+        """A flow was written to a file that could not be written before."""
+        if fault.lost and (fault.lasts or self.clock() - fault.said >= QUIET):
+            log.warning("%s: can be written again, flows lost: %d", path, fault.lost)
+            fault.lost, fault.lasts = 0, False
 
     def open(self, path: str) -> HarFile:
         """The file of this name, open. Raises OSError and HarError."""
@@ -98,9 +126,10 @@ class Writer:
     def close(self) -> None:
         """Print what waits, and close all files."""
         self.printer.close()
-        for path, count in self.lost.items():
-            log.warning("%s: flows lost: %d", path, count)
-        self.lost.clear()
+        for path, fault in self.faults.items():
+            if fault.lost:
+                log.warning("%s: flows lost: %d", path, fault.lost)
+        self.faults.clear()
         while self.files:
             self.files.popitem()[1].close()
 
