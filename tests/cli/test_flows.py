@@ -124,6 +124,17 @@ def test_a_torn_file_is_read_up_to_its_end(har: Path) -> None:
     assert b"does not end as it should" in done.stderr
 
 
+def test_an_entry_that_is_not_json_is_left_out(tmp_path: Path) -> None:
+    """The others are listed."""
+    path = tmp_path / "a.har"
+    path.write_text('{"log":{"entries":[{"a":1,},{"request":{"url":"https://h/"}},{"b":' + "9" * 5000 + "}]}}")
+    done = run_here("flows", path)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.decode().splitlines()[1:]] == ["2"]
+    assert b"a.har: entry 1: not JSON" in done.stderr
+    assert b"a.har: entry 3: not JSON" in done.stderr
+
+
 def test_it_shows_a_flow(har: Path) -> None:
     """Heads, bodies, times, and who it was."""
     text = "\n".join(flows(har, "--show", "1"))

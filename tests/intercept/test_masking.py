@@ -35,7 +35,16 @@ NAMES = names_for(("Sesame", "x-door"))
         *("password", "passwd", "pwd", "user_password", "new-password2", "user[password]", "login.password", "a:token"),
         *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Credential", "sig", "AWSSecretKey", "SecretAccessKey"),
         *("Authorization", "Proxy-Authorization", "PRIVATE-TOKEN", "JOB-TOKEN", "X-Vault-Token", "sesame", "SESAME"),
-        *("X-Door", "door", "JSESSIONID", "session_id", "code_verifier", "client_assertion"),
+        *(
+            "X-Door",
+            "door",
+            "X-Forwarded-Authorization",
+            "X-Goog-IAM-Authorization-Token",
+            "JSESSIONID",
+            "session_id",
+            "code_verifier",
+            "client_assertion",
+        ),
     ],
 )
 def test_names_of_secrets_are_known(name: str) -> None:
@@ -144,6 +153,8 @@ def test_other_bodies_stay_as_they_are() -> None:
     assert mask_body(b"password=x", [(b"Content-Type", b"text/plain")], NAMES) == b"password=x"
     assert mask_body(b"\xff\x00", [], NAMES) == b"\xff\x00"
     assert mask_body(b'\xef\xbb\xbf {"token":"x"}', [], NAMES) == b'\xef\xbb\xbf {"token":"***"}'
+    for kind, before in ((b"text/event-stream", b"event: a\ndata: "), (b"text/javascript", b"callback(")):
+        assert mask_body(before + b'{"token":"x"}', [(b"Content-Type", kind)], NAMES) == before + b'{"token":"***"}'
     assert mask_body(b'"token":"x"', [(b"content-type", b"application/problem+json")], NAMES) == b'"token":"***"'
 
 

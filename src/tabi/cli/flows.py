@@ -86,16 +86,23 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any], Record]]:
             raise HarError("not a file")
         reader = HarReader(fd)
         for data in reader:
-            entry = decode_object(data, reader.count)
+            try:
+                entry = decode_object(data, reader.count)
+            except HarError as exc:
+                warn(f"{path}: {exc}; it is left out")
+                continue
             yield reader.count, entry, decode_entry(entry, reader.count)
         if not reader.whole:
-            print(
-                printable(f"tabi: {path}: does not end as it should, read up to its last whole entry"), file=sys.stderr
-            )
+            warn(f"{path}: does not end as it should, read up to its last whole entry")
     except HarError as exc:
         raise TabiError(f"{path}: {exc}") from None
     finally:
         os.close(fd)
+
+
+def warn(text: str) -> None:
+    """Say something about the file in a line of its own."""
+    print(printable(f"tabi: {text}"), file=sys.stderr)
 
 
 def pick(

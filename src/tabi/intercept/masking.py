@@ -21,8 +21,8 @@ MASK = "***"
 
 NAMES_TEXT = (
     "token pass pwd sig signature sid sessionid jsessionid phpsessid jwt bearer auth otp assertion clientassertion "
-    "codeverifier devicecode amzcredential amzsignature googcredential googsignature authkey authorization "
-    "proxyauthorization cookie setcookie"
+    "codeverifier devicecode amzcredential amzsignature googcredential googsignature authkey "
+    "cookie setcookie"
 )
 NAMES = frozenset(NAMES_TEXT.split())
 """Names of secrets, as `normal` writes them."""
@@ -30,7 +30,7 @@ NAMES = frozenset(NAMES_TEXT.split())
 ENDINGS_TEXT = (
     "accesstoken refreshtoken idtoken authtoken sessiontoken securitytoken csrftoken xsrftoken bearertoken "
     "privatetoken jobtoken vaulttoken usertoken apitoken devicetoken logintoken resettoken secret apikey "
-    "accesskey secretkey privatekey subscriptionkey functionskey"
+    "accesskey secretkey privatekey subscriptionkey functionskey authorization authorizationtoken cookie2"
 )
 ENDINGS = tuple(ENDINGS_TEXT.split())
 """How names of secrets end."""
@@ -230,7 +230,9 @@ def mask_cookie(part: bytes) -> bytes:
 
 # --- bodies ---
 
-JSON_TYPE = re.compile(rb"(?i)\s*(?:application|text|model)/(?:[\w.+-]*[+.-])?(?:json|ndjson|json5)\b")
+JSON_TYPE = re.compile(
+    rb"(?i)\s*(?:application|text|model)/(?:[\w.+-]*[+.-])?(?:json|ndjson|json5|javascript|event-stream)\b"
+)
 LOOKS_LIKE_JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*[{\[]")
 FORM_TYPE = re.compile(rb"(?i)\s*application/x-www-form-urlencoded\b")
 MULTIPART = re.compile(rb"(?i)\s*multipart/[^;]*;.*\bboundary=(?:\"([^\"]+)\"|([^\s;]+))")
@@ -238,7 +240,7 @@ PART_NAME = re.compile(rb"(?i)\bname=(?:\"([^\"]*)\"|([^\s;]+))")
 
 
 def mask_body(data: bytes, fields: Fields, names: Names) -> bytes:
-    """A body without the values of keys of secrets, if it is a form or JSON."""
+    """A body without the values of keys of secrets, if it is a form or JSON, also within JavaScript or events."""
     if not data:
         return data
     content_type = first_value(fields, b"content-type") or b""
