@@ -141,6 +141,13 @@ def test_urls_that_mean_the_same(url: str, normal: str) -> None:
     assert normal_url(url) == normal
 
 
+def test_the_host_may_be_named_by_the_field(player: Player) -> None:
+    """Where the client has asked the proxy for the host's address."""
+    replay = player.load(make_record("http://example.com/a?b", b"found"))
+    assert ask(replay, "http://192.0.2.1/a?b", fields=[("Host", "Example.com:80")]).body == b"found"
+    assert ask(replay, "http://192.0.2.1/a?b", fields=[("Host", "example.org")]).status == 502
+
+
 def test_secrets_that_were_masked_are_equal_to_any(player: Player) -> None:
     """In queries, forms and JSON; also under names that only the recording rule had."""
     fields = [(b"Content-Type", b"application/json")]

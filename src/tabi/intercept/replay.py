@@ -171,7 +171,7 @@ class Replay:
 
     async def request(self, flow: Flow) -> None:
         """The hook."""
-        group = self.groups.get(self.key(flow.request.method, flow.request.url))
+        group = self.group_of(flow)
         answers = None if group is None else await self.find(group, flow)
         if answers is None:
             if not self.passes:
@@ -187,6 +187,15 @@ class Replay:
             flow.drop()
         else:
             flow.respond(record.status if record.status < 600 else 502, record.response_body, list(fields_of(record)))
+
+    def group_of(self, flow: Flow) -> Group | None:
+        """What was recorded for the method and the URL of a request. A client that has resolved the host's name by
+        itself has asked the proxy for an address, and names the host in the field."""
+        asked, host = flow.request, flow.request.headers.get("Host")
+        found = self.groups.get(self.key(asked.method, asked.url))
+        if found is None and host is not None:
+            found = self.groups.get(self.key(asked.method, f"{asked.scheme}://{host}{asked.path}"))
+        return found
 
     async def find(self, group: Group, flow: Flow) -> Answers | None:
         """The answers for a request with a recorded method and URL."""

@@ -135,7 +135,8 @@ class SocketSink:
         self.sock = sock
         self.loop = loop
         self.bound = bound
-        self.waiting: deque[bytes] = deque()
+        self.waiting: deque[tuple[bytes, memoryview]] = deque()
+        """Heads and pieces."""
         self.size = 0
         self.lost = 0
         self.watched = False
@@ -147,10 +148,10 @@ class SocketSink:
             self.lost += 1
             return
         self.size += len(data)
-        pid, last = os.getpid(), (len(data) - 1) // PIECE * PIECE
+        pid, view, last = os.getpid(), memoryview(data), (len(data) - 1) // PIECE * PIECE
         for at in range(0, len(data), PIECE):
             flags = FIRST * (at == 0) | LAST * (at == last)
-            self.waiting.append(HEAD.pack(pid, flags) + data[at : at + PIECE])
+            self.waiting.append((HEAD.pack(pid, flags), view[at : at + PIECE]))
         self.flush()
 
     def flush(self) -> None:
@@ -170,7 +171,7 @@ class SocketSink:
         """Send pieces, as many as are taken."""
         while self.waiting:
             try:
-                self.sock.send(self.waiting[0], socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                self.sock.sendmsg(self.waiting[0], (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
@@ -179,7 +180,7 @@ class SocketSink:
                 self.waiting.clear()
                 self.size = 0
                 return
-            self.size -= len(self.waiting.popleft()) - HEAD.size
+            self.size -= len(self.waiting.popleft()[1])
 
     async def aclose(self) -> None:
         """See `Sink`."""
@@ -188,7 +189,7 @@ class SocketSink:
             self.watched = False
         if self.waiting:
             await asyncio.to_thread(self.drain)
-        lost = self.lost + sum(bool(piece[HEAD.size - 1] & LAST) for piece in self.waiting)
+        lost = self.lost + sum(bool(head[-1] & LAST) for head, _ in self.waiting)
         if lost:
             log.warning("flows lost, since they came faster than they could be written: %d", lost)
         self.waiting.clear()
