@@ -263,3 +263,20 @@ def test_a_server_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
             found = json.loads(path.read_bytes())
             check_har(found)
             assert {entry["response"]["status"] for entry in found["log"]["entries"]} == {200}
+
+
+def test_only_the_first_flow_of_a_connection_took_the_time_to_open_it(tmp_path: Path) -> None:
+    """Later ones find it open: their time does not count it again."""
+    path = tmp_path / "a.har"
+    with origin({"/": b"hello"}) as target:
+        options = ("--access-log", "none", "--har", path, "-l", "http://127.0.0.1:0")
+        with serve(tmp_path, *options) as running:
+            with contextlib.closing(http.client.HTTPConnection(str(running.address), timeout=PATIENCE)) as connection:
+                connection.set_tunnel("127.0.0.1", target.port)
+                for _ in range(2):
+                    connection.request("GET", "/")
+                    assert connection.getresponse().read() == b"hello"
+            wait_for(lambda: path.exists() and len(ids(path)) == 2, "both flows")
+    first, second = (entry["timings"] for entry in json.loads(path.read_bytes())["log"]["entries"])
+    assert first["connect"] >= 0
+    assert second["connect"] == -1

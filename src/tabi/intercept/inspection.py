@@ -122,6 +122,7 @@ class Inspection:
         "fetch",
         "hooks",
         "origin",
+        "recorded",
         "recorder",
         "right_host",
         "rule",
@@ -150,6 +151,7 @@ class Inspection:
         self.tls = tls
         self.fetch = fetch
         self.tls_seconds = tls_seconds
+        self.recorded = False
         self.connection = f"{session.number:x}"
         self.warned = False
         self.authority = origin.authority
@@ -223,6 +225,8 @@ class Inspection:
     def make_record(self, flow: Flow, recording: Recording) -> Record:
         """What is recorded of a flow."""
         session, request, response, tls = self.session, flow.request, flow.response, flow.tls
+        connect, tls_seconds = (None, None) if self.recorded else (session.connect_seconds, self.tls_seconds)
+        self.recorded = True  # later flows of the connection find it open
         return Record(
             id=flow.id,
             started=recording.started,
@@ -247,8 +251,8 @@ class Inspection:
             via=session.via,
             sni=None if tls is None else tls.sni,
             ja4=None if tls is None else tls.ja4,
-            connect=session.connect_seconds,
-            tls=self.tls_seconds,
+            connect=connect,
+            tls=tls_seconds,
             send=recording.between(0, 1),
             wait=recording.between(1, 2),
             receive=recording.between(2, 3),
