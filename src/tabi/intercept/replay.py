@@ -25,8 +25,8 @@ from tabi.wire.http_fields import checked
 PARTS = ("method", "url", "body")
 """What of a request may count."""
 
-MAX_ANSWERS = 1_000_000
-"""Answers of a file, of 300 octets each in memory."""
+MAX_ANSWERS = 200_000
+"""Answers of a file, which take up to 750 octets each in memory."""
 
 MAX_BODY = 16 << 20
 """Octets of a request's content; a longer one is the same as none."""
