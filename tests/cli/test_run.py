@@ -16,7 +16,7 @@ import pytest
 
 import sandbox
 from origin import Certificates, Origin, make_certificates, origin
-from processes import PATIENCE, TABI, environment, failure, run_program, serve
+from processes import PATIENCE, TABI, children, environment, failure, run_program, serve, wait_for
 from support import closed_port
 
 pytestmark = pytest.mark.linux
@@ -279,6 +279,39 @@ def test_without_interception_nothing_of_it_is_imported() -> None:
 
 
 # --- the end ---
+
+
+STUCK = """
+import time
+class Stuck:
+    def request(self, flow):
+        print("stuck", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_hook_that_never_ends_does_not_keep_tabi(server: Origin, tmp_path: Path) -> None:
+    """It holds up the proxy, so that this cannot end in order; two signals end it all the same."""
+    (tmp_path / "hooks.py").write_text(STUCK)
+    code = "import os, socket, sys; host, port = os.environ['http_proxy'][7:].split(':')\n"
+    code += "socket.create_connection((host, int(port))).send(f'GET {sys.argv[1]} HTTP/1.0\\r\\n\\r\\n'.encode())\n"
+    code += "sys.stdin.readline(); sys.exit(3)"
+    options = ("--script", str(tmp_path / "hooks.py"), "--", sys.executable, "-c", code, server.url("/file"))
+    with subprocess.Popen(
+        [*TABI, "run", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"stuck\n"
+        process.stdin.close()
+        wait_for(lambda: not children(process.pid), "the command to end")
+
+        def told() -> bool:
+            process.terminate()
+            return process.poll() is not None
+
+        wait_for(told, "tabi to end", 10)
+        assert process.returncode == 3
 
 
 LEFT = """

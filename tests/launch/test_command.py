@@ -349,6 +349,14 @@ def test_the_end_of_the_proxy_is_waited_for(held: set[signal.Signals]) -> None:
     answers = iter((True, True, True, False))
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGWINCH):
         signal.raise_signal(number)
-    command.drain(lambda: next(answers), lambda: hurried.append(True))
+    command.drain(lambda: next(answers), lambda: hurried.append(True), PATIENCE)
     assert hurried == [True]
     assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("sent", [(), (signal.SIGINT, signal.SIGTERM)], ids=["deadline", "two signals"])
+def test_a_proxy_that_does_not_end(held: set[signal.Signals], sent: tuple[signal.Signals, ...]) -> None:
+    """It is waited for so long and no longer, and less if the user says it twice."""
+    for number in sent:
+        signal.raise_signal(number)
+    command.drain(lambda: True, lambda: None, PATIENCE if sent else 0.01)

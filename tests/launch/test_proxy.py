@@ -65,6 +65,19 @@ def test_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ended(proxy)
 
 
+def test_an_end_that_nobody_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged with its traceback, and seen."""
+
+    async def fail() -> bool:
+        raise KeyError("a fault of ours")
+
+    proxy = make()
+    proxy.told.wait = fail  # type: ignore[assignment]
+    proxy.start()
+    assert ended(proxy)
+    assert [(record.message, bool(record.exc_info)) for record in caplog.records] == [("the proxy has ended", True)]
+
+
 def test_a_start_that_fails_raises_here() -> None:
     """Not in the thread, which is at its end."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -35,6 +35,9 @@ from tabi.signals import restore
 LISTEN = Listen("mixed://127.0.0.1:0", users="none")
 """The one listener of a run. It needs no user: not every program can log in at a proxy."""
 
+PATIENCE = 15.0
+"""Seconds from the end of the command to that of tabi, even if a hook holds up the proxy."""
+
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
 @click.argument("arguments", metavar="COMMAND [ARGUMENT]...", nargs=-1, required=True, help="The program to run.")
@@ -182,7 +185,7 @@ def follow(server: Server, arguments: tuple[str, ...], held: set[signal.Signals]
         return started.wait()
     finally:
         proxy.stop()
-        command.drain(proxy.runs, lambda: proxy.stop(at_once=True))
+        command.drain(proxy.runs, lambda: proxy.stop(at_once=True), PATIENCE)
 
 
 @contextlib.contextmanager

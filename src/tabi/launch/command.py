@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 
 ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 """Signals that are for the program, and once it has ended end the wait for sessions."""
@@ -146,8 +147,14 @@ def in_foreground() -> bool:
         os.close(fd)
 
 
-def drain(runs: Callable[[], bool], hurry: Callable[[], object]) -> None:
-    """Wait while ``runs()``; each look is after a SIGCHLD. A signal that would end a program calls ``hurry``."""
+def drain(runs: Callable[[], bool], hurry: Callable[[], object], seconds: float) -> None:
+    """Wait while ``runs()``, for ``seconds`` at most. Each look is after a signal, such as SIGCHLD; one that would end
+    a program calls ``hurry``, a second one ends the wait."""
+    deadline, hurried = monotonic() + seconds, False
     while runs():
-        if signal.sigwaitinfo(TAKEN).si_signo in ENDING:
+        info = signal.sigtimedwait(TAKEN, max(0.0, deadline - monotonic()))
+        if info is None or (hurried and info.si_signo in ENDING):
+            return
+        if info.si_signo in ENDING:
+            hurried = True
             hurry()

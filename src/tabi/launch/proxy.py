@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ import threading
 from tabi.net.reactor import make_loop
 from tabi.server.server import Server
 from tabi.wire.address import Address
+
+log = logging.getLogger("tabi")
 
 DRAIN = 2.0
 """Seconds that sessions have once the program has ended: of processes that it has left behind."""
@@ -63,6 +66,8 @@ class ProxyThread:
                 runner.run(self.serve())
         except BaseException as exc:
             self.failure = exc
+            if self.ready.is_set():
+                log.exception("the proxy has ended")
         finally:
             self.ended = True
             self.ready.set()
