@@ -493,7 +493,7 @@ class Connection:
         if session.lease is not None:
             session.lease.cut = self.cut
         if inspected is not None and (keeps := await self.ask(inspected, request)) is not None:
-            return keeps
+            return await self.go_on(keeps)
         while not self.gone:
             server = self.kept_server(request, repeatable, route) or await self.open_server(request, route)
             if self.gone:
@@ -517,10 +517,14 @@ class Connection:
                 self.close_server()
             elif not server.stream.reactor.edge_triggered:
                 server.stream.reactor.watch(server.stream.fd, IN)  # for its end
-            if not keep and not self.broken and self.client.fd >= 0:
-                await self.ingress.commands.linger_close(self.client)
-            return keep
+            return await self.go_on(keep)
         raise ConnectionResetError("the client has gone")
+
+    async def go_on(self, keep: bool) -> bool:
+        """Whether the client's connection goes on; if not, it ends in good order, unless it is to get a reset."""
+        if not keep and not self.broken and self.client.fd >= 0:
+            await self.ingress.commands.linger_close(self.client)
+        return keep
 
     def kept_server(self, request: Request, repeatable: bool, route: Route) -> ServerConnection | None:
         """The kept connection if it can be used; if not, it is closed."""

@@ -13,6 +13,9 @@ from tabi.wire.http_body import Chunked
 READ_SIZE = 1 << 16
 """Octets of one read."""
 
+AROUND = 8
+"""Octets that a hook's content may have around each of its own, at most: chunks of one octet have 5."""
+
 
 class Content:
     """The content of a message, read from one side.
@@ -25,21 +28,21 @@ class Content:
 
     Attributes:
         unchunked: it goes on without the chunks around it.
-        size: octets that it carried up to now, where they are ``wanted``.
+        cut: it goes on until the connection ends, and that end is not one that TLS vouches for.
         held: what was read for a hook, as it came.
         payload: what that carries.
     """
 
-    __slots__ = ("body", "buffer", "held", "payload", "size", "stream", "unchunked", "wanted")
+    __slots__ = ("body", "buffer", "cut", "fault", "held", "payload", "stream", "unchunked", "wanted")
 
     def __init__(self, stream: Stream, buffer: bytearray, length: int, wanted: bool = False) -> None:
         self.stream = stream
         self.buffer = buffer
         self.body: Body = make_body(length) if length else NOTHING
         self.wanted = wanted
-        self.unchunked = False
-        self.size = 0
-        self.held: list[bytes] = []
+        self.unchunked = self.cut = False
+        self.fault: RemoteProtocolError | None = None
+        self.held = bytearray()
         self.payload = bytearray()
 
     @property
@@ -48,7 +51,12 @@ class Content:
         return self.body.done
 
     def waiting(self) -> tuple[bytes, bytes]:
-        """What was read already behind the head, as `next` gives it; empty if that is nothing."""
+        """What was read already behind the head, as `next` gives it; empty if that is nothing.
+
+        Raises RemoteProtocolError as `next`.
+        """
+        if self.fault is not None:
+            raise self.fault
         if self.body.done or not self.buffer:
             return b"", b""
         data = bytes(self.buffer)
@@ -64,6 +72,8 @@ class Content:
         """
         stream = self.stream
         reactor = stream.reactor
+        if self.fault is not None:  # a hook was told, and the message has gone on
+            raise self.fault
         if self.buffer:
             await reactor.next_turn(stream)
             return self.waiting()
@@ -73,9 +83,10 @@ class Content:
         data = await stream.receive(READ_SIZE)
         if data:
             return self.take(data)
-        body = self.body
-        if not isinstance(body, Endless) or getattr(stream.sock, "cut", False):
-            raise RemoteProtocolError("the connection ended in the middle of the content")
+        if not isinstance(self.body, Endless):
+            self.fault = RemoteProtocolError("the connection ended in the middle of the content")
+            raise self.fault
+        self.cut = getattr(stream.sock, "cut", False)
         self.body = NOTHING
         return b"", b""
 
@@ -87,13 +98,15 @@ class Content:
             if end < len(data):
                 self.buffer += data[end:]
                 data = data[:end]
-            self.size += end
             return data, data
         payload: list[memoryview] | None = [] if self.wanted or self.unchunked else None
         onward: list[Any] = []
-        end = body.scan(data, payload, onward, STEPS)
+        try:
+            end = body.scan(data, payload, onward, STEPS)
+        except RemoteProtocolError as exc:
+            self.fault = exc
+            raise
         carried = b"".join(payload) if payload else b""
-        self.size += len(carried)
         whole = len(onward) == 1 and len(onward[0]) == len(data)
         octets = carried if self.unchunked else data if whole else b"".join(onward)
         self.buffer += data[end:]
@@ -103,22 +116,24 @@ class Content:
         """Hold all of it back; returns what it carries. See `flow.Reader`.
 
         Raises:
-            TooLarge: it is larger than ``limit``. What was read goes on with the rest.
+            TooLarge: it is larger than ``limit``, or much larger than what it carries. What was read goes on with the
+                rest.
             As `next`.
         """
         self.wanted = True
-        while not self.body.done:
-            if len(self.payload) > limit:
-                raise TooLarge(f"the content has more than {limit} octets")
+        while len(self.payload) <= limit and len(self.held) <= AROUND * limit + READ_SIZE:
+            if self.body.done:
+                return bytes(self.payload)
             octets, carried = await self.next()
-            self.held.append(octets)
+            self.held += octets
             self.payload += carried
-        if len(self.payload) > limit:
-            raise TooLarge(f"the content has more than {limit} octets")
-        return bytes(self.payload)
+        raise TooLarge(f"the content has more than {limit} octets")
 
-    async def discard(self) -> None:
-        """Read it to the end. Errors as `next`."""
+    async def discard(self, limit: int | None = None) -> bool:
+        """Read it to the end, or until more than ``limit`` octets were read; whether it is done. Errors as `next`."""
         self.held.clear()
-        while not self.body.done:
-            await self.next()
+        size = 0
+        while not self.body.done and (limit is None or size <= limit):
+            octets, _ = await self.next()
+            size += len(octets)
+        return self.body.done

@@ -7,27 +7,36 @@ never held back, unless a hook waits for all of it. Whoever owns the streams cou
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from time import time
 
 from tabi.errors import RemoteProtocolError, TabiError
 from tabi.intercept.content import READ_SIZE, Content
-from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Message, Reroute
-from tabi.intercept.headers import Headers, to_octets, to_text
+from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Reroute
+from tabi.intercept.framing import BODILESS, answer_of, own_head, request_octets, response_octets, settle_response
+from tabi.intercept.headers import Headers, to_text
 from tabi.intercept.hooks import Handlers
 from tabi.intercept.inspection import Inspection, Recording
+from tabi.net.reactor import BROKEN, ENDED
 from tabi.net.stream import Stream
+from tabi.net.tls import TlsSocket, explain
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.exchange import ExchangeFailed
+from tabi.relay.http_content import NOTHING
 from tabi.wire.http import encode_date, encode_error
-from tabi.wire.http_fields import Fields
-from tabi.wire.http_framing import CHUNKED, UNTIL_CLOSE
-from tabi.wire.http_head import ResponseHead
+from tabi.wire.http_framing import CHUNKED, UNTIL_CLOSE, is_offered
 from tabi.wire.http_origin import OriginRequest, OriginResponse, decode_origin_response
 
 INTERIM_LIMIT = 32
 """Interim responses to one request."""
+
+DISCARDED = 1 << 20
+"""Octets of an answer that are read for nothing, where a hook has set another content, so that the connection can go
+on."""
+
+ENDED_BY_US = "the connection was ended by the proxy"
+"""The error of a flow that was cancelled."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -54,8 +63,11 @@ class Exchange:
         "continued",
         "fault",
         "flow",
+        "gives_up",
         "inspection",
+        "interim",
         "keeps_server",
+        "passed_end",
         "recording",
         "request",
         "server",
@@ -63,6 +75,7 @@ class Exchange:
         "switched",
         "unchunks",
         "upload",
+        "waits",
     )
 
     def __init__(self, inspection: Inspection, client: Stream, buffer: bytearray, request: OriginRequest) -> None:
@@ -78,13 +91,17 @@ class Exchange:
         self.continued = False  # whether the client was told to go on, for a hook
         self.unchunks = False  # whether the client knows no chunks: they are taken apart for it
         self.switched = False  # another protocol follows
+        self.interim = False  # whether the destination has given an interim answer
+        self.passed_end = False  # whether the destination was told of the client's end
+        self.waits = False  # for an answer: the whole request was sent
+        self.gives_up = False  # whether something of the destination's answer is left unread
         self.keeps_server = False  # whether the destination's connection is fit for another request
         self.fault: Exception | None = None  # of the client, found while its content was read
         hooks = inspection.hooks
         if inspection.sees:
             target = request.target
-            if target.startswith("http"):  # a URI: to an origin server it means what its path means
-                target = "/" + target.partition("://")[2].partition("/")[2]
+            if not target.startswith("/"):
+                target = path_of(target)
             version = f"HTTP/1.{request.minor}"
             self.flow = inspection.make_flow(request.method, target, version, Headers(request.fields))
             if inspection.recorder is not None:
@@ -128,12 +145,18 @@ class Exchange:
         """
         self.server, self.server_buffer = server, buffer
         flow, upload = self.flow, self.upload
-        head = self.request.octets if flow is None else await self.request_head(flow)
         handlers: Handlers = ()
-        if flow is not None and self.request.minor and flow.request._content is None:
+        if flow is not None and self.request.body and self.request.minor:
             handlers = self.inspection.hooks.request_body
         try:
-            await self.put(UP, head, await self.pieces(UP, upload, handlers))
+            head = self.request.octets if flow is None else await self.request_head(flow, bool(handlers))
+            if flow is not None and flow.request._content is not None:
+                handlers = ()
+            octets = await self.pieces(UP, upload, handlers)
+        except RemoteProtocolError as exc:
+            raise ExchangeFailed(400, "http_request_error", str(exc)) from exc
+        try:
+            await self.put(UP, head, octets)
         except OSError as exc:
             raise self.lost(exc) from exc
         if upload.done:
@@ -144,19 +167,46 @@ class Exchange:
             keep = await self.answer()
             if keep:
                 await asyncio.shield(sending)
-        except ExchangeFailed:
+        except (ExchangeFailed, OSError):
             if self.fault is not None:
-                raise self.fault from None
+                raise self.explained(self.fault) from self.fault
             raise
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+            if not upload.done:  # a destination that has part of it must not take that for the whole
+                self.server.reset()
+        if self.fault is not None:
+            raise self.fault
         return keep and upload.done
+
+    def explained(self, fault: Exception) -> Exception:
+        """What is wrong with the client's content, as the error of the exchange."""
+        if isinstance(fault, RemoteProtocolError) and not self.answered:
+            return ExchangeFailed(400, "http_request_error", str(fault))
+        return fault
+
+    def look_for_end(self) -> None:
+        """Tell the destination, which is waited for, of the client's end; requests behind this one come first."""
+        client, buffer = self.client, self.buffer
+        if not self.waits or buffer or self.passed_end or not client.events & ENDED:
+            return
+        try:
+            data = client.receive_nowait(READ_SIZE)
+            if data:
+                buffer += data
+            elif data is not None:
+                self.passed_end = True
+                self.server.send_eof()
+        except OSError:  # either has gone, which the next receive finds
+            pass
 
     def sent(self) -> None:
         """The whole request was sent."""
         if self.recording is not None:
             self.recording.mark(1)
+        self.waits = True
+        self.look_for_end()
 
     async def put(self, direction: int, head: bytes, content: bytes = b"") -> None:
         """Send octets to one side. Raises OSError, LimitExceeded."""
@@ -166,29 +216,21 @@ class Exchange:
 
     # --- the request ---
 
-    async def request_head(self, flow: Flow) -> bytes:
-        """The request's head as the hooks have left it."""
-        request, message = self.request, flow.request
+    async def request_head(self, flow: Flow, chunks: bool) -> bytes:
+        """The request's head as the hooks have left it; its content is sent in chunks, unless there is another."""
+        message, upload = flow.request, self.upload
         if self.continued:
             message.headers.remove("Expect")
-        await self.settle(message, self.upload)
-        chunks = bool(self.inspection.hooks.request_body) and request.body != 0 and request.minor > 0
-        reframe(message, request.body, chunks and message._content is None)
-        if not message.changed:
-            return request.octets
-        line = f"{message.method} {message.path} HTTP/1.{request.minor}"
-        return to_octets(line) + message.headers.encode() + b"\r\n\r\n"
-
-    async def settle(self, message: Message, content: Content) -> None:
-        """Where a hook has set another content: pass over the one that came."""
         if message._content is not None:
-            await content.discard()
-            content.payload = bytearray(message._content)
-            content.held = [message._content]
+            await upload.discard()
+            upload.payload = bytearray(message._content)
+            upload.held = bytearray(message._content)
+        return request_octets(self.request, message, chunks and message._content is None)
 
     async def pieces(self, direction: int, content: Content, handlers: Handlers) -> bytes:
         """What goes on at once with a head: what a hook has waited for, and what has come with the head."""
-        held, content.held = b"".join(content.held), []
+        held = bytes(content.held)
+        content.held.clear()
         octets, carried = content.waiting()
         if not handlers:
             if self.recording is not None:
@@ -247,31 +289,26 @@ class Exchange:
             self.recording.mark(2)
         download = Content(self.server, self.server_buffer, response.body, self.recording is not None)
         download.unchunked = self.unchunks and response.body == CHUNKED
+        switches = response.status == 101 or (request.method == "CONNECT" and 200 <= response.status < 300)
+        if response.status == 101 and (request.upgrade is None or not is_offered(response.upgrade, request.upgrade)):
+            raise self.wrong("101, for a protocol that was not requested")
         head, flow = response.octets, self.flow
         handlers: Handlers = ()
         if flow is not None:
-            reason = to_text(response.reason)
-            flow.response = message = FlowResponse(
-                response.status, reason, f"HTTP/1.{response.minor}", Headers(response.fields)
-            )
+            flow.response = message = message_of(response)
             self.inspection.mend_response(message)
             message._reader = download
             if hooks.response:
                 await hooks.on_message(hooks.response, flow, message)
                 if flow.instead is not None:
-                    return await self.answer_instead(flow.instead)
-            if response.status != 101:
-                handlers = hooks.response_body if response.body and message._content is None else ()
-                download.wanted = download.wanted or bool(handlers)
-                await self.settle(message, download)
-                if request.method == "HEAD" or response.status in (204, 304):
-                    download.held.clear()
-                head = self.response_head(flow, response, bool(handlers))
+                    return await self.answer_in_place(flow.instead, response, download)
+            if not switches:
+                head, handlers = await self.response_head(flow, response, message, download)
         elif self.inspection.mends:
-            message = FlowResponse(response.status, to_text(response.reason), "", Headers(response.fields))
+            message = message_of(response)
             self.inspection.mend_response(message)
-            head = encode_head(response, message)
-        if response.status == 101 or (request.method == "CONNECT" and 200 <= response.status < 300):
+            head = response_octets(response, message)
+        if switches:
             self.answered = self.switched = True
             await self.put(DOWN, head)
             return False
@@ -289,17 +326,40 @@ class Exchange:
             elif self.recording is not None:
                 self.recording.note(DOWN, carried)
             await self.put(DOWN, b"", octets)
+        if download.cut:
+            self.cut_off()
         ends = response.body == UNTIL_CLOSE or download.unchunked or (bool(handlers) and not self.chunks(DOWN))
-        self.keeps_server = response.keep_alive and self.upload.done and not self.server_buffer
-        return self.request.keep_alive and response.keep_alive and not ends
+        keep = response.keep_alive and not self.gives_up
+        self.keeps_server = keep and self.upload.done and not self.server_buffer
+        # What a client sends behind a CONNECT without waiting is meant for the destination: no request.
+        return self.client_keeps(keep) and self.request.keep_alive and not ends and self.request.method != "CONNECT"
 
-    def response_head(self, flow: Flow, response: OriginResponse, chunks: bool) -> bytes:
-        """The response's head as the hooks have left it."""
-        message = flow.response
-        assert message is not None
-        if response.body or message._content is not None:
-            reframe(message, response.body, chunks and message._content is None and self.chunks(DOWN), chunks)
-        return encode_head(response, message)
+    def client_keeps(self, server_keeps: bool) -> bool:
+        """Whether the client's connection can go on, by what is known of the destination's."""
+        return server_keeps
+
+    async def response_head(
+        self, flow: Flow, response: OriginResponse, message: FlowResponse, download: Content
+    ) -> tuple[bytes, Handlers]:
+        """The response's head as the hooks have left it, and who wants to see its content."""
+        nothing = settle_response(response, message, flow.request.method, self.request.method)
+        if message._content is not None or (nothing and response.body):
+            self.gives_up = not await download.discard(DISCARDED)
+            download.body = NOTHING
+            download.payload = bytearray(b"" if nothing else message._content or b"")
+            download.held = bytearray(download.payload)
+            return response_octets(response, message), ()
+        handlers = self.inspection.hooks.response_body if response.body else ()
+        if not handlers:
+            return response_octets(response, message), ()
+        chunks = self.chunks(DOWN)
+        return response_octets(response, message, chunks, not chunks), handlers
+
+    def cut_off(self) -> None:
+        """The content ended with the connection, and TLS does not vouch for that end: the client is to see the same."""
+        sock = self.client.sock
+        if isinstance(sock, TlsSocket):
+            sock.said_end = True  # its connection ends without close_notify, too
 
     async def read_response(self) -> OriginResponse:
         """The final response's head; those before it are sent on as they come."""
@@ -313,6 +373,8 @@ class Exchange:
                         seen = len(buffer)
                     if found is None:
                         while (data := server.receive_nowait(READ_SIZE)) is None:
+                            if self.client.events & BROKEN:
+                                raise ConnectionResetError("the client has gone")
                             await server.readable()
                         if not data:
                             raise ConnectionResetError("the connection ended before its answer")
@@ -320,28 +382,40 @@ class Exchange:
             except OSError as exc:
                 raise self.lost(exc) from exc
             except RemoteProtocolError as exc:
-                raise ExchangeFailed(502, "http_protocol_error", f"{self.where}: {exc}") from exc
+                raise self.wrong(str(exc)) from exc
             response, end = found
             del buffer[:end]
             if not response.interim:
                 return response
+            self.interim = True
             if not (self.continued and response.status == 100):
                 await self.put(DOWN, response.octets)
-        raise ExchangeFailed(502, "http_protocol_error", f"{self.where}: more than {INTERIM_LIMIT} interim responses")
+        raise self.wrong(f"more than {INTERIM_LIMIT} interim responses")
 
     def decode(self, count: int, seen: int) -> tuple[OriginResponse, int] | None:
         """Read a head of an answer, behind so many interim ones; see `decode_origin_response`."""
-        return decode_origin_response(self.server_buffer, self.request.method, seen=seen, after_interim=count > 0)
+        return decode_origin_response(self.server_buffer, self.asked_with, seen=seen, after_interim=count > 0)
+
+    @property
+    def asked_with(self) -> str:
+        """The method that the destination was asked with."""
+        return self.request.method if self.flow is None else self.flow.request.method
 
     @property
     def where(self) -> str:
         """The destination, for errors."""
         return f"{self.inspection.origin.host}:{self.inspection.origin.port}"
 
-    def lost(self, exc: OSError) -> ExchangeFailed:
+    def lost(self, exc: OSError) -> Exception:
         """The error for a connection to the destination that breaks before an answer."""
-        reason = (exc.strerror or str(exc)).lower()
-        return ExchangeFailed(502, "connection_terminated", f"{self.where}: {reason}")
+        if self.client.events & BROKEN:
+            return ConnectionResetError("the client has gone")
+        unanswered = not self.server_buffer and not self.interim
+        return ExchangeFailed(502, "connection_terminated", f"{self.where}: {reason_of_error(exc)}", unanswered)
+
+    def wrong(self, what: str) -> ExchangeFailed:
+        """The error for an answer that breaks the protocol."""
+        return ExchangeFailed(502, "http_protocol_error", f"{self.where}: {what}")
 
     # --- answers in the destination's place ---
 
@@ -353,11 +427,21 @@ class Exchange:
             return await self.answer_from(instead)
         return await self.answer_with(instead)
 
+    async def answer_in_place(self, instead: Instead, response: OriginResponse, download: Content) -> bool:
+        """Answer as a hook says that has seen the destination's answer; see `answer_instead`."""
+        self.gives_up = True
+        if self.upload.done and response.keep_alive:
+            download.waiting()
+            self.gives_up = not download.done
+        keep = await self.answer_instead(instead)
+        self.keeps_server = keep and not self.server_buffer
+        return keep
+
     async def answer_with(self, answer: Answer) -> bool:
         """Send a hook's answer."""
         flow = self.flow
         assert flow is not None
-        keep = await self.passed_over()
+        keep = self.passed_over()
         response, body = answer_of(answer)
         self.show(flow, response)
         head = own_head(response, keep, self.request.minor)
@@ -383,13 +467,13 @@ class Exchange:
                 inspection, self.client, reroute.url, flow.request.method, fields, content, reroute.via
             )
         except (TabiError, OSError) as exc:
-            reason = str(exc) if isinstance(exc, TabiError) else (exc.strerror or str(exc)).lower()
+            reason = str(exc) if isinstance(exc, TabiError) else reason_of_error(exc)
             raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}") from exc
         try:
             headers = Headers(fetched.fields)
-            ends = self.request.method == "HEAD" or fetched.status in (204, 304) or "Content-Length" in headers
+            ends = self.request.method == "HEAD" or fetched.status in BODILESS or "Content-Length" in headers
             chunks = not ends and self.request.minor > 0
-            keep = self.request.keep_alive and (ends or chunks)
+            keep = self.passed_over() and (ends or chunks)
             if chunks:
                 headers.add("Transfer-Encoding", "chunked")
             response = FlowResponse(fetched.status, to_text(fetched.reason), "HTTP/1.1", headers)
@@ -413,16 +497,16 @@ class Exchange:
     def show(self, flow: Flow, response: FlowResponse) -> None:
         """The flow's answer is one that did not come from the destination."""
         flow.response = response
-        self.sent()
         if self.recording is not None:
+            self.recording.mark(1)
             self.recording.mark(2)
 
-    async def passed_over(self) -> bool:
+    def passed_over(self) -> bool:
         """Whether the connection can go on behind an answer that did not wait for the request's content."""
         upload = self.upload
-        if not upload.done:
+        if not upload.done and not self.gives_up:
             upload.waiting()
-        return upload.done and self.request.keep_alive
+        return upload.done and self.request.keep_alive and not self.gives_up
 
     async def refuse(self, status: int, error: str | None, text: str) -> None:
         """Answer that there is no answer; the connection ends behind it. Raises OSError."""
@@ -431,67 +515,24 @@ class Exchange:
         await self.put(DOWN, encode_error(status, error, text, head=head, date=encode_date(int(time()))))
 
 
-def answer_of(answer: Answer) -> tuple[FlowResponse, bytes]:
-    """A hook's answer: its head, with the right length, and its content."""
-    headers, body = answer.headers, answer.body
-    for name in ("Content-Length", "Transfer-Encoding", "Connection"):
-        headers.remove(name)
-    if answer.status in (204, 304):
-        body = b""
-    else:
-        headers.add("Content-Length", str(len(body)))
-    return FlowResponse(answer.status, reason_of(answer.status), "HTTP/1.1", headers), body
+def message_of(response: OriginResponse) -> FlowResponse:
+    """An answer as hooks see it."""
+    version = f"HTTP/1.{response.minor}"
+    return FlowResponse(response.status, to_text(response.reason), version, Headers(response.fields))
 
 
-def own_head(response: FlowResponse, keep: bool, minor: int) -> bytes:
-    """The head of an answer that did not come from the destination.
-
-    Args:
-        response: the answer.
-        keep: the connection goes on.
-        minor: of the client's HTTP/1.<minor>.
-    """
-    head = ResponseHead(response.status, to_octets(response.reason), Fields())
-    head.fields.raw = list(response.headers.raw)
-    date = b"" if "Date" in response.headers else encode_date(int(time()))
-    connection = b"" if keep and minor else b"\r\nConnection: " + (b"keep-alive" if keep else b"close")
-    return head.match_line()[0] + head.fields.encode() + date + connection + b"\r\n\r\n"
+def reason_of_error(exc: OSError) -> str:
+    """What went wrong, in words."""
+    if isinstance(exc, ssl.SSLError):
+        return explain(exc, "server")
+    return (exc.strerror or str(exc)).lower()
 
 
-def reframe(message: Message, body: int, chunks: bool, open_end: bool = False) -> None:
-    """Have a head say how its content is sent now.
-
-    Args:
-        message: the head.
-        body: how its content came: octets, CHUNKED or UNTIL_CLOSE.
-        chunks: it is sent in chunks.
-        open_end: it is sent until the connection closes, where it is not sent in chunks.
-    """
-    headers = message.headers
-    if message._content is not None:
-        headers.remove("Transfer-Encoding")
-        headers.remove("Trailer")
-        headers["Content-Length"] = str(len(message._content))
-    elif chunks:
-        headers.remove("Content-Length")
-        if body != CHUNKED:
-            headers.add("Transfer-Encoding", "chunked")
-    elif open_end:
-        headers.remove("Content-Length")
-        headers.remove("Transfer-Encoding")
-
-
-def encode_head(response: OriginResponse, message: FlowResponse) -> bytes:
-    """A response's head as it is sent on."""
-    if not message.changed:
-        return response.octets
-    head = ResponseHead(message.status, to_octets(message.reason), Fields(), response.minor)
-    return head.match_line()[0] + message.headers.encode() + b"\r\n\r\n"
-
-
-def reason_of(status: int) -> str:
-    """The usual reason phrase."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
+def path_of(target: str) -> str:
+    """What a target means to an origin server: of a URI its path and query, else the target itself."""
+    scheme, found, rest = target.partition("://")
+    if not found or not scheme.isalpha():
+        return target
+    at = next((at for at, char in enumerate(rest) if char in "/?"), len(rest))
+    path = rest[at:]
+    return path if path.startswith("/") else "/" + path

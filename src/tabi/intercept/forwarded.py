@@ -5,11 +5,12 @@ The heads are those that the proxy sends (`wire/http.py`): a hook sees what the 
 
 from __future__ import annotations
 
+import asyncio
 from time import time
 from typing import Any
 
-from tabi.errors import LimitExceeded, RemoteProtocolError
-from tabi.intercept.exchange import Dropped, Exchange
+from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
+from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange, reason_of_error
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import Inspection
 from tabi.policy.limits import DOWN, UP
@@ -65,22 +66,42 @@ class ForwardedExchange(Exchange):
             assert self.flow is not None
             assert self.flow.instead is not None
             keep = await self.answer_instead(self.flow.instead)
-        except Dropped as exc:
-            session.error, session.close = str(exc), "denied"
-            connection.break_off()
+        except Exception as exc:
+            self.broken(exc)
             return False
-        except HookFailed as exc:
-            raise ExchangeFailed(502, "proxy_internal_error", str(exc)) from exc
         assert self.flow.response is not None
         session.reply_code, session.close = self.flow.response.status, "server"
         return keep and connection.keeps
 
+    def broken(self, exc: Exception) -> None:
+        """Have the client's connection end with a reset where it has part of an answer, or is to get none.
+
+        Raises:
+            ExchangeFailed: it is to be told what is wrong.
+        """
+        session = self.connection.session
+        if isinstance(exc, Dropped):
+            session.error, session.close = str(exc), "denied"
+        elif isinstance(exc, OSError | TabiError) and self.answered:
+            session.error = reason_of_error(exc) if isinstance(exc, OSError) else str(exc)
+            limit = isinstance(exc, LimitExceeded)
+            session.close = "limit" if limit else "idle" if isinstance(exc, TimeoutError) else "reset"
+        elif isinstance(exc, HookFailed):
+            raise ExchangeFailed(502, "proxy_internal_error", str(exc)) from exc
+        elif isinstance(exc, LimitExceeded):
+            raise ExchangeFailed(429, "connection_limit_reached", str(exc)) from exc
+        elif isinstance(exc, RemoteProtocolError):
+            raise ExchangeFailed(400, "http_request_error", str(exc)) from exc
+        else:
+            raise exc
+        self.connection.break_off()
+
     async def ended(self, error: BaseException | None) -> None:
         """It is over."""
         flow = self.flow
-        if flow is not None and not self.switched:
-            if flow.error is None:
-                flow.error = self.connection.session.error
+        if flow is not None:
+            reason = None if error is None else str(error) or ENDED_BY_US
+            flow.error = flow.error or self.connection.session.error or reason
             await self.inspection.ended(flow, self.recording)
 
     def over(self, server: ServerConnection) -> ForwardedExchange:
@@ -99,33 +120,42 @@ class ForwardedExchange(Exchange):
         server, session, connection = self.server_connection, self.connection.session, self.connection
         try:
             keep = await self.carry(server.stream, server.buffer)
-        except Dropped as exc:
-            session.error, session.close = str(exc), "denied"
-            connection.break_off()
-            return False, False
-        except HookFailed as exc:
-            if not self.answered:
-                raise ExchangeFailed(502, "proxy_internal_error", str(exc)) from exc
-            session.error = str(exc)
-            connection.break_off()
-            return False, False
-        except (OSError, RemoteProtocolError, LimitExceeded) as exc:
-            if not self.answered:
-                raise
-            # The client has part of an answer: a reset says that it is not the whole.
-            session.error = str(exc) if not isinstance(exc, OSError) else (exc.strerror or str(exc)).lower()
-            limit = isinstance(exc, LimitExceeded)
-            session.close = "limit" if limit else "idle" if isinstance(exc, TimeoutError) else "reset"
-            connection.break_off()
+        except asyncio.CancelledError:  # the server closes
+            if self.answered:
+                connection.break_off()
+            raise
+        except Exception as exc:
+            self.broken(exc)
             return False, False
         if self.switched:
             if server.buffer:
                 await connection.send(bytes(server.buffer))
+                session.down += len(server.buffer)
             self.carrier.start(self.client, server.stream, session, b"", bytes(self.buffer))
             return False, False
         session.close = "server"
         server.used = True
         return keep and connection.keeps, self.keeps_server
+
+    def lost(self, exc: OSError) -> Exception:
+        """See `Exchange.lost`: who has waited for too long has another error."""
+        if not isinstance(exc, TimeoutError):
+            return super().lost(exc)
+        seconds = self.connection.patience.limit(self.connection.session.rule)
+        if not self.upload.done and self.client.is_awaited:
+            return ExchangeFailed(408, "http_request_error", f"no more of the content within {seconds:g} s")
+        return ExchangeFailed(504, "http_response_timeout", f"{self.where}: no answer within {seconds:g} s")
+
+    def look_for_end(self) -> None:
+        """See `Exchange.look_for_end`: who forwards has a deadline for clients that have ended."""
+
+    def cut_off(self) -> None:
+        """See `Exchange.cut_off`: the client has no TLS of the destination's. Raises RemoteProtocolError."""
+        raise RemoteProtocolError("the connection ended in the middle of the content")
+
+    def client_keeps(self, server_keeps: bool) -> bool:
+        """See `Exchange.client_keeps`: another connection to a destination does as well."""
+        return True
 
     async def put(self, direction: int, head: bytes, content: bytes = b"") -> None:
         """See `Exchange.put`: what is content is counted, and sent as the lease allows."""
@@ -175,6 +205,7 @@ class ForwardedExchange(Exchange):
             fields_of(octets),
             response.body,
             response.keep_alive,
+            response.upgrade,
             response.interim,
         ), end
 

@@ -6,21 +6,27 @@ client's, and what it says unasked before that goes to the client.
 
 from __future__ import annotations
 
+import asyncio
+from time import time
 from typing import NamedTuple
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.intercept.exchange import Dropped, Exchange
+from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange
 from tabi.intercept.flow import Flow
 from tabi.intercept.hooks import HookFailed
-from tabi.intercept.inspection import Inspection, Recording
+from tabi.intercept.inspection import MISDIRECTED, Inspection, Recording
 from tabi.net.reactor import BROKEN, ENDED, READABLE
 from tabi.net.stream import Stream
 from tabi.relay.exchange import ExchangeFailed
-from tabi.wire.http import HEAD_LIMIT, encode_error
+from tabi.session import Close
+from tabi.wire.http import HEAD_LIMIT, encode_date, encode_error
 from tabi.wire.http_origin import OriginRequest, decode_origin_request
 
 READ_SIZE = 16384
 """Octets of one read of a head."""
+
+LINGER = 2.0
+"""Seconds that a client has to read its last answer and to end."""
 
 
 class ServerSpoke(Exception):
@@ -62,7 +68,8 @@ class Http1:
         self.server_buffer = bytearray(begun)
         self.waits = False  # for a request, with no exchange under way
         self.exchange: Exchange | None = None
-        self.ended = False  # whether the destination was told of the client's end
+        self.answers = 0  # of the destination, up to now
+        self.close: Close | None = None  # how the session ends, where the end says nothing of that
         client.reactor.replace(client.fd, self.on_client_ready)
         server.reactor.replace(server.fd, self.on_server_ready)
 
@@ -71,22 +78,14 @@ class Http1:
         self.client.on_ready(events)
         if events & BROKEN and self.exchange is not None:
             self.server.wake_waiting(ConnectionResetError("the client has gone"))
-        elif events & ENDED and not self.ended and self.exchange is not None and self.exchange.upload.done:
-            self.pass_end()
+        elif events & ENDED and self.exchange is not None:
+            self.exchange.look_for_end()
 
     def on_server_ready(self, events: int) -> None:
         """The reactor's handler: what comes while no answer is waited for wakes the task."""
         self.server.on_ready(events)
         if self.waits and events & READABLE:
             self.client.wake_waiting(ServerSpoke())
-
-    def pass_end(self) -> None:
-        """Tell the destination that the client will send no more."""
-        self.ended = True
-        try:
-            self.server.send_eof()
-        except OSError:  # it has gone, which the next receive finds
-            pass
 
     async def run(self) -> Switched | None:
         """Carry out requests until one of them is the last.
@@ -128,7 +127,8 @@ class Http1:
             return await self.carry_out(exchange, asked)
         except BaseException as exc:
             if exchange.flow is not None and exchange.flow.error is None:
-                exchange.flow.error = str(exc) or type(exc).__name__
+                cancelled = isinstance(exc, asyncio.CancelledError)
+                exchange.flow.error = ENDED_BY_US if cancelled else str(exc) or type(exc).__name__
             raise
         finally:
             self.exchange = None
@@ -138,40 +138,65 @@ class Http1:
     async def carry_out(self, exchange: Exchange, asked: bool) -> bool:
         """Carry out one exchange; whether the connections go on. ``asked``: the hooks have seen its request."""
         request, inspection = exchange.request, self.inspection
-        if inspection.is_misdirected(request.host) and inspection.rule.mismatch == "deny":
-            self.session.error, self.session.close = "a request for another host than the connection's", "denied"
-            await self.give_up(exchange, 421, "destination_ip_prohibited", self.session.error)
+        if inspection.is_misdirected(request.host, request.target) and inspection.rule.mismatch == "deny":
+            self.close = "denied"
+            await self.give_up(exchange, 421, "destination_ip_prohibited", MISDIRECTED)
             return False
         try:
             if asked or await exchange.ask_hooks():
                 assert exchange.flow is not None
                 assert exchange.flow.instead is not None
                 return await exchange.answer_instead(exchange.flow.instead)
-            return await exchange.carry(self.server, self.server_buffer)
+            keep = await exchange.carry(self.server, self.server_buffer)
+            self.answers += 1
+            return keep
         except Dropped as exc:
-            self.session.error, self.session.close = str(exc), "denied"
-            self.break_off()
+            self.close = "denied"
+            self.break_off(exchange, str(exc))
         except ExchangeFailed as exc:
-            self.session.error = str(exc)
-            await self.give_up(exchange, exc.status, exc.error, str(exc))
+            self.close = "error"
+            if exc.unanswered and self.answers:  # as without us: the client knows whether it may ask again
+                self.note(exchange, str(exc))
+            else:
+                await self.give_up(exchange, exc.status, exc.error, str(exc))
         except HookFailed as exc:
-            self.session.error, self.session.close = str(exc), "error"
+            self.close = "error"
             if exchange.answered:
-                self.break_off()
+                self.break_off(exchange, str(exc))
             else:
                 await self.give_up(exchange, 502, "proxy_internal_error", str(exc))
         return False
 
-    async def give_up(self, exchange: Exchange, status: int, error: str, text: str) -> None:
-        """Say to the client that there is no answer."""
+    def note(self, exchange: Exchange, text: str) -> None:
+        """Note what was wrong."""
+        self.session.error = text
         if exchange.flow is not None:
             exchange.flow.error = text
+
+    async def give_up(self, exchange: Exchange, status: int, error: str, text: str) -> None:
+        """Say to the client that there is no answer."""
+        self.note(exchange, text)
         await exchange.refuse(status, error, text)
 
-    def break_off(self) -> None:
+    def break_off(self, exchange: Exchange, text: str) -> None:
         """Have both connections end with a reset."""
+        self.note(exchange, text)
         self.client.reset()
         self.server.reset()
+
+    async def finish(self) -> None:
+        """End in good order, and stay until the client has read it all: a close with octets unread would be a reset."""
+        client = self.client
+        self.server.close()
+        if client.fd < 0:
+            return
+        try:
+            async with asyncio.timeout(LINGER):
+                client.send_eof()
+                while await client.receive():
+                    await client.reactor.next_turn(client)
+        except OSError:
+            pass
 
     async def read_request(self) -> OriginRequest | None:
         """The next request's head; None where either side has ended."""
@@ -188,8 +213,9 @@ class Http1:
                     return None
                 buffer += data
         except HttpError as exc:
-            self.session.error = str(exc)
-            await client.send_all(encode_error(exc.status, "http_request_error", str(exc)))
+            self.session.error, self.close = str(exc), "error"
+            date = encode_date(int(time()))
+            await client.send_all(encode_error(exc.status, "http_request_error", str(exc), date=date))
             return None
         request, end = found
         del buffer[:end]

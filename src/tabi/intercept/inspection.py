@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, time
 from typing import NamedTuple, Protocol
@@ -27,6 +28,9 @@ from tabi.wire.http_target import parse_authority
 log = logging.getLogger("tabi")
 
 HTTP_PORT, HTTPS_PORT = 80, 443
+
+
+MISDIRECTED = "a request for another host than the connection's"
 
 
 class Recorder(Protocol):
@@ -171,24 +175,38 @@ class Inspection:
         host = str(origin.host)
         return Flow(name, self.client, session.user, session.listener, host, origin.port, self.tls, request)
 
-    def is_misdirected(self, host: bytes | None) -> bool:
+    def is_misdirected(self, host: bytes | None, target: str = "/") -> bool:
         """Whether a request names another host than the connection; it is logged once for a connection.
 
-        ``host`` is of the field Host or of :authority. Without a name of the connection, anything is right.
+        Without a name of the connection, anything is right.
+
+        Args:
+            host: of the field Host or of :authority.
+            target: of the request line; a URI names a host too.
         """
-        if host is None or host == self.right_host:
+        if host == self.right_host and target.startswith("/"):
             return False
-        try:
-            address, _ = parse_authority(host, self.origin.port)
-        except ValueError:
-            return False  # the server will say so
-        if address.host == self.origin.host:
-            self.right_host = host
+        own = self.origin.host
+        if not isinstance(own, str):
             return False
-        if not self.warned:
-            self.warned = True
-            log.warning("%s: a request for %s on a connection to %s", self.connection, address.host, self.origin.host)
-        return True
+        scheme, found, rest = target.partition("://")
+        named = [] if host is None else [host]
+        if found and "/" not in scheme:
+            named.append(re.split("[/?]", rest, maxsplit=1)[0].encode("utf-8", "surrogateescape"))
+        for text in named:
+            try:
+                other = parse_authority(text, self.origin.port)[0].host
+            except ValueError:
+                if self.rule.mismatch == "deny":  # it may be another one to whoever reads it
+                    return True
+                continue  # the server will say so
+            if other != own:
+                if not self.warned:
+                    self.warned = True
+                    log.warning("%s: a request for %s on a connection to %s", self.connection, other, own)
+                return True
+        self.right_host = host
+        return False
 
     @property
     def mends(self) -> bool:

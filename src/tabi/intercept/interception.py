@@ -208,8 +208,8 @@ class Interception:
         origin = Origin("https", host, destination.port)
         recorder = self.rules.recorder(rule)
         inspection = Inspection(session, rule, hooks, recorder, origin, info, self.fetch, monotonic() - began)
-        if info.alpn == "h2":
-            await self.carry_http(tunnel, inspection, b"", True)
+        if info.alpn in ("h2", "http/1.1"):
+            await self.carry_http(tunnel, inspection, b"", info.alpn == "h2")
             return
         head = await first_octets(tunnel.client, tunnel.server)
         if sniff_payload(head) is Payload.HTTP1:
@@ -304,17 +304,22 @@ class Interception:
             one = given.request
             assert one is not None
             if not await http.go_on(one.head, one.flow, one.recording):
+                await end(tunnel, http)
                 return
         http = http or Http1(inspection, tunnel.client, tunnel.server, head)
         found = await http.run()
         if found is not None:
             await self.switch(tunnel, inspection, found)
+        else:
+            await end(tunnel, http)
 
     async def switch(self, tunnel: Tunnel, inspection: Inspection, switched: Switched) -> None:
         """Another protocol follows behind an exchange."""
         if switched.from_server:
             await tunnel.client.send_all(switched.from_server)
         self.hand_over(tunnel, switched.from_client)
+        if switched.flow is not None:
+            await inspection.ended(switched.flow, switched.recording)
 
     def hand_over(self, tunnel: Tunnel, head: bytes) -> None:
         """Have a relay carry the rest; ``head`` is what the client has sent already."""
@@ -325,6 +330,14 @@ class Interception:
     async def close(self, reason: Close) -> None:
         """End all sessions."""
         await self.tunnels.close(reason)
+
+
+async def end(tunnel: Tunnel, http: Http1) -> None:
+    """End a connection of HTTP in good order."""
+    run = tunnel._run
+    run.reason = run.reason or http.close
+    run.first = run.first or "server"
+    await http.finish()
 
 
 async def pass_through(tunnel: Tunnel, inspection: Inspection, head: bytes) -> GiveBack | None:

@@ -16,16 +16,20 @@ from time import time
 from typing import Any, NamedTuple
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.intercept.exchange import answer_of, encode_head, own_head, reframe
-from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Reroute
-from tabi.intercept.headers import Headers, to_octets, to_text
+from tabi.intercept.exchange import INTERIM_LIMIT, message_of, path_of
+from tabi.intercept.flow import Answer, Drop, Flow, Instead, Reroute
+from tabi.intercept.framing import answer_of, own_head, request_octets, response_octets, settle_response
+from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import HookFailed
-from tabi.intercept.inspection import Inspection, Recording
+from tabi.intercept.inspection import MISDIRECTED, Inspection, Recording
+from tabi.net.tls import TlsSocket
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.http_content import STEPS, Body, Counted, Endless, make_body
 from tabi.relay.stage import Stage
+from tabi.session import Close
 from tabi.wire.http import ANSWER_HEAD_LIMIT, HEAD_LIMIT, encode_date, encode_error
 from tabi.wire.http_body import Chunked
+from tabi.wire.http_framing import is_offered
 from tabi.wire.http_origin import OriginRequest, OriginResponse, decode_origin_request, decode_origin_response
 
 VERSIONS = ("HTTP/1.0", "HTTP/1.1")
@@ -52,13 +56,28 @@ class GiveBack(NamedTuple):
 class Outstanding:
     """A request that has passed, and whose answer has not, or not wholly."""
 
-    __slots__ = ("answered", "flow", "head", "recording")
+    __slots__ = ("answered", "flow", "head", "interims", "recording")
 
     def __init__(self, head: OriginRequest, flow: Flow | None, recording: Recording | None) -> None:
         self.head = head
         self.flow = flow
         self.recording = recording
         self.answered = False  # whether the client has anything of an answer
+        self.interims = 0  # interim answers that have passed
+
+    @property
+    def asked_with(self) -> str:
+        """The method that the destination was asked with."""
+        return self.head.method if self.flow is None else self.flow.request.method
+
+
+class Refusal(NamedTuple):
+    """See `Passing.refuse`."""
+
+    status: int
+    error: str
+    text: str
+    reason: Close
 
 
 class Passing:
@@ -76,6 +95,7 @@ class Passing:
         self.records = inspection.recorder is not None
         self.line: deque[Outstanding] = deque()
         self.transparent = False  # whether another protocol passes
+        self.refusal: Refusal | None = None  # what the client gets behind all answers
         self.first = True  # whether no answer has passed yet
         self.stopped: Outstanding | None = None  # what the task is to go on with
         self.given = False  # whether the task has it
@@ -101,8 +121,8 @@ class Passing:
         if not self.sees:
             return Outstanding(head, None, None)
         target = head.target
-        if not target.startswith("/") and target.startswith("http"):  # a URI means what its path means
-            target = "/" + target.partition("://")[2].partition("/")[2]
+        if not target.startswith("/"):
+            target = path_of(target)
         flow = inspection.make_flow(head.method, target, VERSIONS[head.minor], Headers(head.fields))
         recording = Recording(inspection.rule.body_limit) if self.records else None
         one = Outstanding(head, flow, recording)
@@ -110,8 +130,8 @@ class Passing:
         if handlers:
             try:
                 inspection.hooks.show(handlers, flow, flow.request)
-            except HookFailed:
-                self.line.append(one)  # so that its end is told
+            except HookFailed as exc:
+                self.over(one, str(exc))
                 raise
         return one
 
@@ -127,7 +147,16 @@ class Passing:
         self.first = False
         if one.flow is not None:
             self.over(one)
-        if not self.line and self.stopped is not None:
+        if self.up.awaits is one:
+            if one.head.method == "CONNECT":  # what follows is no request
+                self.down.emit_end()
+                self.up.emit_end()
+                return
+            self.up.awaits = None
+            self.up.call_later(0, self.up.again)
+        if not self.line and self.refusal is not None:
+            self.refuse(*self.refusal)
+        elif not self.line and self.stopped is not None:
             self.stop(self.stopped, None)
         elif self.up.full and len(self.line) < PIPELINED:
             self.up.full = False
@@ -142,20 +171,25 @@ class Passing:
         from_client, from_server = bytes(self.up.buffer), bytes(self.down.buffer)
         self.give_back(GiveBack(one, switched, from_client, from_server))
 
-    def refuse(self, status: int, error: str, text: str) -> None:
+    def refuse_request(self, status: int, error: str, text: str, reason: Close = "error") -> None:
+        """Refuse what the client asks for now, once all that it has asked for before is answered."""
+        self.refusal = Refusal(status, error, text, reason)
+        if not self.line:
+            self.refuse(*self.refusal)
+
+    def refuse(self, status: int, error: str, text: str, reason: Close = "error") -> None:
         """Say to the client what is wrong, where it has nothing of an answer, and end the connection."""
         self.session.error = self.session.error or text
         relay = self.down.relay
         if relay is None:
             return
-        whole = not self.line or not self.line[0].answered
-        if whole:
-            method = self.line[0].head.method if self.line else ""
-            octets = encode_error(status, error, text, head=method == "HEAD", date=encode_date(int(time())))
-            self.down.emit(octets)
-            relay.cut(text, "error")
-        else:
+        if len(self.line) > 1 or (self.line and self.line[0].answered):
             relay.fail(text)
+            return
+        method = self.line[0].head.method if self.line else ""
+        octets = encode_error(status, error, text, head=method == "HEAD", date=encode_date(int(time())))
+        self.down.emit(octets)
+        relay.cut(text, reason)
 
     def respond(self, one: Outstanding, answer: Answer) -> None:
         """Answer as a hook says, in the destination's place."""
@@ -175,6 +209,7 @@ class Passing:
     def switch(self, one: Outstanding) -> None:
         """Another protocol follows: whoever wants to see its messages has it, else it just passes."""
         self.line.popleft()
+        self.up.awaits = None
         if (
             one.flow is not None
             and is_websocket(one.head.upgrade)
@@ -189,6 +224,7 @@ class Passing:
             stage.buffer.clear()
             if rest:
                 stage.emit(rest)
+        self.up.call_later(0, self.up.go_on)
 
     def closed(self) -> None:
         """The connection has ended: so have the flows that are left."""
@@ -285,16 +321,21 @@ class HttpStage(Stage):
 class RequestStage(HttpStage):
     """Requests, from the client to the destination."""
 
-    __slots__ = ("full", "recording")
+    __slots__ = ("awaits", "full", "recording")
 
     def __init__(self, passing: Passing) -> None:
         super().__init__(passing)
         self.full = False  # too many requests are outstanding
+        self.awaits: Outstanding | None = None  # a request whose answer says what it is that follows
         self.recording: Recording | None = None  # of the request whose content passes
 
     def room(self, most: int) -> int:
         """See `Stage.room`."""
-        return 0 if self.full or self.puts_off or self.passing.stopped is not None else most
+        passing = self.passing
+        if passing.transparent:
+            return most
+        waits = self.full or self.puts_off or self.awaits is not None
+        return 0 if waits or passing.stopped is not None or passing.refusal is not None else most
 
     def receive(self, data: bytes) -> None:
         """See `Stage.receive`."""
@@ -302,7 +343,7 @@ class RequestStage(HttpStage):
         if passing.transparent:
             self.emit(data)
             return
-        if passing.stopped is not None or self.puts_off:
+        if passing.stopped is not None or self.puts_off or self.awaits is not None or passing.refusal is not None:
             self.buffer += data
             return
         if self.buffer:
@@ -313,7 +354,7 @@ class RequestStage(HttpStage):
         at, size = 0, len(data)
         self.since = 0
         try:
-            while at < size:
+            while at < size and self.awaits is None:
                 if self.body is not None:
                     at = self.pass_content(data, at, UP, self.recording, out)
                     if self.body.done:
@@ -336,11 +377,15 @@ class RequestStage(HttpStage):
                 at += end
         except HttpError as exc:
             self.pass_on(data, at, out)
-            passing.refuse(exc.status, "http_request_error", str(exc))
+            passing.refuse_request(exc.status, "http_request_error", str(exc))
             return
-        except (RemoteProtocolError, HookFailed) as exc:
+        except RemoteProtocolError as exc:
+            self.pass_on(data, self.since, out)
+            passing.refuse(400, "http_request_error", str(exc))
+            return
+        except HookFailed as exc:
             self.pass_on(data, at, out)
-            passing.refuse(400 if isinstance(exc, RemoteProtocolError) else 502, "http_request_error", str(exc))
+            passing.refuse_request(502, "proxy_internal_error", str(exc))
             return
         if at < size and not self.puts_off:
             self.buffer += data[at:]
@@ -350,30 +395,30 @@ class RequestStage(HttpStage):
         """A request's head has come, in ``data[at:end]``; whether it goes on here. Errors as `Passing.begin`."""
         passing = self.passing
         inspection = passing.inspection
-        if inspection.is_misdirected(head.host) and inspection.rule.mismatch == "deny":
-            passing.session.close = "denied"
+        if inspection.is_misdirected(head.host, head.target) and inspection.rule.mismatch == "deny":
             self.pass_on(data, at, out)
-            passing.refuse(421, "destination_ip_prohibited", "a request for another host than the connection's")
+            passing.refuse_request(421, "destination_ip_prohibited", MISDIRECTED, "denied")
             return False
         one = passing.begin(head)
-        flow = one.flow
+        flow, octets = one.flow, head.octets
         if flow is not None:
             message = flow.request
             if flow.instead is not None:
                 self.pass_on(data, at, out)
                 self.since = end
                 return self.answer_instead(one, flow.instead, data[end:])
+            if message._content is not None or message.changed:
+                octets = request_octets(head, message)
             if message._content is not None:
-                reframe(message, head.body, False)
+                octets += message._content
                 self.discards = True
-            if message.changed:
-                line = f"{message.method} {message.path} HTTP/1.{head.minor}"
-                self.replace(data, at, end, to_octets(line) + message.headers.encode() + b"\r\n\r\n", out)
-            if message._content is not None:
-                self.replace(data, end, end, message._content, out)
                 if one.recording is not None:
                     one.recording.note(UP, message._content)
+        if octets is not head.octets or len(octets) != end - at:
+            self.replace(data, at, end, octets, out)
         passing.line.append(one)
+        if head.upgrade is not None or head.method == "CONNECT":
+            self.awaits = one  # what follows is of another protocol, or of none
         self.recording = one.recording
         if head.body:
             self.body = make_body(head.body)
@@ -447,7 +492,7 @@ class ResponseStage(HttpStage):
                         break
                     continue
                 found = decode_origin_response(
-                    data[at:] if at else data, one.head.method, ANSWER_HEAD_LIMIT, self.seen, not one.answered
+                    data[at:] if at else data, one.asked_with, ANSWER_HEAD_LIMIT, self.seen, one.interims > 0
                 )
                 if found is None:
                     self.seen = size - at
@@ -459,7 +504,9 @@ class ResponseStage(HttpStage):
                     return
         except (RemoteProtocolError, HookFailed) as exc:
             self.pass_on(data, self.since, out)
-            passing.refuse(502, "http_protocol_error", str(exc))
+            where = f"{passing.inspection.origin.host}:{passing.inspection.origin.port}"
+            error = "proxy_internal_error" if isinstance(exc, HookFailed) else "http_protocol_error"
+            passing.refuse(502, error, str(exc) if isinstance(exc, HookFailed) else f"{where}: {exc}")
             return
         if at < size and not self.puts_off:
             self.buffer += data[at:]
@@ -479,14 +526,21 @@ class ResponseStage(HttpStage):
         """A head has come, in ``data[at:end]``; whether it goes on here. Raises HookFailed."""
         passing = self.passing
         if head.interim:
+            one.interims += 1
+            if one.interims > INTERIM_LIMIT:
+                raise RemoteProtocolError(f"more than {INTERIM_LIMIT} interim responses")
+            if len(head.octets) != end - at:
+                self.replace(data, at, end, head.octets, out)
             return True
+        if head.status == 101 and (one.head.upgrade is None or not is_offered(head.upgrade, one.head.upgrade)):
+            raise RemoteProtocolError("101, for a protocol that was not requested")
         content = b""
         if one.recording is not None:
             one.recording.mark(2)
         flow, inspection = one.flow, passing.inspection
         octets = head.octets
         if flow is not None or inspection.mends:
-            message = FlowResponse(head.status, to_text(head.reason), VERSIONS[head.minor], Headers(head.fields))
+            message = message_of(head)
             if inspection.mends:
                 inspection.mend_response(message)
             if flow is not None:
@@ -495,11 +549,11 @@ class ResponseStage(HttpStage):
                     inspection.hooks.show(inspection.hooks.response, flow, message)
                     if flow.instead is not None:
                         return self.answer_instead(one, head, flow.instead, data, at, end, out)
-                    if message._content is not None:
-                        reframe(message, head.body, False)
-                        self.discards = True
-                        content = b"" if one.head.method == "HEAD" else message._content
-            octets = encode_head(head, message)
+                    if head.status != 101:
+                        nothing = settle_response(head, message, one.asked_with, one.head.method)
+                        self.discards = nothing or message._content is not None
+                        content = b"" if nothing else message._content or b""
+            octets = response_octets(head, message)
             if one.recording is not None and content:
                 one.recording.note(DOWN, content)
         if octets is not head.octets or content or len(octets) != end - at:
@@ -541,8 +595,7 @@ class ResponseStage(HttpStage):
     def receive_end(self) -> None:
         """See `Stage.receive_end`."""
         passing = self.passing
-        cut = getattr(self.flow.source, "cut", False) if self.flow is not None else False
-        if passing.line and not (isinstance(self.body, Endless) and not cut):
+        if passing.line and not isinstance(self.body, Endless):
             where = f"{passing.inspection.origin.host}:{passing.inspection.origin.port}"
             text = f"{where}: the connection ended before its answer"
             if passing.first and not passing.line[0].answered:
@@ -553,6 +606,9 @@ class ResponseStage(HttpStage):
                 self.reset()
                 return
         elif passing.line:
+            sink = self.flow.sink if self.flow is not None else None
+            if isinstance(sink, TlsSocket) and self.flow is not None and getattr(self.flow.source, "cut", False):
+                sink.said_end = True  # TLS does not vouch for this end: the client's comes without close_notify, too
             self.body = None
             passing.answered()
         self.emit_end()

@@ -1,7 +1,8 @@
 """HTTP/1 heads between a client and an origin server: only their framing is found out. No I/O.
 
 What is sent on is what came, octet for octet. What two readers could understand in two ways is refused, as in
-`wire/http.py`: lengths, codings, line ends, control octets. Anything else passes, however odd it is.
+`wire/http.py`: lengths, codings, hosts, line ends, control octets. Anything else passes, however odd it is, but for an
+upgrade to HTTP/2, which would hide all that follows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.wire.http_fields import any_of, find_known
+from tabi.wire.http_fields import Fields, any_of, find_known, too_many
 from tabi.wire.http_framing import LIST_OF_EQUALS, frame_request, frame_response
 from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT, HEAD_LIMIT, find_request, find_response, match_request_line
 
@@ -25,10 +26,10 @@ class OriginRequest(msgspec.Struct, gc=False):
         target: a path, ``*``, host:port of CONNECT, or a URI.
         minor: of HTTP/1.<minor>.
         fields: each with CRLF in front.
-        host: the value of Host; None where there is none or more than one.
+        host: the value of Host; None where there is none.
         body: octets of content that follow, or CHUNKED.
         keep_alive: the client keeps the connection open.
-        upgrade: the value of Upgrade, only where a change of protocols is asked for.
+        upgrade: the protocols of Upgrade, only where a change to one is asked for.
         expects_continue: the client waits for 100 (Continue).
     """
 
@@ -58,6 +59,7 @@ class OriginResponse(msgspec.Struct, gc=False):
         fields: each with CRLF in front.
         body: octets of content that follow, CHUNKED, or UNTIL_CLOSE.
         keep_alive: the server keeps the connection open.
+        upgrade: the value of Upgrade, only of a 101 and a 426.
         interim: another response to the same request follows.
     """
 
@@ -68,6 +70,7 @@ class OriginResponse(msgspec.Struct, gc=False):
     fields: bytes
     body: int
     keep_alive: bool
+    upgrade: bytes | None
     interim: bool
 
     def __repr__(self) -> str:
@@ -94,20 +97,44 @@ def decode_origin_request(
     if len(known) > (b"host" in known):
         framing = frame_request(method, minor, known, fields)
         body, keep_alive, expects_continue = framing.body, framing.keep_alive, framing.expects_continue
-        upgrade = known.get(b"upgrade") if framing.upgrade is not None else None
-    host = known.get(b"host")
+        upgrade = framing.upgrade
+    host, octets = known.get(b"host"), found[0]
+    if host is not None and b"\n" in host:
+        raise too_many(host, "Host")
+    if b"upgrade" in known and b"h2c" in known[b"upgrade"].lower():
+        line = found.start(7) - found.start()
+        fields = without_http2(fields, upgrade)
+        octets = octets[:line] + fields + b"\r\n\r\n"
     return OriginRequest(
-        found[0],
+        octets,
         method.decode(),
         target.decode("utf-8", "surrogateescape"),
         minor,
         fields,
-        None if host is None or b"\n" in host else host,
+        host,
         body,
         keep_alive,
         upgrade,
         expects_continue,
     ), end
+
+
+def without_http2(fields: bytes, upgrade: bytes | None) -> bytes:
+    """Fields that offer a change to ``upgrade`` only, or to nothing; see `http_framing.wanted_protocols`."""
+    found = Fields.decode(fields)
+    found.remove(b"HTTP2-Settings")
+    options = b",".join(found.get_all(b"Connection")).split(b",")
+    kept = [option.strip() for option in options if option.strip().lower() not in (b"", b"http2-settings")]
+    if upgrade is None:
+        found.remove(b"Upgrade")
+        kept = [option for option in kept if option.lower() != b"upgrade"]
+    else:
+        found.set(b"Upgrade", upgrade)
+    if kept:
+        found.set(b"Connection", b", ".join(kept))
+    else:
+        found.remove(b"Connection")
+    return found.encode()
 
 
 def decode_origin_response(
@@ -135,5 +162,13 @@ def decode_origin_response(
     except HttpError as exc:
         raise RemoteProtocolError(str(exc)) from None
     return OriginResponse(
-        found[0], status, reason, minor, fields, framing.body, framing.keep_alive, framing.interim
+        found[0],
+        status,
+        reason,
+        minor,
+        fields,
+        framing.body,
+        framing.keep_alive,
+        framing.upgrade,
+        framing.interim,
     ), end
