@@ -12,8 +12,7 @@ from typing import Any
 
 from tabi.errors import TabiError
 from tabi.intercept.codings import TooLarge
-from tabi.intercept.exchange import reason_of
-from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Message, Reroute
+from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Message, Reroute, reason_of
 from tabi.intercept.headers import Headers, to_octets, to_text
 from tabi.intercept.hooks import Handlers, HookFailed
 from tabi.intercept.http2 import FrameRelay

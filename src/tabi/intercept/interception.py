@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tabi.errors import LimitExceeded, RemoteProtocolError
+from tabi.intercept.authority import Verdict
 from tabi.intercept.events import ClientHelloInfo, Connection, Direction
 from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
@@ -256,8 +257,12 @@ class Interception:
         try:
             await handshakes.accept(tunnel.client, session, opened, host)
         except HandshakeFailed as exc:
-            if exc.kind == "trust":
+            if exc.kind == "trust" and opened.verdict in (Verdict.GOOD, Verdict.UNVERIFIED):
                 self.note_pinning(session, rule, str(host))
+            elif exc.kind == "trust":
+                fault = opened.verdict.name.lower().replace("_", " ")
+                text = f"{exc}, as the certificate of the destination is bad: {fault}"
+                raise HandshakeFailed(exc.side, exc.kind, text, exc.alert) from exc
             raise
         return opened
 
