@@ -16,7 +16,7 @@ import pytest
 
 import sandbox
 from origin import Certificates, Origin, make_certificates, origin
-from processes import PATIENCE, TABI, children, environment, failure, run_program, serve, wait_for
+from processes import PATIENCE, TABI, children, environment, failure, is_running, name_of, run_program, serve, wait_for
 from support import closed_port
 
 pytestmark = pytest.mark.linux
@@ -200,6 +200,25 @@ def test_flows(secure: Origin, server: Origin, certificates: Certificates, env: 
     assert [entry["request"]["url"] for entry in json.loads(har.read_text())["log"]["entries"]] == [*urls]
     for url in urls:
         assert f"GET {url} 200 " in done.stderr.decode()
+
+
+def test_a_record_is_whole_if_the_run_is_killed(server: Origin, env: dict[str, str], tmp_path: Path) -> None:
+    """Another process writes it, which ends by itself."""
+    har = tmp_path / "flows.har"
+    code = (
+        "import sys, urllib.request as u\nwhile True:\n"
+        "  with u.urlopen(sys.argv[1], b'x' * 700_000) as answer: answer.read()"
+    )
+    command = [*TABI, "run", "--har", str(har), "-q", "--", sys.executable, "-c", code, server.url("/")]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: har.exists() and har.stat().st_size > 3_000_000, "some flows")
+        (writer,) = (pid for pid in children(process.pid) if name_of(pid) == "tabi-records")
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+    wait_for(lambda: not is_running(writer), "the end of the writer")
+    assert json.loads(har.read_bytes())["log"]["entries"]
 
 
 def test_the_user_s_authority(secure: Origin, certificates: Certificates, env: dict[str, str], tmp_path: Path) -> None:

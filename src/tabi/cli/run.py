@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,8 +94,11 @@ def run(
             merged = with_authority(merged, folder)
         compiled = merge(merged, None, None, None, None, list(via), config)
         hooks = [summary] if compiled.intercepts is not None else []
+        records = None
+        if compiled.intercepts is not None and any(rule.har or rule.print for rule in compiled.intercepts):
+            records = closing.enter_context(record_writer())
         server = Server(compiled=compiled, observers=[summary], hooks=hooks)
-        server.given = server.given._replace(print_fd=2)  # standard output is the command's
+        server.given = server.given._replace(records=records)
         held = hold_signals()  # before any thread begins: it would take them
         try:
             with messages("ERROR" if quiet else compiled.config.log.level.upper()):
@@ -106,6 +110,20 @@ def run(
         with contextlib.suppress(OSError):  # nobody reads it: the exit code is the command's all the same
             sys.stderr.write("".join(f"tabi: {line}\n" for line in summary.lines(Path(arguments[0]).name, unused)))
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def record_writer() -> Iterator[socket.socket]:
+    """A process that writes records, so that what kills this one tears no write: the way to it. It prints to standard
+    error, since standard output is the command's."""
+    from tabi.server.record_writer import RecordWriter
+
+    writer = RecordWriter(fd=2)
+    try:
+        writer.child.start()
+        yield writer.sink
+    finally:
+        writer.close()
 
 
 def end_in_order() -> None:

@@ -181,9 +181,9 @@ def rules_of(interception: Interception) -> RuleParts:
     return rules
 
 
-def make_recorder(records: socket.socket | None, loop: asyncio.AbstractEventLoop, fd: int = 1) -> Recorder:
-    """What takes records to the process that writes them, or where there is none to a thread that prints to ``fd``."""
-    return Recorder(ThreadSink(fd=fd) if records is None else SocketSink(records, loop))
+def make_recorder(records: socket.socket | None, loop: asyncio.AbstractEventLoop) -> Recorder:
+    """What takes records to the process that writes them, or where there is none to a thread."""
+    return Recorder(ThreadSink() if records is None else SocketSink(records, loop))
 
 
 def make_inspector(intercepts: Intercepts, inner: DatagramInspector | None) -> DatagramInspector | None:

@@ -95,8 +95,6 @@ class Given(NamedTuple):
     hooks: Sequence[object] = ()
     records: socket.socket | None = None
     """To the process that writes records; None if there is no such process."""
-    print_fd: int = 1
-    """Where printed flows go if there is none."""
 
 
 class Parts:
@@ -312,7 +310,7 @@ class Parts:
         """A carrier that looks into sessions, and records them where its rules say so."""
         from tabi.server.interception import make_interception, make_recorder
 
-        recorder = make_recorder(self.given.records, self.reactor.loop, self.given.print_fd)
+        recorder = make_recorder(self.given.records, self.reactor.loop)
         return make_interception(compiled, self.relays, self.gate, self.tls_shared, hooks, recorder)
 
     def keep_interception(self, interception: Interception) -> None:

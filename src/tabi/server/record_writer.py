@@ -46,9 +46,11 @@ class RecordWriter:
 
     Args:
         keeps: descriptors that the process needs for its messages.
+        fd: where it prints.
     """
 
-    def __init__(self, keeps: Callable[[], Collection[int]] = tuple) -> None:
+    def __init__(self, keeps: Callable[[], Collection[int]] = tuple, fd: int = 1) -> None:
+        self.fd = fd
         self.source, self.sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sink.setblocking(False)
         self.child = Child("tabi-records", self.write, lambda: (self.source.fileno(), *keeps()))
@@ -56,7 +58,9 @@ class RecordWriter:
     def write(self, channel: Channel) -> None:
         """The work of the process."""
         os.setsid()
-        write_orders(self.source, Writer())
+        if not logging.getLogger().handlers:
+            logging.basicConfig(format="tabi: %(message)s")
+        write_orders(self.source, Writer(self.fd))
 
     def close(self) -> None:
         """End the process when it has written what it has. The workers have ended before."""

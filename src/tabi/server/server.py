@@ -112,7 +112,6 @@ class Server:
         sockets: Sequence[Given] | None = None,
         ledger: Ledger | None = None,
         compiled: Compiled | None = None,
-        records: socket.socket | None = None,
     ) -> None:
         self.plain_users = dict(users or {})
         self.authenticates = authenticate is not None
