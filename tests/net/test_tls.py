@@ -1326,3 +1326,10 @@ def test_what_a_loop_shares_is_forgotten_with_it(run_once: Run) -> None:
         return get_tls_shared()
 
     assert run_once(main) is not run_once(main)
+
+
+def test_errors_without_a_name() -> None:
+    """Python has no name for some alerts: the words of OpenSSL tell of them."""
+    nameless = ssl.SSLError(1, "[SSL] tlsv1 alert no application protocol (_ssl.c:1006)")
+    assert tls_module.explain(nameless, "server") == "TLS: the server says: no application protocol"
+    assert tls_module.explain(ssl.SSLError(1, "x")) == "TLS: failed"

@@ -521,10 +521,10 @@ def message_of(response: OriginResponse) -> FlowResponse:
     return FlowResponse(response.status, to_text(response.reason), version, Headers(response.fields))
 
 
-def reason_of_error(exc: OSError) -> str:
-    """What went wrong, in words."""
+def reason_of_error(exc: OSError, peer: str = "server") -> str:
+    """What went wrong with a peer, in words."""
     if isinstance(exc, ssl.SSLError):
-        return explain(exc, "server")
+        return explain(exc, peer)
     return (exc.strerror or str(exc)).lower()
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from tabi.errors import LimitExceeded, RemoteProtocolError
 from tabi.intercept.authority import Verdict
 from tabi.intercept.events import ClientHelloInfo, Connection, Direction
+from tabi.intercept.exchange import reason_of_error
 from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
@@ -178,7 +179,8 @@ class Interception:
         except HookFailed as exc:
             session.error = str(exc)
         except OSError as exc:
-            session.error = session.error or (exc.strerror or str(exc)).lower()
+            peer = "client" if exc in run.client.failures else "server"
+            session.error = session.error or reason_of_error(exc, peer)
             reason = "reset" if isinstance(exc, ConnectionError) else "error"
         run.reason = run.reason or reason
         run.close_streams(True)
@@ -368,7 +370,11 @@ async def pass_through(tunnel: Tunnel, inspection: Inspection, head: bytes) -> G
 
 
 async def first_octets(client: Stream, server: Stream) -> bytes:
-    """What the client sends first, as much as names a protocol; empty if the server speaks first, or either ends."""
+    """What the client sends first, as much as names a protocol; empty if the server speaks first, or either ends.
+
+    Raises:
+        OSError: a connection broke.
+    """
 
     def on_server_ready(events: int) -> None:
         server.on_ready(events)
@@ -427,7 +433,7 @@ async def relay_through(tunnel: Tunnel, head: bytes, hooks: Hooks, connection: C
 
 
 def speaks(stream: Stream) -> bool:
-    """Whether a peer has sent something, or has ended; nothing is taken."""
+    """Whether a peer has sent something, or has ended; nothing is taken. Raises OSError."""
     if not stream.events & READABLE:
         return False
     try:
@@ -435,6 +441,4 @@ def speaks(stream: Stream) -> bool:
     except BlockingIOError:
         stream.events &= ~READABLE
         return False
-    except OSError:
-        pass
     return True

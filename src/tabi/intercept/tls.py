@@ -15,7 +15,7 @@ from tabi.intercept.events import TlsInfo
 from tabi.intercept.pinning import REFUSALS
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
-from tabi.net.tls import TlsShared, accept_tls, connect_tls
+from tabi.net.tls import TlsShared, accept_tls, connect_tls, reason_of
 from tabi.policy.intercepts import InterceptRule
 from tabi.policy.networks import network_of
 from tabi.session import Session
@@ -34,6 +34,9 @@ OF_CERTIFICATE = {
     Verdict.UNKNOWN_ISSUER: "unknown_ca",
     Verdict.SELF_SIGNED: "unknown_ca",
 }
+
+OF_VERSION = ("unsupported protocol", "wrong ssl version")
+"""What OpenSSL says of a peer with no version of TLS that is good enough."""
 
 Reopen = Callable[[], Awaitable[Stream]]
 """Opens the destination once more, by the same egress. Raises TabiError and OSError."""
@@ -168,13 +171,17 @@ def explained(exc: BaseException, side: str, seconds: float) -> BaseException:
 
 
 def alert_of(cause: BaseException | None) -> str | None:
-    """The alert that the peer has sent, by what OpenSSL says; None if it has sent none."""
-    reason = (getattr(cause, "reason", None) or "") if isinstance(cause, ssl.SSLError) else ""
-    _, found, name = reason.lower().partition("_alert_")
-    if found and name in DESCRIPTIONS:
-        return name
-    name = reason.lower().removeprefix("tlsv1_").removeprefix("tlsv13_alert_")
-    return name if name in DESCRIPTIONS and reason.startswith("TLSV1_") else None
+    """The alert that the peer has sent, or that its version is due, by what OpenSSL says; None if it is neither."""
+    if not isinstance(cause, ssl.SSLError):
+        return None
+    words = reason_of(cause)
+    if words in OF_VERSION:
+        return "protocol_version"
+    protocol, found, name = words.partition(" alert ")
+    if not found:
+        protocol, _, name = words.partition(" ")
+    name = name.replace(" ", "_")
+    return name if name in DESCRIPTIONS and protocol.startswith(("tls", "ssl")) else None
 
 
 def protocols_of(hello: ClientHello) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
 from collections.abc import Callable, Hashable, Sequence
@@ -393,6 +394,9 @@ def make_client_context(ca: str | None = None, protocols: Sequence[str] = ()) ->
     return context
 
 
+WORDS = re.compile(r"^\[SSL\] (.+) \(_ssl\.c:")
+"""What an error says that has no name."""
+
 NOT_ITS_KEY = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 """What OpenSSL says of another certificate's key: one of the same kind, and one of another kind, such as RSA for EC."""
 
@@ -540,6 +544,15 @@ def explain(error: ssl.SSLError, peer: str = "client") -> str:
         if what.startswith(("certificate has ", "certificate is ")):
             return f"TLS: the certificate of the {peer} {what.removeprefix('certificate ')}"
         return f"TLS: the certificate of the {peer}: {what}"
-    reason = (error.reason or "failed").replace("_", " ").lower()
+    reason = reason_of(error)
     said = reason.partition(" alert ")[2]
     return f"TLS: the {peer} says: {said}" if said else f"TLS: {reason}"
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """What OpenSSL says of an error, in small letters. Python has a name for most, but not for all of them."""
+    reason: str | None = getattr(error, "reason", None)
+    if reason:
+        return reason.replace("_", " ").lower()
+    found = WORDS.search(str(error))
+    return found[1].lower() if found else "failed"

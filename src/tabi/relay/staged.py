@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tabi.net.reactor import ENDED, READABLE
 from tabi.net.stream import Sock
+from tabi.net.tls import explain
 from tabi.relay.flow import BLOCKED, PAUSED, QUEUED, READY, SHARE, SPLICE_FLAGS, Flow, splice
 from tabi.relay.pipes import BUFFER_SIZE, PIPE_SIZE, Pipe
 from tabi.relay.stage import Next, Stage
@@ -152,7 +154,10 @@ class StagedFlow(Flow):
                 count = self.source.recv_into(view[:most])
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as exc:
+                if isinstance(exc, ssl.SSLError):
+                    peer = "client" if self is self.relay.up else "server"
+                    self.relay.session.error = self.relay.session.error or explain(exc, peer)
                 self.relay.break_off(self.sink)
                 return
             if not count:
