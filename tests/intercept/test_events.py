@@ -38,6 +38,11 @@ def test_a_message() -> None:
         message.text = "\ud800"
     message.content = b"\xff"
     assert message.text == "\ufffd"
+    message.content = bytearray(b"\xfe")  # type: ignore[assignment]
+    assert type(message.content) is bytes
+    with pytest.raises(TypeError, match=r"^content is str, expected bytes; text goes to \.text$"):
+        message.content = "text"  # type: ignore[assignment]
+    assert message.content == b"\xfe"
     message.drop()
     assert message.dropped
     assert repr(message) == "<WebSocketMessage up 1 octets>"

@@ -364,6 +364,32 @@ def test_events(run_once: Run, caplog: pytest.LogCaptureFixture) -> None:
     assert messages(caplog) == ["hook Hook.websocket_message failed"]
 
 
+def test_events_of_those_that_do_not_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a task, and with the same order, failures and drops."""
+    told: list[str] = []
+
+    def broken(flow: Flow, message: WebSocketMessage) -> None:
+        message.text = "lost"
+        raise ValueError
+
+    def note(flow: Flow, message: WebSocketMessage) -> None:
+        told.append(message.text)
+        message.text += "!"
+
+    hooks = Hooks([hook(websocket_message=one) for one in (note, broken, note)])
+    message = WebSocketMessage("up", True, b"a")
+    hooks.show_event(hooks.websocket_message, message, make_flow())
+    assert (told, message.text) == (["a", "a!"], "a!!")
+    hooks.close_on_error = True
+    with pytest.raises(HookFailed, match=r"^hook Hook\.websocket_message failed$"):
+        hooks.show_event(hooks.websocket_message, message, make_flow())
+    hooks.replace([hook(websocket_message=lambda flow, message: message.drop()), hook(websocket_message=note)])
+    hooks.show_event(hooks.websocket_message, message, make_flow())
+    assert message.dropped
+    assert told == ["a", "a!", "a!!"]
+    assert messages(caplog) == ["hook Hook.websocket_message failed"] * 2
+
+
 def test_telling_never_raises(run_once: Run, caplog: pytest.LogCaptureFixture) -> None:
     """All are told, whoever fails."""
     told: list[Flow] = []

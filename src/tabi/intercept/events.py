@@ -170,16 +170,28 @@ class WebSocketMessage:
         dropped: whether it is not sent on.
     """
 
-    __slots__ = ("content", "direction", "dropped", "is_text")
+    __slots__ = ("_content", "direction", "dropped", "is_text")
 
     def __init__(self, direction: Direction, is_text: bool, content: bytes) -> None:
         self.direction: Direction = direction
         self.is_text = is_text
-        self.content = content
+        self._content = content
         self.dropped = False
 
     def __repr__(self) -> str:
         return f"<WebSocketMessage {self.direction} {len(self.content)} octets>"
+
+    @property
+    def content(self) -> bytes:
+        """Its octets."""
+        return self._content
+
+    @content.setter
+    def content(self, content: bytes) -> None:
+        """Send other octets. Raises TypeError for anything else."""
+        if not isinstance(content, bytes | bytearray | memoryview):
+            raise TypeError(f"content is {type(content).__name__}, expected bytes; text goes to .text")
+        self._content = bytes(content)
 
     @property
     def text(self) -> str:

@@ -6,6 +6,7 @@ The heads are those that the proxy sends (`wire/http.py`): a hook sees what the 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import time
 from typing import Any
 
@@ -13,10 +14,12 @@ from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange, reason_of_error
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import Inspection
+from tabi.intercept.passing import is_websocket
+from tabi.intercept.websocket import WebSocketStages, ended_soon, open_websocket
 from tabi.policy.limits import DOWN, UP
-from tabi.relay.carrier import Carrier
 from tabi.relay.exchange import ClientConnection, ExchangeFailed, ServerConnection
 from tabi.relay.pacer import Pacer
+from tabi.relay.relays import Relays
 from tabi.wire.http import (
     CHUNKED,
     UNTIL_CLOSE,
@@ -38,19 +41,19 @@ class ForwardedExchange(Exchange):
         connection: the client's.
         request: what the client asks the proxy for.
         pacer: makes it wait if limits leave no room.
-        carrier: gets both streams when the protocol has changed (101).
+        relays: get both streams when the protocol has changed (101).
     """
 
-    __slots__ = ("asked", "carrier", "connection", "lease", "pacer", "server_connection")
+    __slots__ = ("asked", "connection", "lease", "pacer", "relays", "server_connection")
 
     def __init__(
-        self, inspection: Inspection, connection: ClientConnection, request: Request, pacer: Pacer, carrier: Carrier
+        self, inspection: Inspection, connection: ClientConnection, request: Request, pacer: Pacer, relays: Relays
     ) -> None:
         super().__init__(inspection, connection.client, connection.buffer, origin_request(request))
         self.asked = request
         self.connection = connection
         self.pacer = pacer
-        self.carrier = carrier
+        self.relays = relays
         self.unchunks = not request.minor
         lease = connection.session.lease
         self.lease: Any = lease if lease is not None and lease.meters else None
@@ -128,14 +131,29 @@ class ForwardedExchange(Exchange):
             self.broken(exc)
             return False, False
         if self.switched:
-            if server.buffer:
-                await connection.send(bytes(server.buffer))
-                session.down += len(server.buffer)
-            self.carrier.start(self.client, server.stream, session, b"", bytes(self.buffer))
+            await self.switch()
             return False, False
         session.close = "server"
         server.used = True
         return keep and connection.keeps, self.keeps_server
+
+    async def switch(self) -> None:
+        """Another protocol follows: have a relay carry it. Raises OSError and LimitExceeded."""
+        inspection, flow, recording, server = self.inspection, self.flow, self.recording, self.server_connection
+        from_client, from_server, socket = bytes(self.buffer), bytes(server.buffer), None
+        if is_websocket(self.request.upgrade):
+            socket = open_websocket(inspection, flow, recording, self.client.reactor.late)
+        if socket is None:
+            if from_server:
+                await self.connection.send(from_server)
+                inspection.session.down += len(from_server)
+            self.relays.start(self.client, server.stream, inspection.session, b"", from_client)
+            return
+        ended = partial(ended_soon, inspection, socket.flow, recording)
+        stages = WebSocketStages(socket, from_client, from_server, ended)
+        both = (UP, stages.up), (DOWN, stages.down)
+        self.relays.start(self.client, server.stream, inspection.session, b"", b"", both)
+        self.flow = None  # it ends with the relay
 
     def lost(self, exc: OSError) -> Exception:
         """See `Exchange.lost`: who has waited for too long has another error."""

@@ -311,6 +311,19 @@ class Hooks:
             if getattr(event, "dropped", False):
                 return
 
+    def show_event(self, handlers: Handlers, event: Event, *args: Any) -> None:
+        """As `on_event`, for handlers that do not wait. Raises HookFailed."""
+        for handler in handlers:
+            before = [getattr(event, name) for name in event.__slots__]
+            try:
+                ask_now(handler, *args, event)
+            except Exception as exc:
+                for name, value in zip(event.__slots__, before, strict=True):
+                    setattr(event, name, value)
+                self.failed(handler, exc)
+            if getattr(event, "dropped", False):
+                return
+
     async def tell(self, handlers: Handlers, *args: Any) -> None:
         """Tell hooks of something that they cannot change. Never raises but for a cancellation."""
         for handler in handlers:

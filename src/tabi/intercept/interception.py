@@ -24,9 +24,10 @@ from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
 from tabi.intercept.http2_flows import make_stages
 from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
-from tabi.intercept.passing import GiveBack, Passing
+from tabi.intercept.passing import GiveBack, Passing, is_websocket
 from tabi.intercept.pinning import Pinned
 from tabi.intercept.tls import HandshakeFailed, Handshakes, Opened, host_of, info_of
+from tabi.intercept.websocket import WebSocketStages, open_websocket
 from tabi.net.reactor import READABLE
 from tabi.net.stream import MSG_PEEK, Stream
 from tabi.policy.intercepts import InterceptRule, Intercepts
@@ -101,6 +102,7 @@ class Interception:
         self.fetch = fetch
         self.pinned = Pinned()
         self.tunnels = Tunnels(self.carry, relays)
+        self.forwarded = relays.sibling(relays.done)  # of plain requests to the proxy that have changed the protocol
         self.chosen: dict[Session, Chosen] = {}
 
     # --- choosing ---
@@ -114,7 +116,7 @@ class Interception:
 
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`."""
-        return self.tunnels.get(session) or self.first.get(session)
+        return self.tunnels.get(session) or self.first.get(session) or self.forwarded.get(session)
 
     def choose(self, client: Stream, server: Stream, session: Session, seen: Seen) -> None:
         """The first octets are known: intercept the session, or relay it."""
@@ -155,7 +157,7 @@ class Interception:
         recorder = self.rules.recorder(rule)
         inspection = Inspection(session, rule, self.rules.hooks(rule), recorder, origin, None, self.fetch)
         session.intercepted = rule.label
-        return ForwardedExchange(inspection, connection, request, self.relays.pacer, self.relays)
+        return ForwardedExchange(inspection, connection, request, self.relays.pacer, self.forwarded)
 
     # --- one session ---
 
@@ -322,11 +324,22 @@ class Interception:
 
     async def switch(self, tunnel: Tunnel, inspection: Inspection, switched: Switched) -> None:
         """Another protocol follows behind an exchange."""
-        if switched.from_server:
-            await tunnel.client.send_all(switched.from_server)
-        self.hand_over(tunnel, switched.from_client)
-        if switched.flow is not None:
-            await inspection.ended(switched.flow, switched.recording)
+        flow, recording, socket = switched.flow, switched.recording, None
+        if is_websocket(switched.protocol):
+            socket = open_websocket(inspection, flow, recording, tunnel.client.reactor.late)
+        if socket is None:
+            if switched.from_server:
+                await tunnel.client.send_all(switched.from_server)
+            self.hand_over(tunnel, switched.from_client)
+            if flow is not None:
+                await inspection.ended(flow, recording)
+            return
+        stages = WebSocketStages(socket, switched.from_client, switched.from_server)
+        try:
+            await tunnel.relay([stages.up], [stages.down])
+        finally:
+            socket.flow.error = socket.flow.error or tunnel.session.error
+            await inspection.ended(socket.flow, recording)
 
     def hand_over(self, tunnel: Tunnel, head: bytes) -> None:
         """Have a relay carry the rest; ``head`` is what the client has sent already."""
@@ -336,6 +349,7 @@ class Interception:
 
     async def close(self, reason: Close) -> None:
         """End all sessions."""
+        self.forwarded.close(reason)
         await self.tunnels.close(reason)
 
 
