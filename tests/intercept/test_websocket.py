@@ -30,8 +30,8 @@ from tabi.intercept import websocket
 from tabi.intercept.authority import Authority
 from tabi.intercept.events import WebSocketMessage
 from tabi.intercept.record import WebSocketMessage as Recorded
-from tabi.intercept.websocket import UNRECORDED, WebSocketStages, ended_soon, open_websocket
-from tabi.intercept.websocket_halves import UNSEEN
+from tabi.intercept.websocket import WebSocketStages, ended_soon, open_websocket
+from tabi.intercept.websocket_halves import UNRECORDED, UNSEEN
 from websocket_frames import Ends, Heard, Sender, make_flow, make_inspection, read
 
 DEFLATE = "permessage-deflate"
@@ -425,6 +425,13 @@ def test_nothing_is_recorded_without_room() -> None:
     assert ends.flow.tags == {UNRECORDED}
 
 
+def test_a_body_limit_beyond_measure() -> None:
+    """Memory has a bound all the same, for hooks and for records."""
+    ends = Ends([Heard()], body_limit=1 << 40)
+    assert ends.socket.room == ends.socket.up.reader.limit == 8 << 20
+    assert Ends(body_limit=1 << 40).socket.room == 8 << 20
+
+
 def test_empty_messages_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """By their number."""
     monkeypatch.setattr(websocket, "MESSAGES", 3)
@@ -449,7 +456,14 @@ def test_who_wants_nothing_has_no_websocket() -> None:
     flow = make_flow(inspection)
     assert open_websocket(inspection, flow, None, bool) is None
     assert open_websocket(inspection, None, None, bool) is None
-    assert open_websocket(make_inspection([Heard()]), flow, None, bool) is not None
+    heard = make_inspection([Heard()])
+    assert open_websocket(heard, flow, None, bool) is not None
+    answer = flow.response
+    assert answer is not None
+    answer.headers["Upgrade"] = "WebSocket"
+    assert open_websocket(heard, flow, None, bool) is not None
+    answer.headers["Upgrade"] = "other"
+    assert open_websocket(heard, flow, None, bool) is None
 
 
 def test_an_end_is_told_to_hooks_that_wait(run: Run) -> None:

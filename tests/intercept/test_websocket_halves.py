@@ -14,7 +14,7 @@ from conftest import Run
 from doubles import until
 from tabi.intercept.events import WebSocketMessage
 from tabi.intercept.flow import Flow
-from tabi.intercept.websocket_halves import MESSAGE_LIMIT, UNREAD, UNSEEN
+from tabi.intercept.websocket_halves import BEHIND, MESSAGE_LIMIT, UNREAD, UNRECORDED, UNSEEN
 from tabi.wire.websocket import encode_head
 from websocket_frames import Ends, Heard, Sender, deflate, read
 
@@ -426,6 +426,23 @@ def test_many_small_messages_take_many_turns(hooked: bool) -> None:
     assert half.ready
     assert port.ended
     assert port.octets == octets
+
+
+def test_what_nothing_makes_wait_is_not_looked_at_for_ever() -> None:
+    """Where more comes than there is time for, the record of that direction ends."""
+    ends = Ends(late=True)
+    octets = Sender(True).message(bytes(1000)) * 100
+    half = ends.socket.up
+    while not ends.flow.tags:
+        half.feed(octets)
+        assert len(half.buffer) <= BEHIND
+    assert ends.flow.tags == {UNRECORDED}
+    assert len(half.buffer) == 0
+    half.feed(octets)
+    ends.up.turn()
+    half.feed(octets)
+    assert len(ends.recorded) == 1
+    assert half.ready
 
 
 def test_messages_of_one_read_go_on_at_once() -> None:

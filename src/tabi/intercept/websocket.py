@@ -17,15 +17,15 @@ from tabi.intercept.events import Direction
 from tabi.intercept.flow import Flow
 from tabi.intercept.inspection import Inspection, Recording
 from tabi.intercept.record import WebSocketMessage
-from tabi.intercept.websocket_halves import MESSAGE_LIMIT, UNSEEN, Half, HookedHalf, RecordedHalf
+from tabi.intercept.websocket_halves import MESSAGE_LIMIT, UNRECORDED, UNSEEN, Half, HookedHalf, RecordedHalf
 from tabi.relay.stage import Stage
 from tabi.wire.websocket import Compression, parse_extensions
 
+MOST = 8 << 20
+"""Octets of one message that hooks see, and of all that are recorded, whatever ``body_limit`` says."""
+
 MESSAGES = 10_000
 """Messages of a connection that are recorded at most, within ``body_limit``."""
-
-UNRECORDED = "websocket-not-all-recorded"
-"""A tag of a flow whose record does not have all messages."""
 
 endings: set[asyncio.Task[None]] = set()
 """Tasks of hooks that are told of an end."""
@@ -54,7 +54,7 @@ class WebSocket:
         self.recording = recording
         self.late = late
         self.over = False
-        limit = inspection.rule.body_limit
+        limit = min(inspection.rule.body_limit, MOST)
         self.room = limit
         client, server = compressions(flow) or (None, None)
         kind: type[Half] = RecordedHalf
@@ -207,6 +207,10 @@ def open_websocket(
     """What looks at the messages behind an exchange; None: nobody wants them, or they cannot be read."""
     if flow is None or (recording is None and not inspection.hooks.websocket_message):
         return None
+    answer = flow.response
+    upgrade = None if answer is None else answer.headers.get("Upgrade")
+    if upgrade is not None and upgrade.strip().lower() != "websocket":
+        return None  # the server has chosen another protocol of those that were offered
     try:
         return WebSocket(inspection, flow, recording, late)
     except ValueError as exc:

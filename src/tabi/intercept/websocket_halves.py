@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from tabi.intercept.websocket import WebSocket
 
 MESSAGE_LIMIT = 1 << 20
-"""Octets of a message that hooks see, or ``body_limit`` if that is more. A longer one passes unseen."""
+"""Octets of a message that hooks see, or ``body_limit`` if that is more (but 8 MiB at most); longer ones pass unseen."""
 
-UNSEEN, UNREAD = "websocket-unseen", "websocket-broken"
-"""Tags of a flow: hooks did not see all messages; octets have passed that are no frames."""
+BEHIND = 1 << 20
+"""Octets that have passed and were not looked at, from which on records have no more; where nothing makes them wait."""
+
+UNSEEN, UNREAD, UNRECORDED = "websocket-unseen", "websocket-broken", "websocket-not-all-recorded"
+"""Tags of a flow: hooks did not see all messages; octets have passed that are no frames; a record has not all."""
 
 
 class Port(Protocol):
@@ -141,8 +144,7 @@ class RecordedHalf(Half):
         """See `Half`."""
         if data:
             self.port.emit(data)
-            if self.reads:
-                self.look(data)
+            self.look(data)
 
     def again(self) -> None:
         """See `Half`."""
@@ -153,8 +155,13 @@ class RecordedHalf(Half):
 
     def look(self, data: bytes) -> None:
         """Look at octets that have gone on."""
+        if not self.reads:
+            return
         if self.buffer or self.waits:
             self.buffer += data
+            if len(self.buffer) > BEHIND:
+                self.socket.flow.tags.add(UNRECORDED)
+                self.stop()
             if self.waits:
                 return
             data = bytes(self.buffer)
