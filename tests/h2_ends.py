@@ -136,11 +136,9 @@ class Ends:
         self.piece = piece
         for end, settings in ((self.client, client), (self.server, server)):
             if settings:
+                values: Any = {**dict(end.connection.local_settings.items()), **settings}
                 end.connection.decoder.max_allowed_table_size = settings.get(1, 4096)
-                end.connection.local_settings = h2.settings.Settings(
-                    client=end is self.client,
-                    initial_values={**dict(end.connection.local_settings), **settings},  # type: ignore[arg-type]
-                )
+                end.connection.local_settings = h2.settings.Settings(client=end is self.client, initial_values=values)
             end.connection.initiate_connection()
         self.go()
 

@@ -264,6 +264,72 @@ def test_trailers_interim_responses_and_never_indexed_fields() -> None:
     assert not ends.relay.up.halves
 
 
+def test_what_has_come_behind_a_held_head_can_be_taken() -> None:
+    """Content and trailers, in order, as if they came then."""
+    inspector = Holds()
+    ends = Ends(inspector)
+    ends.client.head(1, POST)
+    ends.client.connection.send_data(1, b"abc")
+    ends.client.connection.send_data(1, b"def")
+    ends.client.connection.send_headers(1, [(b"x-up", b"1")], end_stream=True)
+    ends.go()
+    stream = inspector.streams[1]
+    stream.take(UP)
+    assert [seen[3:] for seen in inspector.seen if seen[0] == "data"] == [
+        (b"abc", False),
+        (b"def", False),
+        (b"", True),
+    ]
+    assert stream.waiting(UP) == 6
+    stream.consumed(UP, 6)
+    stream.send(UP, b"ABCDEF", True)
+    stream.send_request()
+    ends.go()
+    assert ends.server.bodies == {1: b"ABCDEF"}
+    assert ends.server.trailers == {1: [(b"x-up", b"1")]}
+
+
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_content_that_was_taken_may_pass_again(leaves: int) -> None:
+    """Behind what was sent of it; also where its end has come meanwhile."""
+    inspector = Pass()
+    ends = Ends(inspector)
+    ends.client.head(1, POST)
+    ends.go()
+    stream = inspector.streams[1]
+    stream.take(UP)
+    ends.client.connection.send_data(1, b"abc")
+    ends.go()
+    if leaves == 2:
+        ends.client.body(1, b"def")
+        ends.go()
+        stream.consumed(UP, 3)
+        stream.send(UP, b"def")
+    stream.consumed(UP, 3)
+    stream.send(UP, b"ABC")
+    for _ in range(leaves):
+        stream.leave(UP)
+    if leaves == 1:
+        ends.client.body(1, b"def")
+    ends.go()
+    assert ends.server.bodies == {1: b"ABCdef" if leaves == 1 else b"defABC"}
+    assert ends.server.ended == {1}
+
+
+def test_an_interim_response_of_ours() -> None:
+    """Before there is a final one, and not behind it."""
+    inspector = Holds()
+    ends = Ends(inspector)
+    ends.client.head(1, POST)
+    ends.go()
+    inspector.streams[1].send_interim(100)
+    inspector.streams[1].answer(200, [], end=False)
+    inspector.streams[1].send_interim(100)
+    ends.go()
+    heads = [type(event).__name__ for event in ends.client.events if hasattr(event, "headers")]
+    assert heads == ["InformationalResponseReceived", "ResponseReceived"]
+
+
 @pytest.mark.parametrize("taken", [False, True])
 def test_an_inspector_sees_and_changes_trailers(taken: bool) -> None:
     """Where it sends other content they go behind that, and where what was before them waits they wait too."""
@@ -281,8 +347,10 @@ def test_an_inspector_sees_and_changes_trailers(taken: bool) -> None:
     ends.client.connection.send_data(1, b"abc")
     ends.client.connection.send_headers(1, [(b"x-up", b"1")], end_stream=True)
     ends.go()
-    assert inspector.seen[1:] == [("data", 1, UP, b"abc", False), ("data", 1, UP, b"", True)]
+    pieces = [("data", 1, UP, b"abc", False), ("data", 1, UP, b"", True)]
+    assert inspector.seen[1:] == (pieces if taken else [])
     stream.send_request()
+    assert inspector.seen[1:] == pieces
     if taken:
         assert stream.waiting(UP) == 3
         stream.consumed(UP, 3)
@@ -311,6 +379,8 @@ def test_an_inspector_may_answer_at_the_very_end_of_a_request() -> None:
             ends.client.connection.send_data(1, b"abc", end_stream=not trailers)
             if trailers:
                 ends.client.connection.send_headers(1, [(b"x-up", b"1")], end_stream=True)
+            ends.go()
+            inspector.streams[1].send_request()
             ends.go()
             assert ends.client.bodies == {1: b"late"}
             assert ends.server.heads == {}

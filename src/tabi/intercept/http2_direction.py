@@ -265,7 +265,7 @@ class Direction(Outlet):
         if taken:
             half.size += len(content)
             self.queued += len(content)
-        if half.flags & (WATCHED | TAKEN) and (content or end):
+        if (content or end) and (taken or half.flags & (WATCHED | HELD) == WATCHED):
             assert self.relay.inspector is not None
             self.relay.inspector.data(half.stream, self.number, content, bool(end))
             if half.stream.over or half.flags & CUT:
@@ -340,7 +340,7 @@ class Direction(Outlet):
         half.flags |= ENDED
         if half.flags & CUT:
             return
-        if half.flags & (WATCHED | TAKEN):
+        if half.flags & TAKEN or half.flags & (WATCHED | HELD) == WATCHED:
             inspector = self.relay.inspector
             assert inspector is not None
             fields = inspector.trailers(half.stream, self.number, fields) or fields

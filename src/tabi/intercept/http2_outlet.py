@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tabi.errors import H2Error
-from tabi.intercept.http2_stream import CUT, ENDED, HELD, TAKEN, Half
+from tabi.intercept.http2_stream import CUT, ENDED, HELD, TAKEN, WATCHED, Half, Item
 from tabi.wire.h2 import (
     DATA,
     END_STREAM,
@@ -140,8 +140,33 @@ class Outlet:
         elif half.flags & TAKEN:
             ends = False  # it comes by `Stream.send`
         assert isinstance(head, list)
+        if half.flags & WATCHED and not half.flags & TAKEN:
+            self.show(half, queue)
+            if half.stream.over or half.flags & CUT:
+                return
         self.write_fields(half, head if fields is None else fields, ends, before)
         self.pump_half(half)
+
+    def take_over(self, half: Half) -> None:
+        """Give the inspector what has come behind a head that is held."""
+        self.manage()
+        queue, inspector = half.queue, self.relay.inspector
+        if not half.flags & HELD or not queue or inspector is None:
+            return
+        half.queue = deque([queue.popleft()])
+        self.show(half, queue)
+        if queue and isinstance(queue[-1][0], list):
+            half.trailers = queue[-1][0]
+
+    def show(self, half: Half, queue: deque[Item]) -> None:
+        """Show the inspector what has come while a head was held."""
+        inspector = self.relay.inspector
+        assert inspector is not None
+        for at, (content, end) in enumerate(queue):
+            if isinstance(content, list):
+                queue[at] = (inspector.trailers(half.stream, self.number, content) or content, end)
+                content = memoryview(b"")
+            inspector.data(half.stream, self.number, bytes(content), end)
 
     def forget(self, half: Half) -> None:
         """Drop what waits in a half."""

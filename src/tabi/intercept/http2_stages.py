@@ -7,6 +7,8 @@ tunnel.hand_over([stages.up], [stages.down])
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tabi.intercept.http2 import FrameRelay
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.stage import Stage
@@ -45,10 +47,11 @@ class FrameStage(Stage):
 
 
 class FrameStages:
-    """Both stages of a frame relay."""
+    """Both stages of a frame relay. ``closed`` is called when they are over."""
 
-    def __init__(self, relay: FrameRelay) -> None:
+    def __init__(self, relay: FrameRelay, closed: Callable[[], object] = bool) -> None:
         self.relay = relay
+        self.closed = closed
         self.up = FrameStage(self, UP)
         self.down = FrameStage(self, DOWN)
         self.stages: tuple[FrameStage, ...] = (self.up, self.down)
@@ -79,5 +82,6 @@ class FrameStages:
         stages, self.stages = self.stages, ()
         for stage in stages:
             stage.stages = None
+        self.closed()
         self.relay.close("the connection has ended")
         self.relay.wake = bool

@@ -157,6 +157,10 @@ class Stream:
         """Whether the client has the head of an answer, or it is on its way."""
         return self.down.begun and not self.down.flags & HELD
 
+    def holds(self, direction: int) -> bool:
+        """Whether the head of a half is held."""
+        return bool(self.half(direction).flags & HELD)
+
     # --- what an inspector may do; nothing of it does anything once the stream is over ---
 
     def send_request(self, request: H2Request | None = None, end: bool | None = None) -> None:
@@ -179,12 +183,23 @@ class Stream:
         half.flags = half.flags | WATCHED if wanted else half.flags & ~WATCHED
 
     def take(self, direction: int) -> None:
-        """Have the inspector get the content of a half, and send other content, and its end, with `send`."""
+        """Have the inspector get the content of a half, also what has come behind a head that is held, and send other
+        content, and its end, with `send`."""
         half = self.half(direction)
-        if not self.over and not half.finished:
-            half.flags |= TAKEN
-            with self.relay.turn():
-                self.relay.directions[direction].manage()
+        if self.over or half.finished or half.flags & TAKEN:
+            return
+        half.flags |= TAKEN
+        with self.relay.turn():
+            self.relay.directions[direction].take_over(half)
+
+    def leave(self, direction: int) -> None:
+        """Have the content of a half that was taken pass again, behind what was sent in its place."""
+        half = self.half(direction)
+        if self.over or not half.flags & TAKEN:
+            return
+        half.flags &= ~TAKEN
+        if half.flags & ENDED:
+            self.send(direction, b"", True)
 
     def consumed(self, direction: int, octets: int) -> None:
         """Of what was taken so much needs no memory any more: the sender may send as much."""
@@ -214,6 +229,12 @@ class Stream:
         if not self.over and not self.pushed:
             with self.relay.turn():
                 self.relay.answer(self, encode_response(status, fields), body, end)
+
+    def send_interim(self, status: int) -> None:
+        """Send an interim response of ours, such as 100, before there is a final one."""
+        if not self.over and not self.down.begun:
+            with self.relay.turn():
+                self.relay.down.write_fields(self.down, encode_response(status, []), False)
 
     def reset(self, error: str, code: int = ErrorCode.CANCEL) -> None:
         """End it at both sides."""

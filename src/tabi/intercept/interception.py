@@ -22,7 +22,7 @@ from tabi.intercept.exchange import reason_of_error
 from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
-from tabi.intercept.http2_flows import make_stages
+from tabi.intercept.http2_flows import Http2Flows
 from tabi.intercept.inspection import Fetch, Inspection, Origin, Recorder
 from tabi.intercept.passing import GiveBack, Passing, is_websocket
 from tabi.intercept.pinning import Pinned
@@ -294,10 +294,7 @@ class Interception:
     async def carry_http(self, tunnel: Tunnel, inspection: Inspection, head: bytes, http2: bool) -> None:
         """Carry HTTP: in the relay where nothing has to wait, else here."""
         if http2:
-            stages = make_stages(inspection, tunnel.client)
-            if head:
-                HeadSock(tunnel.client, head)
-            await tunnel.relay([stages.up], [stages.down])
+            await Http2Flows(inspection, tunnel).carry(head)
             return
         http = None
         if Passing.fits(inspection):
