@@ -15,8 +15,8 @@ from typing import Any, cast
 
 from tabi.errors import RemoteProtocolError, TabiError
 from tabi.intercept.codings import TooLarge
-from tabi.intercept.exchange import answer_of
 from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Message, Reroute
+from tabi.intercept.framing import answer_of
 from tabi.intercept.headers import Headers, to_octets, to_text
 from tabi.intercept.hooks import Handlers, HookFailed
 from tabi.intercept.http2 import FrameRelay

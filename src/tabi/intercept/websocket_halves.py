@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tabi.intercept.websocket import WebSocket
 
 MESSAGE_LIMIT = 1 << 20
-"""Octets of a message that hooks see, or ``body_limit`` if that is more (but 8 MiB at most); longer ones pass unseen."""
+"""Octets of a message that hooks see, or ``body_limit`` if that is more, 8 MiB at most; longer ones pass unseen."""
 
 BEHIND = 1 << 20
 """Octets that have passed and were not looked at, from which on records have no more; where nothing makes them wait."""
