@@ -15,6 +15,7 @@ import msgspec
 import authorities
 from destinations import make_authority, trusting
 from doubles import FakeResolver, Streams, until
+from http_proxy import read_chunks
 from support import GREETING, request, target
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log, Seconds, Timeouts
@@ -256,10 +257,7 @@ async def body_of(head: bytes, reader: asyncio.StreamReader) -> bytes:
     """The content behind a head."""
     lower = head.lower()
     if b"\r\ntransfer-encoding:" in lower:
-        octets = b""
-        while not octets.endswith(b"0\r\n\r\n"):
-            octets += await reader.readuntil(b"\r\n")
-        return octets
+        return await read_chunks(reader)
     if b"\r\ncontent-length:" in lower:
         count = int(lower.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0])
         return await reader.readexactly(count)

@@ -352,6 +352,7 @@ class Exchange:
         handlers = self.inspection.hooks.response_body if response.body else ()
         if not handlers:
             return response_octets(response, message), ()
+        download.wanted = True
         chunks = self.chunks(DOWN)
         return response_octets(response, message, chunks, not chunks), handlers
 

@@ -430,9 +430,9 @@ class RequestStage(HttpStage):
         """A hook answers in the destination's place; whether it was done here."""
         passing = self.passing
         if isinstance(instead, Drop):
-            passing.session.close = "denied"
-            passing.over(one, "a hook has dropped it")
-            self.relay.fail("a hook has dropped it")
+            passing.session.error = "a hook has dropped it"
+            passing.over(one, passing.session.error)
+            self.relay.break_off(reason="denied")
             return False
         if isinstance(instead, Reroute) or passing.line or one.head.expects_continue:
             self.buffer += rest
@@ -549,10 +549,10 @@ class ResponseStage(HttpStage):
                     inspection.hooks.show(inspection.hooks.response, flow, message)
                     if flow.instead is not None:
                         return self.answer_instead(one, head, flow.instead, data, at, end, out)
-                    if head.status != 101:
-                        nothing = settle_response(head, message, one.asked_with, one.head.method)
-                        self.discards = nothing or message._content is not None
-                        content = b"" if nothing else message._content or b""
+                if head.status != 101 and (inspection.hooks.response or one.asked_with != one.head.method):
+                    nothing = settle_response(head, message, one.asked_with, one.head.method)
+                    self.discards = nothing or message._content is not None
+                    content = b"" if nothing else message._content or b""
             octets = response_octets(head, message)
             if one.recording is not None and content:
                 one.recording.note(DOWN, content)
@@ -587,9 +587,8 @@ class ResponseStage(HttpStage):
             self.discards = True
             return self.begin_content(head, data, end, out)
         text = "a hook has dropped it" if isinstance(instead, Drop) else "a hook has rerouted what was answered already"
-        passing.session.close = "denied"
         passing.session.error = text
-        self.relay.fail(text)
+        self.relay.break_off(reason="denied")
         return False
 
     def receive_end(self) -> None:
