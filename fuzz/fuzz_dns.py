@@ -1,4 +1,5 @@
-"""Feed the decoder of answers of the DNS with whatever a fuzzer invents: an answer, None or ValueError, nothing else.
+"""Feed the decoders of the DNS with whatever a fuzzer invents: of answers an answer, None or ValueError, nothing else;
+of messages that pass by a message or None.
 
 The first octet chooses the question. The head and the question of an answer go before the rest, so that the fuzzer does
 not have to guess them.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from tabi.wire.dns import AAAA, MAX_RECORDS, PTR, A, decode_answer, encode_question
+from tabi.wire.dns_message import MAX_ANSWERS, decode_message
 
 QUESTIONS = (
     encode_question("name.test", A),
@@ -24,6 +26,8 @@ def fuzz_one(data: bytes) -> None:
     question = QUESTIONS[data[0] % len(QUESTIONS)]
     answer = b"\0\1" + bytes([data[1] | 0x80]) + data[2:3] + b"\0\1" + data[3:9] + question + data[9:]
     for octets in (answer, data):
+        passing = decode_message(octets)
+        assert passing is None or len(passing.answers) <= MAX_ANSWERS
         try:
             found = decode_answer(octets, question)
         except ValueError:
