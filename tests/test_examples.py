@@ -37,7 +37,7 @@ SERVERS = (
 )
 """Those that run until Ctrl-C. Each has 30 lines at most, and its first line of output says where it listens."""
 
-SCRIPTS = ("hooks.py",)
+SCRIPTS = ("hooks.py", "datagram_hooks.py")
 """Those for `tabi serve --script`; tests/intercept/test_scripts.py loads them."""
 
 EXPECTED = {

@@ -70,7 +70,8 @@ def test_the_project_uses_every_public_name(module: object) -> None:
     assert set(vars(module)["__all__"]) - used == set()
 
 
-def test_a_file_of_hooks_passes_strict() -> None:
-    """examples/hooks.py is typed as it stands, without a base class."""
-    done = check(PROJECT.parent.parent / "examples" / "hooks.py")
+@pytest.mark.parametrize("name", ["hooks.py", "datagram_hooks.py"])
+def test_a_file_of_hooks_passes_strict(name: str) -> None:
+    """An example is typed as it stands, without a base class."""
+    done = check(PROJECT.parent.parent / "examples" / name)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         ClientHelloInfo,
         Connection,
         DatagramInfo,
-        DnsInfo,
         QuicInfo,
         TlsInfo,
         WebSocketMessage,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     from tabi.server.server import Server
     from tabi.server.sessions import SessionInfo
     from tabi.session import Decision, Session, Sniffed
+    from tabi.wire.dns_message import DnsInfo, DnsRecord
 
 __version__ = "0.1.0"
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "DialError",
     "DialInspector",
     "DnsInfo",
+    "DnsRecord",
     "Egress",
     "Emit",
     "Flow",
@@ -133,7 +134,8 @@ _HOMES = {
     "Decision": "session",
     "DialError": "errors",
     "DialInspector": "egress.inspected",
-    "DnsInfo": "intercept.events",
+    "DnsInfo": "wire.dns_message",
+    "DnsRecord": "wire.dns_message",
     "Egress": "egress.base",
     "Emit": "relay.datagram_inspector",
     "Flow": "intercept.flow",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tabi.intercept.events import ClientHelloInfo, Connection, DatagramInfo, DnsInfo, WebSocketMessage
+from tabi.intercept.events import ClientHelloInfo, Connection, DatagramInfo, WebSocketMessage
+from tabi.wire.dns import encode_message, encode_question
 
 CONNECTION = Connection("1a", ("192.0.2.7", 4000), "alice", "socks5://127.0.0.1:1080", "example.com", 443)
 
@@ -49,14 +50,31 @@ def test_a_message() -> None:
 
 
 def test_a_datagram() -> None:
-    """It says what it carries, never shows it, and can be dropped."""
-    dns = DnsInfo(7, False, "example.com", 1, 0, ())
-    datagram = DatagramInfo(CONNECTION, "up", b"secret", dns)
-    assert datagram.dns is dns
-    assert datagram.quic is None
+    """It never shows what it carries, takes octets alone, and can be dropped."""
+    datagram = DatagramInfo(CONNECTION, "up", b"secret")
+    assert (datagram.dns, datagram.quic) == (None, None)
     assert repr(datagram) == "<DatagramInfo up 6 octets>"
+    datagram.payload = bytearray(b"other")  # type: ignore[assignment]
+    assert datagram.payload == b"other"
+    assert type(datagram.payload) is bytes
+    with pytest.raises(TypeError, match="the payload is str, expected bytes"):
+        datagram.payload = "text"  # type: ignore[assignment]
     datagram.drop()
     assert datagram.dropped
+
+
+def test_a_datagram_of_dns() -> None:
+    """It is read when somebody asks, once, and again when the payload is another one; at port 53 alone."""
+    message = encode_message(7, encode_question("example.com", 1))
+    resolver = Connection("1a", ("192.0.2.7", 4000), None, "socks5://127.0.0.1:1080", "192.0.2.53", 53)
+    datagram = DatagramInfo(resolver, "up", message)
+    first = datagram.dns
+    assert first is not None
+    assert (first.id, first.name) == (7, "example.com")
+    assert datagram.dns is first
+    datagram.payload = message[:-1]
+    assert datagram.dns is None
+    assert DatagramInfo(CONNECTION, "up", message).dns is None
 
 
 def test_a_connection() -> None:

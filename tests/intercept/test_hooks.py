@@ -355,13 +355,40 @@ def test_events(run_once: Run, caplog: pytest.LogCaptureFixture) -> None:
         await hooks.on_event(hooks.udp_data, datagram)
         assert datagram.dropped
 
+        def change_datagram(datagram: DatagramInfo) -> None:
+            datagram.payload += b"!"
+
+        def broken_datagram(datagram: DatagramInfo) -> None:
+            datagram.payload = b"broken"
+            datagram.drop()
+            raise ValueError
+
+        hooks = Hooks([hook(udp_data=one) for one in (change_datagram, broken_datagram, change_datagram)])
+        datagram = DatagramInfo(CONNECTION, "up", b"a")
+        hooks.show_event(hooks.udp_data, datagram)
+        assert (datagram.payload, datagram.dropped) == (b"a!!", False)
+        hooks = Hooks([hook(udp_data=lambda datagram: datagram.drop()), hook(udp_data=broken_datagram)])
+        hooks.show_event(hooks.udp_data, datagram)
+        assert datagram.dropped
+
         hooks = Hooks([hook(client_hello=lambda hello: hello.drop()), hook(client_hello=lambda it: it.pass_through())])
         hello = ClientHelloInfo(CONNECTION, None, (), None)
         await hooks.on_event(hooks.client_hello, hello)
         assert hello.action == "pass"
 
     run_once(main)
-    assert messages(caplog) == ["hook Hook.websocket_message failed"]
+    assert messages(caplog) == ["hook Hook.websocket_message failed", "hook Hook.udp_data failed"]
+
+
+def test_failures_with_datagrams_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """A client may send any number of them."""
+    hooks = Hooks([hook(udp_data=lambda datagram: 1 / 0)], close_on_error=True)
+    for _ in range(3):
+        with pytest.raises(HookFailed):
+            hooks.show_event(hooks.udp_data, DatagramInfo(CONNECTION, "up", b"a"))
+    assert messages(caplog) == ["hook Hook.udp_data failed"]
+    assert not hooks.may_log(hooks.quiet_until - 0.1)
+    assert hooks.may_log(hooks.quiet_until)
 
 
 def test_events_of_those_that_do_not_wait(caplog: pytest.LogCaptureFixture) -> None:

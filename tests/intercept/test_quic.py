@@ -16,13 +16,17 @@ from quic import V1, V2, crypto, first_datagrams, initial
 from tabi.errors import RemoteProtocolError
 from tabi.intercept.quic import (
     LEAST,
+    MAX_CONNECTIONS,
+    MAX_DESTINATIONS,
     MAX_PIECES,
+    QuicConnections,
     QuicHello,
     begins_quic,
     crypto_frames,
     split_packets,
     take_number,
 )
+from tabi.wire.address import Address
 from tabi.wire.client_hello import MAX_HELLO, ClientHello
 
 BESIDE = [folder / "shared/data/hellos" for folder in Path(__file__).resolve().parents]
@@ -260,3 +264,25 @@ def test_any_datagram_gives_packets_or_an_error(data: bytes) -> None:
     except RemoteProtocolError:
         pass
     begins_quic(b"\xc0" + data)
+
+
+def test_connections_of_a_client() -> None:
+    """Each by its destination and its keys; what cannot be read belongs to none, and the oldest ones are forgotten."""
+    where, other = Address("name.test", 443), Address("name.test", 444)
+    connections = QuicConnections()
+    first, second = first_datagrams("a.test")[0], first_datagrams("b.test")[0]
+    (one,), (two,) = connections.read(where, first), connections.read(where, second)
+    assert [None if each.found is None else each.found.sni for each in (one, two)] == ["a.test", "b.test"]
+    assert connections.read(where, first) == [one]
+    assert connections.of(where) == [one, two]
+    assert connections.of(other) == []
+    for odd in (b"", b"\x40short", b"\xc0\0\0\0\1\xff", initial(crypto(0, MESSAGE), b"one", keys=b"other")):
+        assert connections.read(where, odd) == []
+    for number in range(MAX_CONNECTIONS):
+        connections.read(where, initial(crypto(0, MESSAGE), b"destined%d" % number))
+    assert len(connections.of(where)) == MAX_CONNECTIONS
+    assert one not in connections.of(where)
+    for port in range(MAX_DESTINATIONS):
+        connections.read(Address("name.test", 1000 + port), first)
+    assert len(connections.known) == MAX_DESTINATIONS
+    assert connections.of(where) == []

@@ -14,7 +14,8 @@ from quic import V2, crypto, first_datagrams, initial
 from rule_cases import MONDAY_NOON, session
 from tabi.client import Proxy
 from tabi.config import Config, InterceptConfig, Listen, Log
-from tabi.intercept.quic_filter import MAX_CONNECTIONS, MAX_DESTINATIONS, FilteredAssociation, QuicFilter
+from tabi.intercept.quic import MAX_CONNECTIONS, MAX_DESTINATIONS
+from tabi.intercept.quic_filter import FilteredAssociation, QuicFilter
 from tabi.policy.intercepts import InterceptRule, Intercepts, make_matcher
 from tabi.policy.rules import Texts
 from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
@@ -139,7 +140,7 @@ def test_what_is_remembered_is_bounded() -> None:
     """Destinations, and connections to each; the oldest ones are forgotten."""
     kit = Kit({**REFUSE, "hosts": ("name.test",)})
     filtered: Any = kit.inspect
-    known = filtered.__self__.known
+    known = filtered.__self__.connections.known
     assert isinstance(filtered.__self__, FilteredAssociation)
     for port in range(MAX_DESTINATIONS + 5):
         kit.send(initial(crypto(0, MESSAGE)), where=Address(WHERE.host, 1 + port))

@@ -205,6 +205,20 @@ def test_candidates(entries: list[dict[str, Any]], who: dict[str, Any], expected
     assert intercepts(*entries).candidate(connected("somewhere.example", **who)) is expected
 
 
+def test_whether_an_entry_may_match_some_datagram() -> None:
+    """Of those that are wanted, at any hour, to any port and host; but not of another user."""
+    who = session(user="bob", command="associate")
+    for entry, expected in (
+        ({}, True),
+        ({"hosts": ["a.example"], "ports": ["1"], "hours": "Sun"}, True),
+        ({"users": ["alice"]}, False),
+        ({"commands": ["connect"]}, False),
+    ):
+        assert intercepts(entry).may_match(who, lambda intercept: True) == expected
+        assert not intercepts(entry).may_match(who, lambda intercept: False)
+        assert intercepts({}, entry).may_match(who, lambda intercept: intercept.number == 1) == expected
+
+
 def test_one_answer_for_all_needs_no_look_at_a_session() -> None:
     """Where entries have hosts alone, the answer is made beforehand."""
     assert intercepts().constant is False

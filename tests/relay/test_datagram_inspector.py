@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit, Inspect, check_inspector, is_plain
+from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit, Inspect, check_inspector, is_plain, pass_on
 from tabi.session import Session
 from tabi.wire.address import parse_address
 
@@ -110,3 +110,10 @@ def test_a_datagram_shows_no_payload() -> None:
     """What is logged of one says how much it has, not what."""
     datagram = Datagram(Session(1, "listener", CLIENT, 0.0), "up", parse_address("192.0.2.1:53"), b"secret")
     assert repr(datagram) == "<Datagram up 192.0.2.1:53: 6 octets>"
+
+
+def test_passing_on() -> None:
+    """The payload as it is."""
+    sent: list[object] = []
+    pass_on(Datagram(Session(1, "listener", CLIENT, 0.0), "up", CLIENT, b"a"), lambda payload, *_: sent.append(payload))
+    assert sent == [b"a"]

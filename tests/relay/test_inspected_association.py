@@ -126,7 +126,44 @@ def test_what_an_inspector_is_shown(run: Run) -> None:
                 shown = [(datagram.direction, datagram.address) for datagram in inspector.seen]
                 assert shown == [("up", name), ("down", echo.address), ("up", echo.address), ("down", echo.address)]
                 assert {datagram.session for datagram in inspector.seen} == {place.one.session}
+                assert [datagram.named for datagram in inspector.seen] == [None, name, None, name]
         assert counts == [("up", 0, 0), ("down", 1, 0), ("up", 1, 1), ("down", 2, 1)]
+
+    run(main)
+
+
+def test_names_of_senders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name that was asked for last, of a bounded number of senders; none where the client gave an address, or a
+    proxy has resolved the name."""
+    monkeypatch.setattr(inspected_association, "MAX_ROUTES", 2)
+    names = {f"{letter}.test": ["127.0.0.1"] for letter in "abc"}
+
+    async def main() -> None:
+        async with (
+            inspected(pass_on, Place(names=names)) as (place, client, inspector),
+            contextlib.AsyncExitStack() as at,
+        ):
+            first, second, third = (at.enter_context(destination()) for _ in range(3))
+            for host, where in (
+                (first.address.host, first),
+                ("a.test", first),
+                ("b.test", first),
+                ("c.test", second),
+                ("c.test", third),
+                (first.address.host, first),
+            ):
+                await client.ask(encode_header(Address(host, where.address.port)) + b"x")
+            named = [one.named.host if one.named else None for one in inspector.seen if one.direction == "down"]
+            assert named == [None, "a.test", "b.test", "c.test", "c.test", None]
+            assert isinstance(place.one, InspectedAssociation)
+            assert len(place.one.named) == 2
+        there = Place(names=names)
+        async with there, inspected(pass_on, Front({"url": there.server.url})) as (place, client, inspector):
+            with destination() as echo:
+                await client.ask(encode_header(Address("a.test", echo.address.port)) + b"x")
+            assert [one.named for one in inspector.seen] == [None, None]
+            assert isinstance(place.one, InspectedAssociation)
+            assert not place.one.named
 
     run(main)
 

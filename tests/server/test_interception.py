@@ -21,11 +21,17 @@ from intercepting import Mark, ask, origin
 from tabi import Config, ConfigError, Server
 from tabi.config import EgressConfig, InterceptConfig, Listen, Log, RuleConfig
 from tabi.intercept.authority import Authority
+from tabi.intercept.datagram_hooks import DatagramHooks
+from tabi.intercept.events import DatagramInfo
 from tabi.intercept.flow import Flow
+from tabi.intercept.quic_filter import QuicFilter
 from tabi.intercept.recorder import Recorder
 from tabi.intercept.writer import ThreadSink
 from tabi.policy.intercepts import InterceptRule
+from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
 from tabi.server.interception import RuleParts
+from tabi.session import Session
+from tabi.wire.address import Address
 
 LISTEN = "socks5://127.0.0.1:0"
 QUIET = Log(access="none")
@@ -310,6 +316,56 @@ class Slow:
     def request(self, flow: Flow) -> None:
         """Wait as nobody should."""
         time.sleep(0.15)
+
+
+class Shout(DatagramInspector):
+    """An inspector of a program."""
+
+    def inspect(self, datagram: Datagram, emit: Emit) -> None:
+        """Send what was never said."""
+        emit(datagram.payload.upper())
+
+
+class Watch:
+    """A hook that sees datagrams."""
+
+    def udp_data(self, datagram: DatagramInfo) -> None:
+        """Leave it as it is."""
+
+
+def test_datagrams_are_inspected_only_where_something_wants_them(run: Run, made: Path, tmp_path: Path) -> None:
+    """Hooks, as long as one of them wants to see datagrams; behind the filter for QUIC, before what a program has."""
+    program = Shout()
+    name = script(tmp_path / "hook.py", "script")
+    who = Session(1, LISTEN, Address("client.test", 1), 0.0)
+    who.command = "associate"
+
+    async def main() -> None:
+        for hooks, keys, expected in (
+            ([], {}, [Shout]),
+            ([Watch()], {}, [DatagramHooks, Shout]),
+            ([Watch()], {"quic": "refuse"}, [QuicFilter, DatagramHooks, Shout]),
+            ([], {"quic": "refuse"}, [QuicFilter, Shout]),
+            ([], {"scripts": [name]}, [DatagramHooks, Shout]),
+        ):
+            config = Config(log=QUIET, intercept=[InterceptConfig(tls=False, **keys)])
+            async with Server(LISTEN, config=config, hooks=hooks, datagrams=program) as server:
+                found: Any = server.parts.associations.inspector
+                kinds = []
+                while found is not None:
+                    kinds.append(type(found))
+                    found = getattr(found, "inner", None)
+                assert kinds == expected
+                if keys.get("scripts"):
+                    inspector: Any = server.parts.associations.inspector
+                    assert inspector.begin(who) == program.inspect
+                    (one,) = inspector.hooks.values()
+                    one.replace([Watch()])  # as a script that has changed
+                    assert inspector.begin(who) != program.inspect
+                server.reload(Config(log=QUIET, listen=server.config.listen))
+                assert (server.parts.associations.inspector is program) == (not hooks)
+
+    run(main)
 
 
 def test_a_hook_that_holds_up_the_loop_is_named(run: Run, made: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -95,5 +95,8 @@ class Connections:
         quic: tabi.QuicInfo | None = datagram.quic
         if dns is not None and dns.name == "ads.example":
             datagram.drop()
+        elif dns is not None and dns.is_response:
+            records: tuple[tabi.DnsRecord, ...] = dns.answers
+            print(dns.addresses, [record.ttl for record in records if record.text is not None])
         elif quic is None:
             datagram.payload = datagram.payload.upper()

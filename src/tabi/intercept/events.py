@@ -15,6 +15,9 @@ import ssl
 from typing import Any, Literal, NamedTuple
 
 from tabi.wire.client_hello import ClientHello
+from tabi.wire.dns_message import DnsInfo, decode_message
+
+DNS_PORT = 53
 
 Direction = Literal["up", "down"]
 
@@ -208,60 +211,62 @@ class WebSocketMessage:
         self.dropped = True
 
 
-class DnsInfo(NamedTuple):
-    """A message of DNS in a datagram."""
-
-    id: int
-    is_response: bool
-    name: str
-    """The name that is asked for, in ASCII, without the dot at its end."""
-    type: int
-    """What is asked for: 1 is A, 28 is AAAA."""
-    rcode: int
-    """0 where nothing is wrong, 3 where there is no such name."""
-    answers: tuple[str, ...]
-    """The addresses that a response gives, as text."""
-
-
 class QuicInfo(NamedTuple):
-    """What the first datagram of a QUIC connection says in its ClientHello."""
+    """What the ClientHello of a QUIC connection says."""
 
     version: int
     sni: str | None
     alpn: tuple[str, ...]
+    ja4: str
 
 
 class DatagramInfo:
     """One datagram of an association. A hook may change or drop it.
 
     Attributes:
-        connection: the association's; host and port are the destination of this datagram, or its sender.
+        connection: of the association and this destination; host and port are what the client has asked for, or of a
+            sender that it did not ask for its own.
         direction: ``up`` or ``down``.
         payload: its octets.
-        dns: what it says, where it is a message of DNS.
-        quic: the same, where it begins a connection of QUIC.
+        quic: what the client's hello says, in the datagrams that begin a connection of QUIC: from that on with which
+            the hello is whole. Else None.
         dropped: whether it is not sent on.
     """
 
-    __slots__ = ("connection", "direction", "dns", "dropped", "payload", "quic")
+    __slots__ = ("_decoded", "_payload", "connection", "direction", "dropped", "quic")
 
     def __init__(
-        self,
-        connection: Connection,
-        direction: Direction,
-        payload: bytes,
-        dns: DnsInfo | None = None,
-        quic: QuicInfo | None = None,
+        self, connection: Connection, direction: Direction, payload: bytes, quic: QuicInfo | None = None
     ) -> None:
         self.connection = connection
         self.direction: Direction = direction
-        self.payload = payload
-        self.dns = dns
+        self._payload = payload
+        self._decoded: tuple[bytes, DnsInfo | None] | None = None
         self.quic = quic
         self.dropped = False
 
     def __repr__(self) -> str:
-        return f"<DatagramInfo {self.direction} {len(self.payload)} octets>"
+        return f"<DatagramInfo {self.direction} {len(self._payload)} octets>"
+
+    @property
+    def payload(self) -> bytes:
+        """Its octets. Another value is sent in their place; TypeError is raised if it is not octets."""
+        return self._payload
+
+    @payload.setter
+    def payload(self, payload: bytes) -> None:
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise TypeError(f"the payload is {type(payload).__name__}, expected bytes")
+        self._payload = bytes(payload)
+
+    @property
+    def dns(self) -> DnsInfo | None:
+        """What it says as a message of DNS: of port 53, whoever sends it. It is read when it is asked for."""
+        if self.connection.port != DNS_PORT:
+            return None
+        if self._decoded is None or self._decoded[0] is not self._payload:
+            self._decoded = self._payload, decode_message(self._payload)
+        return self._decoded[1]
 
     def drop(self) -> None:
         """Do not send it on."""

@@ -46,6 +46,9 @@ EVENTS = tuple(FORMS)
 DEADLINE = 10.0
 """Seconds that a hook may wait."""
 
+QUIET = 10.0
+"""Seconds from one message about hooks of datagrams that fail to the next."""
+
 SLOW = 0.05
 """Seconds in the loop from which a hook is remembered for the watchdog, whose turns are slow from 0.1 s on."""
 
@@ -157,6 +160,7 @@ class Hooks:
         self.seconds = seconds
         self.close_on_error = close_on_error
         self.threads = Threads()
+        self.quiet_until = 0.0
         self.slow = (0.0, 0.0, "")  # when the last slow call began and ended, and whose it was
         self.replace(objects)
 
@@ -217,13 +221,26 @@ class Hooks:
 
     def failed(self, handler: Handler, exc: Exception) -> None:
         """Log that a hook has failed. Raises HookFailed where the flow is to end."""
+        if handler not in self.udp_data or self.may_log(monotonic()):
+            self.log_failure(handler, exc)
+        if self.close_on_error:
+            raise HookFailed(f"hook {handler} failed") from exc
+
+    def may_log(self, now: float) -> bool:
+        """Whether a failure with a datagram is logged: there may be very many of these."""
+        if now < self.quiet_until:
+            return False
+        self.quiet_until = now + QUIET
+        return True
+
+    @staticmethod
+    def log_failure(handler: Handler, exc: Exception) -> None:
+        """Log it, with the traceback where the hook is to blame."""
         if isinstance(exc, Failure | TooLarge | RemoteProtocolError | ConnectionError):  # it is not to blame
             what = str(exc) if isinstance(exc, Failure) else f"{type(exc).__name__}: {exc}"
             log.error("hook %s: %s", handler, what)
         else:
             log.error("hook %s failed", handler, exc_info=exc)
-        if self.close_on_error:
-            raise HookFailed(f"hook {handler} failed") from exc
 
     async def on_message(self, handlers: Handlers, flow: Flow, message: Message) -> None:
         """Show a head to hooks, one after another, until one of them answers in the destination's place.
@@ -301,12 +318,11 @@ class Hooks:
         """Show something to hooks that they may change or drop, as the last argument; the others see what one has
         changed, unless it is dropped. Raises HookFailed."""
         for handler in handlers:
-            before = [getattr(event, name) for name in event.__slots__]
+            before = fields_of(event)
             try:
                 await self.ask(handler, *args, event)
             except Exception as exc:
-                for name, value in zip(event.__slots__, before, strict=True):
-                    setattr(event, name, value)
+                restore(event, before)
                 self.failed(handler, exc)
             if getattr(event, "dropped", False):
                 return
@@ -314,12 +330,11 @@ class Hooks:
     def show_event(self, handlers: Handlers, event: Event, *args: Any) -> None:
         """As `on_event`, for handlers that do not wait. Raises HookFailed."""
         for handler in handlers:
-            before = [getattr(event, name) for name in event.__slots__]
+            before = fields_of(event)
             try:
                 ask_now(handler, *args, event)
             except Exception as exc:
-                for name, value in zip(event.__slots__, before, strict=True):
-                    setattr(event, name, value)
+                restore(event, before)
                 self.failed(handler, exc)
             if getattr(event, "dropped", False):
                 return
@@ -343,6 +358,17 @@ class Hooks:
 
 
 Event = WebSocketMessage | DatagramInfo | ClientHelloInfo
+
+
+def fields_of(event: Event) -> list[Any]:
+    """What a hook may change of an event."""
+    return [getattr(event, name) for name in event.__slots__]
+
+
+def restore(event: Event, before: list[Any]) -> None:
+    """Undo what was changed since `fields_of`."""
+    for name, value in zip(event.__slots__, before, strict=True):
+        setattr(event, name, value)
 
 
 class Failure(TabiError):
@@ -369,9 +395,8 @@ async def run_on_copies(threads: Threads, function: Callable[..., Any], args: tu
     for one, copied in zip(args, copies, strict=True):
         if isinstance(one, Flow) and isinstance(copied, Flow):
             one.take(copied)
-        elif isinstance(one, Event):
-            for name in one.__slots__:
-                setattr(one, name, getattr(copied, name))
+        elif isinstance(one, Event) and isinstance(copied, Event):
+            restore(one, fields_of(copied))
     return found
 
 

@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from tabi.errors import RemoteProtocolError
+from tabi.wire.address import Address
 from tabi.wire.client_hello import CLIENT_HELLO, MAX_HELLO, MESSAGE_HEAD, ClientHello, decode_hello
 
 V1, V2 = 1, 0x6B3343CF
@@ -34,6 +35,9 @@ PADDING, PING, ACK, ACK_ECN, CRYPTO, CLOSE = 0, 1, 2, 3, 6, 0x1C
 
 MAX_PIECES = 256
 """Parts of a hello that came out of order and are kept."""
+
+MAX_DESTINATIONS, MAX_CONNECTIONS = 64, 4
+"""Of an association, whose QUIC is remembered; and connections to each of them. The oldest ones are forgotten."""
 
 
 class Version(NamedTuple):
@@ -171,9 +175,13 @@ class QuicHello:
 
     Args:
         packet: the first of the connection.
+
+    Attributes:
+        found: the hello, once it is whole.
+        refused: what a filter has decided then.
     """
 
-    __slots__ = ("found", "kept", "keys", "message", "pieces", "version")
+    __slots__ = ("found", "kept", "keys", "message", "pieces", "refused", "version")
 
     def __init__(self, packet: Packet) -> None:
         self.keys = Keys(packet.version, packet.destination)
@@ -182,6 +190,7 @@ class QuicHello:
         self.pieces: dict[int, bytes] = {}  # behind the gap, by offset
         self.kept = 0  # octets of these
         self.found: ClientHello | None = None
+        self.refused: bool | None = None
 
     def receive(self, packet: Packet) -> bool:
         """Take a packet; False if it does not belong to this connection. ``found`` is the hello once it is whole.
@@ -221,6 +230,45 @@ class QuicHello:
             piece = self.pieces.pop(begin)
             self.kept -= len(piece)
             self.message += piece[len(self.message) - begin :]
+
+
+class QuicConnections:
+    """What is known of the connections that one client has begun, by their destinations."""
+
+    __slots__ = ("known",)
+
+    def __init__(self) -> None:
+        self.known: dict[Address, list[QuicHello]] = {}
+
+    def read(self, address: Address, datagram: bytes) -> list[QuicHello]:
+        """Take a datagram of the client; the connections that its Initial packets belong to. Those that cannot be read,
+        and what no server would take as the beginning of a connection, belong to none."""
+        if not datagram or datagram[0] & LONG != LONG:
+            return []
+        try:
+            found = [self.find(address, packet) for packet in split_packets(datagram)]
+        except RemoteProtocolError:
+            return []
+        return [hello for hello in found if hello is not None]
+
+    def find(self, address: Address, packet: Packet) -> QuicHello | None:
+        """The connection that a packet belongs to; a new one if it begins one. None: it cannot be read. Raises
+        RemoteProtocolError."""
+        connections = self.known.get(address, [])
+        for hello in connections:
+            if hello.receive(packet):
+                return hello
+        hello = QuicHello(packet)
+        if not hello.receive(packet):
+            return None
+        self.known[address] = [*connections[1 - MAX_CONNECTIONS :], hello]
+        if len(self.known) > MAX_DESTINATIONS:
+            del self.known[next(iter(self.known))]
+        return hello
+
+    def of(self, address: Address) -> list[QuicHello]:
+        """The connections to a destination that are remembered, the oldest first."""
+        return self.known.get(address, [])
 
 
 def crypto_frames(frames: bytes) -> Iterator[tuple[int, bytes]]:

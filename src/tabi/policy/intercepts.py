@@ -156,6 +156,14 @@ class Intercepts:
                 return chosen
         return False
 
+    def may_match(self, session: Session, wanted: Callable[[InterceptRule], bool]) -> bool:
+        """Whether one of the entries that are wanted may match datagrams of an association, whatever their
+        destination and the hour."""
+        return any(
+            wanted(intercept) and self.rules.holds(rule.conditions._replace(hours=None), session, None, 0.0)
+            for intercept, rule in zip(self.settings, self.rules, strict=True)
+        )
+
     def match(
         self, session: Session, sni: str | None = None, destination: Address | None = None
     ) -> InterceptRule | None:

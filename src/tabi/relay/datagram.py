@@ -260,6 +260,9 @@ class Association:
         self.session.datagrams_down += 1
         self.session.down += len(payload)
 
+    def found(self, destination: Address, address: Address) -> None:
+        """Hear which address a name has, to which its datagrams go directly."""
+
     def lets_in(self, host: bytes) -> bool:
         """Whether the client may get datagrams of a host, by the octets of its address; no octets stand for a name."""
         return self.udp.senders != "contacted" or host in self.router.contacted

@@ -24,6 +24,9 @@ class Datagram(msgspec.Struct, frozen=True):
     address: Address
     """``up``: the destination that the client has named, by name or address. ``down``: the sender of the datagram."""
     payload: bytes
+    named: Address | None = None
+    """``down``: the destination that the client has named, where the sender is the address of that name. None where it
+    has given no name of it, or a proxy has resolved the name."""
 
     def __repr__(self) -> str:
         return f"<Datagram {self.direction} {self.address}: {len(self.payload)} octets>"
@@ -87,6 +90,11 @@ class DatagramInspector(Protocol):
     def inspect(self, datagram: Datagram, emit: Emit) -> None:
         """Look at a datagram: call ``emit`` with what is to be sent in its place, once, several times or not at all."""
         return  # type checkers take a method with a docstring alone for an abstract one
+
+
+def pass_on(datagram: Datagram, emit: Emit) -> None:
+    """Send a datagram as it is."""
+    emit(datagram.payload)
 
 
 def is_plain(method: object) -> bool:

@@ -19,6 +19,7 @@ from tabi.policy.limits import DOWN, UP
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Datagram, Direction, Inspect
 from tabi.relay.limited_association import DatagramMeter
+from tabi.relay.udp_routes import MAX_ROUTES
 from tabi.relay.udp_sockets import COST_APART
 from tabi.session import Close
 from tabi.wire.address import Address, Host
@@ -45,7 +46,7 @@ class InspectedAssociation(Association):
     Within limits the client pays for what it sends, before it is inspected, and for what it gets.
     """
 
-    __slots__ = ("delayed", "delayed_octets", "failed", "inspect", "meter", "numbers", "taken", "timer")
+    __slots__ = ("delayed", "delayed_octets", "failed", "inspect", "meter", "named", "numbers", "taken", "timer")
 
     inspected = True
 
@@ -56,6 +57,7 @@ class InspectedAssociation(Association):
         self.meter = DatagramMeter(lease) if lease is not None and lease.meters else None
         self.taken = 0  # octets that the client has sent and the inspector has seen
         self.failed = False
+        self.named: dict[Address, Address] = {}  # by the address that was found for a name
         self.delayed: list[Delayed] = []  # a heap
         self.delayed_octets = 0
         self.numbers = count()
@@ -82,7 +84,14 @@ class InspectedAssociation(Association):
     def carry_down(self, source: Address, header: bytes, payload: bytes) -> None:
         """Show a datagram for the client to the inspector."""
         if not self.closed:
-            self.show(Datagram(self.session, "down", source, payload))
+            self.show(Datagram(self.session, "down", source, payload, self.named.get(source)))
+
+    def found(self, destination: Address, address: Address) -> None:
+        """See `Association.found`."""
+        self.named.pop(address, None)
+        if len(self.named) >= MAX_ROUTES:
+            del self.named[next(iter(self.named))]
+        self.named[address] = destination
 
     def show(self, datagram: Datagram) -> None:
         """Call the inspector. If it raises, the datagram is dropped, and the first error is logged."""

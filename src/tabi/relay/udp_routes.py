@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tabi.errors import DialError, PolicyDenied, TabiError
 from tabi.net.batch import Sock
 from tabi.net.resolve import find_number
-from tabi.net.sockaddr import encode_sockaddr, on_link_of
+from tabi.net.sockaddr import decode_sockaddr, encode_sockaddr, on_link_of
 from tabi.net.source import SourceBinding
 from tabi.net.udp_path import UdpPath
 from tabi.policy.guard import allow_any_address
@@ -186,6 +186,8 @@ class UdpRouter:
             return
         if route.sock is None and route.refusal is None:
             self.refuse(route, "unsent", "the egress has ended behind its opening", FORGET_REFUSAL)
+        if isinstance(destination.host, str) and route.sock is not None and not route.head:
+            self.association.found(destination, decode_sockaddr(route.address))
         waiting, route.waiting = route.waiting, []
         self.release(waiting)
         for payload in waiting:

@@ -15,6 +15,7 @@ from tabi.errors import ConfigError
 from tabi.ingress.gate import Gate
 from tabi.intercept.authority import read_certificates
 from tabi.intercept.contexts import ClientContexts, ServerContexts
+from tabi.intercept.datagram_hooks import DatagramHooks
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.interception import Interception
 from tabi.intercept.page import Page
@@ -27,7 +28,7 @@ from tabi.intercept.writer import ThreadSink
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.parts.intercept import Intercept
-from tabi.policy.intercepts import InterceptRule, Intercepts
+from tabi.policy.intercepts import InterceptRule
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.first_octets import FirstOctets
 from tabi.relay.relays import Relays
@@ -186,8 +187,12 @@ def make_recorder(records: socket.socket | None, loop: asyncio.AbstractEventLoop
     return Recorder(ThreadSink() if records is None else SocketSink(records, loop))
 
 
-def make_inspector(intercepts: Intercepts, inner: DatagramInspector | None) -> DatagramInspector | None:
-    """What sees datagrams: that of a program, behind the filter for QUIC where an entry refuses it."""
+def make_inspector(interception: Interception, inner: DatagramInspector | None) -> DatagramInspector | None:
+    """What sees datagrams: that of a program, behind hooks where there are any, and these behind the filter for QUIC
+    where an entry refuses it."""
+    intercepts, hooks = interception.intercepts, rules_of(interception).made
+    if any(one.objects for one in hooks.values()):  # a script that changes may want datagrams later
+        inner = DatagramHooks(intercepts, hooks, inner)
     return QuicFilter(intercepts, inner) if any(map(refuses, intercepts)) else inner
 
 

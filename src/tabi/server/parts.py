@@ -273,7 +273,6 @@ class Parts:
         found = self.interception or self.make_interception(compiled, self.given.hooks)
         page = (self.page or make_page(compiled)) if compiled.intercepts.need_authority else None
         begin = prepare(found, compiled, self.tls_shared)
-        datagrams = make_inspector(compiled.intercepts, self.given.datagrams)
 
         def intercept() -> None:
             begin()
@@ -287,7 +286,7 @@ class Parts:
                 if self.page is None:
                     self.page = page
                     self.closing.callback(page.close)
-            self.take_carrier(found, found.inspect, entrance, datagrams)
+            self.take_carrier(found, found.inspect, entrance, make_inspector(found, self.given.datagrams))
 
         return intercept
 
