@@ -49,9 +49,25 @@ class Far(End):
 
 
 class Origin(Far):
-    """Answers each request with what it got: fields as fields with x- in front, and the content; /big with 1 MB."""
+    """Answers each request with what it got: fields as fields with x- in front, and the content; /big with 1 MB.
+
+    A WebSocket gets "hello", and an end with the client's.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: bool) -> None:
+        super().__init__(reader, writer, client)
+        self.connection.update_settings({8: 1})
+        self.open: set[int] = set()
 
     def answer(self) -> None:
+        for id, head in self.heads.items():
+            if dict(head).get(b":protocol") == b"websocket" and id not in self.open:
+                self.open.add(id)
+                self.head(id, [(b":status", b"200")])
+                self.connection.send_data(id, b"\x81\x05hello")
+        for id in self.ended & self.open:
+            self.ended.discard(id)
+            self.connection.send_data(id, b"", end_stream=True)
         for id in list(self.ended):
             self.ended.discard(id)
             head = self.heads[id]

@@ -356,6 +356,53 @@ def test_another_host_and_alt_svc(run: Run, made: Path) -> None:
     run(main)
 
 
+class Words(Seen):
+    """Changes messages of WebSocket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[Any] = []
+
+    def websocket_message(self, flow: Flow, message: Any) -> None:
+        self.words.append(message.content)
+        message.content = message.content.upper()
+
+    def response_body(self, flow: Flow, chunk: bytes) -> bytes:
+        return b"not for these"
+
+
+@pytest.mark.parametrize("hook", [Words, Plain])
+def test_websockets(run: Run, made: Path, tmp_path: Path, hook: type[Seen]) -> None:
+    """Messages on a stream (RFC 8441) are shown and recorded; without a hook for them they pass as they are."""
+
+    async def main() -> None:
+        har, seen = tmp_path / "flows.har", hook()
+        async with origin() as port, server(made, seen, har=str(har)) as proxy, client(proxy.url, port) as asks:
+            await asks.ask("/")
+            id, asks.next_id = asks.next_id, asks.next_id + 2
+            asks.head(
+                id,
+                [
+                    *((b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https")),
+                    *((b":authority", b"localhost"), (b":path", b"/socket"), (b"sec-websocket-version", b"13")),
+                ],
+            )
+            asks.go()
+            await until(lambda: len(asks.bodies.get(id, b"")) >= 7)
+            asks.connection.send_data(id, b"\x81\x83\0\0\0\0abc")
+            asks.connection.send_data(id, b"", end_stream=True)
+            asks.go()
+            await until(lambda: id in asks.ended)
+            assert asks.bodies[id] == (b"\x81\x05HELLO" if hook is Words else b"\x81\x05hello")
+            await until(lambda: len(seen.flows) == 2)
+        if isinstance(seen, Words):
+            assert sorted(seen.words) == [b"abc", b"hello"]
+        messages = json.loads(har.read_text())["log"]["entries"][1]["_webSocketMessages"]
+        assert [message["data"].lower() for message in messages] == ["hello", "abc"]
+
+    run(main)
+
+
 def test_prior_knowledge(run: Run, made: Path) -> None:
     """HTTP/2 without TLS."""
 

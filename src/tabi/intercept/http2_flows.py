@@ -23,7 +23,9 @@ from tabi.intercept.http2 import FrameRelay
 from tabi.intercept.http2_outlet import STREAM_CREDIT
 from tabi.intercept.http2_stages import FrameStages
 from tabi.intercept.http2_stream import HOLD, Hold, Stream
+from tabi.intercept.http2_websocket import PROTOCOL, StreamSocket
 from tabi.intercept.inspection import Inspection, Recording
+from tabi.intercept.websocket import open_websocket
 from tabi.net.stream import Stream as NetStream
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.tunnel import HeadSock, Tunnel
@@ -169,7 +171,7 @@ class Body:
 class StreamFlow:
     """A flow and its stream."""
 
-    __slots__ = ("bodies", "flow", "flows", "recording", "request", "stream", "tasks")
+    __slots__ = ("bodies", "flow", "flows", "recording", "request", "socket", "stream", "tasks")
 
     def __init__(
         self, flows: Http2Flows, stream: Stream, request: H2Request, flow: Flow, recording: Recording | None, end: bool
@@ -180,6 +182,7 @@ class StreamFlow:
         self.flow = flow
         self.recording = recording
         self.tasks: set[asyncio.Task[None]] = set()
+        self.socket: StreamSocket | None = None  # once it is a WebSocket
         self.bodies = {direction: Body(stream, direction, recording, flows.loop) for direction in (UP, DOWN)}
         self.bodies[UP].ended = end
         self.bodies[UP].asked = "Expect" not in flow.request.headers
@@ -250,7 +253,8 @@ class StreamFlow:
         """The request as hooks have left it; None if they have not changed it."""
         message, request, body = self.flow.request, self.request, self.bodies[UP]
         body.settle(message)
-        self.show(body, self.flows.hooks.request_body, message)
+        if not request.protocol:
+            self.show(body, self.flows.hooks.request_body, message)
         if not message.changed:
             return None
         fields = to_fields(message.headers.raw, request.fields)
@@ -324,9 +328,21 @@ class StreamFlow:
         """The response's head as hooks have left it; None if they have not changed it."""
         response, body = self.flow.response, self.bodies[DOWN]
         assert response is not None
-        body.settle(response)
-        self.show(body, self.flows.hooks.response_body, response)
+        if self.request.protocol and 200 <= response.status < 300:
+            self.open_socket()
+        else:
+            body.settle(response)
+            self.show(body, self.flows.hooks.response_body, response)
         return (response.status, to_fields(response.headers.raw, fields)) if response.changed else None
+
+    def open_socket(self) -> None:
+        """Another protocol follows: messages of WebSocket go to whoever wants to see them."""
+        if self.request.protocol == PROTOCOL:
+            reactor = self.flows.client.reactor
+            socket = open_websocket(self.flows.inspection, self.flow, self.recording, reactor.late)
+            if socket is not None:
+                self.socket = StreamSocket(socket, self.stream, self.flows.loop.call_soon)
+                self.socket.begin()
 
 
 class Http2Flows:
@@ -437,7 +453,8 @@ class Http2Flows:
 
     def data(self, stream: Stream, direction: int, payload: bytes, end: bool) -> None:
         """Content has come."""
-        stream.flow.bodies[direction].receive(payload, end)
+        one: StreamFlow = stream.flow
+        (one.bodies[direction].receive if one.socket is None else one.socket.ports[direction].receive)(payload, end)
 
     def trailers(self, stream: Stream, direction: int, fields: list[Field]) -> list[Field] | None:
         """Trailers pass."""
@@ -445,8 +462,11 @@ class Http2Flows:
 
     def writable(self, stream: Stream, direction: int) -> None:
         """What was sent in place of content is on its way."""
-        if stream.flow is not None:
-            stream.flow.bodies[direction].wake()
+        one: StreamFlow | None = stream.flow
+        if one is not None:
+            one.bodies[direction].wake()
+            if one.socket is not None:
+                one.socket.writable(direction)
 
     def ended(self, stream: Stream, error: str | None) -> None:
         """A stream is over: tell hooks and the recorder."""
@@ -454,6 +474,9 @@ class Http2Flows:
         if one is None:
             return
         stream.flow = None
+        if one.socket is not None:
+            one.socket.close()
+            one.socket = None
         flow, inspection, hooks = one.flow, self.inspection, self.hooks
         flow.error = flow.error or error
         current = asyncio.current_task(self.loop)
