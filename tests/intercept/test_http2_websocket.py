@@ -209,6 +209,9 @@ def test_what_is_no_frame_ends_the_stream() -> None:
     assert read(ends.server.bodies[1], True) == [(8, b"\x03\xea")]
     assert ends.client.ended == ends.server.ended == {1}
     assert sockets.ends.flow.error == "a WebSocket frame with the unknown opcode 3"
+    ends.client.connection.send_data(1, Sender(True).frame(8, b""), end_stream=True)
+    ends.server.connection.send_data(1, Sender(False).frame(8, b""), end_stream=True)
+    ends.go()
     assert ends.relay.failure is None
 
 
@@ -216,9 +219,15 @@ def test_a_stream_that_is_reset() -> None:
     """Hooks end with it."""
     sockets, ends = open_stream([Heard()])
     ends.client.connection.send_data(1, Sender(True).frame(1, b"a", False))
+    ends.go()
+    half = sockets.ends.socket.up
+    assert half.held
     ends.client.connection.reset_stream(1, 8)
     ends.go()
     assert sockets.ends.socket.over
     assert 1 in ends.server.resets
+    assert half.held == 0
     assert sockets.one is not None
-    assert sockets.one.ports[DOWN].half.held == 0
+    for direction in (UP, DOWN):
+        sockets.one.data(direction, b"more", True)
+        sockets.one.writable(direction)

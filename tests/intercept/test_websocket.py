@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ from conftest import Run
 from doubles import until
 from support import target
 from tabi import Config, Flow, Server, Session, Tunnel
+from tabi.client import Proxy
 from tabi.config import InterceptConfig, Log, Seconds, Timeouts
 from tabi.intercept import websocket
 from tabi.intercept.authority import Authority
 from tabi.intercept.events import WebSocketMessage
 from tabi.intercept.record import WebSocketMessage as Recorded
-from tabi.intercept.websocket import WebSocketStages, ended_soon, open_websocket
-from tabi.intercept.websocket_halves import UNRECORDED, UNSEEN
+from tabi.intercept.websocket import WebSocketStage, WebSocketStages, ended_soon, open_websocket
+from tabi.intercept.websocket_halves import UNRECORDED, UNSEEN, HookedHalf, RecordedHalf
 from websocket_frames import Ends, Heard, Sender, make_flow, make_inspection, read
 
 DEFLATE = "permessage-deflate"
@@ -185,13 +188,17 @@ class Forwarded:
         self.port = port
         self.protocol = ClientProtocol(parse_uri(f"ws://localhost:{port}/socket"), extensions=extensions)
 
-    async def open(self, server: Server) -> None:
-        """Shake hands."""
-        url = server.url_for("http")
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    async def open(self, server: Server, forwarded: bool = True) -> None:
+        """Shake hands; by SOCKS5 if it is not forwarded."""
         self.protocol.send_request(self.protocol.connect())
         octets = b"".join(self.protocol.data_to_send())
-        self.writer.write(octets.replace(b"GET /", b"GET http://localhost:%d/" % self.port))
+        if forwarded:
+            port = int(server.url.rpartition(":")[2])
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port)
+            octets = octets.replace(b"GET /", b"GET http://localhost:%d/" % self.port)
+        else:
+            self.reader, self.writer = await tabi_client(server, self.port)
+        self.writer.write(octets)
         await self.take(Response)
 
     async def take(self, kind: type[Any]) -> Any:
@@ -284,8 +291,6 @@ def test_a_flow_ends_once_whatever_its_end(run: Run, made: Path, tmp_path: Path,
 
 async def tabi_client(server: Server, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection through SOCKS5."""
-    from tabi.client import Proxy
-
     return await Proxy(server.url_for("socks5")).open_connection("localhost", port)
 
 
@@ -360,7 +365,7 @@ def test_what_came_before_the_relay(run: Run, hooked: bool) -> None:
     async def main() -> None:
         up, down = Sender(True), Sender(False)
         heard = Heard()
-        stages: list[WebSocketStages] = []
+        stages: list[WebSocketStage] = []
         ended: list[bool] = []
 
         async def carry(tunnel: Tunnel) -> None:
@@ -368,7 +373,7 @@ def test_what_came_before_the_relay(run: Run, hooked: bool) -> None:
             flow = make_flow(inspection)
             socket = websocket.WebSocket(inspection, flow, None, tunnel.client.reactor.late)
             both = WebSocketStages(socket, up.message(b"1"), down.message(b"2"), lambda: ended.append(True))
-            stages.append(both)
+            stages.append(both.up)
             await tunnel.relay([both.up], [both.down])
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -390,14 +395,42 @@ def test_what_came_before_the_relay(run: Run, hooked: bool) -> None:
             assert ended == [True]
             if hooked:
                 assert sorted(content for _, _, content in heard.messages) == [b"1", b"2", b"3", b"4"]
-            (both,) = stages
-            assert not both.up.holds(0.0)
-            both.up.flush()
-            both.up.run(lambda: 1 / 0)
-            both.up.later(lambda: 1 / 0)
-            both.up.cut("nothing happens any more")
+            (stage,) = stages
+            assert not stage.holds(0.0)
+            stage.flush()
+            stage.run(lambda: 1 / 0)
+            stage.later(lambda: 1 / 0)
+            stage.cut("nothing happens any more")
 
     run(main)
+
+
+@pytest.mark.parametrize("hook", [OnlyEnds, Watch, WatchAndWait])
+@pytest.mark.parametrize("forwarded", [False, True])
+def test_nothing_is_left_to_the_garbage_collector(
+    run_once: Run, made: Path, tmp_path: Path, forwarded: bool, hook: type[Any]
+) -> None:
+    """A WebSocket that is over, and all that it was made of, goes by itself."""
+
+    async def main() -> None:
+        watch = hook()
+        async with echoing(compression="deflate") as port, proxy(made, [watch], tmp_path / "flows.har") as server:
+            client = Forwarded(port, True)
+            await client.open(server, forwarded)
+            await client.talk("a secret")
+            gc.collect()
+            kinds = {websocket.WebSocket, WebSocketStages, HookedHalf, RecordedHalf}
+            gone = [weakref.ref(one) for one in gc.get_objects() if type(one) in kinds]
+            assert len(gone) == 4
+            gc.disable()
+            try:
+                client.writer.close()
+                await until(lambda: watch.ended)
+                await until(lambda: not any(one() for one in gone))
+            finally:
+                gc.enable()
+
+    run_once(main)
 
 
 # --- what is recorded ---

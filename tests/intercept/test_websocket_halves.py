@@ -213,15 +213,16 @@ def test_a_hook_that_waits_ends_with_the_connection(run: Run) -> None:
 
     async def main() -> None:
         ends = Ends([Slow()])
-        ends.socket.up.feed(Sender(True).message(b"a"))
+        half = ends.socket.up
+        half.feed(Sender(True).message(b"a"))
         await asyncio.sleep(0)
         before = asyncio.all_tasks() - {asyncio.current_task()}
         assert len(before) == 1
         ends.socket.close()
         await asyncio.gather(*before, return_exceptions=True)
         assert ends.up.octets == b""
-        ends.socket.up.feed(b"more")
-        assert ends.socket.up.held == 0
+        half.feed(b"more")
+        assert half.held == 0
 
     run(main)
 
@@ -458,3 +459,19 @@ def test_masks_are_not_judged() -> None:
     ends.feed(ends.socket.up, Sender(False).message(b"change"))
     ends.feed(ends.socket.down, Sender(True).message(b"change"))
     assert read(ends.up.octets, True) == read(ends.down.octets, False) == [(1, b"change, changed")]
+
+
+def test_a_port_of_what_is_over_does_nothing() -> None:
+    """Whoever still has it may call it."""
+    for hooks in ([], [Heard()]):
+        ends = Ends(hooks)
+        half = ends.socket.up
+        ends.socket.close()
+        ends.socket.close()
+        ends.socket.fail(1002, "nothing happens any more")
+        half.feed(Sender(True).message(b"a"))
+        half.end()
+        half.port.run(lambda: 1 / 0)
+        half.put_off()
+        half.port.cut("nothing happens any more")
+        assert (ends.up.octets, ends.up.ended, ends.flow.error) == (b"", False, None)

@@ -99,12 +99,15 @@ class StreamSocket:
 
     def data(self, direction: int, payload: bytes, end: bool) -> None:
         """See `Inspector`."""
-        self.ports[direction].receive(payload, end)
+        if not self.socket.over:
+            self.ports[direction].receive(payload, end)
 
     def writable(self, direction: int) -> None:
         """See `Inspector`."""
-        self.ports[direction].give_back()
+        if not self.socket.over:
+            self.ports[direction].give_back()
 
     def close(self) -> None:
         """The stream is over."""
         self.socket.close()
+        self.ports.clear()

@@ -17,7 +17,7 @@ from tabi.intercept.events import Direction
 from tabi.intercept.flow import Flow
 from tabi.intercept.inspection import Inspection, Recording
 from tabi.intercept.record import WebSocketMessage
-from tabi.intercept.websocket_halves import MESSAGE_LIMIT, UNRECORDED, UNSEEN, Half, HookedHalf, RecordedHalf
+from tabi.intercept.websocket_halves import MESSAGE_LIMIT, NOWHERE, UNRECORDED, UNSEEN, Half, HookedHalf, RecordedHalf
 from tabi.relay.stage import Stage
 from tabi.wire.websocket import Compression, parse_extensions
 
@@ -62,6 +62,7 @@ class WebSocket:
             kind, limit = HookedHalf, max(limit, MESSAGE_LIMIT)
         self.up = kind(self, "up", client, limit)
         self.down = kind(self, "down", server, limit)
+        self.halves: tuple[Half, ...] = (self.up, self.down)
 
     def record(self, direction: Direction, opcode: int, content: bytes, cut: bool = False) -> None:
         """A message has gone on; ``cut``: there was more of it."""
@@ -78,7 +79,7 @@ class WebSocket:
         if cut or len(recording.messages) >= MESSAGES:
             self.flow.tags.add(UNRECORDED)
             self.recording = None
-            for half in (self.up, self.down):
+            for half in self.halves:
                 half.stop()
 
     def fail(self, code: int, error: str) -> None:
@@ -86,16 +87,19 @@ class WebSocket:
         if not self.over:
             self.over = True
             self.flow.error = error
-            for half in (self.up, self.down):
+            for half in self.halves:
                 half.close()
                 half.abort(code)
             self.down.port.cut(error)
 
     def close(self) -> None:
-        """The connection is over."""
-        self.over = True
-        for half in (self.up, self.down):
+        """The connection is over. Leaves nothing that only the garbage collector finds."""
+        halves, self.halves, self.over = self.halves, (), True
+        for half in halves:
             half.close()
+            half.port = NOWHERE
+        if halves:
+            del self.up, self.down
 
 
 class WebSocketStage(Stage):
@@ -192,6 +196,7 @@ class WebSocketStages:
         if self.open:
             self.open = False
             self.socket.close()
+            del self.up, self.down  # they are a cycle with this
             self.ended()
 
 

@@ -68,6 +68,28 @@ class Port(Protocol):
         """End the connection, behind what was emitted."""
 
 
+class Nowhere:
+    """The port of a connection that is over."""
+
+    def emit(self, data: bytes) -> None:
+        """Drop them."""
+
+    def emit_end(self) -> None:
+        """Drop it too."""
+
+    def later(self, callback: Callable[[], object]) -> None:
+        """There is no later."""
+
+    def run(self, callback: Callable[[], object]) -> None:
+        """Nor is there anything to do."""
+
+    def cut(self, error: str) -> None:
+        """It has ended."""
+
+
+NOWHERE = Nowhere()
+
+
 class Half:
     """What is sent in one direction. Raises nothing."""
 
@@ -132,7 +154,7 @@ class Half:
         """Nobody wants records any more."""
 
     def close(self) -> None:
-        """The connection is over."""
+        """The connection is over: what waits is dropped."""
 
 
 class RecordedHalf(Half):
