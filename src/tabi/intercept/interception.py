@@ -217,8 +217,9 @@ class Interception:
             await self.carry_http(tunnel, inspection, b"", info.alpn == "h2")
             return
         head = await first_octets(tunnel.client, tunnel.server)
-        if sniff_payload(head) is Payload.HTTP1:
-            await self.carry_http(tunnel, inspection, head, False)
+        payload = sniff_payload(head)
+        if payload in (Payload.HTTP1, Payload.HTTP2):
+            await self.carry_http(tunnel, inspection, head, payload is Payload.HTTP2)
         elif hooks.tcp_data:
             await relay_through(tunnel, head, hooks, connection)
         else:
@@ -255,7 +256,7 @@ class Interception:
         try:
             opened = await handshakes.open(tunnel.server, rule, hello, host, reopen)
         except HandshakeFailed as exc:
-            await self.alert(tunnel.client, exc, hello.version)
+            await self.alert(tunnel.client, exc)
             raise
         HeadSock(tunnel.client, seen.octets)
         try:
@@ -270,7 +271,7 @@ class Interception:
             raise
         return opened
 
-    async def alert(self, client: Stream, failure: HandshakeFailed, version: int) -> None:
+    async def alert(self, client: Stream, failure: HandshakeFailed) -> None:
         """Tell a client, with which TLS has not begun, that there is none with its destination."""
         if failure.kind == "transport" and isinstance(failure.__cause__, ConnectionError):
             return  # it gets a reset too
@@ -434,13 +435,15 @@ async def relay_through(tunnel: Tunnel, head: bytes, hooks: Hooks, connection: C
                 sink.send_eof()
                 return
 
-    down = tunnel.server.reactor.loop.create_task(move(tunnel.server, tunnel.client, "down", b""))
+    make = tunnel.server.reactor.loop.create_task
+    up = make(move(tunnel.client, tunnel.server, "up", head))
+    down = make(move(tunnel.server, tunnel.client, "down", b""))
     try:
-        await move(tunnel.client, tunnel.server, "up", head)
-        await down
+        await asyncio.gather(up, down)
     finally:
+        up.cancel()
         down.cancel()
-        await asyncio.gather(down, return_exceptions=True)
+        await asyncio.gather(up, down, return_exceptions=True)
 
 
 def speaks(stream: Stream) -> bool:
