@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import Hashable
+
+
+class Held:
+    """A place, for the length of a block; see `Places.held_by`."""
+
+    __slots__ = ("client", "places")
+
+    def __init__(self, places: Places, client: Hashable) -> None:
+        self.places = places
+        self.client = client
+
+    async def __aenter__(self) -> None:
+        if not self.places.take(self.client):
+            await self.places.wait(self.client)
+
+    async def __aexit__(self, *error: object) -> None:
+        self.places.give_back(self.client)
 
 
 class Places:
@@ -29,15 +45,9 @@ class Places:
         self.count(client, 1)
         return True
 
-    @asynccontextmanager
-    async def held_by(self, client: Hashable) -> AsyncIterator[None]:
-        """Wait for a place, and keep it until the end of the block."""
-        if not self.take(client):
-            await self.wait(client)
-        try:
-            yield
-        finally:
-            self.give_back(client)
+    def held_by(self, client: Hashable) -> Held:
+        """Wait for a place, and keep it until the end of the block: ``async with places.held_by(client):``."""
+        return Held(self, client)
 
     async def wait(self, client: Hashable) -> None:
         """Wait for a place, and take it. The caller sets the deadline."""
@@ -57,6 +67,8 @@ class Places:
     def give_back(self, client: Hashable) -> None:
         """Give a place to the next client that may have one."""
         self.count(client, -1)
+        if not self.waiting:
+            return
         for other, line in tuple(self.waiting.items()):
             while line and self.has_room(other):
                 mine = line[0]

@@ -484,6 +484,7 @@ async def shake_hands(
     octets, data, failure, started, done = 0, b"", None, False, False
     tls: ssl.SSLObject | None = None
     serving = begins = peer == "client"
+    line = hash(whose)  # once, since those of addresses take long; two that share one wait for each other, no more
     while not done:
         if begins:
             try:
@@ -503,7 +504,7 @@ async def shake_hands(
                 raise RemoteProtocolError(f"TLS: a handshake of more than {MAX_HANDSHAKE} octets")
             incoming.write(data)
         begins, busy = True, not shared.turn.free
-        async with shared.turn.held_by(whose):
+        async with shared.turn.held_by(line):
             stream.check()
             if stream.events & BROKEN and not (started and len(data) <= ALERT):  # nothing is computed for who has gone
                 raise ConnectionResetError(errno.ECONNRESET, f"the {peer} has gone")
