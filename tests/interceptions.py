@@ -286,3 +286,16 @@ def hooks_of(engine: str) -> tuple[object, ...]:
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def refused(proxy: Intercepting, port: int, host: str, context: ssl.SSLContext) -> bool:
+    """Whether a client refuses the certificate."""
+    with await proxy.socket(port, host) as sock:
+        peer = authorities.TlsPeer(sock, context)
+        peer.tls = context.wrap_bio(peer.incoming, peer.outgoing, server_hostname=host)
+        try:
+            await peer.handshake()
+        except ssl.SSLCertVerificationError:
+            await peer.push()  # the alert
+            return True
+    return False

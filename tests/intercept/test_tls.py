@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from authorities import LONG_AGO, TlsPeer, authority, client_context, stranger, write_leaf
+from authorities import LONG_AGO, authority, client_context, stranger, write_leaf
 from conftest import Run
 from doubles import end_of, reset
-from interceptions import GET, OK, Intercepting, exactly, intercepting, origin, talk
+from interceptions import GET, OK, Intercepting, exactly, intercepting, origin, refused, talk
 from support import target
 from tabi.intercept.tls import alert_of
 from tabi.wire.tls_alert import NAMES, decode_alert
@@ -176,8 +176,7 @@ def test_a_client_certificate_is_wanted(run: Run, tmp_path: Path, version: ssl.T
                 if version == ssl.TLSVersion.TLSv1_2:
                     assert await alert_from(proxy, port) == "handshake_failure"
                 else:  # the destination says so behind the handshake
-                    async with proxy.tls(port) as (reader, writer):
-                        writer.write(GET)
+                    async with proxy.tls(port) as (reader, _):
                         assert await end_of(reader) == "reset"
                 session = await proxy.ended.get()
                 assert session.close in ("error", "reset")
@@ -381,19 +380,6 @@ def blocking_origin(context: ssl.SSLContext) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         thread.join()
-
-
-async def refused(proxy: Intercepting, port: int, host: str, context: ssl.SSLContext) -> bool:
-    """Whether a client refuses the certificate."""
-    with await proxy.socket(port, host) as sock:
-        peer = TlsPeer(sock, context)
-        peer.tls = context.wrap_bio(peer.incoming, peer.outgoing, server_hostname=host)
-        try:
-            await peer.handshake()
-        except ssl.SSLCertVerificationError:
-            await peer.push()  # the alert
-            return True
-    return False
 
 
 def test_an_alert_of_a_client_that_is_no_refusal(run: Run, tmp_path: Path) -> None:

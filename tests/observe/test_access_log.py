@@ -750,3 +750,18 @@ def test_whether_it_could_be_written_is_seen_without_a_file(tmp_path: Path, monk
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
     with pytest.raises(PermissionError):
         check_output(str(tmp_path / "access.log"))
+
+
+def test_a_line_of_a_session_that_is_looked_into() -> None:
+    """It names the entry, and says that a client has refused our certificate; both only where there is something."""
+    session = Session(1, "socks5://127.0.0.1:1080", parse_address("192.0.2.1:5"), 0.0)
+    session.intercepted = "web"
+    line = json.loads(format_line(session, "now", "x-", 1.0))
+    assert list(line)[-2:] == ["close", "intercepted"]
+    assert line["intercepted"] == "web"
+    session.sniffed, session.pinned = Sniffed("tls"), True
+    line = json.loads(format_line(session, "now", "x-", 1.0))
+    assert list(line)[-4:] == ["close", "sniffed", "intercepted", "pinned"]
+    session.intercepted = None
+    line = json.loads(format_line(session, "now", "x-", 1.0))
+    assert (list(line)[-2:], line["pinned"]) == (["sniffed", "pinned"], True)

@@ -106,6 +106,11 @@ class Origin(NamedTuple):
         return str(Address(self.host, self.port)).removesuffix(f":{usual}")
 
 
+def plain_name(name: str) -> str:
+    """A name as names are compared."""
+    return name.lower().removesuffix(".")
+
+
 class Inspection:
     """What is done with the flows of one session.
 
@@ -200,7 +205,7 @@ class Inspection:
                 if self.rule.mismatch == "deny":  # it may be another one to whoever reads it
                     return True
                 continue  # the server will say so
-            if other != own:
+            if not isinstance(other, str) or plain_name(other) != plain_name(own):
                 if not self.warned:
                     self.warned = True
                     log.warning("%s: a request for %s on a connection to %s", self.connection, other, own)

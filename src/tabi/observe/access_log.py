@@ -75,14 +75,16 @@ class AssociationRecord(Record):
 
 
 class SniffedRecord(Record):
-    """The line of a session that was sniffed: the keys of all lines, then its own. Without TLS there is only the first
-    of them."""
+    """The line of a session that was sniffed, or looked into: the keys of all lines, then its own, where they mean
+    something."""
 
-    sniffed: str
+    sniffed: str | msgspec.UnsetType = msgspec.UNSET
     sni: str | msgspec.UnsetType | None = msgspec.UNSET
     alpn: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     ja3: str | msgspec.UnsetType = msgspec.UNSET
     ja4: str | msgspec.UnsetType = msgspec.UNSET
+    intercepted: str | msgspec.UnsetType = msgspec.UNSET
+    pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 encode = msgspec.json.Encoder().encode
@@ -144,10 +146,8 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
             datagrams_down=session.datagrams_down,
             drops=session.drops,
         )
-    elif (sniffed := session.sniffed) is not None:
-        record = SniffedRecord(**msgspec.structs.asdict(record), sniffed=sniffed.protocol)
-        if sniffed.ja3 is not None and sniffed.ja4 is not None:
-            record.sni, record.alpn, record.ja3, record.ja4 = sniffed.sni, sniffed.alpn, sniffed.ja3, sniffed.ja4
+    elif session.sniffed is not None or session.intercepted is not None:
+        record = looked_into(record, session)
     try:
         line = encode(record) + b"\n"
     except UnicodeEncodeError:  # lone surrogates: a user name that is not text, or any name from a program
@@ -157,6 +157,21 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
                 setattr(record, name, value.encode("utf-8", "backslashreplace").decode())
         line = encode(record) + b"\n"
     return line if line.isascii() and b"\x7f" not in line else escape_json(line.decode()).encode()
+
+
+def looked_into(record: Record, session: Session) -> SniffedRecord:
+    """The line with what was found out by looking at what the session carries."""
+    line = SniffedRecord(**msgspec.structs.asdict(record))
+    sniffed = session.sniffed
+    if sniffed is not None:
+        line.sniffed = sniffed.protocol
+        if sniffed.ja3 is not None and sniffed.ja4 is not None:
+            line.sni, line.alpn, line.ja3, line.ja4 = sniffed.sni, sniffed.alpn, sniffed.ja3, sniffed.ja4
+    if session.intercepted is not None:
+        line.intercepted = session.intercepted
+    if session.pinned:
+        line.pinned = True
+    return line
 
 
 UNUSUAL = re.compile(r"[^\n -~]")
