@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -145,11 +145,12 @@ def test_a_silent_connection(run: Run, tmp_path: Path) -> None:
 def test_hooks_of_connections(run: Run, tmp_path: Path) -> None:
     """They see a hello, TLS and octets, and may pass or drop a connection."""
     told: list[object] = []
+    actions: list[Literal["intercept", "pass", "drop"]] = ["intercept"]
 
     class Hook:
         def client_hello(self, hello: ClientHelloInfo) -> None:
             told.append(hello.sni)
-            hello.action = action  # type: ignore[assignment]
+            hello.action = actions[0]
 
         def tls_established(self, tls: TlsInfo, connection: Connection) -> None:
             told.append((tls.version, connection.host))
@@ -158,23 +159,21 @@ def test_hooks_of_connections(run: Run, tmp_path: Path) -> None:
             return data.upper()
 
     async def main() -> None:
-        nonlocal action
         async with intercepting(tmp_path, Hook()) as proxy, target(echo_tls, context=server_context()) as port:
             async with proxy.tls(port) as streams:
                 await talk(streams, b"hello\r\n", b"HELLO\r\n")
             assert told == ["localhost", ("TLSv1.3", "localhost")]
             assert (await proxy.ended.get()).error is None
-            action = "pass"
+            actions[0] = "pass"
             async with proxy.tls(port, context=client_context()) as streams:
                 await talk(streams, b"hello\r\n", b"hello\r\n")
             assert (await proxy.ended.get()).intercepted is None
-            action = "drop"
+            actions[0] = "drop"
             with await proxy.socket(port) as sock, pytest.raises(ConnectionError):
                 await asyncio.open_connection(sock=sock, ssl=proxy.context(), server_hostname="localhost")
             session = await proxy.ended.get()
             assert (session.close, session.error) == ("denied", "a hook has dropped the connection")
 
-    action = "intercept"
     run(main)
 
 
@@ -313,6 +312,27 @@ def test_sessions_that_are_ended(run: Run, hooks: Hooks, tmp_path: Path, where: 
                 await closed.wait()
         assert len(ends) == (where != "idle")
         assert all(ends)
+
+    run(main)
+
+
+def test_a_session_that_ends_as_it_begins(run: Run, tmp_path: Path) -> None:
+    """Nothing is left of one whose task has never run."""
+
+    async def main() -> None:
+        async with intercepting(tmp_path) as proxy, origin(OK) as there:
+            interception = proxy.server.parts.interception
+            assert interception is not None
+            start = interception.tunnels.start
+
+            def start_and_end(*args: Any) -> None:
+                start(*args)
+                interception.tunnels.active[args[2]].end("kicked")
+
+            interception.tunnels.start = start_and_end  # type: ignore[method-assign, assignment]
+            with await proxy.socket(there.port) as sock:
+                await asyncio.get_running_loop().sock_sendall(sock, GET)
+                assert (await proxy.ended.get()).close == "kicked"
 
     run(main)
 

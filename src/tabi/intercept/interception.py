@@ -36,7 +36,7 @@ from tabi.relay.exchange import ClientConnection
 from tabi.relay.first_octets import FirstOctets, Seen
 from tabi.relay.relays import Relays
 from tabi.relay.sniffer import sniffed_of
-from tabi.relay.tunnel import HeadSock, Tunnel, Tunnels, TunnelStream
+from tabi.relay.tunnel import HeadSock, Run, Tunnel, Tunnels, TunnelStream
 from tabi.session import Close, Session
 from tabi.wire.http import Request
 from tabi.wire.machine import NeedData
@@ -65,6 +65,19 @@ class Rules(Protocol):
 
     def hooks(self, rule: InterceptRule) -> Hooks: ...
     def recorder(self, rule: InterceptRule) -> Recorder | None: ...
+
+
+class ChosenTunnels(Tunnels):
+    """Those of `Interception`: it forgets what is known of a session with it, also of one whose task never ran."""
+
+    def __init__(self, owner: Interception) -> None:
+        super().__init__(owner.carry, owner.relays)
+        self.chosen = owner.chosen
+
+    def forget(self, run: Run) -> None:
+        """See `Tunnels.forget`."""
+        self.chosen.pop(run.session, None)
+        super().forget(run)
 
 
 class Interception:
@@ -101,9 +114,9 @@ class Interception:
         self.reopen = reopen
         self.fetch = fetch
         self.pinned = Pinned()
-        self.tunnels = Tunnels(self.carry, relays)
-        self.forwarded = relays.sibling(relays.done)  # of plain requests to the proxy that have changed the protocol
         self.chosen: dict[Session, Chosen] = {}
+        self.tunnels = ChosenTunnels(self)
+        self.forwarded = relays.sibling(relays.done)  # of plain requests to the proxy that have changed the protocol
 
     # --- choosing ---
 
@@ -121,11 +134,11 @@ class Interception:
     def choose(self, client: Stream, server: Stream, session: Session, seen: Seen) -> None:
         """The first octets are known: intercept the session, or relay it."""
         rule = self.rule_for(session, seen)
+        if session.sniffed is None and (rule is not None or session.pinned):
+            session.sniffed = sniffed_of(seen)
         if rule is None:
             self.relays.start(client, server, session, b"", seen.octets)
             return
-        if session.sniffed is None:
-            session.sniffed = sniffed_of(seen)
         self.chosen[session] = Chosen(rule, seen)
         self.tunnels.start(client, server, session, b"", b"")
 
