@@ -46,8 +46,9 @@ def test_any_octets_are_a_head_or_an_error(octets: bytes) -> None:
     [
         (b"\x83\x00", "a WebSocket frame with the unknown opcode 3"),
         (b"\x8f\x00", "a WebSocket frame with the unknown opcode 15"),
-        (b"\x89\x7e\x00\x7e", "a WebSocket control frame that is too long, or a part"),
-        (b"\x09\x00", "a WebSocket control frame that is too long, or a part"),
+        (b"\x89\x7e\x00\x7e", "a WebSocket control frame that is too long, a part, or has reserved bits"),
+        (b"\xc9\x00", "a WebSocket control frame that is too long, a part, or has reserved bits"),
+        (b"\x09\x00", "a WebSocket control frame that is too long, a part, or has reserved bits"),
         (b"\x82\x7f\x80" + bytes(7), "a WebSocket frame of 2**63 octets or more"),
     ],
 )

@@ -313,6 +313,9 @@ class HookedHalf(Half):
                         self.closed = True
                         self.original.clear()
                         break
+                    if self.socket.late():
+                        self.put_off()
+                        break
                     continue
                 self.first, self.mask, self.left = first, mask, left
                 self.begin(first)

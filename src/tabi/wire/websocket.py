@@ -40,7 +40,7 @@ def decode_head(data: bytes, at: int = 0) -> Head | None:
     Masks are taken from either side, and lengths in more octets than needed: the peer that they are for has its say.
 
     Raises:
-        RemoteProtocolError: an unknown opcode, a control frame that is long or fragmented, a length of 2**63 or more.
+        RemoteProtocolError: an unknown opcode, a control frame that may not be, a length of 2**63 or more.
     """
     have = len(data) - at
     if have < 2:
@@ -50,8 +50,8 @@ def decode_head(data: bytes, at: int = 0) -> Head | None:
     opcode = first & OPCODE
     if opcode not in KNOWN:
         raise RemoteProtocolError(f"a WebSocket frame with the unknown opcode {opcode}")
-    if opcode & CONTROL and (length > CONTROL_SIZE or not first & FIN):
-        raise RemoteProtocolError("a WebSocket control frame that is too long, or a part")
+    if opcode & CONTROL and (length > CONTROL_SIZE or first & (FIN | RSV) != FIN):
+        raise RemoteProtocolError("a WebSocket control frame that is too long, a part, or has reserved bits")
     end = at + 2
     if length >= 126:
         end += 2 if length == 126 else 8
