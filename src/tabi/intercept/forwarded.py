@@ -55,14 +55,15 @@ class ForwardedExchange(Exchange):
         self.pacer = pacer
         self.relays = relays
         self.unchunks = not request.minor
-        lease = connection.session.lease
-        self.lease: Any = lease if lease is not None and lease.meters else None
+        self.lease: Any = None  # see `ask`
         self.server_connection: ServerConnection
 
     async def ask(self) -> bool | None:
         """Ask the hooks; whether the client's connection goes on behind what they answer in the destination's place,
         None if they do not. Raises ExchangeFailed."""
         session, connection = self.connection.session, self.connection
+        if session.lease is not None and session.lease.meters:  # which the gate has given since
+            self.lease = session.lease
         try:
             if not await self.ask_hooks():
                 return None
@@ -133,6 +134,8 @@ class ForwardedExchange(Exchange):
         if self.switched:
             await self.switch()
             return False, False
+        if self.flow is not None and self.flow.response is not None:
+            session.reply_code = self.flow.response.status
         session.close = "server"
         server.used = True
         return keep and connection.keeps, self.keeps_server
@@ -179,6 +182,8 @@ class ForwardedExchange(Exchange):
         """See `Exchange.put`: what is content is counted, and sent as the lease allows."""
         connection, session = self.connection, self.connection.session
         connection.moved += 1
+        if session.lease is not None and session.lease.ended is not None:  # who waits for nothing is not told of it
+            raise session.lease.ended
         stream = self.client if direction == DOWN else self.server
         if self.lease is None:
             if head or content:
