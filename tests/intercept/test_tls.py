@@ -463,6 +463,39 @@ def test_a_hello_in_pieces(run: Run, tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize(("size", "intercepted"), [(60_000, True), (200_000, False)])
+def test_a_large_hello(run: Run, tmp_path: Path, size: int, intercepted: bool) -> None:
+    """With 60 KB more it is answered; one that is larger than any that OpenSSL takes is no TLS to us."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with intercepting(tmp_path) as proxy, origin(OK) as there:
+            message = bytearray(hello_of(b"localhost")[5:])
+            at = 4 + 2 + 32
+            at += 1 + message[at]
+            at += 2 + int.from_bytes(message[at : at + 2])
+            at += 1 + message[at]
+            for left in range(size, 0, -60_000):
+                count = min(left, 60_000)
+                message += bytes((0xFE, left // 60_000)) + count.to_bytes(2) + bytes(count)
+            message[at : at + 2] = min(len(message) - at - 2, 65535).to_bytes(2)
+            message[1:4] = (len(message) - 4).to_bytes(3)
+            octets = b"".join(
+                b"\x16\x03\x01" + len(part).to_bytes(2) + part
+                for start in range(0, len(message), 16384)
+                for part in [message[start : start + 16384]]
+            )
+            with await proxy.socket(there.port) as sock:  # noqa: SIM117
+                with contextlib.suppress(ConnectionError):
+                    await loop.sock_sendall(sock, octets)
+                    answer = await loop.sock_recv(sock, 1)
+                    assert answer == (b"\x16" if intercepted else answer)
+            session = await proxy.ended.get()
+            assert session.intercepted == ("intercept[0]" if intercepted else session.intercepted)
+
+    run(main)
+
+
 def test_destinations_that_fail_in_the_handshake(run: Run, tmp_path: Path) -> None:
     """A reset becomes a reset, an end and a silence become alerts, and so does what is no TLS."""
 
