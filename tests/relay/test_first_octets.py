@@ -29,6 +29,7 @@ from sockets import (
     waiting,
 )
 from tabi.net.stream import Stream
+from tabi.relay import first_octets
 from tabi.relay.first_octets import READ_SIZE, FirstOctets, Seen
 from tabi.session import Session
 from tabi.wire.sniff import Payload
@@ -66,6 +67,7 @@ def table(seconds: float = 60, idle: float = 300) -> Iterator[Table]:
         finally:
             made.first.close("shutdown")
             assert not made.first.begun.pending
+            assert not made.first.paused.pending
             assert not made.first.quiet.seen
 
 
@@ -363,6 +365,57 @@ def test_what_has_begun_has_a_deadline_and_is_raw_then(run: Run, begun: bytes) -
             assert await read(ends.server, len(begun)) == begun
             assert here.seen == [(Payload.RAW, None, begun)]
             await ends_in_order(ends)
+
+    run(main)
+
+
+@pytest.mark.parametrize("begun", [b"S", b"GE", b"PRI"])
+def test_a_few_octets_are_not_waited_with_for_long(run: Run, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """A protocol whose first message begins as another one does not stall: its server has it soon, and answers."""
+    monkeypatch.setattr(first_octets, "PAUSE", 0.01)
+
+    async def main() -> None:
+        with table() as here:
+            ends = here.bench.ends()
+            here.look(ends)
+            await send(ends.client, begun)
+            assert await read(ends.server, len(begun)) == begun
+            assert here.seen == [(Payload.RAW, None, begun)]
+            await ends_in_order(ends)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("begun", "more", "protocol"),
+    [
+        (b"S", b"EAR", Payload.HTTP1),
+        (b"GE", b"T /", Payload.HTTP1),
+        (b"S", b"SH-", Payload.SSH),
+        (HELLO[:1], b"", None),
+    ],
+)
+def test_more_octets_are_waited_for_as_long_as_a_hello(
+    run: Run, begun: bytes, more: bytes, protocol: Payload | None
+) -> None:
+    """As soon as they are more than chance; and of TLS from the first."""
+
+    async def main() -> None:
+        with table() as here:
+            ends = here.bench.ends()
+            here.look(ends, begun)
+            look = here.first.get(ends.session)
+            assert look is not None
+            tls = begun == HELLO[:1]
+            assert (look in here.first.paused.pending, look in here.first.begun.pending) == (not tls, tls)
+            await send(ends.client, more or HELLO[1:2])
+            if more == b"EAR":
+                await until(lambda: look in here.first.begun.pending)
+                assert look not in here.first.paused.pending
+                await send(ends.client, b"CH /")
+            if protocol is not None:
+                await until(lambda: bool(here.seen))
+                assert here.seen[0].protocol == protocol
 
     run(main)
 

@@ -25,6 +25,13 @@ from tabi.wire.client_hello import ClientHello, HelloReader
 from tabi.wire.machine import NeedData
 from tabi.wire.sniff import Payload, sniff_payload
 
+FEW, PAUSE = 4, 0.2
+"""A client that has sent fewer octets and then nothing for so many seconds waits for an answer: it speaks a protocol
+whose first message happens to begin as a method of HTTP or as SSH does."""
+
+TLS = b"\x16"
+"""How a ClientHello begins, whatever comes after it."""
+
 READ_SIZE = 1 << 14
 """Octets of one read. An ordinary ClientHello is smaller."""
 
@@ -60,6 +67,7 @@ class FirstOctets:
         self.reactor = reactor
         self.relays = relays
         self.begun = FixedTimeouts(reactor.loop, seconds)
+        self.paused = FixedTimeouts(reactor.loop, min(seconds, PAUSE))
         self.quiet = IdleTimeouts(reactor, relays.idle, relays.rules)
         self.active: dict[Session, Look] = {}
 
@@ -79,6 +87,7 @@ class FirstOctets:
         for look in tuple(self.active.values()):
             look.end(reason)
         self.begun.close()
+        self.paused.close()
         self.quiet.close()
 
 
@@ -203,9 +212,13 @@ class Look:
 
     def wait(self) -> None:
         """More must come: from the first octets on there is a deadline."""
-        if self not in self.owner.begun.pending:
-            self.owner.quiet.forget(self)
-            self.owner.begun.start(self)
+        owner = self.owner
+        few = self.hello is None and len(self.octets) < FEW and not self.octets.startswith(TLS)
+        waiting = owner.paused if few else owner.begun
+        if self not in waiting.pending:
+            owner.quiet.forget(self)
+            owner.paused.stop(self)
+            waiting.start(self)
 
     # --- the end ---
 
@@ -227,6 +240,7 @@ class Look:
         owner = self.owner
         del owner.active[self.session]
         owner.begun.stop(self)
+        owner.paused.stop(self)
         owner.quiet.forget(self)
 
     def expire(self) -> None:
