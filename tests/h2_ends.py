@@ -151,10 +151,18 @@ class Ends:
                 end.send_what_fits()
                 data = end.connection.data_to_send()
                 for at in range(0, len(data), self.piece):
-                    self.relay.directions[direction].feed(data[at : at + self.piece])
-                    self.deliver()
+                    self.feed(direction, data[at : at + self.piece])
                     moved = True
             moved = self.deliver() or moved
+
+    def feed(self, direction: int, octets: bytes) -> None:
+        """Feed octets, in as many turns as that takes."""
+        one = self.relay.directions[direction]
+        one.feed(octets)
+        self.deliver()
+        while one.more and not self.relay.over:
+            one.feed(b"")
+            self.deliver()
 
     def deliver(self) -> bool:
         """Deliver what the relay has sent; whether there was anything."""
@@ -168,8 +176,7 @@ class Ends:
 
     def raw(self, direction: int, octets: bytes) -> None:
         """Feed octets that neither implementation would write."""
-        self.relay.directions[direction].feed(octets)
-        self.deliver()
+        self.feed(direction, octets)
         self.go()
 
 

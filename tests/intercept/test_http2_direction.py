@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from h2_ends import GET, OK, POST, Ends, Pass, block
 from tabi.intercept.http2 import MAX_STREAMS, FrameRelay
-from tabi.intercept.http2_direction import MAX_PIECES, MAX_SETTINGS, NOISE, RESETS, name_of
+from tabi.intercept.http2_direction import BLOCKS, MAX_PIECES, MAX_SETTINGS, NOISE, RESETS, name_of
 from tabi.intercept.http2_stream import HOLD, Stream
 from tabi.policy.limits import DOWN, UP
 from tabi.wire.h2 import (
@@ -459,6 +459,30 @@ def test_streams_have_a_bound() -> None:
     relay.up.feed(encode_block(HEADERS, END_STREAM, 2 * MAX_STREAMS + 3, encoder.encode(GET)))
     assert len(frames(relay.take(UP))) == 1
     assert decoder.decode(b"\x82") == [GET[0]]
+
+
+def test_many_requests_at_once_are_taken_in_turns() -> None:
+    """In pieces of a turn each, in order, with whatever comes in between and behind them."""
+    relay = begun()
+    encoder, passed = Encoder(), b""
+    octets = b"".join(
+        encode_block(HEADERS, END_STREAM, 2 * number + 1, encoder.encode(GET)) for number in range(3 * BLOCKS + 5)
+    )
+    octets += encode_frame(PING, 0, 0, b"12345678")
+    relay.up.feed(octets[: len(octets) // 2])
+    assert relay.up.more
+    passed += relay.take(UP)
+    relay.up.feed(octets[len(octets) // 2 : -5])
+    turns = 0
+    while relay.up.more and turns < 9:
+        passed += relay.take(UP)
+        assert len(relay.up.halves) <= (turns + 2) * BLOCKS
+        turns += 1
+        relay.up.feed(b"")
+    relay.up.feed(octets[-5:])
+    passed += relay.take(UP)
+    assert turns == 2
+    assert passed == octets
 
 
 def test_content_for_nobody_is_a_flood_where_it_is_little() -> None:

@@ -17,6 +17,8 @@ from h2_net import client, origin
 from sockets import turns, until
 from tabi import Config, Server, in_thread
 from tabi.config import InterceptConfig, Log
+from tabi.errors import TooLarge
+from tabi.intercept import http2_flows
 from tabi.intercept.authority import Authority
 from tabi.intercept.flow import Flow
 from tabi.intercept.http2 import FrameRelay
@@ -194,6 +196,36 @@ def test_hooks_that_wait_hold_their_own_flow_only(run: Run, made: Path) -> None:
                 assert (await waits).body == b"w" * 300_000
         assert len(hook.flows) == 11
         assert {tag for flow in hook.flows for tag in flow.tags} == {"700000", "1000000"}
+
+    run(main)
+
+
+def test_what_hooks_read_of_a_connection_is_bounded(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All streams together; what is too much goes on unread, and there is room again when flows are over."""
+    monkeypatch.setattr(http2_flows, "READ_LIMIT", 300_000)
+
+    class Reads(Seen):
+        def __init__(self) -> None:
+            super().__init__()
+            self.refused = 0
+
+        async def request(self, flow: Flow) -> None:
+            try:
+                await flow.request.read()
+            except TooLarge:
+                self.refused += 1
+
+    async def main() -> None:
+        hook = Reads()
+        async with origin() as port, server(made, hook) as proxy, client(proxy.url, port) as asks:
+            bodies = [b"%d" % number * 200_000 for number in range(3)]
+            answers = await asyncio.gather(*[asks.ask("/", body) for body in bodies])
+            assert [answer.body for answer in answers] == bodies
+            assert hook.refused
+            before = hook.refused
+            for body in bodies:
+                assert (await asks.ask("/", body)).body == body
+            assert hook.refused == before
 
     run(main)
 

@@ -111,6 +111,24 @@ def test_requests_and_answers_pass(run: Run) -> None:
     run(main)
 
 
+def test_many_requests_are_taken_in_turns(run: Run) -> None:
+    """All of them arrive, and those behind them, though each turn takes some."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            async with joined(bench, None) as (_, _, client, server):
+                await until(lambda: client.events)
+                for number in range(95):
+                    client.head(2 * number + 1, GET, True)
+                await client.go()
+                await until(lambda: len(server.ended) == 95)
+                client.connection.ping(b"12345678")
+                await client.go()
+                await until(lambda: any(type(event).__name__ == "PingAckReceived" for event in client.events))
+
+    run(main)
+
+
 def test_both_sides_are_told_what_is_wrong(run: Run) -> None:
     """GOAWAY, then the end, to both; octets behind the fault go nowhere."""
 

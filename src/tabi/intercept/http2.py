@@ -239,7 +239,7 @@ class Up(Direction):
                 self.relay.fail(self, H2Error("no preface of HTTP/2", ErrorCode.PROTOCOL_ERROR))
             elif len(self.preface) == len(PREFACE):
                 self.out.append(PREFACE)
-        if data:
+        if data or self.more:
             super().feed(data)
 
     def on_block(self, kind: int, flags: int, id: int, before: bytes, block: bytes) -> None:

@@ -39,6 +39,10 @@ PASSES, WATCHED, READ, KEPT, DISCARDED, SHOWN = range(6)
 has read it, and it went on; another is sent; each piece is shown to hooks."""
 
 
+READ_LIMIT = 32 << 20
+"""Octets that hooks read of all streams of a connection together."""
+
+
 def waits(handlers: Handlers) -> bool:
     """Whether a task is needed for hooks."""
     return any(handler.waits for handler in handlers)
@@ -73,15 +77,13 @@ class Relayed:
 class Body:
     """The content of one half, for whoever wants to see it."""
 
-    __slots__ = ("asked", "content", "direction", "ended", "limit", "loop", "mode", "recording", "stream", "waiter")
+    __slots__ = ("asked", "content", "direction", "ended", "flows", "limit", "mode", "recording", "stream", "waiter")
 
-    def __init__(
-        self, stream: Stream, direction: int, recording: Recording | None, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, flows: Http2Flows, stream: Stream, direction: int, recording: Recording | None) -> None:
+        self.flows = flows
         self.stream = stream
         self.direction = direction
         self.recording = recording
-        self.loop = loop
         self.mode = PASSES
         self.content = bytearray()  # that waits for a hook
         self.limit = 0
@@ -106,8 +108,10 @@ class Body:
             stream.consumed(self.direction, len(payload))
         else:
             self.content += payload
-            if mode == READ and len(self.content) <= self.limit:
-                stream.consumed(self.direction, len(payload))
+            if mode == READ:
+                self.flows.read += len(payload)
+                if len(self.content) <= self.limit:
+                    stream.consumed(self.direction, len(payload))
             self.wake()
 
     def wake(self) -> None:
@@ -117,7 +121,7 @@ class Body:
 
     async def change(self) -> None:
         """Wait until something has changed."""
-        self.waiter = self.loop.create_future()
+        self.waiter = self.flows.loop.create_future()
         await self.waiter
 
     async def read_all(self, limit: int) -> bytes:
@@ -133,17 +137,25 @@ class Body:
             stream.consumed(self.direction, stream.waiting(self.direction))
         while self.mode == READ and not self.ended and len(self.content) <= limit:
             await self.change()
+            if self.flows.read > READ_LIMIT:
+                raise TooLarge(f"hooks read more than {READ_LIMIT} octets of one connection")
         if len(self.content) > limit:
             raise TooLarge(f"the content has more than {limit} octets")
         return bytes(self.content)
+
+    def drop(self) -> None:
+        """Nobody wants what was read any more."""
+        if self.mode in (READ, KEPT):
+            self.flows.read -= len(self.content)
+        self.content.clear()
 
     def settle(self, message: Message) -> None:
         """The head goes on: so does what a hook has read, or has set in its place, or else what comes."""
         content, stream = message._content, self.stream
         if content is not None:
+            self.drop()
             self.take(DISCARDED)
             message.headers["Content-Length"] = str(len(content))
-            self.content.clear()
             stream.consumed(self.direction, stream.waiting(self.direction))
             if self.direction == DOWN and stream.method == b"HEAD":
                 content = b""
@@ -157,8 +169,8 @@ class Body:
                 self.mode = KEPT
                 stream.send(self.direction, read, True)
             else:
+                self.drop()
                 self.mode = WATCHED
-                self.content.clear()
                 stream.send(self.direction, read)
                 stream.leave(self.direction)
 
@@ -183,7 +195,7 @@ class StreamFlow:
         self.recording = recording
         self.tasks: set[asyncio.Task[None]] = set()
         self.socket: StreamSocket | None = None  # once it is a WebSocket
-        self.bodies = {direction: Body(stream, direction, recording, flows.loop) for direction in (UP, DOWN)}
+        self.bodies = {direction: Body(flows, stream, direction, recording) for direction in (UP, DOWN)}
         self.bodies[UP].ended = end
         self.bodies[UP].asked = "Expect" not in flow.request.headers
         if recording is not None:
@@ -360,6 +372,7 @@ class Http2Flows:
         self.client = Relayed(tunnel.client)
         self.loop = tunnel.client.reactor.loop
         self.tasks: set[asyncio.Task[None]] = set()
+        self.read = 0  # octets that hooks have read, or are reading, of streams that are not over
 
     async def carry(self, head: bytes) -> None:
         """Carry the connection to its end; ``head`` is what the client has sent already.
@@ -474,6 +487,8 @@ class Http2Flows:
         if one is None:
             return
         stream.flow = None
+        for body in one.bodies.values():
+            self.read -= len(body.content) if body.mode in (READ, KEPT) else 0
         if one.socket is not None:
             one.socket.close()
             one.socket = None

@@ -29,11 +29,23 @@ class FrameStage(Stage):
         self.stages: FrameStages | None = stages
         self.number = number
 
+    def room(self, most: int) -> int:
+        """See `Stage`: nothing is read while there is something to take in another turn."""
+        return 0 if self.stages is not None and self.stages.relay.directions[self.number].more else most
+
     def receive(self, data: bytes) -> None:
         """See `Stage`."""
-        if self.stages is not None:
-            self.stages.relay.directions[self.number].feed(data)
-            self.stages.flush()
+        stages = self.stages
+        if stages is not None:
+            direction = stages.relay.directions[self.number]
+            direction.feed(data)
+            stages.flush()
+            if direction.more and not stages.relay.over:
+                self.call_later(0, self.again)
+
+    def again(self) -> None:
+        """Take more of what has come."""
+        self.receive(b"")
 
     def receive_end(self) -> None:
         """One side will send no more, so that no stream can go on in both directions."""
