@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tabi.intercept.exchange import message_of
 from tabi.intercept.flow import Flow
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
-from tabi.intercept.inspection import Inspection, Origin, Recording
+from tabi.intercept.inspection import Inspection, Origin, Recording, numbers
 from tabi.intercept.record import Record
 from tabi.policy.intercepts import InterceptRule
 from tabi.policy.limits import DOWN, UP
@@ -178,3 +179,19 @@ def test_the_end_of_a_flow(run: Run, now: bool) -> None:
         assert whole.id != broken.id
 
     run(main)
+
+
+def test_names_of_flows_are_those_of_one_process() -> None:
+    """Workers are forked, and write into one file: a child begins with another prefix."""
+    here = numbers.next()
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(write, numbers.next().encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        there = pipe.read()
+    os.waitpid(pid, 0)
+    assert here.partition("-")[0] == numbers.next().partition("-")[0]
+    assert there.partition("-")[0] != here.partition("-")[0]

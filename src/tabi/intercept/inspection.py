@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, time
@@ -57,7 +58,25 @@ class Fetched(Protocol):
 Fetch = Callable[["Inspection", Stream, str, str, list[Field], bytes, "str | None"], Awaitable[Fetched]]
 """Asks for: who asks, the client, URL, method, fields, content, egress. Raises TabiError and OSError."""
 
-numbers = itertools.count(1)
+
+class Numbers:
+    """Makes names of flows that no other process of the server has."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        """Begin with a new prefix."""
+        self.prefix = os.urandom(3).hex()
+        self.count = itertools.count(1)
+
+    def next(self) -> str:
+        """The next name."""
+        return f"{self.prefix}-{next(self.count):x}"
+
+
+numbers = Numbers()
 
 
 class Recording:
@@ -176,7 +195,7 @@ class Inspection:
         """The flow of a request that has just come."""
         session, origin = self.session, self.origin
         request = FlowRequest(method, origin.scheme, self.authority, target, version, headers)
-        name = f"{next(numbers):x}"
+        name = numbers.next()
         host = str(origin.host)
         return Flow(name, self.client, session.user, session.listener, host, origin.port, self.tls, request)
 
