@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from https_origin import names, origin, proxy_authority
 from process import Failure, free_port, running
 from scenarios import LISTENERS, Listener
 
@@ -27,6 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PYPI = ROOT / ".cache" / "benchmarks"
 """The virtual environment of the peers that come from PyPI: apart from ours, which they must not change."""
+
+MITMPROXY = ROOT / ".cache" / "benchmarks-mitmproxy"
+"""Another one, for it wants versions of its own of much that others want, too."""
+
+CERTGEN = Path("/usr/lib/squid/security_file_certgen")
+"""What makes certificates for Squid: Debian's other build of it has none."""
 
 TLS = ROOT / ".cache" / "benchmarks-tls"
 """The certificate and the key of every server that speaks TLS."""
@@ -54,6 +61,8 @@ class Peer:
     """It is asked for addresses where a scenario asks for names."""
     straight: bool = False
     """It leads to the destination by itself, without SOCKS5: to the port that the name in the SNI gives."""
+    connect: bool = False
+    """It is asked by CONNECT of HTTP where others are by SOCKS5."""
 
 
 def apt_install(package: str) -> None:
@@ -79,13 +88,13 @@ def debian(program: str, package: str) -> str:
     return query.stdout or "of unknown version"
 
 
-def pypi(package: str, version: str) -> str:
+def pypi(package: str, version: str, environment: Path = PYPI) -> str:
     """Make one version of a PyPI package ready; the version."""
-    python = PYPI / "bin" / "python"
+    python = environment / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{package}=={version}"]
     try:
         if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", PYPI], check=True, capture_output=True, text=True)
+            subprocess.run([sys.executable, "-m", "venv", environment], check=True, capture_output=True, text=True)
         subprocess.run(pip, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as exc:
         lines = [line for line in exc.stderr.splitlines() if not line.startswith("WARNING")]
@@ -186,6 +195,92 @@ def names_command(addresses: str, port: int, folder: Path) -> list[str]:
     return command
 
 
+HOOKS = """\
+class Look:
+    def request(self, flow):
+        self.agent = flow.request.headers.get("User-Agent")
+
+    def response(self, flow):
+        self.status = flow.response.status
+"""
+
+
+def looking_command(port: int, folder: Path) -> list[str]:
+    """tabi that looks into all TLS, with hooks that look at each head."""
+    command, authority = tabi_command("socks5", port, folder), proxy_authority()
+    (folder / "hooks.py").write_text(HOOKS)
+    with (folder / "tabi.toml").open("a") as config:
+        config.write(
+            f'[ca]\ncertificate = "{authority}/ca.crt"\nkey = "{authority}/ca.key"\n'
+            f'[[intercept]]\ntrust = "{origin().authority}"\nscripts = ["{folder}/hooks.py"]\n'
+            "[resolver.hosts]\n" + "".join(f'"{name}" = ["127.0.0.1"]\n' for name in names())
+        )
+    return command
+
+
+def looking_elsewhere_command(port: int, folder: Path) -> list[str]:
+    """tabi that looks into the TLS of hosts that nobody asks for."""
+    command, authority = tabi_command("socks5", port, folder), proxy_authority()
+    with (folder / "tabi.toml").open("a") as config:
+        config.write(
+            f'[ca]\ncertificate = "{authority}/ca.crt"\nkey = "{authority}/ca.key"\n'
+            '[[intercept]]\nhosts = ["*.tabi.bench"]\n'
+        )
+    return command
+
+
+def squid_version() -> str:
+    """Squid, built with OpenSSL."""
+    if install_debian("squid", "squid-openssl") is not None and not CERTGEN.exists():
+        raise Failure(f"no {CERTGEN} (Debian package squid-openssl)")
+    return debian("squid", "squid-openssl")
+
+
+def squid_command(port: int, folder: Path) -> list[str]:
+    """One worker that opens all TLS, keeps nothing, and logs nothing."""
+    shutil.copytree(proxy_authority(), folder / "ca")
+    shutil.copy(origin().authority, folder / "origin.crt")
+    (folder / "hosts").write_text("".join(f"127.0.0.1 {name}\n" for name in names()))
+    made = subprocess.run([CERTGEN, "-c", "-s", folder / "db", "-M", "16MB"], capture_output=True)
+    if made.returncode:
+        raise Failure("security_file_certgen cannot make its folder")
+    user = ""
+    if os.geteuid() == 0:  # it does not run as root
+        user = "cache_effective_user proxy\ncache_effective_group proxy\n"
+        for path in [folder, *folder.rglob("*")]:
+            shutil.chown(path, "proxy", "proxy")
+    (folder / "squid.conf").write_text(
+        f"http_port 127.0.0.1:{port} ssl-bump tls-cert={folder}/ca/ca.pem generate-host-certificates=on "
+        "dynamic_cert_mem_cache_size=16MB\n"
+        f"sslcrtd_program {CERTGEN} -s {folder}/db -M 16MB\nsslcrtd_children 2 startup=2 idle=1\n"
+        f"tls_outgoing_options cafile={folder}/origin.crt\nssl_bump bump all\nhttp_access allow all\n"
+        f"cache deny all\naccess_log none\ncache_log {folder}/cache.log\npid_filename {folder}/pid\n"
+        f"coredump_dir {folder}\nhosts_file {folder}/hosts\nshutdown_lifetime 1 seconds\n"
+        f"visible_hostname proxy.tabi.bench\npinger_enable off\n{user}"
+    )
+    return [shutil.which("squid", path=PATH) or "squid", "-n", f"bench{port}", "-N", "-f", f"{folder}/squid.conf"]
+
+
+def sslsplit_command(port: int, _: Path) -> list[str]:
+    """TLS opened for one destination, which it is given; it looks at nothing inside."""
+    authority = proxy_authority()
+    files = ["-k", f"{authority}/ca.key", "-c", f"{authority}/ca.crt"]
+    return ["sslsplit", *files, "-P", "ssl", "127.0.0.1", str(port), "127.0.0.1", str(origin().port)]
+
+
+def mitmdump_command(port: int, folder: Path) -> list[str]:
+    """Quiet, with bodies of more than 1 MB streamed."""
+    shutil.copytree(proxy_authority(), folder / "ca")
+    settings = {
+        "confdir": f"{folder}/ca",
+        "ssl_verify_upstream_trusted_ca": origin().authority,
+        "stream_large_bodies": "1m",
+        "listen_host": "127.0.0.1",
+    }
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return [f"{MITMPROXY}/bin/mitmdump", "-q", "--mode", "socks5", "-p", str(port), *options]
+
+
 def microsocks_command(port: int, _: Path) -> list[str]:
     """As people run it."""
     return ["microsocks", "-i", "127.0.0.1", "-p", str(port)]
@@ -278,7 +373,14 @@ PEERS = [
             "a name": functools.partial(names_command, '["127.0.0.1"]'),
             "two addresses": functools.partial(names_command, '["127.0.0.1", "127.0.0.2"]'),
             "a pool": functools.partial(tabi_command, "socks5"),
+            "looks into TLS": looking_command,
+            "looks into HTTP/2": looking_command,
+            "looks into others": looking_elsewhere_command,
         },
+    ),
+    *(
+        Peer(name, tabi_version, {"looks into others": functools.partial(tabi_command, "socks5")})
+        for name in ("tabi-looks-into-nothing", "tabi-the-same-again")
     ),
     Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
     Peer("tabi-no-rules", tabi_version, {"10 rules": functools.partial(policy_command, "", 0)}),
@@ -316,5 +418,13 @@ PEERS = [
         {"socks5": lambda port, _: [f"{PYPI}/bin/pproxy", "-l", f"socks5://127.0.0.1:{port}"]},
     ),
     Peer("nginx", nginx_version, {"socks5+tls": nginx_command}, straight=True),
+    Peer("squid", squid_version, {"looks into TLS": squid_command}, connect=True),
+    Peer("sslsplit", lambda: debian("sslsplit", "sslsplit"), {"looks into TLS": sslsplit_command}, straight=True),
+    Peer(
+        "mitmdump",
+        lambda: pypi("mitmproxy", "11.0.2", MITMPROXY),
+        dict.fromkeys(("looks into TLS", "looks into HTTP/2"), mitmdump_command),
+        by_address=True,
+    ),
     Peer("tinyproxy", lambda: debian("tinyproxy", "tinyproxy-bin"), {"http": tinyproxy_command}),
 ]

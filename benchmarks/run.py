@@ -40,7 +40,7 @@ examples:
   make bench ARGS="--scenario conn --peer microsocks --peer tabi"
   make bench ARGS="--scenario idle --server 'mine=./my-server --port {port}'"
 
-A whole run takes about twenty-five minutes and wants the machine to itself: whatever else runs is measured with it.
+A whole run takes about forty minutes and wants the machine to itself: whatever else runs is measured with it.
 A run that leaves something out prints its results; it writes them only where --output says.
 exit code: 0 measured; 1 tabi failed a scenario; 2 the command line is wrong, or there is no compiler or OpenSSL
 """
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def build_load(folder: Path) -> Path:
-    """Compile the load generator. Ends the program where that cannot be."""
+    """Compile the load generators, `https` beside `load`. Ends the program where that cannot be."""
     compiler = install_debian("gcc", "build-essential")
     if compiler is None:
         print("benchmarks: load.c needs gcc: install it (Debian: apt install build-essential)", file=sys.stderr)
@@ -98,10 +98,12 @@ def build_load(folder: Path) -> Path:
     if subprocess.run(headers, capture_output=True).returncode:
         print("benchmarks: load.c needs OpenSSL's headers (Debian: apt install libssl-dev)", file=sys.stderr)
         raise SystemExit(2)
-    command = [compiler, "-O2", "-std=gnu11", "-o", str(load), str(HERE / "load.c"), "-lssl", "-lcrypto"]
-    if subprocess.run(command).returncode:
-        print("benchmarks: gcc cannot compile load.c", file=sys.stderr)
-        raise SystemExit(2)
+    for program in (load, folder / "https"):
+        source = HERE / f"{program.name}.c"
+        command = [compiler, "-O2", "-std=gnu11", "-pthread", "-o", str(program), str(source), "-lssl", "-lcrypto"]
+        if subprocess.run(command).returncode:
+            print(f"benchmarks: gcc cannot compile {source.name}", file=sys.stderr)
+            raise SystemExit(2)
     return load
 
 
@@ -127,7 +129,7 @@ def measure_once(scenario: Scenario, peer: Peer, load: Path, quick: bool) -> Fig
         try:
             command = peer.commands[scenario.listener](port, folder)
             with running(command, port, folder / "output") as server:
-                return measure(scenario, server, load, quick, peer.straight, peer.by_address)
+                return measure(scenario, server, load, quick, peer.straight, peer.by_address, peer.connect)
         except Failure as exc:
             return str(exc)
 
@@ -143,7 +145,7 @@ def measure_all(
         scenario.name: [peer for peer in peers if scenario.listener in peer.commands and peer.name not in reasons]
         for scenario in chosen
     }
-    counts = {scenario.name: max(scenario.rounds, rounds) for scenario in chosen}
+    counts = {scenario.name: rounds if quick else max(scenario.rounds, rounds) for scenario in chosen}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from https_origin import FIRST, SIZES, origin, proxy_authority
 from process import Failure, Server
 
 Figure = Literal["rate", "cost", "merit", "lost", "p50", "p99", "connections"]
@@ -35,14 +37,21 @@ Listener = Literal[
     "a name",
     "two addresses",
     "a pool",
+    "looks into TLS",
+    "looks into HTTP/2",
+    "looks into others",
 ]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
 """What a scenario wants of a server's port, as the scheme of tabi's listener says it. All others are SOCKS5: for the
 user alice, with so many rules and all limits, or with a bandwidth; through another proxy; with a name that is known and
-has one address, or two; with a pool of a thousand members."""
+has one address, or two; with a pool of a thousand members; that looks into all TLS, and into HTTP/2 too, or into that
+of other hosts."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
+
+LOOK = 0.05
+"""Seconds between two looks at the memory while something passes."""
 
 GIVE_UP = 120.0
 """Seconds that one measurement may take."""
@@ -81,11 +90,16 @@ REQUESTS = Group(
         "connections": "connections",
     },
 )
+LOOKED_INTO = Group(
+    "Requests inside TLS that is looked into",
+    {"rate": "requests/s", "cost": "CPU us/request", "p50": "p50 us", "p99": "p99 us"},
+)
+GROWTH = Group("Memory while content passes that is looked into", {"cost": "MB more"})
 MEMORY = Group("Memory", {"cost": "kB each"})
 START = Group("Start", {"cost": "seconds"})
 CHOICES = Group("Choices", {"cost": "us each"})
 
-GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, MEMORY, START, CHOICES]
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, LOOKED_INTO, MEMORY, GROWTH, START, CHOICES]
 """In the order of the report."""
 
 
@@ -101,7 +115,7 @@ class Scenario:
     quick: list[str]
     """The same for --quick."""
     rounds: int = 1
-    """How often it is measured at least, whatever --rounds says."""
+    """How often it is measured at least, whatever --rounds says without --quick."""
     listener: Listener = "socks5"
     warm_up: tuple[str, ...] = ("conn", "400", "64")
     """Another load, before a measurement: what a server does once in its life."""
@@ -266,15 +280,90 @@ SCENARIOS = [
         listener="http",
         warm_up=("http", "32", "0.2"),
     ),
+    Scenario(
+        "https",
+        LOOKED_INTO,
+        "GET of 1 KiB in TLS that is looked into, again and again on each of 16 connections",
+        ["keep", "16", "3", "/1k"],
+        ["keep", "16", "1", "/1k"],
+        listener="looks into TLS",
+        warm_up=("keep", "16", "0.3", "/1k"),
+    ),
+    Scenario(
+        "https-h2",
+        LOOKED_INTO,
+        "the same by HTTP/2, 16 streams at a time on each of 4 connections",
+        ["h2", "4", "3", "/1k"],
+        ["h2", "4", "1", "/1k"],
+        listener="looks into HTTP/2",
+        warm_up=("h2", "4", "0.3", "/1k"),
+    ),
+    Scenario(
+        "https-10m",
+        THROUGHPUT,
+        "GET of 10 MB in TLS that is looked into, again and again on each of 4 connections",
+        ["keep", "4", "3", "/10m"],
+        ["keep", "4", "1", "/10m"],
+        listener="looks into TLS",
+        warm_up=("keep", "4", "0.3", "/10m"),
+    ),
+    Scenario(
+        "https-new",
+        CONNECTIONS,
+        "a new TLS connection that is looked into for each GET of 1 KiB, 8 at a time, to one host",
+        ["new", "8", "3", "/1k"],
+        ["new", "8", "1", "/1k"],
+        listener="looks into TLS",
+        warm_up=("new", "8", "0.3", "/1k"),
+    ),
+    Scenario(
+        "https-hosts",
+        CONNECTIONS,
+        "the same, 4 at a time, each to a host that is new",
+        ["hosts", "4", "3", "/1k", str(FIRST)],
+        ["hosts", "4", "1", "/1k", str(FIRST)],
+        listener="looks into TLS",
+        warm_up=("hosts", "4", "0.3", "/1k"),
+    ),
+    Scenario(
+        "https-memory",
+        GROWTH,
+        "one GET of 1 GB in TLS that is looked into",
+        ["keep", "1", "0", "/1g"],
+        ["keep", "1", "0", "/1g"],
+        listener="looks into TLS",
+        warm_up=("keep", "4", "0.3", "/10m"),
+    ),
+    Scenario(
+        "others-conn",
+        CONNECTIONS,
+        "connect, echo 64 octets, close, where the TLS of other hosts is looked into",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+        rounds=15,  # its bar is what chance makes
+        listener="looks into others",
+    ),
+    Scenario(
+        "others-bulk",
+        THROUGHPUT,
+        "8 streams to clients, likewise",
+        ["bulk", "down", "8", "3"],
+        ["bulk", "down", "8", "1"],
+        rounds=15,
+        listener="looks into others",
+    ),
 ]
 
 
-def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straight: bool, by_address: bool) -> Figures:
+def measure(
+    scenario: Scenario, server: Server, load: Path, quick: bool, straight: bool, by_address: bool, connect: bool = False
+) -> Figures:
     """Take one measurement of a freshly started server.
 
     Args:
         straight: in TLS, no SOCKS5 is spoken with it.
         by_address: it is asked for addresses where the others are for names.
+        connect: it is asked by CONNECT of HTTP where the others are by SOCKS5.
 
     Raises:
         Failure: the server does not do what the scenario asks.
@@ -284,6 +373,9 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straigh
         return {"cost": server.start_seconds}
     if kind == "choose":
         return {"cost": choice_us()}
+    if scenario.listener in ("looks into TLS", "looks into HTTP/2"):
+        way = "straight" if straight else "address" if by_address else "connect" if connect else "socks5"
+        return measure_https(scenario, server, load.with_name("https"), way, [kind, *arguments])
     if by_address:
         arguments = [word for word in arguments if word != "name"]
     ending = ["straight"] if straight else []
@@ -303,6 +395,47 @@ def measure(scenario: Scenario, server: Server, load: Path, quick: bool, straigh
     figures |= {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
     figures |= {"merit": count / cpu, "connections": got["connections"]}
     return figures | {"lost": got["lost"]} if kind in ("udp", "voices") else figures
+
+
+def measure_https(scenario: Scenario, server: Server, https: Path, way: str, words: Sequence[str]) -> Figures:
+    """Take one measurement of a proxy that looks into TLS. Raises Failure."""
+    there, authority = origin(), proxy_authority() / "ca.crt"
+
+    def command(mode: str, *arguments: str) -> list[str]:
+        return [str(https), mode, str(server.port), way, str(there.port), str(authority), *arguments]
+
+    run_load(command(*scenario.warm_up))
+    if scenario.group is GROWTH:
+        return measure_growth(command(*words), server, SIZES["1g"])
+    before = server.cpu_seconds()
+    got = run_load(command(*words))
+    cpu = server.cpu_seconds() - before
+    if scenario.group is THROUGHPUT:
+        octets = got["octets"]
+        return {"rate": octets * 8 / got["seconds"] / 1e9, "cost": cpu / (octets / 1e9)}
+    count = got["count"]
+    times: Figures = {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
+    return {"rate": count / got["seconds"], "cost": cpu / count * 1e6, **times}
+
+
+def measure_growth(command: list[str], server: Server, octets: int) -> Figures:
+    """By how much the server's memory is larger at most while a load gets so many octets. Raises Failure."""
+    time.sleep(SETTLE)  # what the warm-up left to do
+    before = most = server.user_memory()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            until = time.monotonic() + GIVE_UP
+            while process.poll() is None and time.monotonic() < until:
+                most = max(most, server.user_memory())
+                time.sleep(LOOK)
+            if process.poll() is None:
+                raise Failure(f"not done after {GIVE_UP:.0f} s")
+            if read_result(process.stdout.read())["octets"] != octets:
+                raise Failure("an answer is not whole")
+        finally:
+            process.kill()
+    return {"cost": (most - before) / 1e6}
 
 
 def choice_us() -> float:
