@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.wire.dns import encode_message, encode_question
-from tabi.wire.dns_message import MAX_ANSWERS, DnsInfo, DnsRecord, decode_message, presented
+from tabi.wire.dns_message import MAX_ANSWERS, MAX_NAMES, DnsInfo, DnsRecord, decode_message, presented
 
 QUESTION = encode_question("name.test", 1)
 
@@ -141,6 +141,19 @@ def test_the_number_of_answers_is_bounded() -> None:
     jumps = b"".join(b"\1a" + (0xC000 | 12 + max(0, 4 * number - 4)).to_bytes(2) for number in range(60))
     decode_message(struct.pack("!6H", 7, 0x8000, 0, 300, 0, 0) + jumps)
     assert time.process_time() - began < 0.5
+
+
+def test_names_are_bounded_together() -> None:
+    """Each different one counts once; where they are too many, the answers end."""
+    labels = b"\1a" * 124
+    record = struct.pack("!HHIH", 1, 1, 60, 4) + b"\x7f\0\0\1"
+    head = struct.pack("!6H", 7, 0x8000, 1, 200, 0, 0) + QUESTION
+    same = head + (b"\3abc" + labels + b"\0" + record) * 200
+    assert len(decode(same).answers) == 200
+    different = head + b"".join(b"\3%03d" % number + labels + b"\0" + record for number in range(200))
+    found = decode(different)
+    assert len(found.answers) == (MAX_NAMES - 11) // (4 + len(labels) + 1)
+    assert found.name == "name.test"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), max_size=8))

@@ -22,6 +22,9 @@ HEAD_SIZE = 12
 MAX_ANSWERS = 256
 """Records of the answer section that are read: as many as a datagram of 4 KiB has room for."""
 
+MAX_NAMES = 8192
+"""Octets of different names that are read in a message: to write them takes a millisecond or two."""
+
 
 class DnsRecord(NamedTuple):
     """A record of an answer."""
@@ -53,7 +56,7 @@ class DnsInfo(NamedTuple):
     truncated: bool
     """There is more, by TCP."""
     answers: tuple[DnsRecord, ...]
-    """The first 256 records of a response, as far as they can be read."""
+    """The first 256 records of a response, as far as they can be read, with names of 8 KiB together."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -67,41 +70,64 @@ def decode_message(data: bytes) -> DnsInfo | None:
         return None
     flags, questions, answers, _ = HEAD.unpack_from(data, 2)
     name, kind, at = "", 0, HEAD_SIZE
-    known: dict[int, bytes] = {}
+    names = Names(data)
     try:
         for number in range(min(questions, 2)):  # of more of them no server knows what they mean
-            owner, at = read_name(data, at, known)
-            found = int.from_bytes(data[at : at + 2])
-            at += 4
-            if at > len(data):
+            found, at = names.read(at)
+            if at + 4 > len(data):
                 return None
             if not number:
-                name, kind = presented(owner), found
+                name, kind = found, int.from_bytes(data[at : at + 2])
+            at += 4
     except (ValueError, IndexError):
         return None
-    records = tuple(read_records(data, at, min(answers, MAX_ANSWERS), known)) if questions < 3 else ()
+    records = tuple(read_records(data, at, min(answers, MAX_ANSWERS), names)) if questions < 3 else ()
     is_response, truncated = bool(flags & RESPONSE), bool(flags & TRUNCATED)
     return DnsInfo(int.from_bytes(data[:2]), is_response, name, kind, flags & 15, truncated, records)
 
 
-def read_records(data: bytes, at: int, count: int, known: dict[int, bytes]) -> Iterator[DnsRecord]:
+class Names:
+    """The names of one message, each written once."""
+
+    __slots__ = ("data", "known", "texts", "used")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.known: dict[int, bytes] = {}
+        self.texts: dict[bytes, str] = {}
+        self.used = 0
+
+    def read(self, at: int) -> tuple[str, int]:
+        """The name at an index, and the index after it. Raises ValueError and IndexError as `read_name`; ValueError
+        for more than MAX_NAMES."""
+        name, at = read_name(self.data, at, self.known)
+        text = self.texts.get(name)
+        if text is None:
+            self.used += len(name)
+            if self.used > MAX_NAMES:
+                raise ValueError(f"names of more than {MAX_NAMES} octets")
+            text = self.texts[name] = presented(name)
+        return text, at
+
+
+def read_records(data: bytes, at: int, count: int, names: Names) -> Iterator[DnsRecord]:
     """The records that begin at an index, up to one that cannot be read."""
     try:
         for _ in range(count):
-            owner, at = read_name(data, at, known)
+            owner, at = names.read(at)
             kind, _, ttl, length = RECORD.unpack_from(data, at)
             at += RECORD.size
             octets = data[at : at + length]
             if len(octets) < length:
                 return
-            text = read_text(data, at, kind, octets, known)
-            yield DnsRecord(presented(owner), kind, ttl if ttl < MAX_TTL else 0, octets, text)
+            text = read_text(at, kind, octets, names)
+            yield DnsRecord(owner, kind, ttl if ttl < MAX_TTL else 0, octets, text)
             at += length
     except (ValueError, IndexError, struct.error):
         return
 
 
-def read_text(data: bytes, at: int, kind: int, octets: bytes, known: dict[int, bytes]) -> str | None:
+def read_text(at: int, kind: int, octets: bytes, names: Names) -> str | None:
     """What a record says, as text; see `DnsRecord.text`."""
     if kind == A:
         return str(IPv4(octets)) if len(octets) == 4 else None
@@ -109,23 +135,22 @@ def read_text(data: bytes, at: int, kind: int, octets: bytes, known: dict[int, b
         return str(IPv6Address(octets)) if len(octets) == 16 else None
     if kind in NAMES:
         try:
-            name, end = read_name(data, at, known)
+            name, end = names.read(at)
         except (ValueError, IndexError):
             return None
-        return presented(name) if end == at + len(octets) else None
+        return name if end == at + len(octets) else None
     return None
 
 
 def presented(name: bytes) -> str:
     """A name as `DnsInfo.name` has it, of its labels behind their lengths."""
-    labels, at = [], 0
+    text, labels, at = name.decode("latin-1"), [], 0
     while name[at]:
         end = at + 1 + name[at]
-        labels.append("".join(map(SHOWN.__getitem__, name[at + 1 : end])))
+        labels.append(text[at + 1 : end].translate(SHOWN))
         at = end
     return ".".join(labels)
 
 
-SHOWN = [chr(octet) if 0x20 < octet < 0x7F else f"\\{octet:03}" for octet in range(256)]
-"""How each octet of a label is written."""
-SHOWN[ord(".")], SHOWN[ord("\\")] = "\\.", "\\\\"
+SHOWN = {octet: f"\\{octet:03}" for octet in range(256) if not 0x20 < octet < 0x7F} | {46: "\\.", 92: "\\\\"}
+"""How octets of a label are written that are not written as they are."""
