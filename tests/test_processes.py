@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import processes
+from debian import OTHERS, PROGRAMS
 from processes import environment, need
 
 
@@ -25,6 +28,22 @@ def test_a_missing_program_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="no-such-program is not installed"):
         need("no-such-program")
+
+
+def test_what_debian_has_not_is_skipped_in_ci_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new machine has no way to install it."""
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(processes, "SYSTEM_PATH", "/nowhere")
+    with pytest.raises(pytest.skip.Exception, match="terraform is not installed"):
+        need("terraform")
+
+
+def test_whatever_tests_need_is_installed() -> None:
+    """A new machine has it by tests/debian.py, or in every Debian."""
+    tests = Path(__file__).parent
+    needed = {name for path in tests.rglob("*.py") for name in re.findall(r'need\("([\w-]+)"\)', path.read_text())}
+    everywhere = {"apt-get", "bash", "perl", "sh", "ssh-add", "ssh-agent", "no-such-program"}
+    assert needed <= {*PROGRAMS, *OTHERS, *everywhere}
 
 
 def test_a_program_that_is_there_is_found() -> None:

@@ -38,7 +38,14 @@ BODY = b"what the origin says\n"
 def java(folder: Path, url: str) -> list[str]:
     """Both of its clients, one after the other."""
     (folder / "Get.java").write_text(JAVA)
+    need("javac")  # a JRE does not run source
     return [need("java"), str(folder / "Get.java"), url]
+
+
+def perl(folder: Path, url: str) -> list[str]:
+    """By the library that lwp-request is of."""
+    need("lwp-request")
+    return [need("perl"), "-MLWP::UserAgent", "-e", PERL, url]
 
 
 Make = Callable[[Path, str], list[str]]
@@ -48,7 +55,7 @@ PROGRAMS: dict[str, tuple[Make, int]] = {
     "wget": (lambda folder, url: [need("wget"), "-qO-", url], 1),
     "java": (java, 2),
     "php": (lambda folder, url: [need("php"), "-r", PHP, url], 1),
-    "perl": (lambda folder, url: [need("perl"), "-MLWP::UserAgent", "-e", PERL, url], 1),
+    "perl": (perl, 1),
     "urllib": (lambda folder, url: [sys.executable, "-c", URLLIB, url], 1),
     "requests": (lambda folder, url: [sys.executable, "-c", REQUESTS, url], 1),
     "httpx": (lambda folder, url: [sys.executable, "-c", HTTPX, url], 1),
