@@ -69,6 +69,8 @@ class Opened(NamedTuple):
 class Handshakes:
     """Shakes hands with both sides.
 
+    Their TLS is ``silent``: a limit, a deadline or our own end cuts what is inside, and must not look like its end.
+
     Args:
         server_contexts: toward clients.
         client_contexts: toward destinations.
@@ -127,6 +129,7 @@ class Handshakes:
                             raise HandshakeFailed("server", "trust", str(exc), alert) from exc
                         settings = settings.after(verdict)
                     else:
+                        sock.silent = True
                         return Opened(server, sock.tls, verdict)
                     server.close()
                     server = await reopen()
@@ -146,6 +149,7 @@ class Handshakes:
             context = self.server_contexts.get(der, opened.verdict, str(host), alpn, time())
             async with asyncio.timeout(self.handshake):
                 sock = await accept_tls(client, context, self.shared, network_of(session.client))
+                sock.silent = True
         except BaseException as exc:
             raise explained(exc, "client", self.handshake) from exc
         return sock.tls
