@@ -27,6 +27,7 @@ from tabi.wire.h2 import (
     PING,
     PREFACE,
     PRIORITY,
+    PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
     SETTINGS_ACK,
@@ -385,6 +386,34 @@ def test_floods_of_frames_that_carry_nothing(direction: int, frame: bytes) -> No
     assert relay.failure is not None
     relay.take(direction)
     assert goaway(relay, DOWN if direction == UP else UP) == 11
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN])
+def test_a_flood_of_fields_on_a_stream_that_is_over(direction: int) -> None:
+    """Each is decoded for nobody. A few are those that a reset has crossed."""
+    relay = begun()
+    relay.up.feed(block(1, POST) + encode_rst(1, 8))
+    octets = encode_block(HEADERS, END_STREAM, 1, b"\x88")
+    for _ in range(NOISE - 20):
+        relay.directions[direction].feed(octets)
+    assert relay.failure is None
+    for _ in range(NOISE):
+        relay.directions[direction].feed(octets)
+    assert relay.failure is not None
+    relay.take(direction)
+    assert goaway(relay, DOWN if direction == UP else UP) == 11
+
+
+def test_a_flood_of_promises_on_a_stream_that_is_over() -> None:
+    """Each is refused."""
+    relay = begun()
+    relay.up.feed(block(1, GET, END_STREAM) + encode_rst(1, 8))
+    encoder = Encoder()
+    for number in range(1, NOISE + 20):
+        relay.down.feed(encode_block(PUSH_PROMISE, 0, 1, encoder.encode(GET), (2 * number).to_bytes(4, "big")))
+    assert relay.failure is not None
+    relay.take(DOWN)
+    assert relay.failure.code == 11
 
 
 def test_a_flood_of_settings() -> None:

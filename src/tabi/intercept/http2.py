@@ -253,6 +253,8 @@ class Up(Direction):
         elif id > self.last:
             self.last = id
             self.relay.begin(id, flags & END_STREAM, before, fields)
+        else:
+            self.count_noise()
 
     def refuse(self, id: int, exc: H2StreamError) -> None:
         """See `Direction.refuse`."""
@@ -285,6 +287,7 @@ class Down(Direction):
             return
         if half is None:
             self.check_known(id)
+            self.count_noise()
             return
         if half.begun:
             self.on_trailers(half, flags, fields)
@@ -316,6 +319,7 @@ class Down(Direction):
         self.last = promised
         request = decode_request(fields)
         if half is None or len(relay.up.halves) >= MAX_STREAMS:
+            self.count_noise()
             relay.up.emit(encode_rst(promised, ErrorCode.REFUSED_STREAM))
             return
         stream = Stream(relay, promised, request.method, pushed=True)
