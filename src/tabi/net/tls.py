@@ -30,6 +30,9 @@ READ_SIZE = 1 << 16
 CHUNK = 1 << 16
 """Octets that are encrypted before they are sent: the most that a connection keeps for a peer that does not read."""
 
+RECORD = 1 << 14
+"""Octets of plaintext in a record, at most (RFC 8446 section 5.1)."""
+
 MAX_ANSWERS = 1 << 17
 """Octets that a peer may make OpenSSL answer (KeyUpdate) without reading them."""
 
@@ -138,9 +141,9 @@ class TlsSocket(LayeredSock):
             BlockingIOError: nothing is there.
             OSError: the peer broke TLS (`ssl.SSLError`), or the socket below failed.
         """
-        view = memoryview(buffer)
-        count = min(len(view), len(self.peeked))
-        if count:
+        view, count = memoryview(buffer), 0
+        if self.peeked:
+            count = min(len(view), len(self.peeked))
             view[:count] = self.peeked[:count]
             self.peeked = self.peeked[count:]
         return self.fill(view, count)
@@ -251,6 +254,8 @@ class TlsSocket(LayeredSock):
         if self.waiting:
             self.flush()
             done, self.waiting = self.waiting, 0
+        elif 0 < len(data) <= RECORD and not self.unsent:
+            return self.send_record(data)
         view = memoryview(data)
         while done < len(view):
             chunk = view[done : done + CHUNK]
@@ -266,6 +271,22 @@ class TlsSocket(LayeredSock):
                 raise
             done += written
         return done
+
+    def send_record(self, data: bytes | memoryview) -> int:
+        """Send what fits into one record, where nothing waits: most messages. Errors as `send`."""
+        written = self.tls.write(data)
+        octets = self.outgoing.read()
+        try:
+            sent = self.below.send(octets)
+            if sent < len(octets):
+                self.unsent = memoryview(octets)[sent:]
+                self.flush()
+        except BlockingIOError:
+            if not self.unsent:
+                self.unsent = memoryview(octets)
+            self.waiting = written
+            raise
+        return written
 
     def flush(self) -> None:
         """Send all ciphertext. Raises BlockingIOError while some of it remains, and OSError."""

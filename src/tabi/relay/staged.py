@@ -50,11 +50,12 @@ class StagedFlow(Flow):
     ``ended`` that the sink has taken everything before it.
     """
 
-    __slots__ = ("copying", "finishing", "first", "kept", "muted", "source_ended", "stages")
+    __slots__ = ("copying", "counters", "finishing", "first", "kept", "muted", "source_ended", "stages")
 
     def __init__(self, relay: Relay, source: Sock, source_fd: int, sink: Sock, sink_fd: int) -> None:
         super().__init__(relay, source, source_fd, sink, sink_fd)
         self.stages: tuple[Stage, ...] = ()
+        self.counters: tuple[Stage, ...] = ()  # those that want to know how much was read
         self.first: Next = self  # the first that needs octets
         self.kept = bytearray()  # emitted, but not yet taken by the sink; behind what the pipe holds
         self.copying = self.finishing = self.source_ended = self.muted = False
@@ -110,6 +111,7 @@ class StagedFlow(Flow):
                 follower = stage
         self.first = follower
         self.copying = follower is not self
+        self.counters = tuple([stage for stage in self.stages if type(stage).note is not Stage.note])
 
     def run(self, callback: Callable[[], object]) -> None:
         """Call a method of a stage, and read on if it has made room."""
@@ -222,14 +224,15 @@ class StagedFlow(Flow):
     def note(self, count: int) -> None:
         """Tell the stages what was read."""
         try:
-            for stage in self.stages:
+            for stage in self.counters:
                 stage.note(count)
         except Exception as exc:
             self.fail(exc)
 
     def feed(self, data: bytes) -> None:
         """Pass on what was read."""
-        self.note(len(data))
+        if self.counters:
+            self.note(len(data))
         try:
             self.first.receive(data)
         except Exception as exc:

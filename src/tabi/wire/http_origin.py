@@ -14,6 +14,7 @@ from tabi.wire.http_fields import Fields, any_of, find_known, too_many
 from tabi.wire.http_framing import LIST_OF_EQUALS, frame_request, frame_response
 from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT, HEAD_LIMIT, find_request, find_response, match_request_line
 
+KEPT, USUAL, MAX_DIGITS = b"keep-alive", frozenset(("GET", "POST", "PUT", "PATCH", "DELETE")), 18
 KNOWN = any_of([b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"])
 
 
@@ -156,6 +157,9 @@ def decode_origin_response(
         minor, status = 0 if digit == b"0" else 1, int(code)
         known = find_known(fields, KNOWN)
         length = known.get(b"content-length")
+        plain = len(known) == 1 + (known.get(b"connection") == KEPT) and method in USUAL
+        if plain and minor and status == 200 and length is not None and length.isdigit() and len(length) <= MAX_DIGITS:
+            return OriginResponse(found[0], status, reason, minor, fields, int(length), True, None, False), end
         if length is not None and not length.isdigit() and (equal := LIST_OF_EQUALS.fullmatch(length)):
             known[b"content-length"] = equal[1]
         framing = frame_response(method, status, minor, known)
