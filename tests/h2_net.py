@@ -22,6 +22,7 @@ class Far(End):
         super().__init__(client)
         self.reader, self.writer = reader, writer
         self.changed = asyncio.Condition()
+        self.closed = False
         self.connection.initiate_connection()
 
     def go(self) -> None:
@@ -41,6 +42,7 @@ class Far(End):
                     self.changed.notify_all()
                 with contextlib.suppress(ConnectionError):
                     await self.writer.drain()
+        self.closed = True
         async with self.changed:
             self.changed.notify_all()
 
@@ -115,9 +117,7 @@ class Client(Far):
             self.body(id, body)
         self.go()
         async with self.changed:
-            await self.changed.wait_for(
-                lambda: id in self.ended or id in self.resets or self.goaway or self.reader.at_eof()
-            )
+            await self.changed.wait_for(lambda: id in self.ended or id in self.resets or self.goaway or self.closed)
         return Answer(dict(self.heads.get(id, [])), self.bodies.get(id, b""), self.resets.get(id))
 
 

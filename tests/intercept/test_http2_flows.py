@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ from tabi.intercept.http2_direction import Direction
 from tabi.intercept.http2_flows import Body, Http2Flows, StreamFlow, to_fields
 from tabi.intercept.http2_stages import FrameStages
 from tabi.intercept.http2_stream import Half, Stream
+from tabi.wire.h2 import encode_frame
 from tabi.wire.hpack import NeverIndexed
 
 LISTEN = "socks5://127.0.0.1:0"
@@ -135,10 +137,12 @@ class Waiting(Seen):
         super().__init__()
         self.other = other
         self.go = asyncio.Event()
+        self.waits = 0
 
     async def request(self, flow: Flow) -> None:
         path = flow.request.path
         if path == "/wait":
+            self.waits += 1
             await self.go.wait()
         elif path == "/read":
             flow.request.set_body((await flow.request.text()).upper())
@@ -431,6 +435,34 @@ def test_websockets(run: Run, made: Path, tmp_path: Path, hook: type[Seen]) -> N
             assert sorted(seen.words) == [b"abc", b"hello"]
         messages = json.loads(har.read_text())["log"]["entries"][1]["_webSocketMessages"]
         assert [message["data"].lower() for message in messages] == ["hello", "abc"]
+
+    run(main)
+
+
+def test_a_flood_ends_its_own_connection_alone(run: Run, made: Path) -> None:
+    """The one that sends it gets GOAWAY or a reset, its flows have their end, and others go on."""
+
+    async def main() -> None:
+        hook = Waiting()
+        async with (
+            origin() as port,
+            server(made, hook) as proxy,
+            client(proxy.url, port) as good,
+            client(proxy.url, port) as bad,
+            asyncio.TaskGroup() as group,
+        ):
+            assert (await good.ask("/")).body == b""
+            waits = group.create_task(bad.ask("/wait"))
+            await until(lambda: hook.waits)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(100):
+                    bad.writer.write(encode_frame(6, 0, 0, b"12345678") * 1000)
+                    await bad.writer.drain()
+            await waits
+            assert bad.goaway is None or bad.goaway.error_code == 11
+            await until(lambda: len(hook.flows) == 2)
+            assert hook.flows[1].error == "client: too many frames that carry nothing"
+            assert (await good.ask("/", b"still there")).body == b"still there"
 
     run(main)
 

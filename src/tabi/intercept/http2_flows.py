@@ -404,7 +404,7 @@ class Http2Flows:
     async def finish(self) -> None:
         """Wait for what is still told to hooks; each has its deadline."""
         while self.tasks:
-            await asyncio.gather(*self.tasks, return_exceptions=True)
+            await asyncio.wait(self.tasks)
 
     # --- see Inspector ---
 
