@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import socket
+import ssl
 from functools import partial
 from typing import Any
 
@@ -482,6 +483,37 @@ def test_a_socket_that_is_found_broken(run: Run, side: str) -> None:
             await ends.ended.wait()
             assert (ends.session.close, ends.session.up) == ("reset", 0)
             assert stage.unsent == (0 if side == "client" else 6)
+
+    run(main)
+
+
+class Alerting(socket.socket):
+    """A socket whose peer says in TLS why it ends."""
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Fail as OpenSSL does."""
+        raise ssl.SSLError(1, "[SSL] tlsv13 alert certificate required (_ssl.c:1)")
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_what_a_peer_says_in_tls(run: Run, side: str) -> None:
+    """An alert is a reset for the other side, and the session has its words; those that were there before stay."""
+
+    async def main() -> None:
+        for before in (None, "known"):
+            with Bench() as bench:
+                far, near = tcp_pair()
+                gone = Alerting(fileno=near.detach())
+                gone.setblocking(False)
+                ends = bench.ends(**{side: (far, gone)})
+                ends.session.error = before
+                ends.start()
+                ends.relay.add_stage(UP, Passing())
+                ends.relay.add_stage(DOWN, Passing())
+                await send(far, b"octets")
+                await ends.ended.wait()
+                said = f"TLS: the {side} says: certificate required"
+                assert (ends.session.close, ends.session.error) == ("reset", before or said)
 
     run(main)
 

@@ -160,7 +160,7 @@ class Passing:
             self.stop(self.stopped, None)
         elif self.up.full and len(self.line) < PIPELINED:
             self.up.full = False
-            self.up.go_on()
+            self.up.call_later(0, self.up.again)  # some may have come already
 
     def stop(self, one: Outstanding | None, switched: Outstanding | None) -> None:
         """Give the connection back to its task, as soon as all answers before have passed."""
