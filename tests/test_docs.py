@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
+import httpx
 import msgspec
 import pytest
 
@@ -77,6 +78,13 @@ def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_files_of_tests_that_a_page_names_are_there(path: Path) -> None:
+    """A page says what is tested where."""
+    for name in re.findall(r"`(tests/[\w/]+\.py)`", path.read_text()):
+        assert (ROOT / name).exists(), f"{page_id(path)}: {name}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
 def test_code_on_the_pages_is_well_formed(path: Path) -> None:
     """Python parses (await may stand outside of functions), and TOML is a configuration that tabi accepts."""
     for _, kind, text in blocks(path):
@@ -128,7 +136,36 @@ def test_the_readme_has_one_place_for_the_measured_results() -> None:
 def test_all_python_of_the_readme_is_run_here() -> None:
     """No code block of README.md is there untried."""
     marks = [run for run, kind, _ in blocks(ROOT / "README.md") if kind == "python"]
-    assert sorted(marks, key=str) == ["client", "server"]
+    assert sorted(marks, key=str) == ["client", "hook", "server"]
+
+
+def test_the_hook_of_the_readme_marks_and_answers(run_once: Run) -> None:
+    """Requests that come to the destination have its mark; others it answers itself."""
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(runnable("hook"), "README.md", "exec"), names)
+
+    async def main() -> list[str]:
+        answers = []
+        async with Server("http://127.0.0.1:0", hooks=[names["Mark"]()]) as server, target(answer) as port:
+            for path in ("/", "/ads/1"):
+                url = f"http://127.0.0.1:{port}{path}"
+                async with asyncio.timeout(10):
+                    answers.append(await asyncio.to_thread(get, url, server.url))
+        return answers
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(head) + head)
+
+    def get(url: str, proxy: str) -> str:
+        with httpx.Client(proxy=proxy, trust_env=False) as client:
+            answer = client.get(url)
+            return f"{answer.status_code} {answer.text}"
+
+    marked, answered = run_once(main)
+    assert marked.startswith("200 GET / HTTP/1.1\r\n")
+    assert "\r\nX-Debug: 1\r\n" in marked
+    assert answered == "404 no advertisements\n"
 
 
 def test_the_server_of_the_readme_serves(run_once: Run) -> None:
