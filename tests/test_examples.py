@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Run
-from origin import make_certificates, origin
-from processes import PATIENCE, TABI, answer_http, environment, in_thread, need, receive_exactly
+from origin import Handler, make_authority, make_certificates, origin
+from processes import PATIENCE, TABI, Serve, answer_http, environment, in_thread, need, receive_exactly, serve, wait_for
 from support import datagram_target, reset_on_close, target
 from tabi import Proxy
 from tabi.intercept.authority import Authority
@@ -38,7 +38,7 @@ SERVERS = (
 """Those that run until Ctrl-C. Each has 30 lines at most, and its first line of output says where it listens."""
 
 SCRIPTS = ("hooks.py", "datagram_hooks.py")
-"""Those for `tabi serve --script`; tests/intercept/test_scripts.py loads them."""
+"""Those for `tabi serve --script`: `test_hooks` and tests/intercept/test_datagram_hooks.py run them."""
 
 EXPECTED = {
     "own_proxy.py": (
@@ -218,6 +218,69 @@ def test_mitm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "\nX-Seen-By: tabi\n" in done.stdout
         assert done.stdout.endswith("the page 200")
         assert running.line() == f"GET {url} 200"
+
+
+def ask(proxy: Serve, url: str, *options: str) -> str:
+    """What curl gets through a proxy, with the answer's fields and the status."""
+    command = [need("curl"), *CURL, "--include", "--socks5-hostname", str(proxy.address), *options, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+class Greeter(Handler):
+    """Says in JSON what field it was sent."""
+
+    def do_GET(self) -> None:
+        self.take()
+        body = f'{{"hello": "{self.headers["X-Looked-Into"]}"}}'.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/greeting+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is marked, what nobody is to reach is refused, and JSON is changed on its way."""
+    certificates = make_certificates(tmp_path)
+    Authority.make(str(tmp_path / "tabi"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    looks = ("--intercept", "localhost", "--script", str(EXAMPLES / "hooks.py"), "--trust", certificates.authority)
+    trust = ("--cacert", str(tmp_path / "tabi" / "ca.crt"))
+    with serve(tmp_path, *looks) as proxy, origin(tls=certificates, handler=Greeter) as server:
+        assert ask(proxy, server.url("/", "localhost"), *trust).endswith('{"good day": "tabi"} 200')
+        assert ask(proxy, server.url("/admin/x", "localhost"), *trust).endswith("not from here\n 403")
+        assert [asked.path for asked in server.asked] == ["/"]
+
+
+def test_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts of the file are looked into and recorded, secrets masked; of others only what is not encrypted is."""
+    name, certificates, har = "www.example.com", make_certificates(tmp_path), tmp_path / "flows.har"
+    leaf = make_authority().issue_cert(name, "localhost")
+    leaf.cert_chain_pems[0].write_to_path(certificates.chain)
+    leaf.private_key_pem.write_to_path(certificates.key)
+    Authority.make(str(tmp_path / "tabi"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))  # whom the proxy trusts
+    text = (EXAMPLES / "record.toml").read_text().replace(":1080", ":0").replace("/tmp/flows.har", str(har))
+    file = tmp_path / "record.toml"
+    file.write_text(f'{text}\n[resolver]\nhosts = {{ "{name}" = ["127.0.0.1"] }}\n')
+    own, ours = ("--cacert", str(certificates.authority)), ("--cacert", str(tmp_path / "tabi" / "ca.crt"))
+    pages = {"/": b"the page"}
+    with serve(tmp_path, "-c", file) as proxy, origin(pages, tls=certificates) as secure, origin(pages) as plain:
+        assert ask(proxy, secure.url("/?session=abc", name), *ours, "-H", "X-Api-Key: abc").endswith("the page 200")
+        assert ask(proxy, secure.url("/", "localhost"), *own).endswith("the page 200")
+        assert ask(proxy, plain.url("/", "localhost")).endswith("the page 200")
+
+        def recorded() -> str:
+            found = har.read_text() if har.exists() else ""
+            return found if found.count('"request":') == 2 else ""
+
+        text = wait_for(recorded, "two records")
+    assert f"https://{name}:{secure.port}/?session=***" in text
+    assert f"http://localhost:{plain.port}/" in text
+    assert "abc" not in text
 
 
 def test_bind() -> None:
