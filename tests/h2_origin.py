@@ -7,9 +7,13 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from socketserver import BaseRequestHandler, ThreadingTCPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from h2.settings import SettingCodes, Settings
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side, State
 
 from h2_ends import End
 from origin import Certificates
@@ -27,7 +31,7 @@ class Asked(NamedTuple):
 
 
 class Connection(BaseRequestHandler):
-    """One connection: files by GET, and what is posted comes back."""
+    """One connection: files by GET, what is posted comes back, and an echo by WebSocket (RFC 8441)."""
 
     request: ssl.SSLSocket
     server: H2Origin
@@ -35,18 +39,37 @@ class Connection(BaseRequestHandler):
     def handle(self) -> None:
         """Answer until the client ends."""
         sock, end, answered = self.request, End(client=False), set[int]()
+        sockets: dict[int, Protocol] = {}
         sock.settimeout(PATIENCE)
         sock.do_handshake()
         self.server.protocols.append(sock.selected_alpn_protocol())
+        values: Any = {**dict(end.connection.local_settings.items()), SettingCodes.ENABLE_CONNECT_PROTOCOL: 1}
+        end.connection.local_settings = Settings(client=False, initial_values=values)
         end.connection.initiate_connection()
         sock.sendall(end.connection.data_to_send())
         while (data := sock.recv(65536)) and end.goaway is None:
             end.receive(data)
-            for id in sorted(end.ended - answered):
+            for id in [id for id, fields in end.heads.items() if (b":protocol", b"websocket") in fields]:
+                if id not in sockets:
+                    end.head(id, [(b":status", b"200")])
+                    sockets[id] = Protocol(Side.SERVER, state=State.OPEN)
+                self.echo(end, id, sockets[id])
+            for id in sorted(end.ended - answered - set(sockets)):
                 answered.add(id)
                 self.answer(end, id)
             end.send_what_fits()
             sock.sendall(end.connection.data_to_send())
+
+    def echo(self, end: End, id: int, socket: Protocol) -> None:
+        """Send back the messages that have come, and say whom they are to be heard by."""
+        socket.receive_data(end.bodies.pop(id, b""))
+        for frame in socket.events_received():
+            if isinstance(frame, Frame) and frame.opcode is Opcode.TEXT:
+                socket.send_text(frame.data)
+                self.server.hear(bytes(frame.data).decode())
+        octets = b"".join(socket.data_to_send())
+        if octets and id not in end.resets:
+            end.connection.send_data(id, octets)
 
     def answer(self, end: End, id: int) -> None:
         """Answer one request."""
@@ -73,8 +96,9 @@ class H2Origin(ThreadingTCPServer):
 
     request_queue_size = 128
 
-    def __init__(self, tls: Certificates) -> None:
+    def __init__(self, tls: Certificates, hear: Callable[[str], object]) -> None:
         super().__init__(("127.0.0.1", 0), Connection)
+        self.hear = hear
         self.files: dict[str, bytes] = {}
         self.asked: list[Asked] = []
         self.protocols: list[str | None] = []
@@ -106,9 +130,11 @@ class H2Origin(ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def h2_origin(tls: Certificates, files: dict[str, bytes] | None = None) -> Iterator[H2Origin]:
-    """Run one. Its connections must be at their end before it is."""
-    with H2Origin(tls) as server:
+def h2_origin(
+    tls: Certificates, files: dict[str, bytes] | None = None, hear: Callable[[str], object] = str
+) -> Iterator[H2Origin]:
+    """Run one; ``hear`` is told each text that comes by WebSocket. Connections must be at their end before it is."""
+    with H2Origin(tls, hear) as server:
         server.files |= files or {}
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
