@@ -247,3 +247,27 @@ def test_sigterm_lets_a_download_end(
         assert (line["error"], line["close"]) == (None, "server")
         (entry,) = looks.entries(1)
         assert entry["response"]["content"]["size"] == len(LARGE)
+
+
+def test_a_second_sigterm_cuts_it(
+    tmp_path: Path, looks: Looking, certificates: Certificates, gate: threading.Event
+) -> None:
+    """What is not whole does not look so: its client sees no end of TLS, and the record says why."""
+    file = tmp_path / "tabi.toml"
+    file.write_text('[[listen]]\nurl = "mixed://127.0.0.1:0"\n' + intercept(looks, certificates.authority))
+    with (
+        serve(tmp_path, "-c", file) as proxy,
+        origin(tls=certificates, files={"/gated": b""}, handler=Gate) as server,
+        download(proxy, looks, server.port, "/gated") as sock,
+    ):
+        proxy.signal(signal.SIGTERM)
+        wait_for(lambda: refuses(proxy.address), "the listener to close")
+        proxy.signal(signal.SIGTERM)
+        with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)eof|reset"):
+            receive_all(sock)
+        gate.set()
+        assert proxy.wait() == 0
+        (line,) = proxy.sessions(1)
+        assert line["close"] == "shutdown"
+        (entry,) = looks.entries(1)
+        assert entry["response"]["_error"]
