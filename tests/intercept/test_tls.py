@@ -18,7 +18,7 @@ from authorities import LONG_AGO, authority, client_context, stranger, write_lea
 from conftest import Run
 from doubles import end_of, reset
 from interceptions import GET, OK, Intercepting, exactly, intercepting, origin, refused, talk
-from support import target
+from support import echo, target
 from tabi.intercept.tls import alert_of
 from tabi.wire.tls_alert import NAMES, decode_alert
 
@@ -492,6 +492,46 @@ def test_a_large_hello(run: Run, tmp_path: Path, size: int, intercepted: bool) -
                     assert answer == (b"\x16" if intercepted else answer)
             session = await proxy.ended.get()
             assert session.intercepted == ("intercept[0]" if intercepted else session.intercepted)
+
+    run(main)
+
+
+def hello_twice() -> bytes:
+    """A hello in which an extension comes twice that nobody knows: there are servers that do not mind."""
+    message = bytearray(hello_of(b"localhost")[5:])
+    at = 4 + 2 + 32
+    at += 1 + message[at]
+    at += 2 + int.from_bytes(message[at : at + 2])
+    at += 1 + message[at]
+    message += b"\xfe\x01\0\0" * 2
+    message[at : at + 2] = (len(message) - at - 2).to_bytes(2)
+    message[1:4] = (len(message) - 4).to_bytes(3)
+    return b"\x16\x03\x01" + len(message).to_bytes(2) + bytes(message)
+
+
+@pytest.mark.parametrize("way", ["twice", "late"])
+def test_a_hello_that_cannot_be_read(run: Run, tmp_path: Path, way: str) -> None:
+    """Odd or not whole in time: where an alert is no way around inspection this is none either; else it is relayed."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for on_pinning in ("refuse", "pass"):
+            folder = tmp_path / on_pinning
+            folder.mkdir()
+            octets = hello_twice()
+            async with intercepting(folder, on_pinning=on_pinning, handshake=0.3) as proxy:  # noqa: SIM117
+                async with target(echo) as port:
+                    with await proxy.socket(port) as sock:
+                        if way == "late":
+                            octets = octets[:-5]
+                        await loop.sock_sendall(sock, octets)
+                        if on_pinning == "pass":
+                            assert await exactly(sock, len(octets)) == octets
+                            continue
+                        assert (await exactly(sock, 7))[5:] == b"\x02\x32"  # fatal, decode_error
+                        assert await loop.sock_recv(sock, 1) == b""
+                        session = await proxy.ended.get()
+                        assert (session.close, session.error) == ("error", "TLS: the client's hello cannot be read")
 
     run(main)
 

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("tabi")
 
 READ_SIZE = 16384
+HANDSHAKE = b"\x16\x03"
+"""How TLS begins: a record of the handshake."""
+
 FEW = 1024
 """Octets after which a protocol that is still not known is not known."""
 
@@ -150,7 +153,7 @@ class Interception:
             return None
         if hello is None:
             looked_into = seen.protocol in (Payload.HTTP1, Payload.HTTP2) or self.rules.hooks(rule).tcp_data
-            return rule if looked_into else None
+            return rule if looked_into or self.is_hidden(rule, seen) else None
         if self.handshakes is None or not rule.tls:
             return None
         if rule.on_pinning == "pass":
@@ -159,6 +162,12 @@ class Interception:
                 session.pinned = True
                 return None
         return rule
+
+    def is_hidden(self, rule: InterceptRule, seen: Seen) -> bool:
+        """Whether a client has begun TLS with a hello that cannot be read, and that is to be no way around inspection:
+        a destination might read it."""
+        wanted = self.handshakes is not None and rule.tls and rule.on_pinning == "refuse"
+        return wanted and seen.hello is None and seen.octets.startswith(HANDSHAKE)
 
     def inspect(self, connection: ClientConnection, request: Request) -> ForwardedExchange | None:
         """How a plain request to the proxy itself is looked into; None: it is forwarded as it is."""
@@ -187,6 +196,8 @@ class Interception:
         except HandshakeFailed as exc:
             session.error = str(exc)
             reason = "reset" if exc.kind == "transport" else "error"
+            if exc.kind != "transport":
+                tunnel.client.close()  # it has been told: a reset might overtake that
         except RemoteProtocolError as exc:
             session.error = session.error or str(exc)
         except LimitExceeded as exc:
@@ -205,6 +216,10 @@ class Interception:
         session, destination = tunnel.session, tunnel.session.destination
         assert destination is not None
         hooks = self.rules.hooks(rule)
+        if self.is_hidden(rule, seen):
+            failure = HandshakeFailed("client", "tls", "TLS: the client's hello cannot be read", "decode_error")
+            await self.alert(tunnel.client, failure)
+            raise failure
         if seen.hello is None and seen.protocol not in (Payload.HTTP1, Payload.HTTP2):
             await relay_through(tunnel, seen.octets, hooks, connection_of(session))
             return
