@@ -617,6 +617,25 @@ def test_an_answer_in_place_of_an_answer(run: Run, tmp_path: Path, kind: Kind) -
     run(main)
 
 
+def test_an_answer_in_place_of_another_protocol(run: Run, tmp_path: Path, kind: Kind) -> None:
+    """The destination has changed to it: no other request goes there."""
+    more = "Connection: upgrade\r\nUpgrade: echo\r\n"
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+
+    async def main() -> None:
+        told = Told()
+        hook = answering("/mine", "response", body=b"mine")
+        async with intercepting(tmp_path, kind(hook), kind(told)) as proxy, origin(switch, OK) as there:
+            async with proxy.tls(there.port) as (reader, writer):
+                writer.write(ask("/mine", more=more) + ask("/"))
+                assert (await read_answer(reader))[1] == b"mine"
+                assert await reader.read() == b""
+            assert len(there.heads) == 1
+        assert told.ends == [("/mine", 200, None)]
+
+    run(main)
+
+
 def test_an_answer_to_http_1_0(run: Run, tmp_path: Path, kind: Kind) -> None:
     """It says what becomes of the connection."""
 

@@ -196,3 +196,32 @@ def test_websocket() -> None:
     assert is_websocket(b"x, websocket")
     assert not is_websocket(b"echo")
     assert not is_websocket(None)
+
+
+@pytest.mark.parametrize("behind", [b"GET / HTTP/9.9\r\n\r\n", b"GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_destination_that_ends_before_what_waits(run: Run, tmp_path: Path, behind: bytes) -> None:
+    """Requests that wait for an answer before them end with it: nothing stays behind, and every flow is told of."""
+
+    class Reroutes:
+        def request(self, flow: Flow) -> None:
+            if flow.request.path == "/next":
+                flow.reroute("http://third.test/")
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.05)
+
+        told = Told()
+        async with intercepting(tmp_path, Reroutes(), told) as proxy, target(serve) as port:
+            async with proxy.plain(port) as (reader, writer):
+                await talk((reader, writer), GET, OK)
+                writer.write(GET + behind)
+                assert await reader.read() == b""
+            session = await proxy.ended.get()
+            assert session.error == f"localhost:{port}: the connection ended before its answer"
+        assert len([event for event in told.events if event.startswith("end")]) == 2 + (b"next" in behind)
+
+    run(main)

@@ -431,7 +431,8 @@ class Exchange:
     async def answer_in_place(self, instead: Instead, response: OriginResponse, download: Content) -> bool:
         """Answer as a hook says that has seen the destination's answer; see `answer_instead`."""
         self.gives_up = True
-        if self.upload.done and response.keep_alive:
+        switches = response.status == 101 or self.request.method == "CONNECT"
+        if self.upload.done and response.keep_alive and not switches:
             download.waiting()
             self.gives_up = not download.done
         keep = await self.answer_instead(instead)

@@ -228,7 +228,12 @@ class Passing:
 
     def closed(self) -> None:
         """The connection has ended: so have the flows that are left."""
-        while self.line and not self.given:
+        if self.given:
+            return
+        if self.stopped is not None:  # it waits for the answers to those before it
+            self.line.append(self.stopped)
+            self.stopped = None
+        while self.line:
             self.over(self.line.popleft(), self.session.error or "the connection has ended")
 
 
@@ -584,6 +589,12 @@ class ResponseStage(HttpStage):
         if isinstance(instead, Answer):
             one.answered = True
             passing.respond(one, instead)
+            if head.status == 101 or one.head.method == "CONNECT":  # the destination speaks something else by now
+                passing.line.popleft()
+                passing.over(one)
+                self.emit_end()
+                passing.up.emit_end()
+                return False
             self.discards = True
             return self.begin_content(head, data, end, out)
         text = "a hook has dropped it" if isinstance(instead, Drop) else "a hook has rerouted what was answered already"
@@ -610,7 +621,11 @@ class ResponseStage(HttpStage):
                 sink.said_end = True  # TLS does not vouch for this end: the client's comes without close_notify, too
             self.body = None
             passing.answered()
+            if passing.given:
+                return
         self.emit_end()
+        if not passing.up.room(1):  # it waits for what will not come
+            passing.up.emit_end()
 
 
 def is_websocket(upgrade: bytes | None) -> bool:
