@@ -446,3 +446,43 @@ def test_requests_that_are_ended(run: Run, tmp_path: Path, how: str) -> None:
         assert all(told.errors)
 
     run(main)
+
+
+@pytest.mark.parametrize("methods", [("GET", "HEAD"), ("HEAD", "GET")])
+def test_another_method(run: Run, tmp_path: Path, methods: tuple[str, str]) -> None:
+    """The client gets what its own method has, and the destination is asked in the version that the proxy speaks."""
+    asked, sent = methods
+
+    class Hook:
+        def request(self, flow: Flow) -> None:
+            flow.request.method = sent
+
+    async def main() -> None:
+        def answer(message: Message) -> bytes:
+            return OK[:-5] if message.line.startswith("HEAD") else OK
+
+        async with intercepting(tmp_path, Hook()) as proxy, origin(answer) as there:
+            for minor in (1, 0):
+                async with asking(proxy) as streams:
+                    for _ in range(minor + 1):
+                        found = await exchange(streams, ask(there.url + "/", asked, minor=minor))
+                        assert (found.status, found.content) == (200, b"")
+            assert {message.line for message in there.requests} == {f"{sent} / HTTP/1.1"}
+
+    run(main)
+
+
+def test_interim_answers(run: Run, tmp_path: Path) -> None:
+    """They go on to a client that knows them, but not to one of HTTP/1.0."""
+
+    async def main() -> None:
+        hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        async with intercepting(tmp_path, Told()) as proxy, origin(hint + OK) as there:
+            for minor in (1, 0):
+                async with asking(proxy) as (reader, writer):
+                    writer.write(ask(there.url + "/", minor=minor))
+                    if minor:
+                        assert (await read_message(reader)).status == 103
+                    assert (await read_message(reader)).status == 200
+
+    run(main)

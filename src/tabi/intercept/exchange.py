@@ -89,7 +89,9 @@ class Exchange:
         self.recording: Recording | None = None
         self.answered = False  # whether the client has anything of an answer
         self.continued = False  # whether the client was told to go on, for a hook
-        self.unchunks = False  # whether the client knows no chunks: they are taken apart for it
+        self.unchunks = (
+            False  # whether the client knows no chunks, which are taken apart for it, and no interim answers
+        )
         self.switched = False  # another protocol follows
         self.interim = False  # whether the destination has given an interim answer
         self.passed_end = False  # whether the destination was told of the client's end
@@ -389,7 +391,7 @@ class Exchange:
             if not response.interim:
                 return response
             self.interim = True
-            if not (self.continued and response.status == 100):
+            if not self.unchunks and not (self.continued and response.status == 100):
                 await self.put(DOWN, response.octets)
         raise self.wrong(f"more than {INTERIM_LIMIT} interim responses")
 

@@ -209,7 +209,7 @@ class ForwardedExchange(Exchange):
 
     def decode(self, count: int, seen: int) -> tuple[OriginResponse, int] | None:
         """See `Exchange.decode`: the head is rewritten, as every forwarded one."""
-        request, method = self.asked, self.request.method
+        request, method = self.asked, self.asked_with
         found = decode_response(self.server_buffer, method, ANSWER_HEAD_LIMIT, seen, count > 0)
         if found is None:
             return None

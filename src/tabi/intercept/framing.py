@@ -33,8 +33,9 @@ def request_octets(request: OriginRequest, message: FlowRequest, chunks: bool = 
     reframe(message, request.fields, request.body, chunks)
     if not message.changed:
         return request.octets
-    line = f"{message.method} {message.path} HTTP/1.{request.minor}"
-    return to_octets(line) + message.headers.encode() + b"\r\n\r\n"
+    end = request.octets.index(b"\r\n")
+    version = request.octets[end - len(b" HTTP/1.1") : end]
+    return to_octets(f"{message.method} {message.path}") + version + message.headers.encode() + b"\r\n\r\n"
 
 
 def settle_response(response: OriginResponse, message: FlowResponse, asked: str, method: str) -> bool:
