@@ -19,16 +19,16 @@ from sockets import turns, until
 from tabi import Config, Server, in_thread
 from tabi.config import InterceptConfig, Log
 from tabi.errors import TooLarge
-from tabi.intercept import http2_flows
+from tabi.intercept import http2_stream_flow
 from tabi.intercept.authority import Authority
 from tabi.intercept.flow import Flow
 from tabi.intercept.http2 import FrameRelay
 from tabi.intercept.http2_direction import Direction
-from tabi.intercept.http2_flows import Body, Http2Flows, StreamFlow, to_fields
+from tabi.intercept.http2_flows import Http2Flows
 from tabi.intercept.http2_stages import FrameStages
 from tabi.intercept.http2_stream import Half, Stream
+from tabi.intercept.http2_stream_flow import Side, StreamFlow
 from tabi.wire.h2 import encode_frame
-from tabi.wire.hpack import NeverIndexed
 
 LISTEN = "socks5://127.0.0.1:0"
 
@@ -206,7 +206,7 @@ def test_hooks_that_wait_hold_their_own_flow_only(run: Run, made: Path) -> None:
 
 def test_what_hooks_read_of_a_connection_is_bounded(run: Run, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All streams together; what is too much goes on unread, and there is room again when flows are over."""
-    monkeypatch.setattr(http2_flows, "READ_LIMIT", 300_000)
+    monkeypatch.setattr(http2_stream_flow, "READ_LIMIT", 300_000)
 
     class Reads(Seen):
         def __init__(self) -> None:
@@ -479,19 +479,12 @@ def test_prior_knowledge(run: Run, made: Path) -> None:
     run(main)
 
 
-def test_fields_as_http2_has_them() -> None:
-    """In lower case, without those of a connection; secrets stay such."""
-    secret = NeverIndexed((b"authorization", b"x"))
-    found = to_fields([(b"Authorization", b" x"), (b"Connection", b"close"), (b"A", b"b")], [secret])
-    assert found == [secret, (b"a", b"b")]
-
-
 @pytest.mark.parametrize("hook", [Plain, Waiting, Chunks])
 def test_nothing_of_a_connection_is_left_to_the_garbage_collector(run: Run, made: Path, hook: type[Seen]) -> None:
     """Neither streams nor flows nor the relay are cycles, once it has ended."""
 
     def left() -> set[str]:
-        kinds = (StreamFlow, Body, Http2Flows, FrameRelay, FrameStages, Direction, Stream, Half, Flow)
+        kinds = (StreamFlow, Side, Http2Flows, FrameRelay, FrameStages, Direction, Stream, Half, Flow)
         return {type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds)}
 
     async def main() -> None:

@@ -132,6 +132,8 @@ class Message:
     def _has_content(self) -> bool:
         """Whether the head says that content follows."""
         headers = self._headers
+        if self.version == "HTTP/2":
+            return self._read is None
         return headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
 
     def pass_on(self) -> None:

@@ -122,6 +122,7 @@ class Steps:
             except StopIteration as done:
                 return done.value
             finally:
+                value = None  # an exception and this frame would hold each other
                 if (now := monotonic()) - began > SLOW:
                     self.handler.took(now - began, now)
             try:

@@ -157,6 +157,16 @@ class FrameRelay:
         if body:
             self.down.send(down, body, end)
 
+    def let_server_go(self, stream: Stream) -> None:
+        """The server has answered, and takes no more of the request (RFC 9113 section 8.1). The client has not got all
+        of the answer yet: that goes on."""
+        up, down = stream.up, stream.down
+        self.down.halves.pop(down.id, None)
+        self.up.forget(up)
+        up.flags = up.flags & ENDED | CUT
+        up.to = down.id = 0
+        up.finished = True
+
     def reset(self, stream: Stream, error: str, to_client: int, to_server: int) -> None:
         """End a stream at both sides, with these error codes."""
         up, down = stream.up, stream.down

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tabi.errors import H2Error, H2StreamError
 from tabi.intercept.http2_outlet import Outlet
 from tabi.intercept.http2_stream import CUT, ENDED, HELD, TAKEN, WATCHED, Budget, Half
+from tabi.policy.limits import DOWN
 from tabi.wire.h2 import (
     ACK,
     CONTINUATION,
@@ -376,9 +377,13 @@ class Direction(Outlet):
         if not half.stream.down.begun:
             self.resets.spend("streams that are reset")
         code = int.from_bytes(payload, "big")
+        if self.number == DOWN and half.flags & ENDED and not half.finished:
+            self.relay.let_server_go(half.stream)
+            return False
         if half.to:
             self.emit(encode_rst(half.to, code))
-        self.relay.drop(half.stream, f"reset by the {self.sender}: {name_of(code)}")
+        whole = self.number == DOWN and half.finished and code == ErrorCode.NO_ERROR
+        self.relay.drop(half.stream, None if whole else f"reset by the {self.sender}: {name_of(code)}")
         return False
 
     def on_settings(self, flags: int, id: int, payload: bytes) -> bool:

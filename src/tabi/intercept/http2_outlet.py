@@ -119,8 +119,10 @@ class Outlet:
         half.finished = True
         other = half.other
         if other.finished:
-            if other.flags & CUT and not other.flags & ENDED:
+            if not other.flags & ENDED:  # whoever has sent less than all is to send no more
                 self.emit(encode_rst(half.to, ErrorCode.NO_ERROR))
+            if not half.flags & ENDED and half.id:
+                self.other.emit(encode_rst(half.id, ErrorCode.CANCEL))
             self.relay.drop(half.stream, None)
 
     def hold(self, half: Half, fields: list[Field], end: bool) -> None:
@@ -192,6 +194,10 @@ class Outlet:
         """Those of this direction, also of streams that are not open at the sender."""
         return [stream.half(self.number) for stream in self.relay.streams()]
 
+    def owes(self) -> bool:
+        """Whether something is left to be sent of what has come whole."""
+        return any(half.flags & ENDED and not half.finished for half in self.all_halves())
+
     def manage(self) -> None:
         """From now on windows are kept here. What the receiver allows is what the sender may send, up to now."""
         if self.managed:
@@ -221,6 +227,7 @@ class Outlet:
 
     def give(self, half: Half, octets: int) -> None:
         """So many octets of a half need no memory any more."""
+        octets = min(octets, half.size)  # what was forgotten meanwhile is not given twice
         half.size -= octets
         self.queued -= octets
         self.top_up_half(half)

@@ -48,8 +48,9 @@ class FrameStage(Stage):
         self.receive(b"")
 
     def receive_end(self) -> None:
-        """One side will send no more, so that no stream can go on in both directions."""
-        self.emit_end()
+        """One side will send no more. What a server has sent whole still arrives, if a hook holds it just now."""
+        if self.stages is not None:
+            self.stages.flush()
 
     def closed(self, unsent: int) -> None:
         """The connection is over."""
@@ -74,7 +75,7 @@ class FrameStages:
         relay = self.relay
         for stage in self.stages:
             octets = relay.take(stage.number)
-            if octets:
+            if octets and not (stage is self.up and self.down.ended):  # a server that has gone would reset it all
                 stage.emit(octets)
             if not self.stages:
                 return  # that has ended the connection
@@ -84,6 +85,9 @@ class FrameStages:
                 stage.held = 0
                 stage.emit_end()
             return
+        for stage in self.stages:
+            if stage.ended and (stage is self.up or not relay.down.owes()):
+                stage.emit_end()
         for stage in self.stages:
             stage.go_on()
 
