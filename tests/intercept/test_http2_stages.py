@@ -8,14 +8,19 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from conftest import Run
-from h2_ends import GET, OK, POST, End, Pass
-from sockets import Bench, Ends, until
+from h2_ends import GET, OK, POST, End, Pass, block
+from sockets import Bench, Ends, tcp_pair, turns, until
+from tabi.intercept import http2_stages
 from tabi.intercept.http2 import FrameRelay
 from tabi.intercept.http2_stages import HELD_LIMIT, FrameStages
 from tabi.intercept.http2_stream import HOLD, Stream
 from tabi.policy.limits import DOWN, UP
-from tabi.wire.h2 import encode_frame
+from tabi.wire.h2 import DATA, END_STREAM, PREFACE, encode_frame, encode_rst, encode_settings
+
+BEGIN = PREFACE + encode_settings([])
 
 
 class Holds(Pass):
@@ -165,6 +170,34 @@ def test_nothing_is_read_while_too_much_is_held(run: Run) -> None:
                 inspector.streams[1].reset("enough")
                 assert stages.down.held == 0
                 await until(lambda: client.resets == {1: 8})
+
+    run(main)
+
+
+def test_nothing_is_read_of_a_side_that_does_not_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends content for a stream that is over, and reads none of our window updates."""
+    monkeypatch.setattr(http2_stages, "UNREAD_LIMIT", 4096)
+    flood = encode_frame(DATA, 0, 1, b"x" * 300) * 4000
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with Bench() as bench:
+            ends = bench.ends(server=tcp_pair(4096))
+            stages = FrameStages(FrameRelay())
+            near = (ends.near_client, ends.near_server, ends.session)
+            bench.relays.start(*near, b"", b"", ((UP, stages.up), (DOWN, stages.down)))
+            await loop.sock_sendall(ends.client, BEGIN + block(1, GET, END_STREAM) + encode_rst(1, 8))
+            await until(lambda: stages.relay.last_opened and not stages.relay.up.halves)
+            flow = stages.up.flow
+            assert flow is not None
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(loop.sock_sendall(ends.server, encode_settings([]) + flood))
+                await until(lambda: len(flow.kept) > 4096)
+                await turns(1000)
+                assert len(flow.kept) < 16384
+                assert not stages.down.holds(0)  # so that it may end as idle
+                while not sending.done():
+                    await loop.sock_recv(ends.server, 65536)
 
     run(main)
 

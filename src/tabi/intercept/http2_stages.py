@@ -16,6 +16,12 @@ from tabi.relay.stage import Stage
 HELD_LIMIT = 4 << 20
 """Octets that are kept back of one direction before nothing more is read of it."""
 
+UNREAD_LIMIT = 4 << 20
+"""Octets that one side has not read, with our answers to its frames among them, before nothing more is read of it."""
+
+LOOK_AGAIN = 0.1
+"""Seconds until we look whether it has."""
+
 
 class FrameStage(Stage):
     """What passes in one direction."""
@@ -30,8 +36,22 @@ class FrameStage(Stage):
         self.number = number
 
     def room(self, most: int) -> int:
-        """See `Stage`: nothing is read while there is something to take in another turn."""
-        return 0 if self.stages is not None and self.stages.relay.directions[self.number].more else most
+        """See `Stage`: nothing is read while there is something to take in another turn, or answers go unread."""
+        stages = self.stages
+        if stages is None:
+            return most
+        if stages.relay.directions[self.number].more:
+            return 0
+        back = (stages.up if self.number == DOWN else stages.down).flow
+        if back is not None and len(back.kept) > UNREAD_LIMIT:
+            if not self.timers:
+                self.call_later(LOOK_AGAIN, self.go_on)
+            return 0
+        return most
+
+    def holds(self, now: float) -> bool:
+        """See `Stage`: what is not taken here makes a relay idle."""
+        return False
 
     def receive(self, data: bytes) -> None:
         """See `Stage`."""
