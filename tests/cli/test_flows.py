@@ -113,6 +113,9 @@ def test_what_is_no_har_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(path)
     assert "a.har: not a file" in failure(run_here("flows", path), 1)
     assert "not a file" in failure(run_here("flows", tmp_path), 1)
+    missing = run_here("flows", tmp_path / "missing.har")
+    assert (missing.stdout, missing.returncode) == (b"", 1)
+    assert missing.stderr.decode() == f"tabi: {tmp_path / 'missing.har'}: no such file or directory\n"
 
 
 def test_a_torn_file_is_read_up_to_its_end(har: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -74,13 +75,17 @@ def flows(file: Path, filter: tuple[str, ...], show: int | None, curl: int | Non
     elif as_json:
         print_json(summary(number, record) for number, _, record in found)
     else:
-        print_lines(table((number, record) for number, _, record in found))
+        first = list(itertools.islice(found, 1))  # before the table's head: an error comes alone
+        print_lines(table((number, record) for number, _, record in itertools.chain(first, found)))
     return 0
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any], Record]]:
-    """The flows of a file, each with its number and its entry. Raises OSError, and HarError, which names the file."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    """The flows of a file, each with its number and its entry. Raises TabiError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as exc:
+        raise TabiError(f"{path}: {(exc.strerror or str(exc)).lower()}") from None
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise HarError("not a file")
