@@ -104,6 +104,21 @@ def test_unknown_protocols_inside_tls(run: Run, tmp_path: Path, octets: bytes) -
     run(main)
 
 
+@pytest.mark.parametrize("tls", [True, False])
+@pytest.mark.parametrize("before", [b"\r\n", b"x-"])
+def test_a_request_that_begins_in_another_way(run: Run, tmp_path: Path, tls: bool, before: bytes) -> None:
+    """An empty line, which servers pass over, or a method of one's own is no way out of inspection."""
+
+    async def main() -> None:
+        async with intercepting(tmp_path, records=True) as proxy, origin(OK, plain=not tls) as there:
+            async with (proxy.tls if tls else proxy.plain)(there.port) as streams:
+                await talk(streams, before + GET, OK)
+            assert (await proxy.ended.get()).intercepted == "intercept[0]"
+            assert [record.method for record in proxy.records or ()] == [(before + b"GET").decode().strip()]
+
+    run(main)
+
+
 async def echo_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send everything back."""
     while data := await reader.read(65536):

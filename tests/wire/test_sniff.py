@@ -16,6 +16,7 @@ from tabi.wire.sniff import (
     SNIFF_SIZE,
     Payload,
     Protocol,
+    is_request,
     sniff,
     sniff_payload,
 )
@@ -200,3 +201,21 @@ def test_the_name_of_a_payload_stays(data: bytes) -> None:
     needed = next(at for at, answer in enumerate(answers) if answer is not NEED_DATA)
     assert needed <= longest
     assert set(answers[needed:]) == {answers[needed]}
+
+
+@pytest.mark.parametrize("before", [b"", b"\n", b"\r\n", b"\r\n" * EMPTY_LINES])
+@pytest.mark.parametrize("line", [b"GET / HTTP/1.1\r\n", b"get /x HTTP/1.0\n", b"M-X * HTTP/1.1\r\n"])
+def test_a_whole_request_line(before: bytes, line: bytes) -> None:
+    """Of any method, behind empty lines too."""
+    assert is_request(before + line + b"Host: a\r\n")
+    for end in range(len(before + line) - 1):
+        assert not is_request((before + line)[:end])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\r\n", b"GET key\r\n", b"EHLO a HTTP\r\n", b"OPTIONS a RTSP/1.0\r\n", b"\r\n" * 99 + b"GET / HTTP/1.1\r\n"],
+)
+def test_what_is_no_request_line(data: bytes) -> None:
+    """Protocols of lines are not taken for HTTP."""
+    assert not is_request(data)

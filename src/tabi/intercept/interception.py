@@ -40,7 +40,7 @@ from tabi.relay.tunnel import HeadSock, Run, Tunnel, Tunnels, TunnelStream
 from tabi.session import Close, Session
 from tabi.wire.http import Request
 from tabi.wire.machine import NeedData
-from tabi.wire.sniff import Payload, sniff_payload
+from tabi.wire.sniff import Payload, is_request, sniff_payload
 from tabi.wire.tls_alert import encode_alert
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ class Interception:
 
     def choose(self, client: Stream, server: Stream, session: Session, seen: Seen) -> None:
         """The first octets are known: intercept the session, or relay it."""
+        if seen.protocol is Payload.RAW and is_request(seen.octets):
+            seen = seen._replace(protocol=Payload.HTTP1)
         rule = self.rule_for(session, seen)
         if session.sniffed is None and (rule is not None or session.pinned):
             session.sniffed = sniffed_of(seen)
@@ -245,7 +247,7 @@ class Interception:
             await self.carry_http(tunnel, inspection, b"", info.alpn == "h2")
             return
         head = await first_octets(tunnel.client, tunnel.server)
-        payload = sniff_payload(head)
+        payload = Payload.HTTP1 if is_request(head) else sniff_payload(head)
         if payload in (Payload.HTTP1, Payload.HTTP2):
             await self.carry_http(tunnel, inspection, head, payload is Payload.HTTP2)
         elif hooks.tcp_data:

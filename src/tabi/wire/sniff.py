@@ -125,3 +125,12 @@ def sniff_payload(data: bytes) -> Payload | NeedData:
     if found is not None and found.lastindex is not None:
         return NAMES[found.lastindex - 1]
     return NEED_DATA if data in BEGINNINGS else Payload.RAW
+
+
+REQUEST = re.compile(rb"(?:\r\n|\n){0,%d}%b [!-~]+ HTTP/1\.[0-9]\r?\n" % (EMPTY_LINES, TOKEN.pattern))
+
+
+def is_request(data: bytes) -> bool:
+    """Whether octets begin with a whole request line of HTTP/1, also with a method that is not registered, or
+    behind empty lines, which servers pass over (RFC 9112 section 2.2)."""
+    return REQUEST.match(data) is not None
