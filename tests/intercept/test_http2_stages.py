@@ -242,3 +242,49 @@ def test_a_client_that_goes_while_it_is_answered(run: Run) -> None:
                 assert list(inspector.errors) == [1]
 
     run(main)
+
+
+class HoldsAnswers(Pass):
+    """Holds all responses."""
+
+    def response(self, stream: Stream, status: int, fields: Any, end: bool) -> Any:
+        super().response(stream, status, fields, end)
+        return HOLD
+
+
+def test_a_server_that_goes_while_its_answer_is_held(run: Run) -> None:
+    """What it has sent whole reaches the client, which may say more meanwhile, and then the end; the rest does not."""
+
+    async def main() -> None:
+        inspector = HoldsAnswers()
+        with Bench() as bench:
+            async with joined(bench, inspector) as (ends, stages, client, server):
+                for id in (1, 3):
+                    client.head(id, GET, True)
+                await client.go()
+                await until(lambda: len(server.ended) == 2)
+                server.head(1, OK)
+                server.body(1, b"x" * 50_000)
+                server.head(3, OK)
+                await server.go()
+                await until(lambda: len(inspector.seen) == 4)
+                server.sock.shutdown(socket.SHUT_WR)
+                await until(lambda: stages.down.ended)
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                count = len(server.events)
+                for _ in range(10):
+                    client.connection.ping(b"12345678")
+                    await client.go()
+                    await asyncio.sleep(0)
+                assert not client.closed
+                assert len(server.events) == count  # which may have closed its socket, and would answer with a reset
+                inspector.streams[1].send_response()
+                await until(lambda: client.closed)
+                assert client.bodies == {1: b"x" * 50_000}
+                assert client.ended == {1}
+                client.sock.shutdown(socket.SHUT_WR)
+                await ends.ended.wait()
+                assert inspector.errors == {1: None, 3: "the connection has ended"}
+
+    run(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -769,6 +770,26 @@ def test_ends_while_a_hook_is_at_work(run_once: Run, event: str, who: str) -> No
             assert ends.records[0].error == texts[who]
 
     run_once(main)
+
+
+def test_streams_that_end_before_a_hook_begins(run_once: Run) -> None:
+    """Nothing of what was to be done is left, not even a warning."""
+
+    async def main() -> None:
+        gate, log = Gate("request"), Log()
+        async with scene(gate, log) as ends:
+            ends.ask(1, b"hello")
+            ends.client.connection.reset_stream(1, 8)
+            ends.client.sending.clear()
+            ends.go()
+            await ends.turns()
+            assert gate.seen == []
+            assert log.errors == ["reset by the client: CANCEL"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_once(main)
+        gc.collect()
 
 
 def test_hooks_of_the_end_are_waited_for(run_once: Run) -> None:

@@ -118,7 +118,7 @@ class Http2Flows:
             return None
         if hooks.request:
             if waits(hooks.request):
-                one.spawn(one.ask(hooks.request, message))
+                one.spawn(one.ask, hooks.request, message)
                 return HOLD
             try:
                 hooks.show(hooks.request, flow, message)
@@ -154,7 +154,7 @@ class Http2Flows:
             message._read = b""
         if hooks.response:
             if waits(hooks.response):
-                one.spawn(one.ask(hooks.response, message))
+                one.spawn(one.ask, hooks.response, message)
                 return HOLD
             try:
                 hooks.show(hooks.response, flow, message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -274,7 +274,7 @@ class StreamFlow:
         side.handlers = handlers
         if waits(handlers):
             side.pumped = True
-            self.spawn(self.pump(direction, side))
+            self.spawn(self.pump, direction, side)
         else:
             side.payload.clear()
             if payload or end:
@@ -375,7 +375,7 @@ class StreamFlow:
             self.fail(TabiError("a hook has rerouted what was answered already"))
         else:
             self.take(UP)  # also what comes before the task begins
-            self.spawn(self.answer_from(instead))
+            self.spawn(self.answer_from, instead)
 
     def answer_with(self, answer: Answer) -> None:
         """Send a hook's answer."""
@@ -467,16 +467,16 @@ class StreamFlow:
 
     # --- tasks, and the end ---
 
-    def spawn(self, steps: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Go on in a task, which ends with the stream."""
-        task = self.flows.start(self.guard(steps))
+        task = self.flows.start(self.guard(steps, *args))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def guard(self, steps: Coroutine[Any, Any, None]) -> None:
+    async def guard(self, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """What goes wrong unexpectedly ends the flow, and nothing else."""
         try:
-            await steps
+            await steps(*args)
         except Exception as exc:
             log.error("a flow has failed", exc_info=exc)
             self.fail(TabiError("an internal error"))
