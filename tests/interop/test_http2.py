@@ -201,14 +201,40 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
                 return b""
 
             return grpc.unary_unary_rpc_method_handler(fails, same, same)
+        if name == "upload":
+            return grpc.stream_unary_rpc_method_handler(lambda requests, context: b"".join(requests), same, same)
+        if name == "download":
+            return grpc.unary_stream_rpc_method_handler(lambda request, context: iter([request] * 50), same, same)
         return grpc.stream_stream_rpc_method_handler(lambda requests, context: requests, same, same)
 
 
-def test_grpc(run_once: Run, folder: Path) -> None:
-    """Unary calls, streams both ways at once, status and trailers; a cancellation ends its stream alone."""
+class Pieces(Hook):
+    """The same, and sees content in pieces, as it comes."""
+
+    def request_body(self, flow: Flow, chunk: bytes) -> bytes:
+        return chunk
+
+    async def response_body(self, flow: Flow, chunk: bytes) -> bytes:
+        await asyncio.sleep(0)
+        return chunk
+
+
+class Patient(Hook):
+    """The same, and waits; answers of unary calls are read and set again."""
+
+    async def response(self, flow: Flow) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        assert flow.response is not None
+        if flow.request.path.endswith("/unary"):
+            flow.response.set_body(await flow.response.read())
+
+
+@pytest.mark.parametrize("kind", [Hook, Pieces, Patient])
+def test_grpc(run_once: Run, folder: Path, kind: type[Hook]) -> None:
+    """Calls of all four kinds, status and trailers; a cancellation ends its stream alone."""
 
     async def main() -> None:
-        hook = Hook()
+        hook = kind()
         tls = write_server(folder)
         server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[Echo()])
         key, certificate = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
@@ -234,6 +260,10 @@ def test_grpc(run_once: Run, folder: Path) -> None:
                 channel.unary_unary("/echo/fails", same, same)(b"", timeout=20)
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
             assert caught.value.trailing_metadata()[0] == ("x-why", "because")
+            upload = channel.stream_unary("/echo/upload", same, same)
+            assert upload(iter([b"3" * 30_000] * 10), timeout=20) == b"3" * 300_000
+            download = channel.unary_stream("/echo/download", same, same)
+            assert list(download(b"4" * 10_000, timeout=20)) == [b"4" * 10_000] * 50
             go = threading.Event()
 
             def requests() -> Iterator[bytes]:
