@@ -509,7 +509,7 @@ def hello_twice() -> bytes:
     return b"\x16\x03\x01" + len(message).to_bytes(2) + bytes(message)
 
 
-@pytest.mark.parametrize("way", ["twice", "late"])
+@pytest.mark.parametrize("way", ["twice", "late", "one octet"])
 def test_a_hello_that_cannot_be_read(run: Run, tmp_path: Path, way: str) -> None:
     """Odd or not whole in time: where an alert is no way around inspection this is none either; else it is relayed."""
 
@@ -524,6 +524,8 @@ def test_a_hello_that_cannot_be_read(run: Run, tmp_path: Path, way: str) -> None
                     with await proxy.socket(port) as sock:
                         if way == "late":
                             octets = octets[:-5]
+                        elif way == "one octet":
+                            octets = octets[:1]
                         await loop.sock_sendall(sock, octets)
                         if on_pinning == "pass":
                             assert await exactly(sock, len(octets)) == octets

@@ -169,7 +169,7 @@ class Interception:
         """Whether a client has begun TLS with a hello that cannot be read, and that is to be no way around inspection:
         a destination might read it."""
         wanted = self.handshakes is not None and rule.tls and rule.on_pinning == "refuse"
-        return wanted and seen.hello is None and seen.octets.startswith(HANDSHAKE)
+        return wanted and seen.hello is None and seen.octets[:2] in (HANDSHAKE, HANDSHAKE[:1])
 
     def inspect(self, connection: ClientConnection, request: Request) -> ForwardedExchange | None:
         """How a plain request to the proxy itself is looked into; None: it is forwarded as it is."""
