@@ -45,6 +45,7 @@ KEYS = ", ".join(InterceptConfig.__struct_fields__)
             "[[intercept]]\ncommands = ['connect', 'bind']",
             "intercept[0].commands[1]: 'bind', expected one of: connect, forward, associate",
         ),
+        ("[[intercept]]\n[users.a]\npassword = 'p'", "users.a.password: expected $scrypt$"),
         ("[[intercept]]\nhours = 'never'", "intercept[0].hours: 'never' is neither days nor times"),
         ("[[intercept]]\nlisteners = ['x']", "intercept[0].listeners[0]: 'x', expected one of: mixed://127.0.0.1:1080"),
         ("[[intercept]]\nname = ''", "intercept[0].name: '', expected a name that can be printed"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tabi.config.compile import make_intercepts, texts_of
+from tabi.config.compile import make_entries, texts_of
 from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
 from tabi.errors import ConfigError
 from tabi.policy.rules import Texts, make_rule
@@ -52,7 +52,7 @@ def intercept_errors(config: Config) -> Iterator[ConfigError]:
 
     listeners = {listen.url for listen in config.listen}
     try:
-        make_intercepts(config)
+        make_entries(config)
     except ConfigError:
         for index, intercept in enumerate(config.intercept):
             yield from matcher_errors(intercept, f"intercept[{index}]", partial(make_matcher, InterceptRule()))

@@ -86,7 +86,15 @@ def make_intercepts(
     """
     if not config.intercept:
         return None
-    from tabi.policy.intercepts import Intercepts, make_matcher
+    from tabi.policy.intercepts import Intercepts
+
+    direct = [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
+    return Intercepts(make_entries(config), clock, columns_of(config, users)("groups", groups_of), direct)
+
+
+def make_entries(config: Config) -> list[tuple[InterceptRule, Compiled]]:
+    """What each ``[[intercept]]`` says, and its matchers. Raises ConfigError. Nothing is asked of users."""
+    from tabi.policy.intercepts import make_matcher
 
     entries = []
     for number, intercept in enumerate(config.intercept):
@@ -95,8 +103,7 @@ def make_intercepts(
             entries.append((settings, make_matcher(settings, texts_of(intercept))))
         except ConfigError as exc:
             raise ConfigError(exc.message, f"intercept[{number}].{exc.path}") from None
-    direct = [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
-    return Intercepts(entries, clock, columns_of(config, users)("groups", groups_of), direct)
+    return entries
 
 
 def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
