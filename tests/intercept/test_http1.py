@@ -210,8 +210,8 @@ def test_a_server_that_is_reset_in_the_middle(run: Run, hooks: Hooks, tmp_path: 
             await read.wait()
             reset(writer)
 
-        read = asyncio.Event()
-        async with intercepting(tmp_path, *hooks) as proxy, target(part_of_it, context=server_context()) as port:
+        read, context = asyncio.Event(), server_context()
+        async with intercepting(tmp_path, *hooks, records=True) as proxy, target(part_of_it, context=context) as port:
             async with proxy.tls(port) as (reader, writer):
                 writer.write(GET)
                 assert await reader.readexactly(len(part)) == part
@@ -219,6 +219,29 @@ def test_a_server_that_is_reset_in_the_middle(run: Run, hooks: Hooks, tmp_path: 
                 assert await end_of(reader) == "reset"
             session = await proxy.ended.get()
             assert session.close == "reset"
+            text = "connection reset by peer" if hooks else "the connection has ended"
+            assert [record.error for record in proxy.records or ()] == [text]
+
+    run(main)
+
+
+def test_an_answer_that_is_cut_short(run: Run, hooks: Hooks, tmp_path: Path) -> None:
+    """The client sees a reset; what is told of the flow is that its answer had begun."""
+    part = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"
+
+    async def main() -> None:
+        async def part_of_it(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(part)
+
+        context = server_context()
+        async with intercepting(tmp_path, *hooks, records=True) as proxy, target(part_of_it, context=context) as port:
+            async with proxy.tls(port) as (reader, writer):
+                writer.write(GET)
+                assert await end_of(reader) == "reset"
+            await proxy.ended.get()
+            text = "the connection ended in the middle of the content"
+            assert [record.error for record in proxy.records or ()] == [text]
 
     run(main)
 

@@ -11,7 +11,7 @@ from time import time
 from typing import NamedTuple
 
 from tabi.errors import HttpError, RemoteProtocolError
-from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange
+from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange, reason_of_error
 from tabi.intercept.flow import Flow
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import MISDIRECTED, Inspection, Recording
@@ -128,7 +128,8 @@ class Http1:
         except BaseException as exc:
             if exchange.flow is not None and exchange.flow.error is None:
                 cancelled = isinstance(exc, asyncio.CancelledError)
-                exchange.flow.error = ENDED_BY_US if cancelled else str(exc) or type(exc).__name__
+                text = reason_of_error(exc) if isinstance(exc, OSError) else str(exc)
+                exchange.flow.error = ENDED_BY_US if cancelled else text or type(exc).__name__
             raise
         finally:
             self.exchange = None

@@ -611,10 +611,11 @@ class ResponseStage(HttpStage):
             if passing.first and not passing.line[0].answered:
                 passing.refuse(502, "connection_terminated", text)
                 return
-            passing.session.error = passing.session.error or text
             if passing.line[0].answered:
+                passing.session.error = passing.session.error or "the connection ended in the middle of the content"
                 self.reset()
                 return
+            passing.session.error = passing.session.error or text
         elif passing.line:
             sink = self.flow.sink if self.flow is not None else None
             if isinstance(sink, TlsSocket) and self.flow is not None and getattr(self.flow.source, "cut", False):
