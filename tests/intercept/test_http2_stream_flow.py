@@ -687,7 +687,7 @@ def test_hooks_that_change_what_an_answer_may_have(run_once: Run, make: Hook) ->
 
 
 @pytest.mark.parametrize("body", [b"world", BIG], ids=["small", "big"])
-@pytest.mark.parametrize("event", ["response", "response_body", "set_body"])
+@pytest.mark.parametrize("event", ["response", "response_body", "set_body", "respond", "fail"])
 def test_a_server_that_takes_no_more_of_the_request(run_once: Run, body: bytes, event: str) -> None:
     """A whole answer, then RST_STREAM(NO_ERROR) (RFC 9113 section 8.1): the client gets it all, then is told."""
 
@@ -699,9 +699,13 @@ def test_a_server_that_takes_no_more_of_the_request(run_once: Run, body: bytes, 
             if event == "set_body":
                 assert flow.response is not None
                 flow.response.set_body(body)
+            elif event == "respond":
+                flow.respond(299, body)
+            elif event == "fail":
+                raise ZeroDivisionError
 
-        hook = type("Hook", (), {"response" if event == "set_body" else event: staticmethod(wait)})()
-        async with scene(hook) as ends:
+        hook = type("Hook", (), {"response_body" if event == "response_body" else "response": staticmethod(wait)})()
+        async with scene(hook, close=True) as ends:
             ends.client.head(1, POST)
             ends.client.connection.send_data(1, b"x" * 10_000)
             await ends.answer(body[:9_000], trailers=[(b"x-end", b"1")])
@@ -711,11 +715,13 @@ def test_a_server_that_takes_no_more_of_the_request(run_once: Run, body: bytes, 
             await ends.turns()
             assert 1 not in ends.client.resets
             gate.open.set()
-            assert await ends.got() == (b"200", body if event == "set_body" else body[:9_000])
-            assert ends.client.trailers[1] == [(b"x-end", b"1")]
+            others = {"set_body": (b"200", body), "respond": (b"299", body), "fail": (b"502", b"")}
+            assert await ends.got() == others.get(event, (b"200", body[:9_000]))
+            if event not in ("respond", "fail"):
+                assert ends.client.trailers[1] == [(b"x-end", b"1")]
             await ends.until(lambda: ends.client.resets)
             assert ends.client.resets == {1: 0}
-            assert ends.records[0].error is None
+            assert (ends.records[0].error is None) == (event != "fail")
 
     run_once(main)
 

@@ -140,7 +140,7 @@ class FrameRelay:
     def answer(self, stream: Stream, fields: list[Field], body: bytes, end: bool) -> None:
         """Answer a request in the server's place."""
         up, down = stream.up, stream.down
-        if up.flags & CUT or stream.answered:
+        if stream.answered:
             return
         if up.to:
             self.up.emit(encode_rst(up.to, ErrorCode.CANCEL))
