@@ -1095,6 +1095,7 @@ def test_flows_leave_nothing_to_the_garbage_collector(run_once: Run, hooks: tupl
         await one.answer(b"world")
         await one.got()
         one.ask(3, b"hello")
+        one.client.head(5, POST)
         await one.turns()
         flows, relay = weakref.ref(one.flows), weakref.ref(one.relay)
         gc.collect()

@@ -477,6 +477,10 @@ class StreamFlow:
         """What goes wrong unexpectedly ends the flow, and nothing else."""
         try:
             await steps(*args)
+        except asyncio.CancelledError:
+            if not self.stream.over:
+                raise
+            # The end of the stream has done that. The task would hold the error, that its frames, and these the task.
         except Exception as exc:
             log.error("a flow has failed", exc_info=exc)
             self.fail(TabiError("an internal error"))
