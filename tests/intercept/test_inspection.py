@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
+from tabi.intercept import inspection
 from tabi.intercept.exchange import message_of
 from tabi.intercept.flow import Flow
 from tabi.intercept.headers import Headers
@@ -195,3 +196,20 @@ def test_names_of_flows_are_those_of_one_process() -> None:
     os.waitpid(pid, 0)
     assert here.partition("-")[0] == numbers.next().partition("-")[0]
     assert there.partition("-")[0] != here.partition("-")[0]
+
+
+def test_what_is_kept_of_all_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many flows at once have a bound together; what is over makes room."""
+    monkeypatch.setattr(Recording, "of_all", 0)
+    monkeypatch.setattr(inspection, "MOST_KEPT", 10)
+    one, two = Recording(8), Recording(8)
+    one.note(UP, b"12345")
+    one.note(UP, b"67890")
+    two.note(DOWN, b"12345")
+    assert (bytes(one.bodies[0]), one.sizes) == (b"12345678", [10, 0])
+    assert (bytes(two.bodies[1]), two.sizes) == (b"12", [0, 5])
+    del one
+    two.note(DOWN, b"67890123")
+    assert bytes(two.bodies[1]) == b"12678901"
+    del two
+    assert Recording.of_all == 0

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, time
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from tabi.intercept.events import TlsInfo
 from tabi.intercept.flow import Flow, FlowRequest, FlowResponse
@@ -79,10 +79,17 @@ class Numbers:
 numbers = Numbers()
 
 
+MOST_KEPT = 256 << 20
+"""Octets of content that are kept of all flows under way in this process together; of more nothing is kept."""
+
+
 class Recording:
     """What is kept of one flow for its record: content up to a limit, and when what happened."""
 
-    __slots__ = ("bodies", "limit", "messages", "moments", "sizes", "started")
+    __slots__ = ("bodies", "kept", "limit", "messages", "moments", "sizes", "started")
+
+    of_all: ClassVar[int] = 0
+    """Octets that all of them keep."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -90,7 +97,18 @@ class Recording:
         self.moments: list[float | None] = [monotonic(), None, None, None]  # begun, sent, answered, ended
         self.bodies = (bytearray(), bytearray())
         self.sizes = [0, 0]
+        self.kept = 0
         self.messages: list[WebSocketMessage] = []
+
+    def __del__(self) -> None:
+        Recording.of_all -= self.kept
+
+    def take(self, wanted: int) -> int:
+        """How many of so many octets may be kept."""
+        taken = min(wanted, MOST_KEPT - Recording.of_all)
+        self.kept += taken
+        Recording.of_all += taken
+        return taken
 
     def note(self, direction: int, carried: bytes) -> None:
         """So much content went in a direction, UP or DOWN."""
@@ -99,7 +117,7 @@ class Recording:
         kept = self.bodies[at]
         room = self.limit - len(kept)
         if room > 0:
-            kept += carried[:room]
+            kept += carried[: self.take(min(room, len(carried)))]
 
     def mark(self, moment: int) -> None:
         """The request was sent (1), the answer has begun (2), the flow has ended (3)."""

@@ -69,8 +69,8 @@ class WebSocket:
         recording = self.recording
         if recording is None:
             return
-        cut = cut or len(content) > self.room
-        kept = content[: self.room]
+        kept = content[: recording.take(min(len(content), self.room))]
+        cut = cut or len(kept) < len(content)
         if kept or not cut:
             recording.messages.append(
                 WebSocketMessage("send" if direction == "up" else "receive", time(), opcode, kept)
