@@ -94,6 +94,7 @@ def test_names_are_relative_to_the_current_folder(files: dict[str, Any], monkeyp
     [
         (Interception(("a*b",)), "--intercept: 'a*b' has a star within"),
         (Interception(("a.example", "10.0.0.1/8")), "--intercept: '10.0.0.1/8' has host bits set"),
+        (Interception(("--",)), "--intercept: '--', expected a host"),
         (Interception(scripts=("/nowhere.py",)), "--script: /nowhere.py: No such file or directory"),
         (Interception(har="/nowhere/x.har"), "--har: /nowhere/x.har: there is no folder /nowhere"),
         (Interception(("a.example",), trust="/nowhere.pem"), "--trust: /nowhere.pem: no such file or directory"),

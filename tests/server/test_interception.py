@@ -144,6 +144,9 @@ def test_a_script_that_cannot_be_loaded_ends_the_start(run: Run, made: Path, tmp
         with pytest.raises(ConfigError, match=r"^intercept\[0\]\.scripts: .*raises\.py:1: ModuleNotFoundError"):
             await server.start()
         assert server.closed.is_set()
+        of_option = entry(made, name="--intercept", scripts=[str(tmp_path / "raises.py")])  # it has no key of a file
+        with pytest.raises(ConfigError, match=r"^--script: .*raises\.py:1: ModuleNotFoundError"):
+            await Server(LISTEN, intercept=[of_option]).start()
 
     run(main)
 

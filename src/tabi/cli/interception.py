@@ -77,6 +77,9 @@ def add_interception(config: Config, options: Interception) -> Config:
 
 def checked(options: Interception) -> Interception:
     """The options with absolute paths. Raises ConfigError, which names the option."""
+    for host in options.hosts:
+        if host.startswith("-"):  # an option, or the end of them, behind one whose host was forgotten
+            raise ConfigError(f"{host!r}, expected a host", "--intercept")
     if options.hosts:
         try:
             make_rule(0, "deny", Texts(hosts=options.hosts))

@@ -85,7 +85,8 @@ class RuleParts:
         try:
             self.scripts.add(hooks, rule.scripts, self.given)
         except ConfigError as exc:
-            raise ConfigError(str(exc), f"intercept[{rule.number}].scripts") from None
+            path = "--script" if rule.label.startswith("--") else f"intercept[{rule.number}].scripts"
+            raise ConfigError(str(exc), path) from None
         return hooks
 
     def hooks(self, rule: InterceptRule) -> Hooks:
