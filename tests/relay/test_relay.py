@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,7 @@ from tabi.net.reactor import IN, OUT
 from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
 from tabi.relay import relay
-from tabi.relay.flow import BLOCKED
+from tabi.relay.flow import BLOCKED, READY
 
 MIB = 1 << 20
 
@@ -523,6 +524,37 @@ def test_stages_are_put_on_and_taken_off_while_it_runs(run: Run, direction: int)
             relay.remove_stage(stage)
             with pytest.raises(RuntimeError, match="has closed"):
                 relay.add_stage(direction, stage)
+
+    run(main)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_both_sockets_are_given_back_open(run: Run, paused: bool) -> None:
+    """With what was read and not taken, and what was counted; the relay has nothing to do with the session any more."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            relay, up, down = ends.relay, Passing(), Holding(0 if paused else 1 << 18)
+            relay.put_on([(UP, up), (DOWN, down)])
+            await send(ends.client, b"up")
+            assert await read(ends.server, 2) == b"up"
+            await send(ends.server, b"down")
+            await until(lambda: (not paused and down.held == 4) or (paused and relay.down.state != READY))
+            relay.up.kept += b"more"  # as if the server had not taken it
+            fds = relay.up.source_fd, relay.down.source_fd
+            assert relay.release() == (b"more", b"")
+            for fd in fds:
+                relay.reactor.replace(fd, lambda events: None)
+            assert relay.closed
+            assert bench.relays.get(ends.session) is None
+            assert not ends.ended.is_set()
+            assert (ends.session.up, ends.session.down) == (2, 0)
+            for fd in fds:
+                os.fstat(fd)  # still open
+            for sock in (relay.up.source, relay.down.source):
+                relay.reactor.close(sock)
 
     run(main)
 

@@ -738,3 +738,55 @@ def test_tls_errors_are_those_of_a_stream(run: Run, caplog: pytest.LogCaptureFix
 
     run(main)
     assert not caplog.records
+
+
+class GivingBack(Stage):
+    """Passes everything on up to a word, behind which its tunnel takes the streams back."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        super().__init__()
+        self.tunnel = tunnel
+        self.kept: tuple[bytes, bytes] | None = None
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage`."""
+        if data == b"back":
+            self.kept = self.tunnel._run.take_back()
+        else:
+            self.emit(data)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_streams_are_taken_back_from_a_relay(run: Run, at_once: bool) -> None:
+    """In the middle of its turn, or already at its start: the carrier goes on with both, and may relay again."""
+
+    async def main() -> None:
+        async def carry(tunnel: Tunnel) -> None:
+            stage = GivingBack(tunnel)
+            if at_once:
+                HeadSock(tunnel.client, b"back")
+            await tunnel.relay(up=[stage], down=[Stage()])
+            assert stage.kept == (b"", b"")
+            assert await tunnel.client.receive() == b"ours"
+            await tunnel.server.send_all(b"from us")
+            await tunnel.relay()
+
+        with Bench() as bench:
+            async with tunnels(bench, carry) as carrier:
+                ends = bench.ends()
+                start(carrier, ends)
+                if not at_once:
+                    await send(ends.client, b"first")
+                    assert await read(ends.server, 5) == b"first"
+                    await send(ends.client, b"back")
+                    await turns()
+                await send(ends.client, b"ours")
+                assert await read(ends.server, 7) == b"from us"
+                await send(ends.client, b"last")
+                assert await read(ends.server, 4) == b"last"
+                ends.client.close()
+                await send_and_end(ends.server, b"")
+                await ends.ended.wait()
+                assert ends.session.up == len(b"from us" + b"last") + (0 if at_once else len(b"first"))
+
+    run(main)

@@ -12,7 +12,9 @@ from tabi.wire.http_fields import (
     KNOWN_OF_RESPONSE,
     PROTECTED,
     Fields,
+    any_of,
     decode_number,
+    find_known,
     members,
     shown,
     take_out,
@@ -121,6 +123,14 @@ def test_what_means_something_is_taken_out() -> None:
         {b"content-length": b"00"},
         b"\r\nHost: a\r\nContent-Length: 0",
     )
+
+
+def test_what_means_something_is_found() -> None:
+    """The same as `take_out` finds, in any case, each value without white space, several with LF between them."""
+    fields = b"\r\nA: 1\r\nhOST:  x \r\nconnection: a\r\nConnection:b\r\nHostile: y"
+    pattern = any_of([b"host", b"connection"])
+    assert find_known(fields, pattern) == take_out(fields, pattern)[0] == {b"host": b"x", b"connection": b"a\nb"}
+    assert find_known(b"", pattern) == {}
 
 
 def test_an_authorization_is_known_and_stays() -> None:

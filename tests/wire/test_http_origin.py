@@ -157,11 +157,29 @@ def test_content_of_responses() -> None:
         (b"HTTP/1.1 204 OK\r\n\r\n", 0),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 5),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n", 5),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n", 5),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", CHUNKED),
     ):
         decoded = decode_origin_response(head, "GET")
         assert decoded is not None
         assert (decoded[0].body, decoded[0].octets) == (body, head)
+
+
+@pytest.mark.parametrize("connection", [b"", b"\r\nConnection: keep-alive", b"\r\nConnection: close"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "CONNECT"])
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 404 No", b"HTTP/1.1 204 No"])
+@pytest.mark.parametrize("length", [b"0", b"17", b"0017"])
+def test_usual_responses_are_read_as_all_others(connection: bytes, method: str, line: bytes, length: bytes) -> None:
+    """A field more that says nothing has them read the long way: the result is the same."""
+    found = []
+    for more in (b"", b"\r\nUpgrade: x"):
+        decoded = decode_origin_response(
+            line + b"\r\nContent-Length: " + length + connection + more + b"\r\n\r\n", method
+        )
+        assert decoded is not None
+        head = decoded[0]
+        found.append((head.status, head.minor, head.body, head.keep_alive, head.upgrade, head.interim))
+    assert found[0] == found[1]
 
 
 def test_empty_lines() -> None:
