@@ -162,6 +162,7 @@ def test_nothing_is_read_while_too_much_is_held(run: Run) -> None:
                 client.head(1, GET, True)
                 await client.go()
                 await until(lambda: inspector.streams)
+                await until(lambda: stages.relay.down.begun)
                 stages.relay.down.queued = HELD_LIMIT
                 stages.flush()
                 assert stages.down.held == HELD_LIMIT
@@ -170,6 +171,33 @@ def test_nothing_is_read_while_too_much_is_held(run: Run) -> None:
                 inspector.streams[1].reset("enough")
                 assert stages.down.held == 0
                 await until(lambda: client.resets == {1: 8})
+
+    run(main)
+
+
+def test_a_large_answer_before_the_server_has_begun(run: Run) -> None:
+    """It waits for the SETTINGS of the server, which have to be read for that, however much it is."""
+
+    async def main() -> None:
+        inspector = Holds()
+        with Bench() as bench:
+            ends = bench.ends()
+            stages = FrameStages(FrameRelay(inspector))
+            near = (ends.near_client, ends.near_server, ends.session)
+            bench.relays.start(*near, b"", b"", ((UP, stages.up), (DOWN, stages.down)))
+            client, server = Far(ends.client, True), Far(ends.server, False)
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(client.run())]
+                client.head(1, GET, True)
+                await client.go()
+                await until(lambda: inspector.streams)
+                inspector.streams[1].answer(200, [], bytes(HELD_LIMIT + 100_000))
+                await turns()
+                running.append(group.create_task(server.run()))
+                await until(lambda: 1 in client.ended)
+                assert len(client.bodies[1]) == HELD_LIMIT + 100_000
+                for task in running:
+                    task.cancel()
 
     run(main)
 

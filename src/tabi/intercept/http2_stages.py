@@ -99,7 +99,8 @@ class FrameStages:
                 stage.emit(octets)
             if not self.stages:
                 return  # that has ended the connection
-            stage.held = relay.directions[stage.number].queued
+            direction = relay.directions[stage.number]
+            stage.held = direction.queued if direction.begun else 0  # nothing of it goes before its sender's SETTINGS
         if relay.failure is not None:
             for stage in self.stages:
                 stage.held = 0
