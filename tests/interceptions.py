@@ -41,6 +41,10 @@ class RuleDoubles:
     def hooks(self, rule: InterceptRule) -> Hooks:
         return self.of_all
 
+    def see_octets(self) -> bool:
+        """See `Rules`."""
+        return bool(self.of_all.tcp_data)
+
     def recorder(self, rule: InterceptRule) -> RuleDoubles | None:
         return None if self.records is None else self
 

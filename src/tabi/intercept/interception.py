@@ -68,6 +68,7 @@ class Rules(Protocol):
 
     def hooks(self, rule: InterceptRule) -> Hooks: ...
     def recorder(self, rule: InterceptRule) -> Recorder | None: ...
+    def see_octets(self) -> bool: ...
 
 
 class ChosenTunnels(Tunnels):
@@ -150,6 +151,8 @@ class Interception:
     def rule_for(self, session: Session, seen: Seen) -> InterceptRule | None:
         """The entry that intercepts a session; None: it is relayed."""
         hello = seen.hello
+        if seen.protocol is Payload.RAW and seen.octets[:1] != HANDSHAKE[:1] and not self.rules.see_octets():
+            return None  # at no cost for what nobody could look into
         rule = self.intercepts.match(session, None if hello is None else hello.sni)
         if rule is None:
             return None

@@ -96,6 +96,10 @@ class RuleParts:
             hooks = self.made[rule] = self.make(rule)
         return hooks
 
+    def see_octets(self) -> bool:
+        """Whether a hook wants to see octets that are neither TLS nor HTTP."""
+        return any([hooks.tcp_data for hooks in self.made.values()])
+
     def recorder(self, rule: InterceptRule) -> Recorder | None:
         """What gets the records of an entry; None if it wants none."""
         return self.writer if rule.har is not None or rule.print else None
