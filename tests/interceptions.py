@@ -203,6 +203,7 @@ async def intercepting(
         rules = RuleDoubles(Hooks(hooks, hook_seconds, bool(more.get("on_error") == "close")), found)
         interception.rules.hooks = rules.hooks  # type: ignore[method-assign]
         interception.rules.recorder = rules.recorder  # type: ignore[method-assign]
+        interception.rules.see_octets = rules.see_octets  # type: ignore[method-assign]
         try:
             yield holder[0]
             await until(lambda: not server.parts.sessions.running)

@@ -34,6 +34,7 @@ from tabi.net.stream import Stream
 from tabi.policy.limits import DOWN, UP
 from tabi.relay import relay
 from tabi.relay.flow import BLOCKED, READY
+from tabi.relay.staged import StagedFlow
 
 MIB = 1 << 20
 
@@ -542,6 +543,7 @@ def test_both_sockets_are_given_back_open(run: Run, paused: bool) -> None:
             assert await read(ends.server, 2) == b"up"
             await send(ends.server, b"down")
             await until(lambda: (not paused and down.held == 4) or (paused and relay.down.state != READY))
+            assert isinstance(relay.up, StagedFlow)
             relay.up.kept += b"more"  # as if the server had not taken it
             fds = relay.up.source_fd, relay.down.source_fd
             assert relay.release() == (b"more", b"")

@@ -98,7 +98,7 @@ class RuleParts:
 
     def see_octets(self) -> bool:
         """Whether a hook wants to see octets that are neither TLS nor HTTP."""
-        return any([hooks.tcp_data for hooks in self.made.values()])
+        return any(hooks.tcp_data for hooks in self.made.values())
 
     def recorder(self, rule: InterceptRule) -> Recorder | None:
         """What gets the records of an entry; None if it wants none."""
