@@ -347,6 +347,68 @@ def test_start_and_wait() -> None:
     assert done.stdout == b"9\n"
 
 
+@pytest.fixture
+def stopped() -> Iterator[int]:
+    """A program that is stopped, in a process group of its own. It comes before `held`, which it would inherit."""
+    with subprocess.Popen([need("sleep"), "60"], process_group=0) as program:
+        try:
+            program.send_signal(signal.SIGSTOP)
+            wait_for(lambda: state_of(program.pid)[0] == "T", "the program to stop")
+            yield program.pid
+        finally:
+            program.kill()
+
+
+def test_ctrl_z_before_the_signal_of_fg_is_passed_on(stopped: int, held: set[signal.Signals]) -> None:
+    """The program has stopped again by the time that tabi tells it to go on: it is not told."""
+    signal.raise_signal(signal.SIGTSTP)
+    Command(stopped).tell(signal.SIGCONT)
+    assert os.waitid(os.P_PID, stopped, os.WCONTINUED | os.WNOHANG) is None
+
+
+def test_ctrl_z_as_the_signal_of_fg_is_passed_on(
+    stopped: int, held: set[signal.Signals], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the look whether one has come and the signal: the program stops once more."""
+    kill = os.kill
+
+    def press_ctrl_z(pid: int, number: int) -> None:
+        if number == signal.SIGCONT:
+            kill(pid, signal.SIGTSTP)
+            signal.raise_signal(signal.SIGTSTP)
+        kill(pid, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", press_ctrl_z)
+        Command(stopped).tell(signal.SIGCONT)
+    assert signal.SIGTSTP in signal.sigpending()
+    wait_for(lambda: state_of(stopped)[0] == "T", "the program to stop again")
+
+
+STOP = """
+import os, signal, sys
+from tabi.launch.command import Command, hold_signals
+hold_signals()
+os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+Command(os.getpid()).stop()
+assert signal.SIGCONT in signal.sigpending()  # the program, which is this one, is told to go on
+"""
+"""Stops after a signal that has come since it was told to."""
+
+
+@pytest.mark.parametrize(("name", "stops"), [("SIGTSTP", 1), ("SIGCONT", 0)])
+def test_what_comes_before_the_stop(name: str, stops: int) -> None:
+    """A second SIGTSTP, such as that of an editor to its group, is no second stop. SIGCONT is the later word."""
+    with subprocess.Popen([sys.executable, "-c", STOP, name], env=environment(), process_group=0) as process:
+        try:
+            for _ in range(stops):
+                wait_for(lambda: state_of(process.pid)[0] == "T", "it to stop")
+                process.send_signal(signal.SIGCONT)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 def test_an_environment_that_cannot_be_given(held: set[signal.Signals]) -> None:
     """Arguments that are too many for the system."""
     with pytest.raises(CannotStart, match="Argument list too long") as caught:

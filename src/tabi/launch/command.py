@@ -103,9 +103,13 @@ class Command:
         return info.si_code <= 0 and info.si_pid not in (self.pid, os.getpid())
 
     def tell(self, number: int) -> None:
-        """Send a signal."""
+        """Send a signal. SIGCONT does not undo a later Ctrl-Z, which has stopped the program and is yet to stop us."""
+        if number == signal.SIGCONT and is_pending(signal.SIGTSTP):
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it runs as another user now
             os.kill(self.pid, number)
+        if number == signal.SIGCONT and is_pending(signal.SIGTSTP):  # it came just before ours
+            self.tell(signal.SIGTSTP)
 
     def look(self) -> int | None:
         """Its exit code, if it has ended. If it has stopped all by itself, so does the whole job of the shell."""
@@ -121,16 +125,23 @@ class Command:
                 return info.si_status
             if info.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
                 return SIGNALLED + info.si_status
-            if signal.SIGTSTP not in signal.sigpending() and in_foreground():
+            if not is_pending(signal.SIGTSTP) and in_foreground():
                 os.kill(0, signal.SIGTSTP)
 
     def stop(self) -> None:
         """Stop this process as Ctrl-Z does, and have the program go on when it goes on."""
+        if not is_pending(signal.SIGCONT):
+            signal.raise_signal(signal.SIGTSTP)  # while it is held back: if another one has come, they are one stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
-        signal.raise_signal(signal.SIGTSTP)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
         signal.sigtimedwait({signal.SIGCONT}, 0)
         self.tell(signal.SIGCONT)
+
+
+def is_pending(number: int) -> bool:
+    """Whether a signal waits to be taken. Of SIGCONT and SIGTSTP it is the later one: either discards the other
+    (signal(7))."""
+    return number in signal.sigpending()
 
 
 def in_foreground() -> bool:
