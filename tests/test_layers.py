@@ -23,6 +23,7 @@ ROOMS = (
     "egress",
     "client",
     "intercept",
+    "distort",
     "ingress",
     "parts",
     "server",

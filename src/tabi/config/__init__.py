@@ -6,6 +6,7 @@
 `schema.py` has the structs, `check.py` what types do not say, `load.py` reads the file.
 """
 
+from tabi.config.distort import DistortConfig, FaultConfig, HeadersConfig, LineConfig
 from tabi.config.load import load_config, make_config, parse_config
 from tabi.config.schema import (
     Auth,
@@ -43,11 +44,15 @@ __all__ = [
     "CheckConfig",
     "Clients",
     "Config",
+    "DistortConfig",
     "EgressConfig",
+    "FaultConfig",
     "Group",
     "GuardConfig",
+    "HeadersConfig",
     "InterceptConfig",
     "LimitsConfig",
+    "LineConfig",
     "Listen",
     "Log",
     "MemberConfig",

@@ -9,7 +9,7 @@ from typing import get_args
 
 import msgspec
 
-from tabi.config.check_matchers import intercept_errors, matcher_errors, path_error, word_errors
+from tabi.config.check_matchers import distort_errors, intercept_errors, matcher_errors, path_error, word_errors
 from tabi.config.compile import (
     BLOCK,
     DIRECT,
@@ -97,6 +97,7 @@ def find_errors(
             yield ConfigError(error.message, f"users.{name}" + (f".{error.path}" if error.path != "name" else ""))
     yield from policy_errors(config, names, rules)
     yield from intercept_errors(config)
+    yield from distort_errors(config)
     yield from resolver_errors(config.resolver)
     yield from host_errors(config)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from tabi.config.compile import make_entries, texts_of
+from tabi.config.compile import make_entries, make_rewrite, texts_of
+from tabi.config.distort import DistortConfig, FaultConfig
+from tabi.config.faults import fault_errors, find_fault
 from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
 from tabi.errors import ConfigError
 from tabi.policy.rules import Texts, make_rule
@@ -18,7 +20,7 @@ MAX_BODY = 1_000_000_000
 
 
 def matcher_errors(
-    rule: RuleConfig | InterceptConfig,
+    rule: RuleConfig | InterceptConfig | DistortConfig,
     path: str,
     make: Callable[[Texts], object] = lambda texts: make_rule(0, "deny", texts),
 ) -> Iterator[ConfigError]:
@@ -33,7 +35,9 @@ def matcher_errors(
                 yield ConfigError(exc.message, f"{path}.{place}")
 
 
-def word_errors(rule: RuleConfig | InterceptConfig, path: str, listeners: set[str]) -> Iterator[ConfigError]:
+def word_errors(
+    rule: RuleConfig | InterceptConfig | DistortConfig, path: str, listeners: set[str]
+) -> Iterator[ConfigError]:
     """What is wrong with the name of a rule, and with the listeners that it names."""
     if rule.name is not None and not (rule.name and rule.name.isprintable()):
         yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
@@ -80,6 +84,43 @@ def setting_errors(intercept: InterceptConfig, path: str) -> Iterator[ConfigErro
             default = [] if field.default is msgspec.NODEFAULT else field.default
             if getattr(intercept, field.name) != default:
                 yield ConfigError("a setting for what is not looked into: action is pass", f"{path}.{field.name}")
+
+
+def distort_errors(config: Config) -> Iterator[ConfigError]:
+    """What is wrong with molding; whether its files can be used is looked at later."""
+    for name, fault in config.profile.items():
+        if not name or not name.isprintable():
+            yield ConfigError(f"{name!r}, expected a name that can be printed", f"profile.{name}")
+        yield from fault_errors(fault, f"profile.{name}")
+    listeners = {listen.url for listen in config.listen}
+    for index, distort in enumerate(config.distort):
+        path = f"distort[{index}]"
+        yield from matcher_errors(distort, path)
+        yield from word_errors(distort, path, listeners)
+        yield from molding_errors(distort, path, config.profile)
+        if distort.seed is not None and config.workers != 1:
+            yield ConfigError("sessions are drawn by each worker for itself: expected workers = 1", f"{path}.seed")
+
+
+def molding_errors(distort: DistortConfig, path: str, profiles: Mapping[str, FaultConfig]) -> Iterator[ConfigError]:
+    """What is wrong with a ``[[distort]]``, apart from its matchers."""
+    if isinstance(distort.fault, FaultConfig):
+        yield from fault_errors(distort.fault, f"{path}.fault")
+    elif distort.fault is not None:
+        try:
+            find_fault(distort.fault, profiles)
+        except ConfigError as exc:
+            yield ConfigError(exc.message, f"{path}.fault")
+    for key in ("map_local", "body"):
+        yield from path_error(getattr(distort, key), f"{path}.{key}")
+    if distort.status is not None and not 200 <= distort.status <= 599:
+        yield ConfigError(f"{distort.status}, expected 200 to 599", f"{path}.status")
+    if distort.map_local is not None and distort.map_remote is not None:
+        yield ConfigError("it contradicts map_local: expected one of both", f"{path}.map_remote")
+    if distort.fault is None and distort.tls is None and make_rewrite(distort) is None:
+        yield ConfigError(
+            "it changes nothing: expected fault, headers, tls or another key that changes something", path
+        )
 
 
 def pair_errors(part: Ca | InterceptConfig, path: str) -> Iterator[ConfigError]:

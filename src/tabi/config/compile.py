@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabi.config.columns import NO_LIMITS, Column, Has
+from tabi.config.distort import DistortConfig, FaultConfig, HeadersConfig
+from tabi.config.faults import find_fault, make_fault, make_schedule
 from tabi.config.schema import (
     CheckConfig,
     Config,
@@ -18,13 +20,16 @@ from tabi.config.schema import (
     UserConfig,
 )
 from tabi.errors import ConfigError
+from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.policy.limits import Networks
 from tabi.policy.networks import IP, Network, parse_network
+from tabi.policy.rewrites import NO_CHANGES, FieldChanges, Rewrite
 from tabi.policy.rules import Rule as Compiled
 from tabi.policy.rules import RuleSet, Texts, make_rule
+from tabi.policy.schedule import ALWAYS
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read_number
 
@@ -44,7 +49,7 @@ def make_rules(config: Config) -> list[Compiled]:
     return rules
 
 
-def texts_of(rule: RuleConfig | InterceptConfig) -> Texts:
+def texts_of(rule: RuleConfig | InterceptConfig | DistortConfig) -> Texts:
     """The matchers of a rule, or of what has the same ones, as they are written."""
 
     def words(given: Sequence[int | str] | None) -> tuple[str, ...] | None:
@@ -88,8 +93,12 @@ def make_intercepts(
         return None
     from tabi.policy.intercepts import Intercepts
 
-    direct = [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
-    return Intercepts(make_entries(config), clock, columns_of(config, users)("groups", groups_of), direct)
+    return Intercepts(make_entries(config), clock, columns_of(config, users)("groups", groups_of), direct_of(config))
+
+
+def direct_of(config: Config) -> list[str]:
+    """The names of egresses that dial destinations themselves."""
+    return [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
 
 
 def make_entries(config: Config) -> list[tuple[InterceptRule, Compiled]]:
@@ -115,6 +124,66 @@ def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
     said["scripts"] = tuple(intercept.scripts)
     said["body_limit"], said["hook_timeout"] = int(intercept.body_limit), float(intercept.hook_timeout)  # plain ones
     return InterceptRule(number=number, **said)
+
+
+def make_distorts(config: Config, users: UserTable | None = None) -> Distorts:
+    """What is done to which sessions. Raises ConfigError; ``users`` as in `make_rule_set`."""
+    entries = [make_distort(distort, number, config.profile) for number, distort in enumerate(config.distort)]
+    return Distorts(entries, columns_of(config, users)("groups", groups_of), direct_of(config))
+
+
+def make_distort(
+    distort: DistortConfig, number: int, profiles: Mapping[str, FaultConfig] = {}, name: str | None = None
+) -> Distort:
+    """One ``[[distort]]`` that `distort_errors` has nothing against. Raises ConfigError."""
+    path = name or f"distort[{number}]"
+    label = distort.name or path
+    try:
+        rule = make_rule(number, "deny", texts_of(distort), label)  # of several addresses one is enough
+    except ConfigError as exc:
+        raise ConfigError(exc.message, f"{path}.{exc.path}") from None
+    fault = schedule = None
+    if distort.fault is not None:
+        try:
+            found = find_fault(distort.fault, profiles)
+        except ConfigError as exc:
+            raise ConfigError(exc.message, f"{path}.fault") from None
+        fault, schedule = make_fault(found), make_schedule(found)
+    return Distort(
+        rule,
+        label,
+        number,
+        float(distort.probability),
+        distort.seed,
+        fault,
+        schedule or ALWAYS,
+        make_rewrite(distort),
+        distort.tls,
+    )
+
+
+def make_rewrite(distort: DistortConfig) -> Rewrite | None:
+    """What an entry changes in HTTP; None for nothing."""
+    keys = ("strip_cookies", "map_remote", "map_local", "status", "body", "profile")
+    rewrite = Rewrite(
+        changes_of(distort.headers),
+        changes_of(distort.response_headers),
+        **{key: getattr(distort, key) for key in keys},
+    )
+    return None if rewrite == Rewrite() else rewrite
+
+
+def changes_of(headers: HeadersConfig | None) -> FieldChanges:
+    """What an entry changes in fields."""
+    if headers is None:
+        return NO_CHANGES
+    append = [(name, value) for name, given in headers.append.items() for value in as_list(given)]
+    return FieldChanges(tuple(headers.remove), tuple(headers.set.items()), tuple(append), tuple(headers.order))
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """A value, or several."""
+    return [value] if isinstance(value, str) else value
 
 
 def make_limits(config: Config, ledger: Ledger, users: UserTable | None = None) -> Accounts:

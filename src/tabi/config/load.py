@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tabi.config.check import find_errors, limit_errors, raise_all
+from tabi.config.distort import DistortConfig, FaultConfig, HeadersConfig, LineConfig
 from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
     Auth,
@@ -39,7 +40,8 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Idle, Moment, Quota, Rate, Seconds, Share, Size
+from tabi.policy.quantities import Bandwidth, Chance, Idle, Moment, Onset, Quota, Rate, Seconds, Share, Size
+from tabi.policy.schedule import Clock, Cycle
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
@@ -95,6 +97,12 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         scripts = [str(folder / name) for name in intercept.scripts]
         return msgspec.structs.replace(intercept, **files, scripts=scripts)
 
+    def answering(distort: DistortConfig) -> DistortConfig:
+        files = {
+            key: str(folder / name) for key in ("map_local", "body") if (name := getattr(distort, key)) is not None
+        }
+        return msgspec.structs.replace(distort, **files) if files else distort
+
     quotas = config.quotas
     if quotas.path is not None:
         quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
@@ -109,6 +117,8 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     parts = {"listen": listeners, "egress": egress, "quotas": quotas, "resolver": resolver, "auth": auth}
     if config.intercept:
         parts["intercept"] = [reading(one) for one in config.intercept]
+    if config.distort:
+        parts["distort"] = [answering(one) for one in config.distort]
     files = {key: str(folder / name) for key in ("certificate", "key") if (name := getattr(config.ca, key)) is not None}
     if files:
         parts["ca"] = msgspec.structs.replace(config.ca, **files)
@@ -156,7 +166,8 @@ def decode_special(kind: type, value: object) -> object:
 
 
 SPECIAL: dict[type, Callable[[object], object]] = {
-    kind: kind.parse for kind in (Seconds, Idle, Size, Rate, Share, Bandwidth, Quota, Moment)
+    kind: kind.parse
+    for kind in (Seconds, Idle, Size, Rate, Share, Bandwidth, Chance, Onset, Quota, Moment, Clock, Cycle)
 }
 """The types that TOML does not have, and what reads them."""
 
@@ -165,7 +176,7 @@ def encode_special(value: object) -> object:
     """Turn a value of these types back into TOML. Raises ConfigError for any other type."""
     if isinstance(value, Share):
         return value.number or str(value)
-    if isinstance(value, Rate | Quota):
+    if isinstance(value, Rate | Quota | Clock | Cycle):
         return str(value)
     if isinstance(value, Size):
         return int(value)
@@ -211,6 +222,13 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "rule": RuleConfig,
     "ca": Ca,
     "intercept": InterceptConfig,
+    "distort": DistortConfig,
+    "fault": FaultConfig,
+    "profile": FaultConfig,
+    "up": LineConfig,
+    "down": LineConfig,
+    "headers": HeadersConfig,
+    "response_headers": HeadersConfig,
     "guard": GuardConfig,
     "quotas": Quotas,
     "egress": EgressConfig,

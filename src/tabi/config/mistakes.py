@@ -41,10 +41,14 @@ CHOICES = {
     "on_error": "pass or close",
     "mismatch": "log or deny",
     "quic": "pass or refuse",
+    "direction": "up, down or both",
+    "distribution": "uniform or normal",
+    "then": "close or reset",
+    "tls_cut": "close or reset",
     "prefer": "any, ipv4, ipv6, ipv4-only or ipv6-only",
 }
 
-TABLES = ("listen", "rule", "clients", "intercept")
+TABLES = ("listen", "rule", "clients", "intercept", "distort")
 """What is written with two brackets."""
 
 STAND_INS: dict[type, dict[str, Any]] = {
@@ -96,7 +100,7 @@ def find_mistakes(value: Any, kind: Any, path: str, decode: Decode) -> tuple[lis
 
 def find_in_table(table: dict[str, Any], kind: Any, path: str, decode: Decode) -> tuple[list[ConfigError], Any]:
     """All mistakes of a table of the schema, and what is left of it."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     found: list[ConfigError] = []
     left: dict[str, Any] = {}
     for key, value in table.items():
@@ -147,7 +151,7 @@ def in_words(message: str, path: str) -> ConfigError:
 ABSENCE = re.compile(r"^(there (is|are) no (?!\[)|missing|no server)|no users|plain = true")
 """Messages about a missing part: the part may be in the file, but have a mistake itself."""
 
-NAMED = ("listen", "rule", "clients", "intercept", "users", "groups", "egress")
+NAMED = ("listen", "rule", "clients", "intercept", "distort", "users", "groups", "egress", "profile")
 """Tables that have parts, each for itself."""
 
 

@@ -76,6 +76,15 @@ class Idle(Seconds):
             raise ValueError(f'{exc}; for any time it is 0 or "never"') from None
 
 
+class Onset(float):
+    """Seconds until something begins, 0 for at once."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read ``true``, which is at once, or as `Seconds`. Raises ValueError."""
+        return cls(0.0 if value is True or (value == 0 and value is not False) else Seconds.parse(value))
+
+
 class Size(int):
     """Octets, more than 0."""
 
@@ -180,6 +189,20 @@ class Bandwidth(float):
         if not 1 <= octets <= 1e12:
             raise ValueError(f"a bandwidth is 1 B/s to 1 TB/s, this one is {value!r}")
         return cls(octets)
+
+
+class Chance(float):
+    """A probability, or a share of all: 0 to 1."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a number from 0 to 1, or text such as ``10%``. Raises ValueError."""
+        number: object = value
+        if isinstance(value, str) and (found := SHARE.fullmatch(value.strip())):
+            number = float(found[1]) / 100
+        if not is_number(number) or not 0 <= cast("float", number) <= 1:
+            raise ValueError(f'{value!r}, expected a number from 0 to 1, or text such as "10%"')
+        return cls(cast("float", number))
 
 
 class Quota:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabi.config import Config, Listen, RuleConfig, Udp
 from tabi.config.check import check_values
-from tabi.config.compile import make_guard, make_intercepts, make_limits, make_rule_set
+from tabi.config.compile import make_distorts, make_guard, make_intercepts, make_limits, make_rule_set
 from tabi.config.load import check_config
 from tabi.config.users import UserTable, make_users
 from tabi.errors import ConfigError
 from tabi.ingress.tls import Certificates
 from tabi.net.listen import AF_UNIX
+from tabi.policy.distorts import NO_DISTORTS, Distorts
 from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
@@ -74,6 +75,8 @@ class Compiled(NamedTuple):
     """Which sessions' first octets are looked at."""
     intercepts: Intercepts | None = None
     """What is looked into; None if nothing is."""
+    distorts: Distorts = NO_DISTORTS
+    """What is done to which sessions."""
 
     def udp_of(self, listen: Listen) -> Udp:
         """``udp`` of a listener, with the addresses of the name that it advertises."""
@@ -177,7 +180,7 @@ def compile_config(
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
     made = made._replace(sniffing=sniffing_of(config))
-    made = made._replace(intercepts=make_intercepts(config, users))
+    made = made._replace(intercepts=make_intercepts(config, users), distorts=make_distorts(config, users))
     if made.intercepts is not None:
         check_interception(config, made.intercepts)
     check_listeners(made)
