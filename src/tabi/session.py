@@ -17,7 +17,7 @@ from tabi.wire.client_hello import ClientHello
 UNIX = "unix"
 """The host of a client that came through a unix socket; its port is the number of the user that its process runs as."""
 
-Close = Literal["client", "server", "idle", "reset", "denied", "limit", "kicked", "shutdown", "error"]
+Close = Literal["client", "server", "idle", "reset", "denied", "limit", "kicked", "fault", "shutdown", "error"]
 Drop = Literal[
     "wrong_source",
     "malformed",
@@ -136,7 +136,8 @@ class Session:
     said of the user, besides the configuration. ``protection`` wraps the datagrams of the client. ``member`` is the
     upstream that a pool chose. ``route`` is how its destination is opened once more. ``intercepted`` names the
     ``[[intercept]]`` that looks into it; ``sniffed`` is what its first octets have said, where that is asked for;
-    ``pinned`` says that the client has refused our certificate. ``ended`` are the functions to call at the end
+    ``pinned`` says that the client has refused our certificate. ``distorted`` are the ``[[distort]]`` entries that it
+    was drawn for; None if that was not asked. ``ended`` are the functions to call at the end
     (`when_over`). ``watch`` gets the events in between, if an observer wants them.
     """
 
@@ -151,6 +152,7 @@ class Session:
         "datagrams_up",
         "decision",
         "destination",
+        "distorted",
         "down",
         "drops",
         "ended",
@@ -214,6 +216,7 @@ class Session:
         self.route: Any = None  # of ingress.gate, which stands above
         self.intercepted: str | None = None
         self.pinned = False
+        self.distorted: Any = None  # of distort.draws, which stands above
         self.sniffed: Sniffed | None = None
         self.ended: list[Callable[[], object]] | None = None
         self.reply_code: int | None = None

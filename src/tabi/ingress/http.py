@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic, time
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from tabi.errors import HttpError, LimitExceeded, PolicyDenied, RemoteProtocolError, TabiError
 from tabi.ingress.authenticate import Ask, identify
@@ -64,6 +65,8 @@ class KeptConnections:
     def __init__(self, clients: dict[Stream, None]) -> None:
         self.draining = False
         self.clients = clients
+        self.connections: dict[Session, Connection] = {}
+        """Of all clients that are connected."""
 
     def drain(self) -> None:
         """Keep none from now on."""
@@ -99,8 +102,10 @@ class Inspected(Protocol):
 Inspect = Callable[["Connection", Request], "Inspected | None"]
 
 
-class Forwarding(NamedTuple):
-    """What forwarding needs of a server.
+@dataclass(slots=True)
+class Forwarding:
+    """What forwarding needs of a server. What is changed here holds for the next requests, also of clients that are
+    connected.
 
     Attributes:
         gate: says whether a request may be carried, and by which egress.
@@ -147,17 +152,12 @@ class HttpIngress:
         self.commands = commands
         self.connect = commands.serves[Command.CONNECT]
         self.handshake = commands.handshake
-        (
-            self.gate,
-            self.pacer,
-            self.idle,
-            self.half_closed,
-            self.over,
-            self.kept,
-            self.carrier,
-            self.tls,
-            self.inspect,
-        ) = forwarding
+        self.forwarding = forwarding
+        self.idle = forwarding.idle
+        self.half_closed = forwarding.half_closed
+        self.over = forwarding.over
+        self.kept = forwarding.kept
+        self.tls = forwarding.tls
         self.authenticate = authenticate
         self.required = required
         self.asks_who = required or authenticate is not None
@@ -168,9 +168,11 @@ class HttpIngress:
         session.protocol = self.protocol
         connection = Connection(self, client, session)
         self.idle.watch(connection)
+        self.kept.connections[session] = connection
         try:
             await connection.serve()
         finally:
+            del self.kept.connections[session]
             connection.patience.forget(connection)
             connection.half_closed = True  # it is watched no more, whatever a carrier's client does
             connection.close_server()
@@ -242,6 +244,11 @@ class Connection:
     def rule(self) -> str | None:
         """The rule that has allowed the request under way; see `Moving`."""
         return self.session.rule
+
+    @property
+    def client_fd(self) -> int:
+        """The descriptor of the client's connection."""
+        return self.client.fd
 
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""
@@ -456,7 +463,7 @@ class Connection:
 
     async def forward(self, request: Request) -> bool:
         """Forward a request and its answer, or look into both; whether the connection goes on. Errors as `send_on`."""
-        inspect = self.ingress.inspect
+        inspect = self.ingress.forwarding.inspect
         inspected = None if inspect is None else inspect(self, request)
         if inspected is None:
             return await self.send_on(request)
@@ -487,8 +494,8 @@ class Connection:
             OSError: the client's connection broke.
         """
         repeatable = request.method in REPEATABLE and not request.body
-        session, gate = self.session, self.ingress.gate
-        carrier, pacer = self.ingress.carrier, self.ingress.pacer
+        session, forwarding = self.session, self.ingress.forwarding
+        gate, carrier, pacer = forwarding.gate, forwarding.carrier, forwarding.pacer
         route = gate.enter(session) or await gate.enter_slowly(session, self.client)
         if session.lease is not None:
             session.lease.cut = self.cut

@@ -131,6 +131,10 @@ class Interception:
         else:
             self.relays.start(client, server, session, answer, head)
 
+    def passes(self, session: Session) -> bool:
+        """See `Carrier`."""
+        return not self.intercepts.candidate(session)
+
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`."""
         return self.tunnels.get(session) or self.first.get(session) or self.forwarded.get(session)

@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
@@ -143,6 +144,28 @@ class Reactor:
     def replace(self, fd: int, handler: Handler) -> None:
         """Give a registered descriptor to another handler."""
         self.handlers[fd] = handler
+
+    def exchange(self, fd: int, other: socket.socket) -> socket.socket:
+        """Put another socket, non-blocking, in the place of a registered one: its descriptor becomes ``fd``, whose
+        handler hears of it from now on.
+
+        Returns:
+            the socket that was there, at a descriptor of its own and not registered.
+
+        Raises:
+            ValueError: ``fd`` is not registered.
+            OSError: there is no further descriptor (EMFILE). Nothing has changed.
+        """
+        handler = self.handlers.get(fd)
+        if handler is None:
+            raise ValueError(f"descriptor {fd} is not registered")
+        before = socket.socket(fileno=os.dup(fd))
+        before.setblocking(False)
+        self.forget(fd)
+        os.dup2(other.fileno(), fd, inheritable=False)
+        other.close()
+        self.register(fd, handler)
+        return before
 
     def close(self, sock: Socket) -> None:
         """Forget a socket and close it, at the end of this turn if one is under way."""
@@ -456,6 +479,12 @@ class PortableReactor(Reactor):
     def turn_over(self) -> None:
         self.in_iteration = False
         super().turn_over()
+
+    def exchange(self, fd: int, other: socket.socket) -> socket.socket:
+        watched = self.watched.get(fd, 0)
+        before = super().exchange(fd, other)
+        self.watch(fd, watched)
+        return before
 
     def forget(self, fd: int) -> None:
         self.crowd.pop(fd, None)

@@ -204,7 +204,7 @@ class Http(Speaking):
         connect: Any = commands.serves[Number.CONNECT]
         if connect is not running.connect:
             inspect = getattr(connect.carrier, "inspect", None)
-            forwarding = forwarding._replace(gate=connect.gate, carrier=connect.carrier, inspect=inspect)
+            forwarding = replace(forwarding, gate=connect.gate, carrier=connect.carrier, inspect=inspect)
         name, required = "https" if running.inside_tls else "http", self.requires_user(running.by_certificate)
         return HttpIngress(commands, forwarding, self.ask(running), required, name)
 

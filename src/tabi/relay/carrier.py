@@ -24,12 +24,17 @@ class Carried(Protocol):
     def counts(self) -> tuple[int, int]:
         """Octets that were delivered up to now, uplink and downlink."""
 
+    @property
+    def client_fd(self) -> int:
+        """The descriptor of the client's connection; less than 0 if that is closed."""
+
     def cut(self, why: str, reason: Close = "limit") -> None:
         """End it: ``why`` becomes the session's error, ``reason`` the way it ended. Harmless once it is over."""
 
 
 class Carrier(Protocol):
-    """Carries sessions to their end. One that has ``reopens = True`` may open destinations once more: it finds in
+    """Carries sessions to their end. One that gives some sessions to the relays as they are says which by a method
+    ``passes(session)``. One that has ``reopens = True`` may open destinations once more: it finds in
     ``session.route`` how."""
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:

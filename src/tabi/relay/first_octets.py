@@ -278,6 +278,11 @@ class Look:
         """See `Carried`: nothing was delivered yet."""
         return self.session.up, self.session.down
 
+    @property
+    def client_fd(self) -> int:
+        """See `Carried`."""
+        return self.client.fd
+
     def cut(self, why: str, reason: Close = "limit") -> None:
         """See `Carried`."""
         if not self.over:

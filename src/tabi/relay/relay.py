@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tabi.net.reactor import IN, OUT, READABLE
 from tabi.net.stream import RESET, Sock, Stream
@@ -116,6 +116,11 @@ class Relay:
             return session.up, session.down
         return session.up + self.up.octets, session.down + self.down.octets
 
+    @property
+    def client_fd(self) -> int:
+        """See `Carried`."""
+        return -1 if self.closed else self.up.source_fd
+
     def add_stage(self, direction: int, stage: Stage) -> None:
         """Have a direction, UP or DOWN, pass through a stage from now on, behind the stages that it has.
 
@@ -190,6 +195,14 @@ class Relay:
         if not self.closed:
             self.session.error = error
             self.break_off(reason="error")
+
+    def end(self, how: Literal["close", "reset"], why: str) -> None:
+        """End it as a fault that was asked for: with an end as `cut`, or with a reset of both sides."""
+        if how == "close":
+            self.cut(why, "fault")
+        elif not self.closed:
+            self.session.error = why
+            self.break_off(reason="fault")
 
     def cut(self, why: str, reason: Close = "limit") -> None:
         """End it from outside. What was sent arrives: both sides see an end, unless they go on sending.

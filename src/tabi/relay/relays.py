@@ -87,6 +87,10 @@ class Relays:
         other.pipes, other.pacer = self.pipes, self.pacer
         return other
 
+    def passes(self, session: Session) -> bool:
+        """See `Carrier`."""
+        return True
+
     def get(self, session: Session) -> Relay | None:
         """The relay of a session, while it runs: for its counts, its stages and its end."""
         return self.active.get(session)

@@ -81,6 +81,11 @@ class Sniffer:
         else:
             self.inner.start(client, server, session, answer, head)
 
+    def passes(self, session: Session) -> bool:
+        """See `Carrier`."""
+        ask: Callable[[Session], bool] | None = getattr(self.inner, "passes", None)
+        return not self.sniffing.includes(session) and ask is not None and ask(session)
+
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`: the inner carrier is asked by itself."""
         return self.first.get(session) or self.silent.get(session)
@@ -143,6 +148,11 @@ class Silent:
     def counts(self) -> tuple[int, int]:
         """See `Carried`: nothing was delivered."""
         return 0, 0
+
+    @property
+    def client_fd(self) -> int:
+        """See `Carried`: nothing can be changed any more."""
+        return -1
 
     def cut(self, why: str, reason: Close = "limit") -> None:
         """See `Carried`. It was denied before."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from tabi.relay.flow import PAUSED
 
@@ -145,6 +145,17 @@ class Stage:
         """End the relay with a reset of both sides, at once: it overtakes what is held, as a reset does in TCP."""
         if self.flow is not None:
             self.flow.relay.break_off()
+
+    def end_relay(self, how: Literal["close", "reset"], why: str) -> None:
+        """End the relay now, with an end or a reset of both sides; the session's line has ``why``, and ``fault``."""
+        if self.flow is not None:
+            self.flow.relay.end(how, why)
+
+    def end_relay_after(self, how: Literal["close", "reset"], why: str) -> None:
+        """The same, once the sink has taken all that was emitted before. Errors as `emit`."""
+        if self.flow is not None and not self.said_end:
+            self.flow.final = how, why
+            self.emit_end()
 
     # --- what the flow calls ---
 

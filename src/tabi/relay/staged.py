@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tabi.net.reactor import ENDED, READABLE
 from tabi.net.stream import Sock
@@ -50,7 +50,7 @@ class StagedFlow(Flow):
     ``ended`` that the sink has taken everything before it.
     """
 
-    __slots__ = ("copying", "counters", "finishing", "first", "kept", "muted", "source_ended", "stages")
+    __slots__ = ("copying", "counters", "final", "finishing", "first", "kept", "muted", "source_ended", "stages")
 
     def __init__(self, relay: Relay, source: Sock, source_fd: int, sink: Sock, sink_fd: int) -> None:
         super().__init__(relay, source, source_fd, sink, sink_fd)
@@ -59,6 +59,9 @@ class StagedFlow(Flow):
         self.first: Next = self  # the first that needs octets
         self.kept = bytearray()  # emitted, but not yet taken by the sink; behind what the pipe holds
         self.copying = self.finishing = self.source_ended = self.muted = False
+        self.final: tuple[Literal["close", "reset"], str] | None = (
+            None  # how the relay ends with this direction, and why
+        )
 
     def take_over(self, flow: Flow) -> None:
         """Go on where a running flow is. It may be in the middle of a turn, so that its source is read to the end."""
@@ -279,7 +282,10 @@ class StagedFlow(Flow):
     def tell_end(self) -> None:
         """The sink has taken everything: nothing is read any more."""
         self.state = READY
-        super().end()
+        if self.final is not None:
+            self.relay.end(*self.final)
+        else:
+            super().end()
 
     def drain(self) -> bool:
         """Have the sink take what the pipe holds, then what was kept; False while some remains, or if it is over."""

@@ -227,6 +227,12 @@ class Run:
         relay = self.owner.relay_of(self.session)
         return (self.session.up, self.session.down) if relay is None else relay.counts
 
+    @property
+    def client_fd(self) -> int:
+        """See `Carried`."""
+        relay = self.owner.relay_of(self.session)
+        return self.client.fd if relay is None else relay.client_fd
+
     def note(self, direction: int, count: int) -> None:
         """So many octets were sent."""
         self.moved += 1

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from tabi.intercept.interception import Interception
     from tabi.intercept.page_egress import PageEgress
     from tabi.parts.intercept import Intercept
+    from tabi.policy.distorts import Distorts
+    from tabi.server.distortion import Molding
 
 log = logging.getLogger("tabi")
 
@@ -176,8 +178,11 @@ class Parts:
         self.outer = self.carrier  # of sessions that are not looked into
         self.interception: Interception | None = None
         self.page: PageEgress | None = None
+        self.molding: Molding | None = None
         self.inner: Carrier = self.carrier  # of sessions that are not sniffed
         self.sniffer: Sniffer | None = None
+        self.below: tuple[Carrier, Entrance, DatagramInspector | None] = self.carrier, self.gate, given.datagrams
+        """What new sessions pass behind faults."""
         self.connect = Connect(self.gate, self.carrier)
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
@@ -186,6 +191,7 @@ class Parts:
         )
         self.take_sniffing(compiled)
         self.prepare_interception(compiled)()
+        self.take_distorts(compiled.distorts)
         self.acceptors: list[Acceptor] = []
         self.counts: list[int] = []  # of them for each listener
         self.own_addresses = LocalAddressMonitor(reactor, self.learn_addresses)
@@ -252,9 +258,14 @@ class Parts:
         self.take_sniffing(compiled)
         self.idle_rules.seconds = compiled.idle_of_rules
         intercept()
+        self.take_distorts(compiled.distorts)
+        self.renew_ingresses()
+
+    def renew_ingresses(self) -> None:
+        """Have new clients served as the configuration says now."""
         acceptors = iter(self.acceptors)
-        for index, listen in enumerate(config.listen):
-            accepted = self.sessions.accepting(self.make_ingress(compiled, index), listen.url)
+        for index, listen in enumerate(self.compiled.config.listen):
+            accepted = self.sessions.accepting(self.make_ingress(self.compiled, index), listen.url)
             for acceptor in itertools.islice(acceptors, self.counts[index]):
                 acceptor.accepted = accepted
                 keep_alive(acceptor.sock, listen.keepalive)
@@ -300,10 +311,34 @@ class Parts:
         if sniffer is not None and sniffer.sniffing.needed:
             sniffer.inner = carrier
             carrier = sniffer
+        self.forwarding.inspect = inspect
+        self.below = carrier, entrance, datagrams
+        self.compose()
+
+    def compose(self) -> None:
+        """Put faults in front of all that new sessions pass, where there are any."""
+        carrier, entrance, datagrams = self.below
+        if self.molding is not None:
+            carrier, entrance = self.molding.in_front(carrier, entrance)
         self.carrier = carrier
         self.associations.inspector = datagrams
         self.connect.take(entrance, carrier)
-        self.forwarding = self.forwarding._replace(gate=entrance, carrier=carrier, inspect=inspect)
+        self.forwarding.gate, self.forwarding.carrier = entrance, carrier
+
+    def take_distorts(self, distorts: Distorts) -> None:
+        """Act by the entries of a configuration from now on, and by the faults that are set."""
+        if self.molding is None:
+            if not distorts:
+                return
+            self.molding = self.make_molding()
+        self.molding.take(distorts)
+        self.compose()
+
+    def make_molding(self) -> Molding:
+        """What acts by entries. Sessions cost nothing of it while there are none."""
+        from tabi.server.distortion import Molding
+
+        return Molding(self)
 
     def make_interception(self, compiled: Compiled, hooks: Sequence[object]) -> Interception:
         """A carrier that looks into sessions, and records them where its rules say so."""
