@@ -99,6 +99,7 @@ def test_entries() -> None:
     )
     assert words_of(Distort(rule, "x", rewrite=Rewrite(map_local="/files"))) == "answered from /files"
     assert words_of(Distort(rule, "x", rewrite=Rewrite())) == ""
+    assert words_of(Distort(rule, "x", tls="mirror")) == "TLS as mirror"
 
 
 @given(st.floats(1e-6, 99_999), st.floats(1, 1e12))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from datetime import date, datetime
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from tabi.policy.period import Period
 from tabi.policy.quantities import (
     Bandwidth,
+    Chance,
     Idle,
     Moment,
+    Onset,
     Quota,
     Rate,
     Seconds,
@@ -204,3 +206,52 @@ def test_what_is_no_idle_time(value: object) -> None:
     """As for any duration; the message says what else there is."""
     with pytest.raises(ValueError, match=r'duration.*; for any time it is 0 or "never"$'):
         Idle.parse(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "chance"),
+    [(0, 0.0), (1, 1.0), (0.25, 0.25), ("10%", 0.1), (" 0.5 % ", 0.005), ("100%", 1.0), ("0%", 0.0)],
+)
+def test_a_chance_is_a_number_or_a_share(value: object, chance: float) -> None:
+    """From nothing to all, both included."""
+    found = Chance.parse(value)
+    assert (type(found), found) == (Chance, pytest.approx(chance))
+
+
+@pytest.mark.parametrize(
+    "value", [-0.1, 1.1, nan, inf, -inf, 10**400, True, None, "", "0.1", "10", "110%", "-1%", "nan%", "9" * 400 + "%"]
+)
+def test_what_is_no_chance(value: object) -> None:
+    """It says what was expected."""
+    with pytest.raises(ValueError, match=r'expected a number from 0 to 1, or text such as "10%"$'):
+        Chance.parse(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(True, 0.0), (0, 0.0), (0.0, 0.0), ("0", 0.0), ("0 s", 0.0), (5, 5.0), ("200ms", 0.2)]
+)
+def test_an_onset_may_be_at_once(value: object, seconds: float) -> None:
+    """``true`` and 0 are at once, everything else is a duration."""
+    found = Onset.parse(value)
+    assert (type(found), found) == (Onset, seconds)
+
+
+@pytest.mark.parametrize("value", [False, None, -1, nan, inf, 10**400, "", "-1 s", "soon", "99999999999 s", []])
+def test_what_is_no_onset(value: object) -> None:
+    """``false`` is nothing that begins: the key is left out for that."""
+    with pytest.raises(ValueError, match=r"; for at once it is true$"):
+        Onset.parse(value)
+
+
+@pytest.mark.parametrize("kind", [Size, Rate, Bandwidth, Seconds, Share, Chance, Onset, Moment])
+@pytest.mark.parametrize("value", [10**400, -(10**400), "9" * 400, "9" * 400 + " MB", "9" * 400 + "/s", nan, inf, -inf])
+def test_huge_values_are_refused(kind: Any, value: object) -> None:
+    """What no float can hold is out of bounds, as everything else that is too much."""
+    with pytest.raises(ValueError, match=r"\w"):
+        kind.parse(value)
+
+
+@given(st.floats(-6e10, 2.4e11))
+def test_moments_read_back(seconds: float) -> None:
+    """Also those of the years before 1000."""
+    assert Moment.parse(format_moment(seconds)) == pytest.approx(seconds, abs=1)

@@ -81,8 +81,14 @@ class Onset(float):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read ``true``, which is at once, or as `Seconds`. Raises ValueError."""
-        return cls(0.0 if value is True or (value == 0 and value is not False) else Seconds.parse(value))
+        """Read ``true``, which is at once, 0, or as `Seconds`. Raises ValueError."""
+        seconds = seconds_of(value)
+        if value is True or (is_number(seconds) and seconds == 0):
+            return cls(0.0)
+        try:
+            return cls(Seconds.parse(value))
+        except ValueError as exc:
+            raise ValueError(f"{exc}; for at once it is true") from None
 
 
 class Size(int):
@@ -94,7 +100,7 @@ class Size(int):
         octets: object = value
         if isinstance(value, str) and (found := SIZE.fullmatch(value.strip())):
             factor = OCTETS.get(found[2].lower() or "b")
-            octets = None if factor is None else round(float(found[1]) * factor)
+            octets = None if factor is None else round(min(float(found[1]) * factor, MAX_SIZE))
         if not isinstance(octets, int) or isinstance(octets, bool):
             raise ValueError(f'{value!r} is not a size, expected octets such as 65536 or text such as "10 MB"')
         if not 0 < octets < MAX_SIZE:
@@ -124,9 +130,9 @@ class Rate(float):
             number, seconds, text = float(found[1]), SECONDS[found[2]], value.strip()
         if not is_number(number):
             raise ValueError(f'{value!r} is not a rate, expected events per second such as 20 or text such as "20/s"')
-        amount = float(cast("float", number))
-        if not 1e-6 <= amount / seconds <= 1e9:
+        if not 1e-6 * seconds <= cast("float", number) <= 1e9 * seconds:
             raise ValueError(f"a rate is more than 0 and at most 1e9 per second, this one is {value!r}")
+        amount = float(cast("float", number))
         rate = cls(amount / seconds)
         rate.count, rate.text = max(1, int(amount)), text
         return rate
@@ -185,10 +191,9 @@ class Bandwidth(float):
             raise ValueError(
                 f'{value!r} is not a bandwidth, expected octets per second such as 1000000 or text such as "10 MB/s"'
             )
-        octets = float(cast("float", number))
-        if not 1 <= octets <= 1e12:
+        if not 1 <= cast("float", number) <= 1e12:
             raise ValueError(f"a bandwidth is 1 B/s to 1 TB/s, this one is {value!r}")
-        return cls(octets)
+        return cls(cast("float", number))
 
 
 class Chance(float):
@@ -266,4 +271,5 @@ class Moment(float):
 
 def format_moment(seconds: float) -> str:
     """A point of time as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y}".zfill(4) + f"{moment:-%m-%dT%H:%M:%SZ}"  # not all systems pad a year

@@ -1,25 +1,36 @@
 """Schedule: when a fault acts. Pure: the clocks are passed in.
 
-``from`` and ``until`` are points of time, or times of day in a zone; these go across midnight where ``until`` is the
-earlier one. ``every`` is a cycle, "30 s good, 5 s gone", by a clock that nobody moves: it begins with the fault.
+``from`` and ``until`` are points of time, or times of day in one zone. These go across midnight where ``until`` is the
+earlier one; without the other, ``from`` holds until midnight and ``until`` from midnight. The wall clock of the zone
+decides, as for `tabi.policy.hours`: an hour that is left out does not come, one that comes twice counts twice.
+``every`` is a cycle, "30 s good, 5 s gone", by a clock that nobody moves: it begins with the fault.
 """
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from datetime import time as TimeOfDay
+from math import ceil, floor
 from typing import NamedTuple, Self
 from zoneinfo import ZoneInfo
 
 from tabi.policy.hours import load_zone
 from tabi.policy.quantities import Moment, Seconds, format_moment
 
-CYCLE = re.compile(r"\s*(.+?)\s+good\s*,\s*(.+?)\s+gone\s*", re.ASCII)
 CLOCK = re.compile(r"(\d\d):(\d\d)(?::(\d\d))?(?:\s+(\S+))?", re.ASCII)
 
+DAY = 86400.0
+SHORTEST_PART = 0.01
+"""Seconds of each part of a cycle at least, since each change costs a look at all sessions that have the fault."""
+
 LONGEST_LOOK = 3600.0
-"""Seconds after which a schedule is looked at again at the latest: clocks and zones may change meanwhile."""
+"""Seconds after which a schedule is looked at again at the latest: somebody may set the clock meanwhile."""
+
+SHORTEST_LOOK = 0.001
+
+
+MIDNIGHT = TimeOfDay()
 
 
 class Daily(NamedTuple):
@@ -63,10 +74,14 @@ class Cycle(Text):
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read a cycle such as ``30 s good, 5 s gone``. Raises ValueError."""
-        found = CYCLE.fullmatch(value) if isinstance(value, str) else None
-        if found is None:
+        good, _, gone = value.partition(",") if isinstance(value, str) else ("", "", "")
+        parts = [part.rsplit(None, 1) for part in (good, gone)]
+        if [len(words) for words in parts] != [2, 2] or [words[1] for words in parts] != ["good", "gone"]:
             raise ValueError(f'{value!r}, expected a cycle such as "30 s good, 5 s gone"')
-        return cls(found[0].strip(), float(Seconds.parse(found[1])), float(Seconds.parse(found[2])))
+        seconds = [float(Seconds.parse(words[0])) for words in parts]
+        if min(seconds) < SHORTEST_PART:
+            raise ValueError(f"{value!r}, expected parts of {SHORTEST_PART * 1000:g} ms or more")
+        return cls(str(value).strip(), *seconds)
 
     @property
     def whole(self) -> float:
@@ -125,49 +140,64 @@ class Schedule(NamedTuple):
         if self.every is not None and seconds % self.every.whole < self.every.good:
             return False
         begin, end = self.begin, self.end
-        if isinstance(begin, Daily) and isinstance(end, Daily):
-            return last_of(begin, now) > last_of(end, now)
-        if isinstance(begin, float) and now < begin:
-            return False
-        if isinstance(end, float) and now >= end:
-            return False
-        if isinstance(begin, Daily):  # until the day is over
-            return datetime.fromtimestamp(now, begin.zone).time() >= begin.time
-        return not isinstance(end, Daily) or datetime.fromtimestamp(now, end.zone).time() < end.time
+        daily = begin if isinstance(begin, Daily) else end
+        if isinstance(daily, Daily):
+            first = begin.time if isinstance(begin, Daily) else MIDNIGHT
+            last = end.time if isinstance(end, Daily) else None
+            return between(first, last, datetime.fromtimestamp(now, daily.zone).time())
+        return not (isinstance(begin, float) and now < begin) and not (isinstance(end, float) and now >= end)
 
     def next_look(self, now: float, seconds: float) -> float:
-        """In how many seconds it may change; arguments as `acts`."""
+        """In how many seconds to look again: nothing changes before that; arguments as `acts`."""
         found = [LONGEST_LOOK]
         if self.every is not None:
             at, good, whole = seconds % self.every.whole, self.every.good, self.every.whole
             found.append(good - at if at < good else whole - at)
         for clock in (self.begin, self.end):
             if isinstance(clock, Daily):
-                found.append(next_of(clock, now) - now)
-                found.append(next_of(Daily(TimeOfDay(), clock.zone), now) - now)
+                found += looks(clock, now)
             elif clock is not None and clock > now:
                 found.append(clock - now)
-        return max(0.001, min(found))
+        return max(SHORTEST_LOOK, min(found))
 
 
 ALWAYS = Schedule()
 
 
-def at_of(clock: Daily, day: datetime) -> float:
-    """When a time of day is on a day. In the hour that a clock is put forward by, it is an hour later; where it comes
-    twice, the first one counts."""
-    return datetime.combine(day.date(), clock.time, clock.zone).astimezone(UTC).timestamp()
+def between(first: TimeOfDay, last: TimeOfDay | None, time: TimeOfDay) -> bool:
+    """Whether a time of day is one from the first on, and before the last: across midnight if that is the earlier one,
+    until midnight if there is none."""
+    if last is None:
+        return time >= first
+    if first <= last:
+        return first <= time < last
+    return time >= first or time < last
 
 
-def last_of(clock: Daily, now: float) -> float:
-    """When a time of day was last, in seconds since 1970."""
-    day = datetime.fromtimestamp(now, clock.zone)
-    found = at_of(clock, day)
-    return found if found <= now else at_of(clock, day - timedelta(days=1))
+def looks(clock: Daily, now: float) -> list[float]:
+    """In how many seconds the wall clock may come to a time of day, or to midnight, or is moved, within the next look.
+
+    Until it is moved, and from then on, its distance from UTC is the same; no zone moves it twice in `LONGEST_LOOK`.
+    """
+    before, after = offset(clock.zone, now), offset(clock.zone, now + LONGEST_LOOK)
+    found = []
+    for distance in {before, after}:
+        for time in (clock.time, MIDNIGHT):
+            seconds = time.hour * 3600 + time.minute * 60 + time.second
+            found.append(DAY - (now + distance - seconds) % DAY)
+    if before != after:
+        early, late = floor(now), ceil(now + LONGEST_LOOK)
+        while late - early > 1:
+            middle = (early + late) // 2
+            if offset(clock.zone, middle) == before:
+                early = middle
+            else:
+                late = middle
+        found.append(late - now)
+    return found
 
 
-def next_of(clock: Daily, now: float) -> float:
-    """When a time of day is next, in seconds since 1970."""
-    day = datetime.fromtimestamp(now, clock.zone)
-    found = at_of(clock, day)
-    return found if found > now else at_of(clock, day + timedelta(days=1))
+def offset(zone: ZoneInfo, now: float) -> float:
+    """Seconds that the wall clock of a zone is before UTC."""
+    found = datetime.fromtimestamp(now, zone).utcoffset() or timedelta(0)
+    return found.total_seconds()
