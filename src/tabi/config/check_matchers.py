@@ -115,6 +115,8 @@ def molding_errors(distort: DistortConfig, path: str, profiles: Mapping[str, Fau
         yield from path_error(getattr(distort, key), f"{path}.{key}")
     if distort.status is not None and not 200 <= distort.status <= 599:
         yield ConfigError(f"{distort.status}, expected 200 to 599", f"{path}.status")
+    if distort.status is not None and isinstance(distort.fault, FaultConfig) and distort.fault.status is not None:
+        yield ConfigError("it contradicts fault.status: expected one of both", f"{path}.status")
     if distort.map_local is not None and distort.map_remote is not None:
         yield ConfigError("it contradicts map_local: expected one of both", f"{path}.map_remote")
     if distort.fault is None and distort.tls is None and make_rewrite(distort) is None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from tabi.config.distort import FaultConfig, LineConfig
 from tabi.errors import ConfigError
-from tabi.policy.faults import CLEAR, MOST_SECONDS, Fault, Line
-from tabi.policy.quantities import DURATION, Bandwidth, Seconds
-from tabi.policy.schedule import Schedule
+from tabi.policy.faults import MOST_SECONDS, Fault, Line
+from tabi.policy.quantities import DURATION, Bandwidth, Chance, Onset, Seconds
+from tabi.policy.schedule import MIDNIGHT, Clock, Daily, Schedule
 from tabi.wire.socks5 import ReplyCode
 
 LINE_KEYS = LineConfig.__struct_fields__
@@ -19,6 +19,9 @@ REPLIES = {code.name.lower().replace("_", " "): int(code) for code in ReplyCode 
 """The replies of RFC 1928 section 6 that refuse, by their words."""
 
 MAX_BURST = 1000.0
+
+MAX_DATAGRAM = 65_527
+"""Octets of the payload of UDP at most, over IPv6 (RFC 8200; 65,507 over IPv4)."""
 
 
 def kbit(number: float) -> Bandwidth:
@@ -40,11 +43,12 @@ PROFILES: dict[str, FaultConfig] = {
     "edge": profile(240, 200, 840),
     "dsl": profile(1500, 384, 50),
     "cable": profile(5000, 1000, 28),
-    "satellite": profile(20000, 2000, 600, jitter=Seconds(0.01), loss=0.002),
-    "lossy-wifi": profile(20000, 10000, 20, jitter=Seconds(0.015), loss=0.03, burst=3.0),
-    "offline": FaultConfig(refuse=int(ReplyCode.NETWORK_UNREACHABLE), blackhole=True),
+    "satellite": profile(20000, 2000, 600, jitter=Seconds(0.01), loss=Chance(0.002)),
+    "lossy-wifi": profile(20000, 10000, 20, jitter=Seconds(0.01), loss=Chance(0.01), burst=2.0),
+    "offline": FaultConfig(refuse=int(ReplyCode.NETWORK_UNREACHABLE), stall=Onset(0.0), loss=Chance(1.0)),
 }
-"""docs/faults.md has the source of each."""
+"""docs/faults.md has the source of each. ``offline`` refuses what is new; what runs waits, as it does without a
+network, and goes on when the fault is taken away. Datagrams are lost."""
 
 
 def find_fault(fault: FaultConfig | str, profiles: Mapping[str, FaultConfig]) -> FaultConfig:
@@ -68,8 +72,9 @@ def reply_of(value: int | str) -> int:
 
 
 def is_duration(value: int | str) -> bool:
-    """Whether a value of ``resolve`` is a time."""
-    return isinstance(value, str) and DURATION.fullmatch(value.strip()) is not None
+    """Whether a value of ``resolve`` is a time: it has a unit, since a number alone is a reply."""
+    found = DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    return found is not None and found[2] is not None
 
 
 def make_fault(config: FaultConfig) -> Fault:
@@ -77,8 +82,8 @@ def make_fault(config: FaultConfig) -> Fault:
     resolve = config.resolve
     delay = float(Seconds.parse(resolve)) if resolve is not None and is_duration(resolve) else 0.0
     return Fault(
-        up=make_line(config, config.up, config.direction != "down"),
-        down=make_line(config, config.down, config.direction != "up"),
+        up=make_line(config, "up"),
+        down=make_line(config, "down"),
         shared=bool(config.shared),
         then=config.then or "close",
         reset_after=plain(config.reset_after),
@@ -99,20 +104,25 @@ def plain(number: float | None) -> float | None:
     return None if number is None else float(number)
 
 
-def make_line(config: FaultConfig, own: LineConfig | None, holds: bool) -> Line:
-    """The figures of one direction: its own ones, and those for both if they hold for it."""
-    found: dict[str, Any] = {}
-    if holds:
+def figures(config: FaultConfig, name: str) -> dict[str, tuple[str, Any]]:
+    """Where the figures of a direction are, and what: those of ``up`` or ``down``, and those for both if they hold for
+    it."""
+    found: dict[str, tuple[str, Any]] = {}
+    if config.direction in (None, "both", name):
         if config.rtt is not None:
-            found["latency"] = config.rtt / 2
-        found |= {key: value for key in LINE_KEYS if (value := getattr(config, key)) is not None}
+            found["latency"] = "rtt", config.rtt / 2
+        found |= {key: (key, value) for key in LINE_KEYS if (value := getattr(config, key)) is not None}
+    own: LineConfig | None = getattr(config, name)
     if own is not None:
-        found |= {key: value for key in LINE_KEYS if (value := getattr(own, key)) is not None}
-    for key, value in found.items():
-        if isinstance(value, float):
-            found[key] = float(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            found[key] = int(value)
+        found |= {key: (f"{name}.{key}", value) for key in LINE_KEYS if (value := getattr(own, key)) is not None}
+    return found
+
+
+def make_line(config: FaultConfig, name: str) -> Line:
+    """The figures of one direction, as plain numbers."""
+    found: dict[str, Any] = {}
+    for key, (_, value) in figures(config, name).items():
+        found[key] = value if isinstance(value, bool | str) else int(value) if isinstance(value, int) else float(value)
     return Line(**found)
 
 
@@ -147,24 +157,55 @@ def fault_errors(config: FaultConfig, path: str) -> Iterator[ConfigError]:
                 yield ConfigError(str(exc), f"{path}.{key}")
     if config.status is not None and not 200 <= config.status <= 599:
         yield ConfigError(f"{config.status}, expected 200 to 599", f"{path}.status")
-    if config.reset_after is not None and config.close_after is not None:
-        yield ConfigError("it contradicts close_after: expected one of both", f"{path}.reset_after")
-    if config.status is not None and config.truncate is not None:
-        yield ConfigError("it contradicts status: there is no answer of the destination", f"{path}.truncate")
-    begin, end = config.from_, config.until
-    if begin is not None and end is not None:
-        if isinstance(begin.when, float) != isinstance(end.when, float):
-            yield ConfigError("expected two times, or two times of day", f"{path}.until")
-        elif begin.when == end.when or (isinstance(begin.when, float) and begin.when > end.when):
-            yield ConfigError(f"{end}, expected a time after {begin}", f"{path}.until")
+    for key, other, why in EXCLUSIVE:
+        if getattr(config, key) is not None and getattr(config, other) is not None:
+            yield ConfigError(f"it contradicts {other}{why}", f"{path}.{key}")
+    yield from time_errors(config.from_, config.until, f"{path}.until")
     try:
         fault = make_fault(config)
     except ValueError:
         return  # said above
-    for name, line in (("up", fault.up), ("down", fault.down)):
-        yield from contradictions(config, line, path, name)
-    if not (fault.at_dial or fault.on_octets or fault.on_http):
+    wrong = list(direction_errors(config, fault))
+    yield from (ConfigError(message, f"{path}.{place}") for place, message in wrong)
+    if not wrong and not (fault.at_dial or fault.on_octets or fault.on_http):
         yield ConfigError(f"it changes nothing: expected one of {', '.join(keys())}", path)
+
+
+EXCLUSIVE = (
+    ("reset_after", "close_after", ": expected one of both"),
+    ("latency", "rtt", ": expected one of both"),
+    ("truncate", "status", ": there is no answer of the destination"),
+)
+"""Keys that contradict another one, and why."""
+
+NEEDED = {
+    "jitter": "latency",
+    "distribution": "jitter",
+    "burst": "loss",
+    "slice_variation": "slice",
+    "slice_gap": "slice",
+    "queue": "bandwidth",
+}
+"""Figures of a direction that do nothing without another one."""
+
+
+def time_errors(begin: Clock | None, end: Clock | None, path: str) -> Iterator[ConfigError]:
+    """What is wrong with ``from`` and ``until`` together."""
+    if end is None:
+        return
+    if begin is None:
+        if isinstance(end.when, Daily) and end.when.time == MIDNIGHT:
+            yield ConfigError(f"{end}, expected a later time of day: it holds from midnight on", path)
+    elif isinstance(begin.when, Daily) != isinstance(end.when, Daily):
+        yield ConfigError("expected two times, or two times of day", path)
+    elif isinstance(begin.when, Daily) and isinstance(end.when, Daily):
+        zone, other = end.when.zone.key, begin.when.zone.key
+        if zone != other:
+            yield ConfigError(f"its zone is {zone}, expected that of from: {other}", path)
+        elif begin.when.time == end.when.time:
+            yield ConfigError(f"{end}, expected another time than {begin}", path)
+    elif not begin.when < end.when:  # type: ignore[operator]
+        yield ConfigError(f"{end}, expected a time after {begin}", path)
 
 
 def keys() -> list[str]:
@@ -184,31 +225,59 @@ def line_errors(config: LineConfig, path: str) -> Iterator[ConfigError]:
         yield from length_error(getattr(config, key), f"{path}{key}")
     if config.burst is not None and not 1 <= config.burst <= MAX_BURST:
         yield ConfigError(f"{config.burst}, expected 1 to {MAX_BURST:g}", f"{path}burst")
+    if config.mtu is not None and config.mtu > MAX_DATAGRAM:
+        yield ConfigError(f"{config.mtu}, expected {MAX_DATAGRAM} at most: there are no larger datagrams", f"{path}mtu")
 
 
-def contradictions(config: FaultConfig, line: Line, path: str, name: str) -> Iterator[ConfigError]:
-    """Figures of one direction that do not go together, at the key that holds for it."""
+def direction_errors(config: FaultConfig, fault: Fault) -> Iterator[tuple[str, str]]:
+    """Keys that do not go together, in one direction or at all, and why. One that holds for both directions may be
+    without effect in one of them."""
+    wrong: dict[str, str] = {}
+    useless: dict[str, list[str]] = {}
+    holding: list[str] = []
+    for name, line in (("up", fault.up), ("down", fault.down)):
+        found = figures(config, name)
+        places = {key: place for key, (place, _) in found.items()}
+        holding += places.values()
+        for key, message in without_effect(line, places):
+            useless.setdefault(places[key], []).append(message)
+        wrong |= {places[key]: message for key, message in out_of_bounds(line)}
+    both = [key for key in ("rtt", *LINE_KEYS) if getattr(config, key) is not None]
+    for key in both:
+        if key not in holding and not (key == "rtt" and "latency" in both):
+            useless[key] = ["it has no effect, since up or down has its own"]
+    alone = {
+        "then": "limit" if fault.up.limit is None and fault.down.limit is None else None,
+        "shared": None if fault.up.bandwidth or fault.down.bandwidth else "bandwidth",
+        "direction": None if both else "a figure that has a direction",
+    }
+    wrong |= {
+        key: f"it has no effect without {other}" for key, other in alone.items() if other and getattr(config, key)
+    }
+    if config.rtt is not None and config.direction in ("up", "down"):
+        wrong["direction"] = "it contradicts rtt, which is for both: expected latency"
+    if fault.up.blackhole or fault.down.blackhole:
+        hidden = [key for key in ("tls_cut", "status", "answer_delay", "truncate") if getattr(config, key) is not None]
+        wrong |= dict.fromkeys(hidden, SWALLOWED)
+    wrong |= {place: found[0] for place, found in useless.items() if len(found) >= holding.count(place)}
+    yield from wrong.items()
 
-    def at(key: str) -> str:
-        own: LineConfig | None = getattr(config, name)
-        return f"{path}.{name}.{key}" if own is not None and getattr(own, key) is not None else f"{path}.{key}"
 
-    if line.blackhole:
-        for key in ("bandwidth", "slice", "slow_close", "corrupt", "limit", "stall"):
-            if getattr(line, key) != getattr(CLEAR, key):
-                yield ConfigError("it contradicts blackhole, which lets nothing through", at(key))
-    for key, other in (
-        ("jitter", "latency"),
-        ("burst", "loss"),
-        ("slice_variation", "slice"),
-        ("slice_gap", "slice"),
-        ("queue", "bandwidth"),
-    ):
-        value = getattr(line, key)
-        if value and value != (1.0 if key == "burst" else 0) and not getattr(line, other):
-            yield ConfigError(f"it has no effect without {other}", at(key))
+SWALLOWED = "it contradicts blackhole, which lets nothing through"
+
+
+def without_effect(line: Line, given: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Keys of one direction that do nothing there, and why; ``given`` are all that hold for it."""
+    for key in given:
+        if line.blackhole and key != "blackhole":
+            yield key, SWALLOWED
+        elif key in NEEDED and NEEDED[key] not in given:
+            yield key, f"it has no effect without {NEEDED[key]}"
+
+
+def out_of_bounds(line: Line) -> Iterator[tuple[str, str]]:
+    """Keys of one direction whose values do not go together, and why."""
     if line.slice and line.slice_variation >= line.slice:
-        yield ConfigError(f"{line.slice_variation}, expected less than slice ({line.slice})", at("slice_variation"))
-    if line.loss < 1 and line.loss > line.burst / (line.burst + 1):
-        most = line.burst / (line.burst + 1)
-        yield ConfigError(f"with bursts of {line.burst:g} the loss is {most:.3g} at most", at("loss"))
+        yield "slice_variation", f"{line.slice_variation}, expected less than slice ({line.slice})"
+    if line.burst > 1 and line.burst / (line.burst + 1) < line.loss < 1:
+        yield "loss", f"with bursts of {line.burst:g} the loss is {line.burst / (line.burst + 1):.3g} at most, or 1"

@@ -59,11 +59,13 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def is_nothing(self) -> bool:
         """Whether it changes nothing."""
-        return self == CLEAR or self == CLEAR_BY_NAME.get(self.distribution)
+        return self.limit is None and self.stall is None and not any(getattr(self, figure) for figure in ACTING)
 
+
+ACTING = ("latency", "bandwidth", "loss", "duplicate", "reorder", "mtu", "corrupt", "slice", "blackhole", "slow_close")
+"""The figures that do something by themselves, beside ``limit`` and ``stall``."""
 
 CLEAR = Line()
-CLEAR_BY_NAME: dict[str, Line] = {name: Line(distribution=name) for name in ("uniform", "normal")}
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
