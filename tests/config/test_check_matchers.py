@@ -1,4 +1,4 @@
-"""What is wrong with an ``[[intercept]]`` and with ``[ca]``: each mistake by its key."""
+"""What is wrong with an ``[[intercept]]``, with ``[ca]`` and with a ``[[distort]]``: each mistake by its key."""
 
 from __future__ import annotations
 
@@ -112,3 +112,71 @@ def test_files_are_relative_to_the_folder_of_the_file(tmp_path: Path) -> None:
         "/s",
     ]
     assert second == InterceptConfig()
+
+
+MOLDING = "it changes nothing: expected fault, headers, tls or another key that changes something"
+WORKERS = "distort[0].seed: sessions are drawn by each worker for itself: expected workers = 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("[distort]\nhosts = ['a']", ["distort: expected array of tables, got table: write [[distort]]"]),
+        ("[[distort]]", [f"distort[0]: {MOLDING}"]),
+        ("[[distort]]\nhosts = ['a']\nports = [443]\nprobability = 0.5", [f"distort[0]: {MOLDING}"]),
+        ("[[distort]]\nheaders = {}\nresponse_headers = {}", [f"distort[0]: {MOLDING}"]),
+        ("[[distort]]\nfault = 5", ["distort[0].fault: expected string or table, got integer"]),
+        ("[[distort]]\nfault = ''", ["distort[0].fault: '', expected a table or a profile: 3g, "]),
+        ("[[distort]]\nfault = '3g'\nprobability = -1", ["distort[0].probability: -1, expected a number from 0 to 1"]),
+        ("[[distort]]\nfault = '3g'\nprobability = nan", ["distort[0].probability: nan, expected a number"]),
+        ("[[distort]]\nfault = '3g'\nseed = 'x'", ["distort[0].seed: expected integer, got string"]),
+        ("workers = 0\n[[distort]]\nfault = '3g'\nseed = 1", [WORKERS]),
+        ("workers = 2\n[[distort]]\nfault = '3g'\nseed = 1", [WORKERS]),
+        ("[[distort]]\nstatus = 99", ["distort[0].status: 99, expected 200 to 599"]),
+        (
+            "[[distort]]\nstatus = 500\nfault = { status = 500 }",
+            ["distort[0].status: it contradicts fault.status: expected one of both"],
+        ),
+        ("[[distort]]\nmap_local = ''\nbody = ''", [
+            "distort[0].map_local: expected the path of a file",
+            "distort[0].body: expected the path of a file",
+        ]),
+        ("[[distort]]\nheaders = { set = { a = 5 } }", ["distort[0].headers.set.a: expected string, got integer"]),
+        (
+            "[[distort]]\nfault = '3g'\nhosts = ['a', 'b*c']\ncommands = ['x']\nlisteners = ['y']\nname = ''",
+            [
+                "distort[0].hosts[1]: 'b*c' has a star within",
+                "distort[0].commands[0]: 'x', expected one of: connect, bind, associate, forward, resolve",
+                "distort[0].listeners[0]: 'y', expected one of: mixed://127.0.0.1:1080",
+                "distort[0].name: '', expected a name that can be printed",
+            ],
+        ),
+        ("[[distort]]\nfault = '3g'\nhosts = []", ["distort[0].hosts: empty, expected one or more"]),
+        ("[profile]\nx = 5", ["profile.x: expected table, got integer"]),
+        ("[profile.x]", ["profile.x: it changes nothing: expected one of latency, jitter, "]),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_molding_names_its_key(text: str, messages: list[str]) -> None:
+    """All of an entry, each once, in the order of the file."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert len(caught.value.errors) == len(messages)
+    for error, message in zip(caught.value.errors, messages, strict=True):
+        assert str(error).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[distort]]\nfault = '3g'\nseed = 0",
+        "[[distort]]\nfault = '3g'\nseed = -99999999999999999999999\nprobability = 0",
+        "workers = 0\n[[distort]]\nfault = '3g'",
+        "[[distort]]\nstrip_cookies = true",
+        "[[distort]]\ntls = 'mirror'",
+        "[profile.unused]\nlatency = 1",
+        "[[distort]]\nfault = { bandwidth = 1000, shared = true }\nclients = ['unix']",
+    ],
+)
+def test_what_is_right_about_molding(text: str) -> None:
+    """One worker may draw by a seed, and a profile need not be used."""
+    parse_config(text)

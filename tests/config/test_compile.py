@@ -10,6 +10,8 @@ import pytest
 from tabi.config import make_config
 from tabi.config.compile import (
     check_target,
+    make_distort,
+    make_distorts,
     make_guard,
     make_intercepts,
     make_limits,
@@ -19,6 +21,7 @@ from tabi.config.compile import (
     networks_of,
     proxies_of,
 )
+from tabi.config.distort import DistortConfig, FaultConfig
 from tabi.config.schema import CheckConfig, EgressConfig, InterceptConfig, MemberConfig
 from tabi.errors import ConfigError, LimitExceeded
 from tabi.server.ledger import LocalLedger
@@ -150,3 +153,56 @@ def test_interception_is_compiled_only_where_there_is_any() -> None:
     assert made.match(session) is chosen
     with pytest.raises(ConfigError, match=r"^intercept\[0\]\.ports\[0\]: "):
         make_intercepts(msgspec.structs.replace(config, intercept=[InterceptConfig(ports=["x"])]))
+
+
+def test_what_a_distort_says() -> None:
+    """Its matchers, its place as its name, and everything else as it stands there."""
+    entry = {
+        "hosts": ["a.example"],
+        "probability": "10%",
+        "seed": 7,
+        "fault": {"latency": 1, "from": "08:00"},
+        "tls": "mirror",
+        "strip_cookies": True,
+    }
+    found = make_distorts(make_config({"distort": [entry, {"name": "slow", "fault": "edge"}]}))
+    first, second = found
+    assert (first.label, first.number, first.probability, first.seed) == ("distort[0]", 0, 0.1, 7)
+    assert type(first.probability) is float
+    assert first.fault is not None
+    assert (first.fault.up.latency, first.tls, first.live) == (1.0, "mirror", False)
+    assert first.schedule
+    assert first.rewrite is not None
+    assert first.rewrite.strip_cookies
+    assert (second.label, second.rule.label, second.number, second.probability) == ("slow", "slow", 1, 1.0)
+    assert not second.schedule
+    assert second.rewrite is None
+    assert second.fault is not None
+    assert second.fault.down.bandwidth == 30_000
+
+
+def test_a_distort_knows_groups_and_egresses() -> None:
+    """As rules do: of users, and those that dial destinations themselves."""
+    config = make_config(
+        {
+            "users": {"alice": {"password": "x", "plain": True, "groups": ["dev"]}},
+            "egress": {"office": {"interface": "lo"}, "tor": {"chain": ["socks5://127.0.0.1:9050"]}},
+            "distort": [{"users": ["@dev"], "fault": "3g"}],
+        }
+    )
+    found = make_distorts(config)
+    assert found.groups == {"alice": frozenset(("dev",))}
+    assert "office" in found.direct
+    assert "tor" not in found.direct
+
+
+def test_an_entry_of_a_program_has_its_own_name() -> None:
+    """And its errors name the key within it."""
+    assert make_distort(DistortConfig(fault=FaultConfig(latency=1)), 0, name="lag").label == "lag"
+    for entry, path in (
+        (DistortConfig(hosts=["a*b"], fault="3g"), "lag.hosts[0]"),
+        (DistortConfig(fault="x"), "lag.fault"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make_distort(entry, 0, name="lag")
+        assert caught.value.path == path

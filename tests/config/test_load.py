@@ -125,3 +125,11 @@ def test_what_was_made_in_python_is_checked_like_a_file() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_types(wrong)
+
+
+def test_files_of_molding_are_beside_the_file(tmp_path: Path) -> None:
+    """As all paths are; what is absolute stays."""
+    text = b"[[distort]]\nmap_local = 'files'\n[[distort]]\nbody = '/abs/body'\n[[distort]]\nfault = '3g'"
+    found = load_config(write(tmp_path, text)).distort
+    assert [entry.map_local for entry in found] == [str(tmp_path / "files"), None, None]
+    assert [entry.body for entry in found] == [None, "/abs/body", None]

@@ -46,6 +46,18 @@ def keys_of(text: str) -> list[str]:
         ("[[rule]]\nacton = 'deny'", ["rule[0].acton"]),
         ("[egress.a]\nmember = ['block']\nbalance = 'random'", ["egress.a.member"]),
         ("[resolver]\nserver = ['tls://1.1.1.1']\nca = 'x'", ["resolver.server"]),
+        (
+            "[[distort]]\nfault = { latencyy = 1, loss = 'x' }\nfoo = 1",
+            ["distort[0].fault.latencyy", "distort[0].fault.loss", "distort[0].foo"],
+        ),
+        (
+            "[profile.x]\nlatency = 'x'\n[[distort]]\nfault = 'x'\nprobability = 2",
+            ["profile.x.latency", "distort[0].probability"],
+        ),
+        (
+            "[[distort]]\nfault = { up = { latency = -1, x = 1 }, status = 'x' }\n[[distort]]\nseed = 1.5",
+            ["distort[0].fault.up.latency", "distort[0].fault.up.x", "distort[0].fault.status", "distort[1].seed"],
+        ),
         # what is not
         (
             "[users.a]\npassword = 'x'\nlimits = { bandwidth = 'x' }",
@@ -90,6 +102,7 @@ def test_none_is_what_is_not_there() -> None:
 def test_messages_are_in_the_words_of_the_file() -> None:
     """Tables, strings and integers; what may be chosen is said."""
     assert str(in_words("Expected `str | null`, got `int`", "a.b")) == "a.b: expected string, got integer"
+    assert str(in_words("Expected `str | object | null`, got `int`", "a")) == "a: expected string or table, got integer"
     assert str(in_words("Expected `str`, got `int` - at `$[1]`", "a")) == "a[1]: expected string, got integer"
     text = "rule[0].action: invalid enum value 'x', expected allow, deny, reset or drop"
     assert str(in_words("Invalid enum value 'x'", "rule[0].action")) == text

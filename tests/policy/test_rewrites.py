@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 
+from rich.pretty import pretty_repr
+
 from tabi.config import make_config
 from tabi.config.compile import make_rewrite
 from tabi.policy.rewrites import NO_CHANGES, FieldChanges, Rewrite
@@ -29,3 +31,10 @@ def test_a_rewrite_is_made_of_an_entry() -> None:
     changes = FieldChanges(("via",), (("uSER-aGENT", "x"),), (("X-A", "1"), ("X-A", "2"), ("X-B", "3")))
     rewrite = Rewrite(changes, FieldChanges(order=("Server",)), strip_cookies=True)
     assert [make_rewrite(distort) for distort in config.distort] == [rewrite, None]
+
+
+def test_no_value_is_in_a_repr() -> None:
+    """A field or a URL may be secret, and a repr is in tracebacks and logs."""
+    changes = FieldChanges(set=(("Authorization", "hunter2"),))
+    for part in (changes, Rewrite(changes, map_remote="http://user:hunter2@a.example/")):
+        assert "hunter2" not in f"{part!r} {pretty_repr(part)}"

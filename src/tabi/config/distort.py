@@ -124,6 +124,12 @@ class HeadersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: list[str] = []
     """Names of the fields that come first, in this order. Default: as they come."""
 
+    def __repr__(self) -> str:
+        return "Headers()"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []  # values may be secret
+
 
 class DistortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[[distort]]``: sessions that are molded. All entries that match apply, in their order.
@@ -178,3 +184,9 @@ class DistortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile: str | None = None
     """Whose HTTP fields requests have, in which order and case, and which settings of HTTP/2: a name of ``tabi ua
     list``. Default: the client's own."""
+
+    def __repr__(self) -> str:
+        return "Distort()"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []  # URLs and values of fields may be secret

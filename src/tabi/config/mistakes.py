@@ -142,10 +142,15 @@ def in_words(message: str, path: str) -> ConfigError:
     if text.startswith("Invalid enum value") and key in CHOICES:
         text += f", expected {CHOICES[key]}"
     text = text.replace(" | null`", "`")
-    text = re.sub(r"`(\w+)`", lambda found: TOML_TYPES.get(found[1], found[1]), text)
+    text = re.sub(r"`([\w| ]+)`", lambda found: " or ".join(map(toml_type, found[1].split(" | "))), text)
     if path in TABLES:
         text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[{path}]]"
     return ConfigError(text[:1].lower() + text[1:], path or None)
+
+
+def toml_type(name: str) -> str:
+    """A type in the words of TOML."""
+    return TOML_TYPES.get(name, name)
 
 
 ABSENCE = re.compile(r"^(there (is|are) no (?!\[)|missing|no server)|no users|plain = true")

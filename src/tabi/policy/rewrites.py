@@ -18,6 +18,12 @@ class FieldChanges(msgspec.Struct, frozen=True, omit_defaults=True):
     order: tuple[str, ...] = ()
     """Names of those that come first, in this order; the others follow as they are."""
 
+    def __repr__(self) -> str:
+        return "FieldChanges()"
+
+    def __rich_repr__(self) -> list[str]:
+        return []  # values may be secret
+
 
 NO_CHANGES = FieldChanges()
 
@@ -39,3 +45,9 @@ class Rewrite(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file whose content answers have, in place of theirs. Absolute."""
     profile: str | None = None
     """Whose fields a request has, and in which order: a name of ``tabi ua list``."""
+
+    def __repr__(self) -> str:
+        return "Rewrite()"
+
+    def __rich_repr__(self) -> list[str]:
+        return []  # URLs may hold passwords
