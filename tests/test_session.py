@@ -49,6 +49,7 @@ def test_how_a_session_can_end() -> None:
         "reset",
         "denied",
         "limit",
+        "fault",
         "shutdown",
         "kicked",
         "error",
@@ -59,7 +60,7 @@ def test_why_a_datagram_can_go_nowhere() -> None:
     """The stable words of the access log."""
     assert get_args(Drop) == (
         *("wrong_source", "malformed", "fragment", "denied", "unresolved"),
-        *("waiting", "unsolicited", "too_large", "unsent", "overflow", "limited", "inspector"),
+        *("waiting", "unsolicited", "too_large", "unsent", "overflow", "limited", "inspector", "fault"),
     )
 
 

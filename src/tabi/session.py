@@ -31,6 +31,7 @@ Drop = Literal[
     "overflow",
     "limited",
     "inspector",
+    "fault",
 ]
 """Why a datagram was dropped; docs/access-log.md explains each reason."""
 

@@ -349,6 +349,38 @@ def test_a_limit_ends_an_association(run: Run) -> None:
     run(main)
 
 
+def test_it_may_end_with_a_reset(run: Run) -> None:
+    """The client sees one on its control connection."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            place.one.end("fault", "too far", reset=True)
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
+            session = await place.ended.get()
+            assert (session.close, session.error) == ("fault", "too far")
+
+    run(main)
+
+
+def test_one_that_faults_lose_all_of_is_not_idle(run_once: Run) -> None:
+    """Its client sends: a line that loses all is not a client that is gone."""
+
+    async def main() -> None:
+        async with Place(udp_idle=100) as place, association(place.address) as client:
+            one = place.one
+            one.quiet_since = 0.0
+            for now in (90.0, 180.0):
+                one.drop("fault")
+                one.sweep(now, 100.0)
+            assert not one.closed
+            one.sweep(280.0, 100.0)
+            assert (await place.ended.get()).close == "idle"
+            assert await client.reader.read() == b""
+
+    run_once(main)
+
+
 def test_the_end_comes_once(run: Run) -> None:
     """What comes behind it changes nothing: an event of the control connection, another reason to end, a limit."""
 

@@ -9,9 +9,12 @@ from conftest import Run
 from datagrams import Inspector, Place, association, destination, unwrap
 from doubles import hear_opens
 from sockets import until
-from tabi.relay.datagram_inspector import Datagram, Emit
-from tabi.relay.protected_association import ProtectedAssociation
+from tabi.config import make_config
+from tabi.policy.limits import DOWN
+from tabi.relay.datagram_inspector import Datagram, Direction, Emit
+from tabi.relay.protected_association import LimitedProtectedAssociation, ProtectedAssociation
 from tabi.session import Session
+from tabi.wire.address import Address
 from tabi.wire.datagram import MAX_DATAGRAM, encode_header
 
 TURNED = Turned()
@@ -108,5 +111,34 @@ def test_what_cannot_be_sent_is_counted(run_once: Run, monkeypatch: pytest.Monke
                     found.send_down(header, b"y")
                     assert place.drops == {"too_large": 1, "unsent": 1}
                     monkeypatch.undo()
+
+    run_once(main)
+
+
+def test_limits_and_faults_hold_for_what_is_inside(run_once: Run) -> None:
+    """A protected association stays one when faults come and go, and pays for its payload: what wrapping has
+    added is given back at the end."""
+
+    async def main() -> None:
+        limits = make_config({"limits": {"quota": "1 GB/day"}}).limits
+        async with Place(limits=limits) as place:
+            hear_opens(place.server, protect)
+            async with association(place.address) as client:
+                one = place.one
+                assert isinstance(one, LimitedProtectedAssociation)
+                lost: list[bytes] = []
+
+                class Losing:
+                    def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
+                        lost.append(payload)
+
+                with destination() as echo:
+                    one.look_into(None, Losing())
+                    client.send(TURNED.wrap(echo.header + b"lost"))
+                    await until(lambda: lost == [b"lost"])
+                    one.look_into(None)
+                    answer = await client.ask(TURNED.wrap(echo.header + b"found"))
+                    assert unwrap(TURNED.unwrap(answer)) == (echo.address, b"found")
+                    assert (one.inspection and one.inspection.taken, one.meter.charged[DOWN]) == (9, 5)
 
     run_once(main)

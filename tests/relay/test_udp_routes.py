@@ -501,3 +501,26 @@ def test_datagrams_wait_for_a_verdict_that_takes_time(run_once: Run) -> None:
             assert place.one.session.error == "not there"
 
     run_once(main)
+
+
+def test_names_that_lead_to_an_address_can_be_listed(run_once: Run) -> None:
+    """The last ones, by that address; no numbers, and no names that were not found. The senders can be forgotten."""
+
+    async def main() -> None:
+        async with Place(names={"a.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as one, destination() as two, destination() as three:
+                client.send(encode_header(Address("missing.test", 9)) + b"x")
+                for name in ("a.test", "127.0.0.1"):
+                    for where in (one, two, three):
+                        header = where.header if name != "a.test" else encode_header(Address(name, where.address.port))
+                        await client.ask(header + b"x")
+                router = place.one.router
+                named = {where.address: Address("a.test", where.address.port) for where in (one, two, three)}
+                assert router.find_named(9) == named
+                assert len(router.find_named(2)) == 2
+                router.forget_senders()
+                assert not place.one.senders
+                await client.ask(one.header + b"x")
+                assert len(place.one.senders) == 1
+
+    run_once(main)

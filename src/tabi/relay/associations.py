@@ -19,9 +19,8 @@ from tabi.net.udp_path import UdpPath
 from tabi.policy.policy import DestinationPolicy
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import DatagramInspector, Inspect, check_inspector, is_plain
-from tabi.relay.inspected_association import InspectedAssociation
 from tabi.relay.limited_association import LimitedAssociation
-from tabi.relay.protected_association import ProtectedAssociation
+from tabi.relay.protected_association import LimitedProtectedAssociation, ProtectedAssociation
 from tabi.relay.shared_port import Departed, Newcomer, SharedPort
 from tabi.relay.udp_context import UdpContext
 from tabi.relay.udp_egresses import OpenPath
@@ -164,14 +163,15 @@ class Associations:
         session.drops = {}
         lease = session.lease
         parts = self.context, self.finished, client, port, session, destination_policy, declared, udp, open_path
-        association: Association
+        kind: type[Association] = Association
+        metered = lease is not None and lease.meters
         if session.protection is not None:
-            association = ProtectedAssociation(*parts, inspect=inspect, protection=session.protection)
-        elif inspect is not None:
-            association = InspectedAssociation(*parts, inspect=inspect)
-        else:
-            kind = Association if lease is None or not lease.meters else LimitedAssociation
-            association = kind(*parts)
+            kind = LimitedProtectedAssociation if metered else ProtectedAssociation
+        elif metered:
+            kind = LimitedAssociation
+        association = kind(*parts)
+        if inspect is not None:
+            association.look_into(inspect)
         if opened is not None:
             association.router.use(*opened)
         if lease is not None:

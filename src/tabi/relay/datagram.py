@@ -15,6 +15,7 @@ Hot path: benchmarks/compare pays for what is called with each run (udp) and for
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,8 +25,10 @@ from tabi.net.batch import Run
 from tabi.net.listen import client_ip
 from tabi.net.reactor import ENDED, IN, READABLE
 from tabi.net.sockaddr import python_sockaddr
-from tabi.net.stream import Stream
+from tabi.net.stream import RESET, Stream
 from tabi.policy.policy import DestinationPolicy
+from tabi.relay.datagram_inspector import Inspect
+from tabi.relay.inspection import MAX_NAMED, Faults, Inspection
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_routes import UdpRoute, UdpRouter
 from tabi.relay.udp_sockets import COST_APART, Port
@@ -57,6 +60,7 @@ class Association:
         "fragments",
         "host",
         "identity",
+        "inspection",
         "limit",
         "outbox",
         "port",
@@ -72,9 +76,6 @@ class Association:
 
     fit_down: ClassVar[Any] = None
     """Called for each run on its way to the client, if limits apply (`limited_association.py`)."""
-
-    inspected: ClassVar[bool] = False
-    """Whether each datagram is inspected, so that those toward the client go to `carry_down` one by one."""
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class Association:
         self.routes = self.router.routes  # asked for each run
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.queued = False
+        self.inspection: Inspection | None = None  # then each datagram goes to `carry_up` or `carry_down` by itself
         self.fragments: Reassembler | None = None
         self.limit = MAX_DATAGRAM
         self.closed = False
@@ -220,6 +222,13 @@ class Association:
         self.carry_up(address, payload)
 
     def carry_up(self, address: Address, payload: bytes) -> None:
+        """Carry one datagram of the client."""
+        if self.inspection is None:
+            self.route_up(address, payload)
+        else:
+            self.inspection.carry_up(address, payload)
+
+    def route_up(self, address: Address, payload: bytes) -> None:
         """Carry one datagram to its destination, or make it wait until that is known."""
         route = self.router.find(address)
         if route.sock is not None:
@@ -245,7 +254,10 @@ class Association:
 
     def carry_down(self, source: Address, header: bytes, payload: bytes) -> None:
         """Carry one datagram, whose sender ``header`` names, to the client."""
-        self.send_down(header, payload)
+        if self.inspection is None:
+            self.send_down(header, payload)
+        else:
+            self.inspection.carry_down(source, payload)
 
     def send_down(self, header: bytes, payload: bytes) -> None:
         """Send one datagram to the client, behind the header of its sender."""
@@ -262,6 +274,20 @@ class Association:
 
     def found(self, destination: Address, address: Address) -> None:
         """Hear which address a name has, to which its datagrams go directly."""
+        if self.inspection is not None:
+            self.inspection.found(destination, address)
+
+    def look_into(self, inspect: Inspect | None, faults: Faults | None = None) -> None:
+        """Have each datagram go to ``inspect`` and pass ``faults`` from now on. With neither they go in runs again."""
+        inspection = self.inspection
+        if inspection is None:
+            inspection = self.inspection = Inspection(self, self.router.find_named(MAX_NAMED))
+            self.routes = {}  # none is known
+            self.router.forget_senders()
+        inspection.inspect, inspection.faults = inspect, faults
+        if inspect is None and faults is None and self.session.protection is None:
+            self.inspection = None
+            self.routes = self.router.routes
 
     def lets_in(self, host: bytes) -> bool:
         """Whether the client may get datagrams of a host, by the octets of its address; no octets stand for a name."""
@@ -294,11 +320,12 @@ class Association:
             drops[reason] = drops.get(reason, 0) + count
 
     def sweep(self, now: float, idle: float) -> None:
-        """End it if nothing was relayed for ``idle`` seconds; give up fragments whose time is over."""
+        """End it if nothing was relayed or lost to a fault for ``idle`` seconds; give up fragments that are too old."""
         if self.fragments is not None and now >= self.fragments.deadline:
             self.give_up_fragments()
         self.router.sweep(now)
-        total = self.session.datagrams_up + self.session.datagrams_down
+        session, drops = self.session, self.session.drops or {}
+        total = session.datagrams_up + session.datagrams_down + drops.get("fault", 0)
         if total != self.seen:
             self.seen = total
             self.quiet_since = now
@@ -316,10 +343,13 @@ class Association:
         """A limit ends it, unless it has ended before the turn came to that."""
         self.end("limit", why)
 
-    def end(self, reason: Close, error: str | None = None) -> None:
-        """End it from outside, unless it has ended already. ``error`` is for the log's line."""
+    def end(self, reason: Close, error: str | None = None, reset: bool = False) -> None:
+        """End it from outside, unless it has ended already. ``error`` is for the log's line; with ``reset`` the control
+        connection ends with a reset."""
         if not self.closed:
             self.session.error = error or self.session.error
+            if reset:
+                self.control.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.close(reason)
 
     def close(self, reason: Close) -> None:
@@ -328,6 +358,8 @@ class Association:
             return
         self.closed = True
         self.session.close = reason
+        if self.inspection is not None:
+            self.inspection.close()
         self.give_up_fragments()
         self.router.close()
         self.port.leave(self)

@@ -71,5 +71,6 @@ class LimitedAssociation(Association):
     def close(self, reason: Close) -> None:
         """See `Association.close`. What was charged and not delivered is given back."""
         if not self.closed:
-            self.meter.settle(self.session.up, self.session.down, monotonic_ns())
+            up = self.session.up if self.inspection is None else self.inspection.taken
+            self.meter.settle(up, self.session.down, monotonic_ns())
         super().close(reason)

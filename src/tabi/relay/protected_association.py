@@ -8,25 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 from tabi.net.sockaddr import python_sockaddr
-from tabi.relay.datagram_inspector import Datagram, Emit, Inspect
-from tabi.relay.inspected_association import InspectedAssociation
+from tabi.relay.datagram import Association
+from tabi.relay.limited_association import LimitedAssociation
 from tabi.session import DatagramProtection
 from tabi.wire.datagram import MAX_DATAGRAM
 
 
-def pass_on(datagram: Datagram, emit: Emit) -> None:
-    """Inspect nothing."""
-    emit(datagram.payload)
-
-
-class ProtectedAssociation(InspectedAssociation):
+class ProtectedAssociation(Association):
     """An association that unwraps what the client sends, and wraps what the client gets."""
 
-    __slots__ = ("protection",)
+    __slots__ = ()
 
-    def __init__(self, *args: Any, inspect: Inspect | None, protection: DatagramProtection) -> None:
-        super().__init__(*args, inspect=inspect or pass_on)
-        self.protection = protection
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.look_into(None)
+
+    @property
+    def protection(self) -> DatagramProtection:
+        """How datagrams are wrapped."""
+        protection = self.session.protection
+        assert protection is not None
+        return protection
 
     def up_one(self, data: bytes) -> None:
         """See `Association.up_one`."""
@@ -50,3 +52,9 @@ class ProtectedAssociation(InspectedAssociation):
             return
         self.session.datagrams_down += 1
         self.session.down += len(payload)
+
+
+class LimitedProtectedAssociation(ProtectedAssociation, LimitedAssociation):
+    """One whose session has a lease that counts octets."""
+
+    __slots__ = ()

@@ -87,7 +87,7 @@ class UpstreamSocket(DestinationSocket):
             self.association.drop("unsolicited", run.count)
             return None
         header = encode_header(source)
-        if self.association.inspected:
+        if self.association.inspection is not None:
             self.take_apart(run, source, header)
             return None
         self.remember(run.head, header)
@@ -102,7 +102,8 @@ class UpstreamSocket(DestinationSocket):
         """Take the headers off one by one: of datagrams of new senders, fragments, rubbish."""
         association = self.association
         self.outbox.send()  # what came before goes before
-        fitting = run if association.fit_down is None else association.fit_down(run)
+        metered = association.fit_down is not None and association.inspection is None  # which asks for each by itself
+        fitting = association.fit_down(run) if metered else run
         if fitting is None:
             return
         for index in range(fitting.count):

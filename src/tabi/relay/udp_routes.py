@@ -25,7 +25,7 @@ from tabi.relay.udp_egresses import OpenPath, UdpEgresses, UpstreamSocket
 from tabi.relay.udp_sockets import DestinationSocket, family_of
 from tabi.session import Drop
 from tabi.wire.address import Address, Host
-from tabi.wire.datagram import encode_header
+from tabi.wire.datagram import decode_header, encode_header
 from tabi.wire.socks5 import ReplyCode
 
 if TYPE_CHECKING:
@@ -298,6 +298,22 @@ class UdpRouter:
             assert self.open_path is not None
             self.egresses = UdpEgresses(self, self.context, self.open_path)
         return self.egresses
+
+    def find_named(self, most: int) -> dict[Address, Address]:
+        """The names that go directly to an address, by that address; the last ones, at most so many."""
+        found: dict[Address, Address] = {}
+        for header, route in self.routes.items():
+            if route.sock is not None and not route.head:
+                _, destination, _ = decode_header(header)
+                if isinstance(destination.host, str):
+                    found[decode_sockaddr(route.address)] = destination
+        return dict(list(found.items())[-most:])
+
+    def forget_senders(self) -> None:
+        """Know the header of no sender any more."""
+        self.association.senders.clear()
+        for sock in self.sockets:
+            sock.senders.clear()
 
     def add_upstream(self, via: str, path: UdpPath) -> UpstreamSocket:
         """Have a socket for an egress through proxies."""

@@ -276,7 +276,7 @@ class DestinationSocket:
             return None
         source = decode_sockaddr(name)
         header = encode_header(source)
-        if association.inspected:
+        if association.inspection is not None:
             self.take_apart(run, source, header)
             return None
         self.remember(name, header)

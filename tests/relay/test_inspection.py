@@ -29,10 +29,13 @@ from datagrams import (
 )
 from doubles import Clock
 from sockets import turns, until
-from tabi.config import Udp
-from tabi.relay import inspected_association, udp_context
+from tabi.config import Udp, make_config
+from tabi.policy.limits import DOWN, UP
+from tabi.relay import inspection, udp_context
+from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Datagram, Direction, Emit
-from tabi.relay.inspected_association import DELAYED_COST, InspectedAssociation
+from tabi.relay.inspection import DELAYED_COST
+from tabi.relay.limited_association import LimitedAssociation
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 from tabi.wire.datagram import LAST, encode_header
@@ -55,7 +58,7 @@ async def inspected(look: Look, place: Place | None = None) -> AsyncIterator[tup
     async with place or Place() as found:
         found.server.parts.associations.inspector = inspector
         async with association(found.address) as client:
-            assert type(found.one) is InspectedAssociation
+            assert found.one.inspection is not None
             yield found, client, inspector
 
 
@@ -135,7 +138,7 @@ def test_what_an_inspector_is_shown(run: Run) -> None:
 def test_names_of_senders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name that was asked for last, of a bounded number of senders; none where the client gave an address, or a
     proxy has resolved the name."""
-    monkeypatch.setattr(inspected_association, "MAX_ROUTES", 2)
+    monkeypatch.setattr(inspection, "MAX_NAMED", 2)
     names = {f"{letter}.test": ["127.0.0.1"] for letter in "abc"}
 
     async def main() -> None:
@@ -155,15 +158,15 @@ def test_names_of_senders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
                 await client.ask(encode_header(Address(host, where.address.port)) + b"x")
             named = [one.named.host if one.named else None for one in inspector.seen if one.direction == "down"]
             assert named == [None, "a.test", "b.test", "c.test", "c.test", None]
-            assert isinstance(place.one, InspectedAssociation)
-            assert len(place.one.named) == 2
+            assert place.one.inspection is not None
+            assert len(place.one.inspection.named) == 2
         there = Place(names=names)
         async with there, inspected(pass_on, Front({"url": there.server.url})) as (place, client, inspector):
             with destination() as echo:
                 await client.ask(encode_header(Address("a.test", echo.address.port)) + b"x")
             assert [one.named for one in inspector.seen] == [None, None]
-            assert isinstance(place.one, InspectedAssociation)
-            assert not place.one.named
+            assert place.one.inspection is not None
+            assert not place.one.inspection.named
 
     run(main)
 
@@ -279,8 +282,8 @@ def test_delayed_datagrams_go_in_the_order_of_their_times(run: Run) -> None:
     async def main() -> None:
         async with inspected(only_up(look)) as (place, client, _):
             place.server.parts.associations.context.time = clock
-            found = place.one
-            assert isinstance(found, InspectedAssociation)
+            found = place.one.inspection
+            assert found is not None
             with nobody() as sink:
                 for payload in delays:
                     client.send(sink.header + payload)
@@ -315,8 +318,8 @@ def test_a_timer_sends_what_was_delayed(run: Run) -> None:
                     (echo.address, b"fast x"),
                     (echo.address, b"slow x"),
                 ]
-            found = place.one
-            assert isinstance(found, InspectedAssociation)
+            found = place.one.inspection
+            assert found is not None
             assert (found.timer, held(place)) == (None, 0)
 
     run(main)
@@ -337,8 +340,9 @@ def test_what_is_delayed_is_dropped_with_the_association(run: Run) -> None:
                     client.send(sink.header + b"x")
                 place.server.parts.associations.context.time = Clock()  # nobody's time comes
                 await until(lambda: len(kept) == 3)
-                found = place.one
-                assert isinstance(found, InspectedAssociation)
+                one = place.one
+                found = one.inspection
+                assert found is not None
                 waiting = len(found.delayed)
                 session = await place.end(client)
                 assert (session.drops, held(place)) == ({"waiting": waiting} if waiting else {}, 0)
@@ -346,9 +350,9 @@ def test_what_is_delayed_is_dropped_with_the_association(run: Run) -> None:
                 for emit in kept:
                     emit(b"too late")
                     emit(b"too late", delay=1)
-                found.close("shutdown")
+                one.close("shutdown")
                 await asyncio.sleep(0.02)
-                assert (found.session.datagrams_up, found.delayed, len(sink.received)) == (before, [], before)
+                assert (one.session.datagrams_up, found.delayed, len(sink.received)) == (before, [], before)
 
     run(main)
 
@@ -372,9 +376,9 @@ def test_an_inspector_may_emit_by_itself_later(run: Run) -> None:
 def test_what_is_delayed_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """In number, in octets, and by what all associations share: the rest is dropped and counted."""
     if bound == "count":
-        monkeypatch.setattr(inspected_association, "MAX_DELAYED", 2)
+        monkeypatch.setattr(inspection, "MAX_DELAYED", 2)
     else:
-        name = (inspected_association, "MAX_DELAYED_OCTETS") if bound == "octets" else (udp_context, "MEMORY")
+        name = (inspection, "MAX_DELAYED_OCTETS") if bound == "octets" else (udp_context, "MEMORY")
         monkeypatch.setattr(*name, 2 * (1000 + DELAYED_COST))
 
     async def main() -> None:
@@ -541,3 +545,91 @@ def test_a_quota_ends_it(run: Run) -> None:
                 assert (session.close, session.error) == ("limit", "limit: server: the quota of 2500 B/day is used up")
 
     run(main)
+
+
+# --- faults, and what begins and ends in the middle ---
+
+
+class Doubled:
+    """Faults that send all twice."""
+
+    def __init__(self, association: Association) -> None:
+        self.association = association
+
+    def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
+        assert self.association.inspection is not None
+        for _ in range(2):
+            self.association.inspection.send(direction, address, payload)
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_faults_come_and_go_while_it_runs(run: Run, kernel: str, looked: bool) -> None:
+    """Behind the inspector, if there is one: it sees each datagram once. The port, the routes and the counts stay, also
+    of the names that were resolved before."""
+
+    async def main() -> None:
+        async with Place(names={"here.test": ["127.0.0.1"]}) as place:
+            inspector = Inspector(pass_on)
+            if looked:
+                place.server.parts.associations.inspector = inspector
+            async with association(place.address) as client:
+                with destination() as echo:
+                    named = encode_header(Address("here.test", echo.address.port))
+                    for _ in range(2):
+                        assert unwrap(await client.ask(named + b"1")) == (echo.address, b"1")
+                    one = place.one
+                    inspect = inspector.inspect if looked else None
+                    one.look_into(inspect, Doubled(one))
+                    client.send(named + b"2")
+                    assert [unwrap(await client.receive())[1] for _ in range(4)] == [b"2"] * 4
+                    assert one.inspection is not None
+                    named_by_address = {echo.address: Address("here.test", echo.address.port)}
+                    assert one.inspection.named == named_by_address
+                    one.look_into(inspect)
+                    assert (one.inspection is not None) is looked
+                    for payload in (b"3", b"4", b"5"):
+                        assert unwrap(await client.ask(named + payload)) == (echo.address, payload)
+                    session = await place.end(client)
+                    assert (session.datagrams_up, session.datagrams_down, session.drops) == (7, 9, {})
+                    assert len(inspector.seen) == (13 if looked else 0)
+
+    run(main)
+
+
+def test_faults_of_an_association_that_has_ended(run_once: Run) -> None:
+    """What they send is not sent any more."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as echo:
+                one = place.one
+                one.look_into(None, Doubled(one))
+                found = one.inspection
+                assert found is not None
+                await place.end(client)
+                found.send("up", echo.address, b"x")
+                assert one.session.datagrams_up == 0
+
+    run_once(main)
+
+
+def test_limits_hold_for_what_faults_send(run_once: Run) -> None:
+    """The client pays for what it sends once, and for what it gets, twice here; the same after the faults are gone."""
+
+    async def main() -> None:
+        limits = make_config({"limits": {"quota": "1 GB/day"}}).limits
+        async with Place(limits=limits) as place, association(place.address) as client:
+            with destination() as echo:
+                one = place.one
+                assert unwrap(await client.ask(echo.header + bytes(100)))[1] == bytes(100)
+                one.look_into(None, Doubled(one))
+                client.send(echo.header + bytes(100))
+                for _ in range(4):
+                    await client.receive()
+                assert isinstance(one, LimitedAssociation)
+                assert one.meter.charged == {UP: 200, DOWN: 500}
+                one.look_into(None)
+                assert unwrap(await client.ask(echo.header + bytes(100)))[1] == bytes(100)
+                assert one.meter.charged == {UP: 300, DOWN: 600}
+
+    run_once(main)
