@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tabi.relay.stage import Stage
     from tabi.relay.tunnel import Tunnel
     from tabi.server.compiled import Compiled, compile_config
+    from tabi.server.faults import LiveFault
     from tabi.server.server import Server
     from tabi.server.sessions import SessionInfo
     from tabi.session import Decision, Session, Sniffed
@@ -86,6 +87,7 @@ __all__ = [
     "Intercept",
     "LimitExceeded",
     "Listener",
+    "LiveFault",
     "LocalProtocolError",
     "Login",
     "Opening",
@@ -145,6 +147,7 @@ _HOMES = {
     "Intercept": "parts.intercept",
     "LimitExceeded": "errors",
     "Listener": "egress.bind",
+    "LiveFault": "server.faults",
     "LocalProtocolError": "errors",
     "Login": "ingress.login",
     "Opening": "client",

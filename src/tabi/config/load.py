@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,25 @@ def decode_intercept(value: object, path: str) -> InterceptConfig:
     raise_all(find_mistakes(dict(value), InterceptConfig, path, decode_special)[0])
     found: InterceptConfig = msgspec.convert(dict(value), InterceptConfig, dec_hook=decode_special)
     return found
+
+
+def decode_distorts(given: Sequence[object]) -> tuple[DistortConfig, ...]:
+    """Each ``[[distort]]`` that a program gives, as a mapping, as the struct, or as the name of a profile; values are
+    checked with the others. Raises ConfigError and TypeError."""
+    if isinstance(given, str | Mapping | DistortConfig):
+        raise TypeError(f"distort: {type(given).__name__}, expected a list")
+    found = []
+    for number, value in enumerate(given):
+        path = f"distort[{number}]"
+        if isinstance(value, str):
+            value = DistortConfig(fault=value)
+        if not isinstance(value, DistortConfig):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{path}: {type(value).__name__}, expected tabi.config.DistortConfig or a mapping")
+            raise_all(find_mistakes(dict(value), DistortConfig, path, decode_special)[0])
+            value = msgspec.convert(dict(value), DistortConfig, dec_hook=decode_special)
+        found.append(value)
+    return tuple(found)
 
 
 PARTS: dict[str, type[msgspec.Struct]] = {

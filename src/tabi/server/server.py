@@ -10,13 +10,13 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 from urllib.parse import quote
 
 import msgspec
 
-from tabi.config import Ca, Config, InterceptConfig, Listen, Log, UserConfig
-from tabi.config.load import check_config, check_types
+from tabi.config import Ca, Config, DistortConfig, InterceptConfig, Listen, Log, UserConfig
+from tabi.config.load import check_config, check_types, decode_distorts
 from tabi.egress.custom import Opener, check_egresses
 from tabi.egress.inspected import DialInspector
 from tabi.egress.inspected import check_inspector as check_dial_inspector
@@ -46,6 +46,10 @@ from tabi.server.takeover import take_over
 from tabi.session import Session
 from tabi.wire.address import Address, from_sockaddr
 
+if TYPE_CHECKING:
+    from tabi.config.live_faults import FaultKeys
+    from tabi.server.faults import Faults, LiveFault
+
 log = logging.getLogger("tabi")
 
 
@@ -73,6 +77,8 @@ class Server:
             `tabi.config.InterceptConfig`, mappings with its keys, or names of hosts.
         hooks: objects with methods of interception. They see the flows of all entries; without any entry, those of HTTP
             without TLS.
+        distort: what is done to which sessions, in addition to ``[[distort]]`` of ``config``:
+            `tabi.config.DistortConfig`, mappings with its keys, or names of profiles.
         config: everything that tabi.toml can say. Default: its defaults, without an access log.
         open: allow listening beyond loopback without users.
         on_open: ``def`` or ``async def(session)``, called when a session's destination is connected, or its association
@@ -84,8 +90,8 @@ class Server:
         sockets: for each URL, in its order, a listening socket or several, in place of opening them. They are closed
             with the others.
         ledger: where limits count. Default: one of its own, kept in the file of ``quotas.path`` if there is one.
-        compiled: what `compile_config` has made, in place of ``config``, ``listen``, ``users``, ``intercept`` and
-            ``open``.
+        compiled: what `compile_config` has made, in place of ``config``, ``listen``, ``users``, ``intercept``,
+            ``distort`` and ``open``.
 
     Raises:
         ConfigError: something of this is wrong, or would make an open proxy.
@@ -103,6 +109,7 @@ class Server:
         dials: DialInspector | None = None,
         intercept: Sequence[InterceptConfig | Mapping[str, Any] | str] = (),
         hooks: Sequence[object] = (),
+        distort: Sequence[DistortConfig | Mapping[str, Any] | str] = (),
         config: Config | None = None,
         open: bool = False,
         on_open: Callable[[Session], object] | None = None,
@@ -126,6 +133,7 @@ class Server:
         if resolver is not None:
             check_resolver(resolver)
         self.intercepts = decode_entries(intercept)
+        self.distorts = decode_distorts(distort)
         self.hooks = check_hooks(hooks)
         self.authority: tuple[str, str] | None = None
         if isinstance(carrier, Intercept):
@@ -182,6 +190,7 @@ class Server:
         self.closing = contextlib.AsyncExitStack()
         self.ending: asyncio.Task[None] | None = None
         self.started = False
+        self.live: Faults | None = None
 
     def __repr__(self) -> str:
         return f"<tabi.Server {' '.join(listen.url for listen in self.config.listen)}>"
@@ -233,7 +242,7 @@ class Server:
         entries = [*config.intercept, *self.intercepts]
         if self.hooks and not any(one.action == "intercept" for one in entries):
             entries.append(InterceptConfig(name="hooks", tls=False))
-        config = msgspec.structs.replace(config, intercept=entries)
+        config = msgspec.structs.replace(config, intercept=entries, distort=[*config.distort, *self.distorts])
         return compile_config(check_types(config), open, self.authenticates, self.egresses)
 
     def reload(self, config: Config) -> list[str]:
@@ -417,3 +426,45 @@ class Server:
     def sessions(self) -> list[SessionInfo]:
         """The running sessions, as they are now, the oldest first. `SessionInfo.end` ends one."""
         return [] if self.composed is None else self.composed.sessions.infos()
+
+    # --- faults ---
+
+    def fault(self, profile: str | None = None, **keys: Unpack[FaultKeys]) -> LiveFault:
+        """A fault that acts between ``async with`` and its end, on running sessions too, see `LiveFault`::
+
+            async with server.fault("3g", hosts=["*.example.com"]):
+                ...
+
+        Args:
+            profile: ``3g`` and the like, or one of ``[profile.NAME]``; other figures that are given hold in place of
+                its own.
+            keys: those of ``fault`` in ``[[distort]]`` (``from_`` for ``from``), the matchers of ``[[distort]]``,
+                ``probability``, ``seed`` and ``name``. Default of ``name``: ``fault-1`` and so on.
+
+        Raises:
+            ConfigError: something of it is wrong; it names the key.
+        """
+        return self.faults.make(keys if profile is None else {"profile": profile, **keys})
+
+    def set_fault(self, profile: str | None = None, **keys: Unpack[FaultKeys]) -> LiveFault:
+        """The same, but acting already, until `LiveFault.remove`.
+
+        Raises:
+            ConfigError: as `fault`.
+            RuntimeError: the server does not run.
+        """
+        return self.fault(profile, **keys).set()
+
+    @property
+    def faults(self) -> Faults:
+        """All faults that were set while it runs."""
+        if self.live is None:
+            from tabi.server.faults import Faults
+
+            self.live = Faults(self)
+        return self.live
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self.ending is not None or self.closed.is_set()

@@ -1,0 +1,206 @@
+"""Faults that are set while a server runs: what `Server.fault` gives, and what workers do for ``tabi fault``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
+
+import msgspec
+
+from tabi.config import Config
+from tabi.config.compile import make_distort
+from tabi.config.live_faults import FaultChanges, changed, describe, read_fault, words_of
+from tabi.errors import ConfigError
+from tabi.policy.distorts import Distort
+
+if TYPE_CHECKING:
+    from tabi.distort.draws import Entry
+    from tabi.server.server import Server
+
+MOST_FAULTS = 100
+"""Faults at a time."""
+
+
+class Row(NamedTuple):
+    """An entry in words, and its counts, for ``tabi fault list``."""
+
+    name: str
+    live: bool
+    """Whether it was set while the server runs; else it is of the configuration."""
+    what: str
+    matchers: str
+    sessions: int
+    """That have it on their octets now."""
+    chosen: int
+    """Sessions that it was drawn for so far."""
+
+
+class LiveFault:
+    """A fault of `tabi.Server.fault`: it acts between ``async with`` and its end, on running sessions too::
+
+        async with server.fault(hosts=["*.example.com"], latency="200ms", jitter="50ms") as fault:
+            ...
+            fault.change(latency="500ms")
+
+    It takes effect at once, and nothing of it waits: however the block ends, the fault is gone then.
+    """
+
+    def __init__(self, faults: Faults, name: str, given: Mapping[str, Any], distort: Distort) -> None:
+        self.faults = faults
+        self.name = name
+        """The access log calls it so."""
+        self.given = given
+        self.distort = distort
+        self.entry: Entry | None = None
+        self.earlier = 0
+
+    def __repr__(self) -> str:
+        return f"<tabi.LiveFault {self.name}: {', '.join(filter(None, describe(self.given)))}>"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it is set, and was not removed."""
+        return self.faults.all.get(self.name) is self
+
+    def set(self) -> Self:
+        """Have it act. `tabi.Server.set_fault` has done so.
+
+        Raises:
+            ConfigError: there is one of its name, or there are too many.
+            RuntimeError: it acts already, or the server does not run.
+        """
+        if self.acts:
+            raise RuntimeError(f"the fault {self.name} acts already")
+        check_name(self.name, self.faults.names(), len(self.faults.all))
+        self.entry = self.faults.put(self, self.distort)
+        return self
+
+    def change(self, profile: str | None = None, **keys: Unpack[FaultChanges]) -> None:
+        """Change it: keys that are given hold from now on, the others stay; None takes one away. A profile takes the
+        place of all figures.
+
+        Raises:
+            ConfigError: something of it is wrong; it names the key. Nothing has changed then.
+            RuntimeError: it does not act.
+        """
+        if not self.acts:
+            raise RuntimeError(f"the fault {self.name} does not act")
+        self.become(changed(self.given, with_profile(profile, keys)))
+
+    def become(self, given: Mapping[str, Any]) -> None:
+        """Change all of it. Raises as `change`."""
+        distort = self.faults.read(self.name, given)
+        chosen, self.entry = self.chosen, self.faults.put(self, distort)
+        self.given, self.distort, self.earlier = given, distort, chosen
+
+    def remove(self) -> None:
+        """Have it act no more. Harmless when done twice, and when the server is closed."""
+        if self.acts:
+            self.faults.remove(self.name)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions have it on their octets now."""
+        return 0 if self.entry is None else self.entry.active
+
+    @property
+    def chosen(self) -> int:
+        """How many sessions it was drawn for so far; a change draws again for those that run, and counts them again."""
+        return self.earlier + (0 if self.entry is None else self.entry.chosen)
+
+    async def __aenter__(self) -> Self:
+        return self.set()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.remove()
+
+
+class Faults:
+    """The faults of a server that are set while it runs. It has to run when one is set, not when one is made."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.all: dict[str, LiveFault] = {}
+        """Those that act, by name."""
+        self.numbers = itertools.count(1)
+
+    def make(self, given: Mapping[str, Any]) -> LiveFault:
+        """A fault that does not act yet. Raises ConfigError, which names the key."""
+        found = changed(None, given)
+        name = found.pop("name", None)
+        if name is None:
+            name = new_name(self.numbers, self.names())
+        return LiveFault(self, name, found, self.read(name, found))
+
+    def read(self, name: str, given: Mapping[str, Any]) -> Distort:
+        """What a fault does. Raises ConfigError, which names the key."""
+        config = self.server.config
+        found = read_fault(given, name, config.profile, [listen.url for listen in config.listen])
+        return msgspec.structs.replace(make_distort(found, 0, name=name), live=True)
+
+    def names(self) -> set[str]:
+        """Those that are taken."""
+        return {*self.all, *labels_of(self.server.config)}
+
+    def put(self, fault: LiveFault, distort: Distort) -> Entry:
+        """Have a fault do this from now on. Raises RuntimeError if the server does not run."""
+        parts = self.server.parts
+        if self.server.ends:
+            raise RuntimeError("the server is closed")
+        if parts.molding is None:
+            parts.molding = parts.make_molding()
+        parts.molding.live[fault.name] = distort
+        self.all[fault.name] = fault
+        self.take()
+        return parts.molding.distortion.entries[distort]
+
+    def remove(self, name: str) -> None:
+        """Have the fault of a name act no more."""
+        del self.all[name]
+        molding = self.server.parts.molding
+        if molding is not None and not self.server.ends:
+            del molding.live[name]
+            self.take()
+
+    def take(self) -> None:
+        """Act by what is set now."""
+        parts = self.server.parts
+        before = parts.carrier
+        parts.take_distorts(parts.compiled.distorts)
+        if parts.carrier is not before and all(acceptor.sock.fileno() >= 0 for acceptor in parts.acceptors):
+            parts.renew_ingresses()
+
+    def rows(self) -> Iterator[Row]:
+        """All entries: those that were set, then those of the configuration."""
+        parts = self.server.parts
+        entries = {} if parts.molding is None else parts.molding.distortion.entries
+        for fault in self.all.values():
+            yield Row(fault.name, True, *describe(fault.given), fault.sessions, fault.chosen)
+        for distort, config in zip(parts.compiled.distorts, parts.compiled.config.distort, strict=True):
+            entry = entries.get(distort)
+            counts = (0, 0) if entry is None else (entry.active, entry.chosen)
+            yield Row(distort.label, False, *describe(words_of(config)), *counts)
+
+
+def check_name(name: str, names: Container[str], count: int) -> None:
+    """Raise ConfigError if there may be no new fault of this name, beside so many."""
+    if name in names:
+        raise ConfigError(f"there is one called {name!r} already", "name")
+    if count >= MOST_FAULTS:
+        raise ConfigError(f"{MOST_FAULTS} faults are set already")
+
+
+def new_name(numbers: Iterator[int], names: Container[str]) -> str:
+    """A name for a fault that was given none."""
+    return next(name for number in numbers if (name := f"fault-{number}") not in names)
+
+
+def labels_of(config: Config) -> list[str]:
+    """What the entries of a configuration are called."""
+    return [distort.name or f"distort[{number}]" for number, distort in enumerate(config.distort)]
+
+
+def with_profile(profile: str | None, keys: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All that is given."""
+    return keys if profile is None else {"profile": profile, **keys}
