@@ -75,9 +75,10 @@ class End:
         self.ended: set[int] = set()
         self.resets: dict[int, int] = {}
         self.goaway: Any = None
+        self.unread: list[tuple[int, int]] | None = None  # sizes and streams of content, if it is not read at once
 
     def receive(self, data: bytes) -> None:
-        """Take octets; content is read at once."""
+        """Take octets; content is read at once, unless it is kept `unread`."""
         for event in self.connection.receive_data(data):
             self.events.append(event)
             if isinstance(event, h2.events.RequestReceived | h2.events.ResponseReceived):
@@ -86,7 +87,10 @@ class End:
                 self.trailers[event.stream_id] = [(bytes(n), bytes(v)) for n, v in event.headers]
             elif isinstance(event, h2.events.DataReceived):
                 self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
-                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if self.unread is not None:
+                    self.unread.append((event.flow_controlled_length, event.stream_id))
+                else:
+                    self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif isinstance(event, h2.events.StreamEnded):
                 self.ended.add(event.stream_id)
             elif isinstance(event, h2.events.StreamReset):
@@ -129,9 +133,10 @@ class Ends:
         server: dict[int, int] | None = None,
         clock: Callable[[], float] = lambda: 0.0,
         piece: int = 1 << 20,
+        relay: FrameRelay | None = None,
         **options: Any,
     ) -> None:
-        self.relay = FrameRelay(inspector, clock=clock, **options)
+        self.relay = relay or FrameRelay(inspector, clock=clock, **options)
         self.client, self.server = End(True), End(False)
         self.piece = piece
         for end, settings in ((self.client, client), (self.server, server)):

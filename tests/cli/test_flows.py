@@ -28,7 +28,9 @@ def records() -> list[Record]:
     answer = [(b"Content-Type", b"application/json")]
     messages = [WebSocketMessage("send", STARTED, 1, b'{"a":1}'), WebSocketMessage("receive", STARTED + 1, 2, b"\xff")]
     return [
-        make_record(tags=["slow"], user="alice", rule="intercept[0]", sni="example.com", tls=0.01),
+        make_record(tags=["slow"], user="alice", rule="intercept[0]", sni="example.com", tls=0.01,
+                    sent_ja3="e7d7", sent_ja4="t13d", sent_http2="3:1|00|0|m,s,a,p", fingerprint="mirror",
+                    fingerprint_differs="ciphers"),
         make_record("http://h/form", b'{"b":[1,"\xc3\xa9"]}', method="POST", request_fields=form, request_body=b"a=b",
                     request_size=3, status=404, reason="Not Found", response_fields=answer),
         make_record("https://gone/", status=0, response_fields=[], body=b"", error="connection reset"),
@@ -146,6 +148,7 @@ def test_it_shows_a_flow(har: Path) -> None:
         *("time      34 ms (connect 0.0, tls 10.0, send 1.0, wait 20.0, receive 3.0 ms)", "tags      slow"),
         *("GET https://example.com/a?b=1 HTTP/1.1\nHost: example.com\nAccept: */*\n", "HTTP/1.1 200 OK\n", "\n\nhello"),
         *("server    192.0.2.1", "TLS       example.com", "client    127.0.0.1:5000"),
+        "shown     mirror\nbut not   ciphers\nsent      t13d e7d7\nHTTP/2    3:1|00|0|m,s,a,p\n",
     ):
         assert part in text
     text = "\n".join(flows(har, "--show", "2"))

@@ -40,6 +40,23 @@ def test_an_entry_says_what_the_record_does() -> None:
     assert "_truncated" not in entry
 
 
+def test_an_entry_says_what_the_destination_was_sent() -> None:
+    """Fingerprints stand in fields of their own, and are read back; without any there are none."""
+    sent = {
+        "sent_ja3": "e7d7",
+        "sent_ja4": "t13d",
+        "sent_http2": "3:100|1|0|m,s,a,p",
+        "fingerprint": "mirror",
+        "fingerprint_differs": "ciphers",
+    }
+    entry = entry_of(make_record(**sent))
+    names = ("_sentJa3", "_sentJa4", "_sentHttp2", "_fingerprint", "_fingerprintDiffers")
+    assert [entry[name] for name in names] == list(sent.values())
+    found = decode_entry(entry)
+    assert {name: getattr(found, name) for name in sent} == sent
+    assert not set(names) & set(entry_of(make_record()))
+
+
 def test_a_flow_without_an_answer_has_status_0_and_its_error() -> None:
     """As Chrome writes it."""
     entry = entry_of(make_record(status=0, reason="", response_fields=[], body=b"", error="reset", wait=None))

@@ -14,8 +14,8 @@ from conftest import Run
 from h2_ends import GET, OK, POST, End, Pass, block
 from sockets import Bench, Ends, tcp_pair, turns, until
 from tabi.intercept import http2_stages
-from tabi.intercept.http2 import FrameRelay
-from tabi.intercept.http2_stages import HELD_LIMIT, FrameStages
+from tabi.intercept.http2 import HELD_LIMIT, FrameRelay
+from tabi.intercept.http2_stages import FrameStages
 from tabi.intercept.http2_stream import HOLD, Stream
 from tabi.policy.limits import DOWN, UP
 from tabi.wire.h2 import DATA, END_STREAM, PREFACE, encode_frame, encode_rst, encode_settings

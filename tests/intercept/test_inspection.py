@@ -11,6 +11,7 @@ import pytest
 
 from conftest import Run
 from tabi.intercept import inspection
+from tabi.intercept.events import Sent
 from tabi.intercept.exchange import message_of
 from tabi.intercept.flow import Flow
 from tabi.intercept.headers import Headers
@@ -43,7 +44,7 @@ def inspect(
 ) -> Inspection:
     """How a session is looked into."""
     rule = InterceptRule(name="web", mismatch=mismatch)
-    tls: Any = SimpleNamespace(sni="a.example", ja4="t13d")
+    tls: Any = SimpleNamespace(sni="a.example", ja4="t13d", sent=Sent("3", "4", "mirror", "ciphers"))
     origin = Origin("https", parse_host(host), 443)
     return Inspection(make_session(), rule, hooks or Hooks(), recorder, origin, tls, no_fetch)
 
@@ -141,6 +142,7 @@ def test_the_end_of_a_flow(run: Run, now: bool) -> None:
     async def main() -> None:
         keeps = Keeps()
         inspection = inspect(hooks=Hooks([Hook()]), recorder=keeps)
+        inspection.began_http2("1:2|3|0|m")
         for error in (None, "broken"):
             flow = inspection.make_flow("GET", "/b?c", "HTTP/1.1", Headers(b"\r\nA:  b "))
             recording = Recording(3)
@@ -172,6 +174,8 @@ def test_the_end_of_a_flow(run: Run, now: bool) -> None:
             "a.example",
             "t13d",
         )
+        assert (whole.sent_ja3, whole.sent_ja4, whole.sent_http2) == ("3", "4", "1:2|3|0|m")
+        assert (whole.fingerprint, whole.fingerprint_differs) == ("mirror", "ciphers")
         assert (whole.address, whole.via, whole.tags, whole.error) == ("192.0.2.9", "direct", ["a", "b"], None)
         assert whole.send is not None
         assert whole.wait is not None

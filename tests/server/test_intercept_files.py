@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,32 @@ def test_a_record_in_a_folder_that_is_closed_is_an_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(ConfigError, match=r"^intercept\[0\]\.har: .*permission denied$"):
         compiled(tmp_path, {"tls": False, "har": f"{tmp_path}/x.har"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"tls": "chrome:1"},
+            r"^distort\[1\]\.tls: 'chrome:1' is unknown, expected mirror, chrome:131, .* or chrome",
+        ),
+        ({"tls": "mirror", "profile": "mirror"}, r"^distort\[1\]\.profile: 'mirror' is unknown, expected chrome:131, "),
+        ({"profile": "firefox:144"}, r"^distort\[1\]\.profile: 'firefox:144' is unknown, "),
+    ],
+)
+def test_fingerprints_have_names_that_there_are(entry: dict[str, Any], message: str) -> None:
+    """Of `tls` and of `profile`; the error says which."""
+    with pytest.raises(ConfigError, match=message):
+        compile_config(make_config({"distort": [{"tls": "mirror"}, entry]}))
+    assert compile_config(make_config({"distort": [{"tls": "chrome:stable", "profile": "chrome:stable"}]})).distorts
+
+
+def test_fingerprints_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other entries do not."""
+    monkeypatch.setitem(sys.modules, "utls", None)
+    assert compile_config(make_config({"distort": [{"strip_cookies": True}]})).distorts
+    for key in ("tls", "profile"):
+        with pytest.raises(
+            ConfigError, match=rf"^distort\[0\]\.{key}: {key} needs utls: pip install 'tabi\[fingerprint\]'$"
+        ):
+            compile_config(make_config({"distort": [{key: "chrome:stable"}]}))

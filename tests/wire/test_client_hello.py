@@ -24,6 +24,8 @@ from tabi.wire.client_hello import (
     HelloReader,
     decode_client_hello,
     decode_hello,
+    extensions_of,
+    hello_body,
 )
 
 BESIDE = [folder / "shared/data/hellos" for folder in Path(__file__).resolve().parents]
@@ -369,3 +371,17 @@ def test_a_hello_with_a_changed_octet(data: st.DataObject) -> None:
     except RemoteProtocolError:
         return
     assert found is None or found.ja4
+
+
+def test_the_contents_of_extensions() -> None:
+    """By type, in their order, out of any number of records; empty without any, or while octets are missing."""
+    whole = hello(extension(43, b"\2\3\4"), extension(0x1A1A, b""), extension(35, b"x" * 300), size=100)
+    found = extensions_of(hello_body(whole + b"more"))
+    assert list(found.items()) == [(43, b"\2\3\4"), (0x1A1A, b""), (35, b"x" * 300)]
+    assert hello_body(whole[:-1]) == b""
+    assert extensions_of(hello_body(records(b"\1" + vector(3, body(extended=False))))) == {}
+    assert decode_hello(hello_body(whole)) == decode_client_hello(whole)
+    with pytest.raises(RemoteProtocolError, match="comes twice"):
+        extensions_of(body(extension(35, b""), extension(35, b"")))
+    with pytest.raises(RemoteProtocolError, match="length"):
+        extensions_of(body()[:-1])

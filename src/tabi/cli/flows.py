@@ -204,6 +204,10 @@ def lines_of(record: Record, number: int, colour: bool) -> Iterator[str]:
         ("server", record.address),
         ("via", record.via),
         ("TLS", " ".join(filter(None, (record.sni, record.ja4)))),
+        ("shown", record.fingerprint),
+        ("but not", record.fingerprint_differs),
+        ("sent", " ".join(filter(None, (record.sent_ja4, record.sent_ja3)))),
+        ("HTTP/2", record.sent_http2),
         ("time", times_of(record)),
         ("tags", ", ".join(record.tags)),
     ]

@@ -28,6 +28,7 @@ COMMANDS = {
     "listen": "listen",
     "udp": "udp",
     "ca": "ca",
+    "ua": "ua",
     "flows": "flows",
     "replay": "replay",
 }

@@ -19,11 +19,13 @@ import time as clock
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
 from tabi.errors import ConfigError
 from tabi.intercept.authority import Authority, Verdict
+from tabi.intercept.fingerprints import TlsFingerprint
 from tabi.net.kernel import open_memory
 from tabi.net.tls import load_certificate
 
@@ -236,10 +238,16 @@ class ClientContexts:
         self.others: set[tuple[str, ...]] = set()
 
     def get_nowait(
-        self, settings: TlsSettings, protocols: tuple[str, ...], versions: Versions = "both"
+        self,
+        settings: TlsSettings,
+        protocols: tuple[str, ...],
+        versions: Versions = "both",
+        fingerprint: TlsFingerprint | None = None,
     ) -> ssl.SSLContext | None:
         """As `get`, or None where a thread has to make it."""
-        key = settings, protocols if protocols in USUAL else self.offer(protocols), versions
+        key: tuple[object, ...] = settings, fingerprint
+        if fingerprint is None:
+            key = settings, protocols if protocols in USUAL else self.offer(protocols), versions
         kept = self.kept.get(key)
         if kept is None:
             return None
@@ -252,7 +260,11 @@ class ClientContexts:
         return kept.context
 
     async def get(
-        self, settings: TlsSettings, protocols: tuple[str, ...], versions: Versions = "both"
+        self,
+        settings: TlsSettings,
+        protocols: tuple[str, ...],
+        versions: Versions = "both",
+        fingerprint: TlsFingerprint | None = None,
     ) -> ssl.SSLContext:
         """The context for handshakes with these settings. All who want one wait for the one thread that makes it.
 
@@ -262,18 +274,22 @@ class ClientContexts:
             settings: the rule's.
             protocols: to be offered by ALPN, best first; none: no ALPN. After `OTHERS` unusual offers others get none.
             versions: of TLS that the client offers.
+            fingerprint: what the hello looks like; it says what is offered, in place of the two above.
 
         Raises:
             ConfigError: a file cannot be used; ``path`` is trust, certificate or key.
         """
-        context = self.get_nowait(settings, protocols, versions)
+        context = self.get_nowait(settings, protocols, versions, fingerprint)
         if context is not None:
             return context
-        protocols = protocols if protocols in USUAL else self.offer(protocols)
-        key = settings, protocols, versions
+        key: tuple[object, ...] = settings, fingerprint
+        if fingerprint is None:
+            protocols = protocols if protocols in USUAL else self.offer(protocols)
+            key = settings, protocols, versions
         future = self.making.get(key)
         if future is None:
-            future = asyncio.get_running_loop().run_in_executor(None, self.make, settings, protocols, versions)
+            make = partial(self.make, settings, protocols, versions, fingerprint)
+            future = asyncio.get_running_loop().run_in_executor(None, make)
             self.making[key] = future
             future.add_done_callback(lambda done: self.made(key, done))
         try:
@@ -308,16 +324,19 @@ class ClientContexts:
         if len(self.kept) > self.bound:
             self.kept.popitem(last=False)
 
-    def make(self, settings: TlsSettings, protocols: Sequence[str], versions: Versions) -> Kept:
+    def make(
+        self,
+        settings: TlsSettings,
+        protocols: Sequence[str],
+        versions: Versions,
+        fingerprint: TlsFingerprint | None = None,
+    ) -> Kept:
         """Make one, in a thread. Errors as `get`."""
         now, state = (
             self.time(),
             state_of(settings.files),
         )  # before they are read: a later change shows at the next look
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3 if versions == "1.3" else ssl.TLSVersion.TLSv1_2
-        if versions == "1.2":
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context = make_context(protocols, versions) if fingerprint is None else fingerprint.make()
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.check_hostname = settings.verify and settings.check_name
         if settings.verify:
@@ -330,11 +349,20 @@ class ClientContexts:
             context.verify_mode = ssl.CERT_NONE
         if settings.certificate is not None:
             load_certificate(context, settings.certificate, settings.key or settings.certificate)
-        if protocols:
-            context.set_alpn_protocols(list(protocols))
         if self.key_log:
             context.keylog_filename = self.key_log
         return Kept(context, state, now)
+
+
+def make_context(protocols: Sequence[str], versions: Versions) -> ssl.SSLContext:
+    """A context with what is to be offered to a destination, which trusts nobody yet."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if versions == "1.3" else ssl.TLSVersion.TLSv1_2
+    if versions == "1.2":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
 
 
 def load_trust(context: ssl.SSLContext, path: str) -> None:

@@ -12,14 +12,32 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tabi.wire.client_hello import ClientHello
+from tabi.wire.client_hello import ClientHello, decode_client_hello
 from tabi.wire.dns_message import DnsInfo, decode_message
 
 DNS_PORT = 53
 
+if TYPE_CHECKING:
+    from tabi.intercept.fingerprints import TlsFingerprint
+
 Direction = Literal["up", "down"]
+
+
+class Sent(NamedTuple):
+    """The hello that a destination was sent.
+
+    Attributes:
+        ja3, ja4: its fingerprints, read from the octets that were sent.
+        fingerprint: the one that it was to have, such as ``mirror`` or ``chrome:stable``.
+        differs: what of that is not so, in words; None if all is.
+    """
+
+    ja3: str | None = None
+    ja4: str | None = None
+    fingerprint: str | None = None
+    differs: str | None = None
 
 
 class TlsInfo:
@@ -29,14 +47,26 @@ class TlsInfo:
         tls: with the destination.
         hello: of the client.
         verdict: ``good``, or what is wrong with the certificate.
+        sent: our hello to the destination, if it was kept.
+        fingerprint: that it was to have.
     """
 
-    __slots__ = ("_hello", "_tls", "verdict")
+    __slots__ = ("_fingerprint", "_hello", "_octets", "_sent", "_tls", "verdict")
 
-    def __init__(self, tls: ssl.SSLObject, hello: ClientHello, verdict: str) -> None:
+    def __init__(
+        self,
+        tls: ssl.SSLObject,
+        hello: ClientHello,
+        verdict: str,
+        sent: bytes = b"",
+        fingerprint: TlsFingerprint | None = None,
+    ) -> None:
         self._tls = tls
         self._hello = hello
         self.verdict = verdict
+        self._octets = sent
+        self._fingerprint = fingerprint
+        self._sent: Sent | None = None
 
     def __repr__(self) -> str:
         return f"<TlsInfo {self.sni} {self.version} {self.alpn} {self.verdict}>"
@@ -71,6 +101,20 @@ class TlsInfo:
     def ja4(self) -> str:
         """The fingerprint of the client's hello."""
         return self._hello.ja4
+
+    @property
+    def sent(self) -> Sent:
+        """What the destination saw of us: known where there is a fingerprint to show, or a record is made."""
+        if self._sent is None:
+            hello = decode_client_hello(self._octets) if self._octets else None
+            one = self._fingerprint
+            self._sent = Sent(
+                None if hello is None else hello.ja3,
+                None if hello is None else hello.ja4,
+                None if one is None else one.name,
+                None if one is None else one.differs(self._octets) or None,
+            )
+        return self._sent
 
 
 class Connection:

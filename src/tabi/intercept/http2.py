@@ -41,6 +41,9 @@ from tabi.wire.hpack import Field
 MAX_STREAMS = 1000
 """Streams of a connection at once, whatever the server allows."""
 
+HELD_LIMIT = 4 << 20
+"""Octets that are kept back of one direction before nothing more is read of it."""
+
 NO_LAST = (1 << 31) - 1
 """The last stream in a GOAWAY that only warns (RFC 9113 section 6.8)."""
 
@@ -57,7 +60,10 @@ class FrameRelay:
         wake: called when something was done from outside of `Direction.feed`, so that there are octets to send.
         failure: why it has ended, once both sides were told.
         over: whether nothing passes any more.
+        held_limit: see HELD_LIMIT.
     """
+
+    held_limit = HELD_LIMIT
 
     def __init__(
         self, inspector: Inspector | None = None, strip_alt_svc: bool = False, clock: Callable[[], float] = monotonic
@@ -72,10 +78,13 @@ class FrameRelay:
         self.last_opened = 0  # at the server
         self.last_taken = NO_LAST  # by the server, as its GOAWAY says
         self.turns = 0
-        self.up: Up = Up(self)
-        self.down: Down = Down(self)
+        self.up, self.down = self.make_directions()
         self.up.other, self.down.other = self.down, self.up
         self.directions: dict[int, Direction] = {UP: self.up, DOWN: self.down}
+
+    def make_directions(self) -> tuple[Up, Down]:
+        """What relays each of them."""
+        return Up(self), Down(self)
 
     def take(self, direction: int) -> bytes:
         """Octets that are to be sent in a direction, to the server (UP) or to the client (DOWN)."""

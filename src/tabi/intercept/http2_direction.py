@@ -86,6 +86,10 @@ class Direction(Outlet):
 
     other: Direction
     sender: str  # for messages
+    max_table = MAX_TABLE_SIZE
+    """Octets of a table of fields that the sender may allow the other side."""
+    max_list = MAX_LIST_SIZE
+    """Octets of a head that it may."""
 
     def __init__(self, relay: FrameRelay) -> None:
         super().__init__(relay)
@@ -406,12 +410,12 @@ class Direction(Outlet):
         table = window = None
         for setting, value in given:
             if setting == HEADER_TABLE_SIZE:
-                value = table = min(value, MAX_TABLE_SIZE)
+                value = table = min(value, self.max_table)
             elif setting == MAX_FRAME_SIZE:
                 value = min(value, MAX_FRAME)
                 other.max_frame = max(other.max_frame, value)
             elif setting == MAX_HEADER_LIST_SIZE:
-                value = min(value, MAX_LIST_SIZE)
+                value = min(value, self.max_list)
             elif setting == INITIAL_WINDOW_SIZE:
                 window = value
             settings.append((setting, value))

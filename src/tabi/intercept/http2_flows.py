@@ -19,9 +19,10 @@ from tabi.intercept.hooks import HookFailed
 from tabi.intercept.http2 import FrameRelay
 from tabi.intercept.http2_heads import VERSION, headers_of, host_of, reframe, request_head, to_fields
 from tabi.intercept.http2_stages import FrameStages
-from tabi.intercept.http2_stream import HOLD, Hold, Stream
+from tabi.intercept.http2_stream import HOLD, Hold, Inspector, Stream
 from tabi.intercept.http2_stream_flow import StreamFlow, error_fields, waits
 from tabi.intercept.inspection import MISDIRECTED, Inspection, Recording
+from tabi.intercept.sent import WatchedRelay
 from tabi.net.stream import Stream as NetStream
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.tunnel import HeadSock, Tunnel
@@ -67,7 +68,13 @@ class Http2Flows:
         Raises:
             RemoteProtocolError: a side has broken HTTP/2.
         """
-        relay = FrameRelay(self, self.inspection.mends)
+        inspection = self.inspection
+        make: Callable[[Inspector, bool], FrameRelay] = FrameRelay if inspection.recorder is None else WatchedRelay
+        if inspection.http is not None:
+            make = inspection.http.make_relay
+        relay = make(self, inspection.mends)
+        if isinstance(relay, WatchedRelay):
+            relay.watch(inspection.began_http2)
         stages = FrameStages(relay, self.client.closed)
         if head:
             HeadSock(self.tunnel.client, head)

@@ -13,9 +13,6 @@ from tabi.intercept.http2 import FrameRelay
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.stage import Stage
 
-HELD_LIMIT = 4 << 20
-"""Octets that are kept back of one direction before nothing more is read of it."""
-
 UNREAD_LIMIT = 4 << 20
 """Octets that one side has not read, with our answers to its frames among them, before nothing more is read of it."""
 
@@ -26,12 +23,11 @@ LOOK_AGAIN = 0.1
 class FrameStage(Stage):
     """What passes in one direction."""
 
-    __slots__ = ("number", "stages")
-
-    limit = HELD_LIMIT
+    __slots__ = ("limit", "number", "stages")
 
     def __init__(self, stages: FrameStages, number: int) -> None:
         super().__init__()
+        self.limit = stages.relay.held_limit
         self.stages: FrameStages | None = stages
         self.number = number
 

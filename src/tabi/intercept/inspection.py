@@ -11,9 +11,9 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic, time
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from tabi.intercept.events import TlsInfo
+from tabi.intercept.events import Sent, TlsInfo
 from tabi.intercept.flow import Flow, FlowRequest, FlowResponse
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
@@ -28,7 +28,12 @@ from tabi.wire.http_target import parse_authority
 
 log = logging.getLogger("tabi")
 
+if TYPE_CHECKING:
+    from tabi.intercept.fingerprints import HttpFingerprint
+
 HTTP_PORT, HTTPS_PORT = 80, 443
+
+NOT_SENT = Sent()
 
 
 MISDIRECTED = "a request for another host than the connection's"
@@ -159,6 +164,7 @@ class Inspection:
         origin: the server that the client asks.
         tls: what is known of TLS; None for plain HTTP.
         fetch: asks other servers, for `Flow.reroute`.
+        http: what the destination is to see of HTTP; None: what the client sends.
     """
 
     __slots__ = (
@@ -167,11 +173,13 @@ class Inspection:
         "connection",
         "fetch",
         "hooks",
+        "http",
         "origin",
         "recorded",
         "recorder",
         "right_host",
         "rule",
+        "sent_http2",
         "session",
         "tls",
         "tls_seconds",
@@ -188,6 +196,7 @@ class Inspection:
         tls: TlsInfo | None,
         fetch: Fetch,
         tls_seconds: float | None = None,
+        http: HttpFingerprint | None = None,
     ) -> None:
         self.session = session
         self.rule = rule
@@ -197,6 +206,8 @@ class Inspection:
         self.tls = tls
         self.fetch = fetch
         self.tls_seconds = tls_seconds
+        self.http = http
+        self.sent_http2: str | None = None  # how HTTP/2 with the destination has begun
         self.recorded = False
         self.connection = f"{session.number:x}"
         self.warned = False
@@ -250,6 +261,10 @@ class Inspection:
         self.right_host = host
         return False
 
+    def began_http2(self, text: str) -> None:
+        """HTTP/2 with the destination has begun, with this fingerprint; see `intercept.sent`."""
+        self.sent_http2 = text
+
     @property
     def mends(self) -> bool:
         """Whether `mend_response` does anything."""
@@ -287,6 +302,7 @@ class Inspection:
         session, request, response, tls = self.session, flow.request, flow.response, flow.tls
         connect, tls_seconds = (None, None) if self.recorded else (session.connect_seconds, self.tls_seconds)
         self.recorded = True  # later flows of the connection find it open
+        sent = NOT_SENT if tls is None else tls.sent
         return Record(
             id=flow.id,
             started=recording.started,
@@ -311,6 +327,11 @@ class Inspection:
             via=session.via,
             sni=None if tls is None else tls.sni,
             ja4=None if tls is None else tls.ja4,
+            sent_ja3=sent.ja3,
+            sent_ja4=sent.ja4,
+            sent_http2=self.sent_http2,
+            fingerprint=sent.fingerprint,
+            fingerprint_differs=sent.differs,
             connect=connect,
             tls=tls_seconds,
             send=recording.between(0, 1),

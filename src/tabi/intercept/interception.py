@@ -19,6 +19,7 @@ from tabi.errors import LimitExceeded, RemoteProtocolError
 from tabi.intercept.authority import Verdict
 from tabi.intercept.events import ClientHelloInfo, Connection, Direction
 from tabi.intercept.exchange import reason_of_error
+from tabi.intercept.fingerprints import Fingerprint, Fingerprints, TlsFingerprint
 from tabi.intercept.forwarded import ForwardedExchange
 from tabi.intercept.hooks import HookFailed, Hooks
 from tabi.intercept.http1 import Http1, ServerSpoke, Switched
@@ -51,6 +52,8 @@ log = logging.getLogger("tabi")
 READ_SIZE = 16384
 HANDSHAKE = b"\x16\x03"
 """How TLS begins: a record of the handshake."""
+
+OURS = Fingerprint()
 
 FEW = 1024
 """Octets after which a protocol that is still not known is not known."""
@@ -117,6 +120,7 @@ class Interception:
         self.rules = rules
         self.reopen = reopen
         self.fetch = fetch
+        self.fingerprints: Fingerprints | None = None
         self.pinned = Pinned()
         self.chosen: dict[Session, Chosen] = {}
         self.tunnels = ChosenTunnels(self)
@@ -185,8 +189,10 @@ class Interception:
             return None
         destination = request.destination
         origin = Origin("https" if request.tls else "http", destination.host, destination.port)
-        recorder = self.rules.recorder(rule)
-        inspection = Inspection(session, rule, self.rules.hooks(rule), recorder, origin, None, self.fetch)
+        recorder, hooks = self.rules.recorder(rule), self.rules.hooks(rule)
+        if (http := self.fingerprint_of(session).http) is not None:
+            hooks = http.around(hooks)
+        inspection = Inspection(session, rule, hooks, recorder, origin, None, self.fetch)
         session.intercepted = rule.label
         return ForwardedExchange(inspection, connection, request, self.relays.pacer, self.forwarded)
 
@@ -234,7 +240,8 @@ class Interception:
             return
         if seen.hello is None:
             origin = Origin("http", destination.host, destination.port)
-            inspection = Inspection(session, rule, hooks, self.rules.recorder(rule), origin, None, self.fetch)
+            recorder, http = self.rules.recorder(rule), self.fingerprint_of(session).http
+            inspection = Inspection(session, rule, hooks, recorder, origin, None, self.fetch, None, http)
             await self.carry_http(tunnel, inspection, seen.octets, seen.protocol == Payload.HTTP2)
             return
         host = host_of(seen.hello, session)
@@ -242,14 +249,16 @@ class Interception:
         connection = connection_of(session)
         if hooks.client_hello and not await self.ask_hello(tunnel, hooks, seen, connection):
             return
-        opened = await self.open_tls(tunnel, rule, seen)
+        recorder = self.rules.recorder(rule)
+        fingerprint = self.fingerprint_of(session, seen)
+        opened = await self.open_tls(tunnel, rule, seen, fingerprint.tls, recorder is not None)
         connection.tls = info = info_of(opened, seen.hello)
         session.up = session.down = 0  # from here on what is inside TLS is counted
         if hooks.tls_established:
             await hooks.tell(hooks.tls_established, info, connection)
         origin = Origin("https", host, destination.port)
-        recorder = self.rules.recorder(rule)
-        inspection = Inspection(session, rule, hooks, recorder, origin, info, self.fetch, monotonic() - began)
+        took = monotonic() - began
+        inspection = Inspection(session, rule, hooks, recorder, origin, info, self.fetch, took, fingerprint.http)
         if info.alpn in ("h2", "http/1.1"):
             await self.carry_http(tunnel, inspection, b"", info.alpn == "h2")
             return
@@ -278,8 +287,17 @@ class Interception:
             tunnel._run.close_streams(True)
         return info.action == "intercept"
 
-    async def open_tls(self, tunnel: Tunnel, rule: InterceptRule, seen: Seen) -> Opened:
-        """Shake hands with the destination, then with the client. Raises HandshakeFailed."""
+    def fingerprint_of(self, session: Session, seen: Seen | None = None) -> Fingerprint:
+        """What the destination is to see; without ``seen`` there is no TLS."""
+        if self.fingerprints is None:
+            return OURS
+        hello, octets = (None, b"") if seen is None else (seen.hello, seen.octets)
+        return self.fingerprints.choose(session, hello, octets) or OURS
+
+    async def open_tls(
+        self, tunnel: Tunnel, rule: InterceptRule, seen: Seen, fingerprint: TlsFingerprint | None, keep: bool
+    ) -> Opened:
+        """Shake hands with the destination, then with the client; see `Handshakes.open`. Raises HandshakeFailed."""
         handshakes, session, hello = self.handshakes, tunnel.session, seen.hello
         assert handshakes is not None
         assert hello is not None
@@ -291,7 +309,7 @@ class Interception:
             return run.server
 
         try:
-            opened = await handshakes.open(tunnel.server, rule, hello, host, reopen)
+            opened = await handshakes.open(tunnel.server, rule, hello, host, reopen, fingerprint, keep)
         except HandshakeFailed as exc:
             await self.alert(tunnel.client, exc)
             raise
@@ -334,6 +352,8 @@ class Interception:
         if http2:
             await Http2Flows(inspection, tunnel).carry(head)
             return
+        if inspection.http is not None:
+            inspection.hooks = inspection.http.around(inspection.hooks)
         http = None
         if Passing.fits(inspection):
             given = await pass_through(tunnel, inspection, head)

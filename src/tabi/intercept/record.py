@@ -63,6 +63,15 @@ class Record(msgspec.Struct, kw_only=True):
     via: str | None = None
     sni: str | None = None
     ja4: str | None = None
+    sent_ja3: str | None = None
+    """JA3 of the hello that the destination was sent."""
+    sent_ja4: str | None = None
+    sent_http2: str | None = None
+    """How HTTP/2 with the destination began: SETTINGS|WINDOW_UPDATE|PRIORITY|pseudo-header fields."""
+    fingerprint: str | None = None
+    """What the destination was to see, such as ``mirror``."""
+    fingerprint_differs: str | None = None
+    """What of that it did not see."""
     dns: float | None = None
     connect: float | None = None
     """Until the destination was connected, without TLS."""

@@ -12,7 +12,9 @@ from tabi.errors import ConfigError, RemoteProtocolError, TabiError
 from tabi.intercept.authority import Verdict, verdict_of
 from tabi.intercept.contexts import ClientContexts, ServerContexts, TlsSettings, Versions
 from tabi.intercept.events import TlsInfo
+from tabi.intercept.fingerprints import TlsFingerprint
 from tabi.intercept.pinning import REFUSALS
+from tabi.intercept.sent import WatchedContext
 from tabi.net.failures import is_deadline
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared, accept_tls, connect_tls, reason_of
@@ -27,6 +29,9 @@ KNOWN = ("h2", "http/1.1")
 """The ALPN protocols that are looked into."""
 
 TLS13 = 0x0304
+
+FINGERPRINT_BOUND = 32
+"""Contexts with a fingerprint that are kept. One that trusts the system's authorities has 1 MB of them."""
 
 OF_CERTIFICATE = {
     Verdict.EXPIRED: "certificate_expired",
@@ -59,11 +64,18 @@ class HandshakeFailed(TabiError):
 
 
 class Opened(NamedTuple):
-    """TLS with a destination."""
+    """TLS with a destination.
+
+    Attributes:
+        sent: our hello, if it was to be kept; else empty.
+        fingerprint: that it was to have.
+    """
 
     server: Stream
     tls: ssl.SSLObject
     verdict: Verdict
+    sent: bytes = b""
+    fingerprint: TlsFingerprint | None = None
 
 
 class Handshakes:
@@ -89,11 +101,21 @@ class Handshakes:
     ) -> None:
         self.server_contexts = server_contexts
         self.client_contexts = client_contexts
+        self.fingerprints = ClientContexts(FINGERPRINT_BOUND)  # apart: clients choose how many there are to be
         self.shared = shared
         self.connect = connect
         self.handshake = handshake
 
-    async def open(self, server: Stream, rule: InterceptRule, hello: ClientHello, host: Host, reopen: Reopen) -> Opened:
+    async def open(
+        self,
+        server: Stream,
+        rule: InterceptRule,
+        hello: ClientHello,
+        host: Host,
+        reopen: Reopen,
+        fingerprint: TlsFingerprint | None = None,
+        keep: bool = False,
+    ) -> Opened:
         """Shake hands with the destination. After an error its stream is closed.
 
         A certificate that is not accepted ends a handshake; to see it, so that the client gets one that is as bad, the
@@ -105,21 +127,26 @@ class Handshakes:
             hello: of the client: what it offers is offered.
             host: that the certificate must name.
             reopen: see `Reopen`.
+            fingerprint: what our hello is to look like. Default: as OpenSSL has it, with what the client offers.
+            keep: whether it is kept for `Opened.sent`, as it is with a fingerprint.
 
         Raises:
             HandshakeFailed: it has failed.
         """
         settings = TlsSettings(rule.verify, rule.trust, rule.certificate, rule.key)
         protocols, versions = protocols_of(hello), versions_of(hello)
-        contexts, verdict = self.client_contexts, Verdict.GOOD if rule.verify else Verdict.UNVERIFIED
+        contexts = self.client_contexts if fingerprint is None else self.fingerprints
+        verdict, sent = Verdict.GOOD if rule.verify else Verdict.UNVERIFIED, None
         try:
             async with asyncio.timeout(self.connect):
                 while True:
-                    context = contexts.get_nowait(settings, protocols, versions)
+                    context = contexts.get_nowait(settings, protocols, versions, fingerprint)
                     if context is None:
-                        context = await contexts.get(settings, protocols, versions)
+                        context = await contexts.get(settings, protocols, versions, fingerprint)
+                    if keep or fingerprint is not None:
+                        sent = WatchedContext(context)
                     try:
-                        sock = await connect_tls(server, context, host, self.shared)
+                        sock = await connect_tls(server, sent or context, host, self.shared)
                     except RemoteProtocolError as exc:
                         if not isinstance(exc.__cause__, ssl.SSLCertVerificationError) or not settings.verify:
                             raise
@@ -130,7 +157,7 @@ class Handshakes:
                         settings = settings.after(verdict)
                     else:
                         sock.silent = True
-                        return Opened(server, sock.tls, verdict)
+                        return Opened(server, sock.tls, verdict, sent.sent if sent else b"", fingerprint)
                     server.close()
                     server = await reopen()
         except BaseException as exc:
@@ -204,7 +231,7 @@ def versions_of(hello: ClientHello) -> Versions:
 
 def info_of(opened: Opened, hello: ClientHello) -> TlsInfo:
     """What hooks see of TLS."""
-    return TlsInfo(opened.tls, hello, opened.verdict.name.lower())
+    return TlsInfo(opened.tls, hello, opened.verdict.name.lower(), opened.sent, opened.fingerprint)
 
 
 def host_of(hello: ClientHello, session: Session) -> Host:

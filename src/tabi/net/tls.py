@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.net.handshakes import Handshakes
@@ -470,7 +470,16 @@ async def accept_tls(client: Stream, context: ssl.SSLContext, shared: TlsShared,
     return await shake_hands(client, make, incoming, outgoing, shared, "client", whose)
 
 
-async def connect_tls(server: Stream, context: ssl.SSLContext, host: Host, shared: TlsShared) -> TlsSocket:
+class Wrapping(Protocol):
+    """What makes TLS of memory: `ssl.SSLContext`, or what stands for one."""
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *, server_hostname: str | None = None
+    ) -> ssl.SSLObject:
+        """See `ssl.SSLContext.wrap_bio`."""
+
+
+async def connect_tls(server: Stream, context: Wrapping, host: Host, shared: TlsShared) -> TlsSocket:
     """Do the client's part of a handshake; the certificate must name ``host``, which is also the SNI if it is a
     name."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -26,7 +26,7 @@ from tabi.policy.rules import RuleSet
 from tabi.relay.sniffer import NOTHING, Sniffing
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
-from tabi.server.intercept_files import check_interception
+from tabi.server.intercept_files import check_fingerprints, check_interception
 from tabi.server.loops import refuse_loops
 from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
@@ -183,6 +183,7 @@ def compile_config(
     made = made._replace(intercepts=make_intercepts(config, users), distorts=make_distorts(config, users))
     if made.intercepts is not None:
         check_interception(config, made.intercepts)
+    check_fingerprints(config)
     check_listeners(made)
     for index, listen in enumerate(config.listen):
         if listen.no_user or listen.by_certificate:

@@ -65,6 +65,20 @@ def check_interception(config: Config, intercepts: Intercepts) -> None:
             check_har(rule.har, f"{path}.har")
 
 
+def check_fingerprints(config: Config) -> None:
+    """Check the names of fingerprints, and that their package is there. Raises ConfigError."""
+    wanted = [one for one in enumerate(config.distort) if one[1].tls is not None or one[1].profile is not None]
+    if not wanted:
+        return
+    from tabi.distort.fingerprint.presets import check_name
+
+    for number, distort in wanted:
+        if distort.tls is not None:
+            check_name(distort.tls, f"distort[{number}].tls")
+        if distort.profile is not None:
+            check_name(distort.profile, f"distort[{number}].profile", mirror=False)
+
+
 def check_authorities(name: str, path: str) -> None:
     """Raise ConfigError if a file has no authorities to trust."""
     if os.path.exists(name) and not os.path.isfile(name):

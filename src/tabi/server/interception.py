@@ -6,6 +6,8 @@ import asyncio
 import socket
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from time import time
 
 import msgspec
 
@@ -16,6 +18,7 @@ from tabi.ingress.gate import Gate
 from tabi.intercept.authority import read_certificates
 from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.datagram_hooks import DatagramHooks
+from tabi.intercept.fingerprints import Fingerprints
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.interception import Interception
 from tabi.intercept.page import Page
@@ -28,6 +31,7 @@ from tabi.intercept.writer import ThreadSink
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.parts.intercept import Intercept
+from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.intercepts import InterceptRule
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.first_octets import FirstOctets
@@ -162,12 +166,30 @@ def prepare(interception: Interception, compiled: Compiled, shared: TlsShared) -
     if handshakes is None and intercepts.need_authority:
         handshakes = make_handshakes(compiled, shared)
     hooks = rules.prepare(intercepts)
+    fingerprints = make_fingerprints(compiled.distorts)
 
     def begin() -> None:
         interception.intercepts, interception.handshakes = intercepts, handshakes
+        interception.fingerprints = fingerprints
         rules.take(hooks)
 
     return begin
+
+
+def make_fingerprints(distorts: Distorts) -> Fingerprints | None:
+    """What chooses fingerprints toward destinations; None where no entry has any."""
+    wanted = distorts.replaced(one for one in distorts if one.tls or (one.rewrite and one.rewrite.profile))
+    if not wanted:
+        return None
+    from tabi.distort.fingerprint.choose import Chooser
+
+    dice = Random()  # noqa: S311  a probability is not a secret
+
+    def chosen(session: Session, sni: str | None) -> list[Distort]:
+        found = wanted.matching(session, time(), sni=sni)
+        return [one for one in found if one.probability >= 1 or dice.random() < one.probability]
+
+    return Chooser(chosen)
 
 
 def compile_piece(compiled: Compiled, piece: Intercept) -> Compiled:

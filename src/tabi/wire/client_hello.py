@@ -203,6 +203,29 @@ def decode_client_hello(octets: bytes) -> ClientHello | None:
     return HelloReader().receive(octets)
 
 
+def hello_body(octets: bytes) -> bytes:
+    """The ClientHello that records begin with, without the head of the message: what `decode_hello` takes; empty while
+    octets are missing.
+
+    Raises:
+        RemoteProtocolError: as `decode_client_hello`.
+    """
+    reader = HelloReader()
+    return b"" if reader.receive(octets) is None else bytes(reader.message[MESSAGE_HEAD : reader.end])
+
+
+def extensions_of(body: bytes) -> dict[int, bytes]:
+    """What is in each extension of a ClientHello, by type, in their order. ``body`` is as `hello_body` gives it.
+
+    Raises:
+        RemoteProtocolError: a length does not fit, or an extension comes twice.
+    """
+    _, at = take(body, RANDOM_END, 1)  # the session
+    _, at = take(body, at, 2)  # the ciphers
+    _, at = take(body, at, 1)  # the compression
+    return split_extensions(take(body, at, 2)[0]) if at < len(body) else {}
+
+
 def decode_hello(body: bytes, quic: bool = False) -> ClientHello:
     """Read a ClientHello without the head of the message, as QUIC carries it too.
 
