@@ -116,7 +116,7 @@ def test_the_access_log_page_describes_every_key_and_every_word() -> None:
     page = (ROOT / "docs" / "access-log.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", page, re.M)
     sniffed = SniffedRecord.__struct_fields__[len(Record.__struct_fields__) :]
-    assert rows == [*AssociationRecord.__struct_fields__, *sniffed, *get_args(Close), *get_args(Drop)]
+    assert rows == [*AssociationRecord.__struct_fields__, *sniffed, "faults", *get_args(Close), *get_args(Drop)]
 
 
 def test_the_page_on_refusals_describes_every_reply_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from time import time
@@ -43,12 +44,47 @@ class Entry:
         self.active = 0
         """Sessions that have it now."""
         self.matched = 0
+        self.gone = False
+        """Whether it was taken away."""
+        self.resting: set[asyncio.Future[None]] = set()
         self.dice = random.Random()  # noqa: S311  a fault is not a secret
 
     def acts(self, now: float) -> bool:
         """Whether it acts at a time of the loop."""
         schedule = self.distort.schedule
-        return not schedule or schedule.acts(self.clock(), now - self.began)
+        return not self.gone and (not schedule or schedule.acts(self.clock(), now - self.began))
+
+    def take(self, distort: Distort, now: float) -> bool:
+        """Go on with other settings, for the same sessions; whether that is another fault. ``now`` is of the loop."""
+        before, self.distort = self.distort, distort
+        if (before.fault, before.schedule) == (distort.fault, distort.schedule):
+            return False
+        self.fault = distort.fault or NOTHING
+        self.buckets = Bucket(), Bucket()
+        if before.schedule != distort.schedule:
+            self.began = now
+        self.wake()
+        return True
+
+    def leave(self) -> None:
+        """It was taken away."""
+        self.gone = True
+        self.wake()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait for so many seconds, or until `wake`."""
+        resting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.resting.add(resting)
+        try:
+            await asyncio.wait((resting,), timeout=seconds)
+        finally:
+            self.resting.discard(resting)
+
+    def wake(self) -> None:
+        """Those that rest go on: it may not act any more."""
+        for resting in tuple(self.resting):
+            if not resting.done():
+                resting.set_result(None)
 
     def draw(self) -> Drawn | None:
         """One more session matches: whether it is chosen, drawn once for each."""
@@ -70,6 +106,16 @@ class Drawn(NamedTuple):
     entry: Entry
     number: int
     """Which of the sessions that match it is."""
+
+    @property
+    def acts_on_octets(self) -> bool:
+        """Whether it has stages, now or later."""
+        return self.entry.fault.on_octets and not self.entry.gone
+
+    @property
+    def acts_at_dial(self) -> bool:
+        """Whether it may act before there is a connection."""
+        return self.entry.fault.at_dial and not self.entry.gone
 
     def random(self, direction: int) -> random.Random:
         """Random numbers for one direction, UP or DOWN, of this session: with a seed the same in each run."""

@@ -17,6 +17,7 @@ from tabi.errors import DialError, LimitExceeded
 from tabi.ingress.bind_listener import BindListener, UpstreamBindListener
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
+from tabi.ingress.own_destinations import Entrance
 from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import connect_error, local_error, timeout_error
 from tabi.net.listen import bind_port, client_ip, family_of, own_address, route_to
@@ -58,9 +59,14 @@ class Bind:
     def __init__(self, gate: Gate, dialer: Dialer, carrier: Carrier, udp: Udp, seconds: float) -> None:
         self.gate = gate
         self.dialer = dialer
-        self.carrier = carrier
         self.udp = udp
         self.seconds = seconds
+        self.take(gate, carrier)
+
+    def take(self, entrance: Entrance, carrier: Carrier) -> None:
+        """Have sessions with one destination pass this, and give all to this carrier, from now on."""
+        self.entrance = entrance
+        self.carrier = carrier
 
     async def __call__(self, conversation: Conversation) -> None:
         """See `ingress.conversation.Serve`. Raises DialError, PolicyDenied and LimitExceeded: a reply."""
@@ -102,7 +108,8 @@ class Bind:
             route, destination_policy = await self.gate.enter_open(session, client)
             egress = route or self.gate.direct
         else:
-            egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, client)
+            entrance = self.entrance
+            egress, address_filter = entrance.enter(session) or await entrance.enter_slowly(session, client)
         if not egress.direct:
             listener = await listen(egress, session.destination, address_filter, session)
             return UpstreamBindListener(listener, client, destination_policy, port)

@@ -65,8 +65,6 @@ class KeptConnections:
     def __init__(self, clients: dict[Stream, None]) -> None:
         self.draining = False
         self.clients = clients
-        self.connections: dict[Session, Connection] = {}
-        """Of all clients that are connected."""
 
     def drain(self) -> None:
         """Keep none from now on."""
@@ -129,6 +127,19 @@ class Forwarding:
     tls: OriginTls
     inspect: Inspect | None = None
 
+    def take(self, gate: Entrance, carrier: Carrier) -> None:
+        """Have requests pass this gate, and give connections to this carrier, from now on."""
+        self.gate, self.carrier = gate, carrier
+
+    def under_way(self) -> dict[Session, ServerConnection]:
+        """The connections to destinations on which a request is under way, by its session."""
+        watched = (*self.idle.seen, *self.half_closed.seen)
+        return {
+            one.session: one.server
+            for one in watched
+            if isinstance(one, Connection) and one.exchange is not None and one.server is not None
+        }
+
 
 class HttpIngress:
     """Speaks HTTP/1.0 and 1.1 with clients.
@@ -168,11 +179,9 @@ class HttpIngress:
         session.protocol = self.protocol
         connection = Connection(self, client, session)
         self.idle.watch(connection)
-        self.kept.connections[session] = connection
         try:
             await connection.serve()
         finally:
-            del self.kept.connections[session]
             connection.patience.forget(connection)
             connection.half_closed = True  # it is watched no more, whatever a carrier's client does
             connection.close_server()
@@ -244,11 +253,6 @@ class Connection:
     def rule(self) -> str | None:
         """The rule that has allowed the request under way; see `Moving`."""
         return self.session.rule
-
-    @property
-    def client_fd(self) -> int:
-        """The descriptor of the client's connection."""
-        return self.client.fd
 
     def expire(self) -> None:
         """The idle deadline; dialling and asking who it is have their own."""

@@ -15,8 +15,10 @@ from tabi.egress.base import Egress
 from tabi.errors import DialError, PolicyDenied, RemoteProtocolError
 from tabi.ingress.conversation import Conversation
 from tabi.ingress.gate import Gate
+from tabi.ingress.own_destinations import Entrance
 from tabi.net.dial import IP, AddressFilter, Dialer
 from tabi.net.failures import timeout_error
+from tabi.relay.carrier import Carrier
 from tabi.session import Session
 from tabi.wire.address import Address, Host, check_found_name, unmap
 from tabi.wire.socks5 import Command, Reply, ReplyCode
@@ -34,13 +36,19 @@ class Question:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
+        self.entrance: Entrance = gate
+
+    def take(self, entrance: Entrance, carrier: Carrier) -> None:
+        """Have sessions pass this from now on; no carrier has them."""
+        self.entrance = entrance
 
     async def __call__(self, conversation: Conversation) -> Reply:
         """See `ingress.conversation.Serve`. Raises TabiError, as `find`: the reply."""
         session = conversation.session
         assert session.destination is not None
         self.check(session.destination)
-        egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
+        entrance = self.entrance
+        egress, address_filter = entrance.enter(session) or await entrance.enter_slowly(session, conversation.client)
         if egress.leads_nowhere:
             raise PolicyDenied(f"egress {egress.name}: {session.destination}")
         began = monotonic()
@@ -68,7 +76,7 @@ class Question:
         """Have the proxy on the way find it. Raises as `Egress.ask`; RemoteProtocolError for an invalid answer."""
         asked = await egress.ask(self.command, destination, address_filter, session)
         asked.stream.close()
-        return self.take(asked.reply.bound.host, address_filter)
+        return self.judge(asked.reply.bound.host, address_filter)
 
     def check(self, destination: Address) -> None:
         """Raise DialError for a destination that this command does not support."""
@@ -77,7 +85,7 @@ class Question:
         """Find it on this machine. Raises DialError and PolicyDenied."""
         raise NotImplementedError
 
-    def take(self, found: Host, address_filter: AddressFilter) -> Host:
+    def judge(self, found: Host, address_filter: AddressFilter) -> Host:
         """Look at what a proxy has found. Raises RemoteProtocolError, DialError, and PolicyDenied."""
         raise NotImplementedError
 
@@ -111,7 +119,7 @@ class Resolve(Question):
             return found[0]
         return next((address for address in found if address.version == 4), found[0])
 
-    def take(self, found: Host, address_filter: AddressFilter) -> IP:
+    def judge(self, found: Host, address_filter: AddressFilter) -> IP:
         """See `Question`."""
         if isinstance(found, str):
             raise RemoteProtocolError(f"the proxy was asked for an address, and gave {found}")
@@ -138,7 +146,7 @@ class ResolvePtr(Question):
         address_filter(address)  # clients from outside must not learn names of inner networks
         return await dialer.find_name(address, session)
 
-    def take(self, found: Host, address_filter: AddressFilter) -> str:
+    def judge(self, found: Host, address_filter: AddressFilter) -> str:
         """See `Question`."""
         try:
             return check_found_name(str(found))

@@ -135,9 +135,9 @@ class Interception:
         else:
             self.relays.start(client, server, session, answer, head)
 
-    def passes(self, session: Session) -> bool:
-        """See `Carrier`."""
-        return not self.intercepts.candidate(session)
+    def relays_for(self, session: Session) -> Relays | None:
+        """See `relay.carrier.relays_for`."""
+        return None if self.intercepts.candidate(session) else self.relays
 
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`."""

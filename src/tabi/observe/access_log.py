@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -87,6 +87,12 @@ class SniffedRecord(Record):
     pinned: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+FAULTY: dict[type[Record], Any] = {
+    kind: msgspec.defstruct(f"Faulty{kind.__name__}", [("faults", tuple[str, ...])], bases=(kind,), kw_only=True)
+    for kind in (Record, AssociationRecord, SniffedRecord)
+}
+"""Of each kind the line of a session that was drawn for ``[[distort]]`` entries: with their names."""
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -148,6 +154,9 @@ def format_line(session: Session, when: str, prefix: str, now: float) -> bytes:
         )
     elif session.sniffed is not None or session.intercepted is not None:
         record = looked_into(record, session)
+    if session.distorted:
+        labels = tuple([drawn.entry.distort.label for drawn in session.distorted])
+        record = FAULTY[type(record)](**msgspec.structs.asdict(record), faults=labels)
     try:
         line = encode(record) + b"\n"
     except UnicodeEncodeError:  # lone surrogates: a user name that is not text, or any name from a program

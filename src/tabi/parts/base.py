@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from tabi.config import Timeouts, Tls
 from tabi.egress.base import Egress
@@ -19,6 +19,7 @@ from tabi.ingress.connect import Connect
 from tabi.ingress.conversation import Ingress
 from tabi.ingress.gate import Gate, OpenRoute
 from tabi.ingress.http import Forwarding
+from tabi.ingress.own_destinations import Entrance
 from tabi.ingress.tls import Certificates
 from tabi.net.dial import Dialer
 from tabi.net.handshakes import Handshakes
@@ -31,7 +32,25 @@ from tabi.relay.carrier import Carrier, carry_of
 from tabi.relay.relays import Relays
 from tabi.relay.tunnel import Tunnels
 from tabi.session import Session
-from tabi.wire.sniff import Protocol
+from tabi.wire.sniff import Protocol as Spoken
+
+
+class Takes(Protocol):
+    """What has sessions pass a gate, and gives them to a carrier: a command, or forwarding."""
+
+    def take(self, gate: Entrance, carrier: Carrier) -> None:
+        """Do so with these from now on."""
+
+
+T = TypeVar("T", bound=Takes)
+
+
+class Served(NamedTuple):
+    """Something that takes a gate and a carrier, and those that it was built with."""
+
+    taking: Takes
+    gate: Entrance
+    carrier: Carrier
 
 
 @dataclass
@@ -72,6 +91,8 @@ class Running:
     """All carriers that may have a session."""
     intercept: Callable[[Any], Carrier]
     """Makes the running carrier of a `tabi.Intercept`. Raises ConfigError."""
+    served: list[Served] = field(default_factory=list)
+    """All that passes a gate, for what may come between them while the server runs."""
     arrived: Callable[[Stream, Session], object] = lambda client, session: None
     """Called when a PROXY header has named the client of a session. Raises LimitExceeded if that may not connect."""
     inside_tls: bool = False
@@ -114,6 +135,11 @@ class Running:
         self.carriers.append(made)
         self.made.append((carrier, made))
         return made
+
+    def keep(self, taking: T, gate: Entrance, carrier: Carrier) -> T:
+        """Note what was built with a gate and a carrier; returns it."""
+        self.served.append(Served(taking, gate, carrier))
+        return taking
 
     def password_check(self, users: Users) -> Ask:
         """Checks user names and passwords."""
@@ -186,7 +212,7 @@ class Piece(Value):
                 return CountedIngress(self.inner.build(running))
     """
 
-    speaks: ClassVar[tuple[Protocol, ...]] = ()
+    speaks: ClassVar[tuple[Spoken, ...]] = ()
     """The protocols by which `Mixed` knows its clients."""
     scheme: ClassVar[str] = "mixed"
     """Of the URL under which the access log and rules know the listener."""

@@ -286,7 +286,8 @@ class Connect(Command):
         """See `Command`."""
         if self.egress is None and self.carrier is None:
             return running.connect
-        return connect.Connect(running.gate_for(self.egress), running.carrier_for(self.carrier))
+        gate, carrier = running.gate_for(self.egress), running.carrier_for(self.carrier)
+        return running.keep(connect.Connect(gate, carrier), gate, carrier)
 
 
 @dataclass(frozen=True, repr=False)
@@ -316,7 +317,7 @@ class Bind(Command):
         """See `Command`."""
         seconds = running.timeouts.bind if self.timeout is None else self.timeout
         gate, carrier = running.gate_for(self.egress), running.carrier_for(self.carrier)
-        return bind.Bind(gate, running.dialer, carrier, self.udp, seconds)
+        return running.keep(bind.Bind(gate, running.dialer, carrier, self.udp, seconds), gate, carrier)
 
 
 @dataclass(frozen=True, repr=False)
@@ -364,7 +365,8 @@ class Resolve(Command):
 
     def build(self, running: Running) -> Serve:
         """See `Command`."""
-        return resolve.Resolve(running.gate_for(self.egress), self.prefer)
+        gate = running.gate_for(self.egress)
+        return running.keep(resolve.Resolve(gate, self.prefer), gate, running.carrier)
 
 
 @dataclass(frozen=True, repr=False)
@@ -383,4 +385,5 @@ class ResolvePtr(Command):
 
     def build(self, running: Running) -> Serve:
         """See `Command`."""
-        return resolve.ResolvePtr(running.gate_for(self.egress))
+        gate = running.gate_for(self.egress)
+        return running.keep(resolve.ResolvePtr(gate), gate, running.carrier)

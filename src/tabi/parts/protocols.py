@@ -205,6 +205,7 @@ class Http(Speaking):
         if connect is not running.connect:
             inspect = getattr(connect.carrier, "inspect", None)
             forwarding = replace(forwarding, gate=connect.gate, carrier=connect.carrier, inspect=inspect)
+            running.keep(forwarding, connect.gate, connect.carrier)
         name, required = "https" if running.inside_tls else "http", self.requires_user(running.by_certificate)
         return HttpIngress(commands, forwarding, self.ask(running), required, name)
 

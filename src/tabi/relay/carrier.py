@@ -14,6 +14,7 @@ from tabi.net.stream import Stream
 from tabi.session import Close, Session
 
 if TYPE_CHECKING:
+    from tabi.relay.relays import Relays
     from tabi.relay.tunnel import Tunnel
 
 
@@ -33,9 +34,8 @@ class Carried(Protocol):
 
 
 class Carrier(Protocol):
-    """Carries sessions to their end. One that gives some sessions to the relays as they are says which by a method
-    ``passes(session)``. One that has ``reopens = True`` may open destinations once more: it finds in
-    ``session.route`` how."""
+    """Carries sessions to their end. One that gives some sessions to relays as they are has a method `relays_for`. One
+    that has ``reopens = True`` may open destinations once more: it finds in ``session.route`` how."""
 
     def start(self, client: Stream, server: Stream, session: Session, answer: bytes, head: bytes) -> None:
         """Take both streams over. The caller must treat them, and the session, as closed from now on.
@@ -50,6 +50,13 @@ class Carrier(Protocol):
 
     def get(self, session: Session) -> Carried | None:
         """What is known of a session while it is carried."""
+
+
+def relays_for(carrier: Carrier, session: Session) -> Relays | None:
+    """The relays to which a carrier would give a session as it is, so that stages can be put on them; None: it looks at
+    its octets."""
+    ask: Callable[[Session], Relays | None] | None = getattr(carrier, "relays_for", None)
+    return None if ask is None else ask(session)
 
 
 Carry = Callable[["Tunnel"], Coroutine[Any, Any, object]]

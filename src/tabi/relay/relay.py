@@ -261,6 +261,19 @@ class Relay:
         del self.relays.active[session]
         return kept
 
+    def only_down(self) -> None:
+        """Take nothing more of the client: it closes as soon as the server has ended, and the client has all of it."""
+        up = self.up
+        up.ended, up.state = True, READY
+        up.give_pipe_back()
+        if isinstance(up, StagedFlow):
+            up.finishing = True
+            up.kept.clear()
+        if self.down.ended:
+            self.close("server")
+        else:
+            self.watch()
+
     def sweep(self, now: float, idle: float, half_closed: float) -> None:
         """End it if nothing has moved for ``idle`` seconds, or ``half_closed`` if one side has ended.
 

@@ -87,9 +87,9 @@ class Relays:
         other.pipes, other.pacer = self.pipes, self.pacer
         return other
 
-    def passes(self, session: Session) -> bool:
-        """See `Carrier`."""
-        return True
+    def relays_for(self, session: Session) -> Relays:
+        """See `carrier.relays_for`."""
+        return self
 
     def get(self, session: Session) -> Relay | None:
         """The relay of a session, while it runs: for its counts, its stages and its end."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from tabi.net.stream import Stream
 from tabi.net.timeouts import FixedTimeouts
-from tabi.relay.carrier import Carried, Carrier
+from tabi.relay.carrier import Carried, Carrier, relays_for
 from tabi.relay.first_octets import READ_SIZE, FirstOctets, Seen, Then
+from tabi.relay.relays import Relays
 from tabi.session import Close, Decision, Session, Sniffed
 from tabi.wire.client_hello import ClientHello
 from tabi.wire.tls_alert import encode_alert
@@ -81,10 +82,9 @@ class Sniffer:
         else:
             self.inner.start(client, server, session, answer, head)
 
-    def passes(self, session: Session) -> bool:
-        """See `Carrier`."""
-        ask: Callable[[Session], bool] | None = getattr(self.inner, "passes", None)
-        return not self.sniffing.includes(session) and ask is not None and ask(session)
+    def relays_for(self, session: Session) -> Relays | None:
+        """See `carrier.relays_for`."""
+        return None if self.sniffing.includes(session) else relays_for(self.inner, session)
 
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`: the inner carrier is asked by itself."""

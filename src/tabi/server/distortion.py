@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from tabi.distort.dialling import Distorting
-from tabi.distort.distortion import Distortion, Reachable
+from tabi.distort.dialling import Distorting, Egresses
+from tabi.distort.distortion import Distortion, Front
 from tabi.ingress.own_destinations import Entrance
 from tabi.policy.distorts import Distort, Distorts
 from tabi.relay.carrier import Carrier
-from tabi.session import Session
 
 if TYPE_CHECKING:
     from tabi.server.parts import Parts
@@ -24,14 +23,8 @@ class Molding:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        sessions, kept = parts.sessions, parts.kept
-
-        def carried(session: Session) -> Reachable | None:
-            return sessions.carried(session) or kept.connections.get(session)
-
-        self.distortion = Distortion(parts.relays, parts.carrier, lambda: sessions.running, carried)
-        parts.closing.callback(self.distortion.close, "shutdown")
+        self.distortion = Distortion(parts.relays, parts.sessions, parts.forwarding.under_way)
+        self.egresses = Egresses(self.distortion)
         self.live: dict[str, Distort] = {}
         """Those that were set while it runs, by their names."""
 
@@ -41,8 +34,16 @@ class Molding:
         self.distortion.take(distorts.replaced(itertools.chain(mine, self.live.values())))
 
     def in_front(self, carrier: Carrier, entrance: Entrance) -> tuple[Carrier, Entrance]:
-        """The carrier and the entrance of sessions, with faults where there are any."""
-        self.distortion.inner = carrier
-        if not self.distortion.distorts:
+        """A carrier and an entrance of sessions, with faults where there are any."""
+        if not self.distortion.entries:
             return carrier, entrance
-        return self.distortion, Distorting(entrance, self.distortion)
+        return Front(self.distortion, carrier), Distorting(entrance, self.distortion, self.egresses)
+
+    @property
+    def pairs(self) -> int:
+        """How many connections have a relay of their own, which takes as many descriptors as a session."""
+        return len(self.distortion.outer)
+
+    def close(self) -> None:
+        """End what is left."""
+        self.distortion.close("shutdown")

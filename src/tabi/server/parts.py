@@ -38,7 +38,7 @@ from tabi.net.tls import TlsShared
 from tabi.observe.access_log import AccessLog, Output, open_output
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import SessionObserver
-from tabi.parts.base import Composed, Running
+from tabi.parts.base import Composed, Piece, Running, Served
 from tabi.parts.commands import Bind, Command, Resolve, ResolvePtr, UdpAssociate
 from tabi.parts.commands import Connect as ConnectPiece
 from tabi.parts.protocols import proxy_of
@@ -149,6 +149,8 @@ class Parts:
         )
         closing.push_async_callback(self.associations.close, "shutdown")
         closing.push_async_callback(self.close_links)
+        self.molding: Molding | None = None
+        closing.callback(self.close_molding)  # after the carriers behind it
         self.idle_rules = IdleRules()
         self.relays = Relays(reactor, timeouts.idle, timeouts.half_closed, pipes, sessions.finished, self.idle_rules)
         closing.callback(self.relays.close, "shutdown")
@@ -178,12 +180,12 @@ class Parts:
         self.outer = self.carrier  # of sessions that are not looked into
         self.interception: Interception | None = None
         self.page: PageEgress | None = None
-        self.molding: Molding | None = None
         self.inner: Carrier = self.carrier  # of sessions that are not sniffed
         self.sniffer: Sniffer | None = None
         self.below: tuple[Carrier, Entrance, DatagramInspector | None] = self.carrier, self.gate, given.datagrams
         """What new sessions pass behind faults."""
         self.connect = Connect(self.gate, self.carrier)
+        self.served: dict[int, list[Served]] = {}  # of each listener, besides `connect` and `forwarding`
         self.kept = KeptConnections(sessions.handshake.kept)
         tls = OriginTls(self.tls_shared, timeouts.connect)
         self.forwarding = Forwarding(
@@ -316,14 +318,19 @@ class Parts:
         self.compose()
 
     def compose(self) -> None:
-        """Put faults in front of all that new sessions pass, where there are any."""
+        """Put faults in front of all that sessions pass from now on, where there are any."""
         carrier, entrance, datagrams = self.below
-        if self.molding is not None:
-            carrier, entrance = self.molding.in_front(carrier, entrance)
         self.carrier = carrier
         self.associations.inspector = datagrams
-        self.connect.take(entrance, carrier)
-        self.forwarding.gate, self.forwarding.carrier = entrance, carrier
+        self.put_in_front(Served(self.connect, entrance, carrier), Served(self.forwarding, entrance, carrier))
+        self.put_in_front(*itertools.chain(*self.served.values()))
+
+    def put_in_front(self, *served: Served) -> None:
+        """Have these pass their gates and carriers, with faults where there are any."""
+        for taking, gate, carrier in served:
+            if self.molding is not None:
+                carrier, gate = self.molding.in_front(carrier, gate)
+            taking.take(gate, carrier)
 
     def take_distorts(self, distorts: Distorts) -> None:
         """Act by the entries of a configuration from now on, and by the faults that are set."""
@@ -339,6 +346,11 @@ class Parts:
         from tabi.server.distortion import Molding
 
         return Molding(self)
+
+    def close_molding(self) -> None:
+        """End what is left of it."""
+        if self.molding is not None:
+            self.molding.close()
 
     def make_interception(self, compiled: Compiled, hooks: Sequence[object]) -> Interception:
         """A carrier that looks into sessions, and records them where its rules say so."""
@@ -394,7 +406,7 @@ class Parts:
 
     def make_ingress(self, compiled: Compiled, index: int) -> Ingress:
         """What a listener speaks, and what carries out its clients' commands."""
-        composed = self.given.composed
+        composed, served = self.given.composed, list[Served]()
         running = Running(
             self.gate,
             self.dialer,
@@ -411,11 +423,20 @@ class Parts:
             self.closing,
             self.sessions.carriers,
             self.intercept,
+            served,
             self.clients.arrived,
         )
         if composed is not None:
             running.find_certificates = composed.certificates_for
-            return composed.proxy.build(running)
+            ingress = composed.proxy.build(running)
+        else:
+            ingress = self.piece_of(compiled, index).build(running)
+        self.served[index] = served
+        self.put_in_front(*served)
+        return ingress
+
+    def piece_of(self, compiled: Compiled, index: int) -> Piece:
+        """What a listener of a configuration speaks, as a value."""
         config, listen = compiled.config, compiled.config.listen[index]
         udp = compiled.udp_of(listen)
         commands: list[Command] = [ConnectPiece(), Bind(udp=udp), UdpAssociate(udp=udp)]
@@ -427,7 +448,7 @@ class Parts:
         grammar = Grammar(config.users_grammar.keys, config.users_grammar.separator)
         if authenticate is not None and grammar:
             authenticate = with_grammar(authenticate, grammar)
-        return proxy_of(listen, commands, authenticate, compiled.required(listen)).build(running)
+        return proxy_of(listen, commands, authenticate, compiled.required(listen))
 
     def find_egress(self, egress: object) -> Egress:
         """The running egress for the egress that a piece names."""
@@ -461,6 +482,8 @@ class Parts:
         associations = self.associations  # which take twice as many, and the connections to proxies
         sessions = len(self.sessions.running) + self.sessions.arrivals.count
         room = self.capacity - sessions - len(associations.active) - associations.controls
+        if self.molding is not None:
+            room -= self.molding.pairs
         for egresses in self.all_egresses:
             if egresses.links:
                 room -= egresses.channels  # a session through an SSH server takes one more: counted as two

@@ -86,6 +86,8 @@ class Sessions:
         """The task of each, None if a relay has it."""
         self.numbers = itertools.count(1)
         self.empty: asyncio.Event | None = None
+        self.held: set[object] = set()
+        """What still has octets for the clients of sessions that are over."""
         self.carriers: list[Carrier] = []
         """All carriers that may have a session."""
         self.began = methods_of(observers, "began")
@@ -179,8 +181,21 @@ class Sessions:
                 ended(session)
             except Exception:
                 say_failed(ended)
-        if self.empty is not None and not self.running and not self.arrivals.count:
+        if self.empty is not None:
+            self.look_if_empty()
+
+    def look_if_empty(self) -> None:
+        """Wake the task that waits for the last session, if that was it."""
+        if self.empty is not None and not (self.running or self.arrivals.count or self.held):
             self.empty.set()
+
+    def holding(self, thing: object, holds: bool) -> None:
+        """Say that something still has octets for the client of a session that is over, or no longer."""
+        if holds:
+            self.held.add(thing)
+        else:
+            self.held.discard(thing)
+            self.look_if_empty()
 
     def request_over(self, session: Session) -> None:
         """A request is over, and its connection goes on: write its line, and begin the session anew."""
@@ -195,7 +210,7 @@ class Sessions:
 
     async def drained(self, seconds: float) -> None:
         """Wait until no session runs, for so many seconds at most."""
-        if self.running or self.arrivals.count:
+        if self.running or self.arrivals.count or self.held:
             self.empty = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.empty.wait(), seconds)
