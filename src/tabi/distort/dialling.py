@@ -19,6 +19,7 @@ from tabi.net.dial import AddressFilter
 from tabi.net.reactor import ENDED
 from tabi.net.resolve import find_number
 from tabi.net.stream import Stream
+from tabi.policy.faults import Fault
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
@@ -147,28 +148,33 @@ async def pass_faults(session: Session, client: Stream | None) -> None:
     Raises:
         DialError: a fault, or the client has gone.
     """
-    loop, destination = asyncio.get_running_loop(), session.destination
+    destination = session.destination
     assert destination is not None
     asks = isinstance(destination.host, str) and find_number(destination.host) is None
     asks = asks or session.command == "resolve_ptr"  # of an address
     for drawn in session.distorted or ():
-        entry, began = drawn.entry, loop.time()
-        fault = entry.fault
+        entry, fault = drawn.entry, drawn.entry.fault
         label = entry.distort.label
         if asks and fault.resolve_delay:
-            await rest(entry, began + fault.resolve_delay, client)
-        if asks and fault.resolve is not None and entry.acts(loop.time()):
+            await rest(entry, fault.resolve_delay, client)
+        if asks and fault.resolve is not None and acts(entry, fault):
             raise failure(fault.resolve, f"{destination.host}: a fault of {label} for names")
         if fault.dial_delay and session.command in DIALS:
-            await rest(entry, loop.time() + fault.dial_delay, client)
-        if fault.refuse is not None and entry.acts(loop.time()):
+            await rest(entry, fault.dial_delay, client)
+        if fault.refuse is not None and acts(entry, fault):
             raise failure(fault.refuse, f"{destination}: refused by {label}")
 
 
-async def rest(entry: Entry, until: float, client: Stream | None) -> None:
-    """Wait as long as an entry acts, up to a time of the loop. Raises DialError if the client has gone."""
+def acts(entry: Entry, fault: Fault) -> bool:
+    """Whether an entry acts now, with the fault that it had before."""
+    return entry.fault is fault and entry.acts(asyncio.get_running_loop().time())
+
+
+async def rest(entry: Entry, seconds: float, client: Stream | None) -> None:
+    """Wait, as long as an entry acts, for so many seconds. Raises DialError if the client has gone."""
     loop, fault = asyncio.get_running_loop(), entry.fault
-    while (left := until - loop.time()) > 0 and entry.fault is fault and entry.acts(loop.time()):
+    until = loop.time() + seconds
+    while (left := until - loop.time()) > 0 and acts(entry, fault):
         await entry.rest(left if client is None else min(left, LOOK))
         if client is not None and client.events & ENDED:
             raise DialError("the client has gone while it waited", ReplyCode.GENERAL_FAILURE)
