@@ -11,7 +11,7 @@ import pytest
 
 from authorities import LONG_AGO, authority, write_server
 from processes import failure, run_here, run_tabi
-from tabi.config import Config
+from tabi.config import Config, load_config, make_config
 from tabi.policy.users import make_hash
 
 FULL = """
@@ -263,6 +263,82 @@ def test_no_secret_is_printed(tmp_path: Path, flags: list[str]) -> None:
     assert "secret" not in output
     assert text.rpartition("$")[2] not in output
     assert "alice" in output
+
+
+MOLDED = """
+[[distort]]
+hosts = ["*.example.com"]
+fault = { latency = "200ms", limit = "10 MB", down = { bandwidth = "1.5 MB/s" }, from = "22:00 Europe/Berlin" }
+[[distort]]
+name = "fields"
+headers = { set = { User-Agent = "x", Authorization = "secret" }, append = { Cookie = ["secret"] } }
+map_remote = "http://user:secret@127.0.0.1:8000"
+[[distort]]
+fault = "mine"
+probability = "10%"
+[profile.mine]
+rtt = "300ms"
+bandwidth = 0.5e1
+up = { mtu = 1200, bandwidth = 2.5 }
+"""
+
+
+def test_faults_are_printed_with_what_they_say(tmp_path: Path) -> None:
+    """Of a fault and a profile the keys that are there; secrets in fields and URLs are not shown."""
+    done = run_here("check", write(tmp_path, MOLDED))
+    assert done.returncode == 0, done.stderr
+    assert b"secret" not in done.stdout
+    lines = [line for line in done.stdout.decode().splitlines() if line.startswith(("distort", "profile"))]
+    none = "none  # it matches all"
+    assert [line for line in lines if none not in line and not re.search("none  # [a-z]", line)] == [
+        'distort[0].name = "distort[0]"',
+        'distort[0].hosts[0] = "*.example.com"',
+        "distort[0].probability = 1.0",
+        "distort[0].fault.latency = 0.2",
+        'distort[0].fault.limit = "10 MB"',
+        'distort[0].fault.down.bandwidth = "1500 kB/s"',
+        'distort[0].fault.from = "22:00 Europe/Berlin"',
+        "distort[0].strip_cookies = false",
+        'distort[1].name = "fields"',
+        "distort[1].probability = 1.0",
+        "distort[1].headers.remove = []",
+        'distort[1].headers.set.User-Agent = "x"',
+        'distort[1].headers.set.Authorization = "…"',
+        'distort[1].headers.append.Cookie = "…"',
+        "distort[1].headers.order = []",
+        "distort[1].strip_cookies = false",
+        'distort[1].map_remote = "http://…@127.0.0.1:8000"',
+        'distort[2].name = "distort[2]"',
+        "distort[2].probability = 0.1",
+        'distort[2].fault = "mine"',
+        "distort[2].strip_cookies = false",
+        'profile.mine.bandwidth = "5 B/s"',
+        "profile.mine.up.bandwidth = 2.5",
+        'profile.mine.up.mtu = "1200 B"',
+        "profile.mine.rtt = 0.3",
+    ]
+    assert f"distort[0].ports = {none}" in lines
+    assert "distort[0].headers = none  # fields of requests stay" in lines
+    assert "distort[1].fault = none  # nothing goes wrong" in lines
+
+
+def test_what_is_printed_of_faults_is_the_same_configuration(tmp_path: Path) -> None:
+    """The JSON is read again; of what is secret only the names."""
+    path = write(tmp_path, MOLDED)
+    data = json.loads(run_here("check", "--json", path).stdout)
+    again, config = make_config(data), load_config(path)
+    assert again.profile == config.profile
+    assert [entry.fault for entry in again.distort] == [entry.fault for entry in config.distort]
+    assert [entry.probability for entry in again.distort] == [entry.probability for entry in config.distort]
+    assert data["distort"][1]["headers"]["set"] == {"User-Agent": "x", "Authorization": "…"}
+
+
+def test_a_seed_and_the_workers_of_the_command_line(tmp_path: Path) -> None:
+    """They contradict each other there too."""
+    path = write(tmp_path, "[[distort]]\nfault = '3g'\nseed = 7")
+    assert run_here("check", path).returncode == 0
+    line = failure(run_tabi("serve", "-c", path, "--workers", "2"), 2)
+    assert "distort[0].seed: sessions are drawn by each worker for itself: expected workers = 1" in line
 
 
 def test_json_is_one_object_with_the_same_content(tmp_path: Path) -> None:

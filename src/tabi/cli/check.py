@@ -55,6 +55,20 @@ NOT_SET = {
 }
 """What it means that a key has no value, for keys where no value says the same."""
 
+UNCHANGED = {
+    "seed": "what is drawn differs in each run",
+    "fault": "nothing goes wrong",
+    "headers": "fields of requests stay",
+    "response_headers": "fields of answers stay",
+    "map_remote": "requests go to their own URL",
+    "map_local": "destinations answer",
+    "status": "answers have their own",
+    "body": "answers have their own",
+    "tls": "destinations see that of tabi",
+    "profile": "requests have their own fields",
+}
+"""The same for those of ``[[distort]]``; all others are matchers."""
+
 
 @click.command(cls=Command)
 @click.argument("path", metavar="TABI.TOML", type=click.Path(path_type=Path), help="The file to try.")
@@ -155,6 +169,11 @@ def resolved(config: Config) -> dict[str, Any]:
     data["ca"]["certificate"], data["ca"]["key"] = authority_paths(config)
     for index, intercept in enumerate(data["intercept"]):
         intercept["name"] = intercept["name"] or f"intercept[{index}]"
+    for index, distort in enumerate(data["distort"]):
+        distort["name"] = distort["name"] or f"distort[{index}]"
+        hide_fields(distort)
+    for holder, key in faults_of(data):
+        holder[key] = without_none(holder[key])
     data["quotas"]["path"] = str(path_of(config))
     if data["limits"]["per_client"] is None:
         data["limits"]["per_client"] = msgspec.to_builtins(PerClient(), enc_hook=encode_special)
@@ -182,6 +201,35 @@ def hide_passwords(egress: dict[str, Any]) -> None:
                 one["to"] = hidden(one["to"])
 
 
+def hide_fields(distort: dict[str, Any]) -> None:
+    """Take secrets out of the fields that an entry sets, and out of its URL."""
+    if distort["map_remote"] is not None:
+        distort["map_remote"] = re.sub(r"://.*@", "://…@", distort["map_remote"])
+    for headers in filter(None, (distort["headers"], distort["response_headers"])):
+        from tabi.intercept.masking import Names
+
+        names = Names()
+        for values in (headers["set"], headers["append"]):
+            values |= dict.fromkeys([name for name in values if name in names], "…")
+
+
+def faults_of(data: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where the faults are: what has each, and its key."""
+    found = [(distort, "fault") for distort in data["distort"] if isinstance(distort["fault"], dict)]
+    return found + [(data["profile"], name) for name in data["profile"]]
+
+
+def without_none(value: Any) -> Any:
+    """A table without the keys that have no value: in a fault they all mean that this does not go wrong."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_none(below) for key, below in value.items() if below is not None}
+
+
+SIZES = ("queue", "mtu", "slice", "slice_variation", "limit", "truncate")
+"""The keys of a fault that are sizes."""
+
+
 def written(data: dict[str, Any]) -> dict[str, Any]:
     """A value with rates and sizes as people write them."""
     for part in [data, *data["users"].values(), *data["groups"].values(), *data["clients"]]:
@@ -191,6 +239,12 @@ def written(data: dict[str, Any]) -> dict[str, Any]:
                 limits[key] = f"{format_size(int(limits[key]))}{unit}"
     for intercept in data["intercept"]:
         intercept["body_limit"] = format_size(intercept["body_limit"])
+    for holder, name in faults_of(data):
+        fault = holder[name]
+        for figures in filter(None, (fault, fault.get("up"), fault.get("down"))):
+            figures |= {key: format_size(figures[key]) for key in SIZES if key in figures}
+            if "bandwidth" in figures and figures["bandwidth"].is_integer():
+                figures["bandwidth"] = f"{format_size(int(figures['bandwidth']))}/s"
     return data
 
 
@@ -215,6 +269,8 @@ def meaning_of(path: str) -> str:
         return "none  # destinations get no certificate"
     if path.startswith("intercept[") and key not in NOT_SET:
         return "none  # it matches all"
+    if path.startswith("distort["):
+        return f"none  # {UNCHANGED.get(key, 'it matches all')}"
     if path.startswith("rule["):
         return "none" if key in ("via", "idle") else "none  # it matches all"
     if path.endswith("udp.ports"):
