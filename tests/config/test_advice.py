@@ -43,6 +43,18 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
             "[[intercept]]\nusers = ['alicce']",
             ["intercept[0].users: there is no user alicce"],
         ),
+        (
+            f"{ALICE}[[distort]]\nfault = '3g'\nusers = ['@dev']\n[[distort]]\nfault = '3g'\nusers = ['bob', 'alice']",
+            [
+                "distort[0].users: no user is in @dev, so distort[0] can never match",
+                "distort[1].users: there is no user bob",
+            ],
+        ),
+        (
+            "[[distort]]\nname = 'rare'\nfault = '3g'\nprobability = 0",
+            ["distort[0].probability: it is 0, so rare never acts"],
+        ),
+        ("[[distort]]\nfault = '3g'\n[[distort]]\nfault = '3g'\nhosts = ['a.example']", []),  # all that match apply
         ("[[intercept]]\naction = 'pass'\nhosts = ['a.example']\n[[intercept]]\nhosts = ['a.example']", []),
         (GUESTS, []),
         (f"{GUESTS}[guard]\nallow = ['8.8.8.0/24']", []),

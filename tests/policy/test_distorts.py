@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rule_cases import GROUPS, HOSTS, MONDAY_NOON, asking, parts, rule, session
 from tabi.policy.distorts import NO_DISTORTS, Distort, Distorts
 from tabi.policy.faults import Fault, Line
+from tabi.policy.rewrites import Rewrite
 from tabi.policy.rules import ask
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
@@ -138,6 +139,27 @@ def test_entries_are_themselves_alone() -> None:
     assert (list(less), less.groups, less.direct) == ([second], GROUPS, found.direct)
     assert "office" in less.direct
     assert less.matching(connected("a.example", user="alice"), MONDAY_NOON) == (second,)
+
+
+def test_each_entry_says_why() -> None:
+    """All of them are told, those behind one that matches too."""
+    found = distorts({"hosts": ("a.example",)}, {}, {"hosts": ("b.example",), "ports": ("443",)}, {"users": ("bob",)})
+    assert [(step.distort.number, step.matched, step.why) for step in found.explain(connected("a.example"), 0.0)] == [
+        (0, True, "hosts a.example"),
+        (1, True, "matches everything"),
+        (2, False, "hosts: a.example is not one of b.example"),
+        (3, False, "users: nobody is not bob"),
+    ]
+
+
+def test_the_name_in_the_hello_is_known_too_late_for_faults() -> None:
+    """It chooses what is looked into: fields and fingerprints."""
+    first = Distort(rule(0, hosts=("a.example",)), "fault", 0, fault=FAULT)
+    second = Distort(rule(1, hosts=("a.example",)), "fields", 1, rewrite=Rewrite(strip_cookies=True))
+    steps = Distorts([first, second]).explain(connected("192.0.2.1"), 0.0, "a.example")
+    assert [step.matched for step in steps] == [False, True]
+    steps = Distorts([first, second]).explain(connected("192.0.2.1"), 0.0, "b.example")
+    assert steps[1].why == "hosts: 192.0.2.1 is not one of a.example; hosts: b.example is not one of a.example"
 
 
 @given(st.lists(parts, max_size=6), asking, st.sampled_from(HOSTS), st.sampled_from([80, 443, 53]))

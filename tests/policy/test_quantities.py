@@ -215,7 +215,8 @@ def test_what_is_no_idle_time(value: object) -> None:
 def test_a_chance_is_a_number_or_a_share(value: object, chance: float) -> None:
     """From nothing to all, both included."""
     found = Chance.parse(value)
-    assert (type(found), found) == (Chance, pytest.approx(chance))
+    assert type(found) is Chance
+    assert found == pytest.approx(chance)
 
 
 @pytest.mark.parametrize(

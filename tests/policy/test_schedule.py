@@ -54,7 +54,8 @@ def clock(text: str, zone: str = "Europe/Berlin") -> Daily:
 
 def daily(begin: str | None, end: str | None, zone: str = "Europe/Berlin") -> Schedule:
     """A schedule of times of day."""
-    return Schedule(*(None if text is None else clock(text, zone) for text in (begin, end)))
+    first, last = (None if text is None else clock(text, zone) for text in (begin, end))
+    return Schedule(first, last)
 
 
 def minutes(schedule: Schedule, around: float) -> list[str]:
@@ -262,6 +263,27 @@ def test_cycles() -> None:
     assert until.next_look(99.5, 0) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("schedule", "now", "begins"),
+    [
+        (ALWAYS, NOON, NOON),
+        (Schedule(None, None, Cycle.parse("30 s good, 5 s gone")), NOON, NOON),
+        (Schedule(NOON + 1e8), NOON, NOON + 1e8),
+        (Schedule(NOON - 1, NOON + 1), NOON, NOON),
+        (Schedule(NOON - 2, NOON - 1), NOON, None),
+        (Schedule(None, NOON), NOON, None),
+        (daily("13:00", "14:00", "UTC"), NOON, NOON + 3600),
+        (daily("11:00", "14:00", "UTC"), NOON, NOON),
+        (daily("11:00", "12:00", "UTC"), NOON, NOON + 23 * 3600),
+        (daily(None, "12:00", "UTC"), NOON, NOON + 12 * 3600),
+        (daily("02:15", "02:45"), SPRING - 3600, SPRING + 23.25 * 3600),
+    ],
+)
+def test_when_it_acts_next(schedule: Schedule, now: float, begins: float | None) -> None:
+    """Now, later, or never again; the cycle is another matter, which nobody outside of the server knows."""
+    assert schedule.begins(now) == (None if begins is None else pytest.approx(begins))
+
+
 # --- when to look again ---
 
 TIMES = st.builds(TimeOfDay, st.integers(0, 23), st.integers(0, 59), st.sampled_from([0, 0, 1, 59]))
@@ -277,9 +299,11 @@ def schedules(draw: st.DrawFn, around: float) -> Schedule:
     """Any schedule that may be written, with changes near a moment."""
     every = draw(CYCLES)
     if draw(st.booleans()):
-        return Schedule(*(draw(st.none() | MOMENTS.map(lambda late: around + late)) for _ in "ab"), every)
+        points = st.none() | MOMENTS.map(lambda late: around + late)
+        return Schedule(draw(points), draw(points), every)
     zone = ZoneInfo(draw(ZONES))
-    return Schedule(*(draw(st.none() | TIMES.map(lambda time: Daily(time, zone))) for _ in "ab"), every)
+    times = st.none() | TIMES.map(lambda time: Daily(time, zone))
+    return Schedule(draw(times), draw(times), every)
 
 
 @pytest.mark.parametrize("day", DAYS)

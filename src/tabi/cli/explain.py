@@ -21,6 +21,7 @@ from tabi.errors import ConfigError, printable
 from tabi.observe.access_log import escape_json
 from tabi.policy.rules import COMMANDS, PROTOCOLS
 from tabi.server.explain import Request, check_user, explain
+from tabi.server.explain_distort import lines_of as lines_of_distortion
 from tabi.server.explain_intercept import lines_of
 from tabi.server.explanation import Explanation
 from tabi.server.names import prepare_resolver
@@ -208,6 +209,7 @@ def lines(found: Explanation) -> Iterator[str]:
     rows += [("selects" if not index else "", text) for index, text in enumerate(found.selects)]
     if found.intercept is not None:
         rows += [("intercept" if not index else "", text) for index, text in enumerate(lines_of(found.intercept))]
+    rows += [("distort" if not index else "", text) for index, text in enumerate(lines_of_distortion(found.distort))]
     if found.sniff is not None:
         rows.append(("sniff", found.sniff))
     if found.later is not None:

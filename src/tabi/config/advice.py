@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from tabi.config.compile import make_guard, make_intercepts, make_rule_set
+from tabi.config.compile import make_distorts, make_guard, make_intercepts, make_rule_set
 from tabi.config.schema import Config, Listen, UserConfig
+from tabi.policy.distorts import Distorts
 from tabi.policy.guard import HERE, INNER, PRIVATE
 from tabi.policy.networks import Network, parse_network
 from tabi.policy.overlap import find_hidden
@@ -27,7 +28,22 @@ def advise(config: Config, users: UserTable | None = None) -> list[str]:
     if intercepts is not None:
         found += advise_on_rules(intercepts.rules, "intercept")
         found += advise_on_users(config, intercepts.rules, known, "intercept")
+    if config.distort:
+        distorts = make_distorts(config, users)
+        found += advise_on_distorts(distorts)
+        found += advise_on_users(config, distorts.rules, known, "distort")
     return found
+
+
+def advise_on_distorts(distorts: Distorts) -> Iterator[str]:
+    """Entries that can never act. None hides another one, since all that match apply."""
+    for entry in distorts:
+        path, hidden = f"distort[{entry.number}]", find_hidden(distorts.replaced([entry]).rules)
+        for rule, _ in hidden:
+            groups = ", ".join(rule.texts.users or ())
+            yield f"{path}.users: no user is in {groups}, so {entry.label} can never match"
+        if entry.probability == 0:
+            yield f"{path}.probability: it is 0, so {entry.label} never acts"
 
 
 def advise_on_rules(rules: RuleSet, table: str = "rule") -> Iterator[str]:

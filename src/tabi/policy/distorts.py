@@ -7,13 +7,14 @@ compiled and looked up in the same way.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
 from tabi.policy.faults import Fault
 from tabi.policy.networks import IP
 from tabi.policy.rewrites import Rewrite
-from tabi.policy.rules import Asked, Rule, RuleSet, ask, normal
+from tabi.policy.rules import Asked, Rule, RuleSet, ask, matchers_of, normal
 from tabi.policy.schedule import ALWAYS, Schedule
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -47,6 +48,14 @@ class Distort(msgspec.Struct, frozen=True, eq=False):
     """The fingerprint that destinations see: ``mirror``, or a preset such as ``chrome:stable``."""
     live: bool = False
     """Whether it was set while the server runs, so that a reload does not take it away."""
+
+
+class DistortStep(NamedTuple):
+    """What became of one entry, for people."""
+
+    distort: Distort
+    matched: bool
+    why: str
 
 
 class Distorts:
@@ -108,6 +117,17 @@ class Distorts:
                 ):
                     found.add(position)
         return tuple([self.entries[position] for position in sorted(found)]) if found else ()
+
+    def explain(self, session: Session, now: float, sni: str | None = None) -> list[DistortStep]:
+        """What `matching` does, entry after entry, for people; arguments as there. A hello is too late for faults."""
+        steps = []
+        for entry in self.entries:
+            late = None if entry.rewrite is None and entry.tls is None else sni
+            found = [self.rules.mismatch(entry.rule, session, asked, now) for asked in self.names(session, None, late)]
+            matched = None in found
+            why = matchers_of(entry.rule) if matched else "; ".join(dict.fromkeys(filter(None, found)))
+            steps.append(DistortStep(entry, matched, why))
+        return steps
 
     def names(self, session: Session, destination: Address | None, sni: str | None) -> list[Asked]:
         """What ``hosts`` is asked for: the destination with the addresses that are known of it, and the hello's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 Pairs = tuple[tuple[str, str], ...]
@@ -21,7 +23,7 @@ class FieldChanges(msgspec.Struct, frozen=True, omit_defaults=True):
     def __repr__(self) -> str:
         return "FieldChanges()"
 
-    def __rich_repr__(self) -> list[str]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         return []  # values may be secret
 
 
@@ -49,5 +51,5 @@ class Rewrite(msgspec.Struct, frozen=True, omit_defaults=True):
     def __repr__(self) -> str:
         return "Rewrite()"
 
-    def __rich_repr__(self) -> list[str]:
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
         return []  # URLs may hold passwords

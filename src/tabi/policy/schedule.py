@@ -29,6 +29,9 @@ LONGEST_LOOK = 3600.0
 
 SHORTEST_LOOK = 0.001
 
+MANY_LOOKS = 200
+"""Looks of more than two days, on each of which a time of day comes, unless clocks are put forward over it."""
+
 
 MIDNIGHT = TimeOfDay()
 
@@ -159,6 +162,18 @@ class Schedule(NamedTuple):
             elif clock is not None and clock > now:
                 found.append(clock - now)
         return max(SHORTEST_LOOK, min(found))
+
+    def begins(self, now: float) -> float | None:
+        """When it acts next, or ``now`` if it does already, in seconds since 1970, whatever its cycle says; None if it
+        never does again."""
+        bounds = self._replace(every=None)
+        if isinstance(bounds.begin, float) and now < bounds.begin:
+            return bounds.begin
+        for _ in range(MANY_LOOKS):
+            if bounds.acts(now, 0):
+                return now
+            now += bounds.next_look(now, 0)
+        return None
 
 
 ALWAYS = Schedule()

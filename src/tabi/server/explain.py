@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
-from tabi.config.compile import make_intercepts
+from tabi.config.compile import make_distorts, make_intercepts
 from tabi.config.users import UserTable, make_users
 from tabi.errors import AuthError, ConfigError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import Gate
@@ -33,6 +33,7 @@ from tabi.policy.networks import unmapped
 from tabi.server.compiled import sniffing_of
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
+from tabi.server.explain_distort import explain_distortion
 from tabi.server.explain_intercept import explain_interception
 from tabi.server.explanation import QUESTIONS, EgressExplainer, Explanation, Recorder, is_name
 from tabi.session import Session
@@ -133,6 +134,8 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
         gate.close()
         await dialer.close()
     conclude(found, request, failure)
+    if found.error is None and config.distort and not anybody:  # before its address is known, as when it is dialled
+        found.distort = explain_distortion(make_distorts(config, users), session, request.now, request.sni)
     intercepts = make_intercepts(config, users, lambda: request.now) if found.error is None else None
     if intercepts is not None:
         found.intercept = explain_interception(intercepts, session, addresses or (), request.sni)

@@ -20,6 +20,7 @@ from tabi.policy.limits import Account
 from tabi.policy.policy import DestinationPolicy, Pending, Policy
 from tabi.policy.quantities import Quota, format_moment, format_size
 from tabi.policy.rules import Unresolved
+from tabi.server.explain_distort import DistortStep
 from tabi.server.explain_intercept import Interception
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -73,6 +74,8 @@ class Explanation(msgspec.Struct):
     """Seconds that the client must wait before its answer; null if it need not wait."""
     intercept: Interception | None = None
     """Whether it would be looked into; null if there is no interception, or if it is refused."""
+    distort: list[DistortStep] = []
+    """What each ``[[distort]]`` does to it, or why not; empty if it is refused."""
     sniff: str | None = None
     """Whether the rules are asked again, for a connection whose first octets are looked at; null for any other."""
     later: str | None = None
