@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -283,6 +284,27 @@ def test_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "abc" not in text
 
 
+def test_distort(tmp_path: Path) -> None:
+    """Sessions take the time of a phone's network; by the seed the second one is cut off after 10 kB."""
+    text = (EXAMPLES / "distort.toml").read_text().replace(":1080", ":0")
+    file = tmp_path / "distort.toml"
+    file.write_text(f'{text}\n[resolver]\nhosts = {{ "www.example.com" = ["127.0.0.1"] }}\n')
+    log = tmp_path / "access.log"
+    page = b"x" * 20_000
+    with serve(tmp_path, "-c", file, "--access-log", log) as proxy, origin({"/": page}) as server:
+        url = server.url("/", "www.example.com")
+        command = [need("curl"), *CURL, "--socks5-hostname", str(proxy.address), "-w", " %{time_total}", url]
+        first = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert first.returncode == 0
+        body, _, seconds = first.stdout.rpartition(" ")
+        assert page.decode() in body
+        assert float(seconds) > 0.3  # a round trip
+        second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert second.returncode == 56  # a reset
+        line = wait_for(lambda: '"close":"fault"' in log.read_text() and log.read_text(), "a line of the log")
+    assert '"error":"flaky: the limit of 10000 octets"' in str(line)
+
+
 def test_bind() -> None:
     """Whoever calls the address that it prints is answered, one after the other; a reset harms nobody."""
     with example("bind.py") as running:
@@ -407,6 +429,19 @@ def test_the_example_of_sniffing_is_accepted_and_explained() -> None:
     done = run_python("-m", "tabi", "explain", "-c", "examples/sniff.toml", "connect", "8.8.8.8:443")
     assert (done.returncode, done.stderr) == (0, "")
     assert "sniff     if it is TLS, the rules are asked again with the name that it asks for (SNI)\n" in done.stdout
+
+
+def test_the_example_of_faults_is_accepted_and_explained(tmp_path: Path) -> None:
+    """`tabi check` and `tabi explain` take examples/distort.toml: no advice, and docs/faults.md shows what they say."""
+    done = run_python("-m", "tabi", "check", "examples/distort.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    file = tmp_path / "distort.toml"
+    hosts = '[resolver]\nhosts = { "www.example.com" = ["198.51.100.7"] }\n'
+    file.write_text(f"{(EXAMPLES / 'distort.toml').read_text()}\n{hosts}")
+    done = run_python("-m", "tabi", "explain", "-c", str(file), "connect", "www.example.com:443")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = done.stdout[done.stdout.index("distort ") :].partition("\n\n")[0]
+    assert textwrap.indent(told, "    ") in (ROOT / "docs" / "faults.md").read_text()
 
 
 def test_the_example_pool_is_accepted_and_explained() -> None:

@@ -572,7 +572,7 @@ def molding(tmp_path: Path) -> Path:
         (["connect", "a.test:443", "--at", "2027-01-01T23:00"], "latency 200 ms; from 22:00 UTC (acts now)\n"),
         (["connect", "a.test:443", "--at", "2027-01-01T12:00"], "from 22:00 UTC (next at 2027-01-01T22:00:00Z)\n"),
         (["connect", "a.test:443"], "distort[1]  no   hosts: a.test is not one of 198.51.100.0/24\n"),
-        (["connect", "198.51.100.7:443"], "stall at once, loss 100%, refused: 3 (network unreachable)\n"),
+        (["connect", "198.51.100.7:443"], "stall at once, refused: 3 (network unreachable)\n"),
         (["associate", "198.51.100.7:53"], "distort[1]  yes  hosts 198.51.100.0/24\n"),
     ],
 )

@@ -45,7 +45,7 @@ PROFILES: dict[str, FaultConfig] = {
     "cable": profile(5000, 1000, 28),
     "satellite": profile(20000, 2000, 600, jitter=Seconds(0.01), loss=Chance(0.002)),
     "lossy-wifi": profile(20000, 10000, 20, jitter=Seconds(0.01), loss=Chance(0.01), burst=2.0),
-    "offline": FaultConfig(refuse=int(ReplyCode.NETWORK_UNREACHABLE), stall=Onset(0.0), loss=Chance(1.0)),
+    "offline": FaultConfig(refuse=int(ReplyCode.NETWORK_UNREACHABLE), stall=Onset(0.0)),
 }
 """docs/faults.md has the source of each. ``offline`` refuses what is new; what runs waits, as it does without a
 network, and goes on when the fault is taken away. Datagrams are lost."""
