@@ -31,6 +31,7 @@ from sockets import (
 from stages import Failing, Holding, Passing
 from tabi.net.reactor import IN, OUT
 from tabi.net.stream import Stream
+from tabi.policy.faults import Ending
 from tabi.policy.limits import DOWN, UP
 from tabi.relay import relay
 from tabi.relay.flow import BLOCKED, READY
@@ -653,5 +654,45 @@ def test_a_relay_that_holds_something_on_purpose_is_not_idle(run: Run) -> None:
                 bench.relays.sweep(began + 302)
                 bench.relays.sweep(began + 603)  # 602 may be 299.99… after 302
                 assert (ends.session.close, ends.session.error) == ("idle", None)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_fault_ends_it(run: Run, how: Ending) -> None:
+    """With an end or a reset of both sides, for the reason that is given; later ones change nothing."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            await exchange(ends)
+            relay = ends.relay
+            relay.end(how, "the reason")
+            relay.end("close", "another")
+            relay.end("reset", "another")
+            for sock in (ends.client, ends.server):
+                if how == "close":
+                    assert await read_all(sock) == b""
+                else:
+                    with pytest.raises(ConnectionResetError):
+                        await read_all(sock)
+            assert (ends.session.close, ends.session.error) == ("fault", "the reason")
+
+    run(main)
+
+
+def test_the_descriptor_of_the_client(run: Run) -> None:
+    """That of the client's connection while it runs, and none afterwards."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            fd = ends.near_client.sock.fileno()
+            ends.start()
+            relay = ends.relay
+            assert relay.client_fd == fd
+            relay.close("shutdown")
+            assert relay.client_fd == -1
 
     run(main)

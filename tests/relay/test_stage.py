@@ -10,8 +10,10 @@ import pytest
 from conftest import Run
 from sockets import Bench, read, read_all, send, send_and_end, turns, until
 from stages import Counting, Holding
-from tabi.policy.limits import UP
-from tabi.relay.stage import LONGEST_HOLD, Stage
+from tabi.policy.faults import Ending
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.stage import LONGEST_HOLD, SLACK, Stage
+from virtual import Net
 
 
 def test_by_itself_it_passes_everything_on(run: Run) -> None:
@@ -49,9 +51,13 @@ def test_what_is_on_no_relay_cannot_emit() -> None:
             stage.emit_end()
         stage.call_at(0.0, lambda: None)
         stage.call_later(0.0, lambda: None)
+        stage.next_turn(lambda: None)
         stage.go_on()
         stage.reset()
+        stage.end_relay("close", "why")
+        stage.end_relay_after("close", "why")
         assert not stage.timers
+        assert (stage.is_blocked, stage.is_late) == (False, False)
 
 
 def test_a_timer_lets_go_what_is_held(run: Run) -> None:
@@ -203,3 +209,105 @@ def test_it_may_stop_the_reading_and_reset(run: Run) -> None:
             assert ends.session.close == "reset"
 
     run(main)
+
+
+def test_a_timer_as_long_as_may_be() -> None:
+    """A sum of floats is rounded: a time, and the longest one after it, is not too long."""
+    for now in (0.1, 0.3, 1e6 / 3, 12345.678):
+        net = Net()
+        net.loop.now = now
+        stage = Stage()
+        net.relay.add_stage(UP, stage)
+        stage.call_later(LONGEST_HOLD, stage.reset)
+        with pytest.raises(ValueError, match="the longest is 3600 s"):
+            stage.call_later(LONGEST_HOLD + 2 * SLACK, stage.reset)
+
+
+def test_the_next_turn() -> None:
+    """It is called once, in the next turn, unless it was taken off or put on elsewhere; a failure ends the relay."""
+    called: list[int] = []
+    net = Net()
+    stages = [Stage(), Stage(), Stage()]
+    for stage in stages:
+        net.relay.add_stage(UP, stage)
+        stage.next_turn(lambda: called.append(1))
+    net.relay.remove_stage(stages[0])
+    net.relay.remove_stage(stages[1])
+    other = Net()
+    other.relay.add_stage(UP, stages[1])
+    assert not called
+    assert net.turns() == 1
+    assert called == [1]
+    stages[2].next_turn(lambda: 1 // 0)
+    net.turns()
+    assert (net.session.close, stages[2].flow) == ("error", None)
+
+
+def test_it_knows_that_a_turn_is_over() -> None:
+    """Who has much to do asks, and leaves the rest to the next one."""
+    net = Net()
+    stage = Stage()
+    net.relay.add_stage(UP, stage)
+    assert not stage.is_late
+    net.reactor.busy = True
+    assert stage.is_late
+
+
+def test_it_knows_that_the_sink_takes_nothing() -> None:
+    """And hears when it does again."""
+
+    class Waiting(Stage):
+        """Counts that."""
+
+        count = 0
+
+        def resume_writing(self) -> None:
+            self.count += 1
+
+    net = Net()
+    stage = Waiting()
+    net.relay.add_stage(UP, stage)
+    net.server.room = 3
+    net.send(b"octets")
+    assert (stage.is_blocked, stage.count) == (True, 0)
+    net.read(1)
+    assert (stage.is_blocked, stage.count) == (True, 0)
+    net.read()
+    assert (stage.is_blocked, stage.count) == (False, 1)
+    net.send(b"more", end=True)
+    assert (net.server.outbox, net.server.said, stage.count) == (b"octetsmore", "end", 1)
+
+
+ENDINGS: list[tuple[Ending, str]] = [("close", "end"), ("reset", "reset")]
+
+
+def test_it_ends_the_relay_for_a_reason() -> None:
+    """Now: what is on its way is dropped."""
+    for how, said in ENDINGS:
+        net = Net()
+        holding, stage = Holding(), Stage()
+        net.relay.add_stage(UP, holding)
+        net.relay.add_stage(DOWN, stage)
+        net.send(b"octets")
+        stage.end_relay(how, "the reason")
+        assert (net.client.said, net.server.said, net.server.outbox) == (said, said, b"")
+        assert (net.session.close, net.session.error) == ("fault", "the reason")
+
+
+def test_it_ends_the_relay_behind_what_it_has_emitted() -> None:
+    """The sink takes all of it first, whatever stages behind hold."""
+    for how, said in ENDINGS:
+        net = Net()
+        stage, holding = Stage(), Holding()
+        for one in (stage, holding):
+            net.relay.add_stage(UP, one)
+        net.server.room = 2
+        net.send(b"octets")
+        stage.end_relay_after(how, "the reason")
+        stage.end_relay_after("reset", "not again")
+        assert (net.relay.closed, holding.ended) == (False, True)
+        holding.release()
+        assert (net.relay.closed, net.server.outbox) == (False, b"oc")
+        net.read()
+        assert (net.client.said, net.server.said, net.server.outbox) == (said, said, b"octets")
+        assert (net.session.close, net.session.error) == ("fault", "the reason")

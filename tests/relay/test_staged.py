@@ -40,6 +40,7 @@ from tabi.relay.flow import BLOCKED, PAUSED, QUEUED, READY
 from tabi.relay.pipes import BUFFER_SIZE
 from tabi.relay.stage import Stage
 from tabi.relay.staged import StagedFlow
+from virtual import Net
 
 MIB = 1 << 20
 SMALL = 4096
@@ -867,3 +868,167 @@ def test_tls_with_stages(run: Run, when: str) -> None:
             assert down.seen == (data if when == "before" else b"")
 
     run(main)
+
+
+class Writing(Holding):
+    """Holds what finds a full sink, and lets it go a few octets at a time."""
+
+    def receive(self, data: bytes) -> None:
+        """See `Stage`."""
+        super().receive(data)
+        self.resume_writing()
+
+    def resume_writing(self) -> None:
+        """See `Stage`."""
+        while self.octets and not self.is_blocked:
+            data = bytes(self.octets[:4])
+            del self.octets[:4]
+            self.held = len(self.octets)
+            self.emit(data)
+        if self.ended and not self.octets:
+            self.emit_end()
+
+    def receive_end(self) -> None:
+        """See `Stage`."""
+        self.resume_writing()
+
+
+def test_stages_wait_for_a_sink_that_takes_nothing() -> None:
+    """What they hold goes out when it does: the last one first, and the others if there still is room."""
+    net = Net()
+    first, last = Writing(), Writing()
+    for stage in (first, last):
+        net.relay.add_stage(UP, stage)
+    net.server.room = 6
+    net.send(b"0123456789")
+    assert (net.server.outbox, len(net.up.kept), first.held, last.held) == (b"012345", 2, 2, 0)
+    last.octets += b"ab"  # as if it had held that up
+    last.held = 2
+    net.read(3)
+    assert (net.server.outbox, bytes(net.up.kept), first.held, last.held) == (b"01234567a", b"b", 2, 0)
+    assert net.up.state == BLOCKED
+    net.read()
+    assert (net.server.outbox, net.up.state) == (b"01234567ab89", READY)
+    net.send(b"end", end=True)
+    assert (net.server.outbox, net.server.said) == (b"01234567ab89end", "end")
+
+
+def test_an_end_that_a_stage_held_for_a_full_sink() -> None:
+    """Is told once, and the flow that has told it reads no more."""
+    net = Net()
+    net.relay.add_stage(UP, Writing())
+    net.server.room = 4
+    net.send(b"0123456", end=True)
+    net.send(b"7", end=True)
+    assert (net.server.outbox, net.up.source_ended, net.up.ended) == (b"0123", False, False)
+    net.read(1)
+    net.read()
+    assert (net.server.outbox, net.server.said, net.up.ended) == (b"01234567", "end", True)
+    net.send(b"answer", end=True, direction=DOWN)
+    assert (net.client.outbox, net.session.close) == (b"answer", "client")
+
+
+def test_a_stage_that_fails_when_there_is_room_again() -> None:
+    """Ends the relay, as one that fails elsewhere."""
+
+    class Bad(Stage):
+        def resume_writing(self) -> None:
+            raise ZeroDivisionError
+
+    net = Net()
+    net.relay.add_stage(UP, Bad())
+    net.server.room = 0
+    net.send(b"octets")
+    net.read()
+    assert (net.session.close, net.client.said) == ("error", "reset")
+
+
+def test_an_early_end_stays_when_its_stage_is_taken_off() -> None:
+    """What stages before it hold, and what the source sends, would come behind a gap: it goes nowhere. So it is if
+    the end is still on its way."""
+
+    class Ender(Stage):
+        """Lets one octet through."""
+
+        def receive(self, data: bytes) -> None:
+            self.emit(data[:1])
+            self.emit_end()
+
+    for holds, order in ((True, 0), (True, 1), (False, 0)):
+        net = Net()
+        first, ender, last = Holding(), Ender(), Holding() if holds else Passing()
+        stages = [first, ender, last]
+        for stage in stages:
+            net.relay.add_stage(UP, stage)
+        net.send(b"octets")
+        first.release()
+        net.send(b"more")
+        for stage in (ender, first) if order == 0 else (first, ender):
+            net.relay.remove_stage(stage)
+        net.relay.add_stage(UP, late := Holding())
+        net.send(b"behind")
+        if holds:
+            assert last.seen == b"o"
+            net.relay.remove_stage(last)
+            net.relay.remove_stage(late)
+        assert (net.server.outbox, net.server.said, net.client.said) == (b"o", "end", "open")
+        net.send(b"answer", end=True, direction=DOWN)
+        assert (net.client.outbox, net.session.close) == (b"answer", "client")
+
+
+def test_what_a_stage_emits_behind_the_end_of_the_relay() -> None:
+    """One that is in the middle of something goes on into the void, also through others."""
+
+    class Two(Stage):
+        """Emits each chunk twice."""
+
+        def receive(self, data: bytes) -> None:
+            self.emit(data)
+            self.emit(data)
+
+    class Last(Stage):
+        """Ends the relay."""
+
+        def receive(self, data: bytes) -> None:
+            assert self.flow is not None
+            self.end_relay("reset", "over")
+
+    net = Net()
+    between = Passing()
+    for stage in (Two(), between, Last(), Counting()):
+        net.relay.add_stage(UP, stage)
+    net.send(b"octets")
+    assert (net.session.close, bytes(between.seen)) == ("fault", b"octets")
+    between.emit(b"more")
+    between.emit_end()
+    assert net.server.outbox == b""
+
+
+def test_taken_off_what_it_holds_may_be_the_end_of_the_relay() -> None:
+    """A stage behind it says so; nothing is put together anew then."""
+
+    class Last(Stage):
+        def receive(self, data: bytes) -> None:
+            self.end_relay("close", "over")
+
+    net = Net()
+    holding = Holding()
+    for stage in (holding, Last()):
+        net.relay.add_stage(UP, stage)
+    net.send(b"octets")
+    net.relay.remove_stage(holding)
+    assert (net.session.error, holding.flow, net.server.outbox) == ("over", None, b"")
+
+
+def test_a_direction_may_be_the_last_of_the_relay() -> None:
+    """Its end is then that of both sides, behind what the sink has not taken yet."""
+    for room in (2, 100):
+        net = Net()
+        stage = Stage()
+        net.relay.add_stage(UP, stage)
+        net.server.room = room
+        net.send(b"octets")
+        stage.end_relay_after("close", "the reason")
+        net.read()
+        assert (net.server.outbox, net.server.said, net.client.said) == (b"octets", "end", "end")
+        assert (net.session.close, net.session.error) == ("fault", "the reason")

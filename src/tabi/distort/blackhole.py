@@ -12,7 +12,18 @@ class Blackhole(Stage):
 
     def receive(self, data: bytes) -> None:
         """See `Stage.receive`."""
+        self.stay()
 
     def receive_end(self) -> None:
-        """See `Stage.receive_end`: it is kept, and the relay is not taken for idle."""
-        self.call_later(LONGEST_HOLD, self.emit_end)
+        """See `Stage.receive_end`."""
+        self.stay()
+
+    def stay(self) -> None:
+        """Have the relay not be taken for idle, since it is not the peers that are silent."""
+        if not self.timers:
+            self.call_later(LONGEST_HOLD, self.stay)
+
+    def holds(self, now: float) -> bool:
+        """See `Stage.holds`."""
+        assert self.flow is not None
+        return bool(self.timers) and now - self.flow.relay.quiet_since < LONGEST_HOLD

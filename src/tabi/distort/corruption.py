@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
-from math import inf, log
+from math import inf, log, log1p
 
-from tabi.relay.stage import Stage
+from tabi.distort.keeping import Keeping
+from tabi.distort.memory import Memory
+
+AT_ONCE = 2048
+"""Bits that are changed at once, about: a millisecond or two."""
 
 
 class Flips:
@@ -29,7 +33,8 @@ class Flips:
             return inf
         if self.share >= 1:
             return 0
-        return int(log(1 - self.dice.random()) / log(1 - self.share))
+        found = log(1 - self.dice.random()) / log1p(-self.share)
+        return int(found) if found < inf else inf
 
     def change(self, data: bytes) -> bytes:
         """The octets with those bits changed whose turn it is."""
@@ -44,15 +49,31 @@ class Flips:
         return bytes(found)
 
 
-class Corruption(Stage):
-    """Changes bits of what passes; arguments as `Flips`."""
+class Corruption(Keeping):
+    """Changes bits of what passes.
 
-    __slots__ = ("flips",)
+    Args:
+        share, dice: see `Flips`.
+        memory: what all stages hold.
+    """
 
-    def __init__(self, share: float, dice: random.Random | None = None) -> None:
-        super().__init__()
+    __slots__ = ("flips", "most")
+
+    rest: bytearray
+
+    def __init__(self, share: float, dice: random.Random | None = None, memory: Memory | None = None) -> None:
+        super().__init__(memory)
         self.flips = Flips(share, dice or random.Random())  # noqa: S311
+        self.most = AT_ONCE / share if share > 0 else inf
 
     def receive(self, data: bytes) -> None:
-        """See `Stage.receive`."""
-        self.emit(self.flips.change(data))
+        """See `Stage.receive`. What is not much work is not kept."""
+        if self.held or len(data) > self.most:
+            super().receive(data)
+        else:
+            self.emit(self.flips.change(data))
+
+    def step(self) -> float:
+        """See `Keeping.step`."""
+        self.emit(self.flips.change(self.take(int(self.most))))
+        return 0.0

@@ -117,9 +117,10 @@ class Drawn(NamedTuple):
         """Whether it may act before there is a connection."""
         return self.entry.fault.at_dial and not self.entry.gone
 
-    def random(self, direction: int) -> random.Random:
-        """Random numbers for one direction, UP or DOWN, of this session: with a seed the same in each run."""
+    def random(self, direction: int, use: str = "") -> random.Random:
+        """Random numbers for one direction, UP or DOWN, of this session: with a seed the same in each run, whatever
+        others are drawn for another use."""
         seed = self.entry.distort.seed
         if seed is None:
             return self.entry.dice
-        return random.Random(f"{seed}/{self.number}/{'up' if direction == UP else 'down'}")  # noqa: S311
+        return random.Random(f"{seed}/{self.number}/{'up' if direction == UP else 'down'}{use}")  # noqa: S311

@@ -5,31 +5,31 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from tabi.distort.memory import HELD_BY_ONE, MEMORY, Memory
+from tabi.distort.keeping import PIECE, Keeping
+from tabi.distort.memory import HELD_BY_ONE, Memory
 from tabi.policy.faults import Distribution
-from tabi.relay.stage import Stage
+from tabi.relay.stage import LONGEST_HOLD
 
 SOON = 0.0002
-"""Seconds before its time that a chunk may go on, so that two that are due together take one timer."""
-
-LONGEST = 3600.0
+"""Seconds before its time that a chunk may go on, so that chunks that are due together take one timer, and one send."""
 
 
-class Latency(Stage):
+class Latency(Keeping):
     """Holds each chunk for so many seconds, counted from when it was read.
 
     Args:
         latency: seconds.
         jitter: seconds: the latency is spread evenly up to so far from it, or with ``normal`` it is their standard
-            deviation. It is never less than 0.
+            deviation. It is never less than 0, also if the jitter is the larger one.
         distribution: ``uniform`` or ``normal``.
         dice: random numbers.
         memory: what all stages hold.
     """
 
-    __slots__ = ("dice", "distribution", "jitter", "latency", "memory", "queue", "timed")
+    __slots__ = ("dice", "distribution", "jitter", "latency")
 
     limit = HELD_BY_ONE
+    rest: deque[tuple[float, bytes | None]]  # when, and what; None is the end
 
     def __init__(
         self,
@@ -37,16 +37,14 @@ class Latency(Stage):
         jitter: float = 0.0,
         distribution: Distribution = "uniform",
         dice: random.Random | None = None,
-        memory: Memory = MEMORY,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.latency = latency
         self.jitter = jitter
         self.distribution = distribution
         self.dice = dice or random.Random()  # noqa: S311
-        self.memory = memory
-        self.queue: deque[tuple[float, bytes | None]] = deque()  # when, and what; None is the end
-        self.timed = False
+        self.rest = deque()
 
     def draw(self) -> float:
         """The seconds of the next chunk."""
@@ -56,16 +54,11 @@ class Latency(Stage):
             found = self.dice.gauss(self.latency, self.jitter)
         else:
             found = self.latency + self.jitter * (2 * self.dice.random() - 1)
-        return min(max(0.0, found), LONGEST)
-
-    def room(self, most: int) -> int:
-        """See `Stage.room`."""
-        return min(most, self.memory.room(self.held))
+        return min(max(0.0, found), LONGEST_HOLD)
 
     def receive(self, data: bytes) -> None:
         """See `Stage.receive`."""
-        self.held += len(data)
-        self.memory.held += len(data)
+        self.hold(len(data), 1)
         self.put(data)
 
     def receive_end(self) -> None:
@@ -75,42 +68,35 @@ class Latency(Stage):
     def put(self, data: bytes | None) -> None:
         """Have a chunk, or the end, go on in its time."""
         assert self.flow is not None
-        when = self.flow.loop.time() + self.draw()
-        if self.queue and when < self.queue[-1][0]:
-            when = self.queue[-1][0]
-        self.queue.append((when, data))
-        if not self.timed:
-            self.timed = True
-            self.call_at(when, self.go)
+        seconds, rest = self.draw(), self.rest
+        when = self.flow.loop.time() + seconds
+        rest.append((max(when, rest[-1][0]) if rest else when, data))
+        if not self.waiting:
+            if seconds > SOON and len(rest) == 1:
+                self.wait(seconds)
+            else:
+                self.go()
 
-    def go(self) -> None:
-        """Pass on what is due."""
-        self.timed = False
-        queue, flow = self.queue, self.flow
-        while queue and flow is not None and queue[0][0] <= flow.loop.time() + SOON:
-            self.pass_on(queue.popleft()[1])
-            flow = self.flow  # the relay may have closed
-        if queue and flow is not None:
-            self.timed = True
-            self.call_at(queue[0][0], self.go)
-
-    def pass_on(self, data: bytes | None) -> None:
-        """Pass on what was held."""
+    def step(self) -> float:
+        """See `Keeping.step`."""
+        assert self.flow is not None
+        rest, now = self.rest, self.flow.loop.time()
+        when, data = rest[0]
+        if when > now + SOON:
+            return when - now
+        rest.popleft()
         if data is None:
             self.emit_end()
-        else:
-            self.held -= len(data)
-            self.memory.held -= len(data)
-            self.emit(data)
+            return 0.0
+        size, more = len(data), [data]
+        while rest and rest[0][0] <= now + SOON and size < PIECE and (data := rest[0][1]) is not None:
+            rest.popleft()
+            more.append(data)
+            size += len(data)
+        self.hold(-size, -len(more))
+        self.emit(more[0] if len(more) == 1 else b"".join(more))
+        return 0.0
 
-    def flush(self) -> None:
-        """See `Stage.flush`."""
-        while self.queue and self.queue[0][1] is not None:
-            self.pass_on(self.queue.popleft()[1])
-        self.queue.clear()
-
-    def closed(self, unsent: int) -> None:
-        """See `Stage.closed`."""
-        self.memory.held -= self.held
-        self.held = 0
-        self.queue.clear()
+    def joined(self) -> bytes:
+        """See `Keeping.joined`."""
+        return b"".join([data for _, data in self.rest if data is not None])

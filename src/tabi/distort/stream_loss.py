@@ -9,17 +9,17 @@ from __future__ import annotations
 import random
 from collections import deque
 
+from tabi.distort.keeping import PIECE, Keeping
 from tabi.distort.losses import Losses
-from tabi.distort.memory import HELD_BY_ONE, MEMORY, Memory
-from tabi.relay.stage import Stage
+from tabi.distort.memory import HELD_BY_ONE, Memory
 
 SEGMENT = 1460
 TIMEOUT, LONGEST_TIMEOUT = 0.2, 60.0
 """Seconds, as Linux has them at least and tabi at most."""
 
 
-class StreamLoss(Stage):
-    """Makes octets wait as if segments were lost.
+class StreamLoss(Keeping):
+    """Makes octets wait as if segments were lost. A chunk that is smaller than a segment is one too.
 
     Args:
         share: of the segments that is lost, less than 1 or they wait for ever.
@@ -28,75 +28,60 @@ class StreamLoss(Stage):
         memory: what all stages hold.
     """
 
-    __slots__ = ("losses", "memory", "parts", "timeout")
+    __slots__ = ("losses", "timeout")
 
     limit = HELD_BY_ONE
+    rest: deque[bytes]  # segments; the first one was lost, unless the sink is blocked
 
     def __init__(
-        self, share: float, burst: float = 1.0, dice: random.Random | None = None, memory: Memory = MEMORY
+        self, share: float, burst: float = 1.0, dice: random.Random | None = None, memory: Memory | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.losses = Losses(share, burst, dice or random.Random())  # noqa: S311
-        self.memory = memory
-        self.parts: deque[bytes] = deque()  # what waits, in segments
+        self.rest = deque()
         self.timeout = TIMEOUT
-
-    def room(self, most: int) -> int:
-        """See `Stage.room`."""
-        return min(most, self.memory.room(self.held))
 
     def receive(self, data: bytes) -> None:
         """See `Stage.receive`."""
-        at = 0
-        if not self.parts:
+        at, first = 0, not self.rest
+        if first:
             while at < len(data) and not self.losses.next():
                 at += SEGMENT
-                self.timeout = TIMEOUT
             if at:
+                self.timeout = TIMEOUT
                 self.emit(data[:at])
-            if at >= len(data):
+            if at >= len(data) or self.flow is None:
                 return
-            self.wait()
-        self.parts += [data[start : start + SEGMENT] for start in range(at, len(data), SEGMENT)]
-        self.hold(len(data) - at)
+        before = len(self.rest)
+        self.rest += [data[start : start + SEGMENT] for start in range(at, len(data), SEGMENT)]
+        self.hold(len(data) - at, len(self.rest) - before)
+        if first:
+            self.wait(self.back_off())
 
-    def hold(self, count: int) -> None:
-        """So many octets more are held."""
-        self.held += count
-        self.memory.held += count
+    def back_off(self) -> float:
+        """The first segment is lost: in how many seconds it is sent again."""
+        seconds = self.timeout
+        self.timeout = min(seconds * 2, LONGEST_TIMEOUT)
+        return seconds
 
-    def wait(self) -> None:
-        """The first segment is lost."""
-        self.call_later(self.timeout, self.send_again)
-        self.timeout = min(self.timeout * 2, LONGEST_TIMEOUT)
+    def step(self) -> float:
+        """See `Keeping.step`: a time-out is over, and the first segment is sent again, and so on until one is lost."""
+        rest, next_is_lost = self.rest, self.losses.next
+        if next_is_lost():
+            return self.back_off()
+        self.timeout = TIMEOUT
+        found = [rest.popleft()]
+        size, seconds = len(found[0]), 0.0
+        while rest and size < PIECE:
+            if next_is_lost():
+                seconds = self.back_off()
+                break
+            found.append(rest.popleft())
+            size += len(found[-1])
+        self.hold(-size, -len(found))
+        self.emit(b"".join(found))
+        return seconds
 
-    def send_again(self) -> None:
-        """The time-out is over: send on until another one is lost."""
-        while self.parts and self.flow is not None:
-            if self.losses.next():
-                self.wait()
-                return
-            self.timeout = TIMEOUT
-            part = self.parts.popleft()
-            self.hold(-len(part))
-            self.emit(part)
-        if self.ended and self.flow is not None:
-            self.emit_end()
-
-    def receive_end(self) -> None:
-        """See `Stage.receive_end`."""
-        if not self.parts:
-            self.emit_end()
-
-    def flush(self) -> None:
-        """See `Stage.flush`."""
-        data = b"".join(self.parts)
-        self.parts.clear()
-        self.hold(-len(data))
-        if data:
-            self.emit(data)
-
-    def closed(self, unsent: int) -> None:
-        """See `Stage.closed`."""
-        self.parts.clear()
-        self.hold(-self.held)
+    def joined(self) -> bytes:
+        """See `Keeping.joined`."""
+        return b"".join(self.rest)

@@ -32,22 +32,23 @@ def stages_of(drawn: Drawn) -> list[Directed]:
     for direction, line, bucket in zip((UP, DOWN), (fault.up, fault.down), drawn.entry.buckets, strict=True):
         if line.is_nothing:
             continue
-        dice = drawn.random(direction)
         if line.blackhole:
             found.append((direction, Blackhole()))
         if line.stall is not None:
             found.append((direction, Stall(line.stall)))
         if line.corrupt:
-            found.append((direction, Corruption(line.corrupt, dice)))
+            found.append((direction, Corruption(line.corrupt, drawn.random(direction, "corrupt"))))
         if line.limit is not None:
             found.append((direction, Limit(line.limit, fault.then, label)))
         if line.loss:
-            found.append((direction, StreamLoss(line.loss, line.burst, dice)))
+            found.append((direction, StreamLoss(line.loss, line.burst, drawn.random(direction, "loss"))))
         if line.bandwidth:
             found.append((direction, Bandwidth(line.bandwidth, bucket if fault.shared else None)))
         if line.latency:
+            dice = drawn.random(direction, "latency")
             found.append((direction, Latency(line.latency, line.jitter, line.distribution, dice)))
         if line.slice:
+            dice = drawn.random(direction, "slice")
             found.append((direction, Slicing(line.slice, line.slice_variation, line.slice_gap, dice)))
         if line.slow_close:
             found.append((direction, SlowClose(line.slow_close)))

@@ -9,15 +9,23 @@ from tabi.relay.stage import Stage
 HANDSHAKE = b"\x16\x03"
 """How a TLS record with a hello begins (RFC 8446 section 5.1)."""
 
+MISSED = bytes(len(HANDSHAKE))
+
 
 class Hello(Stage):
-    """Looks whether the client begins with a hello."""
+    """Looks whether the client begins with a hello. If it is put on later than that, there was none."""
 
     __slots__ = ("first",)
 
     def __init__(self) -> None:
         super().__init__()
         self.first = b""
+
+    def attached(self) -> None:
+        """See `Stage.attached`."""
+        assert self.flow is not None
+        if self.flow.octets or self.flow.is_blocked:
+            self.first = MISSED
 
     def receive(self, data: bytes) -> None:
         """See `Stage.receive`."""

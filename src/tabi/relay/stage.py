@@ -25,6 +25,9 @@ HOLD_LIMIT = 1 << 18
 LONGEST_HOLD = 3600.0
 """Seconds of a timer at most, and for which a stage may keep a relay from being idle while no octet moves."""
 
+SLACK = 1.0
+"""Seconds that a timer may be longer: the sum of a time and LONGEST_HOLD is rounded."""
+
 
 class Next(Protocol):
     """What a stage passes on to: the next stage, or the sink."""
@@ -80,6 +83,9 @@ class Stage:
     def flush(self) -> None:
         """It is being taken off: emit all that it holds, in order. An end that it holds goes out after that."""
 
+    def resume_writing(self) -> None:
+        """The sink has taken all that it has kept waiting: emit more, if `is_blocked` was in the way."""
+
     def closed(self, unsent: int) -> None:
         """The relay has closed: in order, by a reset or by a limit. ``unsent`` octets were read and not delivered."""
 
@@ -91,6 +97,17 @@ class Stage:
         return bool(still and self.timers) and now - flow.relay.quiet_since < LONGEST_HOLD
 
     # --- what a subclass calls ---
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the sink takes nothing more for now. What is emitted all the same is kept for it, without a bound:
+        who holds octets back anyway waits for `resume_writing`."""
+        return self.flow is not None and self.flow.is_blocked
+
+    @property
+    def is_late(self) -> bool:
+        """Whether this turn of the reactor has used up its time, so that more work is for the `next_turn`."""
+        return self.flow is not None and self.flow.relay.reactor.late()
 
     def emit(self, data: bytes) -> None:
         """Pass octets on. They are dropped after an end, and if the relay has closed.
@@ -121,7 +138,7 @@ class Stage:
         if flow is None:
             return
         loop = flow.loop
-        if when - loop.time() > LONGEST_HOLD:
+        if when - loop.time() > LONGEST_HOLD + SLACK:
             raise ValueError(f"a stage's timer of {when - loop.time():g} s: the longest is {LONGEST_HOLD:g} s")
 
         def run() -> None:
@@ -135,6 +152,12 @@ class Stage:
         """Have something called after so many seconds; else as `call_at`."""
         if self.flow is not None:
             self.call_at(self.flow.loop.time() + seconds, callback)
+
+    def next_turn(self, callback: Callable[[], object]) -> None:
+        """Have something called in the reactor's next turn; else as `call_at`."""
+        flow = self.flow
+        if flow is not None:
+            flow.relay.reactor.later(lambda: flow.run(callback) if self.flow is flow else None)
 
     def go_on(self) -> None:
         """Make the direction read on, if `room` had returned 0."""

@@ -50,18 +50,28 @@ class StagedFlow(Flow):
     ``ended`` that the sink has taken everything before it.
     """
 
-    __slots__ = ("copying", "counters", "final", "finishing", "first", "kept", "muted", "source_ended", "stages")
+    __slots__ = (
+        "copying",
+        "counters",
+        "final",
+        "finishing",
+        "first",
+        "kept",
+        "muted",
+        "source_ended",
+        "stages",
+        "writers",
+    )
 
     def __init__(self, relay: Relay, source: Sock, source_fd: int, sink: Sock, sink_fd: int) -> None:
         super().__init__(relay, source, source_fd, sink, sink_fd)
         self.stages: tuple[Stage, ...] = ()
         self.counters: tuple[Stage, ...] = ()  # those that want to know how much was read
+        self.writers: tuple[Stage, ...] = ()  # those that wait for a sink that has taken nothing; the last one first
         self.first: Next = self  # the first that needs octets
         self.kept = bytearray()  # emitted, but not yet taken by the sink; behind what the pipe holds
         self.copying = self.finishing = self.source_ended = self.muted = False
-        self.final: tuple[Literal["close", "reset"], str] | None = (
-            None  # how the relay ends with this direction, and why
-        )
+        self.final: tuple[Literal["close", "reset"], str] | None = None  # how the relay ends with this one, and why
 
     def take_over(self, flow: Flow) -> None:
         """Go on where a running flow is. It may be in the middle of a turn, so that its source is read to the end."""
@@ -99,6 +109,7 @@ class StagedFlow(Flow):
                 stage.emit_end()
         except Exception as exc:
             self.fail(exc)
+        if self.relay.closed:
             return
         self.stages = tuple(other for other in self.stages if other is not stage)
         self.link()
@@ -108,13 +119,24 @@ class StagedFlow(Flow):
     def link(self) -> None:
         """Have each stage that needs octets pass them on to the next one that does, and the last one to the sink."""
         follower: Next = self
+        over = self.finishing
         for stage in reversed(self.stages):
             if stage.copies:
                 stage.next = follower
-                follower = stage
+                stage.said_end |= over  # what it emits is behind an end that somebody after it has emitted
+                follower, over = stage, stage.ended or over
+        if over and not self.source_ended:
+            self.source_ended = True
+            if self.state == READY and not self.ended:
+                self.state = PAUSED
+                self.relay.watch()
         self.first = follower
         self.copying = follower is not self
         self.counters = tuple([stage for stage in self.stages if type(stage).note is not Stage.note])
+
+        self.writers = tuple(
+            [stage for stage in reversed(self.stages) if type(stage).resume_writing is not Stage.resume_writing]
+        )
 
     def run(self, callback: Callable[[], object]) -> None:
         """Call a method of a stage, and read on if it has made room."""
@@ -252,6 +274,11 @@ class StagedFlow(Flow):
 
     # --- writing ---
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the sink has octets waiting for it that it does not take."""
+        return self.state == BLOCKED or bool(self.kept) or (self.pipe is not None and self.pipe.held > 0)
+
     def receive(self, data: bytes) -> None:
         """Have the sink take what the last stage has emitted, after what it has not taken yet."""
         if self.finishing or self.relay.closed:
@@ -323,6 +350,7 @@ class StagedFlow(Flow):
         relay, before = self.relay, self.state
         if relay.closed:
             return
+        blocked = bool(self.writers) and self.is_blocked
         if self.muted:
             self.muted = False
             relay.reactor.mute(self.source_fd, False)
@@ -332,9 +360,13 @@ class StagedFlow(Flow):
         if self.ended:
             if before == BLOCKED:  # an end that has found no room, see `TlsRelay`
                 relay.flow_ended(self)
-        elif self.finishing:
+            return
+        if self.finishing:
             self.tell_end()
-        elif self.source_ended:  # and a stage holds its end
+            return
+        if blocked and not self.let_write():
+            return
+        if self.source_ended:  # and a stage holds its end
             self.state = PAUSED
             relay.watch()
         else:
@@ -345,6 +377,12 @@ class StagedFlow(Flow):
                 self.copy(ENDED)
             else:
                 self.splice(self.pipe)
+
+    def let_write(self) -> bool:
+        """Let stages emit what they have held back; False if that fills the sink, or is the end of it."""
+        for stage in self.writers:
+            self.run(stage.resume_writing)
+        return self.state == READY and not self.ended and not self.relay.closed
 
     @property
     def prompt(self) -> bool:
@@ -359,7 +397,11 @@ class StagedFlow(Flow):
     def close(self) -> None:
         """The relay has closed."""
         unsent, stages = self.held, self.stages
-        self.stages, self.first = (), NOWHERE
+        self.stages = self.writers = ()
+        self.first = NOWHERE
+        for stage in stages:
+            if stage.copies:
+                stage.next = NOWHERE  # one before it may be in the middle of something
         for stage in stages:
             try:
                 stage.closed(unsent)
