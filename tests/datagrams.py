@@ -13,16 +13,20 @@ import msgspec
 import pytest
 
 from depth import PORTABLE
-from doubles import LOOPBACK, FakeResolver, Serving, config, greet, read_reply
+from doubles import LOOPBACK, Clock, FakeResolver, Serving, config, greet, read_reply
 from sockets import family_of, turns
 from support import client, credentials, request
 from tabi import Login, Server, Session, User
 from tabi.config import LimitsConfig, Listen, RuleConfig, Udp, UsersGrammar, make_config
+from tabi.config.compile import make_distort
+from tabi.distort.faulty_association import FaultyAssociation
 from tabi.net import datagram as datagrams
 from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
+from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.ledger import USED
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
+from tabi.server.distortion import Molding
 from tabi.session import Drop
 from tabi.wire.address import Address, decode_address, from_sockaddr, parse_host
 from tabi.wire.datagram import decode_header, encode_header
@@ -355,3 +359,51 @@ class Office(Serving):
         """End an association and return its session."""
         client.leave()
         return await self.ended.get()
+
+
+def entries(*said: dict[str, Any]) -> list[Distort]:
+    """``[[distort]]`` entries, as a program sets them."""
+    config = make_config({"distort": list(said)})
+    return [make_distort(one, number) for number, one in enumerate(config.distort)]
+
+
+class Faulty(Place):
+    """A server with faults: ``async with Faulty({"fault": {"loss": 0.1}}) as place``.
+
+    ``clock`` is that of associations and their faults, and goes on only when it is told, by `Faulty.later`.
+    """
+
+    def __init__(self, *said: dict[str, Any], names: dict[str, list[str]] | None = None, **parts: Any) -> None:
+        self.resolver = FakeResolver(names)
+        self.ended: asyncio.Queue[Session] = asyncio.Queue()
+        settings = {"log": {"access": "none"}, "listen": [{"url": "socks5://127.0.0.1:0"}], "distort": said, **parts}
+        self.server = Server(config=make_config(settings), resolver=self.resolver, on_close=self.ended.put_nowait)
+        self.clock = Clock()
+
+    def stop_the_clock(self) -> None:
+        """Have time pass only when it is told."""
+        self.server.parts.associations.context.time = self.clock
+
+    @property
+    def molding(self) -> Molding:
+        """What acts by the entries."""
+        assert self.server.parts.molding is not None
+        return self.server.parts.molding
+
+    @property
+    def faults(self) -> FaultyAssociation:
+        """Those of the association that there is."""
+        return self.molding.datagrams.faulty[self.one.session]
+
+    def take(self, *found: Distort) -> None:
+        """Act by these entries from now on."""
+        self.server.parts.take_distorts(Distorts(found))
+
+    def carry(self, direction: Any, address: Address, payload: bytes) -> None:
+        """Have a datagram pass the faults, as if the client or a destination had sent it."""
+        self.faults.carry(direction, address, payload)
+
+    def later(self, seconds: float) -> None:
+        """Time passes, and the timer of the association's faults runs."""
+        self.clock.now += seconds
+        self.faults.go()

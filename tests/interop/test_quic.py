@@ -16,6 +16,7 @@ from aioquic.quic.events import QuicEvent, StreamDataReceived
 
 from conftest import Run
 from tabi import Association, Proxy, Server, Session
+from tabi.config import make_config
 
 pytestmark = pytest.mark.interop
 
@@ -75,8 +76,19 @@ async def exchange(association: Association, port: int, configuration: QuicConfi
     return received
 
 
-def test_a_handshake_and_a_stream(run: Run, tmp_path: Path) -> None:
-    """The handshake, which a middle that changes or cuts datagrams would break, and half a mebibyte there and back."""
+LINES: dict[str, list[dict[str, Any]]] = {
+    "perfect": [],
+    "lossy": [{"seed": 7, "fault": {"loss": 0.03, "burst": 2, "reorder": 0.05, "duplicate": 0.02}}],
+    "far": [{"seed": 7, "fault": {"latency": "20ms", "jitter": "5ms", "reorder": 0.05, "mtu": 1400}}],
+    "thin": [{"fault": {"bandwidth": "4 MB/s", "loss": 0.01}, "seed": 7}],
+}
+"""The ``[[distort]]`` entries of a server."""
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_handshake_and_a_stream(run: Run, tmp_path: Path, line: str) -> None:
+    """The handshake, which a middle that changes or cuts datagrams would break, and half a mebibyte there and back: it
+    comes whole, however bad the line is."""
     authority = trustme.CA()
     certificate = authority.issue_cert(NAME)
     chain, key, roots = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "roots.pem"
@@ -95,7 +107,8 @@ def test_a_handshake_and_a_stream(run: Run, tmp_path: Path) -> None:
         assert quic._transport is not None
         port = quic._transport.get_extra_info("sockname")[1]
         try:
-            async with Server("socks5://127.0.0.1:0", on_close=sessions.append) as server:
+            settings = {"log": {"access": "none"}, "listen": [{"url": "socks5://127.0.0.1:0"}], "distort": LINES[line]}
+            async with Server(config=make_config(settings), on_close=sessions.append) as server:
                 async with Proxy(server.url).associate() as association:
                     assert await exchange(association, port, here, data) == data
                 await server.drain()
@@ -106,4 +119,6 @@ def test_a_handshake_and_a_stream(run: Run, tmp_path: Path) -> None:
     run(main)
     (session,) = sessions
     assert session.up > len(data)
-    assert session.drops == {}
+    assert session.drops is not None
+    assert ("fault" in session.drops) is (line in ("lossy", "thin"))
+    assert line != "perfect" or session.drops == {}

@@ -45,8 +45,7 @@ class Associate:
         policy = self.gate.policy
         egress, destination_policy = await self.gate.enter_open(session, client)
         associations = self.associations
-        inspector = self.inspector or associations.inspector
-        inspect = None if inspector is None else associations.inspect(session, inspector)
+        inspect = associations.inspect(session, self.inspector or associations.inspector)
         # If all datagrams go through a proxy that cannot carry them, the client is told at once.
         path = None if egress is None else await egress.associate(session)
         if path is not None:

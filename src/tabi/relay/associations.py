@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Hashable
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
+from typing import Protocol
 
 from tabi.config import Udp
 from tabi.errors import DialError, TabiError
@@ -38,6 +39,16 @@ SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
 
 
+class AssociationFaults(Protocol):
+    """What puts faults on associations, see `distort.datagrams`."""
+
+    def begin(self, session: Session) -> None:
+        """An association is asked for. Raises TabiError: it is refused."""
+
+    def attach(self, association: Association) -> None:
+        """It begins."""
+
+
 class Associations:
     """Every association of one reactor, and the ports that some of them share.
 
@@ -64,6 +75,7 @@ class Associations:
         self.idle = idle
         self.done = done
         self.inspector = None if inspector is None else check_inspector(inspector)
+        self.faults: AssociationFaults | None = None
         self.context = UdpContext(reactor, get_datagram_io(), dialer, binding, time)
         self.active: set[Association] = set()
         self.shared: dict[tuple[IP, int], SharedPort] = {}
@@ -107,11 +119,16 @@ class Associations:
         """A port is about to be closed."""
         self.shared = {key: other for key, other in self.shared.items() if other is not port}
 
-    def inspect(self, session: Session, inspector: DatagramInspector) -> Inspect | None:
+    def inspect(self, session: Session, inspector: DatagramInspector | None) -> Inspect | None:
         """Ask an inspector which function inspects the datagrams of an association; None for none.
 
-        Raises TabiError if the association is refused: what the inspector raised, or DialError for its failure.
+        Raises TabiError if the association is refused: by a fault, by what the inspector raised, or DialError for its
+        failure.
         """
+        if self.faults is not None:
+            self.faults.begin(session)
+        if inspector is None:
+            return None
         try:
             found = inspector.begin(session)
             if found is not None and not is_plain(found):
@@ -172,6 +189,8 @@ class Associations:
         association = kind(*parts)
         if inspect is not None:
             association.look_into(inspect)
+        if self.faults is not None:
+            self.faults.attach(association)
         if opened is not None:
             association.router.use(*opened)
         if lease is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from tabi.distort.datagrams import DatagramFaults
 from tabi.distort.dialling import Distorting, Egresses
 from tabi.distort.distortion import Distortion, Front
 from tabi.ingress.own_destinations import Entrance
@@ -25,6 +26,7 @@ class Molding:
     def __init__(self, parts: Parts) -> None:
         self.distortion = Distortion(parts.relays, parts.sessions, parts.forwarding.under_way)
         self.egresses = Egresses(self.distortion)
+        self.datagrams = DatagramFaults(self.distortion, parts.associations)
         self.live: dict[str, Distort] = {}
         """Those that were set while it runs, by their names."""
 
@@ -32,6 +34,7 @@ class Molding:
         """Act by the entries of a configuration, and by those that are set."""
         mine = (entry for entry in distorts if entry.fault is not None)
         self.distortion.take(distorts.replaced(itertools.chain(mine, self.live.values())))
+        self.datagrams.take()
 
     def in_front(self, carrier: Carrier, entrance: Entrance) -> tuple[Carrier, Entrance]:
         """A carrier and an entrance of sessions, with faults where there are any."""

@@ -1,0 +1,91 @@
+"""What a fault does to the datagrams of one direction. The order is fixed: what throws all away, the MTU, loss,
+corruption, the limit, duplication, bandwidth, latency. What reorders them stands behind all entries."""
+
+from __future__ import annotations
+
+import random
+
+from tabi.distort.corruption import Flips
+from tabi.distort.datagram_queue import DatagramQueue
+from tabi.distort.draws import Bucket
+from tabi.distort.latency import Latency
+from tabi.distort.losses import Losses
+from tabi.policy.faults import Fault, Line
+
+Timed = tuple[float, bytes]
+"""When a datagram comes, in seconds, and its payload."""
+
+
+def acts_on_datagrams(fault: Fault | None) -> bool:
+    """Whether a fault does anything to an association."""
+    if fault is None:
+        return False
+    ends = fault.reset_after, fault.close_after, fault.refuse, fault.resolve
+    return any(end is not None for end in ends) or fault.resolve_delay > 0 or any(map(touches, (fault.up, fault.down)))
+
+
+def touches(line: Line) -> bool:
+    """Whether a direction has a figure that counts for datagrams."""
+    figures = line.latency, line.jitter, line.bandwidth, line.loss, line.duplicate, line.reorder, line.corrupt
+    return any(figures) or line.mtu > 0 or line.blackhole or line.limit is not None or line.stall is not None
+
+
+class DatagramLine:
+    """One direction of one entry in one association.
+
+    Args:
+        line: the figures.
+        dice: random numbers.
+        bucket: of bandwidth that is shared; None: it has its own.
+        since: when it began, by the clock of the association: `Line.stall` counts from there.
+    """
+
+    __slots__ = ("dice", "flips", "late", "left", "line", "losses", "queue", "stalled_at")
+
+    def __init__(self, line: Line, dice: random.Random, bucket: Bucket | None = None, since: float = 0.0) -> None:
+        self.line = line
+        self.dice = dice
+        self.losses = Losses(line.loss, line.burst, dice) if line.loss else None
+        self.flips = Flips(line.corrupt, dice) if line.corrupt else None
+        self.queue = DatagramQueue(line.bandwidth, line.queue, bucket) if line.bandwidth else None
+        timed = line.latency or line.jitter
+        self.late = Latency(line.latency, line.jitter, line.distribution, dice).draw if timed else None
+        self.left = line.limit
+        """Octets that may still pass; None: any."""
+        self.stalled_at = None if line.stall is None else since + line.stall
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its limit is reached."""
+        return self.left == 0
+
+    def pass_on(self, when: float, payload: bytes) -> list[Timed]:
+        """What comes out of a datagram that comes at a time: nothing if it is lost, two if it is duplicated."""
+        line, dice = self.line, self.dice
+        if line.blackhole or (self.stalled_at is not None and when >= self.stalled_at):
+            return []
+        if line.mtu and len(payload) > line.mtu:
+            return []
+        if self.losses is not None and self.losses.next():
+            return []
+        if self.flips is not None:
+            payload = self.flips.change(payload)
+        if self.left is not None and not self.fits(len(payload)):
+            return []
+        found = []
+        for _ in range(2 if line.duplicate and dice.random() < line.duplicate else 1):
+            due = when if self.queue is None else self.queue.book(when, len(payload))
+            if due is not None:
+                found.append((due if self.late is None else due + self.late(), payload))
+        return found
+
+    def fits(self, octets: int) -> bool:
+        """Count octets toward the limit: whether they pass. What does not fit whole is lost, and all behind it."""
+        assert self.left is not None
+        fits = 0 < self.left >= octets
+        self.left = self.left - octets if fits else 0
+        return fits
+
+    def is_overtaken(self) -> bool:
+        """Whether the next datagram is one that later ones overtake."""
+        return self.line.reorder > 0 and self.dice.random() < self.line.reorder

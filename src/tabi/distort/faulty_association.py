@@ -1,0 +1,352 @@
+"""The faults of one association: what its datagrams pass, by their destinations, and what waits for its time."""
+
+from __future__ import annotations
+
+import asyncio
+from heapq import heappop, heappush
+from ipaddress import IPv4Address
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING
+
+from tabi.distort.datagram_line import DatagramLine
+from tabi.distort.draws import Drawn, Entry
+from tabi.net.resolve import find_number
+from tabi.policy.faults import Line
+from tabi.policy.limits import DOWN, UP
+from tabi.relay.datagram import Association
+from tabi.relay.datagram_inspector import Direction
+from tabi.session import Drop, Session
+from tabi.wire.address import Address
+
+if TYPE_CHECKING:
+    from tabi.distort.datagrams import DatagramFaults
+
+ANY = Address(IPv4Address(0), 0)
+"""The destination of an association whose datagrams may go anywhere: entries with ``hosts`` do not match it."""
+
+MAX_PATHS = 512
+"""Destinations of an association, each in one direction, that are remembered; beyond that the oldest is forgotten."""
+
+MAX_WAITING = 16384
+"""Datagrams of one association that wait for their time."""
+
+COST = 256
+"""Octets that a datagram that waits takes in addition to its payload."""
+
+HELD_BACK = 0.1
+"""Seconds after which a datagram goes on that was to be overtaken, if no other one comes."""
+
+SOON = 0.0002
+"""Seconds before its time that a datagram may go on, so that two that are due together take one timer."""
+
+AT_ONCE = 64
+"""Datagrams that go on in one turn of the loop; then others have theirs."""
+
+LOST = Line(blackhole=True)
+"""For datagrams to what is refused."""
+
+
+class Waiting:
+    """A datagram that waits."""
+
+    __slots__ = ("address", "direction", "gone", "payload", "when")
+
+    def __init__(self, when: float, direction: Direction, address: Address, payload: bytes) -> None:
+        self.when = when
+        self.direction: Direction = direction
+        self.address = address
+        self.payload = payload
+        self.gone = False
+
+    @property
+    def octets(self) -> int:
+        """What it takes."""
+        return len(self.payload) + COST
+
+
+class Acting:
+    """An entry that an association was drawn for.
+
+    Args:
+        drawn: for it.
+        since: the time of the association's clock.
+    """
+
+    __slots__ = ("drawn", "lines", "timers")
+
+    def __init__(self, drawn: Drawn, since: float) -> None:
+        entry, fault = drawn.entry, drawn.entry.fault
+        self.drawn = drawn
+        self.timers: list[asyncio.TimerHandle] = []
+        up, down = entry.buckets if fault.shared else (None, None)
+        self.lines = {
+            "up": DatagramLine(fault.up, drawn.random(UP), up, since),
+            "down": DatagramLine(fault.down, drawn.random(DOWN), down, since),
+        }
+
+
+class Path:
+    """What the datagrams of one destination pass in one direction."""
+
+    __slots__ = ("held_back", "last", "lines", "opens_at", "version")
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Entry, DatagramLine]] = []
+        self.version = -1
+        self.last = 0.0  # when the last one goes on: those behind it are not before that
+        self.opens_at = 0.0
+        self.held_back: list[Waiting] = []
+
+
+class FaultyAssociation:
+    """The faults of one association; see `relay.inspection.Faults`.
+
+    Args:
+        owner: has the entries.
+        session: of the association.
+    """
+
+    def __init__(self, owner: DatagramFaults, session: Session) -> None:
+        self.owner = owner
+        self.session = session
+        self.association: Association | None = None
+        self.acting: dict[Entry, Acting | None] = {}
+        """Those that match one of its destinations; None: it was not drawn."""
+        self.paths: dict[tuple[Direction, Address], Path] = {}
+        self.version = 0  # of the entries: paths of an earlier one are found anew
+        self.waiting: list[tuple[float, int, Waiting]] = []  # a heap
+        self.held = 0
+        self.numbers = count()
+        self.ending = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    # --- entries ---
+
+    def match(self, destination: Address) -> list[Acting]:
+        """The entries that act on datagrams of a destination, in their order. Those that are new are drawn."""
+        owner = self.owner
+        found = owner.distorts.matching(self.session, owner.distortion.clock(), destination)
+        return [one for distort in found if (one := self.ask(owner.distortion.entries[distort])) is not None]
+
+    def ask(self, entry: Entry) -> Acting | None:
+        """An entry at work here; None if the association is not drawn for it."""
+        if entry not in self.acting:
+            drawn = entry.draw()
+            self.acting[entry] = acting = None if drawn is None else Acting(drawn, self.owner.time())
+            if acting is not None:
+                entry.active += 1
+                self.session.distorted = (*(self.session.distorted or ()), acting.drawn)
+                self.set_timers(acting)
+        return self.acting[entry]
+
+    def set_timers(self, acting: Acting) -> None:
+        """Have it end when a fault says so."""
+        fault, loop = acting.drawn.entry.fault, self.owner.loop
+        for seconds, what in ((fault.reset_after, "reset"), (fault.close_after, "closed")):
+            if seconds is not None and self.association is not None:
+                why = f"{acting.drawn.entry.distort.label}: {what} after {seconds:g} s"
+                acting.timers.append(loop.call_later(seconds, self.end, acting.drawn.entry, what == "reset", why))
+
+    def begin(self, association: Association) -> None:
+        """The association runs."""
+        self.association = association
+        for acting in filter(None, tuple(self.acting.values())):
+            self.set_timers(acting)
+        self.renew()
+
+    def renew(self) -> None:
+        """The entries are others. If one acts no more, what waits goes on at once."""
+        entries = set(self.owner.distortion.entries.values())
+        gone = [entry for entry in self.acting if entry not in entries]
+        if sum(map(self.forget, gone)):
+            self.flush()
+        self.version += 1
+        self.match(ANY)
+
+    def forget(self, entry: Entry) -> bool:
+        """An entry acts no more; whether it has acted."""
+        acting = self.acting.pop(entry)
+        if acting is None:
+            return False
+        entry.active -= 1
+        for timer in acting.timers:
+            timer.cancel()
+        return True
+
+    def end(self, entry: Entry, reset: bool, why: str) -> None:
+        """End the association, if the entry acts now."""
+        if self.association is not None and entry.acts(self.owner.time()):
+            self.association.end("fault", why, reset)
+
+    # --- datagrams ---
+
+    def find_path(self, direction: Direction, destination: Address) -> Path:
+        """What datagrams of a destination pass now."""
+        key = direction, destination
+        path = self.paths.get(key)
+        if path is None:
+            if len(self.paths) >= MAX_PATHS:
+                del self.paths[next(iter(self.paths))]
+            path = self.paths[key] = Path()
+        if path.version == self.version:
+            return path
+        path.version, path.lines, path.opens_at = self.version, [], 0.0
+        now, named = self.owner.time(), is_name(destination)
+        for acting in self.match(destination):
+            entry, fault = acting.drawn.entry, acting.drawn.entry.fault
+            if fault.refuse is not None or (named and fault.resolve is not None):
+                path.lines.append((entry, DatagramLine(LOST, entry.dice)))
+            path.lines.append((entry, acting.lines[direction]))
+            if named and direction == "up" and entry.acts(now):
+                path.opens_at += fault.resolve_delay
+        path.opens_at += now
+        return path
+
+    def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
+        """See `relay.inspection.Faults`."""
+        association = self.association
+        if association is None or association.closed or association.inspection is None:
+            return
+        destination = association.inspection.named.get(address, address) if direction == "down" else address
+        path = self.paths.get((direction, destination))
+        if path is None or path.version != self.version:
+            path = self.find_path(direction, destination)
+        now = self.owner.time()
+        found, lines = [(max(now, path.opens_at), payload)], []
+        for entry, line in path.lines:
+            if entry.acts(now):
+                found = [out for one in found for out in line.pass_on(*one)]
+                lines.append((entry, line))
+        if not found:
+            self.drop("fault")
+        for when, data in found:
+            overtaken = sum([line.is_overtaken() for _, line in lines]) > 0  # each draws
+            self.put(path, when, Waiting(now, direction, address, data), overtaken)
+        for entry, line in lines:
+            if line.is_over:
+                self.reach_limit(path, entry, line)
+
+    def put(self, path: Path, when: float, one: Waiting, overtaken: bool) -> None:
+        """Have a datagram go on at a time, in the order of its destination unless others overtake it."""
+        now, one.when = one.when, max(when, path.last)
+        if overtaken:
+            one.when += HELD_BACK
+            if self.hold(one):
+                path.held_back.append(one)
+            return
+        path.last = one.when
+        if one.when > now or (self.waiting and self.waiting[0][0] <= now):
+            self.hold(one)
+        else:
+            self.send(one)
+        if path.held_back:  # they follow it
+            held_back, path.held_back = path.held_back, []
+            for other in held_back:
+                if not other.gone and other.when > one.when:
+                    other.when = one.when
+                    self.push(other)
+
+    def hold(self, one: Waiting) -> bool:
+        """Keep a datagram until its time, if there is room for it."""
+        memory = self.owner.memory
+        if len(self.waiting) >= MAX_WAITING or memory.room(self.held) < one.octets:
+            self.drop("waiting")
+            return False
+        self.held += one.octets
+        memory.held += one.octets
+        self.push(one)
+        return True
+
+    def push(self, one: Waiting) -> None:
+        """Have it go on at its time. It may be pushed once more, with an earlier time."""
+        number = next(self.numbers)
+        heappush(self.waiting, (one.when, number, one))
+        if self.waiting[0][1] == number:
+            self.set_timer(one.when - self.owner.time())
+
+    def set_timer(self, seconds: float) -> None:
+        """Have `go` called for the next datagram."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.owner.loop.call_later(max(0.0, seconds), self.go)
+
+    def go(self) -> None:
+        """Send what is due."""
+        self.timer = None
+        now = self.owner.time()
+        self.send_until(now + SOON, AT_ONCE)
+        if self.waiting:
+            self.set_timer(self.waiting[0][0] - now)
+
+    def send_until(self, when: float, most: int = 2 * MAX_WAITING) -> None:
+        """Send what goes on until a time, in its order."""
+        waiting = self.waiting
+        while waiting and waiting[0][0] <= when and most:
+            most -= 1
+            one = heappop(waiting)[2]
+            if not one.gone:
+                one.gone = True
+                self.give_back(one.octets)
+                self.send(one)
+
+    def flush(self) -> None:
+        """Send all that waits, in the order of its time."""
+        self.send_until(inf)
+        for path in self.paths.values():
+            path.last = 0.0
+            path.held_back.clear()
+
+    def send(self, one: Waiting) -> None:
+        """Send a datagram."""
+        if self.association is not None and self.association.inspection is not None:
+            self.association.inspection.send(one.direction, one.address, one.payload)
+
+    def give_back(self, octets: int) -> None:
+        """They wait no more."""
+        self.held -= octets
+        self.owner.memory.held -= octets
+
+    def reach_limit(self, path: Path, entry: Entry, line: DatagramLine) -> None:
+        """End the association behind the last datagram that passes."""
+        acting = self.acting[entry]
+        if self.ending or acting is None:
+            return
+        self.ending = True
+
+        def end() -> None:
+            self.send_until(path.last)
+            if self.association is not None:
+                why = f"{entry.distort.label}: the limit of {line.line.limit} octets"
+                self.association.end("fault", why, reset=entry.fault.then == "reset")
+
+        acting.timers.append(self.owner.loop.call_later(max(0.0, path.last - self.owner.time()), end))
+
+    def drop(self, reason: Drop, number: int = 1) -> None:
+        """Count datagrams that go nowhere."""
+        drops = self.session.drops
+        if drops is not None and number:
+            drops[reason] = drops.get(reason, 0) + number
+
+    # --- the end ---
+
+    def leave(self) -> None:
+        """No entry may act on it any more: what waits goes on, and so do all others, at full speed."""
+        for entry in tuple(self.acting):
+            self.forget(entry)
+        self.flush()
+
+    def over(self) -> None:
+        """It has ended: what waits is dropped."""
+        for entry in tuple(self.acting):
+            self.forget(entry)
+        if self.timer is not None:
+            self.timer.cancel()
+        self.drop("waiting", len({id(one) for _, _, one in self.waiting if not one.gone}))
+        self.waiting.clear()
+        self.give_back(self.held)
+
+
+def is_name(destination: Address) -> bool:
+    """Whether a destination is a name that has to be resolved."""
+    return isinstance(destination.host, str) and find_number(destination.host) is None
