@@ -291,7 +291,7 @@ async def fake_proxy() -> AsyncIterator[FakeProxy]:
         await turns()
 
 
-async def refusal(front: Front) -> tuple[int, str | None]:
+async def refusal(front: Place) -> tuple[int, str | None]:
     """The reply to an association that is refused, and the error of its line."""
     async with client(front.address) as (reader, writer):
         writer.write(b"\x05\x01\x00" + request("0.0.0.0", 0, 3))

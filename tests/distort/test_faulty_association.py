@@ -360,6 +360,31 @@ def test_what_comes_down_is_matched_by_the_name_that_was_asked_for(run_once: Run
     run_once(main)
 
 
+def test_an_entry_with_addresses_acts_on_names(run_once: Run, sent: Sent) -> None:
+    """From when their address is known on, in both directions; what takes time to resolve takes it once."""
+    name, address = Address("far.test", 5000), ONE
+    said = {"hosts": ["198.51.100.0/24"], "fault": {"blackhole": True}}, {"fault": {"resolve": "2s"}}
+
+    async def main() -> None:
+        async with faulty(*said) as place:
+            place.carry("up", name, b"1")
+            place.later(2)
+            assert payloads(sent) == [b"1"]
+            place.one.found(name, address)
+            place.carry("up", name, b"2")
+            place.carry("down", address, b"3")
+            assert place.drops == {"fault": 2}
+            place.one.found(Address("other.test", 5000), TWO)
+            place.take(*entries(said[1]))
+            await turns()
+            place.carry("up", name, b"4")
+            place.later(2)
+            place.carry("up", name, b"5")
+            assert payloads(sent) == [b"1", b"4", b"5"]
+
+    run_once(main)
+
+
 def test_destinations_are_remembered_within_a_bound(run_once: Run, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest is forgotten, and found again."""
     monkeypatch.setattr(faulty_association, "MAX_PATHS", 2)
@@ -509,7 +534,8 @@ def test_an_end_after_a_time_of_one_destination(run_once: Run, sent: Sent) -> No
             place.carry("up", ONE, b"x")
             (acting,) = place.faults.acting.values()
             assert acting is not None
-            await until(lambda timer=acting.timers[0]: timer.when() < place.molding.datagrams.loop.time() - 0.005)
+            (timer,) = acting.timers
+            await until(lambda: timer.when() < place.molding.datagrams.loop.time() - 0.005)
             assert not place.one.closed
         async with Faulty(said) as place, association(place.address):
             place.carry("up", ONE, b"x")

@@ -555,11 +555,15 @@ class Doubled:
 
     def __init__(self, association: Association) -> None:
         self.association = association
+        self.names: list[Address] = []
 
     def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
         assert self.association.inspection is not None
         for _ in range(2):
             self.association.inspection.send(direction, address, payload)
+
+    def found(self, destination: Address) -> None:
+        self.names.append(destination)
 
 
 @pytest.mark.parametrize("looked", [False, True])
@@ -579,9 +583,13 @@ def test_faults_come_and_go_while_it_runs(run: Run, kernel: str, looked: bool) -
                         assert unwrap(await client.ask(named + b"1")) == (echo.address, b"1")
                     one = place.one
                     inspect = inspector.inspect if looked else None
-                    one.look_into(inspect, Doubled(one))
+                    faults = Doubled(one)
+                    one.look_into(inspect, faults)
                     client.send(named + b"2")
                     assert [unwrap(await client.receive())[1] for _ in range(4)] == [b"2"] * 4
+                    one.found(Address("other.test", 53), echo.address)
+                    one.found(Address("here.test", echo.address.port), echo.address)
+                    assert faults.names == [Address("other.test", 53), Address("here.test", echo.address.port)]
                     assert one.inspection is not None
                     named_by_address = {echo.address: Address("here.test", echo.address.port)}
                     assert one.inspection.named == named_by_address

@@ -132,6 +132,8 @@ def test_limits_and_faults_hold_for_what_is_inside(run_once: Run) -> None:
                     def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
                         lost.append(payload)
 
+                    def found(self, destination: Address) -> None: ...
+
                 with destination() as echo:
                     one.look_into(None, Losing())
                     client.send(TURNED.wrap(echo.header + b"lost"))

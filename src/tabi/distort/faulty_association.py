@@ -123,11 +123,16 @@ class FaultyAssociation:
 
     # --- entries ---
 
-    def match(self, destination: Address) -> list[Acting]:
-        """The entries that act on datagrams of a destination, in their order. Those that are new are drawn."""
-        owner = self.owner
-        found = owner.distorts.matching(self.session, owner.distortion.clock(), destination)
-        return [one for distort in found if (one := self.ask(owner.distortion.entries[distort])) is not None]
+    def match(self, *destination: Address) -> list[Acting]:
+        """The entries that act on datagrams of a destination, in their order. Those that are new are drawn.
+
+        Args:
+            destination: its name and its address, as far as they are known: one of them is enough.
+        """
+        distorts, entries, now = self.owner.distorts, self.owner.distortion.entries, self.owner.distortion.clock()
+        found = {distort for one in destination for distort in distorts.matching(self.session, now, one)}
+        asked = [self.ask(entries[distort]) for distort in distorts if distort in found]
+        return [acting for acting in asked if acting is not None]
 
     def ask(self, entry: Entry) -> Acting | None:
         """An entry at work here; None if the association is not drawn for it."""
@@ -191,17 +196,29 @@ class FaultyAssociation:
             path = self.paths[key] = Path()
         if path.version == self.version:
             return path
-        path.version, path.lines, path.opens_at = self.version, [], 0.0
+        before = {entry for entry, _ in path.lines}
+        path.version, path.lines = self.version, []
         now, named = self.owner.time(), is_name(destination)
-        for acting in self.match(destination):
+        for acting in self.match(destination, *self.addresses_of(destination)):
             entry, fault = acting.drawn.entry, acting.drawn.entry.fault
             if fault.refuse is not None or (named and fault.resolve is not None):
                 path.lines.append((entry, DatagramLine(LOST, entry.dice)))
             path.lines.append((entry, acting.lines[direction]))
-            if named and direction == "up" and entry.acts(now):
-                path.opens_at += fault.resolve_delay
-        path.opens_at += now
+            if fault.resolve_delay and named and direction == "up" and entry not in before and entry.acts(now):
+                path.opens_at = max(path.opens_at, now) + fault.resolve_delay
         return path
+
+    def addresses_of(self, destination: Address) -> list[Address]:
+        """The address of a name, if it is known."""
+        inspection = None if self.association is None else self.association.inspection
+        named = {} if inspection is None else inspection.named
+        return [address for address, name in named.items() if name == destination]
+
+    def found(self, destination: Address) -> None:
+        """See `relay.inspection.Faults`: entries with addresses may act on it from now on."""
+        for key in (("up", destination), ("down", destination)):
+            if key in self.paths:
+                self.paths[key].version = -1
 
     def carry(self, direction: Direction, address: Address, payload: bytes) -> None:
         """See `relay.inspection.Faults`."""

@@ -54,6 +54,9 @@ class Faults(Protocol):
             payload: its octets.
         """
 
+    def found(self, destination: Address) -> None:
+        """Hear that the address of a destination is known, see `Inspection.named`."""
+
 
 class Inspection:
     """Calls ``inspect`` with each datagram of an association, and has what that emits pass ``faults``.
@@ -114,6 +117,8 @@ class Inspection:
         if len(self.named) >= MAX_NAMED:
             del self.named[next(iter(self.named))]
         self.named[address] = destination
+        if self.faults is not None:
+            self.faults.found(destination)
 
     def show(self, inspect: Inspect, datagram: Datagram) -> None:
         """Call the inspector. If it raises, the datagram is dropped, and the first error is logged."""
