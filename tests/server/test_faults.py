@@ -216,7 +216,7 @@ def test_names_are_taken_once(run_once: Run) -> None:
             assert server.set_fault("3g").name == "fault-2"
             for _ in range(MOST_FAULTS - 3):
                 server.set_fault("3g", ports=[1])
-            with pytest.raises(ConfigError, match="100 faults are set already"):
+            with pytest.raises(ConfigError, match=f"{MOST_FAULTS} faults are set already"):
                 server.set_fault("3g")
             assert len(server.faults.all) == MOST_FAULTS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tabi.cli.help import Command, Context
+from tabi.cli.help import Group
 from tabi.errors import ConfigError, printable
 from tabi.intercept.packages import need_packages
 
@@ -16,28 +16,17 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 
-class Group(click.Group):
+class Ca(Group):
     """The commands of an authority."""
-
-    context_class = Context
-    command_class = Command
 
     def invoke(self, ctx: click.Context) -> object:
         """Run one of them, where there is what they need."""
         need_packages("tabi ca")
         return super().invoke(ctx)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names, in the order in which they are used."""
-        return list(self.commands)
-
-    def get_short_help_str(self, limit: int = 45) -> str:
-        """The whole first sentence of the help."""
-        return super().get_short_help_str(200)
-
 
 @click.group(
-    cls=Group,
+    cls=Ca,
     no_args_is_help=True,
     epilog="""\b
     Make one:          tabi ca init

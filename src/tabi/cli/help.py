@@ -35,3 +35,18 @@ class Command(click.Command):
     def get_short_help_str(self, limit: int = 45) -> str:
         """The whole first sentence of the help, for the list of commands."""
         return super().get_short_help_str(200)
+
+
+class Group(click.Group):
+    """A command that has commands, in the order in which they are used."""
+
+    context_class = Context
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The whole first sentence of the help."""
+        return super().get_short_help_str(200)

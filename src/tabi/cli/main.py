@@ -31,6 +31,7 @@ COMMANDS = {
     "ua": "ua",
     "flows": "flows",
     "replay": "replay",
+    "fault": "fault",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 

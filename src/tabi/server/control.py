@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tabi.errors import TabiError
+from tabi.errors import ConfigError, TabiError
 from tabi.net.listen import bind_unix
 from tabi.net.reactor import make_loop
 from tabi.server.channel import Channel, Message
@@ -163,6 +163,8 @@ class Control:
                 return {"error": "the server does not listen, try again later"}
             async with asyncio.timeout(PATIENCE / 2):
                 answer = await future
+        except ValueError:
+            return {"error": "the request is too large"}
         except TimeoutError:
             return {"error": f"the server has not answered within {PATIENCE / 2:g} s"}
         finally:
@@ -246,6 +248,7 @@ def ask_server(path: Path, command: str, timeout: float = PATIENCE, **arguments:
     """Have the running server do a command, and return what it answers. It may take ``timeout`` seconds.
 
     Raises:
+        ConfigError: what was asked for is wrong; it names the key.
         TabiError: the server cannot or will not do it, or does not answer.
     """
     try:
@@ -257,6 +260,8 @@ def ask_server(path: Path, command: str, timeout: float = PATIENCE, **arguments:
             answer = receive_frame(sock, MAX_ANSWER)
     except (OSError, EOFError, ValueError) as exc:
         raise TabiError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
+    if "path" in answer:
+        raise ConfigError(str(answer.get("error")), answer["path"])
     if "error" in answer:
         raise TabiError(str(answer["error"]))
     found: dict[str, Any] = answer.get("ok", {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import msgspec
 
-from tabi.config import Config
+from tabi.config import Config, FaultConfig
 from tabi.config.compile import make_distort
 from tabi.config.live_faults import FaultChanges, changed, describe, read_fault, words_of
 from tabi.errors import ConfigError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tabi.distort.draws import Entry
     from tabi.server.server import Server
 
-MOST_FAULTS = 100
+MOST_FAULTS = 50
 """Faults at a time."""
 
 
@@ -73,8 +73,7 @@ class LiveFault:
         if self.acts:
             raise RuntimeError(f"the fault {self.name} acts already")
         check_name(self.name, self.faults.names(), len(self.faults.all))
-        self.entry = self.faults.put(self, self.distort)
-        return self
+        return self.become(self.given, self.distort)
 
     def change(self, profile: str | None = None, **keys: Unpack[FaultChanges]) -> None:
         """Change it: keys that are given hold from now on, the others stay; None takes one away. A profile takes the
@@ -86,13 +85,14 @@ class LiveFault:
         """
         if not self.acts:
             raise RuntimeError(f"the fault {self.name} does not act")
-        self.become(changed(self.given, with_profile(profile, keys)))
+        given = changed(self.given, keys if profile is None else {"profile": profile, **keys})
+        self.become(given, self.faults.read(self.name, given))
 
-    def become(self, given: Mapping[str, Any]) -> None:
-        """Change all of it. Raises as `change`."""
-        distort = self.faults.read(self.name, given)
+    def become(self, given: Mapping[str, Any], distort: Distort) -> Self:
+        """Do this from now on. Raises RuntimeError if the server does not run."""
         chosen, self.entry = self.chosen, self.faults.put(self, distort)
         self.given, self.distort, self.earlier = given, distort, chosen
+        return self
 
     def remove(self) -> None:
         """Have it act no more. Harmless when done twice, and when the server is closed."""
@@ -133,10 +133,16 @@ class Faults:
             name = new_name(self.numbers, self.names())
         return LiveFault(self, name, found, self.read(name, found))
 
-    def read(self, name: str, given: Mapping[str, Any]) -> Distort:
+    def hold(self, name: str, given: Mapping[str, Any], profiles: Mapping[str, FaultConfig]) -> None:
+        """Set a fault that somebody else has checked, or change it; ``profiles`` has the one that it names."""
+        distort = self.read(name, given, profiles)
+        (self.all.get(name) or LiveFault(self, name, given, distort)).become(given, distort)
+
+    def read(self, name: str, given: Mapping[str, Any], profiles: Mapping[str, FaultConfig] | None = None) -> Distort:
         """What a fault does. Raises ConfigError, which names the key."""
         config = self.server.config
-        found = read_fault(given, name, config.profile, [listen.url for listen in config.listen])
+        known = config.profile if profiles is None else profiles
+        found = read_fault(given, name, known, [listen.url for listen in config.listen])
         return msgspec.structs.replace(make_distort(found, 0, name=name), live=True)
 
     def names(self) -> set[str]:
@@ -199,8 +205,3 @@ def new_name(numbers: Iterator[int], names: Container[str]) -> str:
 def labels_of(config: Config) -> list[str]:
     """What the entries of a configuration are called."""
     return [distort.name or f"distort[{number}]" for number, distort in enumerate(config.distort)]
-
-
-def with_profile(profile: str | None, keys: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All that is given."""
-    return keys if profile is None else {"profile": profile, **keys}

@@ -11,14 +11,17 @@ import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from time import perf_counter
+from typing import Any
 
 import msgspec
 
 from tabi.config import Config
+from tabi.config.live_faults import plain
 from tabi.errors import ConfigError
 from tabi.net.kernel import open_memory
 from tabi.server import handover
 from tabi.server.compiled import Compiled, check_listeners
+from tabi.server.faults import labels_of
 from tabi.server.handled_signals import forget_handlers
 from tabi.server.server import Server
 from tabi.server.takeover import take_over
@@ -48,6 +51,9 @@ class Report(msgspec.Struct):
     rules: int = 0
     users: int = 0
     with_quotas: bool = False
+    profiles: dict[str, dict[str, Any]] = {}
+    distorts: list[str] = []
+    """What each ``[[distort]]`` is called."""
 
 
 class Reload:
@@ -107,14 +113,16 @@ class Reload:
         except Exception as exc:
             log.exception("a reload failed")
             return Report(f"internal error: {type(exc).__name__}")
-        return Report(None, later, len(compiled.rules), len(compiled.users), compiled.with_quotas)
+        counts = len(compiled.rules), len(compiled.users)
+        profiles = {name: plain(fault) for name, fault in config.profile.items()}
+        return Report(None, later, *counts, compiled.with_quotas, profiles, labels_of(config))
 
     def poll(self) -> Report | None:
         """What became of it; None while it is under way."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return None
-        data = os.pread(self.said, 1 << 20, 0)
+        data = os.pread(self.said, os.fstat(self.said).st_size, 0)
         if status or not data:
             return Report(f"what compiles it ended with code {os.waitstatus_to_exitcode(status)}")
         return msgspec.json.decode(data, type=Report)

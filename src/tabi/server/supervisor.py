@@ -33,6 +33,7 @@ from tabi.observe.access_log import open_output
 from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
 from tabi.server.compiled import Compiled, check_listeners
+from tabi.server.fault_control import Answer, FaultControl
 from tabi.server.handled_signals import HandledSignals
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
@@ -54,10 +55,6 @@ CHILD_START = 1.0
 
 GRACE = 3.0
 """Seconds that workers get beyond the drain time before they are killed."""
-
-
-Answer = Callable[[Mapping[str, Any]], object]
-"""Takes the answer to a request: ``{"ok": {...}}`` or ``{"error": TEXT}``; at once or later."""
 
 
 class Supervisor:
@@ -102,10 +99,11 @@ class Supervisor:
         self.sockets = self.listeners.sockets
         self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
         self.children = children
-        self.records = records
+        self.faults = FaultControl(self.workers, config)
         self.commands: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
             "status": self.tell_status,
             "reload": lambda _, answer: self.reload(answer),
+            "fault": self.faults.do,
         }
         self.began = time.time()
         self.ledger = SharedLedger(len(self.workers))
@@ -186,6 +184,7 @@ class Supervisor:
             elif told == signal.SIGHUP and not self.stopping:
                 self.reload()
             self.hear()
+            self.faults.keep_time()
             if self.keeper is not None:
                 self.keeper.save()
 
@@ -202,6 +201,8 @@ class Supervisor:
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
+        if (seconds := self.faults.due(now)) is not None:
+            due.append(seconds)
         return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
 
     def start_all(self) -> None:
@@ -245,7 +246,7 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
-            shared = Shared(self.sockets, self.lifeline, self.ledger, end, self.records)
+            shared = Shared(self.sockets, self.lifeline, self.ledger, end, self.records, self.faults.messages)
             run_worker(compiled, shared, lambda: end.send({"ready": True}))
             code = 0
         except ConfigError as exc:  # a script of interception, which only workers load
@@ -285,6 +286,7 @@ class Supervisor:
             if not pid:
                 continue
             worker.empty()
+            self.faults.left(worker)
             self.ledger.forget_worker(self.workers.index(worker))
             if self.stopping:
                 continue
@@ -299,6 +301,8 @@ class Supervisor:
             while channel is not None and (body := channel.next_body()) is not None:
                 if "request" in body:
                     self.carry_out(body, channel)
+                elif "faults" in body:
+                    self.faults.heard(place, body)
 
     def carry_out(self, body: Mapping[str, Any], channel: Channel) -> None:
         """Do what the control socket's process asks for, and have it answered."""
@@ -379,6 +383,7 @@ class Supervisor:
                 os.close(self.latest)
             self.latest = reload.memory
             self.tell_all(RELOAD, (self.latest,))
+            self.faults.learn(report.profiles, report.distorts)
             if report.later:
                 log.warning("reloaded, but these wait for a restart: %s", ", ".join(report.later))
             log.info("reloaded: rules: %d, users: %d", report.rules, report.users)

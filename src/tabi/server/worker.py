@@ -7,8 +7,8 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
@@ -39,9 +39,11 @@ class Shared(NamedTuple):
     """A descriptor that ends when the supervisor does."""
     ledger: SharedLedger
     channel: Channel
-    """To the supervisor, which says `AT_ONCE` and `RELOAD`."""
+    """To the supervisor, which says `AT_ONCE` and `RELOAD`, and which faults are set."""
     records: socket.socket | None = None
     """To the process that writes records of interception; None if there is none."""
+    faults: Mapping[str, Mapping[str, Any]] = {}
+    """Those that were set by now, see `tabi.server.fault_control`."""
 
 
 def run_worker(compiled: Compiled, shared: Shared, ready: Callable[[], object] = lambda: None) -> None:
@@ -81,6 +83,10 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
             hurry()
         elif message.body == RELOAD:
             taker.offer(message.fds.pop())
+        elif "faults" in message.body:
+            from tabi.server.fault_control import obey
+
+            shared.channel.send(obey(server.faults, message.body["faults"]))
         close_all(message.fds)
 
     loop.add_reader(shared.lifeline, orphaned)
@@ -91,6 +97,10 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
     gc.set_threshold(50_000, 20, 50)
     taker = Taker(server)
     async with server:
+        if shared.faults:
+            from tabi.server.fault_control import take
+
+            take(server.faults, shared.faults)
         shared.channel.watch(loop, heard, lambda: None)  # the lifeline tells that the supervisor is gone
         ready()
         await told.wait()

@@ -1,0 +1,157 @@
+"""The options of `tabi fault`: one for each key of a fault, with the help that the schema has."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import click
+import msgspec
+
+from tabi.config import distort
+from tabi.config.distort import DistortConfig, FaultConfig, LineConfig
+from tabi.config.mistakes import without_none
+from tabi.errors import ConfigError
+from tabi.policy.quantities import Bandwidth, Chance, Onset, Seconds, Size
+from tabi.policy.schedule import Clock, Cycle
+
+MATCHERS = {
+    "hosts": "--host",
+    "ports": "--port",
+    "users": "--user",
+    "clients": "--client",
+    "commands": "--command",
+    "listeners": "--listener",
+    "protocols": "--protocol",
+    "hours": "--hours",
+}
+"""The keys that choose sessions, and their options, which may be repeated but for the last one."""
+
+DRAWING = {"probability": "SHARE", "seed": "N"}
+
+SIDES = ("up", "down")
+
+METAVARS: dict[object, str] = {
+    Seconds: "TIME",
+    Onset: "TIME",
+    Size: "SIZE",
+    Chance: "SHARE",
+    Bandwidth: "RATE",
+    Clock: "WHEN",
+    Cycle: "CYCLE",
+    int: "N",
+    float: "N",
+    int | str: "REPLY",
+}
+
+NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?", re.ASCII)
+
+
+def fault_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command; it gets them by keyword, None or () for those that were not given."""
+    for option in reversed(make_options()):
+        command = option(command)
+    return command
+
+
+def make_options() -> Sequence[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """All of them: which sessions, then which figures."""
+    helps = helps_of()
+    found = []
+    for key, name in MATCHERS.items():
+        many = key != "hours"
+        text = f"{helps.get(key, 'Which sessions.')}{' May be repeated.' if many else ''}"
+        metavar = name.removeprefix("--").upper()
+        found.append(click.option(name, key, metavar=metavar, multiple=many, help=text))
+    for key, metavar in DRAWING.items():
+        found.append(click.option(f"--{key}", key, metavar=metavar, help=helps.get(key, "Which sessions.")))
+    for field in msgspec.structs.fields(FaultConfig):
+        kind, text = without_none(field.type), helps.get(field.name, "See docs/faults.md.")
+        name = option_of(field.encode_name)
+        if kind is bool:
+            plain = name.removeprefix("--")
+            found.append(click.option(f"--{plain}/--no-{plain}", field.encode_name, default=None, help=text))
+        elif field.name in SIDES:
+            more = f"{text} KEY is latency and the like. May be repeated."
+            found.append(click.option(name, field.encode_name, metavar="KEY=VALUE", multiple=True, help=more))
+        else:
+            metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else METAVARS[kind]
+            found.append(click.option(name, field.encode_name, metavar=metavar, help=text))
+    return found
+
+
+def helps_of() -> dict[str, str]:
+    """What the schema says of each key; nothing where its source is not there."""
+    try:
+        tree = ast.parse(inspect.getsource(distort))
+    except OSError:
+        return {}
+    wanted = {LineConfig.__name__, FaultConfig.__name__, DistortConfig.__name__}
+    found: dict[str, str] = {}
+    for part in tree.body:
+        if isinstance(part, ast.ClassDef) and part.name in wanted:
+            for statement, said in zip(part.body, part.body[1:], strict=False):
+                if isinstance(statement, ast.AnnAssign) and isinstance(said, ast.Expr):
+                    assert isinstance(statement.target, ast.Name)
+                    found.setdefault(statement.target.id, in_one_line(ast.literal_eval(said.value)))
+    return found
+
+
+def in_one_line(text: str) -> str:
+    """A docstring as the help of an option."""
+    return " ".join(text.replace("``", "`").split())
+
+
+def option_of(key: str) -> str:
+    """The option of a key."""
+    return f"--{key.replace('_', '-')}"
+
+
+# --- what they say ---
+
+
+def given_by(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a fault that options give. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is None or value == ():
+            continue
+        if key in SIDES:
+            found[key] = dict(side_value(option_of(key), text) for text in value)
+        elif key in MATCHERS and key != "hours":
+            found[key] = [number_or_text(text) if key == "ports" else text for text in value]
+        else:
+            found[key] = value if isinstance(value, bool) or key in TEXTS else number_or_text(value)
+    return found
+
+
+TEXTS = ("name", "profile", "hours", "from", "until", "every")
+"""Keys whose values are text, even if it looks like a number."""
+
+
+def side_value(option: str, text: str) -> tuple[str, Any]:
+    """A figure of one direction; one without a value is switched on. Raises ConfigError."""
+    key, equals, value = text.partition("=")
+    if not key:
+        raise ConfigError(f"{text!r}, expected KEY=VALUE", option)
+    return key.strip().replace("-", "_"), number_or_text(value.strip()) if equals else True
+
+
+def number_or_text(text: str) -> Any:
+    """A value as TOML has it: a number, true or false, or text."""
+    if NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    return {"true": True, "false": False}.get(text, text)
+
+
+def in_options(error: ConfigError) -> ConfigError:
+    """An error about a key as one about its option."""
+    if error.path is None:
+        return error
+    key = re.split(r"[.\[]", error.path)[0]
+    below = error.path.partition(".")[2]
+    message = f"{below}: {error.message}" if below else error.message
+    return ConfigError(message, MATCHERS.get(key, option_of(key)))
