@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,22 @@ def test_a_configuration(tmp_path: Path, server: Origin) -> None:
     config.write_text(f"log.access = '{log}'\n")
     done = run("-q", "-c", config, *get(server))
     assert f'"port":{server.port},' in log.read_text()
+
+
+def test_a_bad_network(server: Origin, tmp_path: Path) -> None:
+    """A profile, also one of the file, for all that the program does; the summary names it."""
+    file = tmp_path / "tabi.toml"
+    file.write_text('[profile.slow]\nlatency = "100ms"\n')
+    began = time.monotonic()
+    done = run("-c", file, "--fault", "slow", *get(server))
+    assert (done.returncode, done.stdout) == (0, b"what it is")
+    assert time.monotonic() - began >= 0.2
+    assert b"tabi: 1 session, 0 B up, 10 B down, 1 host, with the fault slow\n" in done.stderr
+    done = run("--fault", "offline", *get(server))
+    assert done.returncode == 1
+    assert b"1 failed: " in done.stderr
+    assert b", with the fault offline\n" in done.stderr
+    assert "--fault: '5g', expected a profile: " in failure(run("--fault", "5g", "true"), 2)
 
 
 @pytest.mark.parametrize(

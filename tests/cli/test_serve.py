@@ -37,7 +37,8 @@ from processes import (
 )
 from support import GREETING, free_port, request, target
 from tabi.cli.serve import curl_line, merge, print_ready
-from tabi.config import Config, Listen, UserConfig
+from tabi.config import Config, Listen, UserConfig, parse_config
+from tabi.errors import ConfigError
 from tabi.wire.address import Address, parse_address
 
 # --- what it says, and what is asked for ---
@@ -153,6 +154,28 @@ def test_a_file_and_options_together(tmp_path: Path) -> None:
     assert set(config.users) == {"alice", "bob"}
     assert (config.workers, config.log.access) == (2, "none")
     assert merge(file, None, None, None, None).config == file
+
+
+def test_faults_of_the_command_line(tmp_path: Path) -> None:
+    """They are for all sessions, behind the entries of the file; a reload keeps them, and it says that they are on."""
+    file = tmp_path / "tabi.toml"
+    text = '[[listen]]\nurl = "socks5://127.0.0.1:0"\n[profile.slow]\nlatency = "30ms"\n'
+    text += '[[distort]]\nfault = "3g"\nports = [1]\n'
+    file.write_text(text)
+    with serve(tmp_path, "-c", file, "--fault", "slow", "--fault", "lossy-wifi") as proxy:
+        assert "with the fault slow, lossy-wifi\n" in proxy.messages
+        for reloads in range(2):
+            with tunnels(proxy.address) as (tunnel,):
+                began = time.monotonic()
+                tunnel.check()
+                assert time.monotonic() - began >= 0.06
+            if not reloads:
+                proxy.signal(signal.SIGHUP)
+                wait_for(lambda: "reloaded: rules: 0" in proxy.messages, "the reload")
+    compiled = merge(parse_config(text), None, None, None, None, faults=["slow"])
+    assert [one.label for one in compiled.distorts] == ["distort[0]", "--fault slow"]
+    with pytest.raises(ConfigError, match=r"--fault: '5g', expected a profile: 3g, .*, slow, slow-3g"):
+        merge(parse_config(text), None, None, None, None, faults=["5g"])
 
 
 def test_a_file_is_used(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ def test_hosts() -> None:
     ]
 
 
+def test_faults() -> None:
+    """What all sessions had is said, if there were any."""
+    summary = Summary(["3g", "edge"])
+    assert "fault" not in "".join(summary.lines("curl"))
+    summary.ended(session("a.example:80", 1, 2))
+    assert next(summary.lines("curl")) == "1 session, 1 B up, 2 B down, 1 host, with the fault 3g, edge"
+
+
 def test_a_proxy_that_was_not_used() -> None:
     """If something failed, that may be why. The variable's value, which may have a password, is not shown."""
     summary = Summary()

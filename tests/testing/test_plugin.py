@@ -62,6 +62,52 @@ async def test_in_a_loop_of_others(tabi_proxy, tabi_origin):
             assert await stream.receive() == b"echo"
 """
 
+BAD_NETWORK = """
+import time
+import pytest
+import requests
+import tabi
+
+
+def seconds(proxy, origin):
+    began = time.monotonic()
+    answer = requests.get(origin.url, proxies={"http": proxy.url_for("http")}, timeout=10)
+    assert answer.text == "hello from /"
+    return time.monotonic() - began
+
+
+def test_a_slow_network(tabi_proxy, tabi_origin):
+    with tabi_proxy.fault(hosts=["127.0.0.1"], latency="100ms") as fault:
+        assert seconds(tabi_proxy, tabi_origin) >= 0.2
+        assert fault.chosen == 1
+        fault.change(latency="150ms")
+        assert seconds(tabi_proxy, tabi_origin) >= 0.3
+    seconds(tabi_proxy, tabi_origin)
+
+
+def test_no_network(tabi_proxy_factory, tabi_origin):
+    proxy = tabi_proxy_factory(users={"alice": "secret"})
+    with proxy.fault("offline"), pytest.raises(requests.ConnectionError):
+        requests.get(tabi_origin.url, proxies={"http": proxy.url}, timeout=10)
+    assert seconds(proxy, tabi_origin)
+
+
+def test_a_mistake(tabi_proxy):
+    with pytest.raises(tabi.ConfigError, match="latency: "):
+        tabi_proxy.fault(latency=-1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_in_a_coroutine(tabi_proxy, tabi_origin):
+    async with tabi.Proxy(tabi_proxy.url).connect(*tabi_origin.address) as stream:
+        async with tabi_proxy.fault(latency="50ms"):
+            began = time.monotonic()
+            await stream.send_all(b"echo")
+            assert await stream.receive() == b"echo"
+            assert time.monotonic() - began >= 0.1
+"""
+
 OF_NONE = """
 import sys
 
@@ -98,6 +144,11 @@ def test_plain_tests(tmp_path: Path) -> None:
 def test_tests_of_anyio(tmp_path: Path) -> None:
     """A coroutine in a loop of another plugin; everything of ours is in threads of its own."""
     assert "1 passed" in pytest_of(tmp_path, OF_ANYIO, "-p", "anyio")
+
+
+def test_tests_of_a_bad_network(tmp_path: Path) -> None:
+    """Faults in plain tests and in coroutines: they act when the block begins, and are gone behind it."""
+    assert "4 passed" in pytest_of(tmp_path, BAD_NETWORK, "-p", "anyio")
 
 
 def test_tests_that_ask_for_nothing_pay_nothing(tmp_path: Path) -> None:

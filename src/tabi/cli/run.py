@@ -19,7 +19,7 @@ import msgspec
 from tabi.cli.help import Command
 from tabi.cli.interception import Interception, add_interception, interception_options
 from tabi.cli.main import fail
-from tabi.cli.serve import merge
+from tabi.cli.serve import merge, option_fault
 from tabi.config import Ca, Config, Listen, load_config
 from tabi.launch import command
 from tabi.launch.command import CannotStart, hold_signals
@@ -53,6 +53,7 @@ PATIENCE = 15.0
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )
 @interception_options
+@option_fault
 @click.option("-q", "--quiet", is_flag=True, help="No summary at the end, and no warnings.")
 def run(
     arguments: tuple[str, ...],
@@ -64,6 +65,7 @@ def run(
     har: str | None,
     prints: bool,
     trust: str | None,
+    faults: tuple[str, ...],
 ) -> None:
     """Run a command behind a proxy of its own, and say where it went.
 
@@ -81,18 +83,19 @@ def run(
     tabi run --intercept '*' --print -- curl https://example.com/
     tabi run --intercept '*.example.com' --har out.har -- python3 client.py
     tabi run --via socks5://127.0.0.1:9050 -- git clone https://example.com/x.git
+    tabi run --fault 3g -- curl -s http://example.com/
     """
     looks = Interception(intercept, script, har, prints, trust)
     restore()
     end_in_order()
     check_calls(itertools.chain(try_all(), try_timed_wait()))
-    summary = Summary()
+    summary = Summary(faults)
     with contextlib.ExitStack() as closing:
         merged = configure(config, looks)
         folder = closing.enter_context(run_folder()) if opens_tls(merged) else None
         if folder is not None:
             merged = with_authority(merged, folder)
-        compiled = merge(merged, None, None, None, None, list(via), config)
+        compiled = merge(merged, None, None, None, None, list(via), config, faults=faults)
         hooks = [summary] if compiled.intercepts is not None else []
         records = None
         if compiled.intercepts is not None and any(rule.har or rule.print for rule in compiled.intercepts):

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -22,7 +22,8 @@ from tabi.cli.interception import (
     interception_options,
     summary,
 )
-from tabi.config import Config, EgressConfig, Listen, RuleConfig, UserConfig, load_config
+from tabi.config import Config, DistortConfig, EgressConfig, Listen, RuleConfig, UserConfig, load_config
+from tabi.config.faults import PROFILES
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.net.kernel import check_calls, try_all
@@ -31,6 +32,14 @@ from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
 from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
+
+option_fault = click.option(
+    "--fault",
+    "faults",
+    metavar="PROFILE",
+    multiple=True,
+    help="Have a bad network for all sessions: 3g, edge, offline …, or a [profile.NAME] of the file. May be repeated.",
+)
 
 
 @click.command(cls=Command)
@@ -54,6 +63,7 @@ from tabi.server.supervisor import Supervisor
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )
 @interception_options
+@option_fault
 def serve(
     config: Path | None,
     listen: tuple[str, ...],
@@ -67,6 +77,7 @@ def serve(
     har: str | None,
     prints: bool,
     trust: str | None,
+    faults: tuple[str, ...],
 ) -> None:
     """Run the proxy.
 
@@ -79,6 +90,9 @@ def serve(
     file. Without it --script, --har, --print and --trust are for those of the file; where there is none, for HTTP
     without TLS.
 
+    --fault has a bad network for all sessions, in addition to each [[distort]] of the file. `tabi fault` sets and
+    removes more while it runs.
+
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). A second signal ends it at
     once. SIGHUP reloads the file for new connections; a warning names what needs a restart.
 
@@ -89,12 +103,13 @@ def serve(
     tabi serve -l socks5://0.0.0.0:1080 -u alice:secret
     tabi serve -c tabi.toml --workers 0
     tabi serve --intercept '*.example.com' --print
+    tabi serve --fault 3g
     """
     looks = Interception(intercept, script, har, prints, trust)
 
     def read() -> Compiled:
         file = Config() if config is None else load_config(config, values=False)
-        return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks)
+        return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks, faults)
 
     check_calls(try_all())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
@@ -114,7 +129,8 @@ def serve(
                 closing.callback(records.close)
                 children.append(records.child)
             supervisor = Supervisor(compiled, reread, children, None if records is None else records.sink)
-            code = supervisor.run(lambda: print_ready(supervisor.urls, compiled.config.has_users, writer.say, compiled))
+            with_users = compiled.config.has_users
+            code = supervisor.run(lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults))
     sys.exit(code)
 
 
@@ -128,6 +144,7 @@ def merge(
     path: Path | None = None,
     open_proxy: bool = False,
     looks: Interception | None = None,
+    faults: Sequence[str] = (),
 ) -> Compiled:
     """The compiled configuration: the file at ``path`` with the options of the command line.
 
@@ -164,6 +181,7 @@ def merge(
         )
     if looks:
         config = add_interception(config, looks)
+    config = add_faults(config, faults)
     try:
         return compile_config(config, open_proxy)
     except ConfigError as exc:
@@ -172,6 +190,16 @@ def merge(
         if path is not None and not any(is_of(exc.path, key) for key in said):
             raise in_file(exc, path) from None
         raise
+
+
+def add_faults(config: Config, names: Sequence[str]) -> Config:
+    """A configuration with faults for all sessions, behind those of the file. Raises ConfigError."""
+    for name in names:
+        if name not in config.profile and name not in PROFILES:
+            text = f"{name!r}, expected a profile: {', '.join(sorted({*PROFILES, *config.profile}))}"
+            raise ConfigError(text, "--fault")
+    entries = [DistortConfig(name=f"--fault {name}", fault=name) for name in names]
+    return msgspec.structs.replace(config, distort=[*config.distort, *entries]) if entries else config
 
 
 def is_of(path: str | None, key: str) -> bool:
@@ -205,11 +233,19 @@ def curl_line(url: str, users: bool, trust: str = "") -> str | None:
     return f"curl {authority}{trust}-x {proxy}://{'USER:PASSWORD@' if users else ''}{place} https://example.com/"
 
 
-def print_ready(urls: list[str], users: bool, say: Callable[[str], object], compiled: Compiled | None = None) -> None:
+def print_ready(
+    urls: list[str],
+    users: bool,
+    say: Callable[[str], object],
+    compiled: Compiled | None = None,
+    faults: Sequence[str] = (),
+) -> None:
     """Print where it listens, what is looked into, and how to try it. On stderr, since stdout is for the access log."""
     lines = [f"listening on {url}\n" for url in urls]
     trust, looks = ("", None) if compiled is None else (authority_option(compiled), summary(compiled))
     if looks is not None:
         lines.append(f"{looks}\n")
+    if faults:
+        lines.append(f"with the fault {', '.join(faults)}\n")
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users, trust) for url in urls))][:1]
     say("".join(lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tabi.errors import printable
@@ -69,11 +69,12 @@ class Host:
 
 
 class Summary(SessionObserver):
-    """Counts the sessions of a run, by destination, and as a hook the flows."""
+    """Counts the sessions of a run, by destination, and as a hook the flows; ``faults`` is what they all had."""
 
     title = "the summary"
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Sequence[str] = ()) -> None:
+        self.faults = faults
         self.hosts: dict[str, Host] = {}
         self.flows = 0
 
@@ -106,7 +107,8 @@ class Summary(SessionObserver):
             for name in ("sessions", "failed", "intercepted", "pinned", "up", "down"):
                 setattr(total, name, getattr(total, name) + getattr(host, name))
         flows = f", {count(self.flows, 'flow')}" if self.flows else ""
-        yield f"{total}, {count(len(self.hosts), 'host')}{flows}"
+        faults = f", with the fault {', '.join(self.faults)}" if self.faults else ""
+        yield printable(f"{total}, {count(len(self.hosts), 'host')}{flows}{faults}")
         order = sorted(self.hosts.items(), key=lambda item: (-item[1].failed, -item[1].up - item[1].down, item[0]))
         for name, host in order[:SHOWN]:
             yield printable(f"  {name}: {host}")

@@ -10,6 +10,7 @@ Each of them runs in a thread with a loop of its own, so that plain tests and th
 
 TYPE_CHECKING = False  # not from typing: pytest loads this in every run, of others too
 if TYPE_CHECKING:
+    from tabi.testing.fault import ProxyFault
     from tabi.testing.origin import Origin, OriginRequest
     from tabi.testing.proxy import ProxyServer
     from tabi.testing.service import Service
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Origin",
     "OriginRequest",
+    "ProxyFault",
     "ProxyServer",
     "Service",
     "Upstream",
@@ -26,6 +28,7 @@ __all__ = [
 _HOMES = {
     "Origin": "origin",
     "OriginRequest": "origin",
+    "ProxyFault": "fault",
     "ProxyServer": "proxy",
     "Service": "service",
     "Upstream": "upstream",

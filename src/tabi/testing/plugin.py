@@ -33,7 +33,8 @@ def tabi_proxy_factory() -> Iterator[Callable[..., ProxyServer]]:
 
 @pytest.fixture
 def tabi_proxy(tabi_proxy_factory: Callable[..., ProxyServer]) -> ProxyServer:
-    """A proxy on a free port of 127.0.0.1 that takes SOCKS5, SOCKS4 and HTTP: ``tabi_proxy.url``."""
+    """A proxy on a free port of 127.0.0.1 that takes SOCKS5, SOCKS4 and HTTP: ``tabi_proxy.url``. It has faults for
+    tests of bad networks: ``with tabi_proxy.fault("3g"): …``"""
     return tabi_proxy_factory()
 
 

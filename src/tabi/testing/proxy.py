@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from tabi.server.server import Server
 from tabi.session import Session
+from tabi.testing.fault import ProxyFault
 from tabi.testing.service import PATIENCE, Seen, Service
+
+if TYPE_CHECKING:
+    from tabi.config.live_faults import FaultKeys
 
 MIXED = "mixed://127.0.0.1:0"
 
@@ -103,3 +107,17 @@ class ProxyServer(Service):
     def forget(self) -> None:
         """Forget the sessions that have ended."""
         self.ended.clear()
+
+    def fault(self, profile: str | None = None, **keys: Unpack[FaultKeys]) -> ProxyFault:
+        """A fault that acts between ``with`` and its end, on running sessions too::
+
+            with proxy.fault(hosts=["*.example.com"], latency="200ms", jitter="50ms"):
+                ...
+
+        Args:
+            profile, keys: those of `tabi.Server.fault`.
+
+        Raises:
+            ConfigError: something of it is wrong; it names the key.
+        """
+        return ProxyFault(self, self.server.fault(profile, **keys))
