@@ -159,7 +159,7 @@ async def destination(
 @contextlib.asynccontextmanager
 async def showing(folder: Path, *hooks: object, **more: Any) -> AsyncIterator[Intercepting]:
     """A server that records, and shows destinations fingerprints: ``tls`` and ``profile`` of a ``[[distort]]``."""
-    keys = ("tls", "profile", "hosts", "probability")
+    keys = ("tls", "profile", "hosts", "probability", "seed", "fault")
     distort = DistortConfig(**{key: more.pop(key) for key in keys if key in more})
     async with intercepting(folder, *hooks, records=True, config={"distort": [distort]}, **more) as proxy:
         yield proxy

@@ -49,7 +49,7 @@ def test_an_entry_says_what_the_destination_was_sent() -> None:
         "fingerprint": "mirror",
         "fingerprint_differs": "ciphers",
     }
-    entry = entry_of(make_record(**sent))
+    entry = entry_of(make_record(**sent))  # type: ignore[arg-type]
     names = ("_sentJa3", "_sentJa4", "_sentHttp2", "_fingerprint", "_fingerprintDiffers")
     assert [entry[name] for name in names] == list(sent.values())
     found = decode_entry(entry)

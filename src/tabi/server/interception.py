@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from random import Random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import time
 
 import msgspec
@@ -181,13 +180,19 @@ def make_fingerprints(distorts: Distorts) -> Fingerprints | None:
     wanted = distorts.replaced(one for one in distorts if one.tls or (one.rewrite and one.rewrite.profile))
     if not wanted:
         return None
+    from tabi.distort.draws import Entry
     from tabi.distort.fingerprint.choose import Chooser
 
-    dice = Random()  # noqa: S311  a probability is not a secret
+    entries = {one: Entry(one, 0.0) for one in wanted}
 
-    def chosen(session: Session, sni: str | None) -> list[Distort]:
-        found = wanted.matching(session, time(), sni=sni)
-        return [one for one in found if one.probability >= 1 or dice.random() < one.probability]
+    def chosen(session: Session, sni: str | None) -> Iterator[Distort]:
+        """An entry that has a fault too is drawn for both at once; by its fault, if that has matched."""
+        drawn = {one.entry.distort for one in session.distorted or ()}
+        now = time()
+        for one in wanted.matching(session, now, sni=sni):
+            asked = one.fault is not None and session.distorted is not None and one in wanted.matching(session, now)
+            if one in drawn or (not asked and entries[one].draw() is not None):
+                yield one
 
     return Chooser(chosen)
 

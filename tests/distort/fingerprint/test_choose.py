@@ -12,7 +12,7 @@ from conftest import Run
 from fingerprints import OK, destination, record_of, showing
 from hellos import client_hello, extension, hello
 from interceptions import GET, talk
-from tabi.config import Config, DistortConfig
+from tabi.config import Config, DistortConfig, FaultConfig, Seconds
 from tabi.config.compile import make_distorts
 from tabi.distort.fingerprint.choose import KINDS, MIRROR_HTTP, NEW_KINDS, WITHIN, Chooser, preset_for
 from tabi.distort.fingerprint.difference import read_hello
@@ -20,13 +20,23 @@ from tabi.distort.fingerprint.http2 import ProfileHttp
 from tabi.distort.fingerprint.mirror import Mirror, Preset, Unmirrored
 from tabi.errors import ConfigError
 from tabi.policy.distorts import Distort
+from tabi.server.interception import make_fingerprints
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.client_hello import decode_client_hello
 
 OCTETS = client_hello("a.example", ("h2", "http/1.1"))
 HELLO = decode_client_hello(OCTETS)
-SESSION = Session(1, "socks5://127.0.0.1:1080", Address("192.0.2.1", 1000), 0.0)
+
+
+def session() -> Session:
+    """A session that asks for a host."""
+    found = Session(1, "socks5://127.0.0.1:1080", Address("192.0.2.1", 1000), 0.0)
+    found.command, found.destination = "connect", Address("a.example", 443)
+    return found
+
+
+SESSION = session()
 
 
 def entries(*configs: DistortConfig) -> list[Distort]:
@@ -170,3 +180,42 @@ def test_a_reload_changes_it(run_once: Run, tmp_path: Path) -> None:
             assert interception.fingerprints is None
 
     run_once(main)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_entry_is_drawn_once_for_all_that_it_does(run_once: Run, tmp_path: Path, seed: int) -> None:
+    """A session that has its fault has its fingerprint, and no other has."""
+
+    async def main() -> None:
+        fault = FaultConfig(latency=Seconds(0.001))
+        shows = showing(tmp_path, tls="chrome:142", probability=0.5, seed=seed, fault=fault)
+        async with shows as proxy, destination(None, "http/1.1") as there:
+            found = []
+            for number in range(8):
+                async with proxy.tls(there.port) as streams:
+                    await talk(streams, GET, OK)
+                record, session = await record_of(proxy, number), await proxy.ended.get()
+                assert (record.fingerprint is not None) == bool(session.distorted)
+                found.append(record.fingerprint is not None)
+            assert len(set(found)) == 2
+
+    run_once(main)
+
+
+def test_a_seed_repeats_what_is_drawn() -> None:
+    """Session by session."""
+
+    def draws() -> list[bool]:
+        distorts = make_distorts(Config(distort=[DistortConfig(tls="mirror", probability=0.5, seed=7)]))
+        fingerprints = make_fingerprints(distorts)
+        assert fingerprints is not None
+        return [fingerprints.choose(session()) is not None for _ in range(50)]
+
+    assert draws() == draws()
+    assert len(set(draws())) == 2
+
+
+def test_nobody_is_asked_where_no_entry_is_about_it() -> None:
+    """Then a session pays nothing."""
+    assert make_fingerprints(make_distorts(Config(distort=[DistortConfig(strip_cookies=True)]))) is None
+    assert make_fingerprints(make_distorts(Config())) is None
