@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -12,10 +13,12 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import Run
+from h2_origin import h2_origin
 from origin import Handler, make_authority, make_certificates, origin
 from processes import PATIENCE, TABI, Serve, answer_http, environment, in_thread, need, receive_exactly, serve, wait_for
 from support import datagram_target, reset_on_close, target
@@ -303,6 +306,37 @@ def test_distort(tmp_path: Path) -> None:
         assert second.returncode == 56  # a reset
         line = wait_for(lambda: '"close":"fault"' in log.read_text() and log.read_text(), "a line of the log")
     assert '"error":"flaky: the limit of 10000 octets"' in str(line)
+
+
+def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hosts see curl's own hello, others Chrome's, with its HTTP; the record says which, and what was sent."""
+    mirrored, browser = "www.example.com", "www.example.org"
+    certificates, har = make_certificates(tmp_path), tmp_path / "flows.har"
+    leaf = make_authority().issue_cert(mirrored, browser)
+    leaf.cert_chain_pems[0].write_to_path(certificates.chain)
+    leaf.private_key_pem.write_to_path(certificates.key)
+    Authority.make(str(tmp_path / "tabi"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))  # whom the proxy trusts
+    text = (EXAMPLES / "fingerprint.toml").read_text().replace(":1080", ":0").replace("/tmp/flows.har", str(har))
+    file = tmp_path / "fingerprint.toml"
+    hosts = f'{{ "{mirrored}" = ["127.0.0.1"], "{browser}" = ["127.0.0.1"] }}'
+    file.write_text(f"{text}\n[resolver]\nhosts = {hosts}\n")
+    trust = ("--cacert", str(tmp_path / "tabi" / "ca.crt"))
+    with serve(tmp_path, "-c", file) as proxy, h2_origin(certificates, {"/": b"the page"}) as server:
+        for name in (mirrored, browser):
+            assert ask(proxy, f"https://{name}:{server.port}/", *trust).endswith("the page 200")
+
+        def recorded() -> Any:
+            found = har.read_text() if har.exists() else ""
+            return json.loads(found)["log"]["entries"] if found.count('"request":') == 2 else []
+
+        own, other = wait_for(recorded, "two records")
+    assert (own["_fingerprint"], own["_sentJa4"]) == ("mirror", own["_ja4"])
+    assert (other["_fingerprint"], other["_sentJa4"][:10]) == ("chrome:stable", "t13d1517h2")
+    assert other["_sentHttp2"] == "1:65536;2:0;4:6291456;6:262144|15663105|0|m,a,s,p" != own["_sentHttp2"]
+    assert "_fingerprintDiffers" not in other
+    assert run_python("-m", "tabi", "check", "examples/fingerprint.toml").returncode == 0
 
 
 def test_bind() -> None:

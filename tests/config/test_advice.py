@@ -39,6 +39,16 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
             "[[intercept]]\nports = [443]\n[[intercept]]\nports = [443]\nhosts = ['a.example']",
             ["intercept[1]: intercept[1] can never match, since intercept[0] matches all that it would"],
         ),
+        ("[[distort]]\ntls = 'mirror'\nprofile = 'chrome:152'\n[[distort]]\ntls = 'a:1'\nprofile = 'a:1'", []),
+        ("[[distort]]\nprofile = 'a:1'\n[[distort]]\ntls = 'a:1'", []),
+        (
+            "[[distort]]\nprofile = 'a:1'",
+            ['distort[0].profile: no browser has the TLS of tabi; tls = "a:1" agrees with it'],
+        ),
+        (
+            "[[distort]]\nprofile = 'a:1'\ntls = 'a:2'",
+            ["distort[0].profile: tls is that of a:2, which sends other HTTP"],
+        ),
         (
             "[[intercept]]\nusers = ['alicce']",
             ["intercept[0].users: there is no user alicce"],

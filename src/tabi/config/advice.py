@@ -32,7 +32,17 @@ def advise(config: Config, users: UserTable | None = None) -> list[str]:
         distorts = make_distorts(config, users)
         found += advise_on_distorts(distorts)
         found += advise_on_users(config, distorts.rules, known, "distort")
-    return found
+    return [*found, *advise_on_fingerprints(config)]
+
+
+def advise_on_fingerprints(config: Config) -> Iterator[str]:
+    """HTTP of one browser over the TLS of something else: no browser sends that."""
+    shown = any(distort.tls is not None for distort in config.distort)
+    for index, distort in enumerate(config.distort):
+        if distort.profile is not None and (distort.tls or "mirror") not in ("mirror", distort.profile):
+            yield f"distort[{index}].profile: tls is that of {distort.tls}, which sends other HTTP"
+        elif distort.profile is not None and not shown:
+            yield f'distort[{index}].profile: no browser has the TLS of tabi; tls = "{distort.profile}" agrees with it'
 
 
 def advise_on_distorts(distorts: Distorts) -> Iterator[str]:

@@ -101,7 +101,7 @@ class Handshakes:
     ) -> None:
         self.server_contexts = server_contexts
         self.client_contexts = client_contexts
-        self.fingerprints = ClientContexts(FINGERPRINT_BOUND)  # apart: clients choose how many there are to be
+        self.fingerprint_contexts = ClientContexts(FINGERPRINT_BOUND)  # apart: clients choose how many there are to be
         self.shared = shared
         self.connect = connect
         self.handshake = handshake
@@ -135,7 +135,7 @@ class Handshakes:
         """
         settings = TlsSettings(rule.verify, rule.trust, rule.certificate, rule.key)
         protocols, versions = protocols_of(hello), versions_of(hello)
-        contexts = self.client_contexts if fingerprint is None else self.fingerprints
+        contexts = self.client_contexts if fingerprint is None else self.fingerprint_contexts
         verdict, sent = Verdict.GOOD if rule.verify else Verdict.UNVERIFIED, None
         try:
             async with asyncio.timeout(self.connect):

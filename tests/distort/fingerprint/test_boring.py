@@ -278,6 +278,8 @@ def test_octets_pass_both_ways(trust: str) -> None:
     with pytest.raises(ssl.SSLWantReadError):
         ours.unwrap()
     theirs.write(b"late")
+    assert ours.read(2) == b"la"
+    theirs.write(b"st")
     assert ours.read(10, memoryview(buffer)) == 4
     theirs.unwrap()
     assert ours.read(10, memoryview(buffer)) == 0

@@ -96,11 +96,10 @@ class BoringObject:
             return error_of(f"TLSV1_ALERT_{name.upper()}")
         return error_of(reason_of(exc) or "HANDSHAKE_FAILED")
 
-    def read(self, size: int, buffer: Any) -> int:
+    def read(self, size: int, buffer: Any = None) -> Any:
         self.pull()
         try:
-            found: int = self.tls.read(size, buffer)
-            return found
+            return self.tls.read(size, buffer)
         finally:
             self.push()
 

@@ -42,7 +42,7 @@ class Chooser:
     def __init__(self, chosen: Choose, time: Callable[[], float] = monotonic) -> None:
         self.chosen = chosen
         self.time = time
-        self.kinds: OrderedDict[TlsFingerprint, None] = OrderedDict()
+        self.kinds: OrderedDict[bytes, None] = OrderedDict()
         self.new = 0
         self.since = time()
 
@@ -64,8 +64,8 @@ class Chooser:
         from tabi.distort.fingerprint.mirror import Mirror, Unmirrored
 
         found = Mirror(octets)
-        if found in self.kinds:
-            self.kinds.move_to_end(found)
+        if found.key in self.kinds:
+            self.kinds.move_to_end(found.key)
             return found
         now = self.time()
         if now - self.since >= WITHIN:
@@ -75,7 +75,7 @@ class Chooser:
         self.new += 1
         if self.new > NEW_KINDS:
             return Unmirrored(octets)
-        self.kinds[found] = None
+        self.kinds[found.key] = None
         if len(self.kinds) > KINDS:
             self.kinds.popitem(last=False)
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from functools import cache
 from hashlib import sha256
 
 from tabi.distort.fingerprint.boring import captured_context, preset_context, probe
@@ -121,8 +122,13 @@ class Preset:
     def differs(self, sent: bytes) -> str:
         """See `TlsFingerprint`."""
         found = read_hello(sent)
-        wanted = read_hello(probe(preset_context(self.name), "name.test" if found.hello.sni else "127.0.0.1"))
-        return "; ".join(differences(wanted, found))
+        return "; ".join(differences(hello_of_preset(self.name, found.hello.sni is not None), found))
+
+
+@cache
+def hello_of_preset(name: str, named: bool) -> Hello:
+    """What a preset sends, to a host with a name or to an address."""
+    return read_hello(probe(preset_context(name), "name.test" if named else "127.0.0.1"))
 
 
 def seen(context: ssl.SSLContext, host: str | None) -> bytes:
