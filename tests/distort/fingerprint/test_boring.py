@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import trustme
 
 from authorities import LONG_AGO, authority, stranger, write_leaf
 from conftest import Run
-from fingerprints import OK, destination, showing
+from fingerprints import OK, destination, record_of, showing
 from interceptions import GET, refused, talk
+from sockets import tcp_pair
 from tabi.distort.fingerprint.boring import preset_context, probe
 from tabi.errors import ConfigError
 from tabi.intercept.authority import Verdict, verdict_of
 from tabi.intercept.contexts import NO_CHECK_TIME, load_trust
-from tabi.net.tls import load_certificate
+from tabi.net.reactor import get_reactor
+from tabi.net.stream import Stream
+from tabi.net.tls import TlsShared, accept_tls, connect_tls, load_certificate
 from tabi.wire.client_hello import decode_client_hello
 from tabi.wire.tls_alert import encode_alert
 
@@ -337,5 +342,105 @@ def test_a_destination_without_a_version_that_is_good_enough(run_once: Run, tmp_
                         pass
                 assert len(there.hellos) == 1
             assert (await proxy.ended.get()).error == "TLS: the server says: protocol version"
+
+    run_once(main)
+
+
+@contextlib.asynccontextmanager
+async def connected(trust: str, version: ssl.TLSVersion) -> AsyncIterator[tuple[Stream, Stream]]:
+    """A client with BoringSSL and a server with OpenSSL, as `net.tls` has them."""
+    context: Any = preset_context(NAME)
+    context.load_verify_locations(trust)
+    theirs = issued("localhost")
+    theirs.maximum_version = version
+    near, far = tcp_pair()
+    async with Stream(get_reactor(), near) as client, Stream(get_reactor(), far) as server:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(accept_tls(server, theirs, TlsShared()))
+            group.create_task(connect_tls(client, context, "localhost", TlsShared()))
+        yield client, server
+
+
+async def receive_all(stream: Stream) -> bytes:
+    """Receive up to the end."""
+    received = bytearray()
+    while chunk := await stream.receive():
+        received += chunk
+    return bytes(received)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("first", ["client", "server", "both"])
+def test_streams_carry_much_and_end_each_way(run: Run, trust: str, version: ssl.TLSVersion, first: str) -> None:
+    """Megabytes at once in both directions, and an end of one that leaves the other going."""
+    data = bytes(range(256)) * 12_000
+
+    async def main() -> None:
+        async with connected(trust, version) as (client, server):
+
+            async def send(stream: Stream, waits: bool) -> None:
+                if waits:
+                    await ended.wait()
+                await stream.send_all(data)
+                stream.send_eof()
+
+            async def receive(stream: Stream) -> None:
+                assert await receive_all(stream) == data
+                ended.set()
+
+            ended = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send(client, first == "server"))
+                group.create_task(send(server, first == "client"))
+                group.create_task(receive(client))
+                group.create_task(receive(server))
+
+    run(main)
+
+
+def test_a_small_read_leaves_the_rest(run_once: Run, trust: str) -> None:
+    """What has come in one read of the socket is not lost, and the next read finds it."""
+
+    async def main() -> None:
+        async with connected(trust, ssl.TLSVersion.TLSv1_3) as (client, server):
+            await server.send_all(b"a" * 40_000)
+            server.send_eof()
+            got = b""
+            while chunk := await client.receive(7_001):
+                assert len(chunk) <= 7_001
+                got += chunk
+            assert got == b"a" * 40_000
+            await client.send_all(b"bye")
+            client.send_eof()
+            assert await receive_all(server) == b"bye"
+
+    run_once(main)
+
+
+def test_a_hundred_at_once(run_once: Run, tmp_path: Path) -> None:
+    """Mirrored and not, side by side: each gets its own answer, and the contexts are shared."""
+
+    async def main() -> None:
+        async with (
+            showing(tmp_path, tls="mirror", hosts=["localhost"]) as proxy,
+            destination(None, "http/1.1") as there,
+        ):
+
+            async def one(number: int) -> None:
+                host = "localhost" if number % 2 else "127.0.0.1"
+                async with proxy.tls(there.port, host) as streams:
+                    await talk(streams, GET, OK)
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(100):
+                    group.create_task(one(number))
+            assert len(there.hellos) == 100
+            await record_of(proxy, 99)
+            assert proxy.records is not None
+            assert [record.fingerprint for record in proxy.records].count("mirror") == 50
+            interception = proxy.server.parts.interception
+            assert interception is not None
+            assert interception.handshakes is not None
+            assert len(interception.handshakes.fingerprint_contexts.kept) == 1
 
     run_once(main)

@@ -14,10 +14,10 @@ from fingerprints import OK, Destination, destination, http2_text, record_of, sh
 from hellos import body, client_hello, extension, hello, numbers, records, vector
 from interceptions import GET, Intercepting, talk
 from processes import environment, in_thread, need
-from tabi.distort.fingerprint.boring import preset_context, probe
+from tabi.distort.fingerprint.boring import BoringContext, preset_context, probe
 from tabi.distort.fingerprint.difference import read_hello
 from tabi.distort.fingerprint.mirror import MOST, Mirror, Preset, Unmirrored, seen, without_resumption
-from tabi.wire.client_hello import hello_body
+from tabi.wire.client_hello import RANDOM_END, extensions_of, hello_body, take
 
 H2 = ("h2", "http/1.1")
 
@@ -189,6 +189,39 @@ def test_a_hello_that_no_library_can_send_still_has_one() -> None:
     sent = seen(mirror.make(), None)
     assert read_hello(sent).hello.alpn == (b"h2",)
     assert "ALPN" in mirror.differs(sent)
+
+
+def changed(octets: bytes, ciphers: bytes = b"", **contents: bytes) -> bytes:
+    """A hello with more ciphers, and other contents of some extensions (``_13`` is extension 13)."""
+    whole = hello_body(octets)
+    found = {**extensions_of(whole), **{int(name[1:]): content for name, content in contents.items()}}
+    _, at = take(whole, RANDOM_END, 1)
+    before, rest = take(whole, at, 2)
+    _, end = take(whole, rest, 1)
+    listed = b"".join(extension(kind, content) for kind, content in found.items())
+    made = whole[:at] + vector(2, before + ciphers) + whole[rest:end] + vector(2, listed)
+    return records(b"\1" + vector(3, made))
+
+
+def test_of_a_browser_nothing_is_weak_either() -> None:
+    """Signatures with SHA-1, ciphers with DES or none, old versions: a browser may offer them, tabi does not."""
+    octets = probe(preset_context("chrome:142"), "a.example")
+    mirror = Mirror(
+        changed(
+            octets,
+            numbers(0xC012, 0x000A, 0x0005, 0x0002),
+            _13=vector(2, numbers(0x0403, 0x0804, 0x0203, 0x0201)),
+            _43=vector(1, numbers(0x3A3A, 0x0304, 0x0303, 0x0302, 0x0301)),
+        )
+    )
+    context = mirror.make()
+    assert isinstance(context, BoringContext)
+    sent = read_hello(seen(context, "a.example"))
+    assert sent.hello.signature_algorithms == (0x0403, 0x0804)
+    assert sent.versions == [0x0304, 0x0303]
+    assert not {0xC012, 0x000A, 0x0005, 0x0002} & set(sent.hello.ciphers)
+    words = mirror.differs(seen(context, "a.example"))
+    assert words == "versions below TLS 1.2; ciphers; signature algorithms"
 
 
 def test_equal_kinds_share_a_context() -> None:

@@ -31,6 +31,8 @@ ALERT_RECORD = b"\x15\x03"
 H2, ALPS = "h2", (17513, 17613)
 """Extensions with settings of the protocols of ALPN, the old and the new number."""
 ALPN = 16
+SHA1 = (0x0201, 0x0203)
+"""Signature algorithms that BoringSSL still has, and the OpenSSL of most systems has not: of RSA and of ECDSA."""
 
 
 class BoringObject:
@@ -220,9 +222,17 @@ def with_protocols(data: dict[str, Any], protocols: Sequence[str]) -> dict[str, 
 
 
 def captured_context(records: bytes) -> BoringContext:
-    """A context with the hello that records carry, as near as BoringSSL can. Raises ssl.SSLError and ValueError: it
-    cannot at all."""
-    return with_fingerprint(utls.Fingerprint.from_capture(records))
+    """A context with the hello that records carry, as near as BoringSSL can; without signatures that are broken.
+
+    Raises:
+        ssl.SSLError, ValueError: it cannot at all; the connection may say so, too.
+    """
+    fingerprint = utls.Fingerprint.from_capture(records)
+    data = fingerprint.to_dict()
+    algorithms = [number for number in data["signature_algorithms"] if number not in SHA1]
+    if algorithms != data["signature_algorithms"]:
+        fingerprint = utls.Fingerprint.from_dict(data | {"signature_algorithms": algorithms})
+    return with_fingerprint(fingerprint)
 
 
 def with_fingerprint(fingerprint: utls.Fingerprint) -> BoringContext:
