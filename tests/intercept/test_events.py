@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
-from tabi.intercept.events import ClientHelloInfo, Connection, DatagramInfo, WebSocketMessage
+from hellos import client_hello
+from tabi.intercept.events import ClientHelloInfo, Connection, DatagramInfo, TlsInfo, WebSocketMessage
+from tabi.wire.client_hello import decode_client_hello
 from tabi.wire.dns import encode_message, encode_question
 
 CONNECTION = Connection("1a", ("192.0.2.7", 4000), "alice", "socks5://127.0.0.1:1080", "example.com", 443)
@@ -27,6 +31,34 @@ def test_a_hello() -> None:
     actions.append(hello.action)
     assert actions == ["intercept", "drop", "pass"]
     assert repr(hello) == "<ClientHelloInfo www.example.com>"
+
+
+class Named:
+    """A fingerprint that says how long a hello was."""
+
+    name = "mirror"
+
+    def make(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+    def differs(self, sent: bytes) -> str:
+        return "" if sent == SENT else "all"
+
+
+SENT = client_hello("www.example.com")
+
+
+def test_what_a_destination_was_sent() -> None:
+    """It is read from the octets when it is asked for; without these nothing is known."""
+    hello = decode_client_hello(SENT)
+    assert hello is not None
+    tls: ssl.SSLObject = None  # type: ignore[assignment]  # nothing of it is asked for
+    assert TlsInfo(tls, hello, "good").sent == (None, None, None, None)
+    assert TlsInfo(tls, hello, "good", SENT).sent == (hello.ja3, hello.ja4, None, None)
+    assert TlsInfo(tls, hello, "good", SENT, Named()).sent == (hello.ja3, hello.ja4, "mirror", None)
+    info = TlsInfo(tls, hello, "good", client_hello("b.example"), Named())
+    assert info.sent.differs == "all"
+    assert info.sent is info.sent
 
 
 def test_a_message() -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from processes import PATIENCE, environment, listening, need
+from conftest import Run
+from fingerprints import destination, http2_text, record_of, showing
+from processes import PATIENCE, environment, in_thread, listening, need
+from tabi.distort.fingerprint.difference import read_hello
 from tabi.distort.fingerprint.mirror import Mirror, seen
 from tabi.wire.client_hello import decode_client_hello, hello_body
 
@@ -94,3 +97,25 @@ def test_the_page_has_this_table() -> None:
     for client, (_, same) in CLIENTS.items():
         (found,) = (text for name, text in rows if name.startswith(f"{client} "))
         assert found.startswith(same), client
+
+
+def test_chromium_through_a_proxy(run_once: Run, tmp_path: Path) -> None:
+    """Its TLS and its HTTP/2 are at the destination as without the proxy, SETTINGS with large values too."""
+
+    async def main() -> None:
+        async with showing(tmp_path, tls="mirror") as proxy, destination(None, "h2", "http/1.1") as there:
+            command = [need("chromium-headless-shell"), "--no-sandbox", "--ignore-certificate-errors", "--dump-dom"]
+            url = f"https://localhost:{there.port}/"
+            through = (f"--proxy-server=socks5://{proxy.address}", "--proxy-bypass-list=<-loopback>")
+            for number, options in enumerate(((), through)):
+                profile = f"--user-data-dir={tmp_path / str(number)}"
+                done = await in_thread([*command, profile, *options, url])
+                assert b"ok" in done.stdout
+            hellos = [read_hello(octets).hello.ja4 for octets in there.hellos]
+            assert len(set(hellos)) == 1
+            alone, proxied = (http2_text(octets) for octets in (there.inside[0], there.inside[-1]))
+            assert proxied == alone
+            record = await record_of(proxy)
+            assert (record.sent_ja4, record.sent_http2, record.fingerprint_differs) == (hellos[0], alone[0], None)
+
+    run_once(main)
