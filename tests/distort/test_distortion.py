@@ -71,7 +71,9 @@ def test_a_hundred_chosen_and_a_hundred_others(run: Run) -> None:
     async def main() -> None:
         async with (
             target(echo) as port,
-            distorting(entry_of({"latency": LATE}, name="late", hosts=["far.test"]), names=["far.test", "near.test"]) as it,
+            distorting(
+                entry_of({"latency": LATE}, name="late", hosts=["far.test"]), names=["far.test", "near.test"]
+            ) as it,
             contextlib.AsyncExitStack() as stack,
         ):
             both = {}
@@ -209,7 +211,11 @@ def test_a_fault_for_a_session_that_runs(run: Run, carrier: str) -> None:
     everything arrives although it was held."""
 
     async def main() -> None:
-        async with target(echo) as port, distorting(**CARRIERS[carrier]) as it, tunnel(it.address, port) as (reader, writer):
+        async with (
+            target(echo) as port,
+            distorting(**CARRIERS[carrier]) as it,
+            tunnel(it.address, port) as (reader, writer),
+        ):
             data = octets(SIZE)
             got = bytearray()
 
@@ -250,7 +256,11 @@ def test_a_fault_for_a_session_that_rests(run: Run, carrier: str) -> None:
     """It acts on what comes next. A second one joins it, and each can go by itself."""
 
     async def main() -> None:
-        async with target(echo) as port, distorting(**CARRIERS[carrier]) as it, tunnel(it.address, port) as (reader, writer):
+        async with (
+            target(echo) as port,
+            distorting(**CARRIERS[carrier]) as it,
+            tunnel(it.address, port) as (reader, writer),
+        ):
             await exchange(reader, writer, b"before")
             it.set("late", {"up": {"latency": LATE}})
             it.set("hole", {"down": {"latency": LATE}})

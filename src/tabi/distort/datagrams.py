@@ -78,7 +78,7 @@ class DatagramFaults:
 
     def take(self) -> None:
         """Act by the entries that `Distortion` has now, on associations that run too."""
-        distorts = self.distortion.distorts
+        distorts = self.distortion.every.distorts
         self.distorts = distorts.replaced(entry for entry in distorts if acts_on_datagrams(entry.fault))
         self.associations.faults = self if self.distorts else None
         running = sorted(self.associations.active, key=lambda association: association.session.number)
