@@ -101,7 +101,7 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({"profile": "5g"}, "'5g', expected a profile: 3g, ", "profile"),
     ({"profile": ["3g"]}, "list, expected the name of a profile", "profile"),
     ({"blackhole": True, "bandwidth": 1000}, "contradicts blackhole", "bandwidth"),
-    ({"profile": "offline", "down": {"bandwidth": 1000}}, "contradicts blackhole", "down.bandwidth"),
+    ({"blackhole": True, "down": {"bandwidth": 1000}}, "contradicts blackhole", "down.bandwidth"),
     ({"reset_after": 1, "close_after": 1}, "contradicts", "reset_after"),
     ({"jitter": 1}, "no effect without latency", "jitter"),
     ({}, "it changes nothing", None),

@@ -7,11 +7,15 @@ from tabi.config import (
     CheckConfig,
     Clients,
     Config,
+    DistortConfig,
     EgressConfig,
+    FaultConfig,
     Group,
     GuardConfig,
+    HeadersConfig,
     InterceptConfig,
     LimitsConfig,
+    LineConfig,
     Listen,
     Log,
     MemberConfig,
@@ -78,6 +82,12 @@ CONFIG = Config(
         InterceptConfig("pass", hosts=["*.bank.example"]),
         InterceptConfig(hosts=["*.example.com"], har="flows.har", body_limit=65536, hook_timeout=5, on_pinning="pass"),
     ],
+    distort=[
+        DistortConfig(hosts=["*.example.com"], fault="3g", probability=0.1),
+        DistortConfig(fault=FaultConfig(latency=0.2, stall=0, up=LineConfig(bandwidth=1e6, limit=65536))),
+        DistortConfig(headers=HeadersConfig(set={"User-Agent": "x"}, append={"X-A": ["1", "2"]})),
+    ],
+    profile={"train": FaultConfig(rtt=0.1, every="2 min good, 20 s gone", from_="22:00")},
 )
 
 EXPIRES: float = Moment.parse("2027-01-01")
