@@ -122,3 +122,12 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
 def test_what_is_said(text: str, advice: list[str]) -> None:
     """Rules for nobody, rules that another hides, and inner networks that guests reach."""
     assert advise(parse_config(text)) == advice
+
+
+def test_a_fault_whose_time_is_over() -> None:
+    """It stands there for nothing; one that comes, or comes each day, does not."""
+    times = ["until = 2027-01-01", "from = 2027-01-01", "from = '22:00'", "until = '06:00'", "from = 2026-01-01"]
+    text = "".join(f"[[distort]]\nfault = {{ latency = 1, {time} }}\n" for time in times)
+    over = "distort[0].fault.until: that is over, so distort[0] never acts again"
+    assert advise(parse_config(text), now=1.8e9) == [over]
+    assert advise(parse_config(text), now=1.79e9) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from datetime import date, datetime
 from math import inf, nan
@@ -136,11 +137,16 @@ def test_sizes_come_back_as_they_were(octets: int) -> None:
 @given(st.one_of(st.text(max_size=20), st.floats(), st.integers(), st.booleans(), st.datetimes(), st.dates()))
 def test_any_value_is_read_or_refused(value: object) -> None:
     """Never another error."""
-    for kind in (Size, Rate, Bandwidth, Quota, Moment):
-        try:
+    for kind in (Size, Rate, Bandwidth, Quota, Moment, Share, Chance, Onset, Seconds):
+        with contextlib.suppress(ValueError):
             kind.parse(value)
-        except ValueError:
-            pass
+
+
+@given(st.floats(0, 100))
+def test_any_share_is_a_chance(percent: float) -> None:
+    """In per cent, or as a part of 1."""
+    text = f"{percent:f}".rstrip("0").rstrip(".")
+    assert Chance.parse(f"{text} %") == Chance.parse(float(text) / 100) == float(text) / 100
 
 
 def test_moments_are_shown_in_utc() -> None:

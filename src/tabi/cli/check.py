@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import Any
 
 import click
@@ -95,7 +96,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
             print(printable(f"tabi: {path}: {error}"), file=sys.stderr)
         return 2
     assert compiled is not None
-    for advice in advise(config, compiled.users):
+    for advice in advise(config, compiled.users, time()):
         print(printable(f"{path}: {advice}"), file=sys.stderr)
     data = resolved(config)
     if as_json:

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from tabi.config.users import UserTable
 
 
-def advise(config: Config, users: UserTable | None = None) -> list[str]:
-    """Lines of advice, in the words of the configuration; ``users`` as `make_rule_set`."""
+def advise(config: Config, users: UserTable | None = None, now: float = 0.0) -> list[str]:
+    """Lines of advice, in the words of the configuration.
+
+    Args:
+        config: all of it.
+        users: as in `make_rule_set`.
+        now: seconds since 1970.
+    """
     rules = make_rule_set(config, users)
     known = config.users if users is None else users
     found = [*advise_on_rules(rules), *advise_on_users(config, rules, known), *advise_on_guests(config, rules)]
@@ -30,7 +36,7 @@ def advise(config: Config, users: UserTable | None = None) -> list[str]:
         found += advise_on_users(config, intercepts.rules, known, "intercept")
     if config.distort:
         distorts = make_distorts(config, users)
-        found += advise_on_distorts(distorts)
+        found += advise_on_distorts(distorts, now)
         found += advise_on_users(config, distorts.rules, known, "distort")
     return [*found, *advise_on_fingerprints(config)]
 
@@ -45,7 +51,7 @@ def advise_on_fingerprints(config: Config) -> Iterator[str]:
             yield f'distort[{index}].profile: no browser has the TLS of tabi; tls = "{distort.profile}" agrees with it'
 
 
-def advise_on_distorts(distorts: Distorts) -> Iterator[str]:
+def advise_on_distorts(distorts: Distorts, now: float) -> Iterator[str]:
     """Entries that can never act. None hides another one, since all that match apply."""
     for entry in distorts:
         path, hidden = f"distort[{entry.number}]", find_hidden(distorts.replaced([entry]).rules)
@@ -54,6 +60,8 @@ def advise_on_distorts(distorts: Distorts) -> Iterator[str]:
             yield f"{path}.users: no user is in {groups}, so {entry.label} can never match"
         if entry.probability == 0:
             yield f"{path}.probability: it is 0, so {entry.label} never acts"
+        if entry.schedule.begins(now) is None:
+            yield f"{path}.fault.until: that is over, so {entry.label} never acts again"
 
 
 def advise_on_rules(rules: RuleSet, table: str = "rule") -> Iterator[str]:
