@@ -44,7 +44,14 @@ SERVERS = (
 SCRIPTS = ("hooks.py", "datagram_hooks.py")
 """Those for `tabi serve --script`: `test_hooks` and tests/intercept/test_datagram_hooks.py run them."""
 
+TESTS = ("bad_network_test.py",)
+"""Those for pytest."""
+
+SHORT = (*SERVERS, *TESTS, "distort.py")
+"""30 lines at most."""
+
 EXPECTED = {
+    "distort.py": ("b'ping' with 100ms each way: ", "b'ping' with 200ms each way: ", "b'ping' and then b''\n"),
     "own_proxy.py": (
         "socks5 as alice: hello from the destination\n",
         "http as bob: hello from the destination\n",
@@ -95,7 +102,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25)
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {*SERVERS, *SCRIPTS}))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {*SERVERS, *SCRIPTS, *TESTS}))
 def test_an_example_runs_by_itself_and_ends(name: str) -> None:
     """`python examples/NAME.py` needs no other program and no network, says what it should, and nothing on stderr."""
     done = run_python(f"examples/{name}")
@@ -110,11 +117,27 @@ def test_an_example_runs_by_itself_and_ends(name: str) -> None:
 def test_an_example_that_serves_is_short_and_public(name: str) -> None:
     """30 lines in all, with how to run and use it, and nothing that starts in a private module."""
     text = (EXAMPLES / name).read_text()
-    assert len(text.splitlines()) <= 30
     assert f"Run it: python examples/{name} 1080" in text or f"and python examples/{name} 1080" in text
     assert "\nUse it: " in text
     imported = {found[1] or found[2] for found in re.finditer(r"^from (tabi\S*) import|^import (tabi\S*)", text, re.M)}
     assert {"tabi"} <= imported <= {"tabi", "tabi.config", "tabi.wire"}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_example_is_short(name: str) -> None:
+    """30 lines in all."""
+    assert len((EXAMPLES / name).read_text().splitlines()) <= 30
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_an_example_for_pytest_passes(name: str, tmp_path: Path) -> None:
+    """As in a project of somebody else, who has tabi installed and any warning as an error."""
+    (tmp_path / name).write_text((EXAMPLES / name).read_text())
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    command = [sys.executable, "-m", "pytest", "-p", "tabi.testing.plugin", "-p", "no:cacheprovider", name]
+    env = environment() | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=25)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Example:
