@@ -27,7 +27,7 @@ from depth import DEEP
 from doubles import hear_opens
 from sockets import turns, until
 from tabi.config import Udp, make_config
-from tabi.errors import LimitExceeded, PolicyDenied
+from tabi.errors import DialError, LimitExceeded, PolicyDenied
 from tabi.net.source import SourceBinding
 from tabi.policy.networks import parse_network
 from tabi.relay import datagram
@@ -38,6 +38,7 @@ from tabi.relay.protected_association import ProtectedAssociation
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.datagram import encode_header
+from tabi.wire.socks5 import ReplyCode
 
 
 def test_the_sweep_runs_by_itself(run: Run) -> None:
@@ -206,6 +207,40 @@ def test_a_way_out_that_is_open_is_used_from_the_first_datagram_on(run: Run) -> 
             assert (await proxy.arrived())[0] == header + b"x"
             await front.end(client)
             assert (proxy.asked, front.server.parts.associations.controls) == (1, 0)
+
+    run(main)
+
+
+# --- faults ---
+
+
+class Refusing:
+    """Faults that refuse the second association."""
+
+    def __init__(self) -> None:
+        self.begun: list[Session] = []
+        self.attached: list[datagram.Association] = []
+
+    def begin(self, session: Session) -> None:
+        self.begun.append(session)
+        if len(self.begun) == 2:
+            raise DialError("not this one", ReplyCode.HOST_UNREACHABLE)
+
+    def attach(self, association: datagram.Association) -> None:
+        self.attached.append(association)
+
+
+def test_faults_hear_of_each_association(run: Run) -> None:
+    """Before it is answered, so that they may refuse it, and when it begins."""
+
+    async def main() -> None:
+        async with Place() as place:
+            faults = place.server.parts.associations.faults = Refusing()
+            async with association(place.address):
+                assert faults.attached == [place.one]
+                assert faults.begun == [place.one.session]
+                assert (await refusal(place)) == (4, "not this one")
+                assert (len(faults.begun), len(faults.attached)) == (2, 1)
 
     run(main)
 

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 import pytest
 
 from conftest import Run
-from datagrams import Front, Place, association, destination, udp_socket, unwrap, use_features
+from datagrams import Front, Inspector, Place, association, destination, pass_on, udp_socket, unwrap, use_features
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
@@ -306,6 +306,33 @@ def test_a_reset_that_the_reply_meets(run_once: Run, monkeypatch: pytest.MonkeyP
             writer.transport.abort()
 
     run_once(main)
+
+
+# --- one by one ---
+
+
+def test_it_is_looked_into_and_left_alone_again(run: Run, kernel: str) -> None:
+    """In the middle: the datagrams of known destinations and known senders are seen from then on, and no more later."""
+    inspector = Inspector(pass_on)
+
+    async def main() -> None:
+        async with Place(names={"here.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as echo:
+                named = encode_header(Address("here.test", echo.address.port))
+                one, seen = place.one, 0
+                for inspect in (None, inspector.inspect, None, inspector.inspect):
+                    one.look_into(inspect)
+                    for header in (echo.header, named, named):
+                        assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
+                        seen += 2 if inspect else 0
+                    assert len(inspector.seen) == seen
+                assert one.inspection is not None
+                one.found(Address("there.test", 53), echo.address)
+                assert one.inspection.named[echo.address].host == "there.test"
+            session = await place.end(client)
+            assert (session.datagrams_up, session.datagrams_down, session.drops) == (12, 12, {})
+
+    run(main)
 
 
 # --- the end ---
