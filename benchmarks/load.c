@@ -4,6 +4,7 @@
  *   load bulk PORT down|up STREAMS SECONDS  as many octets as go through, in one direction
  *   load tls PORT down|up STREAMS SECONDS [straight]    bulk inside TLS 1.3, SOCKS5 too
  *   load ping PORT STREAMS SECONDS          echo 64 octets, again and again, on each of STREAMS tunnels
+ *   load pace PORT STREAMS RATE SECONDS     echo 64 octets RATE times/s on each of STREAMS tunnels, evenly spread in time
  *   load idle PORT TUNNELS                  open them, print the result, hold them until standard input ends
  *   load udp PORT SIZE WINDOW SECONDS       echo datagrams of SIZE octets through 1 association, WINDOW under way
  *   load voices PORT COUNT RATE SECONDS     echo RATE datagrams/s on each of COUNT associations, evenly spread in time
@@ -653,6 +654,48 @@ static void run_ping(long streams, double seconds)
     print_echoes(time - start, 0);
 }
 
+/* A timer that is due so many times a second, among the events as NULL. */
+static int start_timer(long rate)
+{
+    long interval = 1000000000 / rate;
+    struct timespec each = {interval / 1000000000, interval % 1000000000};
+    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    if (timer < 0 || timerfd_settime(timer, 0, &(struct itimerspec){each, each}, NULL))
+        fail("timerfd: %s", strerror(errno));
+    watch(EPOLL_CTL_ADD, timer, EPOLLIN, (epoll_data_t){.ptr = NULL});
+    return timer;
+}
+
+static void run_pace(long streams, long rate, double seconds)
+{
+    if (streams < 1 || rate < 1)
+        fail("STREAMS and RATE must be at least 1");
+    struct tunnel *tunnels = open_tunnels(streams);
+    long sent = 0, total = (long)((double)(streams * rate) * seconds);
+    int timer = start_timer(streams * rate);
+    double start = now();
+    done = 0; /* from here on it counts echoes */
+    while (done < total) {
+        int count = wait_events();
+        for (int i = 0; i < count; i++) {
+            struct tunnel *tunnel = events[i].data.ptr;
+            if (tunnel && receive(tunnel, chunk, MESSAGE))
+                keep_sample(now() - tunnel->began);
+        }
+        uint64_t due;
+        if (sent == total || read(timer, &due, sizeof due) < 0)
+            continue;
+        for (; due > 0 && sent < total; due--, sent++) {
+            struct tunnel *tunnel = &tunnels[sent % streams];
+            tunnel->began = now();
+            send_octets(tunnel, message, MESSAGE);
+        }
+        if (sent == total)
+            close(timer);
+    }
+    print_echoes(now() - start, 0);
+}
+
 static void run_bulk(bool down, long streams, double seconds)
 {
     struct tunnel *tunnels = open_tunnels(streams);
@@ -724,12 +767,8 @@ static void run_voices(long voices, long rate, double seconds)
     if (voices < 1 || rate < 1)
         fail("COUNT and RATE must be at least 1");
     struct tunnel *associations = open_tunnels(voices);
-    long sent = 0, total = (long)((double)(voices * rate) * seconds), interval = 1000000000 / (voices * rate);
-    struct timespec each = {interval / 1000000000, interval % 1000000000};
-    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    if (timer < 0 || timerfd_settime(timer, 0, &(struct itimerspec){each, each}, NULL))
-        fail("timerfd: %s", strerror(errno));
-    watch(EPOLL_CTL_ADD, timer, EPOLLIN, (epoll_data_t){.ptr = NULL});
+    long sent = 0, total = (long)((double)(voices * rate) * seconds);
+    int timer = start_timer(voices * rate);
     double start = now(), end = 0; /* when the last was sent */
     done = 0;                      /* from here on it counts echoes */
     while (sent < total || (done < sent && now() < end + 1)) {
@@ -873,6 +912,8 @@ int main(int argc, char **argv)
         run_bulk(!strcmp(argv[3], "down"), atol(argv[4]), atof(argv[5]));
     } else if (!strcmp(scenario, "ping") && argc == 5)
         run_ping(atol(argv[3]), atof(argv[4]));
+    else if (!strcmp(scenario, "pace") && argc == 6)
+        run_pace(atol(argv[3]), atol(argv[4]), atof(argv[5]));
     else if (!strcmp(scenario, "idle") && argc == 4)
         run_idle(atol(argv[3]));
     else if (!strcmp(scenario, "udp") && argc == 6)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distortion import FAULTS, fault_command
 from https_origin import names, origin, proxy_authority
 from process import Failure, free_port, running
 from scenarios import LISTENERS, Listener
@@ -376,6 +377,7 @@ PEERS = [
             "looks into TLS": looking_command,
             "looks into HTTP/2": looking_command,
             "looks into others": looking_elsewhere_command,
+            **{name: functools.partial(fault_command, name) for name in LISTENERS if name in FAULTS},
         },
     ),
     *(
@@ -383,6 +385,7 @@ PEERS = [
         for name in ("tabi-looks-into-nothing", "tabi-the-same-again")
     ),
     Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
+    Peer("tabi-no-fault", tabi_version, {"100 ms later": functools.partial(fault_command, None)}),
     Peer("tabi-no-rules", tabi_version, {"10 rules": functools.partial(policy_command, "", 0)}),
     Peer("tabi-10-rules", tabi_version, {"20,000 rules": functools.partial(policy_command, ALL_LIMITS, 10)}),
     Peer("tabi-unlimited", tabi_version, {"10 MB/s": functools.partial(policy_command, "", 0)}),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scenarios import FIGURES, GROUPS, SCENARIOS, Figure, Figures, Group, Scenario
+from scenarios import FIGURES, GROUPS, LINES_OF_FAULTS, SCENARIOS, Figure, Figures, Group, Scenario
 
 Results = dict[str, dict[str, list[Figures | str]]]
 """By scenario and peer: what each round gave; a text is the reason why it gave nothing."""
@@ -78,6 +78,15 @@ BARS = [
         Bar(name, "cost", False, 1.0, ("tabi-looks-into-nothing",), again="tabi-the-same-again")
         for name in ("others-conn", "others-bulk")
     ),
+    Bar("fault-latency", "p50", True, 98_000),
+    Bar("fault-latency", "p50", False, 102_000),
+    Bar("fault-latency", "p99", False, 105_000),
+    Bar("fault-latency", "cost", False, 2.0, ("tabi-no-fault",)),
+    *(Bar(name, "rate", True, 0.97) for name, _ in LINES_OF_FAULTS),
+    *(Bar(name, "rate", False, 1.03) for name, _ in LINES_OF_FAULTS),
+    Bar("fault-chain", "rate", True, 4.0),
+    *(Bar(name, "lost", False, 0.0) for name in ("fault-many", "fault-full")),
+    Bar("fault-full", "cost", False, 400.0),
 ]
 
 

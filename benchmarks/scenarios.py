@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from distortion import measure_many, wanted_rate
 from https_origin import FIRST, SIZES, origin, proxy_authority
 from process import Failure, Server
 
@@ -40,12 +42,19 @@ Listener = Literal[
     "looks into TLS",
     "looks into HTTP/2",
     "looks into others",
+    "100 ms later",
+    "1 s later",
+    "faults that change nothing",
+    "a line of 1 MB/s",
+    "a line of 10 MB/s",
+    "a line of 100 MB/s",
+    "a line of half of the chain",
 ]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
 """What a scenario wants of a server's port, as the scheme of tabi's listener says it. All others are SOCKS5: for the
 user alice, with so many rules and all limits, or with a bandwidth; through another proxy; with a name that is known and
 has one address, or two; with a pool of a thousand members; that looks into all TLS, and into HTTP/2 too, or into that
-of other hosts."""
+of other hosts; with a fault on each connection."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
@@ -96,10 +105,14 @@ LOOKED_INTO = Group(
 )
 GROWTH = Group("Memory while content passes that is looked into", {"cost": "MB more"})
 MEMORY = Group("Memory", {"cost": "kB each"})
+LINES = Group("Lines of a bandwidth", {"rate": "part of the rate that was asked for", "cost": "CPU s/GB"})
+SCALED = Group("Throughput through faults", {"rate": "Gbit/s of 24 without a proxy", "cost": "CPU s/GB"})
+UNDER_WAY = Group("Memory while octets are late", {"cost": "MB more", "lost": "connections lost"})
 START = Group("Start", {"cost": "seconds"})
 CHOICES = Group("Choices", {"cost": "us each"})
 
-GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, LOOKED_INTO, MEMORY, GROWTH, START, CHOICES]
+GROUPS = [CONNECTIONS, THROUGHPUT, ROUND_TRIPS, DATAGRAMS, REQUESTS, LOOKED_INTO, MEMORY, GROWTH]
+GROUPS += [LINES, SCALED, UNDER_WAY, START, CHOICES]
 """In the order of the report."""
 
 
@@ -124,6 +137,13 @@ class Scenario:
 NAMES: list[tuple[str, str, Listener]] = [
     ("name", "one address", "a name"),
     ("name-2", "two addresses", "two addresses"),
+]
+
+LINES_OF_FAULTS: list[tuple[str, Listener]] = [
+    ("fault-line-1", "a line of 1 MB/s"),
+    ("fault-line-10", "a line of 10 MB/s"),
+    ("fault-line-100", "a line of 100 MB/s"),
+    ("fault-line-half", "a line of half of the chain"),
 ]
 
 SCENARIOS = [
@@ -352,6 +372,50 @@ SCENARIOS = [
         rounds=15,
         listener="looks into others",
     ),
+    Scenario(
+        "fault-latency",
+        ROUND_TRIPS,
+        "echo 64 octets 5 times a second on each of 200 connections, where answers come 100 ms late",
+        ["pace", "200", "5", "5"],
+        ["pace", "200", "5", "2"],
+        listener="100 ms later",
+        warm_up=("conn", "400", "64"),
+    ),
+    *(
+        Scenario(
+            name,
+            LINES,
+            f"1 stream to the client, through {listener}",
+            ["bulk", "down", "1", "5"],
+            ["bulk", "down", "1", "2"],
+            listener=listener,
+        )
+        for name, listener in LINES_OF_FAULTS
+    ),
+    Scenario(
+        "fault-chain",
+        SCALED,
+        "1 stream to the client, through every fault, none of which changes anything",
+        ["bulk", "down", "1", "3"],
+        ["bulk", "down", "1", "1"],
+        listener="faults that change nothing",
+    ),
+    Scenario(
+        "fault-many",
+        UNDER_WAY,
+        "200 octets to the client on each of 5,000 connections, 1 MB in all, 1 s late",
+        ["many", "5000", "200"],
+        ["many", "500", "200"],
+        listener="1 s later",
+    ),
+    Scenario(
+        "fault-full",
+        UNDER_WAY,
+        "5,000 streams to clients, as much as goes through, 1 s late",
+        ["bulk", "down", "5000", "6"],
+        ["bulk", "down", "500", "3"],
+        listener="1 s later",
+    ),
 ]
 
 
@@ -380,6 +444,8 @@ def measure(
         arguments = [word for word in arguments if word != "name"]
     ending = ["straight"] if straight else []
     command = [str(load), kind, str(server.port), *arguments, *ending]
+    if scenario.group is UNDER_WAY:
+        return measure_under_way(command, server)
     if scenario.group is MEMORY:
         return measure_memory(command, server)
     warm_up, *words = scenario.warm_up
@@ -389,7 +455,12 @@ def measure(
     cpu = server.cpu_seconds() - before
     if kind in ("bulk", "tls"):
         octets = got["octets"]
-        return {"rate": octets * 8 / got["seconds"] / 1e9, "cost": cpu / (octets / 1e9)}
+        rate, cost = octets * 8 / got["seconds"] / 1e9, cpu / (octets / 1e9)
+        if scenario.group is LINES:
+            rate *= 1e9 / 8 / wanted_rate(scenario.listener)
+        elif scenario.group is SCALED:
+            rate *= 24 / direct_rate(load)
+        return {"rate": rate, "cost": cost}
     count = got["count"]
     figures: Figures = {"rate": count / got["seconds"], "cost": cpu / count * 1e6}
     figures |= {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
@@ -416,6 +487,36 @@ def measure_https(scenario: Scenario, server: Server, https: Path, way: str, wor
     count = got["count"]
     times: Figures = {"p50": got["p50"] * 1e6, "p99": got["p99"] * 1e6}
     return {"rate": count / got["seconds"], "cost": cpu / count * 1e6, **times}
+
+
+@functools.cache
+def direct_rate(load: Path) -> float:
+    """Gbit/s of one stream without a proxy, measured once in a run. Raises Failure."""
+    got = run_load([str(load), "bulk", "0", "down", "1", "3"])
+    return got["octets"] * 8 / got["seconds"] / 1e9
+
+
+def measure_under_way(command: list[str], server: Server) -> Figures:
+    """By how much the server's memory is larger at most while octets are late, and how many connections were lost.
+    Raises Failure."""
+    _, kind, _, *words = command
+    if kind == "many":
+        octets, lost = measure_many(server, *map(int, words))
+        return {"cost": octets / 1e6, "lost": lost}
+    before = most = server.user_memory()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            until = time.monotonic() + GIVE_UP
+            while process.poll() is None and time.monotonic() < until:
+                most = max(most, server.user_memory())
+                time.sleep(LOOK)
+            if process.poll() is None:
+                raise Failure(f"not done after {GIVE_UP:.0f} s")
+            read_result(process.stdout.read())  # it fails with the first connection that is lost
+        finally:
+            process.kill()
+    return {"cost": (most - before) / 1e6, "lost": 0}
 
 
 def measure_growth(command: list[str], server: Server, octets: int) -> Figures:
