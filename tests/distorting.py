@@ -31,6 +31,12 @@ def entry_of(fault: Any, **keys: Any) -> DistortConfig:
     return msgspec.convert({"fault": fault, **keys}, DistortConfig, dec_hook=lambda kind, value: kind.parse(value))
 
 
+def distort(name: str | None = None, fault: Any = None, number: int = 0, live: bool = False, **keys: Any) -> Distort:
+    """An entry as it is compiled; by default a latency."""
+    made = make_distort(entry_of(fault or {"latency": 1}, name=name, **keys), number)
+    return msgspec.structs.replace(made, live=live)
+
+
 def config_of(*distorts: DistortConfig, listen: Sequence[Listen] = (Listen(LISTEN),), **options: Any) -> Config:
     """A configuration with these entries."""
     options.setdefault("log", Log("none"))

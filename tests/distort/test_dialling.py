@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-import http_proxy
 from authorities import client_context, server_context
 from conftest import Run
 from distorting import LATE, Served, config_of, distorting, entry_of, until
 from doubles import Streams
 from http_proxy import OK, Origin, ask, exchange, origin
-from support import GREETING, client, echo, request, reset_on_close, silent, target, tunnel
+from support import GREETING, client, echo, request, reset_on_close, target, tunnel
 from tabi import Proxy
 from tabi.config import EgressConfig, LimitsConfig, Listen, RuleConfig, Seconds, Timeouts
 from tabi.distort import dialling
-from tabi.distort.dialling import KEPT
-from tabi.distort.distorted import PairSock
 from tabi.errors import ProxyError
 
 every_hosting = pytest.mark.every_hosting

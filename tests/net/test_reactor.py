@@ -1029,3 +1029,108 @@ def test_the_kernels_numbers_are_the_ones_used() -> None:
     """The constants are written down so that they exist on every platform: they are Linux'."""
     assert (IN, OUT) == (select.EPOLLIN, select.EPOLLOUT)
     assert select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP == READABLE
+
+
+# --- another socket in the place of one ---
+
+
+def test_a_socket_is_exchanged(run: Run) -> None:
+    """The handler of a descriptor hears of the other socket, which has that number then; the one that was there is
+    whole, with the octets that have come, and can be registered again."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = tcp_pair()
+        other, far = tcp_pair()
+        heard, again = Heard(), Heard()
+        number = here.fileno()
+        with there, far:
+            listen_to(here, heard, IN | OUT)
+            there.send(b"early")
+            await until(lambda: heard.readable)
+            heard.events.clear()
+            assert reactor.exchange(number, other).detach() is not None
+            assert (here.fileno(), other.fileno()) == (number, -1)
+            if not reactor.edge_triggered:
+                assert isinstance(reactor, PortableReactor)
+                assert reactor.watched[number] == IN | OUT
+            await until(lambda: any(events & OUT for events in heard.events))
+            heard.events.clear()
+            far.send(b"late")
+            await until(lambda: heard.readable)
+            assert here.recv(100) == b"late"
+            here.send(b"answer")
+            assert await read(far, 6) == b"answer"
+            reactor.close(here)
+
+        here, there = tcp_pair()
+        other, far = tcp_pair()
+        with there, far:
+            listen_to(here, heard)
+            there.send(b"early")
+            await until(lambda: heard.readable)
+            before = reactor.exchange(here.fileno(), other)
+            assert not before.get_inheritable()
+            assert not os.get_inheritable(here.fileno())
+            assert before.getpeername() == there.getsockname()
+            listen_to(before, again)
+            await until(lambda: again.readable)
+            assert before.recv(100) == b"early"
+            with pytest.raises(BlockingIOError):
+                before.recv(100)
+            reactor.close(before)
+            reactor.close(here)
+            assert await read(far, 1) == b""
+
+    run(main)
+
+
+def test_what_waits_for_its_turn_is_not_the_other_sockets(run_once: Run) -> None:
+    """Events of a socket that wait for a turn with time for them are forgotten with it; it tells of them anew."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = unix_pair()
+        other, far = unix_pair()
+        heard, again = Heard(), Heard()
+        with there, far:
+            listen_to(here, heard)
+            reactor.crowd[here.fileno()] = READABLE
+            there.send(b"early")
+            before = reactor.exchange(here.fileno(), other)
+            assert not reactor.crowd
+            listen_to(before, again)
+            await until(lambda: again.readable)
+            assert not heard.readable
+            reactor.close(before)
+            reactor.close(here)
+
+    run_once(main)
+
+
+def test_an_exchange_that_is_not_possible(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a descriptor that nobody hears of, or without a free one: nothing has changed."""
+
+    async def main() -> None:
+        reactor = get_reactor()
+        here, there = unix_pair()
+        other, far = unix_pair()
+        heard = Heard()
+        with there, other, far:
+            with pytest.raises(ValueError, match="is not registered"):
+                reactor.exchange(here.fileno(), other)
+            listen_to(here, heard)
+
+            def fails(fd: int) -> int:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            monkeypatch.setattr(os, "dup", fails)
+            with pytest.raises(OSError, match="Too many open files"):
+                reactor.exchange(here.fileno(), other)
+            monkeypatch.undo()
+            there.send(b"x")
+            await until(lambda: heard.readable)
+            assert here.recv(10) == b"x"
+            reactor.close(here)
+
+    run(main)

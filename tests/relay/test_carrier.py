@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
 
-from tabi.relay.carrier import carry_of
+from tabi.relay.carrier import carry_of, relays_for
+from tabi.session import Session
+from tabi.wire.address import Address
 
 
 async def carry(tunnel: object) -> None:
@@ -79,3 +82,20 @@ def test_what_takes_other_arguments(carrier: Any) -> None:
     """It would fail with the first session."""
     with pytest.raises(TypeError, match="carrier: it must take one argument, the tunnel: "):
         carry_of(carrier)
+
+
+class Looking:
+    """A carrier that looks into some sessions, and gives others to relays."""
+
+    def relays_for(self, session: Session) -> Any:
+        """The relays, of those whose number is even."""
+        return None if session.number % 2 else "relays"
+
+
+def test_which_relays_a_carrier_gives_a_session_to() -> None:
+    """A carrier that does not say looks into all."""
+    odd, even = (Session(number, "test", Address(IPv4Address("127.0.0.1"), 1), 0.0) for number in (1, 2))
+    carrier: Any = Looking()
+    assert (relays_for(carrier, odd), relays_for(carrier, even)) == (None, "relays")
+    other: Any = object()
+    assert relays_for(other, even) is None

@@ -528,3 +528,20 @@ def test_inside_tls_with_the_proxy(run: Run) -> None:
                 assert ends.session.close == "client"
 
     run(main)
+
+
+def test_the_descriptor_of_the_client(run: Run) -> None:
+    """As long as it is looked at."""
+
+    async def main() -> None:
+        with table() as it:
+            ends = it.bench.ends()
+            number = ends.near_client.fd
+            it.first.look(ends.near_client, ends.near_server, ends.session, b"", b"", lambda *_: None)
+            look = it.first.get(ends.session)
+            assert look is not None
+            assert look.client_fd == number
+            look.cut("over")
+            assert look.client_fd < 0
+
+    run(main)

@@ -696,3 +696,43 @@ def test_the_descriptor_of_the_client(run: Run) -> None:
             assert relay.client_fd == -1
 
     run(main)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
+def test_only_what_the_server_has_sent(run: Run, staged: bool, ended: bool) -> None:
+    """A client of which nothing more is taken gets all that the server has sent, and then an end, without having ended
+    itself. What it has sent meanwhile goes nowhere."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.start()
+            relay, up, down = ends.relay, Holding(), Holding()
+            if staged:
+                relay.add_stage(UP, up)
+                relay.add_stage(DOWN, down)
+                await send(ends.client, b"up")
+                await until(lambda: up.held)
+            await send(ends.server, b"down")
+            await until(lambda: down.held if staged else relay.down.octets)
+            if ended:
+                ends.server.shutdown(socket.SHUT_WR)
+                await until(lambda: down.ended if staged else relay.closed or relay.down.ended)
+            relay.only_down()
+            if staged:
+                up.let_go()
+                down.let_go()
+            if not ended:
+                await until(lambda: relay.down.octets == 4)
+                ends.server.shutdown(socket.SHUT_WR)
+                if staged:
+                    await until(lambda: down.ended)
+                    down.let_go()
+            assert await read_all(ends.client) == b"down"
+            assert await read_all(ends.server) == b""
+            await ends.ended.wait()
+            assert ends.session.close == "server"
+            assert (ends.session.up, ends.session.down) == (0, 4)
+
+    run(main)

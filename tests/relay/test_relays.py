@@ -191,3 +191,13 @@ def test_siblings_share_pipes_and_pacer(run_once: Run) -> None:
             assert not ends.ended.is_set()
 
     run_once(main)
+
+
+def test_a_session_is_given_to_them(run_once: Run) -> None:
+    """See `carrier.relays_for`: a relay of theirs can have stages."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            assert bench.relays.relays_for(bench.ends().session) is bench.relays
+
+    run_once(main)

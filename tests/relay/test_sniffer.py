@@ -284,3 +284,33 @@ def test_many_at_a_time(run: Run) -> None:
             assert len(asked) == 20
 
     run(main)
+
+
+def test_which_relays_have_a_session(run: Run) -> None:
+    """Those of the inner carrier, if that says so and the session is not sniffed."""
+
+    async def main() -> None:
+        with sniffer() as (bench, made, _):
+            ends = bench.ends()
+            ends.session.command = "connect"
+            assert made.relays_for(ends.session) is None
+            ends.session.command = "bind"
+            assert made.relays_for(ends.session) is bench.relays
+            made.inner = Reopening()  # type: ignore[assignment]
+            assert made.relays_for(ends.session) is None
+
+    run(main)
+
+
+def test_a_dropped_client_has_no_descriptor_to_change(run: Run) -> None:
+    """It hears nothing until its time is over."""
+
+    async def main() -> None:
+        with sniffer(Decision("drop", "no")) as (bench, made, _):
+            ends = bench.ends()
+            start(made, ends, HELLO)
+            silent = made.get(ends.session)
+            assert silent is not None
+            assert silent.client_fd < 0
+
+    run(main)

@@ -790,3 +790,29 @@ def test_streams_are_taken_back_from_a_relay(run: Run, at_once: bool) -> None:
                 assert ends.session.up == len(b"from us" + b"last") + (0 if at_once else len(b"first"))
 
     run(main)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+def test_the_descriptor_of_the_client(run: Run, relayed: bool) -> None:
+    """While the carrier has it, or a relay on its behalf."""
+
+    async def carry(tunnel: Tunnel) -> None:
+        if relayed:
+            await tunnel.relay()
+        else:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        with Bench() as bench:
+            async with tunnels(bench, carry) as carrier:
+                ends = bench.ends()
+                number = ends.near_client.fd
+                start(carrier, ends)
+                await turns()
+                found = carrier.get(ends.session)
+                assert found is not None
+                assert found.client_fd == number
+                found.cut("over")
+                assert found.client_fd < 0
+
+    run(main)

@@ -70,8 +70,8 @@ def draws_of(distort: Distort) -> Hashable:
 
 
 def settings_of(distort: Distort) -> Hashable:
-    """All that its fault depends on."""
-    return draws_of(distort), distort.fault, distort.schedule
+    """All that it says."""
+    return draws_of(distort), distort.fault, distort.schedule, distort.rewrite, distort.tls
 
 
 KEYS: tuple[Callable[[Distort], Any], ...] = (

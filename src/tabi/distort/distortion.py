@@ -82,6 +82,11 @@ class Distortion:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def distorts(self) -> Distorts:
+        """What all entries say."""
+        return self.every.distorts
+
     # --- choosing ---
 
     def choose(self, session: Session) -> Chosen:

@@ -263,7 +263,7 @@ class Relay:
 
     def only_down(self) -> None:
         """Take nothing more of the client: it closes as soon as the server has ended, and the client has all of it."""
-        up = self.up
+        up, self.first = self.up, "server"
         up.ended, up.state = True, READY
         up.give_pipe_back()
         if isinstance(up, StagedFlow):
