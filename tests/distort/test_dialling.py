@@ -102,7 +102,9 @@ def test_a_fault_that_goes_lets_those_go_on_that_wait(run: Run) -> None:
                         entry = it.set("wait", {**fault, "until": "1970-01-01T00:00:10Z"})
                     else:
                         entry = it.set("wait", fault)
-                    opening = asyncio.ensure_future(Proxy(f"socks5://{it.address}").open_connection("here.test", port))
+                    opening = asyncio.get_running_loop().create_task(
+                        Proxy(f"socks5://{it.address}").open_connection("here.test", port)
+                    )
                     await until(lambda entry=entry: entry.resting)
                     if how == "removed":
                         it.remove("wait")
@@ -179,15 +181,18 @@ def test_every_command(run: Run, number: int, host: str, fault: Any, reply: int,
     async def main() -> None:
         faults = [] if live else [entry_of(fault, name="fault")]
         listen = [Listen("socks5://127.0.0.1:0", resolve_commands=True)]
-        async with target(echo) as port, distorting(*faults, names=["here.test"], listen=listen) as it:
-            async with client(it.address) as streams:
-                streams[1].write(GREETING)
-                assert await streams[0].readexactly(2) == b"\x05\x00"
-                if live:
-                    it.set("fault", fault)
-                streams[1].write(request(host, port, number))
-                assert (await streams[0].readexactly(2))[1] == reply
-                assert (it.entry("fault").chosen == 1) or not reply
+        async with (
+            target(echo) as port,
+            distorting(*faults, names=["here.test"], listen=listen) as it,
+            client(it.address) as streams,
+        ):
+            streams[1].write(GREETING)
+            assert await streams[0].readexactly(2) == b"\x05\x00"
+            if live:
+                it.set("fault", fault)
+            streams[1].write(request(host, port, number))
+            assert (await streams[0].readexactly(2))[1] == reply
+            assert (it.entry("fault").chosen == 1) or not reply
 
     run(main)
 
@@ -213,9 +218,12 @@ def test_the_address_of_a_name_is_known_in_time(run: Run) -> None:
 
     async def main() -> None:
         fault = entry_of({"slice": 10}, name="net", hosts=["127.0.0.0/8"])
-        async with target(echo) as port, distorting(fault, names=["here.test"]) as it:
-            async with tunnel(it.address, port, "here.test"):
-                await until(lambda: it.entry("net").active == 1)
+        async with (
+            target(echo) as port,
+            distorting(fault, names=["here.test"]) as it,
+            tunnel(it.address, port, "here.test"),
+        ):
+            await until(lambda: it.entry("net").active == 1)
 
     run(main)
 

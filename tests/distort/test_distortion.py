@@ -79,7 +79,7 @@ def test_a_hundred_chosen_and_a_hundred_others(run: Run) -> None:
             both = {}
             for host in ("far.test", "near.test"):
                 both[host] = [await stack.enter_async_context(tunnel(it.address, port, host)) for _ in range(100)]
-            for reader, writer in [*both["far.test"], *both["near.test"]]:
+            for _, writer in [*both["far.test"], *both["near.test"]]:
                 writer.write(b"hello")
             for reader, _ in both["near.test"]:
                 assert await reader.readexactly(5) == b"hello"
@@ -145,7 +145,7 @@ def test_bind(run: Run) -> None:
             writer.write(b"\x05\x01\x00\x05\x02\x00\x01\x7f\0\0\1\0\0")
             reply = (await reader.readexactly(12))[2:]
             it.set("late", {"latency": LATE})
-            peer, peer_writer = await asyncio.open_connection("127.0.0.1", int.from_bytes(reply[-2:]))
+            _, peer_writer = await asyncio.open_connection("127.0.0.1", int.from_bytes(reply[-2:]))
             assert (await reader.readexactly(10))[:2] == b"\x05\x00"
             peer_writer.write(b"call")
             await until(lambda: it.entry("late").active == 1)
@@ -223,7 +223,7 @@ def test_a_fault_for_a_session_that_runs(run: Run, carrier: str) -> None:
                 while len(got) < len(data):
                     got.extend(await reader.read(65536))
 
-            receiving = asyncio.ensure_future(receive())
+            receiving = asyncio.get_running_loop().create_task(receive())
             writer.write(data[: SIZE // 3])
             await until(lambda: len(got) > 1 << 16)
             entry = it.set("late", {"latency": LATE})
@@ -420,7 +420,7 @@ def test_a_reset_is_a_reset_on_the_other_side(run: Run, carrier: str, side: str)
                         with pytest.raises(ConnectionResetError):
                             await reader.read()
                     else:
-                        await until(lambda: list(it.server.parts.sessions.infos())[0].up == 5)
+                        await until(lambda: next(iter(it.server.parts.sessions.infos())).up == 5)
                         reset_on_close(writer.get_extra_info("socket"))
                         writer.close()
                         await resets.wait()
@@ -463,23 +463,26 @@ def test_what_is_held_arrives_after_the_session_is_over(run: Run, carrier: str) 
             await reader.readexactly(2)
             writer.write(b"last words")
 
-        async with target(serve) as port, distorting(**CARRIERS[carrier]) as it:
-            async with tunnel(it.address, port) as (reader, writer):
-                it.set("late", {"latency": LATE, "direction": "down"})
-                writer.write(b"hi")
-                (one,) = it.distortion.all
-                await until(lambda: one.relay is not None and one.relay.down.held == 10)
-                if carrier == "program":
-                    writer.write_eof()
-                    await until(lambda: it.over)
-                draining = asyncio.ensure_future(it.server.drain(10))
-                await asyncio.sleep(0)
-                it.remove("late")
-                assert await reader.read() == b"last words"
-                if carrier != "program":
-                    writer.write_eof()
-                assert await draining == 0
-                await until(lambda: not it.distortion.all)
+        async with (
+            target(serve) as port,
+            distorting(**CARRIERS[carrier]) as it,
+            tunnel(it.address, port) as (reader, writer),
+        ):
+            it.set("late", {"latency": LATE, "direction": "down"})
+            writer.write(b"hi")
+            (one,) = it.distortion.all
+            await until(lambda: one.relay is not None and one.relay.down.held == 10)
+            if carrier == "program":
+                writer.write_eof()
+                await until(lambda: it.over)
+            draining = asyncio.get_running_loop().create_task(it.server.drain(10))
+            await asyncio.sleep(0)
+            it.remove("late")
+            assert await reader.read() == b"last words"
+            if carrier != "program":
+                writer.write_eof()
+            assert await draining == 0
+            await until(lambda: not it.distortion.all)
 
     run(main)
 
@@ -585,14 +588,17 @@ def test_bandwidth_does_not_vanish_in_buffers(run: Run) -> None:
                 await writer.drain()
 
         fault = entry_of({"down": {"bandwidth": "1 kB/s"}})
-        async with target(pour) as port, distorting(fault, carrier=passing) as it:
-            async with tunnel(it.address, port) as (reader, _):
-                assert await reader.readexactly(1)
-                (session,) = it.server.parts.sessions.running
-                before = -1
-                while before != session.down:
-                    before = session.down
-                    await asyncio.sleep(0.05)
-                assert session.down < 1 << 19
+        async with (
+            target(pour) as port,
+            distorting(fault, carrier=passing) as it,
+            tunnel(it.address, port) as (reader, _),
+        ):
+            assert await reader.readexactly(1)
+            (session,) = it.server.parts.sessions.running
+            before = -1
+            while before != session.down:
+                before = session.down
+                await asyncio.sleep(0.05)
+            assert session.down < 1 << 19
 
     run(main)

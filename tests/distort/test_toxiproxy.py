@@ -8,24 +8,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import pytest
 
 from sockets import octets
 from tabi.config.distort import FaultConfig, LineConfig
 from tabi.config.faults import fault_errors, make_fault
-from tabi.distort.dialling import Faulty
-from tabi.distort.distortion import Distortion
+from tabi.distort.dialling import pass_faults
 from tabi.distort.draws import Drawn, Entry
 from tabi.distort.streams import stages_of
-from tabi.egress.base import Egress
 from tabi.errors import DialError
 from tabi.policy.distorts import Distort
 from tabi.policy.limits import DOWN, UP
 from tabi.policy.rules import Conditions, Rule, Texts
 from tabi.relay.flow import PAUSED
 from tabi.relay.stage import Stage
+from tabi.session import Session
 from tabi.wire.address import Address
 from virtual import Net
 
@@ -353,22 +352,11 @@ def directions() -> None:
     "down", "the listener is closed, so that a connection is refused", "`refuse`: the reply of SOCKS that is asked for"
 )
 def refuse() -> None:
-    class Nowhere:
-        """Must not be asked."""
-
-        name = "direct"
-        resolves_locally = True
-        direct = source = None
-
-    owner = cast("Distortion", None)
-    faulty = Faulty(cast("Egress", Nowhere()), (drawn(refuse="connection refused"),), owner)
-
-    async def main() -> None:
-        with pytest.raises(DialError) as raised:
-            await faulty.open(Address(IPv4Address("127.0.0.1"), 1), cast("object", None))  # type: ignore[arg-type]
-        assert raised.value.reply_code == 5
-
-    asyncio.run(main())
+    session = Session(1, "test", Address(IPv4Address("127.0.0.1"), 1), 0.0)
+    session.distorted = (drawn(refuse="connection refused"),)
+    with pytest.raises(DialError) as raised:
+        asyncio.run(pass_faults(session, None))
+    assert raised.value.reply_code == 5
 
 
 @row("half-close", "the end of one side closes the other's connection, and an answer is lost", "is kept")

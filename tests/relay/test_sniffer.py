@@ -296,7 +296,7 @@ def test_which_relays_have_a_session(run: Run) -> None:
             assert made.relays_for(ends.session) is None
             ends.session.command = "bind"
             assert made.relays_for(ends.session) is bench.relays
-            made.inner = Reopening()  # type: ignore[assignment]
+            made.inner = Reopening()
             assert made.relays_for(ends.session) is None
 
     run(main)

@@ -105,7 +105,7 @@ def test_what_is_between_its_choice_and_its_start(run: Run) -> None:
     async def main() -> None:
         async with target(echo) as port, distorting() as it:
             it.set("wait", {"dial_delay": LATE, "slice": 2})
-            opening = asyncio.ensure_future(stack_of(it, port))
+            opening = asyncio.get_running_loop().create_task(stack_of(it, port))
             await until(lambda: it.entry("wait").resting)
             entry = it.entry("wait")
             late = it.set("late", {"down": {"latency": LATE}})
@@ -136,9 +136,11 @@ def test_schedules(run: Run) -> None:
         await tunnel.relay()
 
     async def main() -> None:
-        for options in ({}, {"carrier": carry}):
+        now = [0.0]
+        each: list[dict[str, Any]] = [{}, {"carrier": carry}]
+        for options in each:
             async with target(echo) as port, distorting(**options) as it, tunnel(it.address, port) as (reader, writer):
-                now = [0.0]
+                now[0] = 0.0
                 it.set("none", {"slice": 1}, hosts=["no.test"])
                 it.distortion.clock = lambda: now[0]
                 fault = {"down": {"latency": LATE}, "from": "1970-01-01T00:01:40Z", "until": "1970-01-01T00:03:20Z"}
@@ -198,7 +200,7 @@ def test_listeners_of_pieces(run: Run) -> None:
                         it.set("late", {"down": {"latency": LATE}})
                         async with tunnel(it.address, port) as (reader, writer):
                             writer.write(b"hello")
-                            held = lambda: [one for one in it.distortion.all if one.relay and one.relay.down.held]  # noqa: E731
+                            held = lambda it=it: [one for one in it.distortion.all if one.relay and one.relay.down.held]  # noqa: E731
                             await until(held)
                             it.remove("late")
                             assert await reader.readexactly(5) == b"hello"
