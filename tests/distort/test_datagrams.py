@@ -358,6 +358,25 @@ def test_entries_that_change_before_an_association_begins(run_once: Run, monkeyp
     run_once(main)
 
 
+def test_an_entry_that_gets_another_fault(run_once: Run) -> None:
+    """It is the same entry, drawn once: what waits goes on, and what comes then has the new fault."""
+
+    async def main() -> None:
+        async with Faulty(LATE) as place, association(place.address) as client:
+            with destination() as echo:
+                client.send(echo.header + b"waits")
+                await until(lambda: place.faults.held)
+                (entry,) = place.molding.distortion.entries.values()
+                place.take(*entries({"fault": {"duplicate": 1, "direction": "up"}}))
+                assert [*place.molding.distortion.entries.values()] == [entry]
+                assert (entry.active, entry.chosen, place.faults.held) == (1, 1, 0)
+                client.send(echo.header + b"twice")
+                await until(lambda: len(echo.received) == 3)
+                assert [data for data, _ in echo.received] == [b"waits", b"twice", b"twice"]
+
+    run_once(main)
+
+
 def test_an_association_that_ends_while_entries_change(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is left alone."""
 

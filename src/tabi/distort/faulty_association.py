@@ -73,11 +73,13 @@ class Acting:
         since: the time of the association's clock.
     """
 
-    __slots__ = ("drawn", "lines", "timers")
+    __slots__ = ("drawn", "fault", "lines", "timers")
 
     def __init__(self, drawn: Drawn, since: float) -> None:
         entry, fault = drawn.entry, drawn.entry.fault
         self.drawn = drawn
+        self.fault = fault
+        """That of the entry, until it has another one."""
         self.timers: list[asyncio.TimerHandle] = []
         up, down = entry.buckets if fault.shared else (None, None)
         self.lines = {
@@ -138,12 +140,17 @@ class FaultyAssociation:
         """An entry at work here; None if the association is not drawn for it."""
         if entry not in self.acting:
             drawn = entry.draw()
-            self.acting[entry] = acting = None if drawn is None else Acting(drawn, self.owner.time())
-            if acting is not None:
-                entry.active += 1
-                self.session.distorted = (*(self.session.distorted or ()), acting.drawn)
-                self.set_timers(acting)
+            self.acting[entry] = None
+            if drawn is not None:
+                self.session.distorted = (*(self.session.distorted or ()), drawn)
+                self.act(drawn)
         return self.acting[entry]
+
+    def act(self, drawn: Drawn) -> None:
+        """Have an entry act, with the fault that it has now."""
+        self.acting[drawn.entry] = acting = Acting(drawn, self.owner.time())
+        drawn.entry.active += 1
+        self.set_timers(acting)
 
     def set_timers(self, acting: Acting) -> None:
         """Have it end when a fault says so."""
@@ -161,11 +168,14 @@ class FaultyAssociation:
         self.renew()
 
     def renew(self) -> None:
-        """The entries are others. If one acts no more, what waits goes on at once."""
+        """The entries are others, or have other faults. If one acts no more as it did, what waits goes on at once."""
         entries = set(self.owner.distortion.entries.values())
         gone = [entry for entry in self.acting if entry not in entries]
-        if sum(map(self.forget, gone)):
+        changed = [one.drawn for one in self.acting.values() if one and one.fault is not one.drawn.entry.fault]
+        if sum(map(self.forget, (*gone, *(drawn.entry for drawn in changed)))):
             self.flush()
+        for drawn in changed:
+            self.act(drawn)
         self.version += 1
         self.match(ANY)
 
