@@ -42,7 +42,7 @@ def test_whatever_tests_need_is_installed() -> None:
     """A new machine has it by tests/debian.py, or in every Debian."""
     tests = Path(__file__).parent
     needed = {name for path in tests.rglob("*.py") for name in re.findall(r'need\("([\w-]+)"\)', path.read_text())}
-    everywhere = {"apt-get", "bash", "perl", "sh", "ssh-add", "ssh-agent", "no-such-program"}
+    everywhere = {"apt-get", "bash", "perl", "sh", "sleep", "ssh-add", "ssh-agent", "no-such-program"}
     assert needed <= {*PROGRAMS, *OTHERS, *everywhere}
 
 

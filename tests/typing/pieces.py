@@ -36,7 +36,7 @@ from tabi.parts import (
     UdpAssociate,
     login_refused,
 )
-from tabi.testing import Origin, OriginRequest, ProxyServer, Service, Upstream
+from tabi.testing import Origin, OriginRequest, ProxyFault, ProxyServer, Service, Upstream
 from tabi.wire import MethodMessage
 
 
@@ -111,6 +111,9 @@ def answer(request: OriginRequest) -> tuple[int, bytes]:
 
 def test_all(tabi_proxy_factory: Callable[..., ProxyServer], tabi_upstream: Upstream) -> None:
     """Fixtures and classes."""
+    with tabi_proxy_factory().fault("3g", latency="200ms") as fault:
+        network: ProxyFault = fault
+        network.change(jitter="50ms")
     services: list[Service] = [tabi_proxy_factory(users={"alice": "secret"}), tabi_upstream.refuse(5)]
     with Origin(answer) as origin:
         print(origin.address.port, origin.requests[0].target, [service.start() for service in services])

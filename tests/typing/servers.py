@@ -219,6 +219,17 @@ def servers(given: socket.socket) -> list[tabi.Server]:
     ]
 
 
+async def bad_network(server: tabi.Server) -> None:
+    """Faults while it runs."""
+    fault: tabi.LiveFault = server.set_fault("3g", hosts=["*.example.com"], jitter="20ms")
+    fault.change("edge", latency=0.5)
+    sessions: int = fault.sessions + fault.chosen
+    print(sessions, fault.name, fault.acts)
+    fault.remove()
+    async with server.fault(latency="200ms", up={"bandwidth": "1 MB/s"}) as other:
+        other.change(latency=None)
+
+
 async def serve(server: tabi.Server) -> None:
     """Its life."""
     async with server as running:

@@ -90,8 +90,10 @@ class LiveFault:
 
     def become(self, given: Mapping[str, Any], distort: Distort) -> Self:
         """Do this from now on. Raises RuntimeError if the server does not run."""
-        chosen, self.entry = self.chosen, self.faults.put(self, distort)
-        self.given, self.distort, self.earlier = given, distort, chosen
+        chosen, entry = self.chosen, self.faults.put(self, distort)
+        if entry is not self.entry:
+            self.entry, self.earlier = entry, chosen
+        self.given, self.distort = given, distort
         return self
 
     def remove(self) -> None:
@@ -106,7 +108,7 @@ class LiveFault:
 
     @property
     def chosen(self) -> int:
-        """How many sessions it was drawn for so far; a change draws again for those that run, and counts them again."""
+        """How many sessions it was drawn for so far; a change of which sessions it is for draws, and counts, again."""
         return self.earlier + (0 if self.entry is None else self.entry.chosen)
 
     async def __aenter__(self) -> Self:

@@ -47,7 +47,7 @@ class ProxyFault:
 
     @property
     def chosen(self) -> int:
-        """How many sessions it was drawn for so far; a change draws again for those that run, and counts them again."""
+        """How many sessions it was drawn for so far; a change of which sessions it is for draws, and counts, again."""
         return self.inner.chosen
 
     def change(self, profile: str | None = None, **keys: Unpack[FaultChanges]) -> None:
