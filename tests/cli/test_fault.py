@@ -138,11 +138,8 @@ def test_a_mistake_is_one_line(operator: Operator, arguments: tuple[str, ...], t
 def test_no_server(tmp_path: Path) -> None:
     """It says where it has looked."""
     environ = environment() | {"XDG_RUNTIME_DIR": str(tmp_path)}
-    assert (
-        "no server runs that this user may ask"
-        in failure(run_program((*TABI, "fault", "list"), env=environ | {"TABI": ""}), 1)
-        or Path("/run/tabi").exists()
-    )
+    if not [*Path("/run/tabi").glob("control*.sock")]:  # of another server of this machine
+        assert "no server runs that this user may ask" in failure(run_program((*TABI, "fault", "list"), env=environ), 1)
     done = run_program((*TABI, "fault", "list", "--socket", tmp_path / "none.sock"), env=environ)
     assert "No such file" in failure(done, 1)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import monotonic
@@ -15,14 +17,16 @@ import pytest
 from conftest import Run
 from doubles import LOOPBACK
 from processes import Serve, Tunnel, listening, paused, receive_exactly, serve, wait_for
+from sockets import until
 from support import target, tunnel
 from tabi import Server
 from tabi.config import make_config
 from tabi.errors import ConfigError, TabiError
+from tabi.server import fault_control
 from tabi.server.channel import Channel, make_channel
 from tabi.server.child import Place
 from tabi.server.control import ask_server, find_socket
-from tabi.server.fault_control import LONGEST_NAME, MOST_OCTETS, PATIENCE, FaultControl, obey
+from tabi.server.fault_control import LONGEST_NAME, MOST_OCTETS, PATIENCE, FaultControl, Orders, obey
 from tabi.server.faults import MOST_FAULTS
 
 # --- the supervisor's part, with workers that the test plays ---
@@ -268,6 +272,39 @@ def test_what_a_worker_could_not_do_is_told(scene: Scene) -> None:
 
 
 # --- the worker's part ---
+
+
+def test_sessions_are_served_while_the_first_fault_is_prepared(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its modules are loaded in a thread; what the supervisor says meanwhile is done behind it, in its order."""
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load(name: str) -> None:
+        loading.set()
+        assert loaded.wait(10)
+
+    async def main() -> None:
+        ours, theirs = make_channel()
+        async with target() as port, Server(LOOPBACK) as server:
+            monkeypatch.setattr(fault_control, "MOLDING", "no.such.module")
+            monkeypatch.setattr(importlib, "import_module", load)
+            orders = Orders(lambda: server.faults, theirs)
+            held = {"given": {"latency": 9}, "profile": None}
+            orders.add({"id": 1, "set": {"it": held}})
+            orders.add({"id": 2, "remove": ["it"]})
+            await until(loading.is_set)
+            async with tunnel(server.addresses[0], port) as (reader, writer):
+                writer.write(b"ping")
+                assert await reader.readexactly(4) == b"ping"
+            assert ours.next_body() is None
+            loaded.set()
+            await until(lambda: not orders.waiting)
+            assert [ours.next_body(), ours.next_body()] == [{"faults": 1}, {"faults": 2}]
+            assert server.faults.all == {}
+            await orders.close()
+        ours.close()
+        theirs.close()
+
+    run_once(main)
 
 
 def test_a_worker_obeys(run_once: Run) -> None:

@@ -6,9 +6,13 @@ which each part may be missing; it answers ``{"faults": N, …}``. One that star
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import itertools
 import logging
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +23,7 @@ from tabi.config.live_faults import LARGEST, changed, describe, find_profile, pl
 from tabi.config.load import decode_special
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Seconds
+from tabi.server.channel import Channel
 from tabi.server.child import Place
 from tabi.server.faults import Faults, check_name, labels_of, new_name
 
@@ -35,6 +40,9 @@ LONGEST_NAME = 60
 
 LONGEST_TEXT = 200
 """Letters of what is shown of a fault in one column."""
+
+MOLDING = "tabi.server.distortion"
+"""The module that imports all others of molding."""
 
 MOST_OCTETS, MOST_OF_WORKER = 60_000, 30_000
 """Octets of a list, and of the part that a worker says, as JSON: messages in a channel have a bound."""
@@ -341,6 +349,41 @@ def fitting(rows: list[Any], octets: int) -> list[Any]:
 
 
 # --- in a worker ---
+
+
+class Orders:
+    """Does what the supervisor says, in its order. The first fault of a server needs many modules: sessions are served
+    while these are loaded.
+
+    Args:
+        faults: gives those of the server.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, faults: Callable[[], Faults], channel: Channel) -> None:
+        self.faults = faults
+        self.channel = channel
+        self.waiting: deque[Mapping[str, Any]] = deque()
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        """Do this, after all that was said before."""
+        self.waiting.append(told)
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self.work())
+
+    async def work(self) -> None:
+        """Do all that waits."""
+        if MOLDING not in sys.modules:
+            await asyncio.to_thread(importlib.import_module, MOLDING)
+        while self.waiting:
+            self.channel.send(obey(self.faults(), self.waiting.popleft()))
+
+    async def close(self) -> None:
+        """Do nothing any more."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
 
 
 def obey(faults: Faults, told: Mapping[str, Any]) -> dict[str, Any]:

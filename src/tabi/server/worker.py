@@ -14,6 +14,7 @@ from tabi.errors import ConfigError
 from tabi.net.reactor import make_loop
 from tabi.server.channel import Channel, Message, close_all
 from tabi.server.compiled import Compiled
+from tabi.server.fault_control import Orders, take
 from tabi.server.ledger import SharedLedger
 from tabi.server.quota_keeper import QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
@@ -84,9 +85,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         elif message.body == RELOAD:
             taker.offer(message.fds.pop())
         elif "faults" in message.body:
-            from tabi.server.fault_control import obey
-
-            shared.channel.send(obey(server.faults, message.body["faults"]))
+            orders.add(message.body["faults"])
         close_all(message.fds)
 
     loop.add_reader(shared.lifeline, orphaned)
@@ -95,16 +94,15 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    taker = Taker(server)
+    taker, orders = Taker(server), Orders(lambda: server.faults, shared.channel)
     async with server:
         if shared.faults:
-            from tabi.server.fault_control import take
-
             take(server.faults, shared.faults)
         shared.channel.watch(loop, heard, lambda: None)  # the lifeline tells that the supervisor is gone
         ready()
         await told.wait()
         await taker.close()
+        await orders.close()
         running = server.parts.sessions.running
         if running:
             log.info("draining, sessions under way: %d; once more stops at once", len(running))
