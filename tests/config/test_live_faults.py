@@ -78,6 +78,8 @@ def test_a_change_keeps_what_it_does_not_name() -> None:
     assert changed(before, {"profile": "3g"}) == {"hosts": ["a.example"], "profile": "3g"}
     sides = changed({"up": {"latency": "1s"}, "loss": 0.1}, {"up": {"jitter": "2ms"}})
     assert sides == {"up": {"latency": "1s", "jitter": "2ms"}, "loss": 0.1}
+    assert changed(sides, {"up": {"jitter": None, "loss": 0.5}})["up"] == {"latency": "1s", "loss": 0.5}
+    assert changed(sides, {"up": {"jitter": None, "latency": None}}) == {"loss": 0.1}
     assert figures({"profile": "3g"}, {"loss": "5%"}).up.loss == 0.05
     with pytest.raises(ConfigError, match="unknown key"):
         changed(before, {"name": "other"})

@@ -43,6 +43,7 @@ def test_a_running_session_has_it_until_the_end_of_the_block(run: Run) -> None:
                     assert (fault.sessions, fault.chosen) == (2, 2)
                 fault.change(latency="120ms")
                 assert await round_trip(streams) >= 0.24
+                assert fault.chosen == 2
                 assert repr(fault) == "<tabi.LiveFault fault-1: latency 120ms>"
             assert (fault.sessions, fault.acts) == (0, False)
             for _ in range(9):
@@ -95,6 +96,26 @@ def test_a_change_keeps_what_it_does_not_name(run_once: Run) -> None:
             async with fault:  # it can be set again
                 assert fault.acts
             await round_trip(streams)
+
+    run_once(main)
+
+
+def test_how_many_it_was_drawn_for(run_once: Run) -> None:
+    """Sessions are drawn once, whatever its figures are; anew if a change chooses others, and when it is set again."""
+
+    async def main() -> None:
+        async with target() as port, Server(LOOPBACK) as server, tunnel(server.addresses[0], port):
+            fault = server.set_fault(latency="1ms")
+            fault.change(latency="2ms")
+            fault.change(latency="1ms", jitter="1ms")
+            assert (fault.chosen, fault.sessions) == (1, 1)
+            fault.change(ports=[port])
+            assert (fault.chosen, fault.sessions) == (2, 1)
+            fault.change(ports=[1])
+            assert (fault.chosen, fault.sessions) == (2, 0)
+            fault.remove()
+            fault.set()
+            assert (fault.chosen, fault.sessions) == (2, 0)
 
     run_once(main)
 

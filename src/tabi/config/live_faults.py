@@ -130,8 +130,10 @@ def changed(before: Given | None, given: Given) -> dict[str, Any]:
         if new.get(key) is not None:
             found.pop(other, None)
     for side in ("up", "down"):
-        if isinstance(new.get(side), dict) and isinstance(found.get(side), dict):
-            new[side] = found[side] | new[side]
+        wanted, before_it = new.get(side), found.get(side)
+        if isinstance(wanted, dict) and isinstance(before_it, dict):
+            gone = [key for key, value in dict(given[side]).items() if value is None]
+            new[side] = {key: value for key, value in (before_it | wanted).items() if key not in gone} or None
     return {key: value for key, value in (found | new).items() if value is not None}
 
 

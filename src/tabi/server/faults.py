@@ -174,10 +174,7 @@ class Faults:
     def take(self) -> None:
         """Act by what is set now."""
         parts = self.server.parts
-        before = parts.carrier
         parts.take_distorts(parts.compiled.distorts)
-        if parts.carrier is not before and all(acceptor.sock.fileno() >= 0 for acceptor in parts.acceptors):
-            parts.renew_ingresses()
 
     def rows(self) -> Iterator[Row]:
         """All entries: those that were set, then those of the configuration."""
