@@ -97,3 +97,15 @@ def test_whoever_wants_is_told_of_the_end() -> None:
     session.over()
     assert told == ["first", "second"]
     assert session.ended is None
+
+
+def test_whoever_wants_is_told_no_more() -> None:
+    """Of the end; harmless for what was never to be told, and when it is over."""
+    session = Session(1, "mixed://127.0.0.1:1080", parse_address("192.0.2.1:5"), 10.0)
+    told: list[int] = []
+    session.not_when_over(told.clear)
+    session.when_over(told.copy)
+    session.when_over(told.clear)
+    session.not_when_over(told.clear)
+    session.not_when_over(told.clear)
+    assert session.ended == [told.copy]

@@ -241,6 +241,11 @@ class Session:
             self.ended = []
         self.ended.append(callback)
 
+    def not_when_over(self, callback: Callable[[], object]) -> None:
+        """Undo `when_over`."""
+        if self.ended is not None and callback in self.ended:
+            self.ended.remove(callback)
+
     def over(self) -> None:
         """Call the functions of `when_over`: the request is over. Called by the server."""
         ended, self.ended = self.ended, None

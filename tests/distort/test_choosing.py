@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distorting import distort
-from tabi.distort.choosing import Chosen, Group, known_again
+from tabi.distort.choosing import MOST_KNOWN, Chosen, Group, add, known_again
 from tabi.distort.draws import Entry
 from tabi.policy.distorts import Distort, Distorts
 from tabi.session import Session
@@ -61,6 +61,21 @@ def test_sessions_that_no_entry_matches_share_what_they_have() -> None:
     assert [drawn.entry.distort for drawn in found] == [second]
     assert isinstance(found, Chosen)
     assert len(made) == 1
+
+
+def test_what_is_gone_is_forgotten_within_a_bound() -> None:
+    """So many are remembered for the log; those that are there always are, and what is gone is not asked any more."""
+    found: Chosen | None = None
+    entries = [Entry(distort(f"{number}"), 0.0) for number in range(2 * MOST_KNOWN)]
+    for number, entry in enumerate(entries):
+        entry.gone = number > 2
+        drawn = entry.draw()
+        assert drawn is not None
+        found = add(found, (drawn,), frozenset((entry,)))
+        assert len(found) <= MOST_KNOWN
+        assert [one.entry for one in found[:3]] == entries[: min(3, number + 1)]
+    assert found is not None
+    assert found.asked <= {*entries[:3], entries[-1]}
 
 
 SAME: dict[str, Any] = {"hosts": ["a.test"], "probability": 0.5}

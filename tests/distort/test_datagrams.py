@@ -26,6 +26,7 @@ from datagrams import (
 from doubles import hear_opens
 from sockets import turns, until
 from tabi import Proxy
+from tabi.distort.choosing import MOST_KNOWN
 from tabi.distort.datagrams import DatagramFaults
 from tabi.distort.faulty_association import FaultyAssociation
 from tabi.policy.distorts import Distort, Distorts
@@ -373,6 +374,25 @@ def test_an_entry_that_gets_another_fault(run_once: Run) -> None:
                 client.send(echo.header + b"twice")
                 await until(lambda: len(echo.received) == 3)
                 assert [data for data, _ in echo.received] == [b"waits", b"twice", b"twice"]
+
+    run_once(main)
+
+
+def test_faults_that_come_and_go_leave_nothing_on_an_association(run_once: Run) -> None:
+    """However often: what is remembered of those that are gone has a bound."""
+
+    async def main() -> None:
+        async with Faulty() as place, association(place.address):
+            for number in range(3 * MOST_KNOWN):
+                place.take(*entries({"name": f"one-{number}", **HOLE}))
+                await turns(1)
+                place.take()
+                await turns(1)
+            session = place.one.session
+            assert not session.ended
+            assert len(session.distorted) <= MOST_KNOWN
+            assert len(session.distorted.asked) <= 1
+            assert is_plain(place.one)
 
     run_once(main)
 

@@ -18,6 +18,7 @@ from support import GREETING, client, echo, request, reset_on_close, target, tun
 from tabi import Proxy
 from tabi.config import EgressConfig, LimitsConfig, Listen, RuleConfig, Seconds, Timeouts
 from tabi.distort import dialling
+from tabi.distort.slicing import Slicing
 from tabi.errors import ProxyError
 
 every_hosting = pytest.mark.every_hosting
@@ -350,6 +351,58 @@ def test_faults_of_dialling_for_requests(run: Run) -> None:
             assert "connection_refused" in got.fields["proxy-status"]
             it.remove("down")
             assert (await exchange(streams, ask(there.url))).content == b"hello"
+
+    run(main)
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_a_fault_that_changes_while_a_kept_connection_is_used_again(run: Run, upgraded: bool) -> None:
+    """It acts on it once, by its new figures, whichever request of the connection it was first drawn for."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await reader.readuntil(b"\r\n\r\n")
+        if upgraded:
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: test\r\n\r\nhello")
+            await echo(reader, writer)
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            await reader.read()
+
+    async def main() -> None:
+        fields = "Connection: upgrade\r\nUpgrade: test\r\n" if upgraded else ""
+        async with target(serve) as port, distorting() as it, client(it.address) as (reader, writer):
+            it.set("slices", {"slice": 100})
+            for _ in range(2):
+                writer.write(ask(f"http://127.0.0.1:{port}/", fields=fields))
+                await reader.readuntil(b"hello")
+            assert (it.entry("slices").active, it.entry("slices").chosen) == (1, 2)
+            (one,) = it.distortion.all
+            it.set("slices", {"slice": 200})
+            assert it.distortion.all == (one,)
+            assert it.entry("slices").active == 1
+            ((_, stage), _) = one.stages[it.entry("slices")]
+            assert isinstance(stage, Slicing)
+            assert stage.size == 200
+
+    run(main)
+
+
+def test_a_fault_of_dialling_that_gets_to_be_one_of_octets(run: Run) -> None:
+    """Also on a kept connection, which had none when it was opened."""
+
+    async def main() -> None:
+        async with forwarding() as (it, there, streams):
+            it.set("late", {"dial_delay": "1ms"})
+            for _ in range(2):
+                assert (await exchange(streams, ask(there.url))).content == b"hello"
+            assert it.distortion.all == ()
+            it.set("late", {"slice": 3})
+            for _ in range(2):
+                assert (await exchange(streams, ask(there.url))).content == b"hello"
+            assert [len(asked) for asked in there.connections] == [2, 2]
+            assert it.entry("late").active == 1
 
     run(main)
 

@@ -22,6 +22,7 @@ from support import GREETING, client, echo, request, reset_on_close, silent, tar
 from tabi import Proxy, Tunnel
 from tabi.config import Bandwidth, InterceptConfig, LimitsConfig, Listen, Seconds, Timeouts
 from tabi.distort import distorted
+from tabi.distort.choosing import MOST_KNOWN
 from tabi.intercept.authority import Authority
 
 every_hosting = pytest.mark.every_hosting
@@ -272,6 +273,31 @@ def test_a_fault_for_a_session_that_rests(run: Run, carrier: str) -> None:
             assert (it.entry("hole").active, it.distortion.all) == (1, (one,))
             it.remove("hole")
             assert await reader.readexactly(5) == b"hello"
+
+    run(main)
+
+
+@carriers
+def test_faults_that_come_and_go_leave_nothing_on_a_session(run: Run, carrier: str) -> None:
+    """However often: what is remembered of those that are gone has a bound, and those that stay are among it."""
+
+    async def main() -> None:
+        async with (
+            target(echo) as port,
+            distorting(**CARRIERS[carrier]) as it,
+            tunnel(it.address, port) as (reader, writer),
+        ):
+            stays = it.set("stays", {"slice": 1000})
+            for number in range(3 * MOST_KNOWN):
+                it.set(f"one-{number}", {"slice": 2000})
+                it.remove(f"one-{number}")
+            await exchange(reader, writer, b"hello")
+            (session,) = it.server.parts.sessions.running
+            assert len(session.distorted) <= MOST_KNOWN
+            assert len(session.distorted.asked) <= 2
+            assert session.distorted[0].entry is stays
+            assert len(session.ended or ()) <= 2
+            assert (stays.active, stays.chosen) == (1, 1)
 
     run(main)
 

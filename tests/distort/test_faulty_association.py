@@ -287,6 +287,20 @@ def test_one_that_nothing_overtakes_goes_on_by_itself(run_once: Run, sent: Sent)
     run_once(main)
 
 
+def test_what_was_to_be_overtaken_is_forgotten_when_it_has_gone(run_once: Run, sent: Sent) -> None:
+    """Where nothing ever overtakes it, the memory does not grow."""
+
+    async def main() -> None:
+        async with faulty({"fault": {"reorder": 1.0}}) as place:
+            for payload in numbers(500):
+                place.carry("up", ONE, payload)
+                place.later(HELD_BACK)
+            assert payloads(sent) == numbers(500)
+            assert len(place.faults.paths["up", ONE].held_back) <= 1
+
+    run_once(main)
+
+
 def test_overtaken_ones_keep_their_latency(run_once: Run, sent: Sent) -> None:
     """They follow the one that has overtaken them, when that goes on."""
 
@@ -500,6 +514,44 @@ def test_a_limit_ends_the_association(run_once: Run, sent: Sent, then: str, late
             assert (session.close, session.error) == ("fault", "short: the limit of 10 octets")
             assert payloads(sent) == [bytes(50), b"12345", b"12345"]
             assert session.drops == {"fault": 2}
+
+    run_once(main)
+
+
+def test_another_limit_while_the_last_datagram_is_late(run_once: Run, sent: Sent) -> None:
+    """It ends the association, although the one before did not come to it."""
+
+    async def main() -> None:
+        late = {"latency": "1h", "direction": "up"}
+        async with Faulty({"name": "short", "fault": {"limit": 5, **late}}) as place, association(place.address):
+            place.carry("up", ONE, b"12345")
+            place.take(*entries({"name": "short", "fault": {"limit": 7, "direction": "up"}}))
+            await turns()
+            assert payloads(sent) == [b"12345"]
+            assert not place.one.closed
+            place.carry("up", ONE, b"1234567")
+            session = await place.ended.get()
+            assert (session.close, session.error) == ("fault", "short: the limit of 7 octets")
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_name_waits_no_longer_than_its_fault(run_once: Run, sent: Sent, stays: bool) -> None:
+    """One that is changed or taken away delays neither what waits nor what comes then."""
+    name = Address("far.test", 5000)
+
+    async def main() -> None:
+        said: dict[str, Any] = {"name": "slow", "fault": {"resolve": "1h"}}
+        late = {"name": "beside", "ports": [9], "fault": {"latency": "1s"}}
+        async with faulty(said, late) as place:
+            place.carry("up", name, b"1")
+            assert sent == []
+            place.take(*entries(*([said | {"fault": {"loss": 1e-9}}] if stays else []), late))
+            await turns()
+            assert payloads(sent) == [b"1"]
+            place.carry("up", name, b"2")
+            assert payloads(sent) == [b"1", b"2"]
 
     run_once(main)
 

@@ -10,6 +10,9 @@ from tabi.distort.draws import Drawn, Entry
 from tabi.policy.distorts import Distort, Distorts
 from tabi.session import Session
 
+MOST_KNOWN = 100
+"""Entries that a session remembers to have been drawn for. Beyond that those that are gone are forgotten."""
+
 
 class Chosen(tuple[Drawn, ...]):
     """The entries that a session was drawn for, whether they act now or not."""
@@ -22,6 +25,17 @@ class Chosen(tuple[Drawn, ...]):
         self = super().__new__(cls, drawn)
         self.asked = asked
         return self
+
+
+def add(before: Chosen | None, drawn: Iterable[Drawn], asked: frozenset[Entry]) -> Chosen:
+    """What a session was drawn for, and more. Entries that are gone are not asked again, so that they are forgotten;
+    of those that it was drawn for the log tells, within `MOST_KNOWN`."""
+    known = (*(before or ()), *drawn)
+    if before is None:
+        return Chosen(known, asked)
+    if len(known) > MOST_KNOWN:
+        known = tuple([one for one in known if not one.entry.gone])
+    return Chosen(known, asked.union([entry for entry in before.asked if not entry.gone]))
 
 
 class Group:
@@ -50,14 +64,13 @@ class Group:
         if before is not None and self.all <= before.asked:
             return before
         found = self.distorts.matching(session, now)
-        if before is None:
-            if not found:
-                session.distorted = self.none
-                return self.none
-            before = Chosen((), frozenset())
-        new = [entry for distort in found if (entry := self.entries[distort]) not in before.asked]
+        if before is None and not found:
+            session.distorted = self.none
+            return self.none
+        asked = () if before is None else before.asked
+        new = [entry for distort in found if (entry := self.entries[distort]) not in asked]
         drawn = [one for entry in new if (one := entry.draw()) is not None]
-        session.distorted = chosen = Chosen((*before, *drawn), before.asked | self.all)
+        session.distorted = chosen = add(before, drawn, self.all)
         return chosen
 
 

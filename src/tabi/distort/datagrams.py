@@ -61,7 +61,7 @@ class DatagramFaults:
     def add(self, session: Session) -> FaultyAssociation:
         """Have entries act on one more, until its session is over."""
         found = self.faulty[session] = FaultyAssociation(self, session)
-        session.when_over(lambda: self.over(session))
+        session.when_over(found.over)
         return found
 
     def put_on(self, found: FaultyAssociation, association: Association) -> None:
@@ -69,12 +69,6 @@ class DatagramFaults:
         inspection = association.inspection
         association.look_into(None if inspection is None else inspection.inspect, found)
         found.begin(association)
-
-    def over(self, session: Session) -> None:
-        """A session is over."""
-        found = self.faulty.pop(session, None)
-        if found is not None:
-            found.over()
 
     def take(self) -> None:
         """Act by the entries that `Distortion` has now, on associations that run too."""
@@ -100,3 +94,4 @@ class DatagramFaults:
             inspection = association.inspection
             association.look_into(None if inspection is None else inspection.inspect)
             del self.faulty[session]
+            session.not_when_over(found.over)

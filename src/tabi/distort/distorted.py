@@ -82,16 +82,20 @@ class Distorted:
         relays: have the relay with the stages.
         key: by which they have it: the session itself, or a copy that counts nothing.
         from_client: whether that relay is the client's connection; else it is the destination's.
+        behind: the descriptor of the pair's other end; -1 without a pair.
     """
 
-    __slots__ = ("drawn", "from_client", "key", "loop", "relays", "session", "stages")
+    __slots__ = ("behind", "drawn", "from_client", "key", "loop", "relays", "session", "stages")
 
-    def __init__(self, session: Session, relays: Relays, key: Session, from_client: bool = True) -> None:
+    def __init__(
+        self, session: Session, relays: Relays, key: Session, from_client: bool = True, behind: int = -1
+    ) -> None:
         self.session = session
         self.relays = relays
         self.loop: asyncio.AbstractEventLoop = relays.reactor.loop
         self.key = key
         self.from_client = from_client
+        self.behind = behind
         self.drawn: list[Drawn] = []
         self.stages: dict[Entry, list[tuple[int, Stage]]] = {}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Protocol
 
-from tabi.distort.choosing import Chosen, Group, known_again
+from tabi.distort.choosing import Chosen, Group, add, known_again
 from tabi.distort.distorted import Distorted, named, names_of, open_pair_for
 from tabi.distort.draws import Drawn, Entry
 from tabi.net.stream import Stream
@@ -133,7 +133,7 @@ class Distortion:
             return None
         inside, end = Stream(self.reactor, named(ours, names)), Stream(self.reactor, theirs)
         inside.peer = stream.peer
-        self.carry_around(stream, end, session, chosen, answer, head, from_client)
+        self.carry_around(stream, end, session, chosen, answer, head, from_client, inside.fd)
         return inside
 
     def insert(self, session: Session, fd: int, chosen: list[Drawn], from_client: bool) -> bool:
@@ -156,7 +156,7 @@ class Distortion:
             end.close()
             return False
         stream, other = Stream(self.reactor, outside), Stream(self.reactor, end)
-        self.carry_around(stream, other, session, chosen, b"", b"", from_client)
+        self.carry_around(stream, other, session, chosen, b"", b"", from_client, fd)
         return True
 
     def carry_around(
@@ -168,12 +168,13 @@ class Distortion:
         answer: bytes,
         head: bytes,
         from_client: bool,
+        behind: int,
     ) -> None:
-        """Join a connection with an end of a pair; arguments as `join`."""
+        """Join a connection with an end of a pair, whose other end is the descriptor ``behind``; else as `join`."""
         key = session.copy()
         key.lease = key.ended = None
         key.up = key.down = 0
-        stages = self.begin(Distorted(session, self.around, key, from_client), chosen)
+        stages = self.begin(Distorted(session, self.around, key, from_client, behind), chosen)
         client, server = (stream, end) if from_client else (end, stream)
         self.around.start(client, server, key, answer, head, stages)
 
@@ -244,8 +245,7 @@ class Distortion:
             drawn = entry.draw()
             if drawn is None:
                 return
-            known, asked = ((), frozenset[Entry]()) if before is None else (before, before.asked)
-            session.distorted = Chosen((*known, drawn), asked | {entry})
+            session.distorted = add(before, (drawn,), frozenset((entry,)))
             self.reach(session, drawn, carried, under_way.get(session))
 
         self.reactor.spread(tuple(self.sessions.running), ask)
@@ -279,12 +279,17 @@ class Distortion:
         under_way = self.under_way()
         for tell in self.changed:
             tell(entry)
+        kept = {(one.session, one.behind): one for one in self.outer.values()}
 
         def ask(session: Session) -> None:
-            one = self.distorted.get(session)
             for drawn in session.distorted or ():
-                if drawn.entry is entry and (one is None or drawn not in one.drawn):
-                    self.reach(session, drawn, self.sessions.carried(session), under_way.get(session))
+                if drawn.entry is not entry:
+                    continue
+                carried, server = self.sessions.carried(session), under_way.get(session)
+                fd = carried.down.source_fd if isinstance(carried, Relay) else server.stream.fd if server else -1
+                one = self.distorted.get(session) or kept.get((session, fd))  # of a request before, on its connection
+                if one is None or all(other.entry is not entry for other in one.drawn):
+                    self.reach(session, drawn, carried, server)
 
         self.reactor.spread(self.all, lambda one: one.renew(entry))
         self.reactor.spread(tuple(self.sessions.running), ask)

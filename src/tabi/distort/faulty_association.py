@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from heapq import heappop, heappush
 from ipaddress import IPv4Address
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
 
+from tabi.distort.choosing import add
 from tabi.distort.datagram_line import DatagramLine
 from tabi.distort.draws import Drawn, Entry
 from tabi.net.resolve import find_number
@@ -73,13 +75,15 @@ class Acting:
         since: the time of the association's clock.
     """
 
-    __slots__ = ("drawn", "fault", "lines", "timers")
+    __slots__ = ("drawn", "ending", "fault", "lines", "timers")
 
     def __init__(self, drawn: Drawn, since: float) -> None:
         entry, fault = drawn.entry, drawn.entry.fault
         self.drawn = drawn
         self.fault = fault
         """That of the entry, until it has another one."""
+        self.ending = False
+        """Whether its limit is reached."""
         self.timers: list[asyncio.TimerHandle] = []
         up, down = entry.buckets if fault.shared else (None, None)
         self.lines = {
@@ -98,7 +102,7 @@ class Path:
         self.version = -1
         self.last = 0.0  # when the last one goes on: those behind it are not before that
         self.opens_at = 0.0
-        self.held_back: list[Waiting] = []
+        self.held_back: deque[Waiting] = deque()
 
 
 class FaultyAssociation:
@@ -120,7 +124,6 @@ class FaultyAssociation:
         self.waiting: list[tuple[float, int, Waiting]] = []  # a heap
         self.held = 0
         self.numbers = count()
-        self.ending = False
         self.timer: asyncio.TimerHandle | None = None
 
     # --- entries ---
@@ -142,7 +145,7 @@ class FaultyAssociation:
             drawn = entry.draw()
             self.acting[entry] = None
             if drawn is not None:
-                self.session.distorted = (*(self.session.distorted or ()), drawn)
+                self.session.distorted = add(self.session.distorted, (drawn,), frozenset())
                 self.act(drawn)
         return self.acting[entry]
 
@@ -261,6 +264,8 @@ class FaultyAssociation:
             one.when += HELD_BACK
             if self.hold(one):
                 path.held_back.append(one)
+                while path.held_back[0].gone:  # which nothing has overtaken
+                    path.held_back.popleft()
             return
         path.last = one.when
         if one.when > now or (self.waiting and self.waiting[0][0] <= now):
@@ -268,7 +273,7 @@ class FaultyAssociation:
         else:
             self.send(one)
         if path.held_back:  # they follow it
-            held_back, path.held_back = path.held_back, []
+            held_back, path.held_back = path.held_back, deque()
             for other in held_back:
                 if not other.gone and other.when > one.when:
                     other.when = one.when
@@ -321,7 +326,7 @@ class FaultyAssociation:
         """Send all that waits, in the order of its time."""
         self.send_until(inf)
         for path in self.paths.values():
-            path.last = 0.0
+            path.last = path.opens_at = 0.0
             path.held_back.clear()
 
     def send(self, one: Waiting) -> None:
@@ -337,9 +342,9 @@ class FaultyAssociation:
     def reach_limit(self, path: Path, entry: Entry, line: DatagramLine) -> None:
         """End the association behind the last datagram that passes."""
         acting = self.acting[entry]
-        if self.ending or acting is None:
+        if acting is None or acting.ending:
             return
-        self.ending = True
+        acting.ending = True
 
         def end() -> None:
             self.send_until(path.last)
@@ -365,6 +370,7 @@ class FaultyAssociation:
 
     def over(self) -> None:
         """It has ended: what waits is dropped."""
+        self.owner.faulty.pop(self.session, None)
         for entry in tuple(self.acting):
             self.forget(entry)
         if self.timer is not None:
