@@ -17,6 +17,7 @@ WITHOUT = {
 OF_THE_WHOLE = {
     "intercept/test_certificates.py": "certificates of destinations, as clients meet them",
     "config/test_config.py": "from a text to a configuration, through every module of the room",
+    "distort/test_over_sockets.py": "each fault as the ends of connections and associations meet it",
     "distort/test_toxiproxy.py": "what another program does to connections, and what faults do",
     "server/test_closing.py": "the end of all that a server and a client own",
     "server/test_decide.py": "the hook of a whole server",

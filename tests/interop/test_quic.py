@@ -78,7 +78,8 @@ async def exchange(association: Association, port: int, configuration: QuicConfi
 
 LINES: dict[str, list[dict[str, Any]]] = {
     "perfect": [],
-    "lossy": [{"seed": 7, "fault": {"loss": 0.03, "burst": 2, "reorder": 0.05, "duplicate": 0.02}}],
+    "lossy": [{"seed": 7, "fault": {"loss": 0.05, "reorder": 0.1, "duplicate": 0.05}}],
+    "in bursts": [{"seed": 7, "fault": {"loss": 0.03, "burst": 2, "reorder": 0.05, "duplicate": 0.02}}],
     "far": [{"seed": 7, "fault": {"latency": "20ms", "jitter": "5ms", "reorder": 0.05, "mtu": 1400}}],
     "thin": [{"fault": {"bandwidth": "4 MB/s", "loss": 0.01}, "seed": 7}],
 }
@@ -120,5 +121,5 @@ def test_a_handshake_and_a_stream(run: Run, tmp_path: Path, line: str) -> None:
     (session,) = sessions
     assert session.up > len(data)
     assert session.drops is not None
-    assert ("fault" in session.drops) is (line in ("lossy", "thin"))
+    assert ("fault" in session.drops) is (line in ("lossy", "in bursts", "thin"))
     assert line != "perfect" or session.drops == {}
