@@ -25,7 +25,8 @@ from tabi.net.datagram import PLAIN, SINGLE, DatagramIo, Features, probe
 from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.ledger import USED
 from tabi.relay.datagram import Association
-from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Emit
+from tabi.relay.datagram_inspector import Datagram, DatagramInspector, Direction, Emit
+from tabi.relay.inspection import Inspection
 from tabi.server.distortion import Molding
 from tabi.session import Drop
 from tabi.wire.address import Address, decode_address, from_sockaddr, parse_host
@@ -222,6 +223,23 @@ class Inspector(DatagramInspector):
         return [(datagram.direction, datagram.payload) for datagram in self.seen]
 
 
+class Watcher:
+    """Hears of the destinations and senders of an association, and has an inspector look into it from one on."""
+
+    def __init__(self, association: Association, wanted: tuple[str, Address] | None = None) -> None:
+        self.association = association
+        self.wanted = wanted
+        self.heard: list[tuple[Any, ...]] = []
+        self.inspector = Inspector(pass_on)
+        association.watch = self
+
+    def __call__(self, direction: Direction, destination: Address, address: Address | None = None) -> None:
+        self.heard.append((direction, destination) if address is None else (direction, destination, address))
+        if self.heard[-1] == self.wanted:
+            self.association.watch = None
+            self.association.look_into(self.inspector.inspect)
+
+
 def pass_on(datagram: Datagram, emit: Emit) -> None:
     """Change nothing."""
     emit(datagram.payload)
@@ -401,7 +419,13 @@ class Faulty(Place):
 
     def carry(self, direction: Any, address: Address, payload: bytes) -> None:
         """Have a datagram pass the faults, as if the client or a destination had sent it."""
-        self.faults.carry(direction, address, payload)
+        one = self.one
+        if one.watch is not None:
+            one.watch(direction, address)
+        if one.inspection is not None:
+            self.faults.carry(direction, address, payload)
+        else:
+            Inspection(one, {}).send(direction, address, payload)
 
     def later(self, seconds: float) -> None:
         """Time passes, and the timer of the association's faults runs."""

@@ -20,8 +20,10 @@ from datagrams import (
     entries,
     pass_on,
     refusal,
+    udp_socket,
     unwrap,
     use_features,
+    used,
 )
 from doubles import hear_opens
 from sockets import turns, until
@@ -215,6 +217,118 @@ def test_who_is_not_chosen_stays_at_full_speed(run_once: Run) -> None:
             with destination() as echo:
                 assert unwrap(await client.ask(echo.header + b"x")) == (echo.address, b"x")
             assert place.one.session.distorted is None
+
+    run_once(main)
+
+
+def test_who_sends_elsewhere_stays_at_full_speed(run: Run) -> None:
+    """As long as no entry acts on one of its destinations; from the first such datagram on it has the fault, there and
+    back, and other destinations pass."""
+    said = {"hosts": ["far.test"], "name": "far", "fault": {"loss": 1.0, "direction": "down"}}
+
+    async def main() -> None:
+        async with Faulty(said, names={"far.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as near, destination() as far:
+                for _ in range(3):
+                    assert unwrap(await client.ask(near.header + b"1")) == (near.address, b"1")
+                assert is_plain(place.one)
+                (entry,) = place.molding.distortion.entries.values()
+                assert (entry.matched, entry.active, place.one.session.distorted) == (0, 0, None)
+                client.send(encode_header(Address("far.test", far.address.port)) + b"2")
+                await until(lambda: place.drops == {"fault": 1})
+                assert (entry.matched, entry.active) == (1, 1)
+                assert not is_plain(place.one)
+                assert unwrap(await client.ask(near.header + b"3")) == (near.address, b"3")
+                place.take()
+                assert is_plain(place.one)
+
+    run(main)
+
+
+def test_who_is_not_drawn_stays_at_full_speed(run_once: Run) -> None:
+    """Whatever it sends to; it is asked once."""
+
+    async def main() -> None:
+        said = {"ports": ["1-65535"], "probability": 0.01, "seed": 3, **HOLE}
+        async with Faulty(said) as place, association(place.address) as client:
+            with destination() as one, destination() as other:
+                for echo in (one, other, one):
+                    assert unwrap(await client.ask(echo.header + b"1")) == (echo.address, b"1")
+                (entry,) = place.molding.distortion.entries.values()
+                assert entry.matched == 1
+                assert is_plain(place.one)
+
+    run_once(main)
+
+
+def test_an_address_that_a_name_turns_out_to_have(run_once: Run) -> None:
+    """An entry for a network acts on what comes from there from then on."""
+
+    async def main() -> None:
+        said = {"hosts": ["127.0.0.0/8"], "fault": {"loss": 1.0, "direction": "down"}}
+        async with Faulty(said, names={"far.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as far:
+                client.send(encode_header(Address("far.test", far.address.port)) + b"1")
+                await until(lambda: place.drops == {"fault": 1})
+
+    run_once(main)
+
+
+def test_a_sender_that_nobody_has_asked(run_once: Run) -> None:
+    """Another port of a host that the client has sent to: its entry acts on what it sends."""
+
+    async def main() -> None:
+        with destination() as echo, udp_socket() as other:
+            said = {"ports": [other.getsockname()[1]], **HOLE}
+            async with Faulty(said) as place, association(place.address) as client:
+                assert unwrap(await client.ask(echo.header + b"1")) == (echo.address, b"1")
+                assert is_plain(place.one)
+                other.sendto(b"2", ("127.0.0.1", echo.received[0][1][1]))
+                await until(lambda: place.drops == {"fault": 1})
+                assert unwrap(await client.ask(echo.header + b"3")) == (echo.address, b"3")
+
+    run_once(main)
+
+
+def test_an_entry_for_a_destination_that_is_known(run: Run) -> None:
+    """It acts on an association that runs, by the name and by the address, and on senders that it knows; when just that
+    entry is taken away the association goes at full speed again."""
+
+    async def main() -> None:
+        async with Faulty(names={"far.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as echo:
+                header = encode_header(Address("far.test", echo.address.port))
+                other = {"hosts": ["other.test"], "fault": {"blackhole": True}}
+                for number, hosts in enumerate((["far.test"], ["127.0.0.0/8"], [], ["127.0.0.1"]), 1):
+                    found = {"hosts": hosts, "ports": ["1-65535"], "fault": {"loss": 1.0, "direction": "down"}}
+                    place.take(*entries(other))
+                    assert is_plain(place.one)
+                    for _ in range(2):
+                        assert unwrap(await client.ask(header + b"1")) == (echo.address, b"1")
+                    place.take(*entries(other, found if hosts else {**found, "hosts": None}))
+                    assert not is_plain(place.one)
+                    client.send(header + b"2")
+                    await until(partial(lambda number: place.drops == {"fault": number}, number))
+
+    run(main)
+
+
+def test_limits_hold_when_a_fault_begins(run_once: Run) -> None:
+    """What was charged before is neither lost nor counted twice."""
+
+    async def main() -> None:
+        limits = {"bandwidth": "100 MB/s", "quota": "1 GB/day"}
+        with destination() as near, destination() as far:
+            said = {"ports": [far.address.port], "fault": {"latency": "1ms"}}
+            async with Faulty(said, limits=limits) as place, association(place.address) as client:
+                for header in (near.header, near.header, far.header, near.header):
+                    for _ in range(3):
+                        client.send(header + bytes(1000))
+                    for _ in range(3):
+                        await client.receive()
+                session = await place.end(client)
+                assert (session.up, session.down) == (12_000, 12_000)
+                assert used(place) == 24_000
 
     run_once(main)
 

@@ -365,10 +365,10 @@ def test_what_comes_down_is_matched_by_the_name_that_was_asked_for(run_once: Run
     async def main() -> None:
         async with faulty({"hosts": ["far.test"], "fault": {"blackhole": True}}) as place:
             place.carry("down", ONE, b"1")
+            place.carry("up", Address("far.test", 5000), b"3")
             assert place.one.inspection is not None
             place.one.inspection.named[TWO] = Address("far.test", 5000)
             place.carry("down", TWO, b"2")
-            place.carry("up", Address("far.test", 5000), b"3")
             assert payloads(sent) == [b"1"]
 
     run_once(main)

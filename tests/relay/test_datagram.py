@@ -8,7 +8,18 @@ from ipaddress import IPv6Address
 import pytest
 
 from conftest import Run
-from datagrams import Front, Inspector, Place, association, destination, pass_on, udp_socket, unwrap, use_features
+from datagrams import (
+    Front,
+    Inspector,
+    Place,
+    Watcher,
+    association,
+    destination,
+    pass_on,
+    udp_socket,
+    unwrap,
+    use_features,
+)
 from sockets import until
 from support import client, reset_on_close
 from tabi.config import Udp
@@ -331,6 +342,50 @@ def test_it_is_looked_into_and_left_alone_again(run: Run, kernel: str) -> None:
                 assert one.inspection.named[echo.address].host == "there.test"
             session = await place.end(client)
             assert (session.datagrams_up, session.datagrams_down, session.drops) == (12, 12, {})
+
+    run(main)
+
+
+def test_new_destinations_are_heard_of(run: Run, kernel: str) -> None:
+    """Once, before their first datagram goes; a name once more with its address. Others behind it go in runs."""
+
+    async def main() -> None:
+        async with Place(names={"here.test": ["127.0.0.1"]}) as place, association(place.address) as client:
+            with destination() as echo:
+                watcher = Watcher(place.one)
+                name = Address("here.test", echo.address.port)
+                for header in (echo.header, encode_header(name)):
+                    for _ in range(3):
+                        assert unwrap(await client.ask(header + b"x")) == (echo.address, b"x")
+                up = [heard for heard in watcher.heard if heard[0] == "up"]
+                assert up == [("up", echo.address), ("up", name), ("up", name, echo.address)]
+                place.one.carry_down(echo.address, echo.header, b"y")
+                assert watcher.heard[-1] == ("down", echo.address)
+                assert unwrap(await client.receive()) == (echo.address, b"y")
+                assert place.one.inspection is None
+
+    run(main)
+
+
+def test_it_is_looked_into_from_a_destination_on(run: Run, kernel: str) -> None:
+    """With the very datagram that it was heard of with, and all behind it: none is lost, or seen before."""
+
+    async def main() -> None:
+        async with Place() as place, association(place.address) as client:
+            with destination() as one, destination() as other:
+                watcher = Watcher(place.one, ("up", other.address))
+                assert unwrap(await client.ask(one.header + b"0")) == (one.address, b"0")
+                for number in range(5):
+                    client.send(one.header + b"a%d" % number)
+                for number in range(5):
+                    client.send(other.header + b"b%d" % number)
+                    client.send(one.header + b"c%d" % number)
+                await until(lambda: len(one.received) == 11 and len(other.received) == 5)
+                seen = [payload for direction, payload in watcher.inspector.payloads if direction == "up"]
+                assert seen == [b"%s%d" % (kind, number) for number in range(5) for kind in (b"b", b"c")]
+                assert [data for data, _ in one.received[1:6]] == [b"a%d" % number for number in range(5)]
+            session = await place.end(client)
+            assert (session.datagrams_up, session.drops) == (16, {})
 
     run(main)
 

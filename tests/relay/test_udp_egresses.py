@@ -14,6 +14,7 @@ from datagrams import (
     Front,
     Inspector,
     Place,
+    Watcher,
     association,
     destination,
     fake_proxy,
@@ -435,5 +436,23 @@ def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
                     assert unwrap(await mine.receive()) == (address, b"y")
                 down = [found.address for found in inspector.seen if found.direction == "down"]
                 assert down == addresses * 2
+
+    run(main)
+
+
+def test_new_senders_are_heard_of(run: Run, kernel: str) -> None:
+    """Behind a proxy too; from one on it is looked into."""
+
+    async def main() -> None:
+        async with fake_proxy() as proxy, Front({"url": proxy.url}) as front, association(front.address) as mine:
+            one, other = parse_address("192.0.2.1:53"), parse_address("192.0.2.1:54")
+            watcher = Watcher(front.one, ("down", other))
+            mine.send(encode_header(one) + b"x")
+            _, sender = await proxy.arrived()
+            for address in (one, one, one, other, other, one):
+                proxy.relay.sendto(encode_header(address) + b"y", sender)
+                assert unwrap(await mine.receive()) == (address, b"y")
+            assert {*watcher.heard} == {("up", one), ("down", one), ("down", other)}
+            assert [found.address for found in watcher.inspector.seen] == [other, other, one]
 
     run(main)

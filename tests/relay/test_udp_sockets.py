@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from datagrams import Inspector, Place, association, destination, pass_on, udp_socket, unwrap
+from datagrams import Inspector, Place, Watcher, association, destination, pass_on, udp_socket, unwrap
 from sockets import turns, until
 from tabi.config import Udp, make_config
 from tabi.net import datagram as net_datagram
@@ -342,5 +342,27 @@ def test_who_is_inspected_gets_one_by_one(run: Run, kernel: str) -> None:
                         stranger.sendto(b"boo", ("127.0.0.1", echo.received[0][1][1]))
                         await until(lambda: place.drops == {"unsolicited": 1})
                 assert not place.one.senders
+
+    run(main)
+
+
+def test_new_senders_are_heard_of(run: Run, kernel: str) -> None:
+    """Once; with the first datagram of one it may begin to look, also at what came with it."""
+
+    async def main() -> None:
+        answers = [b"one", b"two"]
+        async with Place() as place, association(place.address) as client:
+            twice = destination(answer=lambda data, sender: [(answer, sender) for answer in answers])
+            with twice as one, udp_socket() as other:
+                sender = parse_address(f"127.0.0.1:{other.getsockname()[1]}")
+                watcher = Watcher(place.one, ("down", sender))
+                for _ in range(2):
+                    client.send(one.header + b"x")
+                    assert [unwrap(await client.receive())[1] for _ in answers] == answers
+                for _ in range(2):
+                    other.sendto(b"y", ("127.0.0.1", one.received[0][1][1]))
+                    assert unwrap(await client.receive()) == (sender, b"y")
+                assert watcher.heard == [("up", one.address), ("down", one.address), ("down", sender)]
+                assert watcher.inspector.payloads == [("down", b"y")] * 2
 
     run(main)

@@ -56,19 +56,13 @@ class DatagramFaults:
         """See `AssociationFaults`."""
         found = self.faulty.get(association.session)
         if found is not None:
-            self.put_on(found, association)
+            found.begin(association)
 
     def add(self, session: Session) -> FaultyAssociation:
         """Have entries act on one more, until its session is over."""
         found = self.faulty[session] = FaultyAssociation(self, session)
         session.when_over(found.over)
         return found
-
-    def put_on(self, found: FaultyAssociation, association: Association) -> None:
-        """Have its datagrams pass faults."""
-        inspection = association.inspection
-        association.look_into(None if inspection is None else inspection.inspect, found)
-        found.begin(association)
 
     def take(self) -> None:
         """Act by the entries that `Distortion` has now, on associations that run too."""
@@ -86,12 +80,10 @@ class DatagramFaults:
         found, wanted = self.faulty.get(session), self.distorts.may_match(session)
         if found is None:
             if wanted:
-                self.put_on(self.add(session), association)
+                self.add(session).begin(association)
         elif wanted:
             found.renew()
         else:
             found.leave()
-            inspection = association.inspection
-            association.look_into(None if inspection is None else inspection.inspect)
             del self.faulty[session]
             session.not_when_over(found.over)

@@ -18,8 +18,10 @@ from tabi.policy.faults import Line
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Direction
+from tabi.relay.inspection import MAX_NAMED
 from tabi.session import Drop, Session
 from tabi.wire.address import Address
+from tabi.wire.datagram import decode_header
 
 if TYPE_CHECKING:
     from tabi.distort.datagrams import DatagramFaults
@@ -181,6 +183,45 @@ class FaultyAssociation:
             self.act(drawn)
         self.version += 1
         self.match(ANY)
+        self.decide()
+
+    @property
+    def acts(self) -> bool:
+        """Whether an entry acts on one of its destinations, as far as they are known."""
+        return any(self.acting.values())
+
+    def decide(self) -> None:
+        """Have its datagrams pass here if an entry acts on some of them, or if they are taken apart anyway. Else they
+        go at full speed, and `watch` hears of new destinations."""
+        association = self.association
+        if association is None:
+            return
+        inspection = association.inspection
+        inspect = None if inspection is None else inspection.inspect
+        if not self.acts:
+            self.look_around(association)
+        here = self.acts or inspect is not None or association.session.protection is not None
+        association.look_into(inspect, self if here else None)
+        association.watch = None if here else self.watch
+
+    def look_around(self, association: Association) -> None:
+        """Ask for the destinations that the association knows already."""
+        for header in association.router.routes:
+            self.match(decode_header(header)[1])
+        for address, name in association.router.find_named(MAX_NAMED).items():
+            self.match(name, address)
+
+    def watch(self, direction: Direction, destination: Address, address: Address | None = None) -> None:
+        """See `relay.inspection.Watch`."""
+        if address is not None:
+            self.match(destination, address)
+        else:
+            path = self.paths.get((direction, destination))
+            if path is None or path.version != self.version:
+                self.find_path(direction, destination)
+        if self.acts:
+            self.version += 1  # what was found without the address
+            self.decide()
 
     def forget(self, entry: Entry) -> bool:
         """An entry acts no more; whether it has acted."""
@@ -367,6 +408,10 @@ class FaultyAssociation:
         for entry in tuple(self.acting):
             self.forget(entry)
         self.flush()
+        association = self.association
+        if association is not None:
+            inspection, association.watch = association.inspection, None
+            association.look_into(None if inspection is None else inspection.inspect)
 
     def over(self) -> None:
         """It has ended: what waits is dropped."""

@@ -28,7 +28,7 @@ from tabi.net.sockaddr import python_sockaddr
 from tabi.net.stream import RESET, Stream
 from tabi.policy.policy import DestinationPolicy
 from tabi.relay.datagram_inspector import Inspect
-from tabi.relay.inspection import MAX_NAMED, Faults, Inspection
+from tabi.relay.inspection import MAX_NAMED, Faults, Inspection, Watch
 from tabi.relay.udp_egresses import OpenPath
 from tabi.relay.udp_routes import UdpRoute, UdpRouter
 from tabi.relay.udp_sockets import COST_APART, Port
@@ -72,6 +72,7 @@ class Association:
         "senders",
         "session",
         "udp",
+        "watch",
     )
 
     fit_down: ClassVar[Any] = None
@@ -105,6 +106,7 @@ class Association:
         self.senders: dict[bytes, bytes] = {}  # the header of each sockaddr
         self.queued = False
         self.inspection: Inspection | None = None  # then each datagram goes to `carry_up` or `carry_down` by itself
+        self.watch: Watch | None = None
         self.fragments: Reassembler | None = None
         self.limit = MAX_DATAGRAM
         self.closed = False
@@ -223,6 +225,8 @@ class Association:
 
     def carry_up(self, address: Address, payload: bytes) -> None:
         """Carry one datagram of the client."""
+        if self.watch is not None:
+            self.watch("up", address)
         if self.inspection is None:
             self.route_up(address, payload)
         else:
@@ -254,6 +258,8 @@ class Association:
 
     def carry_down(self, source: Address, header: bytes, payload: bytes) -> None:
         """Carry one datagram, whose sender ``header`` names, to the client."""
+        if self.watch is not None:
+            self.watch("down", source)
         if self.inspection is None:
             self.send_down(header, payload)
         else:
@@ -274,6 +280,8 @@ class Association:
 
     def found(self, destination: Address, address: Address) -> None:
         """Hear which address a name has, to which its datagrams go directly."""
+        if self.watch is not None:
+            self.watch("up", destination, address)
         if self.inspection is not None:
             self.inspection.found(destination, address)
 

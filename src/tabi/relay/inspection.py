@@ -58,6 +58,19 @@ class Faults(Protocol):
         """Hear that the address of a destination is known, see `Inspection.named`."""
 
 
+class Watch(Protocol):
+    """What hears of destinations and senders that are new, to begin to look into the association with them."""
+
+    def __call__(self, direction: Direction, destination: Address, address: Address | None = None) -> None:
+        """A datagram is about to be carried, in runs those behind it too, unless this calls `Association.look_into`.
+
+        Args:
+            direction: of the datagram.
+            destination: where it goes, as the client has named it, or where it comes from.
+            address: that of the destination, if just that has become known.
+        """
+
+
 class Inspection:
     """Calls ``inspect`` with each datagram of an association, and has what that emits pass ``faults``.
 

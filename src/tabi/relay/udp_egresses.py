@@ -79,15 +79,17 @@ class UpstreamSocket(DestinationSocket):
 
     def meet(self, run: Run) -> bytes | None:
         """See `DestinationSocket.meet`. Datagrams that are not cut just behind their headers are taken apart."""
-        source = self.layers.read(run.head)
+        source, association = self.layers.read(run.head), self.association
         if source is None:
             self.unwrap_apart(run)
             return None
         if not self.lets_in(source):
-            self.association.drop("unsolicited", run.count)
+            association.drop("unsolicited", run.count)
             return None
         header = encode_header(source)
-        if self.association.inspection is not None:
+        if association.watch is not None:
+            association.watch("down", source)
+        if association.inspection is not None:
             self.take_apart(run, source, header)
             return None
         self.remember(run.head, header)

@@ -276,6 +276,8 @@ class DestinationSocket:
             return None
         source = decode_sockaddr(name)
         header = encode_header(source)
+        if association.watch is not None:
+            association.watch("down", source)
         if association.inspection is not None:
             self.take_apart(run, source, header)
             return None
