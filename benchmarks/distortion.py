@@ -23,6 +23,8 @@ NOTHING = (
 
 RATES = {"1 MB/s": 1e6, "10 MB/s": 1e7, "100 MB/s": 1e8}
 
+OTHERS = "a fault of other hosts"
+
 HALF = "half of the chain"
 
 FAULTS = {
@@ -31,6 +33,7 @@ FAULTS = {
     "faults that change nothing": NOTHING,
     **{f"a line of {rate}": f'bandwidth = "{rate}", direction = "down"' for rate in RATES},
     f"a line of {HALF}": "",
+    OTHERS: 'latency = "100ms", loss = 0.1',
 }
 """By the listener of a scenario."""
 
@@ -52,6 +55,8 @@ def fault_command(fault: str | None, port: int, folder: Path) -> list[str]:
     text = f'workers = 1\n[log]\naccess = "{folder}/access.log"\n'
     if table:
         text += f"[[distort]]\nfault = {{ {table} }}\n"
+    if fault == OTHERS:
+        text += 'hosts = ["*.tabi.bench"]\n'
     config = folder / "tabi.toml"
     config.write_text(text)
     return [f"{Path(sys.executable).parent}/tabi", "serve", "-c", str(config), "-l", f"socks5://127.0.0.1:{port}"]

@@ -385,7 +385,12 @@ PEERS = [
         for name in ("tabi-looks-into-nothing", "tabi-the-same-again")
     ),
     Peer("tabi-socks5", tabi_version, {"mixed": functools.partial(tabi_command, "socks5")}),
-    Peer("tabi-no-fault", tabi_version, {"100 ms later": functools.partial(fault_command, None)}),
+    Peer(
+        "tabi-no-fault",
+        tabi_version,
+        dict.fromkeys(("100 ms later", "a fault of other hosts"), functools.partial(fault_command, None)),
+    ),
+    Peer("tabi-no-fault-again", tabi_version, {"a fault of other hosts": functools.partial(fault_command, None)}),
     Peer("tabi-no-rules", tabi_version, {"10 rules": functools.partial(policy_command, "", 0)}),
     Peer("tabi-10-rules", tabi_version, {"20,000 rules": functools.partial(policy_command, ALL_LIMITS, 10)}),
     Peer("tabi-unlimited", tabi_version, {"10 MB/s": functools.partial(policy_command, "", 0)}),

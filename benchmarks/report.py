@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scenarios import FIGURES, GROUPS, LINES_OF_FAULTS, SCENARIOS, Figure, Figures, Group, Scenario
+from scenarios import FIGURES, GROUPS, LINES_OF_FAULTS, SCENARIOS, UNCHOSEN, Figure, Figures, Group, Scenario
 
 Results = dict[str, dict[str, list[Figures | str]]]
 """By scenario and peer: what each round gave; a text is the reason why it gave nothing."""
@@ -86,7 +86,12 @@ BARS = [
     *(Bar(name, "rate", False, 1.03) for name, _ in LINES_OF_FAULTS),
     Bar("fault-chain", "rate", True, 4.0),
     *(Bar(name, "lost", False, 0.0) for name in ("fault-many", "fault-full")),
+    Bar("fault-many", "cost", False, 20.0),
     Bar("fault-full", "cost", False, 400.0),
+    *(
+        Bar(f"unchosen-{name}", "cost", False, 1.0, ("tabi-no-fault",), again="tabi-no-fault-again")
+        for name, *_ in UNCHOSEN
+    ),
 ]
 
 

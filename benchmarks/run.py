@@ -40,7 +40,7 @@ examples:
   make bench ARGS="--scenario conn --peer microsocks --peer tabi"
   make bench ARGS="--scenario idle --server 'mine=./my-server --port {port}'"
 
-A whole run takes about forty minutes and wants the machine to itself: whatever else runs is measured with it.
+A whole run takes about fifty minutes and wants the machine to itself: whatever else runs is measured with it.
 A run that leaves something out prints its results; it writes them only where --output says.
 exit code: 0 measured; 1 tabi failed a scenario; 2 the command line is wrong, or there is no compiler or OpenSSL
 """

@@ -49,12 +49,13 @@ Listener = Literal[
     "a line of 10 MB/s",
     "a line of 100 MB/s",
     "a line of half of the chain",
+    "a fault of other hosts",
 ]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
 """What a scenario wants of a server's port, as the scheme of tabi's listener says it. All others are SOCKS5: for the
 user alice, with so many rules and all limits, or with a bandwidth; through another proxy; with a name that is known and
 has one address, or two; with a pool of a thousand members; that looks into all TLS, and into HTTP/2 too, or into that
-of other hosts; with a fault on each connection."""
+of other hosts; with a fault on each connection, or on those to other hosts."""
 
 SETTLE = 0.5
 """Seconds between the last tunnel or association and the look at the memory."""
@@ -145,6 +146,25 @@ LINES_OF_FAULTS: list[tuple[str, Listener]] = [
     ("fault-line-100", "a line of 100 MB/s"),
     ("fault-line-half", "a line of half of the chain"),
 ]
+
+UNCHOSEN = [
+    (
+        "conn",
+        CONNECTIONS,
+        "connect, echo 64 octets, close, where other hosts have a fault",
+        ["conn", "10000", "64"],
+        ["conn", "2000", "64"],
+    ),
+    ("bulk", THROUGHPUT, "8 streams to clients, likewise", ["bulk", "down", "8", "3"], ["bulk", "down", "8", "1"]),
+    (
+        "udp",
+        DATAGRAMS,
+        "1,200 octets there and back, 1 association, 32 under way, likewise",
+        ["udp", "1200", "32", "3"],
+        ["udp", "1200", "32", "1"],
+    ),
+]
+"""What sessions that no fault is chosen for do."""
 
 SCENARIOS = [
     Scenario(
@@ -415,6 +435,12 @@ SCENARIOS = [
         ["bulk", "down", "5000", "6"],
         ["bulk", "down", "500", "3"],
         listener="1 s later",
+    ),
+    *(
+        Scenario(
+            f"unchosen-{name}", group, what, load, quick, rounds=15, listener="a fault of other hosts"
+        )  # its bar is what chance makes
+        for name, group, what, load, quick in UNCHOSEN
     ),
 ]
 
