@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import random
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -602,6 +603,41 @@ def test_without_descriptors_there_are_no_faults(run: Run, monkeypatch: pytest.M
 
     run(main)
     assert sum("no faults, since there is no pair of sockets" in line for line in caplog.messages) == 2
+
+
+def test_buffers_are_as_large_as_before_when_bandwidth_is_not_limited_any_more(run: Run) -> None:
+    """By a change, by a schedule, and when the fault is taken away: another one that limits it keeps them small."""
+
+    async def main() -> None:
+        async with (
+            target(echo) as port,
+            distorting(carrier=passing) as it,
+            tunnel(it.address, port) as (reader, writer),
+        ):
+            await exchange(reader, writer, b"hello")
+            it.set("late", {"latency": "1ms"})
+            (one,) = it.distortion.all
+
+            def size() -> int:
+                assert one.relay is not None
+                return one.relay.up.sink.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # type: ignore[attr-defined]
+
+            large = size()
+            slow = {"bandwidth": "100 kB/s"}
+            it.set("slow", slow)
+            small = size()
+            assert small < large
+            it.set("slow", {"slice": 100})
+            assert size() == large
+            it.set("slow", slow)
+            it.set("other", slow)
+            it.remove("slow")
+            assert size() == small
+            it.remove("other")
+            assert size() == large
+            await exchange(reader, writer, b"hello")
+
+    run(main)
 
 
 def test_bandwidth_does_not_vanish_in_buffers(run: Run) -> None:

@@ -55,10 +55,15 @@ def names_of(sock: Any) -> tuple[Any, Any]:
 def open_pair_for(chosen: Iterable[Drawn]) -> tuple[socket.socket, socket.socket]:
     """A pair for faults. Raises OSError."""
     ends = open_pair()
-    size = min(buffer_for(drawn.entry) for drawn in chosen)
+    size = buffers_for(drawn.entry for drawn in chosen)
     for sock in ends:
         set_buffers(sock, size)
     return ends
+
+
+def buffers_for(entries: Iterable[Entry]) -> int:
+    """The size of the buffers of a pair on which entries act."""
+    return min(map(buffer_for, entries), default=BUFFER)
 
 
 def buffer_for(entry: Entry) -> int:
@@ -85,7 +90,7 @@ class Distorted:
         behind: the descriptor of the pair's other end; -1 without a pair.
     """
 
-    __slots__ = ("behind", "drawn", "from_client", "key", "loop", "relays", "session", "stages")
+    __slots__ = ("behind", "buffers", "drawn", "from_client", "key", "loop", "relays", "session", "stages")
 
     def __init__(
         self, session: Session, relays: Relays, key: Session, from_client: bool = True, behind: int = -1
@@ -97,6 +102,8 @@ class Distorted:
         self.from_client = from_client
         self.behind = behind
         self.drawn: list[Drawn] = []
+        self.buffers = BUFFER
+        """The size of those of our end of the pair."""
         self.stages: dict[Entry, list[tuple[int, Stage]]] = {}
 
     @property
@@ -108,6 +115,7 @@ class Distorted:
         """The stages to begin with: those of the entries that act now."""
         now = self.loop.time()
         found = []
+        self.buffers = buffers_for(drawn.entry for drawn in chosen)
         for drawn in chosen:
             self.drawn.append(drawn)
             drawn.entry.active += 1
@@ -131,9 +139,8 @@ class Distorted:
         relay = self.relay
         if relay is None or not entry.acts(self.loop.time()):
             return
-        if self.key is not self.session and (size := buffer_for(entry)) < BUFFER:
-            set_buffers(relay.up.sink if self.from_client else relay.up.source, size)
         self.stages[entry] = stages = stages_of(drawn)
+        self.fit_buffers(relay)
         for direction, stage in stages:
             if relay.closed:
                 return
@@ -151,12 +158,21 @@ class Distorted:
                 self.update(drawn)
                 return
 
+    def fit_buffers(self, relay: Relay) -> None:
+        """Have the buffers of our end of a pair as small as the entries that act now want them."""
+        size = buffers_for(self.stages)
+        if self.key is not self.session and size != self.buffers:
+            self.buffers = size
+            set_buffers(relay.up.sink if self.from_client else relay.up.source, size)
+
     def take_off(self, entry: Entry) -> None:
         """Take the stages of an entry off, if they are on: what they hold goes out."""
-        relay = self.relay
-        for _, stage in self.stages.pop(entry, ()):
+        relay, stages = self.relay, self.stages.pop(entry, None)
+        for _, stage in stages or ():
             if relay is not None and not relay.closed:
                 relay.remove_stage(stage)
+        if stages and relay is not None and not relay.closed:
+            self.fit_buffers(relay)
 
     def forget(self, entry: Entry) -> None:
         """An entry acts on it no more."""
