@@ -620,7 +620,7 @@ def test_buffers_are_as_large_as_before_when_bandwidth_is_not_limited_any_more(r
 
             def size() -> int:
                 assert one.relay is not None
-                return one.relay.up.sink.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # type: ignore[attr-defined]
+                return one.relay.up.sink.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
             large = size()
             slow = {"bandwidth": "100 kB/s"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -586,15 +587,57 @@ def test_an_end_after_a_time_of_one_destination(run_once: Run, sent: Sent) -> No
             place.carry("up", ONE, b"x")
             (acting,) = place.faults.acting.values()
             assert acting is not None
-            (timer,) = acting.timers
-            await until(lambda: timer.when() < place.molding.datagrams.loop.time() - 0.005)
-            assert not place.one.closed
+            assert acting.counting is not None
+            assert acting.counting.when() - place.molding.datagrams.loop.time() > 3500
         async with Faulty(said) as place, association(place.address):
             place.carry("up", ONE, b"x")
             (acting,) = place.faults.acting.values()
             assert acting is not None
             place.take()
-            assert acting.timers[0].cancelled()
+            assert acting.counting is not None
+            assert acting.counting.cancelled()
+
+    run_once(main)
+
+
+def test_an_end_after_a_time_that_its_schedule_allows(run_once: Run) -> None:
+    """Counted from when it begins to act, as on a connection; not if it acts for a shorter time. Its timer comes by
+    itself when the schedule changes."""
+
+    async def main() -> None:
+        async with faulty({"fault": {"close_after": "3s", "every": "3 s good, 2 s gone"}}) as place:
+            (entry,) = place.molding.distortion.entries.values()
+            (acting,) = place.faults.acting.values()
+            assert acting is not None
+            entry.began = place.clock()
+            for _ in range(20):
+                place.faults.count(acting)
+                place.clock.now += 0.5
+            assert not place.one.closed
+        loop = asyncio.get_running_loop()
+        said = {"fault": {"close_after": "40ms", "every": "40ms good, 60s gone"}}
+        async with Faulty(said) as place, association(place.address) as client:
+            (entry,) = place.molding.distortion.entries.values()
+            assert await client.reader.read() == b""
+            assert loop.time() - entry.began >= 0.08 - 0.002
+
+    run_once(main)
+
+
+def test_a_stall_that_its_schedule_begins_anew(run_once: Run, sent: Sent) -> None:
+    """Counted from when it begins to act, each time."""
+
+    async def main() -> None:
+        async with faulty({"fault": {"stall": "2s", "every": "3 s good, 4 s gone"}}) as place:
+            (entry,) = place.molding.distortion.entries.values()
+            (acting,) = place.faults.acting.values()
+            assert acting is not None
+            entry.began = place.clock()
+            for number in range(14):
+                place.faults.count(acting)
+                place.carry("up", ONE, b"%d" % number)
+                place.clock.now += 1
+            assert payloads(sent) == [b"%d" % number for number in range(14) if number % 7 < 5]
 
     run_once(main)
 

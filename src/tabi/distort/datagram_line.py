@@ -1,16 +1,21 @@
 """What a fault does to the datagrams of one direction. The order is fixed: what throws all away, the MTU, loss,
-corruption, the limit, duplication, bandwidth, latency. What reorders them stands behind all entries."""
+corruption, the limit, duplication, bandwidth, latency. What reorders them stands behind all entries.
+
+And an entry in one association, with both of its directions.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 from tabi.distort.corruption import Flips
 from tabi.distort.datagram_queue import DatagramQueue
-from tabi.distort.draws import Bucket
+from tabi.distort.draws import Bucket, Drawn
 from tabi.distort.latency import Latency
 from tabi.distort.losses import Losses
 from tabi.policy.faults import Fault, Line
+from tabi.policy.limits import DOWN, UP
 
 Timed = tuple[float, bytes]
 """When a datagram comes, in seconds, and its payload."""
@@ -52,7 +57,11 @@ class DatagramLine:
         self.late = Latency(line.latency, line.jitter, line.distribution, dice).draw if timed else None
         self.left = line.limit
         """Octets that may still pass; None: any."""
-        self.stalled_at = None if line.stall is None else since + line.stall
+        self.begin(since)
+
+    def begin(self, since: float) -> None:
+        """Begin, or begin anew: `Line.stall` counts from then."""
+        self.stalled_at = None if self.line.stall is None else since + self.line.stall
 
     @property
     def is_over(self) -> bool:
@@ -89,3 +98,50 @@ class DatagramLine:
     def is_overtaken(self) -> bool:
         """Whether the next datagram is one that later ones overtake."""
         return self.line.reorder > 0 and self.dice.random() < self.line.reorder
+
+
+class Acting:
+    """An entry that an association was drawn for.
+
+    Args:
+        drawn: for it.
+        since: the time of the association's clock.
+    """
+
+    __slots__ = ("counting", "drawn", "ending", "fault", "lines", "since", "timers")
+
+    def __init__(self, drawn: Drawn, since: float) -> None:
+        entry, fault = drawn.entry, drawn.entry.fault
+        self.drawn = drawn
+        self.fault = fault
+        """That of the entry, until it has another one."""
+        self.ending = False
+        """Whether its limit is reached."""
+        self.timers: list[asyncio.TimerHandle] = []
+        self.counting: asyncio.TimerHandle | None = None
+        """Calls `FaultyAssociation.count`."""
+        self.since: float | None = None
+        """Since when it acts without a pause."""
+        up, down = entry.buckets if fault.shared else (None, None)
+        self.lines = {
+            "up": DatagramLine(fault.up, drawn.random(UP), up, since),
+            "down": DatagramLine(fault.down, drawn.random(DOWN), down, since),
+        }
+
+    @property
+    def end(self) -> tuple[float, str] | None:
+        """After how many seconds it ends the association, and how; None if it does not."""
+        fault = self.fault
+        ends = (fault.reset_after, "reset"), (fault.close_after, "closed")
+        return min([(seconds, how) for seconds, how in ends if seconds is not None], default=None)
+
+    @property
+    def stalls(self) -> bool:
+        """Whether datagrams pass for a time only."""
+        return any(line.line.stall for line in self.lines.values())
+
+    def begin(self, now: float) -> None:
+        """It begins to act, for the first time or again."""
+        self.since = now
+        for line in self.lines.values():
+            line.begin(now)

@@ -11,11 +11,10 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from tabi.distort.choosing import add
-from tabi.distort.datagram_line import DatagramLine
+from tabi.distort.datagram_line import Acting, DatagramLine
 from tabi.distort.draws import Drawn, Entry
 from tabi.net.resolve import find_number
 from tabi.policy.faults import Line
-from tabi.policy.limits import DOWN, UP
 from tabi.relay.datagram import Association
 from tabi.relay.datagram_inspector import Direction
 from tabi.relay.inspection import MAX_NAMED
@@ -67,31 +66,6 @@ class Waiting:
     def octets(self) -> int:
         """What it takes."""
         return len(self.payload) + COST
-
-
-class Acting:
-    """An entry that an association was drawn for.
-
-    Args:
-        drawn: for it.
-        since: the time of the association's clock.
-    """
-
-    __slots__ = ("drawn", "ending", "fault", "lines", "timers")
-
-    def __init__(self, drawn: Drawn, since: float) -> None:
-        entry, fault = drawn.entry, drawn.entry.fault
-        self.drawn = drawn
-        self.fault = fault
-        """That of the entry, until it has another one."""
-        self.ending = False
-        """Whether its limit is reached."""
-        self.timers: list[asyncio.TimerHandle] = []
-        up, down = entry.buckets if fault.shared else (None, None)
-        self.lines = {
-            "up": DatagramLine(fault.up, drawn.random(UP), up, since),
-            "down": DatagramLine(fault.down, drawn.random(DOWN), down, since),
-        }
 
 
 class Path:
@@ -155,21 +129,35 @@ class FaultyAssociation:
         """Have an entry act, with the fault that it has now."""
         self.acting[drawn.entry] = acting = Acting(drawn, self.owner.time())
         drawn.entry.active += 1
-        self.set_timers(acting)
+        self.count(acting)
 
-    def set_timers(self, acting: Acting) -> None:
-        """Have it end when a fault says so."""
-        fault, loop = acting.drawn.entry.fault, self.owner.loop
-        for seconds, what in ((fault.reset_after, "reset"), (fault.close_after, "closed")):
-            if seconds is not None and self.association is not None:
-                why = f"{acting.drawn.entry.distort.label}: {what} after {seconds:g} s"
-                acting.timers.append(loop.call_later(seconds, self.end, acting.drawn.entry, what == "reset", why))
+    def count(self, acting: Acting) -> None:
+        """Count the time that an entry acts, for ends and stalls: from when its schedule has it begin, each time."""
+        association, entry, end = self.association, acting.drawn.entry, acting.end
+        schedule = entry.distort.schedule
+        if association is None or (end is None and not (schedule and acting.stalls)):
+            return
+        now = self.owner.time()
+        seconds = schedule.next_look(entry.clock(), now - entry.began)
+        if not entry.acts(now):
+            acting.since = None
+        elif acting.since is None:
+            acting.begin(now)
+        if end is not None and acting.since is not None:
+            left = acting.since + end[0] - now
+            if left <= 0:
+                association.end("fault", f"{entry.distort.label}: {end[1]} after {end[0]:g} s", end[1] == "reset")
+                return
+            seconds = min(seconds, left)
+        if acting.counting is not None:
+            acting.counting.cancel()
+        acting.counting = self.owner.loop.call_later(seconds, self.count, acting)
 
     def begin(self, association: Association) -> None:
         """The association runs."""
         self.association = association
         for acting in filter(None, tuple(self.acting.values())):
-            self.set_timers(acting)
+            self.count(acting)
         self.renew()
 
     def renew(self) -> None:
@@ -229,14 +217,10 @@ class FaultyAssociation:
         if acting is None:
             return False
         entry.active -= 1
-        for timer in acting.timers:
-            timer.cancel()
+        for timer in (*acting.timers, acting.counting):
+            if timer is not None:
+                timer.cancel()
         return True
-
-    def end(self, entry: Entry, reset: bool, why: str) -> None:
-        """End the association, if the entry acts now."""
-        if self.association is not None and entry.acts(self.owner.time()):
-            self.association.end("fault", why, reset)
 
     # --- datagrams ---
 
