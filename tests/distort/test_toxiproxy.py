@@ -353,6 +353,7 @@ def directions() -> None:
 )
 def refuse() -> None:
     session = Session(1, "test", Address(IPv4Address("127.0.0.1"), 1), 0.0)
+    session.command, session.destination = "connect", Address("down.test", 80)
     session.distorted = (drawn(refuse="connection refused"),)
     with pytest.raises(DialError) as raised:
         asyncio.run(pass_faults(session, None))
