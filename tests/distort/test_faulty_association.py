@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import Run
 from datagrams import Faulty, association, entries
 from sockets import turns, until
 from tabi.distort import faulty_association
-from tabi.distort.faulty_association import COST, HELD_BACK
+from tabi.distort.draws import Entry
+from tabi.distort.faulty_association import COST, HELD_BACK, FaultyAssociation
 from tabi.distort.memory import HELD_BY_ONE, LEAST, Memory
+from tabi.policy.distorts import Distort, Distorts
+from tabi.policy.faults import Fault, Line
+from tabi.policy.rules import Conditions, Rule, Texts
 from tabi.relay.datagram_inspector import Direction
 from tabi.relay.inspection import Inspection
+from tabi.session import Session
 from tabi.wire.address import Address, parse_address
 
+RULE = Rule(0, None, "allow", None, None, Conditions(), Texts())
 ONE, TWO = parse_address("198.51.100.1:5000"), parse_address("198.51.100.2:5000")
 
 Sent = list[tuple[Direction, Address, bytes]]
@@ -653,3 +664,153 @@ def test_what_comes_after_the_end(run_once: Run, sent: Sent) -> None:
             assert (faults.waiting, faults.session.drops) == ([], {})
 
     run_once(main)
+
+
+# --- pairs ---
+
+
+class Timeless:
+    """A loop whose clock goes where a test puts it, the clock of associations as well."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self.numbers = itertools.count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Any, *arguments: Any) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(self.now + seconds, callback, arguments, self)  # type: ignore[arg-type]
+        heapq.heappush(self.timers, (self.now + seconds, next(self.numbers), timer))
+        return timer
+
+    def get_debug(self) -> bool:
+        return False
+
+    def _timer_handle_cancelled(self, timer: object) -> None:
+        """Asked by each that is cancelled."""
+
+    def advance(self, seconds: float) -> None:
+        """Time passes."""
+        until = self.now + seconds
+        while self.timers and self.timers[0][0] <= until:
+            when, _, timer = heapq.heappop(self.timers)
+            self.now = max(self.now, when)
+            if not timer.cancelled():
+                timer._callback(*timer._args)  # type: ignore[attr-defined]
+        self.now = until
+
+
+class Virtual:
+    """An association that is not there: what it would send is in ``sent``. It owns its faults, too."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.loop = Timeless()
+        self.time = self.clock = self.loop.time
+        self.memory = memory
+        self.distortion: Any = self
+        self.entries: dict[Distort, Entry] = {}
+        self.distorts = Distorts()
+        self.faulty: dict[Session, FaultyAssociation] = {}
+        self.session = Session(1, "socks5://127.0.0.1:0", parse_address("127.0.0.1:1"), 0.0)
+        self.session.command, self.session.drops = "associate", {}
+        self.sent: list[bytes] = []
+        self.ended = ""
+        self.closed = False
+        self.inspection = self.router = self
+        self.inspect = self.watch = None
+        self.named: dict[Address, Address] = {}
+        self.routes: dict[bytes, object] = {}
+        self.faults = FaultyAssociation(self, self.session)  # type: ignore[arg-type]
+        self.faults.begin(self)  # type: ignore[arg-type]
+
+    def find_named(self, most: int) -> dict[Address, Address]:
+        return {}
+
+    def look_into(self, inspect: object, faults: object = None) -> None:
+        """Everything passes the faults anyway."""
+
+    def send(self, direction: str, address: Address, payload: bytes) -> None:
+        self.sent.append(payload)
+
+    def end(self, reason: str, error: str, reset: bool) -> None:
+        self.ended, self.closed = reason, True
+        self.faults.over()
+
+    def take(self, *found: Distort) -> None:
+        """Act by these entries."""
+        self.distorts = Distorts(found)
+        self.entries = {one: self.entries.get(one) or Entry(one, self.loop.now, self.loop.time) for one in found}
+        self.faults.renew()
+
+
+LINES = {
+    "latency": Line(latency=0.3),
+    "jitter": Line(latency=0.05, jitter=0.05, distribution="normal"),
+    "bandwidth": Line(bandwidth=1e5, queue=1 << 30),
+    "duplicate": Line(duplicate=0.5),
+    "reorder": Line(reorder=0.4),
+    "always reorder": Line(reorder=1.0, latency=0.01),
+    "queue": Line(bandwidth=1e4),
+    "loss": Line(loss=0.3),
+    "bursts": Line(loss=0.3, burst=3),
+    "mtu": Line(mtu=500),
+    "corrupt": Line(corrupt=0.01),
+    "limit": Line(limit=20_000, latency=0.1),
+    "stall": Line(stall=0.5),
+    "blackhole": Line(blackhole=True),
+}
+LOSSLESS = ("latency", "jitter", "bandwidth", "duplicate", "reorder", "always reorder", "corrupt")
+
+
+@given(
+    st.lists(st.sampled_from(sorted(LINES)), min_size=2, max_size=2),
+    st.integers(0, 1 << 32),
+    st.sampled_from([1 << 28, 3000]),
+)
+def test_any_pair_keeps_order_and_content(names: list[str], seed: int, most: int) -> None:
+    """Put on at the beginning or later, taken off while datagrams are under way: each arrives as it was or is counted,
+    twice only where it is duplicated, in order unless some are to be overtaken; the memory is bounded, and free."""
+    dice, memory = random.Random(seed), Memory(most)
+    one = Virtual(memory)
+    made = [Distort(RULE, name, number, seed=seed, fault=Fault(up=LINES[name])) for number, name in enumerate(names)]
+    waiting, on, count = list(made), list[Distort](), 0
+    for _ in range(dice.randrange(5, 60)):
+        match dice.randrange(5):
+            case 0 if waiting:
+                on.append(waiting.pop(0))
+                one.take(*on)
+            case 1 if on:
+                on.pop(dice.randrange(len(on)))
+                one.take(*on)
+            case 2:
+                one.loop.advance(dice.choice([0.0001, 0.02, 0.2]))
+            case _:
+                for _ in range(dice.choice([1, 20])):
+                    one.faults.carry("up", ONE, b"%06d" % count + bytes(dice.choice([0, 100, 1200])))
+                    count += not one.closed
+        assert memory.held == one.faults.held <= min(most, HELD_BY_ONE) + LEAST
+        if one.closed:
+            break
+    for _ in range(300):
+        one.loop.advance(0.5)
+    assert memory.held == one.faults.held == 0
+    assert one.ended == ("fault" if one.closed else "")
+    assert one.closed <= ("limit" in names)
+    drops = one.session.drops
+    assert drops is not None
+    lost = sum(drops.values())
+    if "corrupt" not in names:
+        found = [int(payload[:6]) for payload in one.sent]
+        assert set(found) <= set(range(count))
+        if "reorder" not in names and "always reorder" not in names:
+            assert found == sorted(found)
+        if "duplicate" not in names:
+            assert len(found) == len(set(found)) == count - lost
+        assert max(map(found.count, found), default=0) <= 2 ** names.count("duplicate")
+    if set(names) <= {*LOSSLESS}:
+        assert set(drops) <= {"waiting"}
+        assert most < 1 << 28 or len(one.sent) >= count
+    one.faults.over()
+    assert [entry.active for entry in one.entries.values() if entry.active] == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from time import time
 from typing import Protocol
@@ -126,12 +127,10 @@ class Distortion:
             names = names_of(stream.sock)
         except OSError:
             return None
-        try:
-            ours, theirs = open_pair_for(chosen)
-        except OSError as exc:
-            log.error("session %x: no faults, since there is no pair of sockets: %s", session.number, exc.strerror)
+        pair = try_pair(session, chosen)
+        if pair is None:
             return None
-        inside, end = Stream(self.reactor, named(ours, names)), Stream(self.reactor, theirs)
+        inside, end = Stream(self.reactor, named(pair[0], names)), Stream(self.reactor, pair[1])
         inside.peer = stream.peer
         self.carry_around(stream, end, session, chosen, answer, head, from_client, inside.fd)
         return inside
@@ -143,11 +142,10 @@ class Distortion:
         """
         if fd not in self.reactor.handlers:  # it is closed
             return False
-        try:
-            inside, end = open_pair_for(chosen)
-        except OSError as exc:
-            log.error("session %x: no faults, since there is no pair of sockets: %s", session.number, exc.strerror)
+        pair = try_pair(session, chosen)
+        if pair is None:
             return False
+        inside, end = pair
         try:
             outside = self.reactor.exchange(fd, inside)
         except OSError as exc:
@@ -369,6 +367,15 @@ class Front:
 
     def get(self, session: Session) -> Carried | None:
         """See `Carrier.get`: the carrier behind is asked by itself."""
+        return None
+
+
+def try_pair(session: Session, chosen: list[Drawn]) -> tuple[socket.socket, socket.socket] | None:
+    """A pair for a session. None if there is none, which the log says."""
+    try:
+        return open_pair_for(chosen)
+    except OSError as exc:
+        log.error("session %x: no faults, since there is no pair of sockets: %s", session.number, exc.strerror)
         return None
 
 
