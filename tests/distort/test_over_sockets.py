@@ -171,8 +171,11 @@ def test_an_end_is_an_end_on_both_sides(run: Run, fault: dict[str, Any]) -> None
     """And no reset; what had passed before it has come."""
 
     async def main() -> None:
-        async with ends(fault) as both:
+        async with ends({"slice": 100}) as both:
+            if "down" in fault:
+                both.served.set("it", fault)
             assert await exchange(both.server, both.client, b"hello") == b"hello"
+            both.served.set("it", fault)
             for reader, _ in (both.client, both.server):
                 assert await reader.read() == b""
             close, error = await line_of(both.served)
