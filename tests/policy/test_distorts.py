@@ -173,3 +173,31 @@ def test_any_entries_are_found_one_by_one(entries: list[dict[str, Any]], who: An
     asked = ask(one.destination, ())
     expected = [entry.number for entry in found if found.rules.mismatch(entry.rule, one, asked, MONDAY_NOON) is None]
     assert numbers(found.matching(one, MONDAY_NOON)) == expected
+
+
+NAMES = ("a.example", "*.a.example", "example", "*.example")
+DESTINATIONS = ("a.example", "A.Example.", "b.a.example", "example", "other.test", "192.0.2.1", "::1")
+
+
+@pytest.mark.parametrize("host", DESTINATIONS)
+def test_entries_for_names_are_passed_over_at_once(host: str) -> None:
+    """What is said without looking each of them up is the same: those of addresses have none, and others that are not
+    named."""
+    found = distorts(*({"hosts": (name,)} for name in NAMES), {"hosts": ("a.example",), "ports": ("80",)})
+    assert found.by_name
+    asking = connected(host, "192.0.2.1")
+    quick = found.matching(asking, MONDAY_NOON)
+    found.by_name = False
+    assert numbers(found.matching(asking, MONDAY_NOON)) == numbers(quick)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{}, {"hosts": ("*",)}, {"hosts": ("192.0.2.0/24",)}, {"clients": ("10.0.0.0/8",)}, {"users": ("bob", "@dev")}],
+)
+def test_no_entry_of_another_kind_is_passed_over(other: dict[str, Any]) -> None:
+    """As soon as there is one, addresses are looked up."""
+    found = distorts({"hosts": ("a.example",)}, other)
+    assert not found.by_name
+    asking = connected("192.0.2.1", "192.0.2.1", user="bob", client="10.0.0.1")
+    assert numbers(found.matching(asking, MONDAY_NOON)) == [1]

@@ -14,10 +14,10 @@ import msgspec
 from tabi.policy.faults import Fault
 from tabi.policy.networks import IP
 from tabi.policy.rewrites import Rewrite
-from tabi.policy.rules import Asked, Rule, RuleSet, ask, matchers_of, normal
+from tabi.policy.rules import Asked, Rule, RuleSet, ask, matchers_of, normal, parents_of
 from tabi.policy.schedule import ALWAYS, Schedule
 from tabi.session import Session
-from tabi.wire.address import Address
+from tabi.wire.address import Address, Host
 
 COMMANDS = ("connect", "forward", "bind", "associate", "resolve", "resolve_ptr")
 """What can be distorted: see the commands of rules."""
@@ -76,7 +76,9 @@ class Distorts:
         self.entries = tuple(entries)
         self.groups = groups
         self.direct = frozenset((*DIRECT, *direct))
-        self.rules = RuleSet((entry.rule for entry in self.entries), groups)
+        self.rules = rules = RuleSet((entry.rule for entry in self.entries), groups)
+        self.by_name = not (rules.others or rules.networks or rules.clients or rules.users or rules.by_group)
+        """Whether all entries are for names, so that none matches an address."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -104,6 +106,10 @@ class Distorts:
         """
         if not self.entries:
             return ()
+        if self.by_name and sni is None:
+            where = session.destination if destination is None else destination
+            if where is None or not self.knows(where.host):
+                return ()
         found: set[int] = set()
         rules = self.rules
         asked_for = self.names(session, destination, sni)
@@ -117,6 +123,15 @@ class Distorts:
                 ):
                     found.add(position)
         return tuple([self.entries[position] for position in sorted(found)]) if found else ()
+
+    def knows(self, host: Host) -> bool:
+        """Whether an entry is for this name."""
+        if not isinstance(host, str):
+            return False
+        text, suffixes = normal(host), self.rules.suffixes
+        if text in self.rules.names:
+            return True
+        return bool(suffixes) and any(parent in suffixes for parent in parents_of(text))
 
     def explain(self, session: Session, now: float, sni: str | None = None) -> list[DistortStep]:
         """What `matching` does, entry after entry, for people; arguments as there. A hello is too late for faults."""
