@@ -340,3 +340,41 @@ def test_a_peer_that_does_not_read_and_goes(run_once: Run, memory: Memory) -> No
             assert memory.held == 0
 
     run_once(main)
+
+
+def test_a_reset_at_the_limit_waits_for_a_slow_reader(run: Run) -> None:
+    """The kernel would throw away what it has not sent yet: exactly so many octets arrive."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends(tcp_pair(65536), tcp_pair())
+            start(ends, Fault(down=Line(limit=MIB), then="reset"))
+            sending = asyncio.get_running_loop().create_task(send(ends.server, bytes(MIB + 1)))
+            await turns(200)
+            got = 0
+            with pytest.raises(ConnectionResetError):
+                while True:
+                    got += len(await read(ends.client, 4096))
+                    await turns(2)
+            assert got == MIB
+            await ends.ended.wait()
+            assert (ends.session.close, ends.session.down) == ("fault", MIB)
+            await sending
+
+    run(main)
+
+
+def test_a_reset_at_the_limit_of_who_never_reads(run_once: Run) -> None:
+    """It is over when the peer goes, and nobody looks at its descriptor any more."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends(tcp_pair(65536), tcp_pair())
+            start(ends, Fault(down=Line(limit=MIB), then="reset"))
+            await send(ends.server, bytes(MIB + 1))
+            await turns(200)
+            assert not ends.relay.closed
+            reset(ends.client)
+            await ends.ended.wait()
+
+    run_once(main)

@@ -11,6 +11,8 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import TYPE_CHECKING, Literal
 
 from tabi.net.reactor import ENDED, READABLE
@@ -28,6 +30,10 @@ log = logging.getLogger("tabi")
 
 BEGUN = SHARE - PIPE_SIZE
 """What is left of a share when a flow that only counts looks at the clock: what a meter allows at a time is less."""
+
+
+SHORT_LOOK, LONG_LOOK = 0.001, 0.05
+"""Seconds between two looks whether a peer has got everything."""
 
 
 class Nowhere:
@@ -310,9 +316,16 @@ class StagedFlow(Flow):
         """The sink has taken everything: nothing is read any more."""
         self.state = READY
         if self.final is not None:
-            self.relay.end(*self.final)
+            self.end_relay(*self.final)
         else:
             super().end()
+
+    def end_relay(self, how: Literal["close", "reset"], why: str, pause: float = SHORT_LOOK) -> None:
+        """End the relay; with a reset only when the peer has got everything, since that drops what was not sent."""
+        if how == "reset" and not self.relay.closed and is_sending(self.sink_fd):
+            self.loop.call_later(pause, self.end_relay, how, why, min(2 * pause, LONG_LOOK))
+        else:
+            self.relay.end(how, why)
 
     def drain(self) -> bool:
         """Have the sink take what the pipe holds, then what was kept; False while some remains, or if it is over."""
@@ -409,3 +422,11 @@ class StagedFlow(Flow):
                 self.fail(exc)
             stage.leave()
         super().close()
+
+
+def is_sending(fd: int) -> bool:
+    """Whether the kernel has octets that the peer has not got yet (SIOCOUTQ, tcp(7) and unix(7))."""
+    try:
+        return any(ioctl(fd, TIOCOUTQ, bytes(4)))
+    except OSError:
+        return False
