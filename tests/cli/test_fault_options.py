@@ -79,8 +79,22 @@ def test_values_are_as_toml_has_them() -> None:
         "burst": "NaN",
         "seed": "9" * 30,
     }
-    with pytest.raises(ConfigError, match="--up: '=5', expected KEY=VALUE"):
-        given("--up", "=5")
+    assert given("--loss", "1e-3", "--latency", "1E+2", "--seed", "-7") == {"loss": 0.001, "latency": 100.0, "seed": -7}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("=5",), "--up: '=5', expected KEY=VALUE"),
+        (("latency",), "--up: 'latency', expected KEY=VALUE"),
+        (("loss=1%", "slice-gap=1", "slice_gap=2"), "--up: slice_gap is there twice"),
+    ],
+)
+def test_a_figure_of_one_direction_that_cannot_be_read(texts: tuple[str, ...], message: str) -> None:
+    """One that is no switch has a value, and only one."""
+    with pytest.raises(ConfigError) as found:
+        given(*(part for text in texts for part in ("--up", text)))
+    assert str(found.value) == message
 
 
 ERRORS: list[tuple[str | None, str]] = [

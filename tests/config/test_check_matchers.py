@@ -151,6 +151,7 @@ WORKERS = "distort[0].seed: sessions are drawn by each worker for itself: expect
                 "distort[0].name: '', expected a name that can be printed",
             ],
         ),
+        (f"[[distort]]\nfault = '3g'\nname = '{'x' * 61}'", ["distort[0].name: 61 letters, expected 60 at most"]),
         ("[[distort]]\nfault = '3g'\nhosts = []", ["distort[0].hosts: empty, expected one or more"]),
         ("[profile]\nx = 5", ["profile.x: expected table, got integer"]),
         ("[profile.x]", ["profile.x: it changes nothing: expected one of latency, jitter, "]),

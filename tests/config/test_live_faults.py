@@ -128,7 +128,7 @@ def test_a_mistake_names_its_key(given: dict[str, Any], message: str, path: str 
     assert found.value.path == path
 
 
-@pytest.mark.parametrize("name", ["", "two\nlines", 5])
+@pytest.mark.parametrize("name", ["", "two\nlines", 5, "x" * 61])
 def test_a_name_that_cannot_be_one(name: Any) -> None:
     """It is a text that can be printed."""
     with pytest.raises(ConfigError) as found:

@@ -107,6 +107,7 @@ def test_messages_are_in_the_words_of_the_file() -> None:
     text = "rule[0].action: invalid enum value 'x', expected allow, deny, reset or drop"
     assert str(in_words("Invalid enum value 'x'", "rule[0].action")) == text
     assert str(in_words("Something else", "")) == "something else"
+    assert str(in_words("Decimal('0.1') is not a duration", "a")) == "a: Decimal('0.1') is not a duration"
 
 
 def test_positions_are_those_of_the_file() -> None:

@@ -149,6 +149,8 @@ def test_a_clock_is_read(value: object, text: str, when: Daily | float) -> None:
         ("12:00 Europe/Berlin x", "expected a time of day such as"),
         ("noon", "expected a time of day such as"),
         (True, "expected a time of day such as"),
+        (60, "expected a time of day such as"),
+        (1798804800.0, "expected a time of day such as"),
         (None, "expected a time of day such as"),
         (float("nan"), "expected a time of day such as"),
         (1e300, "expected a time of day such as"),

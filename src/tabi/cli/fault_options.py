@@ -47,7 +47,10 @@ METAVARS: dict[object, str] = {
     int | str: "REPLY",
 }
 
-NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?", re.ASCII)
+NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
+
+SWITCHES = ("stall", "blackhole")
+"""Figures of a direction that need no value."""
 
 
 def fault_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +123,7 @@ def given_by(options: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or value == ():
             continue
         if key in SIDES:
-            found[key] = dict(side_value(option_of(key), text) for text in value)
+            found[key] = side_of(option_of(key), value)
         elif key in MATCHERS and key != "hours":
             found[key] = [number_or_text(text) if key == "ports" else text for text in value]
         else:
@@ -132,18 +135,24 @@ TEXTS = ("name", "profile", "hours", "from", "until", "every")
 """Keys whose values are text, even if it looks like a number."""
 
 
-def side_value(option: str, text: str) -> tuple[str, Any]:
-    """A figure of one direction; one without a value is switched on. Raises ConfigError."""
-    key, equals, value = text.partition("=")
-    if not key:
-        raise ConfigError(f"{text!r}, expected KEY=VALUE", option)
-    return key.strip().replace("-", "_"), number_or_text(value.strip()) if equals else True
+def side_of(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The figures of one direction; what is no more than a switch needs no value. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not key or not (equals or key in SWITCHES):
+            raise ConfigError(f"{text!r}, expected KEY=VALUE", option)
+        if key in found:
+            raise ConfigError(f"{key} is there twice", option)
+        found[key] = number_or_text(value.strip()) if equals else True
+    return found
 
 
 def number_or_text(text: str) -> Any:
     """A value as TOML has it: a number, true or false, or text."""
     if NUMBER.fullmatch(text):
-        return float(text) if "." in text else int(text)
+        return int(text) if text.lstrip("-").isdigit() else float(text)
     return {"true": True, "false": False}.get(text, text)
 
 

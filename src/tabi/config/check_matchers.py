@@ -15,6 +15,9 @@ from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
 from tabi.errors import ConfigError
 from tabi.policy.rules import Texts, make_rule
 
+LONGEST_NAME = 60
+"""Letters of the name of a fault: it is in each line of the log that the fault has to do with."""
+
 MAX_BODY = 1_000_000_000
 """Octets of a body that are recorded at most: it is in memory until its exchange is over."""
 
@@ -41,6 +44,8 @@ def word_errors(
     """What is wrong with the name of a rule, and with the listeners that it names."""
     if rule.name is not None and not (rule.name and rule.name.isprintable()):
         yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
+    elif rule.name is not None and isinstance(rule, DistortConfig) and len(rule.name) > LONGEST_NAME:
+        yield ConfigError(f"{len(rule.name)} letters, expected {LONGEST_NAME} at most", f"{path}.name")
     for number, url in enumerate(rule.listeners or ()):
         if url not in listeners:
             text = f"{url!r}, expected one of: {', '.join(sorted(listeners))}"

@@ -48,6 +48,9 @@ CHOICES = {
     "prefer": "any, ipv4, ipv6, ipv4-only or ipv6-only",
 }
 
+MESSAGE = re.compile("[A-Z][a-z]+ ")
+"""How msgspec begins what it says."""
+
 TABLES = ("listen", "rule", "clients", "intercept", "distort")
 """What is written with two brackets."""
 
@@ -145,7 +148,9 @@ def in_words(message: str, path: str) -> ConfigError:
     text = re.sub(r"`([\w| ]+)`", lambda found: " or ".join(map(toml_type, found[1].split(" | "))), text)
     if path in TABLES:
         text = f"{text.replace('xpected array', 'xpected array of tables')}: write [[{path}]]"
-    return ConfigError(text[:1].lower() + text[1:], path or None)
+    if MESSAGE.match(text):  # else it begins with the value
+        text = text[:1].lower() + text[1:]
+    return ConfigError(text, path or None)
 
 
 def toml_type(name: str) -> str:

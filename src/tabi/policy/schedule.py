@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 from zoneinfo import ZoneInfo
 
 from tabi.policy.hours import load_zone
-from tabi.policy.quantities import Moment, Seconds, format_moment
+from tabi.policy.quantities import Moment, Seconds, format_moment, is_number
 
 CLOCK = re.compile(r"(\d\d):(\d\d)(?::(\d\d))?(?:\s+(\S+))?", re.ASCII)
 
@@ -114,6 +114,8 @@ class Clock(Text):
                 raise ValueError(f"{value!r} is not a time of day, expected 00:00 to 23:59:59") from None
             return cls(value.strip(), Daily(time, load_zone(found[4] or "UTC")))
         try:
+            if is_number(value):  # seconds of what, since when?
+                raise ValueError
             moment = float(Moment.parse(value))
         except ValueError:
             raise ValueError(

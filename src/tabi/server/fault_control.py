@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tabi.config import Config, FaultConfig
+from tabi.config.check_matchers import LONGEST_NAME
 from tabi.config.live_faults import LARGEST, changed, describe, find_profile, plain, read_fault
 from tabi.config.load import decode_special
 from tabi.errors import ConfigError
@@ -34,9 +35,6 @@ Answer = Callable[[Mapping[str, Any]], object]
 
 PATIENCE = 2.0
 """Seconds that a worker may take to act by a fault."""
-
-LONGEST_NAME = 60
-"""Letters of a name."""
 
 LONGEST_TEXT = 200
 """Letters of what is shown of a fault in one column."""
@@ -166,8 +164,6 @@ class FaultControl:
             kept = before is not None and before.profile is not None and before.given["profile"] == given["profile"]
             profile = before.profile if kept and before else plain(find_profile(given["profile"], self.profiles))
         read_fault(given, name, profiles_of(given, profile), self.listeners)
-        if len(name) > LONGEST_NAME:
-            raise ConfigError(f"{len(name)} letters, expected {LONGEST_NAME} at most", "name")
         if "seed" in given and len(self.workers) != 1:
             raise ConfigError("sessions are drawn by each worker for itself: expected workers = 1", "seed")
         size = len(msgspec.json.encode(given))
