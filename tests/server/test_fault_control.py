@@ -21,12 +21,13 @@ from sockets import until
 from support import target, tunnel
 from tabi import Server
 from tabi.config import make_config
+from tabi.config.check_matchers import LONGEST_NAME
 from tabi.errors import ConfigError, TabiError
 from tabi.server import fault_control
 from tabi.server.channel import Channel, make_channel
 from tabi.server.child import Place
 from tabi.server.control import ask_server, find_socket
-from tabi.server.fault_control import LONGEST_NAME, MOST_OCTETS, PATIENCE, FaultControl, Orders, obey
+from tabi.server.fault_control import MOST_OCTETS, PATIENCE, FaultControl, Orders, obey
 from tabi.server.faults import MOST_FAULTS
 
 # --- the supervisor's part, with workers that the test plays ---

@@ -11,10 +11,12 @@ import pytest
 
 import tabi
 from conftest import Run
+from datagrams import association
 from doubles import LOOPBACK
 from support import target, tunnel
 from tabi import LiveFault, Server
 from tabi.config import DistortConfig, FaultConfig, Seconds, make_config
+from tabi.distort.choosing import MOST_KNOWN
 from tabi.errors import ConfigError
 from tabi.server.faults import MOST_FAULTS
 
@@ -342,3 +344,24 @@ def test_wrong_faults_are_told_at_once() -> None:
         server.fault(blackhole=True, bandwidth=1000)
     with pytest.raises(ConfigError, match=r"^frobnicate: unknown key"):
         server.fault(frobnicate=1)  # type: ignore[call-arg]
+
+
+def test_a_session_forgets_faults_that_are_gone(run_once: Run) -> None:
+    """Somebody sets and removes them all day: what runs meanwhile does not grow, whatever it is."""
+
+    async def main() -> None:
+        async with target() as port, Server(LOOPBACK) as server, tunnel(server.addresses[0], port) as streams:
+            await round_trip(streams)
+            async with association(server.addresses[0]):
+                running = tuple(server.parts.sessions.running)
+                assert {session.command for session in running} == {"connect", "associate"}
+                for _ in range(2 * MOST_KNOWN):
+                    async with server.fault(latency="1ms"):
+                        pass
+                for session in running:
+                    assert len(session.distorted) <= MOST_KNOWN
+                    assert len(getattr(session.distorted, "asked", ())) <= 1
+                    assert len(session.ended or ()) <= 1
+            await round_trip(streams)
+
+    run_once(main)
