@@ -258,6 +258,32 @@ def test_versions_below_1_2_are_not_offered() -> None:
     assert {version for version in hello.versions if version in (0x0301, 0x0302)} == set()
 
 
+@pytest.mark.parametrize("behind", ["end", "error"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_what_is_behind_octets_is_seen(trust: str, version: ssl.TLSVersion, behind: str) -> None:
+    """An end, or an error, that came together with them: nothing else tells that it is there."""
+    client: Any = preset_context(NAME)
+    load_trust(client, trust)
+    server = issued("localhost")
+    server.maximum_version = version
+    ours, theirs = shake(server, client, "localhost")
+    theirs.write(bytes(40_000))
+    if behind == "end":
+        with contextlib.suppress(ssl.SSLWantReadError):
+            theirs.unwrap()
+    else:
+        ours.incoming.write(b"\x17\x03\x03\x00\x20" + bytes(32))
+    view, count = memoryview(bytearray(65_536)), 0
+    while count < 40_000:
+        count += ours.read(65_536, view[count:])
+    assert ours.pending()
+    if behind == "end":
+        assert [ours.read(10, view), ours.read(10)] == [0, b""]
+    else:
+        with pytest.raises(ssl.SSLError, match=r"(?i)decrypt|bad_record_mac"):
+            ours.read(10, view)
+
+
 def test_octets_pass_both_ways(trust: str) -> None:
     """In the ways in which `net.tls` reads and writes; nothing that has come is left without saying so."""
     context = preset_context(NAME)

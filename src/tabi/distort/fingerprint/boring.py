@@ -44,7 +44,7 @@ class BoringObject:
         incoming, outgoing: of `net.tls`.
     """
 
-    __slots__ = ("above", "alert", "below", "incoming", "outgoing", "tls")
+    __slots__ = ("above", "ahead", "alert", "below", "incoming", "outgoing", "tls")
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class BoringObject:
         self.incoming = incoming
         self.outgoing = outgoing
         self.alert: int | None = None  # that the peer has sent in the clear
+        self.ahead: bytes | ssl.SSLError | None = None  # what the next read finds: an end is empty
 
     def pull(self) -> None:
         """Take what has come."""
@@ -99,11 +100,36 @@ class BoringObject:
         return error_of(reason_of(exc) or "HANDSHAKE_FAILED")
 
     def read(self, size: int, buffer: Any = None) -> Any:
+        if self.ahead is not None:
+            return self.read_ahead(buffer)
         self.pull()
         try:
-            return self.tls.read(size, buffer)
+            found = self.tls.read(size, buffer)
+            if found and not self.pending():
+                self.look_ahead()
+            return found
         finally:
             self.push()
+
+    def look_ahead(self) -> None:
+        """utls reads until nothing is left, and keeps an end or an error to itself that is behind octets."""
+        try:
+            self.ahead = self.tls.read(1)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as exc:
+            self.ahead = exc
+
+    def read_ahead(self, buffer: Any) -> Any:
+        """What `look_ahead` has found."""
+        ahead, self.ahead = self.ahead, None
+        if isinstance(ahead, ssl.SSLError):
+            raise ahead
+        if buffer is None:
+            return ahead
+        assert ahead is not None
+        memoryview(buffer)[: len(ahead)] = ahead
+        return len(ahead)
 
     def write(self, data: bytes | memoryview) -> int:
         try:
@@ -120,7 +146,7 @@ class BoringObject:
             self.push()
 
     def pending(self) -> int:
-        return self.tls.pending() or self.below.pending
+        return self.tls.pending() or self.below.pending or (self.ahead is not None)
 
     def selected_alpn_protocol(self) -> str | None:
         return self.tls.selected_alpn_protocol()

@@ -71,7 +71,8 @@ class Mirror:
         _, sent, nearest = min(found, key=lambda one: one[0])
         text = self.differs(sent)
         if text:
-            log.info("mirror: the hello of the client for %s is sent as near as can be, other are: %s", host, text)
+            whose = "" if host is None else f" for {host}"
+            log.info("mirror: a client's hello%s is sent as near as can be, other are: %s", whose, text)
         return nearest
 
     def differs(self, sent: bytes) -> str:
