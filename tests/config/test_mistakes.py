@@ -27,6 +27,11 @@ def keys_of(text: str) -> list[str]:
         ("listen = [1, { url = 2 }, {}]", ["listen[0]", "listen[1].url"]),
         ("[[rule]]\nports = [true, 1, 1.5]\naction = 'allow'", ["rule[0].ports[0]", "rule[0].ports[2]"]),
         ("[[clients]]\n[[clients]]\nnetworks = ['x']", ["clients[0].networks", "clients[1].networks[0]"]),
+        (
+            "[[distort]]\nfault = { refuse = {}, resolve = { a = 1 } }",
+            ["distort[0].fault.refuse", "distort[0].fault.resolve"],
+        ),
+        ("[[rule]]\naction = 'allow'\nports = [{ a = 1 }]", ["rule[0].ports[0]"]),
         ("[[clients]]\nnetworks = 7\n[limits]\nover = 'x'", ["clients[0].networks", "limits.over"]),
         ("[users_grammar]\nkeys = { a = 'b', c = 'label', d = 1 }", ["users_grammar.keys.a", "users_grammar.keys.d"]),
         ("[egress.a]\nmembers = [1, { to = 2 }, 'block']", ["egress.a.members[0]", "egress.a.members[1].to"]),

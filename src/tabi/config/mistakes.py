@@ -79,7 +79,8 @@ def find_mistakes(value: Any, kind: Any, path: str, decode: Decode) -> tuple[lis
     if is_struct(kind) and isinstance(value, dict):
         return find_in_table(value, kind, path, decode)
     if get_origin(kind) in (types.UnionType, Union) and isinstance(value, dict):  # members of a pool
-        return find_mistakes(value, next(filter(is_struct, get_args(kind)), kind), path, decode)
+        for one in filter(is_struct, get_args(kind)):
+            return find_in_table(value, one, path, decode)
     if get_origin(kind) is list and isinstance(value, list):
         left = []
         for index, item in enumerate(value):
