@@ -18,8 +18,9 @@ from conftest import Run
 from datagrams import Faulty, association, entries
 from sockets import turns, until
 from tabi.distort import faulty_association
+from tabi.distort.datagram_path import COST
 from tabi.distort.draws import Entry
-from tabi.distort.faulty_association import COST, HELD_BACK, FaultyAssociation
+from tabi.distort.faulty_association import HELD_BACK, MOST_COPIES, FaultyAssociation
 from tabi.distort.memory import HELD_BY_ONE, LEAST, Memory
 from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.faults import Fault, Line
@@ -367,6 +368,145 @@ def test_all_entries_that_match_act_in_their_order(run_once: Run, sent: Sent) ->
                 place.later(seconds)
                 assert len(sent) == count
             assert place.drops == {"fault": 1}
+
+    run_once(main)
+
+
+def test_one_that_is_late_does_not_hold_the_line_of_others(run_once: Run, sent: Sent) -> None:
+    """Bandwidth behind latency is taken when a datagram comes there, and not while it is still on its way."""
+
+    async def main() -> None:
+        far, narrow = {"latency": "1s"}, {"bandwidth": 1000, "queue": 150}
+        async with faulty({"hosts": ["198.51.100.1"], "fault": far}, {"fault": narrow}) as place:
+            place.carry("up", ONE, bytes(100))
+            for _ in range(2):
+                place.carry("up", TWO, bytes(100))
+                place.later(0.1)
+            assert [address for _, address, _ in sent] == [TWO, TWO]
+            place.later(0.8)
+            assert len(sent) == 2
+            place.later(0.1)
+            assert [address for _, address, _ in sent] == [TWO, TWO, ONE]
+            assert (place.drops, place.faults.held) == ({}, 0)
+
+    run_once(main)
+
+
+def test_jitter_takes_no_room_of_a_queue_behind_it(run_once: Run, sent: Sent) -> None:
+    """Nothing is lost where less comes than the line carries; the order stays."""
+
+    async def main() -> None:
+        shaky, narrow = {"latency": "1s", "jitter": "1s"}, {"bandwidth": 10_000, "queue": 2000}
+        async with faulty({"fault": shaky, "seed": 3}, {"fault": narrow}, {"fault": {"latency": "1ms"}}) as place:
+            for payload in numbers(300):
+                place.carry("up", ONE, payload)
+                place.later(0.02)
+            for _ in range(30):
+                place.later(0.1)
+            assert payloads(sent) == numbers(300)
+            assert (place.drops, place.faults.held, place.faults.waiting) == ({}, 0, [])
+
+    run_once(main)
+
+
+def test_a_limit_waits_for_the_entries_behind_it(run_once: Run, sent: Sent) -> None:
+    """Its last datagram passes all of them before the end."""
+
+    async def main() -> None:
+        limit, late = {"limit": 1, "latency": "20ms"}, {"latency": "20ms"}
+        async with (
+            Faulty({"fault": limit}, {"fault": late}, {"fault": late}) as place,
+            association(place.address) as client,
+        ):
+            for payload in (b"x", b"y"):
+                place.carry("up", ONE, payload)
+            assert await client.reader.read() == b""
+            session = await place.ended.get()
+            assert (payloads(sent), session.close, session.drops) == ([b"x"], "fault", {"fault": 1})
+
+    run_once(main)
+
+
+def test_copies_pass_what_is_behind(run_once: Run, sent: Sent) -> None:
+    """Both of them: late, in a line, and copied once more."""
+
+    async def main() -> None:
+        twice = {"duplicate": 1}
+        said = [twice, {"latency": "1s"}, twice | {"bandwidth": 1000}, {"latency": "1s"}]
+        async with faulty(*({"fault": fault} for fault in said)) as place:
+            place.carry("up", ONE, bytes(100))
+            place.later(1)
+            for seconds, count in ((1.1, 1), (0.1, 2), (0.1, 3), (0.1, 4)):
+                place.later(seconds)
+                assert len(sent) == count
+            assert (place.faults.held, place.faults.waiting) == (0, [])
+
+    run_once(main)
+
+
+def test_a_copy_comes_behind_its_datagram(run_once: Run, sent: Sent) -> None:
+    """It does not make it late, in a line that both pass."""
+
+    async def main() -> None:
+        async with faulty({"fault": {"duplicate": 1, "bandwidth": 100}}) as place:
+            place.carry("up", ONE, bytes(10))
+            for count in (1, 2):
+                place.later(0.1)
+                assert len(sent) == count
+
+    run_once(main)
+
+
+def test_copies_of_copies_have_a_bound(run_once: Run, sent: Sent) -> None:
+    """Thirty entries that duplicate all would make a billion."""
+
+    async def main() -> None:
+        async with faulty(*({"fault": {"duplicate": 1}} for _ in range(30))) as place:
+            place.carry("up", ONE, b"x")
+            assert MOST_COPIES <= len(sent) <= 2 * MOST_COPIES
+
+    run_once(main)
+
+
+def test_none_overtakes_one_that_waits_for_an_entry_that_has_ended(run_once: Run, sent: Sent) -> None:
+    """A schedule ends while a datagram is on its way there: those that come then are right behind it."""
+
+    async def main() -> None:
+        first = {"latency": "1s", "every": "10 s good, 1 s gone"}
+        async with faulty({"fault": first}, {"fault": {"mtu": 1000}}) as place:
+            next(iter(place.molding.distortion.entries.values())).began = place.clock()
+            place.later(10.5)
+            place.carry("up", ONE, b"1")
+            place.later(0.6)
+            place.carry("up", ONE, b"2")
+            place.later(0.3)
+            assert sent == []
+            place.later(0.1)
+            assert payloads(sent) == [b"1", b"2"]
+
+    run_once(main)
+
+
+def test_what_waits_passes_the_entries_that_stay(run_once: Run, sent: Sent) -> None:
+    """The one in front of them is taken away: what it has held comes to the others now, in its order."""
+
+    async def main() -> None:
+        late, lossy, last = entries({"fault": {"latency": "9s"}}, {"fault": {"mtu": 3}}, {"fault": {"latency": "1s"}})
+        async with faulty() as place:
+            place.take(late, lossy, last)
+            await turns()
+            for payload in (b"1", b"long", b"2"):
+                place.carry("up", ONE, payload)
+                place.later(0.1)
+            place.take(lossy, last)
+            await turns()
+            place.carry("up", ONE, b"3")
+            assert (sent, place.drops) == ([], {"fault": 1})
+            place.later(0.9)
+            assert sent == []
+            place.later(0.1)
+            assert payloads(sent) == [b"1", b"2", b"3"]
+            assert (place.faults.held, place.faults.waiting) == (0, [])
 
     run_once(main)
 

@@ -7,11 +7,11 @@ from collections import deque
 from heapq import heappop, heappush
 from ipaddress import IPv4Address
 from itertools import count
-from math import inf
 from typing import TYPE_CHECKING
 
 from tabi.distort.choosing import add
 from tabi.distort.datagram_line import Acting, DatagramLine
+from tabi.distort.datagram_path import Path, Waiting, has_passed
 from tabi.distort.draws import Drawn, Entry
 from tabi.net.resolve import find_number
 from tabi.policy.faults import Line
@@ -34,8 +34,8 @@ MAX_PATHS = 512
 MAX_WAITING = 16384
 """Datagrams of one association that wait for their time."""
 
-COST = 256
-"""Octets that a datagram that waits takes in addition to its payload."""
+MOST_COPIES = 64
+"""Copies of one datagram at a time; beyond that none is duplicated."""
 
 HELD_BACK = 0.1
 """Seconds after which a datagram goes on that was to be overtaken, if no other one comes."""
@@ -48,37 +48,6 @@ AT_ONCE = 64
 
 LOST = Line(blackhole=True)
 """For datagrams to what is refused."""
-
-
-class Waiting:
-    """A datagram that waits."""
-
-    __slots__ = ("address", "direction", "gone", "payload", "when")
-
-    def __init__(self, when: float, direction: Direction, address: Address, payload: bytes) -> None:
-        self.when = when
-        self.direction: Direction = direction
-        self.address = address
-        self.payload = payload
-        self.gone = False
-
-    @property
-    def octets(self) -> int:
-        """What it takes."""
-        return len(self.payload) + COST
-
-
-class Path:
-    """What the datagrams of one destination pass in one direction."""
-
-    __slots__ = ("held_back", "last", "lines", "opens_at", "version")
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[Entry, DatagramLine]] = []
-        self.version = -1
-        self.last = 0.0  # when the last one goes on: those behind it are not before that
-        self.opens_at = 0.0
-        self.held_back: deque[Waiting] = deque()
 
 
 class FaultyAssociation:
@@ -235,7 +204,7 @@ class FaultyAssociation:
         if path.version == self.version:
             return path
         before = {entry for entry, _ in path.lines}
-        path.version, path.lines = self.version, []
+        path.version, path.lines, path.arrivals = self.version, [], {}
         now, named = self.owner.time(), is_name(destination)
         for acting in self.match(destination, *self.addresses_of(destination)):
             entry, fault = acting.drawn.entry, acting.drawn.entry.fault
@@ -268,24 +237,70 @@ class FaultyAssociation:
         if path is None or path.version != self.version:
             path = self.find_path(direction, destination)
         now = self.owner.time()
-        found, lines = [(max(now, path.opens_at), payload)], []
-        for entry, line in path.lines:
-            if entry.acts(now):
-                found = [out for one in found for out in line.pass_on(*one)]
-                lines.append((entry, line))
-        if not found:
-            self.drop("fault")
-        for when, data in found:
-            overtaken = sum([line.is_overtaken() for _, line in lines]) > 0  # each draws
-            self.put(path, when, Waiting(now, direction, address, data), overtaken)
-        for entry, line in lines:
-            if line.is_over:
-                self.reach_limit(path, entry, line)
+        one = Waiting(now, path, direction, address, payload)
+        if path.lines and path.opens_at > now:
+            self.come(one, path.opens_at)
+        else:
+            self.pass_on(one, False)
 
-    def put(self, path: Path, when: float, one: Waiting, overtaken: bool) -> None:
-        """Have a datagram go on at a time, in the order of its destination unless others overtake it."""
-        now, one.when = one.when, max(when, path.last)
-        if overtaken:
+    def pass_on(self, one: Waiting, has_come: bool) -> None:
+        """Have a datagram pass the entries, up to the first that makes it late: the next one sees it when it comes
+        there. So it is in nobody's way before that.
+
+        Args:
+            one: it.
+            has_come: whether it has waited for the next entry, and its time has come.
+        """
+        now, arrivals, todo, over = self.owner.time(), one.path.arrivals, [one], []
+        while todo:
+            one = todo.pop()
+            if one.at == len(one.lines):
+                self.put(one)
+                continue
+            entry, line = one.lines[one.at]
+            if arrivals and not has_come and self.is_behind(one, line, now):
+                self.come(one, one.when)
+                continue
+            has_come = False
+            one.at += 1
+            if not entry.acts(now):
+                todo.append(one)
+                continue
+            began, found = one.when, line.pass_on(one.when, one.payload)
+            if not found:
+                self.drop("fault")
+            elif len(todo) >= MOST_COPIES:
+                del found[1:]
+            copies = [one.copy() for _ in found[1:]]
+            for when, one.payload in found:
+                one.overtaken |= line.is_overtaken()
+                if when > began and one.at < len(one.lines):
+                    self.come(one, when)
+                else:
+                    one.when = when
+                    todo.insert(0, one)  # behind the others
+                one = copies.pop() if copies else one
+            if line.is_over:
+                over.append((entry, line))
+        for entry, line in over:
+            self.reach_limit(one.path, entry, line)
+
+    def is_behind(self, one: Waiting, line: DatagramLine, now: float) -> bool:
+        """Whether others of its destination have still to come to the next line before it."""
+        arrival = one.path.arrivals.get(line)
+        return arrival is not None and (arrival > one.when or (bool(self.waiting) and self.waiting[0][0] <= now))
+
+    def come(self, one: Waiting, when: float) -> None:
+        """Have a datagram come to the next line at a time, in the order of its destination."""
+        arrivals, line = one.path.arrivals, one.lines[one.at][1]
+        arrivals[line] = one.when = max(when, arrivals.get(line, when))
+        self.hold(one)
+
+    def put(self, one: Waiting) -> None:
+        """Have a datagram go on at its time, in the order of its destination unless others overtake it."""
+        now, path = self.owner.time(), one.path
+        one.when = max(one.when, path.last)
+        if one.overtaken:
             one.when += HELD_BACK
             if self.hold(one):
                 path.held_back.append(one)
@@ -337,22 +352,39 @@ class FaultyAssociation:
             self.set_timer(self.waiting[0][0] - now)
 
     def send_until(self, when: float, most: int = 2 * MAX_WAITING) -> None:
-        """Send what goes on until a time, in its order."""
+        """Send what goes on until a time, in its order, and have pass on what has come to an entry."""
         waiting = self.waiting
         while waiting and waiting[0][0] <= when and most:
             most -= 1
             one = heappop(waiting)[2]
-            if not one.gone:
+            if one.gone:
+                continue
+            self.give_back(one.octets)
+            if one.at < len(one.lines):
+                self.pass_on(one, True)
+            else:
                 one.gone = True
-                self.give_back(one.octets)
                 self.send(one)
 
     def flush(self) -> None:
-        """Send all that waits, in the order of its time."""
-        self.send_until(inf)
-        for path in self.paths.values():
+        """Send all that waits, in its order. What has not come to an entry yet that still acts passes that one now."""
+        now = self.owner.time()
+        waiting = sorted(self.waiting, key=lambda item: (len(item[2].lines) - item[2].at, *item[:2]))
+        self.waiting.clear()
+        for path in {*self.paths.values(), *(one.path for _, _, one in waiting)}:
             path.last = path.opens_at = 0.0
+            path.arrivals.clear()
             path.held_back.clear()
+        for _, _, one in waiting:
+            if one.gone:
+                continue
+            self.give_back(one.octets)
+            if one.at == len(one.lines):
+                one.gone = True
+                self.send(one)
+            else:
+                one.when, one.lines, one.at = now, [left for left in one.lines[one.at :] if left[0] in self.acting], 0
+                self.pass_on(one, True)
 
     def send(self, one: Waiting) -> None:
         """Send a datagram."""
@@ -366,14 +398,18 @@ class FaultyAssociation:
 
     def reach_limit(self, path: Path, entry: Entry, line: DatagramLine) -> None:
         """End the association behind the last datagram that passes."""
-        acting = self.acting[entry]
+        acting = self.acting.get(entry)
         if acting is None or acting.ending:
             return
         acting.ending = True
 
         def end() -> None:
-            self.send_until(path.last)
-            if self.association is not None:
+            now = self.owner.time()
+            self.send_until(now)
+            last = max((when for when, _, one in self.waiting if has_passed(one, path, line)), default=now)
+            if last > now:
+                acting.timers.append(self.owner.loop.call_later(last - now, end))
+            elif self.association is not None:
                 why = f"{entry.distort.label}: the limit of {line.line.limit} octets"
                 self.association.end("fault", why, reset=entry.fault.then == "reset")
 
