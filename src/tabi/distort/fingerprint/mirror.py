@@ -72,7 +72,7 @@ class Mirror:
         text = self.differs(sent)
         if text:
             whose = "" if host is None else f" for {host}"
-            log.info("mirror: a client's hello%s is sent as near as can be, other are: %s", whose, text)
+            log.info("mirror: the hello of the client%s is sent as near as can be, other are: %s", whose, text)
         return nearest
 
     def differs(self, sent: bytes) -> str:
