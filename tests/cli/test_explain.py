@@ -561,6 +561,7 @@ def molding(tmp_path: Path) -> Path:
         '[[rule]]\nports = [25]\naction = "deny"\n'
         '[[distort]]\nname = "slow"\nhosts = ["a.test"]\nfault = { latency = "200ms", from = "22:00" }\n'
         '[[distort]]\nhosts = ["198.51.100.0/24"]\nfault = "offline"\n'
+        '[[distort]]\nname = "net"\nhosts = ["198.51.100.0/24"]\nfault = { latency = "1s" }\n'
     )
     return path
 
@@ -572,18 +573,25 @@ def molding(tmp_path: Path) -> Path:
         (["connect", "a.test:443", "--at", "2027-01-01T23:00"], "latency 200 ms; from 22:00 UTC (acts now)\n"),
         (["connect", "a.test:443", "--at", "2027-01-01T12:00"], "from 22:00 UTC (next at 2027-01-01T22:00:00Z)\n"),
         (["connect", "a.test:443"], "distort[1]  no   hosts: a.test is not one of 198.51.100.0/24\n"),
+        (["connect", "a.test:443"], "net         yes  hosts 198.51.100.0/24\n"),
         (["connect", "198.51.100.7:443"], "stall at once, refused: 3 (network unreachable)\n"),
         (["associate", "198.51.100.7:53"], "distort[1]  yes  hosts 198.51.100.0/24\n"),
     ],
 )
 def test_what_would_go_wrong_is_told(molding: Path, arguments: list[str], expected: str) -> None:
-    """By which entry and why, what it does and when; a name has no address before it is dialled."""
+    """By which entry and why, what it does and when; before it is dialled a name has no address."""
     assert expected in explain(*arguments, config=molding)
 
 
 def test_faults_as_json(molding: Path) -> None:
     """The same; nothing where it is refused, and where the destinations are not known yet."""
     found = explain_json("connect", "a.test:443", config=molding)["distort"]
-    assert [(step["entry"], step["matched"]) for step in found] == [("slow", True), ("distort[1]", False)]
+    assert [(step["entry"], step["matched"]) for step in found] == [
+        ("slow", True),
+        ("distort[1]", False),
+        ("net", True),
+    ]
     assert explain_json("connect", "a.test:25", config=molding)["distort"] == []
     assert explain_json("associate", "0.0.0.0:0", config=molding)["distort"] == []
+    unknown = explain_json("connect", "nowhere.invalid:443", config=molding)  # entries come before the resolver
+    assert [step["matched"] for step in unknown["distort"]] == [False, False, False]

@@ -163,7 +163,7 @@ def test_faults_of_the_command_line(tmp_path: Path) -> None:
     text += '[[distort]]\nfault = "3g"\nports = [1]\n'
     file.write_text(text)
     with serve(tmp_path, "-c", file, "--fault", "slow", "--fault", "lossy-wifi") as proxy:
-        assert "with the fault slow, lossy-wifi\n" in proxy.messages
+        assert "with the faults slow, lossy-wifi\n" in proxy.messages
         for reloads in range(2):
             with tunnels(proxy.address) as (tunnel,):
                 began = time.monotonic()

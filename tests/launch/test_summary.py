@@ -58,7 +58,7 @@ def test_faults() -> None:
     summary = Summary(["3g", "edge"])
     assert "fault" not in "".join(summary.lines("curl"))
     summary.ended(session("a.example:80", 1, 2))
-    assert next(summary.lines("curl")) == "1 session, 1 B up, 2 B down, 1 host, with the fault 3g, edge"
+    assert next(summary.lines("curl")) == "1 session, 1 B up, 2 B down, 1 host, with the faults 3g, edge"
 
 
 def test_a_proxy_that_was_not_used() -> None:

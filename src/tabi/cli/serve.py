@@ -246,6 +246,6 @@ def print_ready(
     if looks is not None:
         lines.append(f"{looks}\n")
     if faults:
-        lines.append(f"with the fault {', '.join(faults)}\n")
+        lines.append(f"with the fault{'s' * (len(faults) > 1)} {', '.join(faults)}\n")
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users, trust) for url in urls))][:1]
     say("".join(lines))

@@ -79,7 +79,8 @@ class FaultConfig(LineConfig, frozen=True, forbid_unknown_fields=True):
     rtt: Seconds | None = None
     """Seconds of a round trip: half of it is the latency of each direction. Default: 0."""
     shared: bool | None = None
-    """Whether all sessions of the entry share the bandwidth. Default: false, each has its own."""
+    """Whether all sessions of the entry share the bandwidth, in each worker for itself. Default: false, each has its
+    own."""
     then: Ending | None = None
     """How a connection ends at its ``limit``: ``close`` or ``reset``. Default: close."""
     reset_after: Seconds | None = None

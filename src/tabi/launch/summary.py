@@ -107,7 +107,7 @@ class Summary(SessionObserver):
             for name in ("sessions", "failed", "intercepted", "pinned", "up", "down"):
                 setattr(total, name, getattr(total, name) + getattr(host, name))
         flows = f", {count(self.flows, 'flow')}" if self.flows else ""
-        faults = f", with the fault {', '.join(self.faults)}" if self.faults else ""
+        faults = f", with the fault{'s' * (len(self.faults) > 1)} {', '.join(self.faults)}" if self.faults else ""
         yield printable(f"{total}, {count(len(self.hosts), 'host')}{flows}{faults}")
         order = sorted(self.hosts.items(), key=lambda item: (-item[1].failed, -item[1].up - item[1].down, item[0]))
         for name, host in order[:SHOWN]:

@@ -134,8 +134,11 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
         gate.close()
         await dialer.close()
     conclude(found, request, failure)
-    if found.error is None and config.distort and not anybody:  # before its address is known, as when it is dialled
-        found.distort = explain_distortion(make_distorts(config, users), session, request.now, request.sni)
+    dials = failure is None or failure is no_address  # entries are asked before the name is resolved
+    if dials and config.distort and not anybody:
+        found.distort = explain_distortion(
+            make_distorts(config, users), session, request.now, request.sni, None if found.proxy_resolves else addresses
+        )
     intercepts = make_intercepts(config, users, lambda: request.now) if found.error is None else None
     if intercepts is not None:
         found.intercept = explain_interception(intercepts, session, addresses or (), request.sni)

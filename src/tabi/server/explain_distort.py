@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.fault_words import format_share, words_of, words_of_schedule
+from tabi.policy.networks import IP
 from tabi.policy.quantities import format_moment
 from tabi.session import Session
 
@@ -30,7 +31,9 @@ class DistortStep(msgspec.Struct):
     """When it acts next; null if it does now, or never again."""
 
 
-def explain_distortion(distorts: Distorts, session: Session, now: float, sni: str | None) -> list[DistortStep]:
+def explain_distortion(
+    distorts: Distorts, session: Session, now: float, sni: str | None, addresses: Sequence[IP] | None = None
+) -> list[DistortStep]:
     """The answer of each entry, in their order.
 
     Args:
@@ -38,10 +41,20 @@ def explain_distortion(distorts: Distorts, session: Session, now: float, sni: st
         session: its destination is known, and what rules have had resolved.
         now: seconds since 1970.
         sni: the name in the client's hello. Default: that of the destination, or none.
+        addresses: of the destination, if tabi resolves it: the first of them is known to what acts on a connection.
     """
+    steps = distorts.explain(session, now, sni)
+    if addresses and session.addresses is None:
+        session.addresses = addresses[:1]
+        later = distorts.explain(session, now, sni)
+        session.addresses = None
+        steps = [
+            early if early.distort.fault is not None and early.distort.fault.at_dial else late
+            for early, late in zip(steps, later, strict=True)
+        ]
     return [
         step_of(step.distort, step.why, now) if step.matched else DistortStep(step.distort.label, False, step.why)
-        for step in distorts.explain(session, now, sni)
+        for step in steps
     ]
 
 
