@@ -16,7 +16,7 @@ from conftest import Run
 from h2_ends import GET, OK, POST
 from h2_flows import Scene, scene
 from tabi.errors import TabiError
-from tabi.intercept.flow import Flow
+from tabi.intercept.flow import Flow, Reroute
 from tabi.intercept.http2_outlet import STREAM_CREDIT
 from tabi.wire.hpack import Field
 
@@ -321,7 +321,7 @@ def test_reroutes(run_once: Run, make: Hook) -> None:
             assert await ends.got() == (b"203", b"r" * 1_200_000)
             assert fetched.closed
             assert ends.client.heads[1][:2] == [(b":status", b"203"), (b"x-other", b"1")]
-            assert asked == [("http://b.test/x", "POST", [(b"user-agent", b"x")], BIG, None)]
+            assert asked == [(Reroute("http://b.test/x", None), "POST", [(b"user-agent", b"x")], BIG)]
             (record,) = ends.records
             assert (record.status, record.request_size, record.response_size) == (203, len(BIG), 1_200_000)
 
@@ -334,9 +334,10 @@ def test_reroutes_that_fail(run_once: Run) -> None:
     log = Log()
 
     async def fetch(*args: Any) -> Fetched:
-        if args[2].endswith("/none"):
+        url = args[2].url
+        if url.endswith("/none"):
             raise TabiError("not permitted")
-        fetched.append(Fetched(2 if args[2].endswith("/broken") else 10**9, args[2].endswith("/broken")))
+        fetched.append(Fetched(2 if url.endswith("/broken") else 10**9, url.endswith("/broken")))
         return fetched[-1]
 
     def request(flow: Flow) -> None:

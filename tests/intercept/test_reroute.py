@@ -15,6 +15,7 @@ from conftest import Run
 from origin import make_authority, make_certificates, origin
 from support import target
 from tabi.errors import ConnectTimeout, HttpError, PolicyDenied, RemoteProtocolError
+from tabi.intercept.flow import Reroute
 from tabi.intercept.reroute import Fetched, fetch, make_request
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
@@ -51,7 +52,7 @@ async def ask(
     idle: float = 20.0,
 ) -> Fetched:
     """Ask for a URL."""
-    return await fetch(opener or Opener(), url, method, fields, content, connect=connect, idle=idle)
+    return await fetch(opener or Opener(), Reroute(url, None), method, fields, content, connect=connect, idle=idle)
 
 
 async def collect(fetched: Fetched, pieces: list[bytes]) -> None:
@@ -95,7 +96,7 @@ def test_real_servers(run_once: Run, tmp_path: Path) -> None:
             for one in (plain, secure):
                 opener = Opener()
                 url = one.url("/page?q#fragment", "localhost" if one is secure else "127.0.0.1")
-                fetched = await fetch(opener, url, "GET", [(b"X-A", b"b")], b"", "eu", connect=20, idle=20)
+                fetched = await fetch(opener, Reroute(url, "eu"), "GET", [(b"X-A", b"b")], b"", connect=20, idle=20)
                 assert opener.asked[0][1:] == (one is secure, "eu")
                 assert (fetched.status, fetched.reason) == (200, b"OK")
                 assert dict(fetched.fields)[b"Content-Length"] == b" 300000"

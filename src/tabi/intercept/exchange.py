@@ -13,7 +13,19 @@ from time import time
 
 from tabi.errors import RemoteProtocolError, TabiError
 from tabi.intercept.content import READ_SIZE, Content
-from tabi.intercept.flow import Answer, Drop, Flow, FlowResponse, Instead, Reroute
+from tabi.intercept.flow import (
+    Answer,
+    Drop,
+    Fetched,
+    Flow,
+    FlowResponse,
+    Given,
+    Instead,
+    Later,
+    Reroute,
+    Truncate,
+    Truncated,
+)
 from tabi.intercept.framing import BODILESS, answer_of, own_head, request_octets, response_octets, settle_response
 from tabi.intercept.headers import Headers, to_text
 from tabi.intercept.hooks import Handlers
@@ -24,9 +36,13 @@ from tabi.net.tls import TlsSocket, explain
 from tabi.policy.limits import DOWN, UP
 from tabi.relay.exchange import ExchangeFailed
 from tabi.relay.http_content import NOTHING
+from tabi.session import Close
 from tabi.wire.http import encode_date, encode_error
 from tabi.wire.http_framing import CHUNKED, UNTIL_CLOSE, is_offered
 from tabi.wire.http_origin import OriginRequest, OriginResponse, decode_origin_response
+
+LOOK_EVERY = 1.0
+"""Seconds from one look whether a client is still there to the next, while its message waits for a fault."""
 
 INTERIM_LIMIT = 32
 """Interim responses to one request."""
@@ -43,7 +59,11 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Dropped(TabiError):
-    """A hook has the client get no answer."""
+    """A hook, or a fault, has the client's connection end with a reset."""
+
+    def __init__(self, text: str, close: Close = "denied") -> None:
+        super().__init__(text)
+        self.close: Close = close
 
 
 class Exchange:
@@ -64,6 +84,7 @@ class Exchange:
         "fault",
         "flow",
         "gives_up",
+        "has_server",
         "inspection",
         "interim",
         "keeps_server",
@@ -83,6 +104,7 @@ class Exchange:
         self.client = client
         self.buffer = buffer
         self.request = request
+        self.has_server = False
         self.server: Stream
         self.server_buffer: bytearray
         self.flow: Flow | None = None
@@ -124,7 +146,35 @@ class Exchange:
             return False
         flow.request._reader = self
         await hooks.on_message(hooks.request, flow, flow.request)
+        return flow.instead is not None and await self.settle(flow)
+
+    async def settle(self, flow: Flow) -> bool:
+        """Wait until it is known what becomes of a message; whether there is something in its place.
+
+        Raises:
+            ConnectionResetError: the client has gone meanwhile.
+            TimeoutError: the idle deadline.
+        """
+        if not isinstance(flow.instead, Later):
+            return True
+        steps, flow.instead = flow.instead.steps, None
+        task = self.client.reactor.loop.create_task(steps(flow))
+        try:
+            while not (await asyncio.wait((task,), timeout=LOOK_EVERY))[0]:
+                if self.client.events & BROKEN:
+                    raise ConnectionResetError("the client has gone")
+                if self.client.expired or self.server_expired:
+                    raise TimeoutError("nothing has moved for too long")
+            flow.instead = task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         return flow.instead is not None
+
+    @property
+    def server_expired(self) -> bool:
+        """Whether the idle deadline is over for a destination."""
+        return self.has_server and self.server.expired
 
     async def read_all(self, limit: int) -> bytes:
         """Hold the request's content back for a hook; see `flow.Reader`."""
@@ -145,7 +195,7 @@ class Exchange:
             Dropped: a hook has the client get no answer.
             RemoteProtocolError, OSError: it broke off in the middle.
         """
-        self.server, self.server_buffer = server, buffer
+        self.server, self.server_buffer, self.has_server = server, buffer, True
         flow, upload = self.flow, self.upload
         handlers: Handlers = ()
         if flow is not None and self.request.body and self.request.minor:
@@ -302,7 +352,9 @@ class Exchange:
             message._reader = download
             if hooks.response:
                 await hooks.on_message(hooks.response, flow, message)
-                if flow.instead is not None:
+                if flow.instead is not None and await self.settle(flow):
+                    if isinstance(flow.instead, Truncate):
+                        return await self.send_part(flow, flow.instead, response, message, download)
                     return await self.answer_in_place(flow.instead, response, download)
             if not switches:
                 head, handlers = await self.response_head(flow, response, message, download)
@@ -330,6 +382,43 @@ class Exchange:
             await self.put(DOWN, b"", octets)
         if download.cut:
             self.cut_off()
+        return self.goes_on(response, download, handlers)
+
+    async def send_part(
+        self, flow: Flow, cut: Truncate, response: OriginResponse, message: FlowResponse, download: Content
+    ) -> bool:
+        """Send an answer on, but of its content only so much; whether both connections go on.
+
+        Raises:
+            Truncated: there is more.
+        """
+        flow.instead = None
+        download.wanted = True
+        head, _ = await self.response_head(flow, response, message, download, shown=False)
+        carried = bytes(download.payload)
+        download.held.clear()
+        carried += download.waiting()[1]
+        chunked = response.body == CHUNKED and not download.unchunked and message._content is None
+        left, self.answered = cut.octets, True
+        while True:
+            part = carried[:left]
+            more, left = len(carried) > left, left - len(part)
+            if self.recording is not None:
+                self.recording.note(DOWN, part)
+            octets = self.framed(DOWN, part) if chunked else part
+            ends = download.done and not more
+            await self.put(DOWN, head, octets + LAST_CHUNK if chunked and ends else octets)
+            if more:
+                self.gives_up = True
+                if message._content is None and (response.body == UNTIL_CLOSE or download.unchunked):
+                    raise Dropped(cut.why, "fault")  # another end would look like the whole
+                raise Truncated(cut.why)
+            if ends:
+                return self.goes_on(response, download, ())
+            head, carried = b"", (await download.next())[1]
+
+    def goes_on(self, response: OriginResponse, download: Content, handlers: Handlers) -> bool:
+        """Whether both connections go on behind an answer that was sent on."""
         ends = response.body == UNTIL_CLOSE or download.unchunked or (bool(handlers) and not self.chunks(DOWN))
         keep = response.keep_alive and not self.gives_up
         self.keeps_server = keep and self.upload.done and not self.server_buffer
@@ -341,9 +430,9 @@ class Exchange:
         return server_keeps
 
     async def response_head(
-        self, flow: Flow, response: OriginResponse, message: FlowResponse, download: Content
+        self, flow: Flow, response: OriginResponse, message: FlowResponse, download: Content, shown: bool = True
     ) -> tuple[bytes, Handlers]:
-        """The response's head as the hooks have left it, and who wants to see its content."""
+        """The response's head as the hooks have left it, and who wants to see its content, if that is shown."""
         nothing = settle_response(response, message, flow.request.method, self.request.method)
         if message._content is not None or (nothing and response.body):
             self.gives_up = not await download.discard(DISCARDED)
@@ -351,7 +440,7 @@ class Exchange:
             download.payload = bytearray(b"" if nothing else message._content or b"")
             download.held = bytearray(download.payload)
             return response_octets(response, message), ()
-        handlers = self.inspection.hooks.response_body if response.body else ()
+        handlers = self.inspection.hooks.response_body if response.body and shown else ()
         if not handlers:
             return response_octets(response, message), ()
         download.wanted = True
@@ -427,7 +516,10 @@ class Exchange:
         if isinstance(instead, Drop):
             raise Dropped("a hook has dropped it")
         if isinstance(instead, Reroute):
-            return await self.answer_from(instead)
+            return await self.answer_from(await self.fetch(instead))
+        if isinstance(instead, Given):
+            return await self.answer_from(instead.fetched)
+        assert isinstance(instead, Answer)
         return await self.answer_with(instead)
 
     async def answer_in_place(self, instead: Instead, response: OriginResponse, download: Content) -> bool:
@@ -456,8 +548,8 @@ class Exchange:
         await self.put(DOWN, head, sent)
         return keep
 
-    async def answer_from(self, reroute: Reroute) -> bool:
-        """Send what another server says."""
+    async def fetch(self, reroute: Reroute) -> Fetched:
+        """What another server says. Raises ExchangeFailed."""
         flow, inspection = self.flow, self.inspection
         assert flow is not None
         content = bytes(self.upload.payload)
@@ -467,12 +559,16 @@ class Exchange:
             content = flow.request._content
         fields = [(name, value.strip(b" \t")) for name, value in flow.request.headers.raw]
         try:
-            fetched = await inspection.fetch(
-                inspection, self.client, reroute.url, flow.request.method, fields, content, reroute.via
-            )
+            fetched = await inspection.fetch(inspection, self.client, reroute, flow.request.method, fields, content)
         except (TabiError, OSError) as exc:
             reason = str(exc) if isinstance(exc, TabiError) else reason_of_error(exc)
             raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}") from exc
+        return fetched if reroute.mold is None else await reroute.mold(flow, fetched)
+
+    async def answer_from(self, fetched: Fetched) -> bool:
+        """Send an answer that is read from somewhere else."""
+        flow = self.flow
+        assert flow is not None
         try:
             headers = Headers(fetched.fields)
             ends = self.request.method == "HEAD" or fetched.status in BODILESS or "Content-Length" in headers
@@ -484,7 +580,12 @@ class Exchange:
             self.show(flow, response)
             self.answered = True
             await self.put(DOWN, own_head(response, keep, self.request.minor))
-            await self.pour(fetched.content(), chunks)
+            try:
+                await self.pour(fetched.content(), chunks)
+            except Truncated as exc:
+                if not ends and not chunks:
+                    raise Dropped(str(exc), "fault") from exc  # another end would look like the whole
+                raise
         finally:
             await fetched.aclose()
         return keep

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json as json_module
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from copy import copy
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
-from tabi.errors import HttpError, TooLarge
+from tabi.errors import HttpError, TabiError, TooLarge
 from tabi.intercept.codings import decode_content, encode_content
 from tabi.intercept.events import TlsInfo
 from tabi.intercept.headers import Headers, to_octets
@@ -316,18 +316,63 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Fetched(Protocol):
+    """An answer whose content is read as it is sent on."""
+
+    status: int
+    reason: bytes
+    fields: list[Field]
+
+    def content(self) -> AsyncIterator[bytes]:
+        """What it carries, in pieces."""
+
+    async def aclose(self) -> None:
+        """Let go of where it comes from."""
+
+
 class Reroute(NamedTuple):
-    """Another server is asked in place of the destination."""
+    """Another server is asked in place of the destination.
+
+    Attributes:
+        bare: the request has the fields of the flow, and no Via of ours.
+        mold: changes the answer.
+    """
 
     url: str
     via: str | None
+    bare: bool = False
+    mold: Callable[[Flow, Fetched], Awaitable[Fetched]] | None = None
+
+
+class Given(NamedTuple):
+    """An answer in place of the destination's, whose content is read as it is sent."""
+
+    fetched: Fetched
 
 
 class Drop(NamedTuple):
     """The client gets no answer: its connection, or its stream of HTTP/2, is reset."""
 
 
-Instead = Answer | Reroute | Drop
+class Later(NamedTuple):
+    """What becomes of a message is known when this was awaited; None: it goes on."""
+
+    steps: Callable[[Flow], Coroutine[Any, Any, Instead | None]]
+
+
+class Truncate(NamedTuple):
+    """Of an answer's content so many octets pass; then its connection, or its stream of HTTP/2, ends."""
+
+    octets: int
+    why: str
+
+
+Instead = Answer | Reroute | Given | Drop | Later | Truncate
+"""Hooks have the first, the second and `Drop`; the others are of rewrites and faults."""
+
+
+class Truncated(TabiError):
+    """An answer ends in the middle of its content, since a fault says so."""
 
 
 class Flow:
@@ -347,6 +392,8 @@ class Flow:
     """
 
     __slots__ = (
+        "_molded",
+        "_session",
         "client",
         "error",
         "host",
@@ -386,6 +433,8 @@ class Flow:
         self.error: str | None = None
         self.store: dict[str, Any] = {}
         self.instead: Instead | None = None
+        self._session: Any = None
+        self._molded: Any = None  # of distort.rewrites, which stands above
 
     def __repr__(self) -> str:
         return f"<Flow {self.id} {self.request!r}>"

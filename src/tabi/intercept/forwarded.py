@@ -12,6 +12,7 @@ from typing import Any
 
 from tabi.errors import LimitExceeded, RemoteProtocolError, TabiError
 from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange, reason_of_error
+from tabi.intercept.flow import Truncated
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import Inspection
 from tabi.intercept.passing import is_websocket
@@ -78,14 +79,18 @@ class ForwardedExchange(Exchange):
         return keep and connection.keeps
 
     def broken(self, exc: Exception) -> None:
-        """Have the client's connection end with a reset where it has part of an answer, or is to get none.
+        """Have the client's connection end with a reset where it has part of an answer, or is to get none; a part of a
+        fault ends as if it were the whole.
 
         Raises:
             ExchangeFailed: it is to be told what is wrong.
         """
         session = self.connection.session
+        if isinstance(exc, Truncated):
+            session.error, session.close = str(exc), "fault"
+            return
         if isinstance(exc, Dropped):
-            session.error, session.close = str(exc), "denied"
+            session.error, session.close = str(exc), exc.close
         elif isinstance(exc, OSError | TabiError) and self.answered:
             session.error = reason_of_error(exc) if isinstance(exc, OSError) else str(exc)
             limit = isinstance(exc, LimitExceeded)

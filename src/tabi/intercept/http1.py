@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.intercept.exchange import ENDED_BY_US, Dropped, Exchange, reason_of_error
-from tabi.intercept.flow import Flow
+from tabi.intercept.flow import Flow, Truncated
 from tabi.intercept.hooks import HookFailed
 from tabi.intercept.inspection import MISDIRECTED, Inspection, Recording
 from tabi.net.reactor import BROKEN, ENDED, READABLE
@@ -144,16 +144,20 @@ class Http1:
             await self.give_up(exchange, 421, "destination_ip_prohibited", MISDIRECTED)
             return False
         try:
-            if asked or await exchange.ask_hooks():
-                assert exchange.flow is not None
-                assert exchange.flow.instead is not None
-                return await exchange.answer_instead(exchange.flow.instead)
+            flow = exchange.flow
+            if await (exchange.settle(flow) if asked and flow is not None else exchange.ask_hooks()):
+                assert flow is not None
+                assert flow.instead is not None
+                return await exchange.answer_instead(flow.instead)
             keep = await exchange.carry(self.server, self.server_buffer)
             self.answers += 1
             return keep
         except Dropped as exc:
-            self.close = "denied"
+            self.close = exc.close
             self.break_off(exchange, str(exc))
+        except Truncated as exc:
+            self.close = "fault"
+            self.note(exchange, str(exc))
         except ExchangeFailed as exc:
             self.close = "error"
             if exc.unanswered and self.answers:  # as without us: the client knows whether it may ask again

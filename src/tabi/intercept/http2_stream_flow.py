@@ -13,7 +13,21 @@ from time import time
 from typing import TYPE_CHECKING, Any, cast
 
 from tabi.errors import TabiError, TooLarge
-from tabi.intercept.flow import GONE, Answer, Drop, Flow, FlowResponse, Instead, Message, Reroute
+from tabi.intercept.flow import (
+    GONE,
+    Answer,
+    Drop,
+    Fetched,
+    Flow,
+    FlowResponse,
+    Given,
+    Instead,
+    Later,
+    Message,
+    Reroute,
+    Truncate,
+    Truncated,
+)
 from tabi.intercept.framing import answer_of
 from tabi.intercept.headers import Headers, to_text
 from tabi.intercept.hooks import Handlers, HookFailed
@@ -175,6 +189,16 @@ class StreamFlow:
         self.read += octets
         self.flows.read += octets
 
+    async def settle(self, later: Later, direction: int) -> None:
+        """Wait until it is known what becomes of a message, then go on."""
+        self.flow.instead = None
+        self.flow.instead = await later.steps(self.flow)
+        instead = self.flow.instead
+        if not self.stream.over:
+            self.go_on(direction)
+        elif isinstance(instead, Given):
+            await instead.fetched.aclose()
+
     def go_ahead(self) -> None:
         """Have the client send content that it holds back, as it is read here."""
         headers = self.flow.request.headers
@@ -186,7 +210,12 @@ class StreamFlow:
 
     def go_on(self, direction: int) -> None:
         """Hooks have seen a head that is held: send it on, with its content, or answer as they say."""
-        flow, hooks = self.flow, self.flows.hooks
+        flow, hooks, cut = self.flow, self.flows.hooks, None
+        if isinstance(flow.instead, Later):
+            self.spawn(self.settle, flow.instead, direction)
+            return
+        if isinstance(flow.instead, Truncate) and direction == DOWN:
+            cut, flow.instead = flow.instead, None
         if flow.instead is not None:
             self.answer_instead(flow.instead, direction)
             return
@@ -204,10 +233,13 @@ class StreamFlow:
             own = message._content = None
         if empty or tunnel or own is not None or nothing:
             handlers = ()
-        if not empty and not tunnel and (own is not None or nothing or handlers):
+        cut = None if nothing or tunnel or (empty and own is None) else cut
+        if not empty and not tunnel and (own is not None or nothing or handlers or cut is not None):
             self.take(direction)
         side = self.sides.get(direction)
-        reframe(message, came, bool(handlers))
+        reframe(message, came, bool(handlers) and cut is None)
+        if side is None and cut is not None:
+            side = self.sides[direction] = Side(True)
         if side is None:
             self.watch(direction)
             self.note(direction, own or b"")
@@ -219,7 +251,10 @@ class StreamFlow:
         side.woken.set()
         if message._read is None:
             self.count_read(-len(side.payload))
-        if own is not None or nothing:
+        if cut is not None:
+            side.pumped = True
+            self.spawn(self.send_part, side, own, cut)
+        elif own is not None or nothing:
             self.send_own(direction, side, own or b"", nothing)
         else:
             self.send_rest(direction, side, handlers)
@@ -252,6 +287,33 @@ class StreamFlow:
         if own or trailers:
             stream.send(direction, own, not later)
         self.give_back(direction, side, side.size)
+
+    async def send_part(self, side: Side, own: bytes | None, cut: Truncate) -> None:
+        """Send an answer on, but of its content only so much, and reset the stream if there is more."""
+        stream, left, more, end = self.stream, cut.octets, False, False
+        self.send_head(DOWN, False)
+        if own is not None:
+            side.skips = True
+            self.give_back(DOWN, side, side.size)
+            more = len(own) > left
+            self.send(DOWN, side, own[:left], not more, 0)
+            end = True
+        while not (end or more or stream.over):
+            while not side.payload and not side.ended:
+                await side.news()
+            piece = bytes(side.payload[:PIECE])
+            del side.payload[:PIECE]
+            more = len(piece) > left
+            end = side.ended and not side.payload and not more
+            self.send(DOWN, side, piece[:left], end, len(piece))
+            left -= min(len(piece), left)
+            while not stream.over and stream.waiting(DOWN) - side.size > PIECE:
+                await side.news()
+        while more and not stream.over and stream.waiting(DOWN) > side.size:
+            await side.news()
+        if more and not stream.over:
+            self.flow.error = self.flow.error or cut.why
+            stream.reset(cut.why, ErrorCode.INTERNAL_ERROR)
 
     def send_rest(self, direction: int, side: Side, handlers: Handlers) -> None:
         """Send what was taken, and what follows, through hooks where these want to see it."""
@@ -371,11 +433,13 @@ class StreamFlow:
         elif isinstance(instead, Drop):
             self.flow.error = "a hook has dropped it"
             self.stream.reset(self.flow.error)
-        elif direction == DOWN:
+        elif isinstance(instead, Given):
+            self.spawn(self.answer_from, instead.fetched)
+        elif direction == DOWN or not isinstance(instead, Reroute):
             self.fail(TabiError("a hook has rerouted what was answered already"))
         else:
             self.take(UP)  # also what comes before the task begins
-            self.spawn(self.answer_from, instead)
+            self.spawn(self.reroute, instead)
 
     def answer_with(self, answer: Answer) -> None:
         """Send a hook's answer."""
@@ -390,10 +454,9 @@ class StreamFlow:
         self.note(DOWN, b"" if stream.method == b"HEAD" else body)
         stream.answer(answer.status, own_fields(flow.response), body)
 
-    async def answer_from(self, reroute: Reroute) -> None:
+    async def reroute(self, reroute: Reroute) -> None:
         """Send what another server says."""
-        stream, flow, flows = self.stream, self.flow, self.flows
-        request, inspection = flow.request, flows.inspection
+        flows, request, inspection = self.flows, self.flow.request, self.flows.inspection
         try:
             content = request._content
             if content is None:
@@ -401,12 +464,15 @@ class StreamFlow:
             self.note(UP, content)
             fields = [(name, value.strip(b" \t")) for name, value in request.headers.raw]
             client = cast("NetStream", flows.client)
-            fetched = await inspection.fetch(
-                inspection, client, reroute.url, request.method, fields, content, reroute.via
-            )
+            fetched = await inspection.fetch(inspection, client, reroute, request.method, fields, content)
         except (TabiError, OSError) as exc:
             self.fail(TabiError(f"reroute: {reason_for(exc)}"))
             return
+        await self.answer_from(fetched if reroute.mold is None else await reroute.mold(self.flow, fetched))
+
+    async def answer_from(self, fetched: Fetched) -> None:
+        """Send an answer that is read from somewhere else."""
+        stream, flow = self.stream, self.flow
         try:
             response = FlowResponse(fetched.status, to_text(fetched.reason), VERSION, Headers(fetched.fields))
             flow.response = response
@@ -421,6 +487,8 @@ class StreamFlow:
                 if stream.over:
                     return
             stream.send(DOWN, b"", True)
+        except Truncated as exc:
+            self.fail(exc)
         except (TabiError, OSError) as exc:
             self.fail(TabiError(f"reroute: {reason_for(exc)}"))
         finally:

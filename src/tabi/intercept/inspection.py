@@ -9,12 +9,12 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from tabi.intercept.events import Sent, TlsInfo
-from tabi.intercept.flow import Flow, FlowRequest, FlowResponse
+from tabi.intercept.flow import Fetched, Flow, FlowRequest, FlowResponse, Reroute
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.record import Record, WebSocketMessage
@@ -46,22 +46,8 @@ class Recorder(Protocol):
         """Keep, write or print it. Never waits, never raises."""
 
 
-class Fetched(Protocol):
-    """The answer of a server that was asked in place of the destination."""
-
-    status: int
-    reason: bytes
-    fields: list[Field]
-
-    def content(self) -> AsyncIterator[bytes]:
-        """What it carries, in pieces."""
-
-    async def aclose(self) -> None:
-        """Close its connection."""
-
-
-Fetch = Callable[["Inspection", Stream, str, str, list[Field], bytes, "str | None"], Awaitable[Fetched]]
-"""Asks for: who asks, the client, URL, method, fields, content, egress. Raises TabiError and OSError."""
+Fetch = Callable[["Inspection", Stream, Reroute, str, list[Field], bytes], Awaitable[Fetched]]
+"""Asks for: who asks, the client, whom it asks, method, fields, content. Raises TabiError and OSError."""
 
 
 class Numbers:
@@ -226,7 +212,9 @@ class Inspection:
         request = FlowRequest(method, origin.scheme, self.authority, target, version, headers)
         name = numbers.next()
         host = str(origin.host)
-        return Flow(name, self.client, session.user, session.listener, host, origin.port, self.tls, request)
+        flow = Flow(name, self.client, session.user, session.listener, host, origin.port, self.tls, request)
+        flow._session = session
+        return flow
 
     def is_misdirected(self, host: bytes | None, target: str = "/") -> bool:
         """Whether a request names another host than the connection; it is logged once for a connection.

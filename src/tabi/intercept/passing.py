@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.intercept.exchange import INTERIM_LIMIT, message_of, path_of
-from tabi.intercept.flow import Answer, Drop, Flow, Instead, Reroute
+from tabi.intercept.flow import Answer, Drop, Flow, Instead
 from tabi.intercept.framing import answer_of, own_head, request_octets, response_octets, settle_response
 from tabi.intercept.headers import Headers
 from tabi.intercept.hooks import HookFailed
@@ -439,7 +439,7 @@ class RequestStage(HttpStage):
             passing.over(one, passing.session.error)
             self.relay.break_off(reason="denied")
             return False
-        if isinstance(instead, Reroute) or passing.line or one.head.expects_continue:
+        if not isinstance(instead, Answer) or passing.line or one.head.expects_continue:
             self.buffer += rest
             passing.stop(one, None)
             return False

@@ -12,10 +12,11 @@ from typing import Protocol, Self
 
 from tabi.errors import HttpError, RemoteProtocolError
 from tabi.intercept.content import Content
+from tabi.intercept.flow import Reroute
 from tabi.net.failures import is_deadline, timeout_error
 from tabi.net.stream import Stream
 from tabi.wire.address import Address
-from tabi.wire.http import Request, Response, decode_response, rewrite_request
+from tabi.wire.http import VIA, Request, Response, decode_response, rewrite_request
 from tabi.wire.http_fields import Field, Fields
 from tabi.wire.http_head import RequestHead
 from tabi.wire.http_syntax import ANSWER_HEAD_LIMIT
@@ -90,11 +91,10 @@ class Fetched:
 
 async def fetch(
     open_stream: OpenStream,
-    url: str,
+    reroute: Reroute,
     method: str,
     fields: Iterable[Field],
     content: bytes,
-    via: str | None = None,
     *,
     connect: float,
     idle: float,
@@ -103,11 +103,11 @@ async def fetch(
 
     Args:
         open_stream: opens the connection.
-        url: of http or https. User information in it becomes Basic credentials.
+        reroute: has the URL, of http or https, and the egress for ``open_stream``. User information in the URL becomes
+            Basic credentials.
         method: such as ``GET``.
         fields: of the request; those of the connection, Host and framing are left out, and written anew.
         content: all of it, as Content-Encoding says.
-        via: the egress to take, for ``open_stream``.
         connect: seconds until the connection is open.
         idle: seconds that may pass without an octet.
 
@@ -117,10 +117,10 @@ async def fetch(
         RemoteProtocolError: what comes is not HTTP, ends too early, or does not come.
         TabiError, OSError: as ``open_stream``; the connection broke.
     """
-    request, octets = make_request(url, method, fields, content)
+    request, octets = make_request(reroute.url, method, fields, content, reroute.bare)
     try:
         async with asyncio.timeout(connect):
-            stream = await open_stream(request.destination, request.tls, via)
+            stream = await open_stream(request.destination, request.tls, reroute.via)
     except TimeoutError as exc:
         if is_deadline(exc):
             raise timeout_error(connect, request.destination) from None
@@ -134,8 +134,10 @@ async def fetch(
     return Fetched(stream, response, buffer, idle)
 
 
-def make_request(url: str, method: str, fields: Iterable[Field], content: bytes) -> tuple[Request, bytes]:
-    """The request, and its octets with the content. Raises HttpError."""
+def make_request(
+    url: str, method: str, fields: Iterable[Field], content: bytes, bare: bool = False
+) -> tuple[Request, bytes]:
+    """The request, and its octets with the content; ``bare``: it gets no Via of ours. Raises HttpError."""
     try:
         kept = Fields((name, value) for name, value in fields if name.lower() not in NOT_SENT)
         kept.add(b"Host", b"-")  # the URL says which
@@ -146,7 +148,8 @@ def make_request(url: str, method: str, fields: Iterable[Field], content: bytes)
         raise HttpError(str(exc)) from None
     if not request.head:
         raise HttpError("CONNECT is not sent to another server")
-    return request, request.head + b"\r\nConnection: close\r\n\r\n" + content
+    head = request.head.removesuffix(VIA[request.minor]) if bare else request.head
+    return request, head + b"\r\nConnection: close\r\n\r\n" + content
 
 
 async def send(stream: Stream, octets: bytes, idle: float) -> None:

@@ -161,6 +161,7 @@ class Scripts:
         self.loaded: dict[str, Loaded] = {}
         self.seen: dict[str, Stamp] = {}  # of the version that was tried last
         self.uses: list[Use] = []
+        self.last: tuple[object, ...] = ()  # what sees flows behind all of these
         self.loop: asyncio.AbstractEventLoop | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.loading: threading.Thread | None = None
@@ -192,7 +193,20 @@ class Scripts:
 
     def renew(self, use: Use) -> None:
         """Give hooks the objects that there are now."""
-        use.hooks.replace([*use.objects, *(one for path in use.paths for one in self.loaded[path].objects)])
+        scripts = (one for path in use.paths for one in self.loaded[path].objects)
+        use.hooks.replace([*use.objects, *scripts, *self.last])
+
+    def set_last(self, objects: tuple[object, ...]) -> None:
+        """Give all hooks these objects of the server's own, behind the others."""
+        if objects != self.last:
+            self.last = objects
+            for use in self.uses:
+                self.renew(use)
+
+    @property
+    def uses_objects(self) -> bool:
+        """Whether there are hooks of a program, or scripts."""
+        return any(use.objects or use.paths for use in self.uses)
 
     def start(self) -> None:
         """Look at the files from now on, in the running loop. Without scripts nothing is looked at. It may be called

@@ -7,6 +7,7 @@ from time import monotonic
 
 from tabi.ingress.gate import Gate
 from tabi.intercept.contexts import ClientContexts, TlsSettings
+from tabi.intercept.flow import Reroute
 from tabi.intercept.inspection import Inspection
 from tabi.intercept.reroute import Fetched, fetch
 from tabi.net.stream import Stream
@@ -39,11 +40,10 @@ class Rerouting:
         self,
         inspection: Inspection,
         client: Stream,
-        url: str,
+        reroute: Reroute,
         method: str,
         fields: list[Field],
         content: bytes,
-        via: str | None,
     ) -> Rerouted:
         """Ask for a URL; returns when the head of the answer is there. See `intercept.reroute.fetch`.
 
@@ -57,7 +57,7 @@ class Rerouting:
             async def open_stream(destination: Address, tls: bool, via: str | None) -> Stream:
                 return await self.open(inspection, session, client, destination, tls, via)
 
-            found = await fetch(open_stream, url, method, fields, content, via, connect=self.connect, idle=self.idle)
+            found = await fetch(open_stream, reroute, method, fields, content, connect=self.connect, idle=self.idle)
         except BaseException:
             self.leave(session)
             raise
