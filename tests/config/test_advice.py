@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tabi.config import parse_config
-from tabi.config.advice import advise
+from tabi.config.advice import advise, may_meet
 
 GUESTS = '[[listen]]\nurl = "socks5://0.0.0.0:1080"\nusers = "optional"\n[users.alice]\npassword = "x"\nplain = true\n'
 ALLOWED = '[guard]\nallow = ["10.20.0.0/16"]\n'
 ALICE = '[users.alice]\npassword = "x"\nplain = true\n'
 TLS = '{ certificate = "c", key = "k", client_ca = "a" }'
 ALL = "no rule refuses it (listener socks5://0.0.0.0:1080)"
+CLOSED = "there is no [[intercept]] that opens the TLS of its hosts"
 REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
 
 
@@ -39,15 +40,50 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
             "[[intercept]]\nports = [443]\n[[intercept]]\nports = [443]\nhosts = ['a.example']",
             ["intercept[1]: intercept[1] can never match, since intercept[0] matches all that it would"],
         ),
-        ("[[distort]]\ntls = 'mirror'\nprofile = 'chrome:152'\n[[distort]]\ntls = 'a:1'\nprofile = 'a:1'", []),
-        ("[[distort]]\nprofile = 'a:1'\n[[distort]]\ntls = 'a:1'", []),
         (
-            "[[distort]]\nprofile = 'a:1'",
+            (
+                "[[intercept]]\n[[distort]]\ntls = 'mirror'\nprofile = 'chrome:152'\n"
+                "[[distort]]\ntls = 'a:1'\nprofile = 'a:1'"
+            ),
+            [],
+        ),
+        ("[[intercept]]\n[[distort]]\nprofile = 'a:1'\n[[distort]]\ntls = 'a:1'", []),
+        (
+            "[[intercept]]\n[[distort]]\nprofile = 'a:1'",
             ['distort[0].profile: no browser has the TLS of tabi; tls = "a:1" agrees with it'],
         ),
         (
-            "[[distort]]\nprofile = 'a:1'\ntls = 'a:2'",
+            "[[intercept]]\n[[distort]]\nprofile = 'a:1'\ntls = 'a:2'",
             ["distort[0].profile: tls is that of a:2, which sends other HTTP"],
+        ),
+        (
+            (
+                "[[distort]]\nstrip_cookies = true\n[[distort]]\nfault = { answer_delay = 1, truncate = 5 }\n"
+                "[[distort]]\ntls = 'mirror'\n[[distort]]\nfault = '3g'"
+            ),
+            [
+                f"distort[0]: strip_cookies applies to HTTP without TLS alone: {CLOSED}",
+                f"distort[1]: fault.answer_delay, fault.truncate apply to HTTP without TLS alone: {CLOSED}",
+                f"distort[2]: tls never applies: {CLOSED}",
+            ],
+        ),
+        (
+            (
+                "[[intercept]]\nhosts = ['a.example']\n[[distort]]\nstrip_cookies = true\nhosts = ['*.example']\n"
+                "[[distort]]\nstrip_cookies = true\nhosts = ['b.example']"
+            ),
+            [f"distort[1]: strip_cookies applies to HTTP without TLS alone: {CLOSED}"],
+        ),
+        (
+            (
+                "[[intercept]]\ntls = false\n[[intercept]]\ncommands = ['forward']\n[[intercept]]\naction = 'pass'\n"
+                "[[distort]]\nmap_local = 'a'"
+            ),
+            [
+                "intercept[1]: intercept[1] can never match, since intercept[0] matches all that it would",
+                "intercept[2]: intercept[2] can never match, since intercept[0] matches all that it would",
+                f"distort[0]: map_local applies to HTTP without TLS alone: {CLOSED}",
+            ],
         ),
         (
             "[[intercept]]\nusers = ['alicce']",
@@ -131,3 +167,25 @@ def test_a_fault_whose_time_is_over() -> None:
     over = "distort[0].fault.until: that is over, so distort[0] never acts again"
     assert advise(parse_config(text), now=1.8e9) == [over]
     assert advise(parse_config(text), now=1.79e9) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [
+        (None, ["a.test"], True),
+        (["*"], ["a.test"], True),
+        (["a.test"], ["b.test"], False),
+        (["A.test"], ["a.test"], True),
+        (["*.test"], ["a.test"], True),
+        (["*.a.test"], ["*.test"], True),
+        (["*.a.test"], ["*.b.test"], False),
+        (["re:a.*"], ["b.test"], True),
+        (["10.0.0.0/8"], ["a.test"], True),
+        (["10.0.0.0/8"], ["10.1.0.0/16"], True),
+        (["10.0.0.0/8"], ["11.0.0.1"], False),
+        (["10.0.0.0/8", "a.test"], ["*.b.test"], True),
+    ],
+)
+def test_hosts_that_may_meet(one: list[str] | None, other: list[str] | None, meet: bool) -> None:
+    """Whichever comes first; a name may have any address, and a pattern any name."""
+    assert may_meet(one, other) is may_meet(other, one) is meet

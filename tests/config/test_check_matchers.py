@@ -137,10 +137,8 @@ WORKERS = "distort[0].seed: sessions are drawn by each worker for itself: expect
             "[[distort]]\nstatus = 500\nfault = { status = 500 }",
             ["distort[0].status: it contradicts fault.status: expected one of both"],
         ),
-        ("[[distort]]\nmap_local = ''\nbody = ''", [
-            "distort[0].map_local: expected the path of a file",
-            "distort[0].body: expected the path of a file",
-        ]),
+        ("[[distort]]\nmap_local = ''", ["distort[0].map_local: expected the path of a file"]),
+        ("[[distort]]\nbody = ''", ["distort[0].body: expected the path of a file"]),
         ("[[distort]]\nheaders = { set = { a = 5 } }", ["distort[0].headers.set.a: expected string, got integer"]),
         (
             "[[distort]]\nfault = '3g'\nhosts = ['a', 'b*c']\ncommands = ['x']\nlisteners = ['y']\nname = ''",

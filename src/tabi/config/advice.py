@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tabi.config.compile import make_distorts, make_guard, make_intercepts, make_rule_set
+from tabi.config.faults import find_fault
 from tabi.config.schema import Config, Listen, UserConfig
 from tabi.policy.distorts import Distorts
 from tabi.policy.guard import HERE, INNER, PRIVATE
 from tabi.policy.networks import Network, parse_network
-from tabi.policy.overlap import find_hidden
-from tabi.policy.rules import Conditions, Rule, RuleSet
+from tabi.policy.overlap import find_hidden, has_name
+from tabi.policy.rules import Conditions, Rule, RuleSet, make_hosts
 from tabi.session import UNIX
 from tabi.wire.address import Address
 
@@ -38,7 +39,7 @@ def advise(config: Config, users: UserTable | None = None, now: float = 0.0) -> 
         distorts = make_distorts(config, users)
         found += advise_on_distorts(distorts, now)
         found += advise_on_users(config, distorts.rules, known, "distort")
-    return [*found, *advise_on_fingerprints(config)]
+    return [*found, *advise_on_fingerprints(config), *advise_on_http(config)]
 
 
 def advise_on_fingerprints(config: Config) -> Iterator[str]:
@@ -62,6 +63,45 @@ def advise_on_distorts(distorts: Distorts, now: float) -> Iterator[str]:
             yield f"{path}.probability: it is 0, so {entry.label} never acts"
         if entry.schedule.begins(now) is None:
             yield f"{path}.fault.until: that is over, so {entry.label} never acts again"
+
+
+HTTP_KEYS = ("headers", "response_headers", "strip_cookies", "map_remote", "map_local", "status", "body", "profile")
+
+
+def advise_on_http(config: Config) -> Iterator[str]:
+    """Entries of molding that need TLS to be opened, for destinations of which it is not."""
+    opened = [one for one in config.intercept if one.action == "intercept" and one.tls]
+    opened = [one for one in opened if one.commands is None or "connect" in one.commands]
+    for index, distort in enumerate(config.distort):
+        if any(may_meet(distort.hosts, one.hosts) for one in opened):
+            continue
+        keys = [key for key in HTTP_KEYS if getattr(distort, key)]
+        if distort.fault is not None:
+            fault = find_fault(distort.fault, config.profile)
+            keys += [
+                f"fault.{key}" for key in ("status", "answer_delay", "truncate") if getattr(fault, key) is not None
+            ]
+        why = "there is no [[intercept]] that opens the TLS of its hosts"
+        if keys:
+            verb = "applies" if len(keys) == 1 else "apply"
+            yield f"distort[{index}]: {', '.join(keys)} {verb} to HTTP without TLS alone: {why}"
+        if distort.tls is not None:
+            yield f"distort[{index}]: tls never applies: {why}"
+
+
+def may_meet(one: list[str] | None, other: list[str] | None) -> bool:
+    """Whether some destination may be among both lists of hosts, as far as words tell: patterns may match any name, and
+    names may have any address."""
+    if one is None or other is None:
+        return True
+    first, second = make_hosts(one), make_hosts(other)
+    for hosts, others in ((first, second), (second, first)):
+        names = [*others.names, *(f"a.{suffix}" for suffix in others.suffixes)]
+        if hosts.everything or hosts.patterns or (hosts.networks.networks and (others.names or others.suffixes)):
+            return True
+        if any(has_name(hosts, name) for name in names):
+            return True
+    return any(network.overlaps(other) for network in first.networks.networks for other in second.networks.networks)
 
 
 def advise_on_rules(rules: RuleSet, table: str = "rule") -> Iterator[str]:

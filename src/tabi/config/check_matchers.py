@@ -11,6 +11,7 @@ import msgspec
 from tabi.config.compile import make_entries, make_rewrite, texts_of
 from tabi.config.distort import DistortConfig, FaultConfig
 from tabi.config.faults import fault_errors, find_fault
+from tabi.config.rewrites import rewrite_errors
 from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
 from tabi.errors import ConfigError
 from tabi.policy.rules import Texts, make_rule
@@ -118,12 +119,7 @@ def molding_errors(distort: DistortConfig, path: str, profiles: Mapping[str, Fau
             yield ConfigError(exc.message, f"{path}.fault")
     for key in ("map_local", "body"):
         yield from path_error(getattr(distort, key), f"{path}.{key}")
-    if distort.status is not None and not 200 <= distort.status <= 599:
-        yield ConfigError(f"{distort.status}, expected 200 to 599", f"{path}.status")
-    if distort.status is not None and isinstance(distort.fault, FaultConfig) and distort.fault.status is not None:
-        yield ConfigError("it contradicts fault.status: expected one of both", f"{path}.status")
-    if distort.map_local is not None and distort.map_remote is not None:
-        yield ConfigError("it contradicts map_local: expected one of both", f"{path}.map_remote")
+    yield from rewrite_errors(distort, path)
     if distort.fault is None and distort.tls is None and make_rewrite(distort) is None:
         yield ConfigError(
             "it changes nothing: expected fault, headers, tls or another key that changes something", path

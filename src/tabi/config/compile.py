@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabi.config.columns import NO_LIMITS, Column, Has
@@ -36,6 +36,10 @@ from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read
 if TYPE_CHECKING:
     from tabi.config.users import UserTable
     from tabi.policy.intercepts import InterceptRule, Intercepts
+
+
+HTTP_COMMANDS = ("connect", "forward")
+"""Those whose sessions can be HTTP."""
 
 
 def make_rules(config: Config) -> list[Compiled]:
@@ -80,7 +84,10 @@ def make_rule_set(config: Config, users: UserTable | None = None, rules: list[Co
 
 
 def make_intercepts(
-    config: Config, users: UserTable | None = None, clock: Callable[[], float] = time.time
+    config: Config,
+    users: UserTable | None = None,
+    clock: Callable[[], float] = time.time,
+    distorts: Iterable[Distort] = (),
 ) -> Intercepts | None:
     """What is looked into, ready to decide; None if nothing is. Raises ConfigError.
 
@@ -88,12 +95,32 @@ def make_intercepts(
         config: has the entries.
         users: as in `make_rule_set`.
         clock: seconds since 1970.
+        distorts: those that act on HTTP have plain HTTP looked into, where no entry matches.
     """
-    if not config.intercept:
+    implied = [*implied_entries(distorts, len(config.intercept))]
+    if not config.intercept and not implied:
         return None
     from tabi.policy.intercepts import Intercepts
 
-    return Intercepts(make_entries(config), clock, columns_of(config, users)("groups", groups_of), direct_of(config))
+    entries = [*make_entries(config), *implied]
+    return Intercepts(entries, clock, columns_of(config, users)("groups", groups_of), direct_of(config))
+
+
+def implied_entries(distorts: Iterable[Distort], first: int) -> Iterator[tuple[InterceptRule, Compiled]]:
+    """What has plain HTTP looked into for entries of ``[[distort]]``; ``first`` is the number of the first. Those with
+    ``tls`` alone come last: they only need to know that a session is TLS, for the log."""
+    wanted = [distort for distort in distorts if distort.on_http or distort.tls is not None]
+    wanted.sort(key=lambda distort: not distort.on_http)
+    if not wanted:
+        return
+    from tabi.policy.intercepts import InterceptRule, make_matcher
+
+    for number, distort in enumerate(wanted, first):
+        texts, usual = distort.rule.texts, HTTP_COMMANDS if distort.on_http else ("connect",)
+        commands = tuple(word for word in usual if texts.commands is None or word in texts.commands)
+        if commands:
+            settings = InterceptRule(number, distort.label, tls=False, http=distort.on_http)
+            yield settings, make_matcher(settings, texts._replace(commands=commands))
 
 
 def direct_of(config: Config) -> list[str]:
@@ -119,7 +146,8 @@ def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
     """What an ``[[intercept]]`` says, apart from its matchers."""
     from tabi.policy.intercepts import InterceptRule
 
-    said = {key: getattr(intercept, key) for key in InterceptRule.__struct_fields__ if key != "number"}
+    keys = set(InterceptRule.__struct_fields__) - {"number", "http"}
+    said = {key: getattr(intercept, key) for key in keys}
     said["mask"] = tuple(name.lower() for name in intercept.mask)
     said["scripts"] = tuple(intercept.scripts)
     said["body_limit"], said["hook_timeout"] = int(intercept.body_limit), float(intercept.hook_timeout)  # plain ones

@@ -122,6 +122,8 @@ class Interception:
         self.fetch = fetch
         self.fingerprints: Fingerprints | None = None
         self.pinned = Pinned()
+        self.on_passing: Callable[[Session, str | None], object] | None = None
+        """Told of a session whose TLS is not opened, and of the name in its hello."""
         self.chosen: dict[Session, Chosen] = {}
         self.tunnels = ChosenTunnels(self)
         self.forwarded = relays.sibling(relays.done)  # of plain requests to the proxy that have changed the protocol
@@ -162,12 +164,14 @@ class Interception:
         if seen.protocol is Payload.RAW and seen.octets[:1] != HANDSHAKE[:1] and not self.rules.see_octets():
             return None  # at no cost for what nobody could look into
         rule = self.intercepts.match(session, None if hello is None else hello.sni)
-        if rule is None:
-            return None
         if hello is None:
+            if rule is None or not rule.http:
+                return None
             looked_into = seen.protocol in (Payload.HTTP1, Payload.HTTP2) or self.rules.hooks(rule).tcp_data
             return rule if looked_into or self.is_hidden(rule, seen) else None
-        if self.handshakes is None or not rule.tls:
+        if rule is None or self.handshakes is None or not rule.tls:
+            if self.on_passing is not None:
+                self.on_passing(session, hello.sni)
             return None
         if rule.on_pinning == "pass":
             name = str(host_of(hello, session))
@@ -185,7 +189,8 @@ class Interception:
     def inspect(self, connection: ClientConnection, request: Request) -> ForwardedExchange | None:
         """How a plain request to the proxy itself is looked into; None: it is forwarded as it is."""
         session = connection.session
-        if not self.intercepts.candidate(session) or (rule := self.intercepts.match(session)) is None:
+        rule = self.intercepts.match(session) if self.intercepts.candidate(session) else None
+        if rule is None or not rule.http:
             return None
         destination = request.destination
         origin = Origin("https" if request.tls else "http", destination.host, destination.port)

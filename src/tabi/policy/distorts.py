@@ -49,6 +49,11 @@ class Distort(msgspec.Struct, frozen=True, eq=False):
     live: bool = False
     """Whether it was set while the server runs, so that a reload does not take it away."""
 
+    @property
+    def on_http(self) -> bool:
+        """Whether it acts on HTTP, which has to be looked into."""
+        return self.rewrite is not None or (self.fault is not None and self.fault.on_http)
+
 
 class DistortStep(NamedTuple):
     """What became of one entry, for people."""
@@ -134,10 +139,11 @@ class Distorts:
         return bool(suffixes) and any(parent in suffixes for parent in parents_of(text))
 
     def explain(self, session: Session, now: float, sni: str | None = None) -> list[DistortStep]:
-        """What `matching` does, entry after entry, for people; arguments as there. A hello is too late for faults."""
+        """What `matching` does, entry after entry, for people; arguments as there. A hello is too late for faults
+        other than those of HTTP."""
         steps = []
         for entry in self.entries:
-            late = None if entry.rewrite is None and entry.tls is None else sni
+            late = sni if entry.on_http or entry.tls is not None else None
             found = [self.rules.mismatch(entry.rule, session, asked, now) for asked in self.names(session, None, late)]
             matched = None in found
             why = matchers_of(entry.rule) if matched else "; ".join(dict.fromkeys(filter(None, found)))

@@ -73,6 +73,8 @@ class InterceptRule(msgspec.Struct, frozen=True):
     """Seconds that an async hook has."""
     print: bool = False
     """Whether a line is printed for each flow."""
+    http: bool = True
+    """Whether HTTP without TLS is looked into. If that is not either, only the first octets are."""
 
     @property
     def label(self) -> str:

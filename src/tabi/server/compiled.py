@@ -26,7 +26,7 @@ from tabi.policy.rules import RuleSet
 from tabi.relay.sniffer import NOTHING, Sniffing
 from tabi.server.compose import load_callable
 from tabi.server.egresses import check_files
-from tabi.server.intercept_files import check_fingerprints, check_interception
+from tabi.server.intercept_files import check_distorts, check_fingerprints, check_interception
 from tabi.server.loops import refuse_loops
 from tabi.server.names import MakeResolver, ResolvedUdp, prepare_resolver, resolve_advertised
 from tabi.wire.address import Address, from_sockaddr
@@ -180,7 +180,9 @@ def compile_config(
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
     made = made._replace(sniffing=sniffing_of(config))
-    made = made._replace(intercepts=make_intercepts(config, users), distorts=make_distorts(config, users))
+    made = made._replace(distorts=make_distorts(config, users))
+    made = made._replace(intercepts=make_intercepts(config, users, distorts=made.distorts))
+    check_distorts(made.distorts)
     if made.intercepts is not None:
         check_interception(config, made.intercepts)
     check_fingerprints(config)

@@ -152,28 +152,38 @@ class Faults:
         return {*self.all, *labels_of(self.server.config)}
 
     def put(self, fault: LiveFault, distort: Distort) -> Entry:
-        """Have a fault do this from now on. Raises RuntimeError if the server does not run."""
+        """Have a fault do this from now on. Raises RuntimeError if the server does not run, ConfigError as `take`."""
         parts = self.server.parts
         if self.server.ends:
             raise RuntimeError("the server is closed")
         if parts.molding is None:
             parts.molding = parts.make_molding()
-        parts.molding.live[fault.name] = distort
+        molding, before = parts.molding, parts.molding.live
+        molding.live = {**before, fault.name: distort}
+        try:
+            self.take(before.get(fault.name), distort)
+        except ConfigError:
+            molding.live = before
+            raise
         self.all[fault.name] = fault
-        self.take()
-        return parts.molding.distortion.entries[distort]
+        return molding.distortion.entries[distort]
 
     def remove(self, name: str) -> None:
         """Have the fault of a name act no more."""
         del self.all[name]
         molding = self.server.parts.molding
         if molding is not None and not self.server.ends:
-            del molding.live[name]
-            self.take()
+            self.take(molding.live.pop(name))
 
-    def take(self) -> None:
-        """Act by what is set now."""
+    def take(self, *changed: Distort | None) -> None:
+        """Act by what is set now: these have come or gone.
+
+        Raises:
+            ConfigError: HTTP cannot be looked into. Nothing has changed then.
+        """
         parts = self.server.parts
+        if any(distort is not None and distort.on_http for distort in changed):
+            parts.prepare_interception(parts.compiled)()
         parts.take_distorts(parts.compiled.distorts)
 
     def rows(self) -> Iterator[Row]:

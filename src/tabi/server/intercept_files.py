@@ -17,6 +17,7 @@ from tabi.net.tls import load_certificate
 
 if TYPE_CHECKING:
     from tabi.intercept.authority import Authority
+    from tabi.policy.distorts import Distorts
     from tabi.policy.intercepts import Intercepts
 
 
@@ -46,7 +47,10 @@ def check_interception(config: Config, intercepts: Intercepts) -> None:
     """Check all files that interception needs, and its packages. Raises ConfigError."""
     from tabi.intercept.packages import need_packages
 
-    need_packages("[[intercept]]", "intercept")
+    if config.intercept:
+        need_packages("[[intercept]]", "intercept")
+    else:
+        need_packages("[[distort]] of HTTP", "distort")
     if intercepts.need_authority:
         load_authority(config)
     for rule in intercepts:
@@ -77,6 +81,31 @@ def check_fingerprints(config: Config) -> None:
             check_name(distort.tls, f"distort[{number}].tls")
         if distort.profile is not None:
             check_name(distort.profile, f"distort[{number}].profile", mirror=False)
+
+
+def check_distorts(distorts: Distorts) -> None:
+    """Check the files that HTTP is answered with. Raises ConfigError."""
+    for distort in distorts:
+        rewrite = distort.rewrite
+        if rewrite is None:
+            continue
+        for key in ("map_local", "body"):
+            name: str | None = getattr(rewrite, key)
+            if name is not None:
+                check_content(name, f"distort[{distort.number}].{key}", folder=key == "map_local")
+
+
+def check_content(name: str, path: str, folder: bool) -> None:
+    """Raise ConfigError if there is no file that can be read, nor, where that may be, a folder."""
+    fault = None
+    if not os.path.exists(name):
+        fault = "no such file"
+    elif not os.path.isfile(name) and not (folder and os.path.isdir(name)):
+        fault = "not a file, nor a folder" if folder else "not a file"
+    elif not os.access(name, os.R_OK | os.X_OK if os.path.isdir(name) else os.R_OK):
+        fault = "permission denied"
+    if fault is not None:
+        raise ConfigError(f"{name}: {fault}", path)
 
 
 def check_authorities(name: str, path: str) -> None:

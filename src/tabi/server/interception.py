@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from time import time
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -17,7 +16,6 @@ from tabi.ingress.gate import Gate
 from tabi.intercept.authority import read_certificates
 from tabi.intercept.contexts import ClientContexts, ServerContexts
 from tabi.intercept.datagram_hooks import DatagramHooks
-from tabi.intercept.fingerprints import Fingerprints
 from tabi.intercept.hooks import Hooks
 from tabi.intercept.interception import Interception
 from tabi.intercept.page import Page
@@ -30,7 +28,6 @@ from tabi.intercept.writer import ThreadSink
 from tabi.net.stream import Stream
 from tabi.net.tls import TlsShared
 from tabi.parts.intercept import Intercept
-from tabi.policy.distorts import Distort, Distorts
 from tabi.policy.intercepts import InterceptRule
 from tabi.relay.datagram_inspector import DatagramInspector
 from tabi.relay.first_octets import FirstOctets
@@ -165,36 +162,12 @@ def prepare(interception: Interception, compiled: Compiled, shared: TlsShared) -
     if handshakes is None and intercepts.need_authority:
         handshakes = make_handshakes(compiled, shared)
     hooks = rules.prepare(intercepts)
-    fingerprints = make_fingerprints(compiled.distorts)
 
     def begin() -> None:
         interception.intercepts, interception.handshakes = intercepts, handshakes
-        interception.fingerprints = fingerprints
         rules.take(hooks)
 
     return begin
-
-
-def make_fingerprints(distorts: Distorts) -> Fingerprints | None:
-    """What chooses fingerprints toward destinations; None where no entry has any."""
-    wanted = distorts.replaced(one for one in distorts if one.tls or (one.rewrite and one.rewrite.profile))
-    if not wanted:
-        return None
-    from tabi.distort.draws import Entry
-    from tabi.distort.fingerprint.choose import Chooser
-
-    entries = {one: Entry(one, 0.0) for one in wanted}
-
-    def chosen(session: Session, sni: str | None) -> Iterator[Distort]:
-        """An entry that has a fault too is drawn for both at once; by its fault, if that has matched."""
-        drawn = {one.entry.distort for one in session.distorted or ()}
-        now = time()
-        for one in wanted.matching(session, now, sni=sni):
-            asked = one.fault is not None and session.distorted is not None and one in wanted.matching(session, now)
-            if one in drawn or (not asked and entries[one].draw() is not None):
-                yield one
-
-    return Chooser(chosen)
 
 
 def compile_piece(compiled: Compiled, piece: Intercept) -> Compiled:
@@ -223,7 +196,7 @@ def make_inspector(interception: Interception, inner: DatagramInspector | None) 
     """What sees datagrams: that of a program, behind hooks where there are any, and these behind the filter for QUIC
     where an entry refuses it."""
     intercepts, hooks = interception.intercepts, rules_of(interception).made
-    if any(one.objects for one in hooks.values()):  # a script that changes may want datagrams later
+    if rules_of(interception).scripts.uses_objects:  # a script that changes may want datagrams later
         inner = DatagramHooks(intercepts, hooks, inner)
     return QuicFilter(intercepts, inner) if any(map(refuses, intercepts)) else inner
 

@@ -179,6 +179,8 @@ class Parts:
         closing.callback(self.gate.close)
         self.outer = self.carrier  # of sessions that are not looked into
         self.interception: Interception | None = None
+        self.interceptions: list[Interception] = []
+        """All of them, those of pieces too."""
         self.page: PageEgress | None = None
         self.inner: Carrier = self.carrier  # of sessions that are not sniffed
         self.sniffer: Sniffer | None = None
@@ -278,6 +280,8 @@ class Parts:
         Raises:
             ConfigError: a script or the authority cannot be loaded. Nothing has changed then.
         """
+        if self.molding is not None:
+            compiled = self.molding.looking_into(compiled)
         if compiled.intercepts is None:
             return lambda: self.take_carrier(self.outer, None, self.gate, self.given.datagrams)
         from tabi.intercept.page import PAGE
@@ -363,6 +367,9 @@ class Parts:
         """Close it with the server, and have the watchdog name its hooks."""
         from tabi.server.interception import close_interception, rules_of
 
+        self.interceptions.append(interception)
+        if self.molding is not None:
+            self.molding.act_inside(interception)
         self.watchdog.suspects.append(rules_of(interception).slow_since)
         self.closing.push_async_callback(close_interception, interception)
 

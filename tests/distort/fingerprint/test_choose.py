@@ -20,7 +20,6 @@ from tabi.distort.fingerprint.http2 import ProfileHttp
 from tabi.distort.fingerprint.mirror import Mirror, Preset, Unmirrored
 from tabi.errors import ConfigError
 from tabi.policy.distorts import Distort
-from tabi.server.interception import make_fingerprints
 from tabi.session import Session
 from tabi.wire.address import Address
 from tabi.wire.client_hello import decode_client_hello
@@ -200,22 +199,3 @@ def test_an_entry_is_drawn_once_for_all_that_it_does(run_once: Run, tmp_path: Pa
             assert len(set(found)) == 2
 
     run_once(main)
-
-
-def test_a_seed_repeats_what_is_drawn() -> None:
-    """Session by session."""
-
-    def draws() -> list[bool]:
-        distorts = make_distorts(Config(distort=[DistortConfig(tls="mirror", probability=0.5, seed=7)]))
-        fingerprints = make_fingerprints(distorts)
-        assert fingerprints is not None
-        return [fingerprints.choose(session()) is not None for _ in range(50)]
-
-    assert draws() == draws()
-    assert len(set(draws())) == 2
-
-
-def test_nobody_is_asked_where_no_entry_is_about_it() -> None:
-    """Then a session pays nothing."""
-    assert make_fingerprints(make_distorts(Config(distort=[DistortConfig(strip_cookies=True)]))) is None
-    assert make_fingerprints(make_distorts(Config())) is None

@@ -1,0 +1,400 @@
+"""Rewrites as destinations and clients see them: by HTTP/1.1 and HTTP/2, inside TLS, in a tunnel and forwarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Run
+from h2_net import origin as h2_origin
+from interceptions import OK, origin
+from molding import ask, curl, http1_context, molding
+from tabi.distort.rewrites import change
+from tabi.intercept.flow import Flow, FlowRequest
+from tabi.intercept.headers import Headers
+from tabi.policy.rewrites import FieldChanges
+from tabi.server.interception import rules_of
+
+HEADERS = {
+    "remove": ["x-gone"],
+    "set": {"User-Agent": "Mozilla/5.0", "X-New": "1"},
+    "append": {"x-More": ["a", "b"]},
+    "order": ["user-agent", "HOST"],
+}
+REQUEST = (
+    b"GET %b HTTP/1.1\r\nHost: localhost:%d\r\nx-GONE: 1\r\nUser-agent: curl\r\n"
+    b"aCCept: */*\r\nConnection: close\r\n\r\n"
+)
+TWICE = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+REWRITTEN = b"user-agent: Mozilla/5.0\r\nHOST: localhost:%d\r\naCCept: */*\r\n"
+
+
+def head_of(octets: bytes) -> bytes:
+    """The fields of a head."""
+    return octets.partition(b"\r\n")[2]
+
+
+def test_fields_in_exact_case_and_order_in_a_tunnel(run: Run, tmp_path: Path) -> None:
+    """The destination gets the very case and order that were asked for, and all else as it came."""
+
+    async def main() -> None:
+        async with origin(OK, plain=True, stays=False) as one, molding(tmp_path, {"headers": HEADERS}) as server:
+            assert (await ask(server, REQUEST % (b"/", one.port), one.port)).endswith(b"hello")
+            expected = REWRITTEN % one.port + b"Connection: close\r\nX-New: 1\r\nx-More: a\r\nx-More: b\r\n\r\n"
+            assert head_of(one.heads[0]) == expected
+
+    run(main)
+
+
+def test_fields_of_a_forwarded_request(run: Run, tmp_path: Path) -> None:
+    """The same of what the proxy sends, with its Via, which can be removed and replaced like any field."""
+
+    async def main() -> None:
+        async with origin(OK, OK, plain=True, stays=False) as one:
+            url = b"http://localhost:%d/x" % one.port
+            async with molding(tmp_path, {"headers": HEADERS}) as server:
+                await ask(server, REQUEST % (url, one.port))
+            tail = b"Via: 1.1 tabi\r\nX-New: 1\r\nx-More: a\r\nx-More: b\r\n\r\n"
+            assert head_of(one.heads[0]) == REWRITTEN % one.port + tail
+            one.answers.append(OK)
+            mask = {"headers": {"set": {"Via": "1.1 other"}}, "response_headers": {"remove": ["via"]}}
+            async with molding(tmp_path, mask) as server:
+                answer = await ask(server, REQUEST % (url, one.port))
+            assert b"\r\nVia: 1.1 other\r\n" in one.heads[1]
+            assert b"tabi" not in one.heads[1]
+            assert b"via" not in answer.lower()
+
+    run(main)
+
+
+@pytest.mark.parametrize("engine", ["passing", "task"])
+def test_answers_are_changed_too(run_once: Run, tmp_path: Path, engine: str) -> None:
+    """Status, fields and cookies of answers; two entries apply one after the other."""
+    cookies = (
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nServer: x\r\nX-A: 1\r\nContent-Length: 5\r\nSet-Cookie: c\r\n\r\nhello"
+    )
+
+    async def main() -> None:
+        first: dict[str, Any] = {"strip_cookies": True, "response_headers": {"set": {"x-a": "2", "X-B": "1"}}}
+        second: dict[str, Any] = {
+            "status": 503,
+            "response_headers": {"set": {"X-b": "2"}},
+            "headers": {"remove": ["A"]},
+        }
+        if engine == "task":
+            second["fault"] = {"answer_delay": 0.001}
+        async with origin(cookies, plain=True, stays=False) as one, molding(tmp_path, first, second) as server:
+            octets = (
+                b"GET / HTTP/1.1\r\nHost: localhost\r\ncookie: a=b\r\nCookie: c\r\nA: b\r\nConnection: close\r\n\r\n"
+            )
+            answer = await ask(server, octets, one.port)
+            assert one.heads == [b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"]
+            assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nServer: x\r\nx-a: 2\r\n")
+            assert b"X-b: 2\r\n" in answer
+            assert b"cookie" not in answer.lower()
+            assert answer.endswith(b"\r\n\r\nhello")
+
+    run_once(main)
+
+
+def test_http2_inside_tls(run_once: Run, tmp_path: Path) -> None:
+    """curl by HTTP/2: names in small letters, in the order that was asked for."""
+
+    async def main() -> None:
+        entry = {"headers": {**HEADERS, "order": ["User-Agent"]}, "response_headers": {"set": {"X-Answer": "1"}}}
+        async with (
+            h2_origin() as port,
+            molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server,
+        ):
+            url = f"https://localhost:{port}/"
+            done = await curl(server, url, "--http2", "-H", "X-Gone: 1", "-H", "Cookie: a=b", folder=tmp_path)
+            assert (done.code, done.said) == (0, "")
+            head = done.head.decode()
+            assert head.startswith("HTTP/2 200")
+            assert "x-x-gone" not in head
+            assert "x-answer: 1" in head
+            assert "x-user-agent: Mozilla/5.0\r\n" in head
+            assert "x-cookie: a=b" in head
+            assert "x-x-more: a\r\nx-x-more: b" in head
+
+    run_once(main)
+
+
+def test_http1_inside_tls_and_what_is_not_looked_into(
+    run_once: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TLS is opened only where an [[intercept]] says so: elsewhere it passes, and one line says that once."""
+
+    async def main() -> None:
+        entry = {"name": "mask", "headers": {"set": {"User-Agent": "other"}}}
+        async with origin(OK, OK, OK, context=http1_context()) as one:
+            url = f"https://localhost:{one.port}/"
+            async with molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server:
+                done = await curl(server, url, folder=tmp_path)
+                assert done.body == b"hello", done
+            async with molding(tmp_path, entry) as server:
+                for _ in range(2):
+                    assert (await curl(server, url, "-k")).body == b"hello"
+            assert [b"User-Agent: other\r\n" in head for head in one.heads] == [True, False, False]
+            assert [b"User-Agent: curl" in head for head in one.heads] == [False, True, True]
+        lines = [record.getMessage() for record in caplog.records if "no [[intercept]]" in record.getMessage()]
+        assert lines == [f"mask does not act on localhost:{one.port}: no [[intercept]] opens its TLS"]
+
+    run_once(main)
+
+
+def test_an_exemption_holds_for_rewrites_too(run_once: Run, tmp_path: Path) -> None:
+    """What an [[intercept]] leaves alone is left alone, in the clear too; other matchers are the entry's own."""
+
+    async def main() -> None:
+        entry = {"headers": {"set": {"User-Agent": "other"}}, "hosts": ["localhost", "other.test"]}
+        exempt = [{"action": "pass", "hosts": ["other.test"]}]
+        async with origin(OK, OK, OK, plain=True) as one, molding(tmp_path, entry, intercept=exempt) as server:
+            for host in ("localhost", "other.test", "third.test"):
+                assert (await curl(server, f"http://{host}:{one.port}/")).body == b"hello"
+            assert [b"other\r\n" in head for head in one.heads] == [True, False, False]
+
+    run_once(main)
+
+
+def test_nothing_is_registered_without_entries(run_once: Run, tmp_path: Path) -> None:
+    """Entries that do not act on HTTP have nothing looked into, and no hook is called for flows."""
+
+    async def main() -> None:
+        async with molding(tmp_path, {"fault": {"latency": "1ms"}}) as server:
+            assert server.parts.interception is None
+        async with molding(tmp_path, {"fault": {"latency": "1ms"}}, intercept=[{"tls": False}]) as server:
+            (interception,) = server.parts.interceptions
+            assert not any(hooks.of_flows for hooks in rules_of(interception).made.values())
+            assert (interception.fingerprints, interception.on_passing) == (None, None)
+            assert server.parts.molding is not None
+            assert server.parts.molding.rewrites is None
+
+    run_once(main)
+
+
+def test_scripts_see_what_came_and_rewrites_are_last(run_once: Run, tmp_path: Path) -> None:
+    """A script sees the client's own request and the destination's own answer; what goes out is the entry's."""
+    script = tmp_path / "hooks.py"
+    script.write_text(
+        "class Hook:\n"
+        "    def request(self, flow):\n"
+        "        flow.request.headers['X-Seen'] = flow.request.headers['User-Agent']\n"
+        "        flow.request.headers['User-Agent'] = 'script'\n"
+        "    def response(self, flow):\n"
+        "        flow.response.headers['X-Status'] = str(flow.response.status)\n"
+    )
+
+    async def main() -> None:
+        entry = {"headers": {"set": {"User-Agent": "entry"}}, "status": 404}
+        intercept = [{"scripts": [str(script)]}]
+        async with origin(OK, plain=True) as one, molding(tmp_path, entry, intercept=intercept) as server:
+            done = await curl(server, f"http://localhost:{one.port}/", "-A", "client")
+            assert b"User-Agent: entry\r\n" in one.heads[0]
+            assert b"X-Seen: client\r\n" in one.heads[0]
+            assert done.head.startswith(b"HTTP/1.1 404 Not Found")
+            assert b"X-Status: 200" in done.head
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "h2"])
+def test_map_remote(run_once: Run, tmp_path: Path, secure: bool) -> None:
+    """Another server is asked, with the rewritten fields and without a Via of ours; its answer is rewritten too."""
+
+    async def main() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nother\r\n0\r\n\r\n"
+        async with origin(answer, plain=True, stays=False) as other, h2_origin() as port, origin(plain=True) as one:
+            entry = {
+                "hosts": ["localhost"],
+                "map_remote": f"http://other.test:{other.port}/base/",
+                "strip_cookies": True,
+                "headers": {"remove": ["Via"], "set": {"X-Mapped": "1"}},
+                "response_headers": {"set": {"X-From": "there"}},
+            }
+            async with molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server:
+                url = f"https://localhost:{port}/a?b" if secure else f"http://localhost:{one.port}/a?b"
+                done = await curl(server, url, "-d", "content", folder=tmp_path)
+            assert (done.code, done.body) == (0, b"other"), done
+            assert done.head.startswith(b"HTTP/2 200" if secure else b"HTTP/1.1 200")
+            assert b"x-from: there" in done.head.lower()
+            assert b"cookie" not in done.head.lower()
+            assert other.heads[0].startswith(b"POST /base/a?b HTTP/1.1\r\nHost: other.test:%d\r\n" % other.port)
+            assert b"mapped: 1" in other.heads[0].lower()
+            assert b"via" not in other.heads[0].lower()
+            assert other.bodies == [b"content"]
+            assert one.connections == 0
+
+    run_once(main)
+
+
+def test_map_remote_passes_the_rules(run_once: Run, tmp_path: Path) -> None:
+    """A server that a rule denies is not reached by a rewrite either."""
+
+    async def main() -> None:
+        async with origin(plain=True) as one:
+            entry = {"hosts": ["localhost"], "map_remote": f"http://other.test:{one.port}"}
+            rule = [{"hosts": ["other.test"], "action": "deny"}]
+            async with molding(tmp_path, entry, rule=rule) as server:
+                done = await curl(server, f"http://localhost:{one.port}/")
+            assert done.head.startswith(b"HTTP/1.1 502 ")
+            assert one.connections == 0
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "h2"])
+def test_body_from_a_file(run_once: Run, tmp_path: Path, secure: bool) -> None:
+    """The file's content with its length, uncompressed, in place of the destination's; HEAD has none; conditions do not
+    reach the destination, whose 304 would be for its own content."""
+    content = b"x" * 700_000
+    (tmp_path / "page.html").write_bytes(content)
+    zipped = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello"
+
+    async def main() -> None:
+        async with origin(zipped, zipped, plain=True) as one, h2_origin() as port:
+            entry = {"body": "page.html", "status": 201, "response_headers": {"set": {"X-File": "1"}}}
+            async with molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server:
+                url = f"https://localhost:{port}/big" if secure else f"http://localhost:{one.port}/"
+                done = await curl(server, url, "-H", "If-None-Match: a", "-H", "Range: bytes=0-1", folder=tmp_path)
+                assert (done.code, done.body) == (0, content), (done.code, done.said)
+                head = done.head.lower()
+                assert b" 201" in head.partition(b"\r\n")[0]
+                assert b"content-length: 700000" in head
+                assert b"content-encoding" not in head
+                assert b"x-file: 1" in head
+                if not secure:
+                    assert b"content-type: text/html" in head
+                    assert b"If-None-Match" not in one.heads[0]
+                    assert b"Range" not in one.heads[0]
+                    one.answers[:] = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"]
+                done = await curl(server, url, "-I", folder=tmp_path)
+                assert (done.code, done.body) == (0, b"")
+                assert b"content-length: 700000" in done.head.lower()
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_status_without_content(run_once: Run, tmp_path: Path, status: int) -> None:
+    """The answer ends behind its head, and the connection goes on."""
+
+    async def main() -> None:
+        async with origin(OK, OK, plain=True) as one, molding(tmp_path, {"status": status}) as server:
+            answer = await ask(server, TWICE, one.port)
+            assert answer.count(b"HTTP/1.1 %d " % status) == 2
+            assert b"hello" not in answer
+
+    run_once(main)
+
+
+def test_a_file_that_vanishes(run_once: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The flow goes on as it is, with one line until the file is there again; the next time another."""
+    page, local = tmp_path / "page", tmp_path / "local"
+    page.write_text("body")
+    local.write_text("local")
+
+    async def main() -> None:
+        entries = {"ports": [1], "body": "page"}, {"hosts": ["other.test"], "map_local": "local"}
+        async with origin(*[OK] * 20, plain=True) as one:
+            entries[0]["ports"] = [one.port]
+            async with molding(tmp_path, entries[0]) as server:
+                for there in (True, False, False, True, False):
+                    if there:
+                        page.write_text("body")
+                    else:
+                        page.unlink(missing_ok=True)
+                    done = await curl(server, f"http://localhost:{one.port}/")
+                    assert done.body == (b"body" if there else b"hello")
+            async with molding(tmp_path, entries[1]) as server:
+                for there in (True, False, False):
+                    if not there:
+                        local.unlink(missing_ok=True)
+                    done = await curl(server, f"http://other.test:{one.port}/x")
+                    assert done.body == (b"local" if there else b"hello")
+        said = [record.getMessage() for record in caplog.records if "goes on without it" in record.getMessage()]
+        why = "no such file or directory: HTTP goes on without it"
+        assert said == [f"{page}: {why}", f"{page}: {why}", f"{local}: {why}"]
+
+    run_once(main)
+
+
+def test_a_session_is_drawn_once(run_once: Run, tmp_path: Path) -> None:
+    """With a seed the same sessions are chosen in each run, and all requests of a session share its lot."""
+
+    async def main() -> None:
+        entry = {"headers": {"set": {"X-Drawn": "1"}}, "probability": 0.5, "seed": 7}
+        runs = []
+        for _ in range(2):
+            async with origin(*[OK] * 40, plain=True) as one, molding(tmp_path, entry) as server:
+                for _ in range(16):
+                    await ask(server, TWICE, one.port)
+                runs.append([b"X-Drawn" in head for head in one.heads])
+        assert runs[0] == runs[1]
+        assert runs[0][::2] == runs[0][1::2]
+        assert 0 < sum(runs[0]) < 32
+
+    run_once(main)
+
+
+CASES = [
+    (FieldChanges(), [("A", "1")], [("A", "1")]),
+    (FieldChanges(remove=("a",)), [("A", "1"), ("B", "2"), ("a", "3")], [("B", "2")]),
+    (
+        FieldChanges(set=(("a", "9"),)),
+        [("B", "2"), ("A", "1"), ("C", "3"), ("a", "4")],
+        [("B", "2"), ("a", "9"), ("C", "3")],
+    ),
+    (FieldChanges(set=(("X", "9"),)), [("B", "2")], [("B", "2"), ("X", "9")]),
+    (
+        FieldChanges(remove=("A",), set=(("a", "2"),), append=(("a", "3"),)),
+        [("A", "1"), ("B", "")],
+        [("B", ""), ("a", "2"), ("a", "3")],
+    ),
+    (
+        FieldChanges(order=("c", "B", "x")),
+        [("A", "1"), ("b", "2"), ("C", "3"), ("B", "4")],
+        [("c", "3"), ("B", "2"), ("B", "4"), ("A", "1")],
+    ),
+    (FieldChanges(set=(("X-Forwarded-For", "{client}"),)), [], [("X-Forwarded-For", "2001:db8::1")]),
+    (
+        FieldChanges(append=(("Forwarded", "for={client};proto=http"),)),
+        [],
+        [("Forwarded", 'for="[2001:db8::1]";proto=http')],
+    ),
+    (FieldChanges(set=(("A", "{other} {client}"),)), [], [("A", "{other} 2001:db8::1")]),
+]
+
+
+def flow_of(client: str, version: str = "HTTP/1.1") -> Flow:
+    """A flow of a client."""
+    request = FlowRequest("GET", "http", "a.test", "/", version, Headers())
+    return Flow("1", (client, 5), None, "", "a.test", 80, None, request)
+
+
+@pytest.mark.parametrize(("changes", "fields", "expected"), CASES)
+def test_changes_of_fields(
+    changes: FieldChanges, fields: list[tuple[str, str]], expected: list[tuple[str, str]]
+) -> None:
+    """Removed, set, appended, ordered, with names in the very case that was given, and the client's address."""
+    headers = Headers(fields)
+    change(headers, changes, flow_of("2001:db8::1"), None)
+    assert headers.items() == expected
+    assert headers.changed is (fields != expected)
+
+
+def test_the_address_of_other_clients() -> None:
+    """IPv4 stands as it is; a client of a unix socket has no address."""
+    for client, expected in (("192.0.2.1", "192.0.2.1"), ("unix", "unknown")):
+        headers = Headers()
+        change(headers, FieldChanges(set=(("Forwarded", "for={client}"),)), flow_of(client), None)
+        assert headers["Forwarded"] == f"for={expected}"
+
+
+def test_names_are_small_in_http2() -> None:
+    """Whatever the entry says, and cookies go with everything else."""
+    headers = Headers([("cookie", "a"), ("a", "b")])
+    change(headers, FieldChanges(set=(("X-A", "1"),), order=("X-A", "A")), flow_of("::1", "HTTP/2"), "Cookie")
+    assert headers.items() == [("x-a", "1"), ("a", "b")]
