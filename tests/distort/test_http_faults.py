@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 
 from conftest import Run
 from doubles import until
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
-from molding import curl, http1_context, molding
+from molding import config_of, curl, http1_context, molding
 from support import reset_on_close
+from tabi import Server
 from tabi.distort.draws import Drawn, Entry
 from tabi.distort.http_faults import NO_FAULTS, Part, faults_of
 from tabi.distort.local_files import Pieces
+from tabi.errors import ConfigError
 from tabi.intercept.flow import Truncate, Truncated
 from tabi.policy.distorts import Distort
 from tabi.policy.faults import Fault
@@ -262,5 +266,69 @@ def test_running_sessions_get_faults_of_a_schedule(run_once: Run, tmp_path: Path
                 await asyncio.sleep(0.02)
             assert statuses[0] == b"200"
             writer.close()
+
+    run_once(main)
+
+
+def test_a_fault_of_http_that_is_set_while_it_runs(run_once: Run, tmp_path: Path) -> None:
+    """New sessions are looked into while it is set, beside the entries of the file, whose rewrites go on; a reload
+    keeps both. Without it and them nothing is looked into."""
+
+    async def main() -> None:
+        async with origin(*[OK] * 20, plain=True) as one:
+            url = f"http://localhost:{one.port}/"
+
+            async def statuses(server: Server) -> list[bytes]:
+                found = [await curl(server, url, *options) for options in ((), (TUNNEL,))]
+                return [done.head.split()[1] + b"!" * (b"X-Entry" in done.head) for done in found]
+
+            async with molding(tmp_path) as server:
+                before = server.parts.carrier
+                assert await statuses(server) == [b"200", b"200"]
+                async with server.fault(hosts=["localhost"], status=503):
+                    assert await statuses(server) == [b"503", b"503"]
+                    with pytest.raises(ConfigError, match="there is one called"):
+                        server.set_fault(name="fault-1", status=500)
+                assert await statuses(server) == [b"200", b"200"]
+                assert server.parts.carrier is before
+                assert [head.partition(b"\r\n")[0].split()[1][:1] for head in one.heads] == [b"/"] * 4
+            entry = {"response_headers": {"set": {"X-Entry": "1"}}}
+            async with molding(tmp_path, entry) as server:
+                assert await statuses(server) == [b"200!", b"200!"]
+                fault = server.set_fault(status=503)
+                assert await statuses(server) == [b"503", b"503"]
+                fault.change(status=None, truncate=3)
+                assert await statuses(server) == [b"200!", b"200!"]
+                for distorts in ([entry], []):
+                    server.reload(
+                        msgspec.structs.replace(
+                            server.config, distort=config_of(tmp_path, {"distort": distorts}).distort
+                        )
+                    )
+                    done = await curl(server, url, TUNNEL)
+                    assert (done.code, done.body, b"X-Entry" in done.head) == (18, b"hel", bool(distorts))
+                fault.remove()
+                assert await statuses(server) == [b"200", b"200"]
+
+    run_once(main)
+
+
+def test_a_fault_of_http_needs_the_packages(run_once: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them it is not set, and what was set before stays."""
+
+    async def main() -> None:
+        async with origin(OK, OK, plain=True) as one, molding(tmp_path) as server:
+            fault = server.set_fault(latency="1ms")
+            monkeypatch.setitem(sys.modules, "cryptography", None)
+            why = r"a fault of HTTP needs cryptography: pip install 'tabi\[intercept\]'"
+            with pytest.raises(ConfigError, match=why):
+                server.set_fault(status=503)
+            with pytest.raises(ConfigError, match=why):
+                fault.change(status=503)
+            assert (await curl(server, f"http://localhost:{one.port}/")).body == b"hello"
+            assert list(server.faults.all) == [fault.name]
+            fault.remove()
+            assert server.parts.molding is not None
+            assert not server.parts.molding.live
 
     run_once(main)

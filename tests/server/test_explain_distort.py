@@ -10,7 +10,7 @@ import pytest
 from rule_cases import MONDAY_NOON
 from tabi.config import make_config
 from tabi.config.compile import make_distorts
-from tabi.server.explain_distort import DistortStep, explain_distortion, lines_of
+from tabi.server.explain_distort import DistortStep, explain_distortion, lines_of, note_inside
 from tabi.session import Session
 from tabi.wire.address import Address, parse_host
 
@@ -39,7 +39,7 @@ def test_each_entry_is_told() -> None:
         "distort[2]  yes  matches everything",
         (
             "                 latency 1 s; request fields: set User-Agent; from 22:00 UTC, until 06:00 UTC "
-            "(next at 2026-11-23T22:00:00Z)"
+            "(next at 2026-11-23T22:00:00Z); not inside TLS, since no [[intercept]] opens it"
         ),
     ]
     assert msgspec.to_builtins(found)[1:] == [
@@ -47,7 +47,7 @@ def test_each_entry_is_told() -> None:
             "entry": "distort[1]",
             "matched": False,
             "why": "ports: 443 is not 80",
-            **dict.fromkeys(("does", "probability", "schedule", "acts", "begins")),
+            **dict.fromkeys(("does", "probability", "schedule", "acts", "begins", "inside")),
         },
         {
             "entry": "distort[2]",
@@ -58,6 +58,7 @@ def test_each_entry_is_told() -> None:
             "schedule": "from 22:00 UTC, until 06:00 UTC",
             "acts": False,
             "begins": "2026-11-23T22:00:00Z",
+            "inside": False,
         },
     ]
 
@@ -83,3 +84,12 @@ def test_the_name_in_the_hello_chooses_what_is_looked_into() -> None:
         {"hosts": ["a.example"], "strip_cookies": True}, {"hosts": ["a.example"], "fault": "3g"}, sni="a.example"
     )
     assert [step.matched for step in found] == [True, False]
+
+
+@pytest.mark.parametrize(("opened", "said"), [(True, False), (None, False), (False, True)])
+def test_what_takes_an_intercept_is_told(opened: bool | None, said: bool) -> None:
+    """Of entries that act on HTTP or TLS, and of no others."""
+    found = explained({"strip_cookies": True}, {"fault": {"status": 500}}, {"tls": "mirror"}, {"fault": "3g"})
+    note_inside(found, opened)
+    assert [step.inside for step in found] == [opened] * 3 + [None]
+    assert ["not inside TLS" in line for line in lines_of(found) if line[0] == " "] == [said] * 3 + [False]

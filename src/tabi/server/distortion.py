@@ -49,17 +49,10 @@ class Molding:
         """Those of which the log says that they act on no TLS that passes."""
 
     def looking_into(self, compiled: Compiled) -> Compiled:
-        """A configuration that has plain HTTP looked into for faults that are set while it runs as well.
-
-        Raises:
-            ConfigError: a package for that is missing.
-        """
+        """A configuration that has plain HTTP looked into for faults that are set while it runs as well."""
         asked = [distort for distort in self.live.values() if distort.on_http]
         if not asked:
             return compiled
-        from tabi.intercept.packages import need_packages
-
-        need_packages("a fault of HTTP")
         distorts = [*compiled.distorts, *asked]
         return compiled._replace(intercepts=make_intercepts(compiled.config, compiled.users, distorts=distorts))
 

@@ -33,8 +33,8 @@ from tabi.policy.networks import unmapped
 from tabi.server.compiled import sniffing_of
 from tabi.server.compose import make_policy
 from tabi.server.egresses import Egresses
-from tabi.server.explain_distort import explain_distortion
-from tabi.server.explain_intercept import explain_interception
+from tabi.server.explain_distort import explain_distortion, note_inside
+from tabi.server.explain_intercept import explain_interception, opens_tls
 from tabi.server.explanation import QUESTIONS, EgressExplainer, Explanation, Recorder, is_name
 from tabi.session import Session
 from tabi.wire.address import Address
@@ -142,6 +142,7 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     intercepts = make_intercepts(config, users, lambda: request.now) if found.error is None else None
     if intercepts is not None:
         found.intercept = explain_interception(intercepts, session, addresses or (), request.sni)
+    note_inside(found.distort, None if request.command == "forward" else opens_tls(found.intercept))
     return found
 
 

@@ -29,6 +29,9 @@ class DistortStep(msgspec.Struct):
     """Whether it acts at the time that is asked about, if its cycle does not say otherwise."""
     begins: str | None = None
     """When it acts next; null if it does now, or never again."""
+    inside: bool | None = None
+    """Whether it acts inside TLS, which an ``[[intercept]]`` has to open; null if it does not act on HTTP or TLS, or
+    there is none."""
 
 
 def explain_distortion(
@@ -58,6 +61,13 @@ def explain_distortion(
     ]
 
 
+def note_inside(found: list[DistortStep], opened: bool | None) -> None:
+    """Note of entries whether they act inside TLS: whether an ``[[intercept]]`` opens it; None if there is none."""
+    for step in found:
+        if step.inside is not None:
+            step.inside = opened
+
+
 def step_of(distort: Distort, why: str, now: float) -> DistortStep:
     """An entry that matches."""
     begins = distort.schedule.begins(now)
@@ -70,6 +80,7 @@ def step_of(distort: Distort, why: str, now: float) -> DistortStep:
         words_of_schedule(distort.schedule) or None,
         begins == now,
         None if begins in (now, None) else format_moment(begins or 0),
+        False if distort.on_http or distort.tls is not None else None,
     )
 
 
@@ -90,3 +101,5 @@ def terms_of(step: DistortStep) -> Iterator[str]:
     if step.schedule is not None:
         when = "acts now" if step.acts else "never again" if step.begins is None else f"next at {step.begins}"
         yield f"{step.schedule} ({when})"
+    if step.inside is False:
+        yield "not inside TLS, since no [[intercept]] opens it"

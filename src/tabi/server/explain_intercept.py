@@ -79,6 +79,11 @@ def settings_of(rule: InterceptRule) -> dict[str, Any]:
     return {key: value for key in SETTINGS if (value := getattr(rule, key)) not in (None, ())}
 
 
+def opens_tls(found: Interception | None) -> bool:
+    """Whether the TLS of a session would be opened."""
+    return found is not None and bool(found.settings.get("tls"))
+
+
 def lines_of(found: Interception) -> Iterator[str]:
     """The answer for people."""
     width = max((len(step.entry) for step in found.entries), default=0)

@@ -20,6 +20,7 @@ import msgspec
 
 from tabi.config import Config, FaultConfig
 from tabi.config.check_matchers import LONGEST_NAME
+from tabi.config.compile import make_distort
 from tabi.config.live_faults import LARGEST, changed, describe, find_profile, plain, read_fault
 from tabi.config.load import decode_special
 from tabi.errors import ConfigError
@@ -27,6 +28,7 @@ from tabi.policy.quantities import Seconds
 from tabi.server.channel import Channel
 from tabi.server.child import Place
 from tabi.server.faults import Faults, check_name, labels_of, new_name
+from tabi.server.intercept_files import check_fault
 
 log = logging.getLogger("tabi")
 
@@ -163,7 +165,7 @@ class FaultControl:
         if "profile" in given:
             kept = before is not None and before.profile is not None and before.given["profile"] == given["profile"]
             profile = before.profile if kept and before else plain(find_profile(given["profile"], self.profiles))
-        read_fault(given, name, profiles_of(given, profile), self.listeners)
+        check_fault(make_distort(read_fault(given, name, profiles_of(given, profile), self.listeners), 0))
         if "seed" in given and len(self.workers) != 1:
             raise ConfigError("sessions are drawn by each worker for itself: expected workers = 1", "seed")
         size = len(msgspec.json.encode(given))

@@ -13,6 +13,7 @@ from tabi.config.compile import make_distort
 from tabi.config.live_faults import FaultChanges, changed, describe, read_fault, words_of
 from tabi.errors import ConfigError
 from tabi.policy.distorts import Distort
+from tabi.server.intercept_files import check_fault
 
 if TYPE_CHECKING:
     from tabi.distort.draws import Entry
@@ -145,28 +146,26 @@ class Faults:
         config = self.server.config
         known = config.profile if profiles is None else profiles
         found = read_fault(given, name, known, [listen.url for listen in config.listen])
-        return msgspec.structs.replace(make_distort(found, 0, name=name), live=True)
+        made = make_distort(found, 0, name=name)
+        check_fault(made)
+        return msgspec.structs.replace(made, live=True)
 
     def names(self) -> set[str]:
         """Those that are taken."""
         return {*self.all, *labels_of(self.server.config)}
 
     def put(self, fault: LiveFault, distort: Distort) -> Entry:
-        """Have a fault do this from now on. Raises RuntimeError if the server does not run, ConfigError as `take`."""
+        """Have a fault do this from now on. Raises RuntimeError if the server does not run."""
         parts = self.server.parts
         if self.server.ends:
             raise RuntimeError("the server is closed")
         if parts.molding is None:
             parts.molding = parts.make_molding()
-        molding, before = parts.molding, parts.molding.live
-        molding.live = {**before, fault.name: distort}
-        try:
-            self.take(before.get(fault.name), distort)
-        except ConfigError:
-            molding.live = before
-            raise
+        before = parts.molding.live.get(fault.name)
+        parts.molding.live[fault.name] = distort
         self.all[fault.name] = fault
-        return molding.distortion.entries[distort]
+        self.take(before, distort)
+        return parts.molding.distortion.entries[distort]
 
     def remove(self, name: str) -> None:
         """Have the fault of a name act no more."""
@@ -176,11 +175,7 @@ class Faults:
             self.take(molding.live.pop(name))
 
     def take(self, *changed: Distort | None) -> None:
-        """Act by what is set now: these have come or gone.
-
-        Raises:
-            ConfigError: HTTP cannot be looked into. Nothing has changed then.
-        """
+        """Act by what is set now: these have come or gone."""
         parts = self.server.parts
         if any(distort is not None and distort.on_http for distort in changed):
             parts.prepare_interception(parts.compiled)()

@@ -17,7 +17,7 @@ from tabi.net.tls import load_certificate
 
 if TYPE_CHECKING:
     from tabi.intercept.authority import Authority
-    from tabi.policy.distorts import Distorts
+    from tabi.policy.distorts import Distort, Distorts
     from tabi.policy.intercepts import Intercepts
 
 
@@ -93,6 +93,14 @@ def check_distorts(distorts: Distorts) -> None:
             name: str | None = getattr(rewrite, key)
             if name is not None:
                 check_content(name, f"distort[{distort.number}].{key}", folder=key == "map_local")
+
+
+def check_fault(distort: Distort) -> None:
+    """Check that HTTP can be looked into, if a fault that is set while tabi runs acts on it. Raises ConfigError."""
+    if distort.on_http:
+        from tabi.intercept.packages import need_packages
+
+        need_packages("a fault of HTTP")
 
 
 def check_content(name: str, path: str, folder: bool) -> None:
