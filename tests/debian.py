@@ -25,6 +25,7 @@ PROGRAMS = {
     "tinyproxy": "tinyproxy-bin",
     "socksify": "dante-client",
     "haproxy": "haproxy",
+    "nginx": "nginx-light",
     "tnftp": "tnftp",
     "ip": "iproute2",
     "systemd-analyze": "systemd",

@@ -362,6 +362,37 @@ def test_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_python("-m", "tabi", "check", "examples/fingerprint.toml").returncode == 0
 
 
+def test_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Destinations see one User-Agent and no address, inside TLS and outside; trackers no cookies; one's own service
+    sees who asks."""
+    names = ("www.example.com", "ads.example.net", "api.internal.example")
+    certificates = make_certificates(tmp_path)
+    leaf = make_authority().issue_cert(*names)
+    leaf.cert_chain_pems[0].write_to_path(certificates.chain)
+    leaf.private_key_pem.write_to_path(certificates.key)
+    Authority.make(str(tmp_path / "tabi"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))  # whom the proxy trusts
+    file = tmp_path / "mask.toml"
+    hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in names)
+    text = (EXAMPLES / "mask.toml").read_text().replace(":1080", ":0")
+    sent = [f"{name}: 192.0.2.1" for name in ("X-Forwarded-For", "X-Real-IP", "Via", "Forwarded", "Cookie", "Referer")]
+    options = ("--cacert", str(tmp_path / "tabi" / "ca.crt"), *(word for line in sent for word in ("-H", line)))
+    with origin({"/": b""}, tls=certificates) as secure, origin({"/": b""}) as plain:
+        text = text.replace("ports = [80]", f"ports = [{plain.port}]")
+        file.write_text(f"{text}\n[resolver]\nhosts = {{ {hosts} }}\n")
+        with serve(tmp_path, "-c", file) as proxy:
+            for server, name in ((secure, names[0]), (secure, names[1]), (plain, names[1]), (plain, names[2])):
+                assert ask(proxy, server.url("/", name), *options).endswith(" 200")
+        www, ads, ads_plain, api = (asked.fields for asked in (*secure.asked, *plain.asked))
+    assert list(www) == ["host", "user-agent", "accept", "cookie", "referer"]
+    assert list(ads) == list(ads_plain) == ["host", "user-agent", "accept", "dnt"]
+    assert {fields["user-agent"][:12] for fields in (www, ads, ads_plain, api)} == {"Mozilla/5.0 "}
+    assert (api["x-forwarded-for"], api["forwarded"]) == ("127.0.0.1", "for=127.0.0.1")
+    done = run_python("-m", "tabi", "check", "examples/mask.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_bind() -> None:
     """Whoever calls the address that it prints is answered, one after the other; a reset harms nobody."""
     with example("bind.py") as running:

@@ -17,6 +17,7 @@ from processes import failure, listening, receive_exactly, run_here, run_tabi, s
 from support import credentials, request
 from tabi.config import make_config
 from tabi.egress.base import CONNECTIONS_ALONE
+from tabi.intercept.authority import Authority
 from tabi.policy.ledger import Ledger
 from tabi.policy.limits import Limits as Accounts
 from tabi.server.quota_store import QuotaStore
@@ -595,3 +596,24 @@ def test_faults_as_json(molding: Path) -> None:
     assert explain_json("associate", "0.0.0.0:0", config=molding)["distort"] == []
     unknown = explain_json("connect", "nowhere.invalid:443", config=molding)  # entries come before the resolver
     assert [step["matched"] for step in unknown["distort"]] == [False, False, False]
+
+
+def test_rewrites_are_told(tmp_path: Path) -> None:
+    """What changes in HTTP, without values that may be secret, and where it takes an [[intercept]]."""
+    Authority.make(str(tmp_path / "ca"))
+    path = tmp_path / "tabi.toml"
+    path.write_text(
+        f'[ca]\ncertificate = "{tmp_path}/ca/ca.crt"\nkey = "{tmp_path}/ca/ca.key"\n'
+        '[resolver]\nhosts = { "a.test" = ["198.51.100.7"], "b.test" = ["198.51.100.7"] }\n'
+        '[[intercept]]\nhosts = ["a.test"]\n'
+        '[[distort]]\nstrip_cookies = true\nheaders.set = { Authorization = "s3cret" }\n'
+    )
+    does = "request fields: set Authorization; no cookies"
+    for command, destination, expected in (
+        ("connect", "a.test:443", f"{does}\n"),
+        ("connect", "b.test:443", f"{does}; not inside TLS, since no [[intercept]] opens it\n"),
+        ("forward", "b.test:80", f"{does}\n"),
+    ):
+        found = explain(command, destination, config=path)
+        assert expected in found
+        assert "s3cret" not in found

@@ -86,6 +86,10 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
             ],
         ),
         (
+            "[[distort]]\nstrip_cookies = true\nports = [80]\n[[distort]]\nstatus = 404\ncommands = ['forward']",
+            [],
+        ),
+        (
             "[[intercept]]\nusers = ['alicce']",
             ["intercept[0].users: there is no user alicce"],
         ),

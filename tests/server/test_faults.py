@@ -364,4 +364,14 @@ def test_a_session_forgets_faults_that_are_gone(run_once: Run) -> None:
                     assert len(session.ended or ()) <= 1
             await round_trip(streams)
 
+
+def test_entries_of_the_file_are_listed_with_all_that_they_do(run_once: Run) -> None:
+    """Rewrites too, without values that may be secret."""
+
+    async def main() -> None:
+        entries = [{"strip_cookies": True, "fault": "3g"}, {"headers": {"set": {"Authorization": "s3cret"}}}]
+        async with Server(LOOPBACK, distort=entries) as server:
+            found = [row.what for row in server.faults.rows()]
+            assert found == ["3g; no cookies", "request fields: set Authorization"]
+
     run_once(main)

@@ -66,10 +66,12 @@ def advise_on_distorts(distorts: Distorts, now: float) -> Iterator[str]:
 
 
 HTTP_KEYS = ("headers", "response_headers", "strip_cookies", "map_remote", "map_local", "status", "body", "profile")
+HTTP_FAULTS = ("status", "answer_delay", "truncate")
 
 
 def advise_on_http(config: Config) -> Iterator[str]:
-    """Entries of molding that need TLS to be opened, for destinations of which it is not."""
+    """Entries of molding that need TLS to be opened, for destinations of which it is not; nothing is said of those that
+    mean HTTP without TLS."""
     opened = [one for one in config.intercept if one.action == "intercept" and one.tls]
     opened = [one for one in opened if one.commands is None or "connect" in one.commands]
     for index, distort in enumerate(config.distort):
@@ -78,11 +80,10 @@ def advise_on_http(config: Config) -> Iterator[str]:
         keys = [key for key in HTTP_KEYS if getattr(distort, key)]
         if distort.fault is not None:
             fault = find_fault(distort.fault, config.profile)
-            keys += [
-                f"fault.{key}" for key in ("status", "answer_delay", "truncate") if getattr(fault, key) is not None
-            ]
+            keys += [f"fault.{key}" for key in HTTP_FAULTS if getattr(fault, key) is not None]
+        plain = distort.ports == [80] or (distort.commands is not None and "connect" not in distort.commands)
         why = "there is no [[intercept]] that opens the TLS of its hosts"
-        if keys:
+        if keys and not plain:
             verb = "applies" if len(keys) == 1 else "apply"
             yield f"distort[{index}]: {', '.join(keys)} {verb} to HTTP without TLS alone: {why}"
         if distort.tls is not None:

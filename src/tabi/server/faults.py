@@ -12,6 +12,7 @@ from tabi.config import Config, FaultConfig
 from tabi.config.compile import make_distort
 from tabi.config.live_faults import FaultChanges, changed, describe, read_fault, words_of
 from tabi.errors import ConfigError
+from tabi.policy import fault_words
 from tabi.policy.distorts import Distort
 from tabi.server.intercept_files import check_fault
 
@@ -190,7 +191,9 @@ class Faults:
         for distort, config in zip(parts.compiled.distorts, parts.compiled.config.distort, strict=True):
             entry = entries.get(distort)
             counts = (0, 0) if entry is None else (entry.active, entry.chosen)
-            yield Row(distort.label, False, *describe(words_of(config)), *counts)
+            fault, matchers = describe(words_of(config))
+            rest = fault_words.words_of(msgspec.structs.replace(distort, fault=None))
+            yield Row(distort.label, False, "; ".join(filter(None, (fault, rest))), matchers, *counts)
 
 
 def check_name(name: str, names: Container[str], count: int) -> None:
