@@ -245,6 +245,42 @@ def test_map_remote_passes_the_rules(run_once: Run, tmp_path: Path) -> None:
     run_once(main)
 
 
+def test_content_for_another_server_has_a_bound(run_once: Run, tmp_path: Path) -> None:
+    """It is read whole: beyond `body_limit` the request fails, and the other server is not asked."""
+    (tmp_path / "large").write_bytes(b"x" * 200_000)
+
+    async def main() -> None:
+        async with origin(plain=True) as one, origin(OK, plain=True) as other, h2_origin() as port:
+            entry = {"hosts": ["localhost"], "map_remote": f"http://other.test:{other.port}"}
+            intercept = [{"hosts": ["localhost"], "body_limit": 100_000}]
+            async with molding(tmp_path, entry, intercept=intercept) as server:
+                for options in ((), ("--proxytunnel",)):
+                    url, content = f"http://localhost:{one.port}/", f"@{tmp_path}/large"
+                    done = await curl(server, url, *options, "-H", "Expect:", "--data-binary", content)
+                    assert done.head.startswith(b"HTTP/1.1 413 "), done
+                done = await curl(server, f"https://localhost:{port}/", "--data-binary", content, folder=tmp_path)
+                assert done.code == 92 or done.head.startswith(b"HTTP/2 502"), done
+            assert other.connections == one.connections == 0
+
+    run_once(main)
+
+
+def test_websockets_are_not_mapped(run_once: Run, tmp_path: Path) -> None:
+    """They go to their destination, with other fields as any request."""
+    (tmp_path / "page").write_text("local")
+    upgrade = "Connection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n"
+
+    async def main() -> None:
+        for entry in ({"map_local": "page"}, {"map_remote": "http://other.test:1"}):
+            more = {**entry, "headers": {"set": {"X-New": "1"}}}
+            async with origin(OK, plain=True, stays=False) as one, molding(tmp_path, more) as server:
+                octets = f"GET / HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode()
+                assert (await ask(server, octets, one.port)).endswith(b"hello")
+                assert b"X-New: 1\r\n" in one.heads[0]
+
+    run_once(main)
+
+
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "h2"])
 def test_body_from_a_file(run_once: Run, tmp_path: Path, secure: bool) -> None:
     """The file's content with its length, uncompressed, in place of the destination's; HEAD has none; conditions do not

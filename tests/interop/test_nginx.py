@@ -33,6 +33,7 @@ http {{
     server {{
         listen 127.0.0.1:{plain};
         listen 127.0.0.1:{secure} ssl http2;
+        listen 127.0.0.1:{clear} http2;
         ssl_certificate {certificates.chain};
         ssl_certificate_key {certificates.key};
         location / {{
@@ -71,24 +72,26 @@ map_local = "site"
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, certificates: Certificates) -> Iterator[tuple[int, int]]:
-    """A running nginx that listens on two sockets of ours, the second with TLS; gives their ports."""
+def nginx(folder: Path, certificates: Certificates) -> Iterator[tuple[int, int, int]]:
+    """A running nginx that listens on sockets of ours; gives the ports of plain HTTP/1, of TLS, and of plain HTTP/2."""
     program = need("nginx")
-    with socket.create_server(("127.0.0.1", 0)) as plain, socket.create_server(("127.0.0.1", 0)) as secure:
-        ports = plain.getsockname()[1], secure.getsockname()[1]
-        path = folder / "nginx.conf"
-        path.write_text(CONFIGURATION.format(folder=folder, plain=ports[0], secure=ports[1], certificates=certificates))
-        given = {**environment(), "NGINX": f"{plain.fileno()};{secure.fileno()};"}  # as when it replaces itself
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        numbers = [sock.fileno() for sock in socks]
+        plain, secure, clear = (sock.getsockname()[1] for sock in socks)
+        path, more = folder / "nginx.conf", {"folder": folder, "certificates": certificates}
+        path.write_text(CONFIGURATION.format(plain=plain, secure=secure, clear=clear, **more))
+        given = {**environment(), "NGINX": "".join(f"{number};" for number in numbers)}  # as when it replaces itself
         with (folder / "nginx.log").open("wb") as log:
             process = subprocess.Popen(
                 [program, "-p", folder, "-c", path],
                 env=given,
-                pass_fds=(plain.fileno(), secure.fileno()),
+                pass_fds=numbers,
                 stdout=log,
                 stderr=log,
             )
     try:
-        yield ports  # it listens already: who comes before nginx is ready waits in the backlog
+        yield plain, secure, clear  # it listens already: who comes before nginx is ready waits in the backlog
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -103,7 +106,7 @@ def test_what_nginx_sees(tmp_path: Path) -> None:
     Authority.make(str(tmp_path / "ca"))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "local.txt").write_text("from a file")
-    with nginx(tmp_path, certificates) as (plain, secure):
+    with nginx(tmp_path, certificates) as (plain, secure, clear):
         file = tmp_path / "tabi.toml"
         ours = f'[ca]\ncertificate = "{tmp_path}/ca/ca.crt"\nkey = "{tmp_path}/ca/ca.key"\n'
         file.write_text(TABI.format(authority=certificates.authority, secure=secure) + ours)
@@ -126,6 +129,7 @@ def test_what_nginx_sees(tmp_path: Path) -> None:
                 (f"http://www.example.com:{plain}", socks, "http/1.1"),
                 (f"https://www.example.com:{secure}", (*http, "--http1.1"), "http/1.1"),
                 (f"https://www.example.com:{secure}", socks, "http/2.0"),
+                (f"http://www.example.com:{clear}", (*socks, "--http2-prior-knowledge"), "http/2.0"),
             ):
                 head, body = fetch(f"{url}/page", *options)
                 assert body == "masked/1.0|127.0.0.1||||www.example.com|/page", (url, options)

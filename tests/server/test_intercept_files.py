@@ -11,10 +11,11 @@ import pytest
 
 from authorities import write_server
 from tabi.config import Ca, Config, make_config
+from tabi.config.compile import make_distort
 from tabi.errors import ConfigError
 from tabi.intercept.authority import Authority
 from tabi.server.compiled import Compiled, compile_config
-from tabi.server.intercept_files import authority_paths, load_authority
+from tabi.server.intercept_files import authority_paths, check_fault, load_authority
 
 
 def test_the_authority_is_in_the_users_data_directory() -> None:
@@ -124,3 +125,41 @@ def test_fingerprints_need_their_package(monkeypatch: pytest.MonkeyPatch) -> Non
             ConfigError, match=rf"^distort\[0\]\.{key}: {key} needs utls: pip install 'tabi\[fingerprint\]'$"
         ):
             compile_config(make_config({"distort": [{key: "chrome:stable"}]}))
+
+
+def test_files_that_answer_are_checked(tmp_path: Path) -> None:
+    """A folder can have files for `map_local`, and is none for `body`; a link to a file is one."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    for key, name, why in (
+        ("map_local", "folder", None),
+        ("map_local", "file", None),
+        ("body", "link", None),
+        ("body", "folder", "not a file"),
+        ("map_local", "pipe", "not a file, nor a folder"),
+        ("body", "none", "no such file"),
+        ("map_local", "none", "no such file"),
+    ):
+        path = str(tmp_path / name)
+        config = make_config({"distort": [{"fault": "3g"}, {key: path}]})
+        if why is None:
+            assert compile_config(config).distorts
+        else:
+            with pytest.raises(ConfigError) as caught:
+                compile_config(config)
+            assert str(caught.value) == f"distort[1].{key}: {path}: {why}"
+
+
+def test_faults_of_http_need_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in a file, and those that are set while tabi runs; others do not."""
+    late, status = ({"distort": [{"fault": fault}]} for fault in ({"latency": 1}, {"status": 503}))
+    check_fault(make_distort(make_config(status).distort[0], 0))
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    compile_config(make_config(late))
+    check_fault(make_distort(make_config(late).distort[0], 0))
+    with pytest.raises(ConfigError, match=r"distort: \[\[distort\]\] of HTTP needs cryptography: pip install"):
+        compile_config(make_config(status))
+    with pytest.raises(ConfigError, match="a fault of HTTP needs cryptography: pip install"):
+        check_fault(make_distort(make_config(status).distort[0], 0))

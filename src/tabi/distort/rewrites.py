@@ -103,6 +103,8 @@ class Rewrites:
             change(request.headers, rewrite.request, flow, "Cookie" if rewrite.strip_cookies else None)
         if request.method == "CONNECT":
             return
+        if "websocket" in (request.headers.get("Upgrade") or "").lower():
+            molds = molds._replace(local=None, remote=None)
         if molds.body is not None:
             for name in CONDITIONS:
                 request.headers.remove(name)

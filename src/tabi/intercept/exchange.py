@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator
 from time import time
 
-from tabi.errors import RemoteProtocolError, TabiError
+from tabi.errors import RemoteProtocolError, TabiError, TooLarge
 from tabi.intercept.content import READ_SIZE, Content
 from tabi.intercept.flow import (
     Answer,
@@ -554,7 +554,10 @@ class Exchange:
         assert flow is not None
         content = bytes(self.upload.payload)
         if not self.upload.done:
-            content = await self.read_all(inspection.rule.body_limit)
+            try:
+                content = await self.read_all(inspection.rule.body_limit)
+            except TooLarge as exc:
+                raise ExchangeFailed(413, "http_request_error", f"reroute: {exc}") from exc
         if flow.request._content is not None:
             content = flow.request._content
         fields = [(name, value.strip(b" \t")) for name, value in flow.request.headers.raw]
