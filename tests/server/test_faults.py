@@ -369,7 +369,10 @@ def test_entries_of_the_file_are_listed_with_all_that_they_do(run_once: Run) -> 
     """Rewrites too, without values that may be secret."""
 
     async def main() -> None:
-        entries = [{"strip_cookies": True, "fault": "3g"}, {"headers": {"set": {"Authorization": "s3cret"}}}]
+        entries: list[dict[str, Any]] = [
+            {"strip_cookies": True, "fault": "3g"},
+            {"headers": {"set": {"Authorization": "s3cret"}}},
+        ]
         async with Server(LOOPBACK, distort=entries) as server:
             found = [row.what for row in server.faults.rows()]
             assert found == ["3g; no cookies", "request fields: set Authorization"]

@@ -191,9 +191,9 @@ class Faults:
         for distort, config in zip(parts.compiled.distorts, parts.compiled.config.distort, strict=True):
             entry = entries.get(distort)
             counts = (0, 0) if entry is None else (entry.active, entry.chosen)
-            fault, matchers = describe(words_of(config))
+            what, matchers = describe(words_of(config))
             rest = fault_words.words_of(msgspec.structs.replace(distort, fault=None))
-            yield Row(distort.label, False, "; ".join(filter(None, (fault, rest))), matchers, *counts)
+            yield Row(distort.label, False, "; ".join(part for part in (what, rest) if part), matchers, *counts)
 
 
 def check_name(name: str, names: Container[str], count: int) -> None:
