@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import Run
+from doubles import until
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
 from molding import ask, curl, http1_context, molding
@@ -171,6 +173,25 @@ def test_nothing_is_registered_without_entries(run_once: Run, tmp_path: Path) ->
             assert (interception.fingerprints, interception.on_passing) == (None, None)
             assert server.parts.molding is not None
             assert server.parts.molding.rewrites is None
+
+    run_once(main)
+
+
+def test_sessions_that_no_entry_matches_are_relayed_at_once(run_once: Run, tmp_path: Path) -> None:
+    """They wait for no first octets: the relay has them before anybody has said anything."""
+
+    async def main() -> None:
+        entry = {"headers": {"set": {"X-New": "1"}}, "hosts": ["other.test"]}
+        async with origin(plain=True) as one, molding(tmp_path, entry) as server:
+            address, parts = server.addresses[0], server.parts
+            for host, relayed in ((b"localhost", True), (b"other.test", False)):
+                reader, writer = await asyncio.open_connection(str(address.host), address.port)
+                writer.write(b"CONNECT %b:%d HTTP/1.1\r\nHost: a\r\n\r\n" % (host, one.port))
+                await reader.readuntil(b"\r\n\r\n")
+                (session,) = parts.sessions.running
+                assert (session in parts.relays.active) is relayed
+                writer.close()
+                await until(lambda: not parts.sessions.running)
 
     run_once(main)
 

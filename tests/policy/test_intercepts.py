@@ -198,10 +198,18 @@ def test_hours_are_asked_of_the_clock() -> None:
         ([{"action": "pass", "hours": "Mon"}, {}], {}, True),
         ([{"action": "pass", "users": ["alice"]}, {}], {"user": "alice"}, False),
         ([{"action": "pass", "users": ["alice"]}, {}], {}, True),
+        ([{"tls": False}], {}, True),
+        ([{"tls": False, "hosts": ["a.example"]}], {}, False),
+        ([{"tls": False, "hosts": ["*.example"]}], {}, True),
+        ([{"tls": False, "hosts": ["*.example"], "ports": ["80"]}], {}, False),
+        ([{"tls": False, "hosts": ["10.0.0.0/8"]}], {"address": "10.0.0.1"}, True),
+        ([{"tls": False, "hosts": ["a.example"]}, {"hosts": ["b.example"]}], {}, True),
+        ([{"tls": False, "hosts": ["a.example"]}, {"action": "pass"}, {}], {}, False),
     ],
 )
 def test_candidates(entries: list[dict[str, Any]], who: dict[str, Any], expected: bool) -> None:
-    """All matchers but hosts and hours are asked, and exemptions that hold wherever the session goes."""
+    """All matchers but hosts and hours are asked, and exemptions that hold wherever the session goes; hosts of entries
+    that open no TLS too, since a hello cannot choose these."""
     assert intercepts(*entries).candidate(connected("somewhere.example", **who)) is expected
 
 
@@ -226,6 +234,9 @@ def test_one_answer_for_all_needs_no_look_at_a_session() -> None:
     assert intercepts({"action": "pass", "hosts": ["a.example"]}, {}).constant is True
     assert intercepts({"action": "pass"}).constant is False
     assert intercepts({"users": ["alice"]}, {}).constant is None
+    assert intercepts({"tls": False, "hosts": ["a.example"]}, {}).constant is None
+    assert intercepts({"tls": False}).constant is True
+    assert not intercepts({"tls": False, "hosts": ["*.example"]}).candidate(session(command="associate"))
 
 
 @given(

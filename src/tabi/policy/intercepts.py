@@ -116,13 +116,13 @@ class Intercepts:
         self.rules = RuleSet((rule for _, rule in entries), groups)
         self.clock = clock
         self.direct = frozenset((*DIRECT, *direct))
-        self.without_hosts = list(decisive(self.rules, self.settings))
+        self.decisive = list(decisive(self.rules, self.settings))
         self.constant: bool | None = None
         """The answer of `candidate` for every session, if it is the same for all."""
-        if not self.without_hosts:
+        if not self.decisive:
             self.constant = False
-        elif self.without_hosts[0][0] == Conditions():
-            self.constant = self.without_hosts[0][1]
+        elif self.decisive[0].always:
+            self.constant = self.decisive[0].answer
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -144,18 +144,21 @@ class Intercepts:
         )
 
     def candidate(self, session: Session) -> bool:
-        """Whether a session may be intercepted, depending on its hosts and on the hour: all other matchers match.
+        """Whether a session may be intercepted, depending on the name in its hello and on the hour: all else matches.
 
-        It is asked for every session, and takes up to a microsecond for each entry with other matchers than hosts.
+        It is asked for every session, and takes up to a microsecond for each entry with other matchers than hosts. An
+        entry that opens no TLS is asked for its hosts here: no hello can change what it says.
         """
         if session.command == "bind":
             return False
         if self.constant is not None:
             return self.constant
         port = None if session.destination is None else session.destination.port
-        for conditions, chosen in self.without_hosts:
-            if self.rules.holds(conditions, session, port, 0.0):
-                return chosen
+        for conditions, answer, rule in self.decisive:
+            if self.rules.holds(conditions, session, port, 0.0) and (
+                rule is None or ((asked := self.names(session, None, None)) and leads(self.rules, rule, asked))
+            ):
+                return answer
         return False
 
     def may_match(self, session: Session, wanted: Callable[[InterceptRule], bool]) -> bool:
@@ -275,14 +278,36 @@ class InterceptStep(NamedTuple):
     why: str
 
 
-def decisive(rules: RuleSet, settings: Iterable[InterceptRule]) -> Iterator[tuple[Conditions, bool]]:
-    """The conditions that `Intercepts.candidate` looks at, without hours, and what it says where they hold: an entry
-    that may intercept, or one that exempts whatever the host and the hour."""
+class Decisive(NamedTuple):
+    """What `Intercepts.candidate` looks at.
+
+    Attributes:
+        conditions: without hours.
+        answer: what it says where they hold.
+        rule: whose hosts have to match as well; None: whatever they are.
+    """
+
+    conditions: Conditions
+    answer: bool
+    rule: Rule | None
+
+    @property
+    def always(self) -> bool:
+        """Whether it holds for every session."""
+        return self.rule is None and self.conditions == Conditions()
+
+
+def decisive(rules: RuleSet, settings: Iterable[InterceptRule]) -> Iterator[Decisive]:
+    """The entries that decide for `Intercepts.candidate`: those that may intercept, and those that exempt whatever the
+    host and the hour."""
     for rule, intercept in zip(rules, settings, strict=True):
         everywhere = rule.hosts is None or rule.hosts.everything
         if intercept.action == "pass" and not (everywhere and rule.conditions.hours is None):
             continue
-        conditions = rule.conditions._replace(hours=None)
-        yield conditions, intercept.action == "intercept"
-        if conditions == Conditions():
+        hosts_decide = not everywhere and not intercept.tls
+        found = Decisive(
+            rule.conditions._replace(hours=None), intercept.action == "intercept", rule if hosts_decide else None
+        )
+        yield found
+        if found.always:
             return
