@@ -334,6 +334,53 @@ def test_body_from_a_file(run_once: Run, tmp_path: Path, secure: bool) -> None:
     run_once(main)
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "h2"])
+@pytest.mark.parametrize(
+    ("more", "status", "body"),
+    [
+        ({"body": "page"}, b"200", b"from a file"),
+        ({"body": "page", "status": 503}, b"503", b"from a file"),
+        ({"body": "page", "fault": {"truncate": 100}}, b"200", b"from a file"),
+        ({"status": 204}, b"204", b""),
+        ({"status": 299}, b"299", b"there"),
+    ],
+)
+def test_answers_of_other_servers_are_changed_too(
+    run_once: Run, tmp_path: Path, secure: bool, more: dict[str, Any], status: bytes, body: bytes
+) -> None:
+    """Status and content, as of the destination's own; fields that were for the content before are gone."""
+    (tmp_path / "page").write_text("from a file")
+    answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\nX-There: 1\r\nContent-Length: 5\r\n\r\nthere"
+
+    async def main() -> None:
+        async with origin(answer, plain=True) as other, h2_origin() as port, origin(plain=True) as one:
+            entry = {"hosts": ["localhost"], "map_remote": f"http://other.test:{other.port}", **more}
+            async with molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server:
+                url = f"https://localhost:{port}/" if secure else f"http://localhost:{one.port}/"
+                done = await curl(server, url, "-H", "Range: bytes=0-1", folder=tmp_path)
+            assert (done.code, done.head.split()[1], done.body) == (0, status, body), done
+            assert b"x-there: 1" in done.head.lower()
+            assert (b"content-encoding" in done.head.lower()) is ("body" not in more)
+            assert (b"range:" in other.heads[0].lower()) is ("body" not in more)
+
+    run_once(main)
+
+
+def test_a_tunnel_within_is_not_answered(run_once: Run, tmp_path: Path) -> None:
+    """The fields of a CONNECT to a proxy behind are changed; that is all, since a tunnel is no content."""
+    (tmp_path / "page").write_text("from a file")
+    octets = b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\nUser-Agent: x\r\n\r\n"
+
+    async def main() -> None:
+        entry = {"map_local": "page", "status": 500, "fault": {"truncate": 1}, "headers": {"remove": ["User-Agent"]}}
+        answer = b"HTTP/1.1 200 OK\r\n\r\ntunnel"
+        async with origin(answer, plain=True, stays=False) as one, molding(tmp_path, entry) as server:
+            assert await ask(server, octets, one.port) == answer
+            assert b"User-Agent" not in one.heads[0]
+
+    run_once(main)
+
+
 @pytest.mark.parametrize("status", [204, 304])
 def test_a_status_without_content(run_once: Run, tmp_path: Path, status: int) -> None:
     """The answer ends behind its head, and the connection goes on."""
