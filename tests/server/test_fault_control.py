@@ -308,6 +308,42 @@ def test_sessions_are_served_while_the_first_fault_is_prepared(run_once: Run, mo
     run_once(main)
 
 
+@pytest.mark.parametrize(
+    ("given", "profile", "more"),
+    [
+        ({"status": 503}, None, True),
+        ({"profile": "mine"}, {"truncate": 5}, True),
+        ({"profile": "3g"}, {"rtt": 1}, False),
+    ],
+)
+def test_what_a_fault_of_http_needs_is_loaded_too(
+    run_once: Run, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], profile: dict[str, Any] | None, more: bool
+) -> None:
+    """In a thread, as all that a fault needs; other faults do not load it."""
+    loaded: list[str] = []
+    monkeypatch.setattr(fault_control, "MOLDING", "no.molding")
+    monkeypatch.setattr(fault_control, "OF_HTTP", ("no.http",))
+
+    def load(name: str) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        loaded.append(name)
+
+    async def main() -> None:
+        ours, theirs = make_channel()
+        async with Server(LOOPBACK) as server:
+            monkeypatch.setattr(importlib, "import_module", load)
+            orders = Orders(lambda: server.faults, theirs)
+            orders.add({"id": 1, "set": {"it": {"given": given, "profile": profile}}})
+            await until(lambda: not orders.waiting)
+            assert loaded == (["no.molding", "no.http"] if more else ["no.molding"])
+            assert ours.next_body() == {"faults": 1}
+            await orders.close()
+        ours.close()
+        theirs.close()
+
+    run_once(main)
+
+
 def test_a_worker_obeys(run_once: Run) -> None:
     """It sets, changes, removes and counts; what it cannot do it says, and goes on."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tabi.config.compile import make_distorts, make_guard, make_intercepts, make_rule_set
-from tabi.config.faults import find_fault
+from tabi.config.faults import HTTP_FAULTS, find_fault
 from tabi.config.schema import Config, Listen, UserConfig
 from tabi.policy.distorts import Distorts
 from tabi.policy.guard import HERE, INNER, PRIVATE
@@ -66,7 +66,6 @@ def advise_on_distorts(distorts: Distorts, now: float) -> Iterator[str]:
 
 
 HTTP_KEYS = ("headers", "response_headers", "strip_cookies", "map_remote", "map_local", "status", "body", "profile")
-HTTP_FAULTS = ("status", "answer_delay", "truncate")
 
 
 def advise_on_http(config: Config) -> Iterator[str]:

@@ -15,6 +15,9 @@ from tabi.policy.schedule import MIDNIGHT, Clock, Daily, Schedule
 from tabi.wire.socks5 import ReplyCode
 
 LINE_KEYS = LineConfig.__struct_fields__
+HTTP_FAULTS = ("status", "answer_delay", "truncate")
+"""Keys of what acts on HTTP that is looked into."""
+
 REPLIES = {code.name.lower().replace("_", " "): int(code) for code in ReplyCode if 0 < code <= 8}
 """The replies of RFC 1928 section 6 that refuse, by their words."""
 
@@ -257,7 +260,7 @@ def direction_errors(config: FaultConfig, fault: Fault) -> Iterator[tuple[str, s
     if config.rtt is not None and config.direction in ("up", "down"):
         wrong["direction"] = "it contradicts rtt, which is for both: expected latency"
     if fault.up.blackhole or fault.down.blackhole:
-        hidden = [key for key in ("tls_cut", "status", "answer_delay", "truncate") if getattr(config, key) is not None]
+        hidden = [key for key in ("tls_cut", *HTTP_FAULTS) if getattr(config, key) is not None]
         wrong |= dict.fromkeys(hidden, SWALLOWED)
     wrong |= {place: found[0] for place, found in useless.items() if len(found) >= holding.count(place)}
     yield from wrong.items()

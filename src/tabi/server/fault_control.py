@@ -21,6 +21,7 @@ import msgspec
 from tabi.config import Config, FaultConfig
 from tabi.config.check_matchers import LONGEST_NAME
 from tabi.config.compile import make_distort
+from tabi.config.faults import HTTP_FAULTS
 from tabi.config.live_faults import LARGEST, changed, describe, find_profile, plain, read_fault
 from tabi.config.load import decode_special
 from tabi.errors import ConfigError
@@ -42,7 +43,10 @@ LONGEST_TEXT = 200
 """Letters of what is shown of a fault in one column."""
 
 MOLDING = "tabi.server.distortion"
-"""The module that imports all others of molding."""
+"""The module that imports all others of molding, but those for HTTP."""
+
+OF_HTTP = ("tabi.server.interception", "tabi.distort.rewrites")
+"""Those that import the latter."""
 
 MOST_OCTETS, MOST_OF_WORKER = 60_000, 30_000
 """Octets of a list, and of the part that a worker says, as JSON: messages in a channel have a bound."""
@@ -372,9 +376,11 @@ class Orders:
 
     async def work(self) -> None:
         """Do all that waits."""
-        if MOLDING not in sys.modules:
-            await asyncio.to_thread(importlib.import_module, MOLDING)
         while self.waiting:
+            told = self.waiting[0]
+            for module in (MOLDING, *(OF_HTTP if acts_on_http(told) else ())):
+                if module not in sys.modules:
+                    await asyncio.to_thread(importlib.import_module, module)
             self.channel.send(obey(self.faults(), self.waiting.popleft()))
 
     async def close(self) -> None:
@@ -382,6 +388,12 @@ class Orders:
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
+
+
+def acts_on_http(told: Mapping[str, Any]) -> bool:
+    """Whether faults that are set act on HTTP."""
+    found = told.get("set", {}).values()
+    return any(key in one["given"] or key in (one["profile"] or ()) for one in found for key in HTTP_FAULTS)
 
 
 def obey(faults: Faults, told: Mapping[str, Any]) -> dict[str, Any]:
