@@ -42,7 +42,7 @@ def drawn(fault: Fault, **more: Any) -> Drawn:
 def test_faults_of_several_entries() -> None:
     """Delays add up, of all else the last counts; those that do not act by their schedule are left out."""
     first, second = drawn(Fault(status=500, answer_delay=1.0)), drawn(Fault(truncate=7, status=503, answer_delay=0.5))
-    assert faults_of([first, second], 0.0)[:2] == (503, 1.5)
+    assert faults_of([first, second], 0.0)[:2] == (503, (first.entry, second.entry))
     part = faults_of([first, second], 0.0).part
     assert part is not None
     assert part == (7, "one: cut short behind 7 octets")
@@ -206,6 +206,34 @@ def test_late_answers(run_once: Run, tmp_path: Path, secure: bool) -> None:
                     done = await curl(server, url, "-d", "hello", folder=tmp_path)
                     assert monotonic() - began >= 0.2
                     assert done.body == (b"file" if more else b"hello")
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("how", ["removed", "changed"])
+def test_a_late_answer_goes_on_when_its_fault_is_gone(run_once: Run, tmp_path: Path, how: str) -> None:
+    """At once, by HTTP/1.1 and HTTP/2; also where the same answer would wait for another fault of that kind next."""
+
+    async def main() -> None:
+        entry = {"headers": {"set": {"X-New": "1"}}}
+        intercept = [{"hosts": ["localhost"]}]
+        async with (
+            origin(OK, OK, plain=True) as one,
+            h2_origin() as port,
+            molding(tmp_path, entry, intercept=intercept) as server,
+        ):
+            http, https = f"http://localhost:{one.port}/", f"https://localhost:{port}/"
+            first, second = server.set_fault(answer_delay=3000), server.set_fault(answer_delay=3000)
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(curl(server, http, *options)) for options in ((), (TUNNEL,))]
+                asked.append(group.create_task(curl(server, https, "-d", "hello", folder=tmp_path)))
+                await until(lambda: first.entry is not None and len(first.entry.resting) == 3)
+                for fault in (second, first):
+                    if how == "removed":
+                        fault.remove()
+                    else:
+                        fault.change(answer_delay=None, truncate=100)
+            assert [task.result().body for task in asked] == [b"hello"] * 3
 
     run_once(main)
 

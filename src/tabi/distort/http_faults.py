@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import NamedTuple, Self
 
-from tabi.distort.draws import Drawn
+from tabi.distort.draws import Drawn, Entry
 from tabi.distort.local_files import reason_of
 from tabi.intercept.flow import Answer, Truncate, Truncated
 from tabi.intercept.headers import Headers
@@ -17,18 +17,20 @@ class HttpFaults(NamedTuple):
 
     Attributes:
         status: that it is answered with; None: the destination answers.
-        delay: seconds that its answer is late.
+        late: the entries by which its answer is late.
         part: how much of its content passes; None: all.
     """
 
     status: int | None = None
-    delay: float = 0.0
+    late: tuple[Entry, ...] = ()
     part: Truncate | None = None
 
     async def wait(self) -> None:
-        """Wait as long as the answer is late."""
-        if self.delay:
-            await asyncio.sleep(self.delay)
+        """Wait as long as the answer is late. An entry that is taken away or changed is not waited for any more."""
+        loop = asyncio.get_running_loop()
+        for entry in self.late:
+            if entry.fault.answer_delay and entry.acts(loop.time()):
+                await entry.rest(entry.fault.answer_delay)
 
     def answer(self) -> Answer:
         """The answer in the destination's place."""
@@ -42,16 +44,17 @@ NO_FAULTS = HttpFaults()
 
 def faults_of(chosen: Iterable[Drawn], now: float) -> HttpFaults:
     """The faults of the entries that act at a time of the loop: delays add up, of all else the last one counts."""
-    status, delay, part = NO_FAULTS
+    status, part, late = None, None, []
     for drawn in chosen:
         entry, fault = drawn.entry, drawn.entry.fault
         if not fault.on_http or not entry.acts(now):
             continue
         status = status if fault.status is None else fault.status
-        delay += fault.answer_delay
+        if fault.answer_delay:
+            late.append(entry)
         if fault.truncate is not None:
             part = Truncate(fault.truncate, f"{entry.distort.label}: cut short behind {fault.truncate} octets")
-    return HttpFaults(status, delay, part)
+    return HttpFaults(status, tuple(late), part)
 
 
 class Part:

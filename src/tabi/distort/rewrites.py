@@ -45,7 +45,7 @@ class Molds(NamedTuple):
     @property
     def waits(self) -> bool:
         """Whether something has to be awaited for the answer."""
-        return self.body is not None or self.faults.delay > 0 or self.faults.part is not None
+        return self.body is not None or bool(self.faults.late) or self.faults.part is not None
 
 
 def molds_of(chosen: Sequence[Drawn], now: float) -> Molds | None:
@@ -108,7 +108,7 @@ class Rewrites:
         if molds.body is not None:
             for name in CONDITIONS:
                 request.headers.remove(name)
-        if faults.status is not None and not faults.delay:
+        if faults.status is not None and not faults.late:
             flow.instead = faults.answer()
         elif molds.waits or molds.local is not None:
             flow.instead = Later(partial(self.decide, molds))
