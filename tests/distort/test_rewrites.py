@@ -230,7 +230,7 @@ def test_map_remote(run_once: Run, tmp_path: Path, secure: bool) -> None:
         async with origin(answer, plain=True, stays=False) as other, h2_origin() as port, origin(plain=True) as one:
             entry = {
                 "hosts": ["localhost"],
-                "map_remote": f"http://other.test:{other.port}/base/",
+                "map_remote": f"http://joe:s3cret@other.test:{other.port}/base/",
                 "strip_cookies": True,
                 "headers": {"remove": ["Via"], "set": {"X-Mapped": "1"}},
                 "response_headers": {"set": {"X-From": "there"}},
@@ -244,6 +244,7 @@ def test_map_remote(run_once: Run, tmp_path: Path, secure: bool) -> None:
             assert b"cookie" not in done.head.lower()
             assert other.heads[0].startswith(b"POST /base/a?b HTTP/1.1\r\nHost: other.test:%d\r\n" % other.port)
             assert b"mapped: 1" in other.heads[0].lower()
+            assert b"Authorization: Basic am9lOnMzY3JldA==\r\n" in other.heads[0]
             assert b"via" not in other.heads[0].lower()
             assert other.bodies == [b"content"]
             assert one.connections == 0
