@@ -237,6 +237,19 @@ def test_one_answer_for_all_needs_no_look_at_a_session() -> None:
     assert intercepts({"tls": False, "hosts": ["a.example"]}, {}).constant is None
     assert intercepts({"tls": False}).constant is True
     assert not intercepts({"tls": False, "hosts": ["*.example"]}).candidate(session(command="associate"))
+    assert not intercepts({"tls": False, "hosts": ["10.0.0.0/8"]}).candidate(session(command="associate"))
+
+
+@pytest.mark.parametrize("host", ["a.example", "A.Example.", "b.a.example", "other.test", "192.0.2.1"])
+def test_names_that_no_entry_has_are_passed_over_at_once(host: str) -> None:
+    """What is said without a look at each entry is the same."""
+    entries = [{"hosts": ["a.example"], "ports": ["443"]}, {"hosts": ["*.a.example"]}]
+    found = intercepts(*({**entry, "tls": False} for entry in entries))
+    assert found.by_name
+    assert not intercepts(*entries).by_name
+    quick = found.candidate(connected(host))
+    found.by_name = False
+    assert found.candidate(connected(host)) is quick is ("a.example" in host.lower())
 
 
 @given(

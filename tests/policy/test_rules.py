@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rule_cases import GROUPS, HOSTS, MONDAY_NOON, asking, parts, rule, rules, session
 from tabi.errors import ConfigError
 from tabi.policy.networks import IP
-from tabi.policy.rules import UNRESOLVED, Rule, RuleSet, Unresolved
+from tabi.policy.rules import UNRESOLVED, Rule, RuleSet, Texts, Unresolved, make_rule
 from tabi.session import Session
 from tabi.wire.address import Address, Host, embedded_ipv4, parse_host
 
@@ -389,3 +389,14 @@ def test_a_first_rule_without_matchers_decides_at_once(matcher: dict[str, Any]) 
     found = compiled.find(session(), Address("x.example", 80), None, MONDAY_NOON)
     assert found is (second if matcher else first)
     assert RuleSet([]).always is None
+
+
+def test_which_names_rules_know() -> None:
+    """In whatever case, with the names within a domain; no address. Without domains parents are not looked at."""
+    for words, known in ((("a.example",), 2), (("a.example", "*.a.example"), 3)):
+        found = RuleSet([make_rule(0, "deny", Texts(hosts=words))])
+        assert found.by_name
+        hosts = ("a.example", "A.EXAMPLE.", "b.a.example", "example", "192.0.2.1")
+        assert [found.knows(parse_host(host)) for host in hosts] == [number < known for number in range(5)]
+    for other in (Texts(), Texts(hosts=("*",)), Texts(hosts=("10.0.0.0/8",)), Texts(users=("alice",))):
+        assert not RuleSet([make_rule(0, "deny", other)]).by_name

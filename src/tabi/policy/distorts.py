@@ -14,10 +14,10 @@ import msgspec
 from tabi.policy.faults import Fault
 from tabi.policy.networks import IP
 from tabi.policy.rewrites import Rewrite
-from tabi.policy.rules import Asked, Rule, RuleSet, ask, matchers_of, normal, parents_of
+from tabi.policy.rules import Asked, Rule, RuleSet, ask, matchers_of, normal
 from tabi.policy.schedule import ALWAYS, Schedule
 from tabi.session import Session
-from tabi.wire.address import Address, Host
+from tabi.wire.address import Address
 
 COMMANDS = ("connect", "forward", "bind", "associate", "resolve", "resolve_ptr")
 """What can be distorted: see the commands of rules."""
@@ -81,8 +81,8 @@ class Distorts:
         self.entries = tuple(entries)
         self.groups = groups
         self.direct = frozenset((*DIRECT, *direct))
-        self.rules = rules = RuleSet((entry.rule for entry in self.entries), groups)
-        self.by_name = not (rules.others or rules.networks or rules.clients or rules.users or rules.by_group)
+        self.rules = RuleSet((entry.rule for entry in self.entries), groups)
+        self.by_name = self.rules.by_name
         """Whether all entries are for names, so that none matches an address."""
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class Distorts:
             return ()
         if self.by_name and sni is None:
             where = session.destination if destination is None else destination
-            if where is None or not self.knows(where.host):
+            if where is None or not self.rules.knows(where.host):
                 return ()
         found: set[int] = set()
         rules = self.rules
@@ -128,15 +128,6 @@ class Distorts:
                 ):
                     found.add(position)
         return tuple([self.entries[position] for position in sorted(found)]) if found else ()
-
-    def knows(self, host: Host) -> bool:
-        """Whether an entry is for this name."""
-        if not isinstance(host, str):
-            return False
-        text, suffixes = normal(host), self.rules.suffixes
-        if text in self.rules.names:
-            return True
-        return bool(suffixes) and any(parent in suffixes for parent in parents_of(text))
 
     def explain(self, session: Session, now: float, sni: str | None = None) -> list[DistortStep]:
         """What `matching` does, entry after entry, for people; arguments as there. A hello is too late for faults

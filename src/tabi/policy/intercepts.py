@@ -117,6 +117,8 @@ class Intercepts:
         self.clock = clock
         self.direct = frozenset((*DIRECT, *direct))
         self.decisive = list(decisive(self.rules, self.settings))
+        self.by_name = self.rules.by_name and all(one.rule is not None for one in self.decisive)
+        """Whether all that decide open no TLS, and are for names."""
         self.constant: bool | None = None
         """The answer of `candidate` for every session, if it is the same for all."""
         if not self.decisive:
@@ -153,7 +155,10 @@ class Intercepts:
             return False
         if self.constant is not None:
             return self.constant
-        port = None if session.destination is None else session.destination.port
+        destination = session.destination
+        if self.by_name and (destination is None or not self.rules.knows(destination.host)):
+            return False
+        port = None if destination is None else destination.port
         for conditions, answer, rule in self.decisive:
             if self.rules.holds(conditions, session, port, 0.0) and (
                 rule is None or ((asked := self.names(session, None, None)) and leads(self.rules, rule, asked))

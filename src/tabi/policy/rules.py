@@ -22,7 +22,7 @@ from tabi.errors import ConfigError
 from tabi.policy.hours import Hours, parse_hours
 from tabi.policy.networks import IP, Network, NetworkSet, NetworkTable, parse_network, unmapped
 from tabi.session import NO_GROUPS, UNIX, Action, Session
-from tabi.wire.address import Address, embedded_ipv4, parse_host, read_number
+from tabi.wire.address import Address, Host, embedded_ipv4, parse_host, read_number
 
 COMMANDS = ("connect", "bind", "associate", "forward", "resolve", "resolve_ptr")
 PROTOCOLS = ("socks5", "socks4", "http", "https", "socks5+tls", "socks4+tls")
@@ -285,6 +285,8 @@ class RuleSet:
             self.file(position, rule, networks, clients)
         self.networks = NetworkTable(networks)
         self.clients = NetworkTable(clients)
+        self.by_name = not (self.others or self.networks or self.clients or self.users or self.by_group)
+        """Whether all rules are for names, so that none matches an address, nor a name that no rule knows."""
         self.always = next(filter(matches_all, self.rules[:1]), None)
         """The first rule, if it matches everything: then nothing has to be looked up (`tabi serve --via`)."""
 
@@ -318,6 +320,15 @@ class RuleSet:
 
     def __len__(self) -> int:
         return len(self.rules)
+
+    def knows(self, host: Host) -> bool:
+        """Whether a rule is for this name."""
+        if not isinstance(host, str):
+            return False
+        text, suffixes = normal(host), self.suffixes
+        if text in self.names:
+            return True
+        return bool(suffixes) and any(parent in suffixes for parent in parents_of(text))
 
     def find(
         self, session: Session, destination: Address, addresses: Sequence[IP] | None, now: float
