@@ -88,7 +88,7 @@ async def origin(tls: bool = True) -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await Origin(reader, writer, False).run()
 
-    context = server_context()
+    context: ssl.SSLContext = server_context.__wrapped__()
     context.set_alpn_protocols(["h2"])
     async with target(serve, context=context if tls else None) as port:
         yield port

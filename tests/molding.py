@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from authorities import authority, server_context
+from authorities import authority
 from doubles import FakeResolver
 from interceptions import NAMES
 from processes import need
@@ -47,12 +46,6 @@ async def molding(
     done = None if over is None else over.append
     async with Server(config=config, resolver=FakeResolver(NAMES), on_close=done) as server:
         yield server
-
-
-def http1_context() -> ssl.SSLContext:
-    """That of a destination of HTTP/1.1: others make theirs one of HTTP/2."""
-    made: ssl.SSLContext = server_context.__wrapped__()
-    return made
 
 
 class Done(NamedTuple):

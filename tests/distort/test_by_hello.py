@@ -10,7 +10,7 @@ import pytest
 from conftest import Run
 from distorting import distort, distorting, entry_of
 from interceptions import OK, origin
-from molding import curl, http1_context, molding
+from molding import curl, molding
 from tabi import Session
 from tabi.distort.by_hello import ByHello
 from tabi.policy.distorts import Distorts
@@ -39,7 +39,7 @@ def test_the_name_of_the_hello_chooses_too(run_once: Run, tmp_path: Path) -> Non
     async def main() -> None:
         entry = {"hosts": ["localhost"], "headers": {"set": {"X-Named": "1"}}}
         async with (
-            origin(OK, OK, context=http1_context()) as one,
+            origin(OK, OK) as one,
             molding(tmp_path, entry, intercept=[{"ports": [one.port]}]) as server,
         ):
             where = ("--connect-to", f"::127.0.0.1:{one.port}", "-k")
@@ -96,7 +96,7 @@ def test_the_log_says_once_what_does_not_act(run_once: Run, tmp_path: Path, capl
             [{"hosts": ["localhost"], "action": "pass"}, {}],
             [{"tls": False}],
         ]
-        async with origin(*[OK] * 20, context=http1_context()) as one, origin(OK, OK, plain=True) as plain:
+        async with origin(*[OK] * 20) as one, origin(OK, OK, plain=True) as plain:
             for intercept in interceptions:
                 caplog.clear()
                 async with molding(tmp_path, *names, intercept=intercept) as server:

@@ -344,7 +344,7 @@ def test_intercepted_sessions(run: Run, trusted: str, alpn: str, early: bool) ->
     """Faults act below the TLS of what is looked into, which goes on through them."""
 
     async def main() -> None:
-        context = server_context()
+        context: ssl.SSLContext = server_context.__wrapped__()
         context.set_alpn_protocols([alpn])
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from conftest import Run
 from doubles import until
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
-from molding import config_of, curl, http1_context, molding
+from molding import config_of, curl, molding
 from support import reset_on_close
 from tabi import Server
 from tabi.distort.draws import Drawn, Entry
@@ -117,7 +117,7 @@ def test_truncated_http2_and_tls(run_once: Run, tmp_path: Path) -> None:
         big = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"b" * 1_000_000
         async with (
             h2_origin() as port,
-            origin(big, context=http1_context()) as one,
+            origin(big) as one,
             molding(tmp_path, entry, intercept=intercept) as server,
         ):
             url = f"https://localhost:{port}"

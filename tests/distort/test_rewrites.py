@@ -12,7 +12,7 @@ from conftest import Run
 from doubles import until
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
-from molding import ask, curl, http1_context, molding
+from molding import ask, curl, molding
 from tabi.distort.rewrites import change
 from tabi.intercept.flow import Flow, FlowRequest
 from tabi.intercept.headers import Headers
@@ -131,7 +131,7 @@ def test_http1_inside_tls_and_what_is_not_looked_into(
 
     async def main() -> None:
         entry = {"name": "mask", "headers": {"set": {"User-Agent": "other"}}}
-        async with origin(OK, OK, OK, context=http1_context()) as one:
+        async with origin(OK, OK, OK) as one:
             url = f"https://localhost:{one.port}/"
             async with molding(tmp_path, entry, intercept=[{"hosts": ["localhost"]}]) as server:
                 done = await curl(server, url, folder=tmp_path)
