@@ -24,6 +24,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 MEASURED := .cache/coverage
 PORTABLE := tests/client tests/relay/test_associations.py tests/server/test_server.py tests/test_conformance.py
 
+# Without its bytecode each program that a test starts takes twice as long to come up, and each process that runs tests
+# compiles all of them: both have to be kept, also where the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: run test test-deep test-portable test-services lint format bench clean
 
 run: $(VENV)/installed
