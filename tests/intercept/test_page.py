@@ -89,6 +89,15 @@ def test_the_files_are_the_certificate(page: Page, authority: Authority) -> None
     assert ssl.PEM_cert_to_DER_cert(ask(page, "/ca.crt")[1].decode()) == authority.certificate_der
 
 
+def test_a_file_is_encoded_once_and_if_asked_for(authority: Authority) -> None:
+    """A trust store costs a start or a reload nothing, and who asks again and again costs no more than the first."""
+    page = Page(authority.certificate)
+    assert page.files == {}
+    (_, one), (_, other) = ask(page, "/ca.p12"), ask(page, "/ca.p12")
+    assert one == other  # each that is made has salts of its own
+    assert list(page.files) == ["/ca.p12"]
+
+
 @pytest.mark.parametrize("target", ["/", "/ca.crt", "/ca.p12"])
 def test_what_a_browser_may_do(page: Page, target: str) -> None:
     """Keep nothing, run nothing, be framed by nobody; the page's own style is the only one."""

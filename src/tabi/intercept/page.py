@@ -80,6 +80,8 @@ How to trust it:
 """
 
 METHODS = ("GET", "HEAD")
+FILES = {f"/ca.{'crt' if form == 'pem' else form}": form for form in FORMS}
+"""Where the certificate is, in which form."""
 ORIGIN = re.compile(r"http://[^/?#]*", re.IGNORECASE)
 
 
@@ -129,12 +131,20 @@ class Page:
         )
         self.html = Content("text/html; charset=utf-8", html.encode())
         self.text = Content("text/plain; charset=utf-8", text.encode())
-        self.files = {
-            f"/ca.{'crt' if form == 'pem' else form}": Content(
-                "application/x-pkcs12" if form == "p12" else "application/x-x509-ca-cert", encode(certificate)
-            )
-            for form, encode in FORMS.items()
-        }
+        self.certificate = certificate
+        self.files: dict[str, Content] = {}
+        """By the path: those that somebody has asked for."""
+
+    def find(self, path: str) -> Content | None:
+        """The certificate in the form that is at a path. It is encoded once, and only if asked for: a trust store takes
+        10 ms of CPU, which is more than all else at the start of a server."""
+        form = FILES.get(path)
+        if form is None:
+            return None
+        if path not in self.files:
+            kind = "application/x-pkcs12" if form == "p12" else "application/x-x509-ca-cert"
+            self.files[path] = Content(kind, FORMS[form](self.certificate))
+        return self.files[path]
 
     def answer(self, data: bytes | bytearray) -> bytes | None:
         """The whole response to a request, or None while octets of its head are missing. ``data`` is bounded by
@@ -152,7 +162,7 @@ class Page:
                 405, None, "there is nothing to send here", fields=[(b"Allow", b"GET, HEAD")], date=date
             )
         path = ORIGIN.sub("", head.target).partition("?")[0] or "/"
-        content = self.files.get(path)
+        content = self.find(path)
         if path == "/":
             accepted = b",".join(head.fields.get_all(b"Accept")).lower()
             content = self.html if b"text/html" in accepted else self.text
