@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ssl
+import tempfile
 import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -57,6 +58,24 @@ def destination(
 def make_authority(folder: Path, now: datetime | None = None) -> Authority:
     """A new authority of ours."""
     return Authority.make(str(folder), None if now is None else now.timestamp())
+
+
+@functools.cache
+def made_before() -> tuple[Authority, dict[str, bytes]]:
+    """An authority of ours, and its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        authority = Authority.make(folder)
+        return authority, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def write_authority(folder: Path) -> Authority:
+    """The same authority of ours in each folder, for tests that do not care which: nothing is made or synced."""
+    authority, files = made_before()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, octets in files.items():
+        (folder / name).touch(0o600)
+        (folder / name).write_bytes(octets)
+    return authority
 
 
 def trusting(authority: Authority, **options: object) -> ssl.SSLContext:

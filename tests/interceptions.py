@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 import authorities
-from destinations import make_authority, trusting
+from destinations import trusting, write_authority
 from doubles import FakeResolver, Streams, until
 from http_proxy import read_chunks
 from support import GREETING, request, target
@@ -175,7 +175,7 @@ async def intercepting(
     have ended.
     """
     seconds = {name: Seconds(more.pop(name)) for name in list(more) if isinstance(more[name], float)}
-    authority = make_authority(folder / "ca")
+    authority = write_authority(folder / "ca")
     trust = folder / "trust.pem"
     trust.write_bytes(authorities.authority().cert_pem.bytes())
     more.setdefault("trust", str(trust))

@@ -16,6 +16,7 @@ import pytest
 
 from authorities import authority, client_context, server_context, write_server
 from conftest import Run
+from destinations import write_authority
 from distorting import LATE, config_of, distorting, entry_of, until
 from intercepting import Mark, answer
 from intercepting import origin as https_origin
@@ -24,7 +25,6 @@ from tabi import Proxy, Tunnel
 from tabi.config import Bandwidth, InterceptConfig, LimitsConfig, Listen, Seconds, Timeouts
 from tabi.distort import distorted
 from tabi.distort.choosing import MOST_KNOWN
-from tabi.intercept.authority import Authority
 
 every_hosting = pytest.mark.every_hosting
 SIZE = 3 << 20
@@ -332,7 +332,7 @@ def test_sniffed_listeners(run: Run, protocol: str, early: bool) -> None:
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An authority of the user's; and the file with that of origins."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    Authority.make(str(tmp_path / "tabi"))
+    write_authority(tmp_path / "tabi")
     path = tmp_path / "origins.pem"
     path.write_bytes(authority().cert_pem.bytes())
     return str(path)

@@ -14,13 +14,13 @@ import pytest
 import intercepting
 from authorities import authority
 from conftest import Run
+from destinations import write_authority
 from h2_net import client, origin
 from sockets import turns, until
 from tabi import Config, Server, in_thread
 from tabi.config import InterceptConfig, Log
 from tabi.errors import TooLarge
 from tabi.intercept import http2_stream_flow
-from tabi.intercept.authority import Authority
 from tabi.intercept.flow import Flow
 from tabi.intercept.http2 import FrameRelay
 from tabi.intercept.http2_direction import Direction
@@ -37,7 +37,7 @@ LISTEN = "socks5://127.0.0.1:0"
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An authority of the user's; and a file with that of origins."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    Authority.make(str(tmp_path / "tabi"))
+    write_authority(tmp_path / "tabi")
     path = tmp_path / "origins.pem"
     path.write_bytes(authority().cert_pem.bytes())
     return path

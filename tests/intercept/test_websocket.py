@@ -24,13 +24,13 @@ from websockets.uri import parse_uri
 
 from authorities import authority, server_context
 from conftest import Run
+from destinations import write_authority
 from doubles import until
 from support import target
 from tabi import Config, Flow, Server, Session, Tunnel
 from tabi.client import Proxy
 from tabi.config import InterceptConfig, Log, Seconds, Timeouts
 from tabi.intercept import websocket
-from tabi.intercept.authority import Authority
 from tabi.intercept.events import WebSocketMessage
 from tabi.intercept.record import WebSocketMessage as Recorded
 from tabi.intercept.websocket import WebSocketStage, WebSocketStages, ended_soon, open_websocket
@@ -83,7 +83,7 @@ class OnlyEnds:
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An authority of the user's; and a file with that of origins."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    Authority.make(str(tmp_path / "tabi"))
+    write_authority(tmp_path / "tabi")
     path = tmp_path / "origins.pem"
     path.write_bytes(authority().cert_pem.bytes())
     return path

@@ -17,10 +17,10 @@ import pytest
 
 from authorities import authority
 from conftest import Run
+from destinations import write_authority
 from intercepting import Mark, ask, origin
 from tabi import Config, ConfigError, Server
 from tabi.config import EgressConfig, InterceptConfig, Listen, Log, RuleConfig
-from tabi.intercept.authority import Authority
 from tabi.intercept.datagram_hooks import DatagramHooks
 from tabi.intercept.events import DatagramInfo
 from tabi.intercept.flow import Flow
@@ -41,7 +41,7 @@ QUIET = Log(access="none")
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An authority of the user's; and a file with that of origins."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    Authority.make(str(tmp_path / "tabi"))
+    write_authority(tmp_path / "tabi")
     path = tmp_path / "origins.pem"
     path.write_bytes(authority().cert_pem.bytes())
     return path

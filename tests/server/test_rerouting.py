@@ -11,11 +11,11 @@ import pytest
 import tabi
 from authorities import authority
 from conftest import Run
+from destinations import write_authority
 from intercepting import answer, ask, origin
 from support import target
 from tabi import Config, Server
 from tabi.config import InterceptConfig, LimitsConfig, Log, RuleConfig
-from tabi.intercept.authority import Authority
 
 LISTEN = "mixed://127.0.0.1:0"
 
@@ -24,7 +24,7 @@ LISTEN = "mixed://127.0.0.1:0"
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An authority of the user's; and a file with that of origins."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    Authority.make(str(tmp_path / "tabi"))
+    write_authority(tmp_path / "tabi")
     path = tmp_path / "origins.pem"
     path.write_bytes(authority().cert_pem.bytes())
     return path
