@@ -123,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: what came is in ``Origin.asked``."""
 
 
+USED_PORTS: set[int] = set()
+"""Of all origins so far."""
+
+
 class Origin(ThreadingTCPServer):
     """What it serves, and what it was asked for.
 
@@ -171,8 +175,13 @@ def origin(
     host: str = "127.0.0.1",
     handler: type[Handler] = Handler,
 ) -> Iterator[Origin]:
-    """Run one. Its connections must be at their end before it is."""
-    with Origin(host, handler, tls) as server:
+    """Run one, at a port that none of this process had before: in the log of a server that several tests share, it says
+    which sessions are whose. Its connections must be at their end before it is."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Origin(host, handler, tls))
+        while server.port in USED_PORTS:
+            server = stack.enter_context(Origin(host, handler, tls))
+        USED_PORTS.add(server.port)
         server.files |= files or {}
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -43,8 +43,11 @@ POLL = 0.01
 TABI = (sys.executable, "-m", "tabi")
 
 RUNTIME = tempfile.TemporaryDirectory(prefix="tabi-")
-"""Where the control sockets of all servers lie that the tests start, unless a test says otherwise."""
+"""Where the control sockets and the used quotas of all servers lie that tests start, unless a test says otherwise."""
 atexit.register(RUNTIME.cleanup)
+# What a server of the user's own has counted is no part of a test.
+os.environ["XDG_STATE_HOME"] = RUNTIME.name
+os.environ.pop("STATE_DIRECTORY", None)
 
 SYSTEM_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
@@ -123,7 +126,7 @@ def run_tabi(*arguments: str | Path, stdin: bytes = b"") -> subprocess.Completed
     return run_program((*TABI, *arguments), stdin=stdin)
 
 
-def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+def run_here(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
     """The same in this process, outside any loop: for tests that ask a command many things, not how a program begins
     and ends."""
     command = [*map(str, arguments)]
@@ -135,6 +138,10 @@ def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         contextlib.redirect_stderr(err),
     ):
         patch.setattr(sys, "argv", ["tabi", *command])
+        for name in os.environ.keys() - env.keys() if env else ():
+            patch.delenv(name)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
         disabled = logging.root.manager.disable
         try:
             main()

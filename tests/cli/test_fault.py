@@ -18,6 +18,7 @@ from processes import (
     failure,
     paused,
     receive_exactly,
+    run_here,
     run_program,
     serve,
     tunnels,
@@ -47,7 +48,7 @@ class Operator:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
-        return run_program((*TABI, "fault", *arguments, "--socket", str(self.socket)), env=self.environ)
+        return run_here("fault", *arguments, "--socket", self.socket, env=self.environ)
 
     def __call__(self, *arguments: str) -> str:
         """What it prints, if it succeeds."""
@@ -100,8 +101,7 @@ def test_set_look_change_and_remove(operator: Operator) -> None:
     operator("add", "--profile", "3g", "--up", "latency=1s", "--down", "limit=1MB", "--probability", "50%")
     assert "3g, up (latency 1s), down (limit 1MB)  probability 50%" in operator("list")
     assert operator("remove", "--all") == ""
-    socket = operator.environ["XDG_RUNTIME_DIR"] + "/tabi/control.sock"
-    assert [one["name"] for one in json.loads(operator("list", "--json", "--socket", socket))] == ["filed"]
+    assert [one["name"] for one in json.loads(operator("list", "--json"))] == ["filed"]
 
 
 WRONG = [
