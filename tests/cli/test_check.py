@@ -337,7 +337,7 @@ def test_a_seed_and_the_workers_of_the_command_line(tmp_path: Path) -> None:
     """They contradict each other there too."""
     path = write(tmp_path, "[[distort]]\nfault = '3g'\nseed = 7")
     assert run_here("check", path).returncode == 0
-    line = failure(run_tabi("serve", "-c", path, "--workers", "2"), 2)
+    line = failure(run_here("serve", "-c", path, "--workers", "2"), 2)
     assert "distort[0].seed: sessions are drawn by each worker for itself: expected workers = 1" in line
 
 
@@ -400,7 +400,7 @@ def test_all_errors_of_a_file_are_told(tmp_path: Path) -> None:
     assert all(line.startswith(start) for line in lines)
     assert [line.removeprefix(start).partition(": ")[0] for line in lines] == BAD_KEYS
     assert "hunter2" not in done.stderr.decode()
-    line = failure(run_tabi("serve", "-c", path), 2)
+    line = failure(run_here("serve", "-c", path), 2)
     assert line.startswith(f"{start}wokers: unknown key, ")
     assert line.rstrip().endswith(f"(and {len(BAD_KEYS) - 1} more: tabi check {path})")
 

@@ -433,35 +433,33 @@ def test_what_parameters_select(grammar: Callable[[str], Path], via: str, name: 
     assert found["selects"] == selects
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "user"),
-    [
-        ("alice-country-de-color-red", "user name: unknown key 'color', expected one of: country, ", None),
-        ("alice-country-de-country-fr", "user name: country twice", None),
-        ("alice-session", "user name: session: expected a value of 1 to 64 characters", None),
-        ("alice-ttl-soon", "user name: 'soon' is not a time to live, ", None),
-        ("alice-country-xx", "pool pool: no member has what the user name asks for", "alice"),
-        ("alice-country-de-city-paris", "pool pool: no member has what the user name asks for", "alice"),
-    ],
-)
-def test_the_server_says_the_same_of_a_user_name(
-    tmp_path: Path, grammar: Callable[[str], Path], name: str, error: str, user: str | None
-) -> None:
+REFUSED = [
+    ("alice-country-de-color-red", "user name: unknown key 'color', expected one of: country, ", None),
+    ("alice-country-de-country-fr", "user name: country twice", None),
+    ("alice-session", "user name: session: expected a value of 1 to 64 characters", None),
+    ("alice-ttl-soon", "user name: 'soon' is not a time to live, ", None),
+    ("alice-country-xx", "pool pool: no member has what the user name asks for", "alice"),
+    ("alice-country-de-city-paris", "pool pool: no member has what the user name asks for", "alice"),
+]
+
+
+def test_the_server_says_the_same_of_a_user_name(tmp_path: Path, grammar: Callable[[str], Path]) -> None:
     """A slip of the pen is a refused login, a label that no member has a refused request."""
     path = grammar("pool")
-    found = explain_json("--user", name, *SOMEWHERE, config=path)
-    assert (found["user"], found["egress"], found["selects"]) == (user, None, [])
     with serve(tmp_path, "-c", path) as proxy:
-        with socket.create_connection((str(proxy.address.host), proxy.address.port)) as sock:
-            sock.sendall(b"\x05\x01\x02" + credentials(name.encode(), b"x") + request("192.0.2.7", 80))
-            while sock.recv(100):
-                pass
-        (line,) = proxy.sessions(1)
-    assert line["error"].startswith(error)
-    # The log of a server has the name that was refused behind it.
-    assert line["error"] == (found["error"] if user else f"{found['error']}: {name!r}")
-    for key in ("user", "reply"):
-        assert line[key] == found[key]
+        for count, (name, error, user) in enumerate(REFUSED, 1):
+            found = explain_json("--user", name, *SOMEWHERE, config=path)
+            assert (found["user"], found["egress"], found["selects"]) == (user, None, []), name
+            with socket.create_connection((str(proxy.address.host), proxy.address.port)) as sock:
+                sock.sendall(b"\x05\x01\x02" + credentials(name.encode(), b"x") + request("192.0.2.7", 80))
+                while sock.recv(100):
+                    pass
+            line = proxy.sessions(count)[-1]
+            assert line["error"].startswith(error)
+            # The log of a server has the name that was refused behind it.
+            assert line["error"] == (found["error"] if user else f"{found['error']}: {name!r}")
+            for key in ("user", "reply"):
+                assert line[key] == found[key], name
 
 
 def test_who_does_not_log_in_has_no_parameters(grammar: Callable[[str], Path]) -> None:

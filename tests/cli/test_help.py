@@ -10,6 +10,7 @@ import subprocess
 import click
 import pytest
 
+from depth import deep
 from processes import PATIENCE, TABI, environment, run_here, run_tabi
 from tabi.cli.help import Command
 from tabi.cli.main import COMMANDS, app
@@ -29,11 +30,18 @@ def test_every_command_has_help(command: str) -> None:
         assert getattr(parameter, "help", None), f"{parameter.name} is not explained"
 
 
-@pytest.mark.parametrize(("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["usual", "NO_COLOR"])
-@pytest.mark.parametrize("arguments", [("-h",), ("serve", "-h"), ()], ids=" ".join)
+@pytest.mark.parametrize(
+    ("arguments", "environ", "coloured"),
+    [
+        (("-h",), {}, True),
+        (("serve", "-h"), {"NO_COLOR": "1"}, False),
+        ((), {}, True),
+        *deep([(("-h",), {"NO_COLOR": "1"}, False), (("serve", "-h"), {}, True), ((), {"NO_COLOR": "1"}, False)]),
+    ],
+)
 def test_only_a_terminal_gets_colours(arguments: tuple[str, ...], environ: dict[str, str], coloured: bool) -> None:
-    """The help has bold headings on a terminal that nobody asked to be without, and no escape codes in a pipe."""
-    done = run_tabi(*arguments)
+    """The help has bold headings on a terminal that nobody asked to be without, and no escape codes elsewhere."""
+    done = run_here(*arguments)
     assert b"\x1b" not in done.stdout + done.stderr
     assert (b"\x1b[1m" in on_terminal(arguments, environ)) is coloured
 

@@ -12,6 +12,7 @@ import pytest
 
 from authorities import authority, write_server
 from conftest import Run
+from depth import deep
 from intercepting import ask, origin
 from processes import failure, run_here, run_tabi, serve, wait_for
 from tabi.cli.interception import Interception, add_interception, authority_option, summary
@@ -119,16 +120,21 @@ def test_without_an_authority_it_does_not_listen(data: Path) -> None:
     assert said == f"tabi: ca: there is no authority at {data}/tabi/ca.crt: `tabi ca init` makes one\n"
 
 
+BROKEN = ("class Hook:\n    def request(self\n", "2: SyntaxError: '(' was never closed")
+MISSING = ("import nowhere\n", "1: ModuleNotFoundError: No module named 'nowhere'")
+NO_HOOK = ("class Hook:\n    pass\n", "no class in it has one of the methods client_hello, ")
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("workers", "text", "message"),
     [
-        ("class Hook:\n    def request(self\n", "2: SyntaxError: '(' was never closed"),
-        ("import nowhere\n", "1: ModuleNotFoundError: No module named 'nowhere'"),
-        ("class Hook:\n    pass\n", "no class in it has one of the methods client_hello, "),
+        ("1", *MISSING),
+        ("2", *BROKEN),
+        ("1", *NO_HOOK),
+        *deep([("1", *BROKEN), ("2", *MISSING), ("2", *NO_HOOK)]),
     ],
 )
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_script_that_cannot_be_loaded_is_one_line(tmp_path: Path, text: str, message: str, workers: str) -> None:
+def test_a_script_that_cannot_be_loaded_is_one_line(tmp_path: Path, workers: str, text: str, message: str) -> None:
     """It is run in workers only, and the start fails as a whole."""
     script = tmp_path / "hooks.py"
     script.write_text(text)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from authorities import write_server
 from conftest import Run
 from doubles import config
-from processes import TABI, environment, failure, in_thread, run_here, run_program, serve
+from processes import TABI, environment, failure, in_thread, run_here, serve
 from support import datagram_target, echo, target
 from tabi import Server
 from tabi.cli.help import Command
@@ -61,7 +61,7 @@ def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str | None)
 )
 def test_a_malformed_environment_is_one_line(arguments: list[str], value: str, message: str) -> None:
     """Every command: exit code 2, the name of the variable, and no password."""
-    line = failure(run_program([*TABI, *arguments], env={**environment(), "ALL_PROXY": value}), 2)
+    line = failure(run_here(*arguments, env={**environment(), "ALL_PROXY": value}), 2)
     assert line.startswith(message)
     assert "hunter2" not in line
 
@@ -69,7 +69,7 @@ def test_a_malformed_environment_is_one_line(arguments: list[str], value: str, m
 @pytest.mark.parametrize("arguments", COMMANDS[1:], ids=lambda arguments: arguments[0])
 def test_what_only_socks5_has_needs_it_in_the_environment_too(arguments: list[str]) -> None:
     """An HTTP proxy in ALL_PROXY is an error of the command line for datagrams and for BIND."""
-    line = failure(run_program([*TABI, *arguments], env={**environment(), "ALL_PROXY": "127.0.0.1:3128"}), 2)
+    line = failure(run_here(*arguments, env={**environment(), "ALL_PROXY": "127.0.0.1:3128"}), 2)
     assert line.endswith(" needs SOCKS5 all the way, and http://127.0.0.1:3128 speaks something else\n")
 
 

@@ -29,6 +29,7 @@ from processes import (
     receive_all,
     receive_exactly,
     refuses,
+    run_here,
     run_passed,
     run_tabi,
     serve,
@@ -228,7 +229,7 @@ def test_workers(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_one_line_before_it_starts(arguments: list[str], words: str) -> None:
     """Exit code 2, the option or key and its value; never a password."""
-    line = failure(run_tabi("serve", *arguments), 2)
+    line = failure(run_here("serve", *arguments), 2)
     assert words in line
     assert "hunter2" not in line
 
@@ -265,7 +266,7 @@ def test_what_is_wrong_is_said_of_where_it_stands(tmp_path: Path, text: str, opt
     """What of the file does not go with an option is the file's, as all its errors; what the option says is not."""
     path = tmp_path / "tabi.toml"
     path.write_text(f'[[listen]]\nurl = "socks5://127.0.0.1:1"\n{text}')
-    line = failure(run_tabi("serve", "-c", path, *options), 2)
+    line = failure(run_here("serve", "-c", path, *options), 2)
     assert line == f"tabi: {message.format(path=path)}\n"
 
 
@@ -273,14 +274,14 @@ def test_an_egress_of_the_file_is_not_replaced(tmp_path: Path) -> None:
     """--via makes one of the same name, so that one of the file has to have another."""
     path = tmp_path / "tabi.toml"
     path.write_text("[egress.via]\nurl = 'socks5://127.0.0.1:1'")
-    line = failure(run_tabi("serve", "-c", path, "--via", "socks5://alice:hunter2@127.0.0.1:2"), 2)
+    line = failure(run_here("serve", "-c", path, "--via", "socks5://alice:hunter2@127.0.0.1:2"), 2)
     assert line == "tabi: --via: the file has an [egress.via] already, expected another name there\n"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1"])
 def test_an_open_proxy_is_refused(host: str) -> None:
     """Beyond loopback without users it does not start, and says what would make it right."""
-    line = failure(run_tabi("serve", "-l", f"socks5://{host}:0"), 2)
+    line = failure(run_here("serve", "-l", f"socks5://{host}:0"), 2)
     assert "open proxy" in line
     assert "--open" in line
     assert "-u" in line
@@ -290,7 +291,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     """Which of the addresses it was, and why."""
     with listening() as (_, port):
         url = f"socks5://127.0.0.1:{port}"
-        line = failure(run_tabi("serve", "-l", "socks5://127.0.0.1:0", "-l", url), 2)
+        line = failure(run_here("serve", "-l", "socks5://127.0.0.1:0", "-l", url), 2)
     assert line == f"tabi: listen[1].url: {url}: Address already in use\n"
 
 
@@ -353,7 +354,7 @@ def test_a_unix_socket_in_use_is_named_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "tabi.sock"
     with listening() as (target, _):
         with serve(tmp_path, "-l", f"unix://{path}") as proxy:
-            line = failure(run_tabi("serve", "-l", f"unix://{path}"), 2)
+            line = failure(run_here("serve", "-l", f"unix://{path}"), 2)
             assert line == f"tabi: listen[0].url: unix://{path}: Address already in use\n"
             with connect(path) as client:
                 use(client, target)
