@@ -10,7 +10,7 @@ from typing import Any
 import h2.events
 import hpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from h2_ends import GET, OK, POST, Ends, Pass
@@ -206,7 +206,6 @@ kinds = st.sampled_from(KINDS)
 lengths = st.sampled_from([0, 1, 100, 20_000, 60_000])
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(kinds, lengths, lengths), min_size=1, max_size=8),
     st.sampled_from([37, 1000, 9, 16393, 1 << 20]),

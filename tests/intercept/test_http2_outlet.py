@@ -81,12 +81,12 @@ def test_settings_change_windows_of_streams_that_are_open() -> None:
 def test_what_was_the_same_window_stays_enough_when_it_becomes_ours() -> None:
     """A sender that was short of window gets more, each stream and the connection; new streams at once."""
     inspector = Pass()
-    ends = Ends(inspector, server={4: 10})
+    ends = Ends(inspector, server={4: 100})
     ends.client.head(1, POST)
     ends.client.head(3, POST)
     ends.go()
     up = ends.relay.up
-    assert ends.client.connection.local_flow_control_window(1) == 10
+    assert ends.client.connection.local_flow_control_window(1) == 100
     inspector.streams[1].take(UP)
     inspector.streams[1].take(UP)
     ends.go()

@@ -14,6 +14,7 @@ import pytest
 
 from authorities import authority, client_context, server_context
 from conftest import Run
+from depth import pairs
 from doubles import end_of, queued, reset, until
 from interceptions import GET, OK, hooks_of, intercepting, origin, refused, talk
 from support import target
@@ -266,8 +267,13 @@ def test_the_host_of_a_target(run: Run, hooks: Hooks, tmp_path: Path) -> None:
 # --- ends from outside ---
 
 
-@pytest.mark.parametrize("where", ["idle", "asking", "uploading", "downloading", "hook"])
-@pytest.mark.parametrize("how", ["kick", "close", "limit", "idle"])
+@pytest.mark.parametrize(
+    ("where", "how", "hooks"),
+    pairs(
+        ["idle", "asking", "uploading", "downloading", "hook"], ["kick", "close", "limit", "idle"], ["passing", "task"]
+    ),
+    indirect=["hooks"],
+)
 def test_sessions_that_are_ended(run: Run, hooks: Hooks, tmp_path: Path, where: str, how: str) -> None:
     """Wherever they are, both sides are closed, every flow is told of once, and the log says why."""
 

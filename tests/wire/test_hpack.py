@@ -10,7 +10,7 @@ from typing import Any
 import hpack
 import pytest
 from hpack.table import HeaderTable
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tabi.errors import H2Error, H2StreamError
@@ -181,7 +181,6 @@ fields_of = st.lists(st.tuples(names, values, st.sampled_from([tuple, NotIndexed
 sizes = st.none() | st.integers(0, 300) | st.sampled_from([4096, 5000])
 
 
-@settings(max_examples=200)
 @given(st.lists(st.tuples(fields_of, sizes, sizes), max_size=8))
 def test_the_oracle_decodes_what_we_encode(blocks: list[tuple[list[Any], int | None, int | None]]) -> None:
     """With tables of sizes that change, twice between two blocks too; our decoder does as well, types and all."""
@@ -205,7 +204,6 @@ def test_the_oracle_decodes_what_we_encode(blocks: list[tuple[list[Any], int | N
         assert set(encoder.names) == {field[0] for field in encoder.places}
 
 
-@settings(max_examples=200)
 @given(st.lists(st.tuples(fields_of, sizes, st.booleans()), max_size=8))
 def test_we_decode_what_the_oracle_encodes(blocks: list[tuple[list[Any], int | None, bool]]) -> None:
     """With and without Huffman, sensitive or not: that one sends a sensitive field by its index if it has one."""

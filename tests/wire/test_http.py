@@ -258,7 +258,7 @@ def test_a_connection_that_is_not_kept() -> None:
         (['a; details="\\", tabi; error=y"'], 'a; details="\\", tabi; error=y"'),
         (['a", tabi; error=y'], None),
         (['a; b="c\\'], None),
-        (['"' + '\\"' * 10_000], None),
+        (['"' + '\\"' * 1_000], None),
         (["tabiya; error=x"], "tabiya; error=x"),
         ([""], None),
     ],
