@@ -41,7 +41,7 @@ ROOMS_OF_THE_REACTOR = [Path(__file__).parent / room for room in ("net", "relay"
 """Their tests run on every hosting. Others that a hosting can change are marked with ``every_hosting``."""
 
 # How long an example takes to make or to try says how busy the machine is.
-for name, count in (("fast", 50), ("more", 1_000), ("deep", 100_000)):
+for name, count in (("few", 10), ("fast", 50), ("more", 1_000), ("deep", 100_000)):
     hypothesis.settings.register_profile(
         name, max_examples=count, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
@@ -112,6 +112,14 @@ class Run(Protocol):
     def __call__(self, main: Callable[[], Coroutine[Any, Any, T]], /) -> T: ...
 
 
+def no_origins() -> bool:
+    """What futures and handles hear in place of "debug mode", so that they do not keep the stack of their making.
+
+    That is a third of the time of tests of sessions. The loop itself stays in debug mode with all of its checks.
+    """
+    return False
+
+
 def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run in a new loop, in asyncio's debug mode; fails if tasks are left."""
 
@@ -124,7 +132,10 @@ def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return result
 
     with asyncio.Runner(debug=True, loop_factory=make_loop) as runner:
-        runner.get_loop().slow_callback_duration = 10
+        loop = runner.get_loop()
+        loop.slow_callback_duration = 10
+        if not DEEP:
+            loop.get_debug = no_origins  # type: ignore[method-assign]
         return runner.run(limited())
 
 
