@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import struct
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,15 +197,18 @@ def test_clients_beyond_the_bound_are_refused(tmp_path: Path, run_once: Run) -> 
     run_once(main)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter. pytest closes its own again for each run that begins meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_other_users_are_refused(tmp_path: Path) -> None:
+def test_other_users_are_refused(tmp_path: Path, open_folder: Path) -> None:
     """Also where the file lets them: the kernel tells who they are. root and the server's own user are answered."""
-    os.chmod(tmp_path, 0o755)
-    for folder in tmp_path.parents:
-        if folder != Path("/tmp"):
-            with contextlib.suppress(OSError):
-                os.chmod(folder, folder.stat().st_mode | 0o011)
-    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    environ = {"XDG_RUNTIME_DIR": str(open_folder)}
     with serve(tmp_path, environ=environ) as proxy:
         path = find_socket(environ)
         assert path.stat().st_mode & 0o777 == 0o600
