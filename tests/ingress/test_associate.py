@@ -175,10 +175,10 @@ def test_without_a_descriptor_there_is_no_association(run_once: Run) -> None:
             with no_descriptors_left():
                 writer.write(b"\x05\x01\x00" + ASSOCIATE)
                 assert (await reader.read())[2:4] == b"\x05\x01"
-            session = await ended.get()
-            assert session.error == f"no UDP port: {OSError(errno.EMFILE, 'too many open files').strerror}"
             writer.close()
             await writer.wait_closed()
+            session = await ended.get()
+            assert session.error == f"no UDP port: {OSError(errno.EMFILE, 'too many open files').strerror}"
 
     run_once(main)
 

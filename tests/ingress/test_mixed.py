@@ -300,6 +300,7 @@ def test_the_rules_behind_it_are_the_same(run: Run) -> None:
             streams[1].write(request("127.0.0.1", 80))
             assert (await read_reply(streams[0]))[0] == 2
             assert await streams[0].read() == b""
+            streams[1].close()
             async with client_from(server, "203.0.113.9") as (reader, writer):
                 writer.write(b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00")
                 assert await reader.read() == b"\x00\x5b" + bytes(6)

@@ -219,6 +219,7 @@ def test_an_answer_that_ends_with_the_connection(run: Run, notify: bool) -> None
             writer.write(ask(f"https://127.0.0.1:{port}/"))
             await reader.readuntil(b"\r\n\r\nhello")
             assert await end_of(reader) == ("end" if notify else "reset")
+            writer.close()
             session = await here.ended.get()
             why = None if notify else f"127.0.0.1:{port}: the connection ended in the middle of the content"
             assert (session.reply_code, session.error, session.down) == (200, why, 5)

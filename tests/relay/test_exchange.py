@@ -110,6 +110,7 @@ def test_a_session_ends_with_its_time_though_octets_always_flow(run: Run, monkey
             with contextlib.suppress(ConnectionError):
                 while await reader.read(1 << 16):
                     pass
+            writer.close()
             session = await here.ended.get()
             assert (session.close, session.error) == ("limit", "limit: server: 0.1 s for a session")
 
