@@ -31,7 +31,7 @@ if PORTABLE:
 measuring = measure.start()  # before the first import of tabi
 
 from tabi.net import kernel, kinds  # noqa: E402
-from tabi.net.reactor import HOSTINGS, make_loop  # noqa: E402
+from tabi.net.reactor import HOSTINGS, make_loop, reactors  # noqa: E402
 
 T = TypeVar("T")
 PATIENCE = 20.0
@@ -132,7 +132,7 @@ def no_origins() -> bool:
 
 
 def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run in a new loop, in asyncio's debug mode; fails if tasks are left."""
+    """Run in a new loop, in asyncio's debug mode; fails if tasks are left, or handlers that nothing can remove."""
 
     async def limited() -> T:
         async with asyncio.timeout(PATIENCE):
@@ -140,6 +140,8 @@ def run_in_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await asyncio.sleep(0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks left behind: {left}"
+        reactor = reactors.get(asyncio.get_running_loop())
+        assert reactor is None or -1 not in reactor.handlers, "a closed socket was given a handler"
         return result
 
     with asyncio.Runner(debug=True, loop_factory=make_loop) as runner:

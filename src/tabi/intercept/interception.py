@@ -472,7 +472,8 @@ async def first_octets(client: Stream, server: Stream) -> bytes:
             except ServerSpoke:
                 pass
     finally:
-        server.reactor.replace(server.fd, server.on_ready)
+        if server.fd >= 0:  # else it was ended meanwhile
+            server.reactor.replace(server.fd, server.on_ready)
 
 
 def connection_of(session: Session) -> Connection:
