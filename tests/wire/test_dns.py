@@ -199,21 +199,24 @@ def test_a_large_message_costs_little() -> None:
 
 
 def test_a_long_name_is_read_once() -> None:
-    """A client chooses the name and may own its zone, too: all records point to a name of 126 labels."""
-    question = encode_question(".".join("a" * 126), A)
-    owner, (other, kind, ttl, length) = b"\xc0\x0c", (b"\1b\xc0\x0e", A, 60, 4)
-    record = struct.pack("!HHIH", kind, 1, ttl, length) + b"\x7f\0\0\1"
+    """A client chooses the name and may own its zone, too: all records point to a name of 126 labels. That takes about
+    as long as with one of two labels, not 63 times that."""
+    record = struct.pack("!HHIH", A, 1, 60, 4) + b"\x7f\0\0\1"
     head = b"\0\1\x81\x80" + struct.pack("!4H", 1, MAX_RECORDS, 0, 0)
-    for names in ([owner] * MAX_RECORDS, [other] * MAX_RECORDS):
-        wire = head + question + b"".join(name + record for name in names)
-        times = []
-        for _ in range(5):
-            started = time.process_time()
-            found = decode_answer(wire, question)
-            times.append(time.process_time() - started)
-        assert found is not None
-        assert len(found.values) == (MAX_RECORDS if names[0] == owner else 0)
-        assert min(times) < 0.005
+    for name in (b"\xc0\x0c", b"\1b\xc0\x0e"):
+        least = []
+        for labels in (2, 126):
+            question = encode_question(".".join("a" * labels), A)
+            wire = head + question + (name + record) * MAX_RECORDS
+            times = []
+            for _ in range(5):
+                started = time.process_time()
+                found = decode_answer(wire, question)
+                times.append(time.process_time() - started)
+            assert found is not None
+            assert len(found.values) == (MAX_RECORDS if name == b"\xc0\x0c" else 0)
+            least.append(min(times))
+        assert least[1] < 10 * least[0]
 
 
 @given(st.binary(max_size=80), st.integers(0, 0xFFFF))
