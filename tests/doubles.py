@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -197,11 +198,29 @@ def no_descriptors_left() -> Iterator[None]:
                 os.close(fd)
 
 
+SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST = 4, 20, 1
+LOOPBACK_ADDRESS = bytes((127, 0, 0, 1))
+NO_COOKIE = struct.pack("=3I", 0, 0xFFFFFFFF, 0xFFFFFFFF)
+"""No interface either."""
+
+
 def queued(port: int, peer_port: int) -> tuple[int, int]:
     """Octets that wait in the kernel on one loopback connection: (sent and not taken over, received and not read).
 
-    Seen from the socket at ``port``, from /proc/net/tcp.
+    Seen from the socket at ``port``. sock_diag(7) finds one between ports of 127.0.0.1 at once; /proc/net/tcp has all, but
+    to read it takes 30 ms of CPU on a large machine.
     """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as sock:
+            ends = struct.pack("!2H4s12x4s12x", port, peer_port, LOOPBACK_ADDRESS, LOOPBACK_ADDRESS)
+            asked = struct.pack("=4BI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF) + ends + NO_COOKIE
+            sock.sendall(struct.pack("=I2H2I", 16 + len(asked), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 0, 0) + asked)
+            told = sock.recv(4096)
+        if struct.unpack_from("=H", told, 4)[0] == SOCK_DIAG_BY_FAMILY:
+            receiving, sending = struct.unpack_from("=2I", told, 16 + 4 + 48 + 4)
+            return sending, receiving
+    except OSError:  # there is no netlink here
+        pass
     table = Path("/proc/net/tcp").read_text()
     found = re.search(rf":{port:04X} \w+:{peer_port:04X} \w+ (\w+):(\w+)", table)
     if found is None:
