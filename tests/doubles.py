@@ -207,8 +207,8 @@ NO_COOKIE = struct.pack("=3I", 0, 0xFFFFFFFF, 0xFFFFFFFF)
 def queued(port: int, peer_port: int) -> tuple[int, int]:
     """Octets that wait in the kernel on one loopback connection: (sent and not taken over, received and not read).
 
-    Seen from the socket at ``port``. sock_diag(7) finds one between ports of 127.0.0.1 at once; /proc/net/tcp has all, but
-    to read it takes 30 ms of CPU on a large machine.
+    Seen from the socket at ``port``. sock_diag(7) finds one between ports of 127.0.0.1 at once; /proc/net/tcp has all,
+    but to read it takes 30 ms of CPU on a large machine.
     """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as sock:
