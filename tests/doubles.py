@@ -207,8 +207,8 @@ NO_COOKIE = struct.pack("=3I", 0, 0xFFFFFFFF, 0xFFFFFFFF)
 def queued(port: int, peer_port: int) -> tuple[int, int]:
     """Octets that wait in the kernel on one loopback connection: (sent and not taken over, received and not read).
 
-    Seen from the socket at ``port``. sock_diag(7) finds one between ports of 127.0.0.1 at once; /proc/net/tcp has all,
-    but to read it takes 30 ms of CPU on a large machine.
+    Seen from the socket at ``port``. sock_diag(7) finds one between ports of 127.0.0.1 at once, /proc/net/tcp has
+    all, but takes 30 ms of CPU to read on a large machine.
     """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as sock:
@@ -221,11 +221,11 @@ def queued(port: int, peer_port: int) -> tuple[int, int]:
             return sending, receiving
     except OSError:  # there is no netlink here
         pass
-    table = Path("/proc/net/tcp").read_text()
-    found = re.search(rf":{port:04X} \w+:{peer_port:04X} \w+ (\w+):(\w+)", table)
-    if found is None:
-        raise LookupError(f"no connection between {port} and {peer_port}")
-    return int(found[1], 16), int(found[2], 16)
+    for _ in range(5):  # one may be missed while others come and go
+        table = Path("/proc/net/tcp").read_text()
+        if found := re.search(rf":{port:04X} \w+:{peer_port:04X} \w+ (\w+):(\w+)", table):
+            return int(found[1], 16), int(found[2], 16)
+    raise LookupError(f"no connection between {port} and {peer_port}")
 
 
 async def open_tunnel(streams: Streams, destination: Address) -> None:
