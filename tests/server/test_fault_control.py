@@ -30,6 +30,13 @@ from tabi.server.control import ask_server, find_socket
 from tabi.server.fault_control import MOST_OCTETS, PATIENCE, FaultControl, Orders, obey
 from tabi.server.faults import MOST_FAULTS
 
+
+@pytest.fixture(autouse=True)
+def empty_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A server of the machine that has its socket in /run is none of the tests' business."""
+    monkeypatch.setattr("tabi.server.control.RUN", str(tmp_path / "run"))
+
+
 # --- the supervisor's part, with workers that the test plays ---
 
 

@@ -364,6 +364,8 @@ def test_a_session_forgets_faults_that_are_gone(run_once: Run) -> None:
                     assert len(session.ended or ()) <= 1
             await round_trip(streams)
 
+    run_once(main)
+
 
 def test_entries_of_the_file_are_listed_with_all_that_they_do(run_once: Run) -> None:
     """Rewrites too, without values that may be secret."""
