@@ -303,6 +303,27 @@ def test_websockets_are_not_mapped(run_once: Run, tmp_path: Path) -> None:
     run_once(main)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["tunnel", "map_remote"])
+def test_clients_cannot_have_set_fields_dropped(run_once: Run, tmp_path: Path, elsewhere: bool) -> None:
+    """A field that is set or appended is no longer one of the connection, whatever the client says of it: whoever
+    comes behind would leave it out."""
+
+    async def main() -> None:
+        async with origin(OK, plain=True, stays=False) as one, origin(OK, plain=True, stays=False) as other:
+            entry: dict[str, Any] = {"headers": {"set": {"X-Who": "{client}"}, "append": {"X-More": "1"}}}
+            if elsewhere:
+                entry["map_remote"] = f"http://localhost:{other.port}"
+            async with molding(tmp_path, {"ports": [one.port], **entry}) as server:
+                fields = "Connection: x-who, X-MORE, close\r\nX-Who: liar\r\n"
+                await ask(server, f"GET / HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n".encode(), one.port)
+            head = (other if elsewhere else one).heads[0]
+            assert b"\r\nConnection: close\r\n" in head
+            assert b"\r\nX-Who: 127.0.0.1\r\n" in head
+            assert b"\r\nX-More: 1\r\n" in head
+
+    run_once(main)
+
+
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "h2"])
 def test_body_from_a_file(run_once: Run, tmp_path: Path, secure: bool) -> None:
     """The file's content with its length, uncompressed, in place of the destination's; HEAD has none; conditions do not
@@ -469,7 +490,18 @@ CASES = [
         [],
         [("Forwarded", 'for="[2001:db8::1]";proto=http')],
     ),
+    (
+        FieldChanges(append=(("Forwarded", 'by="{client}";for={client};host="a {client}"'),)),
+        [],
+        [("Forwarded", 'by="[2001:db8::1]";for="[2001:db8::1]";host="a [2001:db8::1]"')],
+    ),
     (FieldChanges(set=(("A", "{other} {client}"),)), [], [("A", "{other} 2001:db8::1")]),
+    (
+        FieldChanges(set=(("X-A", "1"),), append=(("X-B", "2"),), remove=("X-C",)),
+        [("Connection", "x-a, close,X-B , X-C"), ("connection", "X-b")],
+        [("Connection", "close, X-C"), ("X-A", "1"), ("X-B", "2")],
+    ),
+    (FieldChanges(set=(("X-A", "1"),)), [("Connection", "a ,b"), ("X-A", "1")], [("Connection", "a ,b"), ("X-A", "1")]),
 ]
 
 

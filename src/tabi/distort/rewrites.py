@@ -226,6 +226,7 @@ class Compiled(NamedTuple):
     append: tuple[Field, ...]
     order: dict[bytes, tuple[int, bytes]]
     named: bool
+    ours: frozenset[bytes]
 
 
 @lru_cache(1024)
@@ -241,6 +242,7 @@ def compiled(changes: FieldChanges) -> Compiled:
         tuple(field(name, value) for name, value in changes.append),
         {to_octets(name).lower(): (place, to_octets(name)) for place, name in enumerate(changes.order)},
         any(CLIENT.decode() in value for _, value in (*changes.set, *changes.append)),
+        frozenset(to_octets(name).lower() for name, _ in (*changes.set, *changes.append)),
     )
 
 
@@ -266,6 +268,8 @@ def change(headers: Headers, changes: FieldChanges, flow: Flow, cookie: str | No
         others.insert(place, own(new))  # no other field with this name stands before it
         fields = others
     fields += map(own, ready.append)
+    if ready.ours:
+        fields = [field for one in fields if (field := spared(one, ready.ours)) is not None]
     if ready.order:
         first = [(*ready.order[lower], field[1]) for field in fields if (lower := field[0].lower()) in ready.order]
         first.sort(key=lambda found: found[0])
@@ -285,10 +289,25 @@ def kept(field: Field) -> Field:
     return field
 
 
+def spared(field: Field, ours: frozenset[bytes]) -> Field | None:
+    """A field of Connection without the names of our own fields, which the next proxy would drop else (RFC 9110
+    section 7.6.1); None if it names nothing else. Any other field as it is."""
+    name, value = field
+    if name.lower() != b"connection":
+        return field
+    options = [option.strip(b" \t") for option in value.split(b",")]
+    others = [option for option in options if option.lower() not in ours]
+    if len(others) == len(options):
+        return field
+    return (name, b" " + b", ".join(others)) if others else None
+
+
 def filled(field: Field, client: str) -> Field:
     """A field with the client's address in its value; in Forwarded it is written as RFC 7239 section 6 wants it."""
     name, value = field
-    text = "unknown" if client == UNIX else client
-    if name.lower() == b"forwarded" and ":" in text:
-        text = f'"[{text}]"'
-    return name, value.replace(CLIENT, text.encode())
+    text = ("unknown" if client == UNIX else client).encode()
+    if name.lower() != b"forwarded" or b":" not in text:
+        return name, value.replace(CLIENT, text)
+    parts = value.split(b'"')  # every other one is in quotes
+    texts = (b'"[%b]"' % text, b"[%b]" % text)
+    return name, b'"'.join(part.replace(CLIENT, texts[at % 2]) for at, part in enumerate(parts))
