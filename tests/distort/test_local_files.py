@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Run
+from doubles import until
 from h2_net import client as h2_client
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
 from molding import ask, curl, molding
+from tabi import Session
 from tabi.distort.local_files import (
     PIECE,
     SMALL,
@@ -28,7 +31,6 @@ from tabi.distort.local_files import (
     part_of,
     type_of,
 )
-from tabi.errors import TabiError
 from tabi.intercept.flow import FlowRequest
 from tabi.intercept.headers import Headers
 
@@ -47,6 +49,8 @@ def folder(tmp_path: Path) -> Path:
     (site / "here").symlink_to("index.html")
     (site / "empty").mkdir()
     os.mkfifo(site / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(site / "socket"))  # the whole path may be too long for it
     return site
 
 
@@ -75,6 +79,7 @@ def read(root: Path, target: str) -> bytes:
         ("/empty", None),
         ("/none", None),
         ("/pipe", None),
+        ("/socket", None),
         ("/here", None),
         ("/link", None),
         ("/up/outside", None),
@@ -163,12 +168,45 @@ def test_large_files_are_read_in_pieces(run_once: Run, tmp_path: Path) -> None:
         assert [len(piece) async for piece in Pieces(large, range(large.size))] == [PIECE] * (SMALL // PIECE) + [1]
         assert [len(piece) async for piece in Pieces(large, range(5, PIECE + 7))] == [PIECE, 2]
         path.write_bytes(b"x" * PIECE)
-        with pytest.raises(TabiError, match="shorter"):
+        with pytest.raises(OSError, match="shorter"):
             [piece async for piece in Pieces(large, range(large.size))]
         large.close()
         large.close()
 
     run_once(main)
+
+
+@pytest.mark.parametrize("forwarded", [False, True], ids=["tunnel", "forwarded"])
+def test_a_file_that_becomes_shorter_ends_the_connection(
+    run_once: Run, folder: Path, forwarded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client sees that its answer is not whole, the session says why, and no traceback is in the log."""
+    path = folder / "large"
+
+    async def main() -> None:
+        path.write_bytes(bytes(30_000_000))
+        over: list[Session] = []
+        async with (
+            origin(OK, plain=True) as one,
+            molding(folder.parent, {"map_local": "site"}, over=over) as server,
+        ):
+            address = server.addresses[0]
+            reader, writer = await asyncio.open_connection(str(address.host), address.port)
+            url = f"http://localhost:{one.port}/large" if forwarded else "/large"
+            if not forwarded:
+                writer.write(b"CONNECT localhost:%d HTTP/1.1\r\nHost: localhost:%d\r\n\r\n" % (one.port, one.port))
+                await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"GET {url} HTTP/1.1\r\nHost: localhost:{one.port}\r\n\r\n".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            os.truncate(path, 1)
+            with pytest.raises(OSError, match="reset"):
+                await reader.read()
+            writer.close()
+            await until(lambda: bool(over))
+            assert over[-1].error == "a local file has become shorter"
+
+    run_once(main)
+    assert not caplog.records
 
 
 def test_a_file_that_is_left_is_closed(tmp_path: Path) -> None:

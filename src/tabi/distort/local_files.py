@@ -14,7 +14,6 @@ from mimetypes import MimeTypes
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
-from tabi.errors import TabiError
 from tabi.intercept.flow import FlowRequest
 from tabi.intercept.headers import to_octets
 from tabi.wire.http_fields import Field
@@ -32,8 +31,8 @@ KINDS = MimeTypes(filenames=())  # the same everywhere, whatever the machine kno
 BODILESS = (204, 304)
 RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII | re.IGNORECASE)
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would let us wait
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What a path has that a folder does not; ELOOP is a symbolic link."""
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV)
+"""What a path has that a folder does not; ELOOP is a symbolic link, the last two are sockets and devices."""
 
 
 class NotThere(Exception):
@@ -137,12 +136,12 @@ class FileContent:
             os.close(fd)
 
     async def read(self, at: int, end: int) -> bytes:
-        """A piece of it that is not empty. Raises OSError, and TabiError if it has become shorter."""
+        """A piece of it that is not empty. Raises OSError: it cannot be read, or has become shorter."""
         if self.data is not None:
             return self.data[at:end]
         piece = await asyncio.to_thread(os.pread, self.fd, min(PIECE, end - at), at)
         if not piece:
-            raise TabiError("a local file has become shorter")
+            raise OSError(errno.EIO, "a local file has become shorter")
         return piece
 
 
