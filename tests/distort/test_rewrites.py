@@ -13,6 +13,7 @@ from doubles import until
 from h2_net import origin as h2_origin
 from interceptions import OK, origin
 from molding import ask, curl, molding
+from tabi import Session
 from tabi.distort.rewrites import change
 from tabi.intercept.flow import Flow, FlowRequest
 from tabi.intercept.headers import Headers
@@ -263,6 +264,26 @@ def test_map_remote_passes_the_rules(run_once: Run, tmp_path: Path) -> None:
                 done = await curl(server, f"http://localhost:{one.port}/")
             assert done.head.startswith(b"HTTP/1.1 502 ")
             assert one.connections == 0
+
+    run_once(main)
+
+
+def test_clients_are_not_told_of_another_server(run_once: Run, tmp_path: Path) -> None:
+    """Why it was not reached, and where, is for the access log, as with any destination."""
+
+    async def main() -> None:
+        over: list[Session] = []
+        entry = {"hosts": ["localhost"], "map_remote": "http://127.0.0.2:1/secret"}
+        for guard in ({"deny": ["127.0.0.2"], "exempt": ["unix"]}, {}):
+            async with origin(plain=True) as one, molding(tmp_path, entry, over=over, guard=guard) as server:
+                for port, url in ((one.port, "/"), (None, f"http://localhost:{one.port}/")):
+                    head = f"GET {url} HTTP/1.1\r\nHost: localhost:{one.port}\r\nConnection: close\r\n\r\n"
+                    answer = await ask(server, head.encode(), port)
+                    assert answer.startswith(b"HTTP/1.1 502 "), answer
+                    assert b"error=destination_unavailable" in answer
+                    assert not [word for word in (b"127.", b"secret", b"guard", b"refused") if word in answer], answer
+        assert len(over) == 4
+        assert all(any(word in str(session.error) for word in ("guard", "refused")) for session in over)
 
     run_once(main)
 

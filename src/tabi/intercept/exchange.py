@@ -565,7 +565,8 @@ class Exchange:
             fetched = await inspection.fetch(inspection, self.client, reroute, flow.request.method, fields, content)
         except (TabiError, OSError) as exc:
             reason = str(exc) if isinstance(exc, TabiError) else reason_of_error(exc)
-            raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}") from exc
+            says = "another server is not reached"
+            raise ExchangeFailed(502, "destination_unavailable", f"reroute: {reason}", says=says) from exc
         return fetched if reroute.mold is None else await reroute.mold(flow, fetched)
 
     async def answer_from(self, fetched: Fetched) -> bool:

@@ -160,10 +160,9 @@ class Http1:
             self.note(exchange, str(exc))
         except ExchangeFailed as exc:
             self.close = "error"
-            if exc.unanswered and self.answers:  # as without us: the client knows whether it may ask again
-                self.note(exchange, str(exc))
-            else:
-                await self.give_up(exchange, exc.status, exc.error, str(exc))
+            self.note(exchange, str(exc))
+            if not (exc.unanswered and self.answers):  # else as without us: the client knows whether it may ask again
+                await exchange.refuse(exc.status, exc.error, exc.says)
         except HookFailed as exc:
             self.close = "error"
             if exchange.answered:

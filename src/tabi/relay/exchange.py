@@ -84,13 +84,17 @@ class ExchangeFailed(TabiError):
         status: of HTTP, to answer in its place.
         error: the error type of RFC 9209 section 2.3.
         unanswered: not an octet of an answer has come, so that the destination may not have seen the request at all.
+        says: for the client, where the message names what it is not to know, such as another server.
     """
 
-    def __init__(self, status: int, error: str, message: str, unanswered: bool = False) -> None:
+    def __init__(
+        self, status: int, error: str, message: str, unanswered: bool = False, says: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.error = error
         self.unanswered = unanswered
+        self.says = message if says is None else says
 
 
 class ServerConnection:
