@@ -324,6 +324,40 @@ def test_websockets_are_not_mapped(run_once: Run, tmp_path: Path) -> None:
     run_once(main)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [{"body": "page"}, {"fault": {"answer_delay": 0.01}}, {"fault": {"truncate": 5}}],
+    ids=["body", "late", "cut"],
+)
+@pytest.mark.parametrize("forwarded", [False, True], ids=["tunnel", "forwarded"])
+def test_websockets_go_on_where_answers_wait(
+    run_once: Run, tmp_path: Path, forwarded: bool, entry: dict[str, Any]
+) -> None:
+    """Content, a delay and an end are for answers of HTTP: behind a 101 messages pass, both ways."""
+    (tmp_path / "page").write_text("local")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        writer.write(f"HTTP/1.1 101 Over\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{accept}\r\n\r\n".encode())
+        writer.write(b"\x82\x04" + await reader.readexactly(10))
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as one, molding(tmp_path, entry) as server:
+            port = one.sockets[0].getsockname()[1]
+            url = f"http://localhost:{port}/" if forwarded else "/"
+            fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            fields += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            head = f"GET {url} HTTP/1.1\r\nHost: localhost:{port}\r\n{fields}\r\n\r\n"
+            said = await ask(server, head.encode() + b"\x82\x84\0\0\0\0ping", None if forwarded else port)
+            got, _, rest = said.partition(b"\r\n\r\n")
+            assert got.startswith(b"HTTP/1.1 101 ")
+            assert rest == b"\x82\x04\x82\x84\0\0\0\0ping"
+
+    run_once(main)
+
+
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["tunnel", "map_remote"])
 def test_clients_cannot_have_set_fields_dropped(run_once: Run, tmp_path: Path, elsewhere: bool) -> None:
     """A field that is set or appended is no longer one of the connection, whatever the client says of it: whoever

@@ -98,27 +98,26 @@ class Http1:
             exchange = Exchange(self.inspection, self.client, self.buffer, request)
             keep = await self.run_one(exchange)
             if exchange.switched:
-                return Switched(
-                    request.upgrade,
-                    bytes(self.buffer),
-                    bytes(self.server_buffer),
-                    exchange.flow,
-                    exchange.recording,
-                )
+                return self.switched(exchange)
             if not keep:
                 return None
             if reactor.late():
                 await reactor.next_turn()
         return None
 
-    async def go_on(self, request: OriginRequest, flow: Flow | None, recording: Recording | None) -> bool:
-        """Carry out a request that the hooks have seen and answered already; whether the connections go on.
-
-        Errors as `run`.
-        """
+    async def go_on(self, request: OriginRequest, flow: Flow | None, recording: Recording | None) -> Switched | None:
+        """Carry out a request that the hooks have seen and answered already, and then go on. Errors as `run`."""
         exchange = Exchange(self.inspection, self.client, self.buffer, request)
         exchange.flow, exchange.recording = flow, recording
-        return await self.run_one(exchange, True)
+        keep = await self.run_one(exchange, True)
+        if exchange.switched:
+            return self.switched(exchange)
+        return await self.run() if keep else None
+
+    def switched(self, exchange: Exchange) -> Switched:
+        """What another protocol follows."""
+        buffers = bytes(self.buffer), bytes(self.server_buffer)
+        return Switched(exchange.request.upgrade, *buffers, exchange.flow, exchange.recording)
 
     async def run_one(self, exchange: Exchange, asked: bool = False) -> bool:
         """Carry out one exchange, and say when it has ended; whether the connections go on."""

@@ -359,7 +359,6 @@ class Interception:
             return
         if inspection.http is not None:
             inspection.hooks = inspection.http.around(inspection.hooks)
-        http = None
         if Passing.fits(inspection):
             given = await pass_through(tunnel, inspection, head)
             if given is None:
@@ -372,11 +371,10 @@ class Interception:
             http = Http1(inspection, tunnel.client, tunnel.server, given.from_client, given.from_server)
             one = given.request
             assert one is not None
-            if not await http.go_on(one.head, one.flow, one.recording):
-                await end(tunnel, http)
-                return
-        http = http or Http1(inspection, tunnel.client, tunnel.server, head)
-        found = await http.run()
+            found = await http.go_on(one.head, one.flow, one.recording)
+        else:
+            http = Http1(inspection, tunnel.client, tunnel.server, head)
+            found = await http.run()
         if found is not None:
             await self.switch(tunnel, inspection, found)
         else:
