@@ -15,9 +15,11 @@ import tabi
 from authorities import authority, write_server
 from conftest import Run
 from doubles import config
+from processes import wait_for
 from support import target
 from tabi.client import blocking
 from tabi.config import Listen
+from tabi.net.reactor import reactors
 
 
 class Around:
@@ -114,6 +116,7 @@ def test_a_socket_through_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         around.close()
         for started in (kept, other):
+            wait_for(lambda started=started: not reactors[started.loop].handlers, "the end of its connections")
             started.close()
         monkeypatch.setattr(blocking, "running", None)
 
