@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -116,7 +118,8 @@ def test_a_socket_through_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         around.close()
         for started in (kept, other):
-            wait_for(lambda started=started: not reactors[started.loop].handlers, "the end of its connections")
+            handlers = reactors[started.loop].handlers
+            wait_for(partial(operator.not_, handlers), "the end of its connections")
             started.close()
         monkeypatch.setattr(blocking, "running", None)
 
