@@ -1032,3 +1032,36 @@ def test_a_direction_may_be_the_last_of_the_relay() -> None:
         net.read()
         assert (net.server.outbox, net.server.said, net.client.said) == (b"octets", "end", "end")
         assert (net.session.close, net.session.error) == ("fault", "the reason")
+
+
+def test_a_reset_waits_until_the_kernel_has_sent_what_was_before_it(run: Run) -> None:
+    """A reset drops what was not sent (tcp(7)): a slow reader gets all, and then the reset."""
+
+    async def main() -> None:
+        with Bench() as bench:
+            ends = bench.ends()
+            ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+            ends.near_client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MIB)
+            ends.start()
+            stage = Stage()
+            ends.relay.add_stage(DOWN, stage)
+            await send(ends.server, bytes(40_000))
+            await until(lambda: ends.relay.down.octets == 40_000)
+            down = ends.relay.down
+            assert isinstance(down, StagedFlow)
+            assert staged.is_sending(down.sink_fd)
+            stage.end_relay_after("reset", "the reason")
+            await turns()
+            assert not ends.relay.closed
+            assert await read(ends.client, 40_000) == bytes(40_000)
+            with pytest.raises(ConnectionResetError):
+                await read_all(ends.client)
+            assert (ends.session.close, ends.session.error) == ("fault", "the reason")
+
+    run(main)
+
+
+def test_what_is_no_socket_sends_nothing() -> None:
+    """Where the kernel does not tell, a reset is not held up."""
+    with open(os.devnull) as file:
+        assert not staged.is_sending(file.fileno())
