@@ -45,6 +45,8 @@ def test_version() -> None:
         (["check"], "TABI.TOML"),
         (["connect", "127.0.0.1:1"], "--via"),
         (["connect", "127.0.0.1:1", "--via"], "--via"),
+        (["ping"], "ALL_PROXY"),
+        (["ping", "--timeout", "0", "socks5://127.0.0.1:1"], "--timeout"),
     ],
     ids=" ".join,
 )

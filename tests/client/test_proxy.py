@@ -1008,3 +1008,37 @@ def test_a_context_for_proxies_inside_tls(run: Run, tmp_path: Path) -> None:
         tabi.Proxy("https://127.0.0.1", ca="/nowhere", ssl=ssl.create_default_context())
     with pytest.raises(ValueError, match=r"ssl is bool, expected an ssl.SSLContext"):
         tabi.Proxy("https://127.0.0.1", ssl=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks4", "http"])
+def test_a_ping_asks_the_last_proxy(run: Run, scheme: str) -> None:
+    """Through the others; it says what was answered."""
+
+    async def main() -> list[str]:
+        async with tabi.Server("mixed://127.0.0.1:0") as server:
+            port = server.addresses[0].port
+            url = f"{scheme}://127.0.0.1:{port}"
+            return [await tabi.Proxy(*urls).ping() for urls in ((url,), (f"socks5://127.0.0.1:{port}", url))]
+
+    assert run(main) == [{"socks5": "no authentication", "socks4": "reply 91", "http": "200 OK"}[scheme]] * 2
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "http"])
+def test_a_ping_tries_the_password(run: Run, scheme: str) -> None:
+    """One that is wrong, or missing, is an AuthError: whoever asks wants to know whether the proxy can be used."""
+
+    async def main() -> str:
+        async with tabi.Server("mixed://127.0.0.1:0", users={"alice": "secret"}) as server:
+            place = f"127.0.0.1:{server.addresses[0].port}"
+            for user in ("", "alice:herring@"):
+                with pytest.raises(tabi.AuthError):
+                    await tabi.Proxy(f"{scheme}://{user}{place}").ping()
+            return await tabi.Proxy(f"{scheme}://alice:secret@{place}").ping()
+
+    assert run(main) == {"socks5": "user name and password", "http": "200 OK"}[scheme]
+
+
+def test_without_a_proxy_there_is_nothing_to_ping(run_once: Run) -> None:
+    """As for all that a proxy has to do."""
+    with pytest.raises(ValueError, match="a ping needs a proxy"):
+        run_once(tabi.Proxy.from_environment({}).ping)

@@ -9,7 +9,7 @@ import pytest
 from conftest import Run
 from doubles import reset
 from support import Handler, closed_port, target
-from tabi import Server, Session
+from tabi import Proxy, Server, Session
 from tabi.egress.direct import Direct
 from tabi.egress.http_connect import HttpConnect
 from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError, TabiError
@@ -221,3 +221,48 @@ def test_through_our_own_server(run: Run) -> None:
     run(main)
     assert sessions[0].destination is not None
     assert (sessions[0].user, sessions[0].destination.host) == ("alice", "localhost")
+
+
+OPTIONS = b"OPTIONS http://tabi.invalid/ HTTP/1.1\r\nHost: tabi.invalid\r\nMax-Forwards: 0\r\nConnection: close\r\n\r\n"
+
+
+def by_method(**answers: bytes) -> Handler:
+    """A proxy that answers by the method of a request."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head == OPTIONS or not head.startswith(b"OPTIONS")
+        writer.write(answers[head.split()[0].decode()] + b"\r\n\r\n")
+
+    return handle
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"404 Not Found", b"503 Service Unavailable"])
+def test_a_ping_takes_any_status_for_an_answer(run: Run, status: bytes) -> None:
+    """OPTIONS with Max-Forwards 0 is for the proxy itself; one that passes it on finds no such host."""
+
+    async def main() -> str:
+        async with target(by_method(OPTIONS=b"HTTP/1.1 " + status)) as port:
+            return await Proxy(f"http://127.0.0.1:{port}").ping()
+
+    assert run(main) == status.decode()
+
+
+@pytest.mark.parametrize(
+    ("connect", "error"), [(b"HTTP/1.1 503 No", None), (b"HTTP/1.1 407 No", AuthError)], ids=["503", "407"]
+)
+@pytest.mark.parametrize("options", [b"HTTP/1.1 405 No", b"HTTP/1.1 501 No"], ids=["405", "501"])
+def test_a_proxy_without_options_is_asked_for_a_tunnel(
+    run_once: Run, options: bytes, connect: bytes, error: type[TabiError] | None
+) -> None:
+    """Such a proxy may not have looked at the credentials: CONNECT finds out."""
+
+    async def main() -> str:
+        async with target(by_method(OPTIONS=options, CONNECT=connect)) as port:
+            return await Proxy(f"http://127.0.0.1:{port}").ping()
+
+    if error is None:
+        assert run_once(main) == "503 Service Unavailable"
+    else:
+        with pytest.raises(error, match="it wants a user name"):
+            run_once(main)

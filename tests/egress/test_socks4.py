@@ -8,7 +8,7 @@ import pytest
 
 from conftest import Run
 from support import Handler, closed_port, target
-from tabi import Server, Session
+from tabi import Proxy, Server, Session
 from tabi.egress.direct import Direct
 from tabi.egress.socks4 import Socks4
 from tabi.errors import AuthError, DialError, ProxyError, RemoteProtocolError, TabiError
@@ -158,3 +158,28 @@ def test_through_our_own_server(run: Run) -> None:
     hosts = {str(session.destination.host) for session in sessions if session.destination is not None}
     assert hosts == {"127.0.0.1", "localhost"}
     assert {session.protocol for session in sessions} == {"socks4"}
+
+
+@pytest.mark.parametrize("code", [0x5A, 0x5B, 0x63])
+def test_a_ping_takes_any_reply_for_an_answer(run: Run, code: int) -> None:
+    """The request is for 127.0.0.1:9: no name is looked up, and nothing leaves the proxy's machine."""
+
+    async def main() -> str:
+        asked = octets_of(parse_address("127.0.0.1:9"), b"alice")
+        async with target(answering(asked, bytes((0, code)) + bytes(6))) as port:
+            return await Proxy(f"socks4://alice@127.0.0.1:{port}").ping()
+
+    assert run(main) == f"reply {code}"
+
+
+@pytest.mark.parametrize("code", [0x5C, 0x5D])
+def test_a_ping_that_is_not_let_in_fails(run: Run, code: int) -> None:
+    """Replies about the user ID say that requests of this user will not do."""
+
+    async def main() -> None:
+        asked = octets_of(parse_address("127.0.0.1:9"))
+        async with target(answering(asked, bytes((0, code)) + bytes(6))) as port:
+            with pytest.raises(AuthError, match=f"reply {code}"):
+                await Proxy(f"socks4://127.0.0.1:{port}").ping()
+
+    run(main)

@@ -123,6 +123,23 @@ def test_who_leaves_does_not_take_the_attempt_along(run_once: Run, tmp_path: Pat
     run_once(main)
 
 
+def test_a_ping_logs_in_and_leaves(run_once: Run, tmp_path: Path) -> None:
+    """The connection that it opened serves the next request; a wrong password is an error."""
+
+    async def main() -> None:
+        async with ssh_egress(tmp_path) as (server, egress):
+            assert await egress.ping() == "logged in"
+            assert await egress.ping() == "logged in"
+            assert len(server.connections) == 1
+            egress.retire()
+            await until(lambda: not egress.is_alive)
+        async with ssh_egress(tmp_path, password="herring") as (_, egress):
+            with pytest.raises(AuthError):
+                await egress.ping()
+
+    run_once(main)
+
+
 # --- the end ---
 
 

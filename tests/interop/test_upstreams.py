@@ -11,6 +11,7 @@ import pwd
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,31 @@ def test_the_client_goes_through(
 
     with program(tmp_path) as url:
         run(main)
+
+
+@every_program
+def test_a_ping_is_answered(
+    run_once: Run, tmp_path: Path, program: Callable[[Path], contextlib.AbstractContextManager[str]]
+) -> None:
+    """By each of them; tinyproxy passes on what is for itself, and finds no such host."""
+    answers = {
+        "microsocks": "no authentication",
+        "dante": "no authentication",
+        "tinyproxy": "500 Internal Server Error",
+    }
+    with program(tmp_path) as url:
+        assert run_once(Proxy(url).ping) == answers[program.__name__]
+
+
+@pytest.mark.parametrize("program", [microsocks, tinyproxy], ids=lambda program: str(program.__name__))
+def test_a_ping_tries_the_password(run_once: Run, tmp_path: Path, program: Callable[..., Any]) -> None:
+    """The right one is let in; a wrong one, and none, is an AuthError."""
+    more = ("BasicAuth alice secret",) if program is tinyproxy else ("-u", "alice", "-P", "secret")
+    with program(tmp_path, *more) as url:
+        assert run_once(Proxy(url.replace("//", "//alice:secret@")).ping)
+        for user in ("", "alice:herring@"):
+            with pytest.raises(AuthError):
+                run_once(Proxy(url.replace("//", f"//{user}")).ping)
 
 
 @every_program

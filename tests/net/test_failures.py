@@ -7,13 +7,14 @@ import socket
 
 import pytest
 
-from tabi.errors import DialError
+from tabi.errors import AuthError, DialError, TabiError
 from tabi.net.failures import (
     connect_error,
     local_error,
     lookup_error,
     most_telling,
     no_port_error,
+    reason_of,
     resolve_error,
     timeout_error,
 )
@@ -129,3 +130,19 @@ def test_a_socket_of_our_own(exc: OSError, text: str) -> None:
     """What we cannot open or bind is a general failure, whatever its number: the destination has no part in it."""
     error = local_error(exc, "192.0.2.1")
     assert (error.reply_code, error.errno, str(error)) == (ReplyCode.GENERAL_FAILURE, exc.errno, text)
+
+
+@pytest.mark.parametrize(
+    ("exc", "text"),
+    [
+        (TimeoutError(), "no answer within 3 s"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer"),
+        (OSError("odd"), "odd"),
+        (AuthError("the proxy refused"), "the proxy refused"),
+        (timeout_error(5, "example.com"), "example.com: no answer within 5 s"),
+        (TabiError(), "TabiError"),
+    ],
+)
+def test_a_reason_is_a_few_words(exc: TabiError | OSError, text: str) -> None:
+    """The end of our deadline says how long it was; all others what they say themselves."""
+    assert reason_of(exc, 3) == text

@@ -19,6 +19,7 @@ from tabi.wire.connect import (
     ConnectAnswer,
     ConnectMachine,
     ConnectRequest,
+    OptionsRequest,
     encode_connect,
 )
 from tabi.wire.http import decode_basic, decode_request
@@ -196,6 +197,18 @@ def test_the_order() -> None:
     machine.receive_data(PAYLOAD)
     assert machine.next_event() is NEED_DATA
     assert machine.trailing_data == PAYLOAD
+
+
+@pytest.mark.parametrize("login", [None, Credentials(b"alice", b"hunter2")], ids=["nobody", "alice"])
+def test_a_request_for_the_proxy_itself(login: Credentials | None) -> None:
+    """It names a host that does not exist, and says that nobody may pass it on; then it is as any other."""
+    machine = ConnectMachine()
+    octets = machine.send(OptionsRequest(login))
+    field = b"" if login is None else b"Proxy-Authorization: Basic YWxpY2U6aHVudGVyMg==\r\n"
+    head = b"OPTIONS http://tabi.invalid/ HTTP/1.1\r\nHost: tabi.invalid\r\nMax-Forwards: 0\r\nConnection: close\r\n"
+    assert octets == head + field + b"\r\n"
+    machine.receive_data(b"HTTP/1.1 501 Not Implemented\r\n\r\n")
+    assert machine.next_event() == ConnectAnswer(501)
 
 
 pieces_of_heads = st.sampled_from(

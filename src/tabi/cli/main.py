@@ -27,6 +27,7 @@ COMMANDS = {
     "connect": "connect",
     "listen": "listen",
     "udp": "udp",
+    "ping": "ping",
     "ca": "ca",
     "ua": "ua",
     "flows": "flows",

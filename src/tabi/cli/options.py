@@ -9,8 +9,22 @@ import click
 
 from tabi.client import TIMEOUT, Proxy
 from tabi.errors import ConfigError
+from tabi.policy.quantities import Seconds
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Duration(click.ParamType[Seconds]):
+    """A duration as tabi.toml has it: seconds, or text such as ``200ms``."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Seconds:
+        """Read one."""
+        try:
+            return Seconds.parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
 
 
 def option_via(protocols: str) -> Decorator:

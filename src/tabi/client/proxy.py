@@ -14,12 +14,14 @@ from typing import Self
 from tabi.client.environment import all_proxy, no_proxy
 from tabi.client.opening import Opening
 from tabi.egress.associate import Association
+from tabi.egress.at_path import AtPath
 from tabi.egress.base import Egress
 from tabi.egress.bind import Listener, check_seconds, listen
 from tabi.egress.chain import close_links, make_chain, make_context, retire_links
 from tabi.egress.detach import take_socket
 from tabi.egress.direct import Direct
 from tabi.egress.ssh_keys import need_asyncssh
+from tabi.egress.upstream import Upstream
 from tabi.errors import RemoteProtocolError
 from tabi.net.dial import Dialer
 from tabi.net.reactor import get_reactor
@@ -83,6 +85,7 @@ class Proxy:
             if url.protocol == "ssh":
                 need_asyncssh(url)
         self.timeout = timeout
+        self.path: str | None = None
         self.is_direct: Callable[[Address], bool] = nothing_is_direct
 
     @classmethod
@@ -163,6 +166,8 @@ class Proxy:
         """
         dialer = Dialer(get_reactor(), ThreadResolver(), self.timeout)
         chain: Egress = Direct(dialer if direct else dialer.speaking_first())
+        if self.path is not None:
+            chain = AtPath(self.path)
         if not direct:
             chain = make_chain(self.urls, self.contexts, chain, dialer.deadlines, get_tls_shared())
         try:
@@ -259,6 +264,23 @@ class Proxy:
             asked = await egress.ask(command, Address(host, 0), allow_any_address)
         asked.stream.close()
         return unmap(asked.reply.bound).host
+
+    async def ping(self) -> str:
+        """See whether the last proxy answers and lets us in, as far as its protocol goes without a destination.
+
+        SOCKS5 goes up to the request; SSH up to the login; HTTP is asked with OPTIONS that is for the proxy itself;
+        SOCKS4 for 127.0.0.1:9, where a refusal is as good. Proxies before the last one are gone through.
+
+        Returns:
+            What it answered, in a few words such as ``user name and password``.
+
+        Raises:
+            As `connect`.
+        """
+        self.need_proxy("a ping")
+        async with self.egress() as egress:
+            assert isinstance(egress, Upstream)
+            return await egress.ping()
 
     async def open_connection(
         self, host: Host, port: int, *, ssl: tls.SSLContext | bool | None = None, server_hostname: str | None = None

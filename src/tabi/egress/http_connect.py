@@ -11,11 +11,14 @@ from tabi.net.stream import Stream
 from tabi.net.timeouts import FixedTimeouts
 from tabi.session import Session
 from tabi.wire.address import Address
-from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest
+from tabi.wire.connect import ConnectAnswer, ConnectMachine, ConnectRequest, OptionsRequest
 from tabi.wire.socks5 import Credentials, ReplyCode
 
 UNAUTHORIZED = (407, 401)
 """RFC 9110 section 15.5.8; the other is an origin's, but what tinyproxy says to a wrong password."""
+
+UNKNOWN_METHOD = (405, 501)
+NOBODY = Address("tabi.invalid", 443)
 
 REPLY_BY_STATUS: dict[int, int] = {
     403: ReplyCode.NOT_ALLOWED,
@@ -85,6 +88,33 @@ class HttpConnect(Upstream):
 
         stream, _ = await self.converse(ask, session)
         return stream
+
+    async def ping(self) -> str:
+        """See `Upstream`: any answer will do, but for those that are about who we are.
+
+        A proxy that does not know OPTIONS may say so before it looks at the credentials, as squid does: it is asked for
+        `NOBODY` then, whose name it will not find.
+        """
+        status = await self.ask_status(OptionsRequest(self.credentials))
+        if status in UNKNOWN_METHOD:
+            status = await self.ask_status(ConnectRequest(NOBODY, self.credentials))
+        return phrase(status)
+
+    async def ask_status(self, message: ConnectRequest | OptionsRequest) -> int:
+        """Ask on a connection of its own. Raises AuthError, and as `Upstream.converse`."""
+        machine = ConnectMachine()
+        octets = machine.send(message)
+
+        async def ask(stream: Stream) -> ConnectAnswer:
+            await stream.send_all(octets)
+            answer: ConnectAnswer = await read_by_looking(stream, machine)
+            if answer.status in UNAUTHORIZED:
+                check_answer(answer, self.proxy, self.credentials is not None)
+            return answer
+
+        stream, answer = await self.converse(ask, None)
+        stream.close()
+        return answer.status
 
 
 def check_answer(answer: ConnectAnswer, destination: Address, known: bool) -> None:

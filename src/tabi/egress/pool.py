@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from tabi.egress.base import QUESTIONS, Asked, Egress
 from tabi.errors import AuthError, DialError, EgressError, ProtocolError, ProxyError, TabiError
 from tabi.net.dial import AddressFilter
-from tabi.net.failures import is_deadline
+from tabi.net.failures import is_deadline, reason_of
 from tabi.net.stream import Stream
 from tabi.net.udp_path import UdpPath
 from tabi.policy.grammar import Parameters
@@ -418,13 +418,6 @@ def is_doubtful(exc: TabiError | OSError) -> bool:
     if isinstance(exc, ProxyError):
         return exc.reply_code in (None, ReplyCode.GENERAL_FAILURE)
     return isinstance(exc, TimeoutError) and not isinstance(exc, DialError)
-
-
-def reason_of(exc: TabiError | OSError, seconds: float) -> str:
-    """A failure in a few words."""
-    if is_deadline(exc):
-        return f"no answer within {seconds:g} s"
-    return ((exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)) or type(exc).__name__
 
 
 async def check_one(egress: Egress, check: Check) -> None:

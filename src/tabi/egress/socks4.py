@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+import contextlib
+from ipaddress import IPv4Address, IPv6Address
 
 from tabi.egress.base import Egress
 from tabi.egress.upstream import Upstream, UpstreamTls, read_exactly
@@ -19,6 +20,11 @@ REPLY4_TEXTS: dict[int, str] = {
     ReplyCode4.NO_IDENTD: "it cannot reach an identd here",
     ReplyCode4.USERID_MISMATCH: "identd here names another user",
 }
+
+
+NOBODY = Address(IPv4Address("127.0.0.1"), 9)
+"""What a proxy is asked for that shall only show that it answers: no name is looked up, no packet leaves its machine,
+and whoever listens there throws away what comes (discard, RFC 863)."""
 
 
 class Socks4(Upstream):
@@ -59,6 +65,23 @@ class Socks4(Upstream):
 
         stream, _ = await self.converse(ask, session)
         return stream
+
+    async def ping(self) -> str:
+        """See `Upstream`: SOCKS4 has nothing but requests, so the proxy is asked for `NOBODY`; its refusal is an
+        answer."""
+        machine = ClientMachine4()
+        octets = machine.send(Request4(Command.CONNECT, NOBODY, self.userid))
+
+        async def ask(stream: Stream) -> int:
+            await stream.send_all(octets)
+            code: int = (await read_exactly(stream, machine)).code
+            with contextlib.suppress(ProxyError):
+                check_reply4(code, NOBODY)
+            return code
+
+        stream, code = await self.converse(ask, None)
+        stream.close()
+        return f"reply {code}"
 
 
 def check_reply4(code: int, destination: Address) -> None:

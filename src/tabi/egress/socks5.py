@@ -47,6 +47,12 @@ REPLY_TEXTS = {
 }
 
 
+METHOD_TEXTS = {
+    Method.NO_AUTHENTICATION: "no authentication",
+    Method.USERNAME_PASSWORD: "user name and password",
+}
+
+
 async def request(
     stream: Stream, command: int, destination: Address, methods: Sequence[ClientMethod]
 ) -> tuple[ClientMachine, Reply]:
@@ -65,14 +71,20 @@ async def request(
         OSError: as `Stream.receive`.
     """
     machine = ClientMachine()
+    await negotiate(stream, machine, methods)
+    await stream.send_all(machine.send(Request(command, destination)))
+    return machine, await read_reply(stream, machine, destination)
+
+
+async def negotiate(stream: Stream, machine: ClientMachine, methods: Sequence[ClientMethod]) -> int:
+    """Speak SOCKS5 up to where a request may follow; returns the method that the proxy has chosen. As `request`."""
     await stream.send_all(machine.send(Greeting(bytes([method.method for method in methods]))))
-    chosen = (await read_exactly(stream, machine, spare=1)).method
+    chosen: int = (await read_exactly(stream, machine, spare=1)).method
     check_method(chosen, methods)
     for method in methods:
         if method.method == chosen:
             await method.authenticate(stream, machine)
-    await stream.send_all(machine.send(Request(command, destination)))
-    return machine, await read_reply(stream, machine, destination)
+    return chosen
 
 
 def check_method(chosen: int, methods: Sequence[ClientMethod]) -> None:
@@ -143,6 +155,16 @@ class Socks5(Upstream):
             return with_bound(await self.ask_over(self.below, Command.CONNECT, destination, session, left))
         finally:
             left.close()
+
+    async def ping(self) -> str:
+        """See `Upstream`: the method is chosen, and we have proved who we are."""
+
+        async def talk(stream: Stream) -> int:
+            return await negotiate(stream, ClientMachine(), self.methods)
+
+        stream, method = await self.converse(talk, None)
+        stream.close()
+        return METHOD_TEXTS.get(method, f"method {method:02x}")  # type: ignore[call-overload, no-any-return]
 
     async def connect_at_once(self, destination: Address, session: Session | None) -> Stream | None:
         """Ask for a connection optimistically; None if the proxy must be asked in the RFC's order. Errors as `open`."""

@@ -69,6 +69,16 @@ class Ssh(Upstream):
             self.requests -= 1
             self.end_if_idle()
 
+    async def ping(self) -> str:
+        """See `Upstream`."""
+        self.requests += 1
+        try:
+            await self.find_link()
+        finally:
+            self.requests -= 1
+            self.end_if_idle()
+        return "logged in"
+
     def chooser(self) -> None:
         """See `Egress`: the member that a pool below has chosen serves all sessions."""
 

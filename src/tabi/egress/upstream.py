@@ -113,6 +113,17 @@ class Upstream(Egress):
         """Ask the proxy for a connection. Arguments and errors as `open` has them."""
         raise NotImplementedError
 
+    async def ping(self) -> str:
+        """Reach the proxy and have it answer, for nobody: as far as its protocol goes without a destination.
+
+        Returns:
+            What it answered, in a few words.
+
+        Raises:
+            DialError, AuthError, ProxyError, RemoteProtocolError: as `open`, but for what only a destination causes.
+        """
+        raise NotImplementedError
+
     async def converse(
         self,
         talk: Callable[[Stream], Awaitable[T]],

@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from tabi.errors import ConnectTimeout, DialError, ProxyError
+from tabi.errors import ConnectTimeout, DialError, ProxyError, TabiError
 from tabi.wire.socks5 import ReplyCode
 
 REPLY_BY_ERRNO: dict[int, int] = {
@@ -86,3 +86,10 @@ def timeout_error(seconds: float, what: object) -> DialError:
 def is_deadline(exc: BaseException) -> bool:
     """Whether an error is the end of our own deadline; not an error made from it, or the kernel's ETIMEDOUT."""
     return isinstance(exc, TimeoutError) and exc.errno is None and not isinstance(exc, DialError | ProxyError)
+
+
+def reason_of(exc: TabiError | OSError, seconds: float) -> str:
+    """A failure in a few words."""
+    if is_deadline(exc):
+        return f"no answer within {seconds:g} s"
+    return ((exc.strerror or str(exc)) if isinstance(exc, OSError) else str(exc)) or type(exc).__name__

@@ -17,9 +17,8 @@ import struct
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tabi.config import Listen
 from tabi.errors import ConfigError
 from tabi.net.passed import Passed, take_passed
 from tabi.net.reactor import Reactor
@@ -27,6 +26,9 @@ from tabi.net.sockaddr import with_scope
 from tabi.session import UNIX
 from tabi.url import ListenURL, PassedSocket, Place, UnixSocket
 from tabi.wire.address import Address, from_sockaddr, ipv4, parse_host, parse_ip
+
+if TYPE_CHECKING:  # see `net.cache`
+    from tabi.config import Listen
 
 log = logging.getLogger("tabi")
 

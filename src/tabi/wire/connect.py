@@ -4,12 +4,16 @@
                 Host: host:port CRLF
                 Proxy-Authorization: Basic base64(user:password) CRLF      with credentials (RFC 7617)
                 CRLF
+                or, to ask the proxy itself and nobody behind it (section 7.6.2):
+                OPTIONS http://tabi.invalid/ HTTP/1.1 CRLF
+                Max-Forwards: 0 CRLF
     answer      the head of a response; those with 1xx before it are skipped, except 101, which was not asked for
 
 The machine is one of `wire/machine.py`:
 
     ConnectMachine     send()s               reads                    and goes on
     REQUEST            ConnectRequest        ConnectAnswer            OPEN (2xx) or CLOSED
+    REQUEST            OptionsRequest        ConnectAnswer            the same
 
 A head is read as `wire/http.py` reads it, so an ambiguous head is refused. What follows a 2xx is payload,
 whatever Content-Length says (RFC 9112 section 6.3, rule 2), and is left as ``trailing_data``; what follows any other
@@ -51,6 +55,13 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     credentials: Credentials | None = None
 
 
+class OptionsRequest(msgspec.Struct, frozen=True):
+    """Asks the proxy itself for an answer, with these credentials. One that passes it on all the same finds that no
+    such host exists: ``.invalid`` is a name of nobody (RFC 6761 section 6.4)."""
+
+    credentials: Credentials | None = None
+
+
 class ConnectAnswer(msgspec.Struct, frozen=True):
     """The answer's status, and the error that its Proxy-Status names (RFC 9209 section 2.3), or None."""
 
@@ -68,10 +79,18 @@ def encode_connect(message: ConnectRequest) -> bytes:
     authority = str(message.destination).encode("ascii", "replace")
     if not AUTHORITY.fullmatch(authority):
         raise ValueError(f"{message.destination!s}: not a host that can be written in HTTP")
-    lines = b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (authority, authority)
-    if message.credentials is not None:
-        lines += b"Proxy-Authorization: Basic %b\r\n" % encode_basic(message.credentials)
-    return lines + b"\r\n"
+    return b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (authority, authority, encode_login(message.credentials))
+
+
+def encode_options(message: OptionsRequest) -> bytes:
+    """Write the head of a request for the proxy itself. Raises ValueError as `encode_connect`."""
+    head = b"OPTIONS http://tabi.invalid/ HTTP/1.1\r\nHost: tabi.invalid\r\nMax-Forwards: 0\r\nConnection: close\r\n"
+    return head + encode_login(message.credentials) + b"\r\n"
+
+
+def encode_login(credentials: Credentials | None) -> bytes:
+    """The field with the credentials, if there are any. Raises ValueError as `encode_connect`."""
+    return b"" if credentials is None else b"Proxy-Authorization: Basic %b\r\n" % encode_basic(credentials)
 
 
 def encode_basic(credentials: Credentials) -> bytes:
@@ -120,15 +139,15 @@ class ConnectMachine(Machine):
         if not is_interim(message):
             self.state = OPEN if 200 <= message.status < 300 else CLOSED
 
-    def send(self, message: ConnectRequest) -> bytes:
+    def send(self, message: ConnectRequest | OptionsRequest) -> bytes:
         """Return the octets of a request and move on.
 
         Raises:
             LocalProtocolError: it does not fit the state.
             ValueError: it cannot be written; the state is unchanged.
         """
-        if self.state is REQUEST and isinstance(message, ConnectRequest):
-            octets = encode_connect(message)
+        if self.state is REQUEST and isinstance(message, ConnectRequest | OptionsRequest):
+            octets = encode_connect(message) if isinstance(message, ConnectRequest) else encode_options(message)
             self.state = REQUEST_SENT
             return octets
         raise self.wrong(message)
