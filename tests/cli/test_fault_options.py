@@ -14,6 +14,7 @@ from tabi.cli.fault import add, change
 from tabi.cli.fault_options import MATCHERS, fault_options, given_by, in_options, option_of
 from tabi.config import FaultConfig
 from tabi.config.live_faults import CHOOSING
+from tabi.config.texts import texts_of_module
 from tabi.errors import ConfigError
 
 
@@ -120,10 +121,12 @@ def test_without_the_source_of_the_schema(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("could not get source code")
 
     monkeypatch.setattr("inspect.getsource", no_source)
+    texts_of_module.cache_clear()
     taken: list[Callable[..., Any]] = [fault_options(click.command()(lambda **_: None))]
     assert taken
     made = click.Command("x")
     fault_options(made)
+    texts_of_module.cache_clear()
     assert {getattr(one, "help", None) for one in made.params} >= {"See docs/faults.md.", "Which sessions."}
 
 

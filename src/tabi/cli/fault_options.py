@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -11,9 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 import msgspec
 
-from tabi.config import distort
-from tabi.config.distort import DistortConfig, FaultConfig, LineConfig
+from tabi.config.distort import DistortConfig, FaultConfig
 from tabi.config.mistakes import without_none
+from tabi.config.texts import texts_of
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Chance, Onset, Seconds, Size
 from tabi.policy.schedule import Clock, Cycle
@@ -62,7 +60,7 @@ def fault_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_options() -> Sequence[Callable[[Callable[..., Any]], Callable[..., Any]]]:
     """All of them: which sessions, then which figures."""
-    helps = helps_of()
+    helps = texts_of(DistortConfig) | texts_of(FaultConfig)
     found = []
     for key, name in MATCHERS.items():
         many = key != "hours"
@@ -84,28 +82,6 @@ def make_options() -> Sequence[Callable[[Callable[..., Any]], Callable[..., Any]
             metavar = "|".join(get_args(kind)) if get_origin(kind) is Literal else METAVARS[kind]
             found.append(click.option(name, field.encode_name, metavar=metavar, help=text))
     return found
-
-
-def helps_of() -> dict[str, str]:
-    """What the schema says of each key; nothing where its source is not there."""
-    try:
-        tree = ast.parse(inspect.getsource(distort))
-    except OSError:
-        return {}
-    wanted = {LineConfig.__name__, FaultConfig.__name__, DistortConfig.__name__}
-    found: dict[str, str] = {}
-    for part in tree.body:
-        if isinstance(part, ast.ClassDef) and part.name in wanted:
-            for statement, said in zip(part.body, part.body[1:], strict=False):
-                if isinstance(statement, ast.AnnAssign) and isinstance(said, ast.Expr):
-                    assert isinstance(statement.target, ast.Name)
-                    found.setdefault(statement.target.id, in_one_line(ast.literal_eval(said.value)))
-    return found
-
-
-def in_one_line(text: str) -> str:
-    """A docstring as the help of an option."""
-    return " ".join(text.replace("``", "`").split())
 
 
 def option_of(key: str) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "run",
     "explain": "explain_command",
     "passwd": "passwd",
+    "schema": "schema",
     "connect": "connect",
     "listen": "listen",
     "udp": "udp",
