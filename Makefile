@@ -5,6 +5,7 @@
 #   make test-portable  the tests of servers, clients and datagrams without all that Linux alone offers
 #   make test-services  the tests that need a daemon of others, such as Redis or LDAP
 #   make lint           ruff and mypy
+#   make man            the manual pages and the completion of shells, in dist/man and dist/completion
 #   make bench          tabi beside other servers on this machine; writes benchmarks/results.md
 
 # Distributions build their Python with profile-guided optimisation, version managers without it: that is a fifth of the
@@ -28,7 +29,7 @@ PORTABLE := tests/client tests/relay/test_associations.py tests/server/test_serv
 # compiles all of them: both have to be kept, also where the environment says otherwise.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: run test test-deep test-portable test-services lint format bench clean
+.PHONY: run test test-deep test-portable test-services lint format man bench clean
 
 run: $(VENV)/installed
 	$(BIN)/tabi serve $(ARGS)
@@ -67,6 +68,11 @@ lint: $(VENV)/dev
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+man: $(VENV)/installed
+	$(BIN)/tabi man dist/man
+	mkdir -p dist/completion
+	for shell in bash zsh fish; do $(BIN)/tabi completion $$shell > dist/completion/tabi.$$shell || exit 1; done
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py $(ARGS)

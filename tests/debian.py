@@ -37,6 +37,10 @@ PROGRAMS = {
     "keytool": "default-jdk-headless",
     "node": "nodejs",
     "php": "php-cli php-curl",
+    "man": "man-db",
+    "zsh": "zsh",
+    "fish": "fish",
+    "mandoc": "mandoc",
     "lwp-request": "libwww-perl liblwp-protocol-https-perl",
 }
 """What the tests call: the packages that have it."""

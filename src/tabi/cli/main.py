@@ -34,6 +34,8 @@ COMMANDS = {
     "flows": "flows",
     "replay": "replay",
     "fault": "fault",
+    "completion": "completion",
+    "man": "man",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 
