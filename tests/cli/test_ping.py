@@ -87,13 +87,14 @@ def test_every_protocol(run_once: Run, url: str, answer: bytes) -> None:
     [
         ("unix://{path}?protocol=mixed", b"no authentication"),
         ("unix://alice:a%2Fb@{path}", b"no authentication"),
+        ("unix://alice:b@c@{path}", b"no authentication"),
         ("unix://{path}?protocol=socks4", b"reply 91"),
         ("unix://{path}?protocol=http", b"200 OK"),
     ],
 )
 def test_a_unix_socket(run_once: Run, tmp_path: Path, url: str, answer: bytes) -> None:
     """By the URL of a listener, which may have a user here."""
-    path = f"{tmp_path}/proxy.sock"
+    path = f"{tmp_path}/proxy@x.sock"
     done = in_a_thread(run_once, url.format(path=path), f"unix://{path}?protocol=mixed")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b" ms (" + answer + b")\n")
@@ -138,6 +139,30 @@ def test_the_proxy_of_the_environment(proxy: Serve) -> None:
     done = run_program([*TABI, "ping"], env=environment() | {"ALL_PROXY": proxy.url})
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.startswith(proxy.url.encode())
+
+
+def test_a_target_is_reached_through_the_proxy_whatever_no_proxy_says(run_once: Run) -> None:
+    """It is the proxy that is asked about, not the target."""
+
+    async def main() -> subprocess.CompletedProcess[bytes]:
+        async with target() as port:
+            with closed_port() as nobody:
+                env = environment() | {"ALL_PROXY": f"socks5://127.0.0.1:{nobody}", "NO_PROXY": "*"}
+                return await in_thread([*TABI, "ping", "--target", f"127.0.0.1:{port}"], env=env)
+
+    assert "connection refused" in failure(run_once(main), 1)
+
+
+def test_a_reader_that_has_read_enough_ends_it(proxy: Serve) -> None:
+    """As head(1) does: without a message."""
+    command = [*TABI, "ping", "--count", "0", "--interval", "1ms", proxy.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout
+        assert process.stderr
+        assert b"answered" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(PATIENCE) == 1
 
 
 def test_several_are_summed_up(proxy: Serve) -> None:

@@ -301,3 +301,18 @@ def test_check_and_explain(tmp_path: Path, sshd: tuple[Sshd, int]) -> None:
         text = failure(run_program([*TABI, "check", path]), 2)
         assert text == f"tabi: {path}: egress.jump.{message}: {server.folder}/{name}: No such file or directory\n"
         (server.folder / "away").rename(server.folder / name)
+
+
+def test_ping_logs_in(tmp_path: Path, sshd: tuple[Sshd, int]) -> None:
+    """With the user's key, several times, and directly or through a proxy; a server without that key is not well."""
+    server, port = sshd
+    server.know(port)
+    url = user_url(port)
+    with serve(tmp_path) as proxy:
+        for more in ([], ["--count", "2", "--interval", "10ms"], ["--via", proxy.url]):
+            done = run_program([*TABI, "ping", *more, url], env=home(tmp_path, server))
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert b" ms (logged in)\n" in done.stdout
+    (tmp_path / ".ssh" / "id_ed25519").unlink()
+    env = environment() | {"HOME": str(tmp_path)}
+    assert "does not accept" in failure(run_program([*TABI, "ping", url], env=env), 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from tabi.cli.help import Command
 from tabi.cli.options import Duration, make_proxy, option_ca
 from tabi.cli.runner import make_runner
 from tabi.client import Proxy
+from tabi.client.proxy import nothing_is_direct
 from tabi.errors import ConfigError, TabiError, printable
 from tabi.net.failures import reason_of
 from tabi.policy.quantities import Seconds
@@ -137,7 +137,8 @@ def find_target(url: str | None, via: tuple[str, ...], timeout: float, ca: str |
 
 
 def named(proxy: Proxy) -> Target:
-    """A proxy with its own URL."""
+    """A proxy with its own URL. It is asked whatever NO_PROXY says of a destination."""
+    proxy.is_direct = nothing_is_direct
     return Target(proxy, str(proxy.urls[-1]), str(proxy.urls[-1].address))
 
 
@@ -145,13 +146,14 @@ def at_path(rest: str, via: tuple[str, ...], timeout: float, ca: str | None) -> 
     """The proxy at a unix socket, ``[user:password@]/path?protocol=socks5``. Errors as `find_target`."""
     if via:
         raise ValueError("a unix socket is on this machine, expected no --via")
-    user, _, place = rest.rpartition("@") if re.match(r"[^/?]*@", rest) else ("", "", rest)
-    listen = parse_listen_url(f"unix://{place}")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    listen = parse_listen_url(f"unix://{host}{slash}{path}")
     assert isinstance(listen.place, UnixSocket)
     protocol, tls = LISTENER_PROTOCOLS[listen.scheme]
     protocol = "socks5" if protocol == "mixed" else protocol
     scheme = ("https" if protocol == "http" else f"{protocol}+tls") if tls else protocol
-    proxy = make_proxy((f"{scheme}://{f'{user}@' if user else ''}localhost:1",), timeout, ca)
+    proxy = make_proxy((f"{scheme}://{user}{at}localhost:1",), timeout, ca)
     proxy.path = listen.place.path
     return Target(proxy, str(listen), listen.place.path)
 
