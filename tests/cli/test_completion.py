@@ -19,6 +19,8 @@ from processes import PATIENCE, environment, failure, need, run_here, run_progra
 from tabi.cli.main import COMMANDS
 from tabi.config.faults import PROFILES
 
+pytestmark = pytest.mark.interop
+
 COMPLETIONS = [
     ("tabi ", [*COMMANDS]),
     ("tabi fault ", ["list", "add", "change", "remove"]),

@@ -10,6 +10,8 @@ import pytest
 from processes import environment, failure, need, run_here, run_program
 from tabi.cli.main import COMMANDS
 
+pytestmark = pytest.mark.interop
+
 PAGES = ["man1/tabi.1", "man5/tabi.toml.5", *(f"man1/tabi-{name}.1" for name in COMMANDS)]
 
 

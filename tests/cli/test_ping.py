@@ -243,6 +243,17 @@ def test_a_target_is_connected_to(proxy: Serve, run_once: Run) -> None:
     assert line == f"tabi: {proxy.url}: 127.0.0.1:{port}: the proxy says connection refused (reply 05)\n"
 
 
+def test_a_target_through_a_unix_socket(run_once: Run, tmp_path: Path) -> None:
+    """As through any other proxy."""
+
+    async def main() -> subprocess.CompletedProcess[bytes]:
+        url = f"unix://{tmp_path}/x?protocol=http"
+        async with target() as port, Server(url):
+            return await in_thread([*TABI, "ping", "--target", f"localhost:{port}", url])
+
+    assert b" ms (connected to localhost:" in run_once(main).stdout
+
+
 def test_a_datagram_comes_back(proxy: Serve, run_once: Run) -> None:
     """--udp: an echo service sends it back; where nothing does, that is a failure in time."""
 
@@ -309,6 +320,7 @@ def test_a_resolver_that_is_stuck_does_not_keep_it() -> None:
         ("socks5://127.0.0.1:1", "--udp", "127.0.0.1:1", "--target", "127.0.0.1:1"),
         ("http://127.0.0.1:1", "--udp", "127.0.0.1:1"),
         ("unix:///x", "--via", "socks5://127.0.0.1:1"),
+        ("unix:///x", "--udp", "127.0.0.1:1"),
     ],
     ids=" ".join,
 )

@@ -168,6 +168,8 @@ def choose_question(proxy: Proxy, target: str | None, udp: str | None, timeout: 
         if not destination.port:
             raise ValueError(f"{udp!r} has port 0, which no datagram goes to")
         proxy.check_socks5("UDP")
+        if proxy.path is not None:
+            raise ValueError("--udp: no datagrams go through a unix socket")
         return lambda: exchange(proxy, destination, timeout)
     return proxy.ping
 

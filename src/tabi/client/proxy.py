@@ -86,6 +86,7 @@ class Proxy:
                 need_asyncssh(url)
         self.timeout = timeout
         self.path: str | None = None
+        """Of the unix socket where the first proxy listens, in place of its address."""
         self.is_direct: Callable[[Address], bool] = nothing_is_direct
 
     @classmethod
