@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 
 import pytest
 
 import tabi
-from processes import PATIENCE, TABI, environment, failure, run_here, run_tabi
+from processes import PATIENCE, TABI, environment, failure, run_here, run_program, run_tabi
 from tabi.cli.main import COMMANDS
 
 
@@ -17,6 +18,22 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout.decode()
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("cryptography", "brotli", "websockets", "zstandard", "dns", "asyncssh", "utls"):
+    sys.modules[name] = None  # as where it is not installed
+from tabi.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [("-h",), *((command, "-h") for command in COMMANDS), ("completion", "bash")])
+def test_help_needs_no_extra(arguments: tuple[str, ...]) -> None:
+    """Whoever has installed tabi alone sees what there is; the commands themselves say what they need."""
+    done = run_program([sys.executable, "-c", WITHOUT_EXTRAS, *arguments])
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_no_command_shows_the_help() -> None:

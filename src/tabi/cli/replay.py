@@ -14,10 +14,8 @@ import msgspec
 from tabi.cli.help import Command
 from tabi.config import Config, GuardConfig, InterceptConfig, Listen, Log, RuleConfig
 from tabi.errors import ConfigError
-from tabi.intercept.contexts import ServerContexts
 from tabi.intercept.packages import need_packages
 from tabi.intercept.replay import PARTS, Replay
-from tabi.intercept.replay_origin import ReplayOrigin
 from tabi.launch.messages import messages
 from tabi.net.kernel import check_calls, raise_descriptor_limit, try_all
 from tabi.net.reactor import make_loop
@@ -81,6 +79,9 @@ def replay(file: Path, listen: tuple[str, ...], miss: str, match: str) -> int:
 
 async def serve(found: Replay, listen: list[str]) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends it at once."""
+    from tabi.intercept.contexts import ServerContexts  # which need the extra
+    from tabi.intercept.replay_origin import ReplayOrigin
+
     loop, told, at_once = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: (at_once if told.is_set() else told).set())
