@@ -162,7 +162,7 @@ def test_it_shows_a_flow(har: Path) -> None:
     assert "server, 00:00:01.000, binary of 1 B\n(1 B that are not text)" in text
     assert flows(har, "--show", "6")[-1] == "(5 B that are not text)"
     assert flows(har, "--show", "7")[-2:] == ["begin", "(not all of it was recorded)"]
-    assert flows(har, "--show", "8")[-1] == "(1.2 KB, not recorded)"
+    assert flows(har, "--show", "8")[-1] == "(1.2 kB, not recorded)"
 
 
 def test_nothing_that_is_printed_controls_the_terminal(har: Path) -> None:

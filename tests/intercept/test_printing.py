@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flows import make_record
 from tabi.intercept import printing
-from tabi.intercept.printing import Printer, cut, format_record, shown_size, shown_time, wants_colour, width_of
+from tabi.intercept.printing import Printer, cut, format_record, width_of
 from tabi.intercept.record import WebSocketMessage
 
 
@@ -77,26 +77,6 @@ def test_cutting(text: str, room: int) -> None:
     assert found == text or "…" in found
 
 
-@pytest.mark.parametrize(
-    ("octets", "text"),
-    [
-        *((0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1234, "1.2 KB"), (99_940, "99.9 KB"), (99_950, "100 KB")),
-        *((999_499, "999 KB"), (999_500, "1.0 MB"), (1_500_000, "1.5 MB"), (2_500_000_000, "2.5 GB")),
-        (5_000_000_000_000, "5000 GB"),
-    ],
-)
-def test_sizes(octets: int, text: str) -> None:
-    """Three digits at least, of the unit that fits."""
-    assert shown_size(octets) == text
-
-
-def test_times() -> None:
-    """Milliseconds below a second."""
-    assert [shown_time(value) for value in (0, 0.0354, 0.9994, 0.9996, 12.34)] == [
-        *("0 ms", "35 ms", "999 ms", "1.0 s", "12.3 s"),
-    ]
-
-
 @contextlib.contextmanager
 def terminal(columns: int):  # type: ignore[no-untyped-def]
     """Both ends of a terminal."""
@@ -109,12 +89,9 @@ def terminal(columns: int):  # type: ignore[no-untyped-def]
         os.close(theirs)
 
 
-def test_colours_and_width_are_those_of_a_terminal() -> None:
-    """NO_COLOR and a dumb terminal have none; a pipe has neither."""
+def test_the_width_is_that_of_a_terminal() -> None:
+    """A pipe has none."""
     with terminal(40) as (ours, theirs):
-        assert wants_colour(theirs, {})
-        assert not wants_colour(theirs, {"NO_COLOR": "1"})
-        assert not wants_colour(theirs, {"TERM": "dumb"})
         assert width_of(theirs) == 40
         printer = Printer(theirs)
         printer.colour = True
@@ -123,7 +100,7 @@ def test_colours_and_width_are_those_of_a_terminal() -> None:
         assert line.startswith("\x1b[1mGET\x1b[0m https://h/aaaa")
         assert len(re.sub(r"\x1b\[\d+m", "", line).rstrip()) == 40
     source, sink = os.pipe()
-    assert (wants_colour(sink, {}), width_of(sink)) == (False, None)
+    assert width_of(sink) is None
     os.close(source)
     os.close(sink)
 

@@ -21,9 +21,10 @@ from tabi.intercept.curl import as_curl
 from tabi.intercept.filters import parse_filter
 from tabi.intercept.har import decode_entry, encode_body, rfc3339, text_of
 from tabi.intercept.har_reader import HarError, HarReader, decode_object
-from tabi.intercept.printing import BOLD, BY_CLASS, DIM, RED, cut, painted, shown_size, shown_time, wants_colour
+from tabi.intercept.printing import BY_CLASS, cut
 from tabi.intercept.record import Fields, Record, first_value
 from tabi.observe.access_log import escape_json
+from tabi.observe.terminal import BOLD, DIM, RED, painted, shown_size, shown_time, wants_colour
 
 HEADINGS = ("#", "method", "status", "size", "time", "type", "URL")
 WIDTHS = (4, 7, 6, 8, 8, 18)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tabi.cli.help import Command, Context
-from tabi.intercept.printing import BOLD, painted, wants_colour
+from tabi.observe.terminal import BOLD, painted, wants_colour
 
 COLUMNS = (("name", 14), ("JA4", 37), ("HTTP/2", 58), ("User-Agent", 0))
 """Headings of the table, and how wide each column is."""

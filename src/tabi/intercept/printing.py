@@ -6,10 +6,21 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Mapping
 
 from tabi.errors import printable
 from tabi.intercept.record import Record
+from tabi.observe.terminal import (
+    BOLD,
+    CYAN,
+    DIM,
+    GREEN,
+    RED,
+    YELLOW,
+    painted,
+    shown_size,
+    shown_time,
+    wants_colour,
+)
 
 WAITING = 256 << 10
 """Octets of lines that wait for a reader; more are lost, counted and reported."""
@@ -23,7 +34,6 @@ PATIENCE = 1.0
 SHORTEST = 20
 """Characters of a URL that are shown on any terminal."""
 
-RED, GREEN, YELLOW, CYAN, BOLD, DIM = 31, 32, 33, 36, 1, 2
 BY_CLASS = {2: GREEN, 3: CYAN, 4: YELLOW, 5: RED}
 """The colour of a status."""
 
@@ -56,38 +66,12 @@ def format_record(record: Record, width: int | None = None, colour: bool = False
     return " ".join(painted(text, code, colour) for text, code in ((method, BOLD), (url, None), *parts))
 
 
-def painted(text: str, code: int | None, colour: bool) -> str:
-    """A text in a colour."""
-    return f"\x1b[{code}m{text}\x1b[0m" if colour and code is not None else text
-
-
 def cut(text: str, room: int) -> str:
     """A text of at most so many characters, without its middle if it is longer."""
     if len(text) <= room:
         return text
     end = (room - 1) // 3
     return f"{text[: room - 1 - end]}…{text[len(text) - end :]}"
-
-
-def shown_size(octets: int) -> str:
-    """Octets for people, as ``1.2 KB``."""
-    if octets < 1000:
-        return f"{octets} B"
-    value, unit = octets / 1e3, "KB"
-    for larger in ("MB", "GB"):
-        if value >= 999.5:
-            value, unit = value / 1e3, larger
-    return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
-
-
-def shown_time(seconds: float) -> str:
-    """A time for people, as ``35 ms`` or ``1.2 s``."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
-
-
-def wants_colour(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a descriptor is a terminal, and colours are not switched off."""
-    return os.isatty(fd) and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def width_of(fd: int) -> int | None:
