@@ -21,6 +21,7 @@ from tabi.url import (
     UnixSocket,
     parse_listen_url,
     parse_server_url,
+    parse_syslog_url,
     parse_url,
 )
 from tabi.wire.address import Address
@@ -398,3 +399,38 @@ def test_what_is_no_name_server(text: str, message: str) -> None:
     """The message says what is wrong and what was expected."""
     with pytest.raises(ValueError, match=rf"^{re.escape(message)}.*, expected system, an IP address, udp://IP"):
         parse_server_url(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("syslog://loghost", "loghost:514"),
+        ("syslog://192.0.2.9:1514/", "192.0.2.9:1514"),
+        ("syslog://[::1]", "[::1]:514"),
+    ],
+)
+def test_the_url_of_a_syslog_daemon(text: str, expected: str) -> None:
+    """Its port is that of RFC 5426."""
+    assert str(parse_syslog_url(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("syslog:", "the protocol is missing"),
+        ("syslog:loghost", "the protocol is missing"),
+        ("syslog://", "no host"),
+        ("syslog:///dev/log", "no host"),
+        ("syslog://loghost/x", "something after the port"),
+        ("syslog://loghost?a=b", "something after the port"),
+        ("syslog://loghost:0", "port 0"),
+        ("syslog://loghost:65536", "port 65536 is not from 0 to 65535"),
+        ("syslog://a:b@loghost", "a user"),
+        ("syslogd://loghost", "protocol 'syslogd'"),
+        ("syslog://log host", "white space or control characters"),
+    ],
+)
+def test_what_is_no_syslog_daemon(text: str, message: str) -> None:
+    """The message says what is wrong and what was expected."""
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}.*, expected syslog://host:port$"):
+        parse_syslog_url(text)

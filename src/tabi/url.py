@@ -7,9 +7,10 @@
     unix:///path?protocol=mixed&mode=0660         a listener at a unix socket; owner= and group= are names or numbers
     fd://NAME?protocol=mixed                      a listener that systemd has opened (sd_listen_fds(3))
     tls://host[:port], https://host[:port]/path   a name server, or udp:// and tcp:// with an address
+    syslog://host[:port]                          a syslog daemon
 
 The port is 1080 where none is given; of an HTTP proxy it is 3128, as squid's, and inside TLS 443; of an SSH server
-22; of name servers that of their protocol.
+22; of name servers and syslog that of their protocol.
 """
 
 from __future__ import annotations
@@ -260,6 +261,24 @@ def parse_server_url(text: str) -> ServerURL:
         raise ValueError(f"{host!r} is not an IP address, {expected}")
     path = "" if parts.scheme != "https" else DEFAULT_PATH if parts.path in ("", "/") else parts.path
     return ServerURL(parts.scheme, Address(host, parts.port or SERVER_PORTS[parts.scheme]), path)
+
+
+SYSLOG_PORT = 514
+"""RFC 5426."""
+
+
+def parse_syslog_url(text: str) -> Address:
+    """Read ``syslog://host[:port]``, a syslog daemon that reads UDP. Raises ValueError."""
+    expected = "expected syslog://host:port"
+    parts = split(text, expected)
+    if parts.scheme != "syslog":
+        raise ValueError(f"{scheme_of(text)}, {expected}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"a user, {expected}")
+    address = network_place(parts, expected, SYSLOG_PORT)
+    if not address.port:
+        raise ValueError(f"port 0, {expected}")
+    return address
 
 
 # --- parts of URLs ---

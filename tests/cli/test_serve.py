@@ -256,7 +256,11 @@ def test_an_unknown_key_is_named_with_the_file(tmp_path: Path) -> None:
         ),
         ("", ["-l", "http://h:1", "-l", "http://h:1"], "listen[1].url: the same address as listen[0].url"),
         ("", ["--workers", "-1"], "workers: -1, expected 0 to 1024"),
-        ("", ["--access-log", ""], "log.access: expected stdout, stderr, syslog, none or a path"),
+        (
+            "",
+            ["--access-log", ""],
+            "log.access: expected stdout, stderr, syslog, syslog://host:port, journald, none or a path",
+        ),
         ("", ["-u", f"{'a' * 256}:hunter2"], f"users.{'a' * 256}: a user name has 1 to 255 octets (RFC 1929)"),
         ("", ["--via", "nowhere"], "--via: there is no [egress.nowhere]"),
         ("", ["--via", "via"], "--via: leads to itself"),

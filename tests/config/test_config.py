@@ -227,6 +227,8 @@ drain = 0.5
 [log]
 access = "/var/log/tabi/access.log"
 level = "debug"
+format = "logfmt"
+begin = true
 
 [ca]
 certificate = "/etc/tabi/ca.crt"
@@ -372,7 +374,7 @@ def test_every_key() -> None:
             Seconds(30),
         ),
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
-        log=Log("/var/log/tabi/access.log", "debug"),
+        log=Log("/var/log/tabi/access.log", "debug", "logfmt", True),
         ca=Ca("/etc/tabi/ca.crt", "/etc/tabi/ca.key"),
         intercept=[
             InterceptConfig("pass", "banks", ["*.bank.example"]),
@@ -493,6 +495,20 @@ def test_listeners_at_different_places(port: int) -> None:
 def test_levels(level: str) -> None:
     """The four levels of messages."""
     assert parse_config(f'[log]\nlevel = "{level}"').log.level == level
+
+
+@pytest.mark.parametrize("form", ["auto", "json", "text", "logfmt"])
+def test_formats(form: str) -> None:
+    """The formats of the access log, and whether it has beginnings; neither is there if nobody asks."""
+    settings = parse_config(f'[log]\nformat = "{form}"\nbegin = true').log
+    assert (settings.format, settings.begin) == (form, True)
+    assert (Config().log.format, Config().log.begin) == ("auto", False)
+
+
+@pytest.mark.parametrize("place", ["syslog", "journald", "syslog://loghost", "syslog://[::1]:1514", "a:b.log"])
+def test_places_of_the_access_log(place: str) -> None:
+    """Words, a URL, or a path."""
+    assert parse_config(f'[log]\naccess = "{place}"').log.access == place
 
 
 @pytest.mark.parametrize("workers", [0, 1, 1024])
@@ -769,7 +785,7 @@ def test_a_configuration_does_not_change() -> None:
             "[timeouts]\nidel = 1",
             "timeouts.idel: unknown key, expected one of: handshake, connect, idle, half_closed, bind, udp_idle, drain",
         ),
-        ("[log]\nformat = 1", "log.format: unknown key, expected one of: access, level"),
+        ("[log]\nformats = 1", "log.formats: unknown key, expected one of: access, level, format, begin"),
         (
             "[[listen]]\nudp = {port = 1}",
             "listen[0].udp.port: unknown key, expected one of: advertise, ports, fragments, senders",
@@ -1192,7 +1208,12 @@ def test_a_duration_with_a_unit(number: float, unit: str) -> None:
     [
         ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("workers = " + "9" * 6000, "Exceeds the limit"),
-        ('[log]\naccess = "a\\u0000b"', "log.access: expected stdout"),
+        ('[log]\naccess = "a\\u0000b"', "log.access: expected stdout, stderr, syslog, syslog://host:port, journald, "),
+        ('[log]\naccess = ""', "log.access: expected stdout"),
+        ('[log]\naccess = "udp://loghost:514"', "log.access: expected stdout"),
+        ('[log]\naccess = "syslog://loghost:0"', "log.access: port 0, expected syslog://host:port"),
+        ('[log]\nformat = "xml"', "log.format: invalid enum value 'xml', expected auto, json, text or logfmt"),
+        ("[log]\nbegin = 1", "log.begin: expected boolean, got integer"),
         ('[log]\nlevel = "loud"', "log.level: invalid enum value 'loud', expected debug, info, warning or error"),
         (
             '[[listen]]\nurl = "socks5://127.0.0.1:1"\n[[listen]]\nurl = "socks5://127.0.0.1:1"',

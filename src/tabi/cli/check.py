@@ -20,7 +20,8 @@ from tabi.config.advice import advise
 from tabi.config.load import encode_special, in_file
 from tabi.errors import ConfigError, printable
 from tabi.net.listen import check_unix
-from tabi.observe.access_log import check_output, escape_json
+from tabi.observe.log_json import escape_json
+from tabi.observe.log_targets import check_log
 from tabi.policy.limits import least_burst
 from tabi.policy.quantities import format_size
 from tabi.server.compiled import Compiled, compile_config
@@ -116,7 +117,7 @@ def try_to_compile(config: Config, open_proxy: bool) -> tuple[Compiled | None, l
 
 def look_around(config: Config, compiled: Compiled | None) -> Iterator[ConfigError]:
     """Check what the start would open, and change nothing; gives all errors."""
-    checks: list[Callable[[], object]] = [partial(check_log, config)]
+    checks: list[Callable[[], object]] = [partial(check_access_log, config)]
     if config.quotas.path is not None or (compiled is not None and compiled.with_quotas):
         checks.append(lambda: check_store(path_of(config)))
     checks += [partial(check_place, config, index) for index in range(len(config.listen))]
@@ -127,10 +128,10 @@ def look_around(config: Config, compiled: Compiled | None) -> Iterator[ConfigErr
             yield from exc.errors
 
 
-def check_log(config: Config) -> None:
+def check_access_log(config: Config) -> None:
     """Raise ConfigError for an access log that cannot be written."""
     try:
-        check_output(config.log.access)
+        check_log(config.log)
     except OSError as exc:
         raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
 

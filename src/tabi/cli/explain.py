@@ -18,7 +18,7 @@ import msgspec
 from tabi.cli.help import Command
 from tabi.config import Config, Listen, load_config
 from tabi.errors import ConfigError, printable
-from tabi.observe.access_log import escape_json
+from tabi.observe.log_json import escape_json
 from tabi.policy.rules import COMMANDS, PROTOCOLS
 from tabi.server.explain import Request, check_user, explain
 from tabi.server.explain_distort import lines_of as lines_of_distortion

@@ -23,7 +23,7 @@ from tabi.intercept.har import decode_entry, encode_body, rfc3339, text_of
 from tabi.intercept.har_reader import HarError, HarReader, decode_object
 from tabi.intercept.printing import BY_CLASS, cut
 from tabi.intercept.record import Fields, Record, first_value
-from tabi.observe.access_log import escape_json
+from tabi.observe.log_json import escape_json
 from tabi.observe.terminal import BOLD, DIM, RED, painted, shown_size, shown_time, wants_colour
 
 HEADINGS = ("#", "method", "status", "size", "time", "type", "URL")

@@ -58,7 +58,7 @@ option_fault = click.option(
 )
 @click.option("--workers", metavar="N", type=int, help="Processes; 0 is one for each CPU. Default: 1.")
 @click.option("--open", "open_proxy", is_flag=True, help="Listen beyond loopback although anyone could use it.")
-@click.option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, none or a path. Default: stdout.")
+@click.option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, journald, none or a path: see log.access.")
 @click.option(
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )

@@ -41,7 +41,7 @@ from tabi.policy.pool import By
 from tabi.policy.quantities import MAX_NUMBER
 from tabi.policy.rules import Rule as CompiledRule
 from tabi.policy.users import PREFIX, Secret
-from tabi.url import ListenURL, ServerURL, parse_server_url, parse_url
+from tabi.url import ListenURL, ServerURL, parse_server_url, parse_syslog_url, parse_url
 from tabi.wire.address import Address, parse_ip
 
 
@@ -81,8 +81,7 @@ def find_errors(
         yield ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:
         yield ConfigError("empty, expected one or more", "listen")
-    if not config.log.access or "\0" in config.log.access:
-        yield ConfigError("expected stdout, stderr, syslog, none or a path", "log.access")
+    yield from log_errors(config.log.access)
     for index, listen in enumerate(config.listen):
         yield from listen_errors(config, listen, index)
     for name, egress in config.egress.items():
@@ -100,6 +99,15 @@ def find_errors(
     yield from distort_errors(config)
     yield from resolver_errors(config.resolver)
     yield from host_errors(config)
+
+
+def log_errors(target: str) -> Iterator[ConfigError]:
+    """What is wrong with the place of the access log."""
+    if target.startswith("syslog:"):
+        yield from read(lambda: parse_syslog_url(target), "log.access")
+    elif not target or "\0" in target or "://" in target:
+        places = "stdout, stderr, syslog, syslog://host:port, journald, none or a path"
+        yield ConfigError(f"expected {places}", "log.access")
 
 
 def read(parse: Callable[[], object], path: str, expected: str = "") -> Iterator[ConfigError]:

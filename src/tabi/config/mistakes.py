@@ -23,6 +23,7 @@ TOML_TYPES = {"object": "table", "str": "string", "int": "integer", "bool": "boo
 
 CHOICES = {
     "users": "required, optional or none",
+    "format": "auto, json, text or logfmt",
     "level": "debug, info, warning or error",
     "fragments": "reassemble or drop",
     "senders": "contacted or any",

@@ -586,9 +586,14 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[log]``."""
 
     access: str = "stdout"
-    """Where the access log goes: stdout, stderr, syslog, none, or a path. Default: stdout."""
+    """Where the access log goes: stdout, stderr, syslog, ``syslog://host:port``, journald, none, or a path. Default:
+    stdout."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important message that is shown on stderr. Default: info."""
+    format: Literal["auto", "json", "text", "logfmt"] = "auto"
+    """Of a line; auto is text on a terminal and in the journal, else json. Default: auto."""
+    begin: bool = False
+    """Whether there is also a line when a session begins: its destination is connected. Default: false."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -88,7 +88,7 @@ class Listener:
         observers: are told of each session, see `tabi.SessionObserver`.
         on_open: called with each `tabi.Session` when its destination is connected, or its association open.
         on_close: called with each `tabi.Session` when it has ended, a refused one too.
-        access_log: where the access log goes: stdout, stderr, syslog, none, or a path.
+        access_log: where the access log goes, as ``access`` of ``[log]``.
         open: allow listening beyond loopback though a client need not be a user.
         sockets: listening sockets in place of opening one. They are closed with the listener.
 

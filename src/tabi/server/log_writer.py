@@ -15,7 +15,7 @@ import textwrap
 from typing import Any
 
 from tabi.errors import printable
-from tabi.observe.access_log import write_all
+from tabi.observe.log_outputs import write_all
 from tabi.server.channel import Channel
 from tabi.server.child import Child
 

@@ -35,7 +35,10 @@ from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
 from tabi.net.timeouts import IdleRules, IdleTimeouts
 from tabi.net.tls import TlsShared
-from tabi.observe.access_log import AccessLog, Output, open_output
+from tabi.observe.access_log import AccessLog, BeginningsToo
+from tabi.observe.log_outputs import Output
+from tabi.observe.log_record import Format
+from tabi.observe.log_targets import open_log
 from tabi.observe.metrics import Metrics
 from tabi.observe.observers import SessionObserver
 from tabi.parts.base import Composed, Piece, Running, Served
@@ -126,7 +129,9 @@ class Parts:
         self.authenticator: PasswordAuthenticator | None = None
         observers = list(given.observers)
         if config.log.access != "none":
-            access_log = AccessLog(open_log(config), f"{os.urandom(3).hex()}-", loop.call_later)
+            output, form = open_access_log(config)
+            kind = BeginningsToo if config.log.begin else AccessLog
+            access_log = kind(output, f"{os.urandom(3).hex()}-", loop.call_later, form)
             closing.push_async_callback(asyncio.to_thread, access_log.close)
             observers.insert(0, access_log)
         self.sessions = sessions = Sessions(reactor, timeouts.handshake, observers)
@@ -497,13 +502,12 @@ class Parts:
         return room
 
 
-def open_log(config: Config) -> Output:
-    """Where the lines of the access log go. Raises OSError; ``filename`` is the key and the path."""
-    target = config.log.access
+def open_access_log(config: Config) -> tuple[Output, Format]:
+    """Where lines of the access log go, and what makes them. Raises OSError; ``filename`` is the key and its value."""
     try:
-        return open_output(target)
+        return open_log(config.log)
     except OSError as exc:
-        raise OSError(exc.errno, exc.strerror, f"log.access: {target}") from exc
+        raise OSError(exc.errno, exc.strerror, f"log.access: {config.log.access}") from exc
 
 
 def binding_of_datagrams(config: Config) -> SourceBinding | None:

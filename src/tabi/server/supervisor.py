@@ -29,7 +29,7 @@ from tabi.net.kernel import (
 )
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
-from tabi.observe.access_log import open_output
+from tabi.observe.log_targets import open_log
 from tabi.server.channel import Channel
 from tabi.server.child import Child, Place, describe_end
 from tabi.server.compiled import Compiled, check_listeners
@@ -91,7 +91,7 @@ class Supervisor:
         probe()
         try:
             if config.log.access != "none":
-                open_output(config.log.access).close()
+                open_log(config.log)[0].close()
         except OSError as exc:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
         passed = take_passed(os.environ)
