@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import select
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ from typing import Any
 import pytest
 
 from log_sessions import make_session, record_of
+from processes import PATIENCE, Serve, failure, receive_all, run_here, serve, tunnels, wait_for
+from support import credentials
 from tabi.config.schema import Log
 from tabi.observe import journald, syslog
 from tabi.observe.journald import JournalOutput
@@ -185,3 +190,135 @@ def test_whether_it_could_be_written_is_seen_without_a_file(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
     with pytest.raises(PermissionError):
         check_log(Log(str(tmp_path / "access.log")))
+
+
+# --- as operators meet it ---
+
+
+def use(proxy: Serve, username: bytes = b"") -> None:
+    """A session from its begin to its end, or a login that is refused."""
+    if not username:
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+        return
+    with socket.create_connection((str(proxy.address.host), proxy.address.port), PATIENCE) as client:
+        client.sendall(b"\x05\x01\x02" + credentials(username, b"wrong"))
+        assert receive_all(client) == b"\x05\x02\x01\x01"
+
+
+def read_until(fd: int, end: bytes) -> str:
+    """What a terminal shows, until it has shown something."""
+    found = b""
+    while end not in found:
+        assert select.select([fd], [], [], PATIENCE)[0], f"waited for {end!r}, got {found!r}"
+        found += os.read(fd, 65_536)
+    return found.decode()
+
+
+NOBODY = '[users.alice]\npassword = "secret"\nplain = true\n'
+
+
+@pytest.mark.parametrize("environ", [{"TERM": "xterm", "NO_COLOR": ""}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_shows_a_line_for_people(tmp_path: Path, environ: dict[str, str]) -> None:
+    """With its colours, or without; stderr has no part in it."""
+    ours, theirs = pty.openpty()
+    try:
+        with serve(tmp_path, stdout=theirs, environ=environ) as proxy:
+            use(proxy)
+            shown = read_until(ours, b"\n")
+        assert ("\x1b[" in shown) == (environ.get("TERM") == "xterm")
+        plain = re.sub(r"\x1b\[\d+m", "", shown)
+        assert re.fullmatch(
+            r"\d\d:\d\d:\d\d - socks5 127\.0\.0\.1 -> 127\.0\.0\.1:\d+ direct 4 B/4 B \d+ ms ok\r\n", plain
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("form", ["auto", "json", "text", "logfmt"])
+def test_a_hostile_user_breaks_no_line_and_controls_no_terminal(tmp_path: Path, form: str) -> None:
+    """Whatever the format: the name of a wrong login is in its line, with everything escaped that is not to be seen."""
+    ours, theirs = pty.openpty()
+    config = tmp_path / "tabi.toml"
+    config.write_text(
+        f'[[listen]]\nurl = "socks5://127.0.0.1:0"\n{NOBODY}[log]\nformat = "{form}"\naccess = "{os.ttyname(theirs)}"\n'
+    )
+    hostile = "a\r\nroot\x1b[2J\x1b]0;x\x07\x9b31m\u202e\u2066\u200f\u2028".encode() + b"\xff\x00\x1b"
+    try:
+        with serve(tmp_path, "-c", config, environ={"TERM": "xterm"}) as proxy:
+            use(proxy, hostile)
+            use(proxy, b"last one")
+            shown = read_until(ours, b"last one")
+        shown = re.sub(r"\x1b\[\d+m", "", shown)
+        (line, _) = shown.split("\r\n")[:2]
+        assert line.isprintable()
+        assert "root" in line
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_beginnings_in_a_file_that_is_rotated(tmp_path: Path) -> None:
+    """A line for each beginning and each end, with the same id; a reload and a moved file change nothing."""
+    log, config = tmp_path / "access.log", tmp_path / "tabi.toml"
+    text = f'[[listen]]\nurl = "socks5://127.0.0.1:0"\n[log]\naccess = "{log}"\nformat = "logfmt"\nbegin = true\n'
+    config.write_text(text)
+    with serve(tmp_path, "-c", config) as proxy:
+        with tunnels(proxy.address) as (tunnel,):
+            tunnel.check()
+            (begun,) = wait_for(lambda: whole_lines(log), "the line of the beginning")
+            log.rename(tmp_path / "old.log")
+        (ended,) = wait_for(lambda: whole_lines(log), "the line of the end")
+        config.write_text(text.replace("logfmt", "json"))
+        proxy.signal(signal.SIGHUP)
+        wait_for(lambda: "these wait for a restart: log" in proxy.messages, "the reload")
+        use(proxy)
+        assert len(wait_for(lambda: (found := whole_lines(log))[2:] and found, "two more lines")) == 3
+    begin, end = (dict(pair.split("=", 1) for pair in line.split(" ")) for line in (begun, ended))
+    assert begin["id"] == end["id"]
+    assert ("close" in begin, end["close"], end["up"]) == (False, "client", "4")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a log, once it is there."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_syslog_of_another_machine(tmp_path: Path) -> None:
+    """Two workers send to it; whoever does not listen holds up nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(("127.0.0.1", 0))
+        daemon.settimeout(PATIENCE)
+        place = f"syslog://127.0.0.1:{daemon.getsockname()[1]}"
+        with serve(tmp_path, "--access-log", place, "--workers", "2") as proxy:
+            use(proxy)
+            message = daemon.recv(65_536).decode()
+            daemon.close()
+            use(proxy)
+            assert proxy.stop() == 0
+    assert re.match(r"<30>1 \S+Z \S+ tabi \d+ - - {", message)
+    assert json.loads(message.partition(" - - ")[2])["close"] in ("client", "server")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('access = "syslog://a.invalid:x"', "log.access: the port is not a number from 0 to 65535, expected syslog://"),
+        (
+            'access = "tcp://a:1"',
+            "log.access: expected stdout, stderr, syslog, syslog://host:port, journald, none or a",
+        ),
+        ('format = "xml"', "log.format: invalid enum value 'xml', expected auto, json, text or logfmt"),
+        ('begin = "yes"', "log.begin: expected boolean, got string"),
+    ],
+)
+def test_wrong_values(tmp_path: Path, settings: str, message: str) -> None:
+    """One line with the key; `tabi check` prints what is right."""
+    path = tmp_path / "tabi.toml"
+    path.write_text(f"[log]\n{settings}\n")
+    for command in (("serve", "-c"), ("check",)):
+        assert message in failure(run_here(*command, path), 2)
+    path.write_text('[log]\naccess = "syslog://a.invalid"\nformat = "text"\n')
+    shown = run_here("check", path).stdout.decode().splitlines()
+    assert {'log.access = "syslog://a.invalid"', 'log.format = "text"', "log.begin = false"} <= set(shown)

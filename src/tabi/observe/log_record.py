@@ -15,7 +15,7 @@ Format = Callable[["Record"], bytes]
 """Makes a line of a record, with its end."""
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, gc=False):  # there are no circles of them to look for
     """One line, in the order of its keys."""
 
     time: str
@@ -103,7 +103,7 @@ def make_record(session: Session, when: str, prefix: str, now: float) -> Record:
         session.command,
         str(session.client),
         session.user,
-        None if host is None else str(host),
+        host if host is None or type(host) is str else str(host),
         port,
         None if address is None else str(address),
         session.rule,
