@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from conftest import PATIENCE, Run
+from doubles import until
 from log_sessions import KEYS, make_session
 from small_pipes import fill, read_exactly, small_pipe
+from support import closed_port, target
+from tabi import Config, Proxy, ProxyError, Server
+from tabi.config import Listen, Log
 from tabi.observe import access_log
 from tabi.observe.access_log import DELAY, AccessLog, BeginningsToo
 from tabi.observe.log_outputs import DescriptorOutput, FileOutput, Output
@@ -336,3 +340,30 @@ def test_on_a_loop(run: Run, tmp_path: Path) -> None:
     path.unlink(missing_ok=True)
     run(main)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["p1", "p2", "p3"]
+
+
+def test_beginnings_of_a_server(run_once: Run, tmp_path: Path) -> None:
+    """Of a connection and an association, before they end; what is refused has only an end."""
+    path = tmp_path / "access.log"
+
+    async def main() -> None:
+        config = Config(listen=[Listen("mixed://127.0.0.1:0")], log=Log(str(path), begin=True))
+        async with Server(config=config) as server, target() as port:
+            proxy = Proxy(server.url_for("socks5"))
+            async with proxy.connect("127.0.0.1", port), proxy.associate():
+                await until(lambda: path.read_text().count("\n") == 2)
+            with closed_port() as closed, pytest.raises(ProxyError):
+                await proxy.connect("127.0.0.1", closed)
+
+    run_once(main)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    begun = {line["id"]: line for line in lines if line["close"] is None}
+    ended = {line["id"]: line for line in lines if line["close"] is not None}
+    assert [line["command"] for line in begun.values()] == ["connect", "associate"]
+    assert len(ended) == 3
+    assert len(lines) == 5
+    for number, line in begun.items():
+        assert (line["via"], line["reply"], line["error"], line["up"]) == ("direct", 0, None, 0)
+        assert ended[number]["client"] == line["client"]
+    (refused,) = (line for number, line in ended.items() if number not in begun)
+    assert refused["error"] is not None

@@ -184,7 +184,7 @@ def test_a_daemon_that_does_not_read(daemon: socket.socket, monkeypatch: pytest.
     lines = [b"%d" % number for number in range(10_000)]
     written = output.write(lines)
     assert 0 < written < len(lines)
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(BlockingIOError, match=f"nobody reads {daemon.getsockname()}"):
         output.write(lines)
     assert read_all(daemon) == lines[:written]
     assert output.write([b"again"]) == 1

@@ -122,9 +122,11 @@ class DatagramOutput:
             except OSError as exc:
                 if exc.errno == errno.EMSGSIZE:
                     continue
-                if not written:
-                    raise
-                break
+                if written:
+                    break
+                if exc.errno == errno.EAGAIN:
+                    raise BlockingIOError(exc.errno, f"nobody reads {self.address}") from None
+                raise
             written += 1
         return written
 
