@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ import click
 
 from tabi.cli.fault_options import fault_options, given_by, in_options
 from tabi.cli.help import Group
+from tabi.cli.running import ask, at_socket, code_of, columns, show, terminal_width
 from tabi.errors import ConfigError, printable
-from tabi.server.control import ask_server, find_socket
-from tabi.server.fault_control import PATIENCE
+
+LATER = "; it acts on it as soon as it can"
 
 
 @click.group(
@@ -37,13 +36,6 @@ def fault() -> None:
     """
 
 
-at_socket: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--socket",
-    "path",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="The control socket of the server. Default: the one in $XDG_RUNTIME_DIR/tabi or /run/tabi.",
-)
 option_for = click.option("--for", "seconds", metavar="TIME", help="Remove it after this time. Default: it stays.")
 option_profile = click.option(
     "--profile", metavar="PROFILE", help="Its figures, but for those that are given. Default: none but these."
@@ -58,16 +50,14 @@ def list_faults(as_json: bool, path: Path | None) -> int:
 
     Example:  tabi fault list
     """
-    found = ask(path, "list")
+    found = ask_fault(path, "list")
     if as_json:
         print(json.dumps(found["faults"], indent=1))
     else:
-        width = shutil.get_terminal_size().columns if os.isatty(1) else None
-        for line in table(found["faults"], width):
-            print(line.encode("utf-8", "backslashreplace").decode())
+        show(table(found["faults"], terminal_width()))
     if found["left_out"]:
         print(f"tabi: {found['left_out']} more of the configuration are left out", file=sys.stderr)
-    return code_of(found)
+    return code_of(found, LATER)
 
 
 @fault.command()
@@ -91,9 +81,9 @@ def add(figures: str | None, seconds: str | None, path: Path | None, **options: 
         if options["profile"] is not None:
             raise ConfigError(f"there is one already: {figures}", "--profile")
         options["profile"] = figures
-    found = ask(path, "add", fault=given_by(options), **{"for": seconds})
+    found = ask_fault(path, "add", fault=given_by(options), **{"for": seconds})
     print(printable(found["name"]))
-    return code_of(found)
+    return code_of(found, LATER)
 
 
 @fault.command()
@@ -107,7 +97,7 @@ def change(name: str, seconds: str | None, path: Path | None, **options: Any) ->
 
     Example:  tabi fault change fault-1 --latency 500ms
     """
-    return code_of(ask(path, "change", name=name, fault=given_by(options), **{"for": seconds}))
+    return code_of(ask_fault(path, "change", name=name, fault=given_by(options), **{"for": seconds}), LATER)
 
 
 @fault.command()
@@ -121,37 +111,25 @@ def remove(names: tuple[str, ...], every: bool, path: Path | None) -> int:
     """
     if every == bool(names):
         raise ConfigError("expected names, or --all")
-    return code_of(ask(path, "remove", names=None if every else list(names)))
+    return code_of(ask_fault(path, "remove", names=None if every else list(names)), LATER)
 
 
-def ask(path: Path | None, action: str, **arguments: Any) -> dict[str, Any]:
+def ask_fault(path: Path | None, action: str, **arguments: Any) -> dict[str, Any]:
     """What the running server answers. Raises TabiError, and ConfigError that names the option."""
     try:
-        return ask_server(find_socket(os.environ) if path is None else path, "fault", action=action, **arguments)
+        return ask(path, "fault", action=action, **arguments)
     except ConfigError as exc:
         raise in_options(exc) from None
-
-
-def code_of(found: Mapping[str, Any]) -> int:
-    """The exit code: 1 if not all workers have answered, which is said."""
-    for pid in found["silent"]:
-        print(f"tabi: worker {pid} has not answered within {PATIENCE:g} s, it does so later", file=sys.stderr)
-    return 1 if found["silent"] else 0
 
 
 def table(rows: Sequence[Mapping[str, Any]], width: int | None) -> Iterator[str]:
     """The list: a line for each, cut to the width of a terminal."""
     if not rows:
-        yield "no faults"
-        return
+        return iter(("no faults",))
     lines = [("name", "sessions", "chosen", "fault", "which sessions")]
     for row in rows:
         name = row["name"] if row["live"] else f"{row['name']} (file)"
         left = row["seconds_left"]
         what = f"{row['what'] or 'no fault'}{'' if left is None else f' (for {left:g} s)'}"
         lines.append((name, f"{row['sessions']:,}", f"{row['chosen']:,}", what, row["matchers"] or "all"))
-    lines = [tuple(map(printable, line)) for line in lines]  # type: ignore[misc]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    for name, now, chosen, what, which in lines:
-        text = f"{name:{widths[0]}}  {now:>{widths[1]}}  {chosen:>{widths[2]}}  {what:{widths[3]}}  {which}"
-        yield text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+    return columns(lines, (1, 2), width)

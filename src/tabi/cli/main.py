@@ -34,6 +34,9 @@ COMMANDS = {
     "flows": "flows",
     "replay": "replay",
     "fault": "fault",
+    "sessions": "sessions",
+    "kick": "kick",
+    "metrics": "metrics",
     "completion": "completion",
     "man": "man",
 }

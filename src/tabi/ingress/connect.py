@@ -41,7 +41,7 @@ class Connect:
 
         egress, address_filter = self.gate.enter(session) or await self.gate.enter_slowly(session, conversation.client)
 
-        began = monotonic()
+        session.asked = began = monotonic()
         server = await egress.open(session.destination, address_filter, session)
         try:
             session.connect_seconds = monotonic() - began

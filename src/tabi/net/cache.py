@@ -99,6 +99,8 @@ class NameCache:
         self.entries: OrderedDict[str | IP, Entry] = OrderedDict()
         self.questions: dict[str | IP, asyncio.Task[Entry]] = {}
         self.closed = False
+        self.observe: Callable[[float], object] | None = None
+        """Told the seconds that each answer took."""
         self.places = Places(LOOKUPS)
         self.late: dict[asyncio.Task[Answer], None] = {}
         """Answers of which one kind of addresses is there already, the oldest first."""
@@ -193,6 +195,7 @@ class NameCache:
 
     async def find_out(self, key: str | IP) -> Entry:
         """Ask the source, and remember what it says."""
+        began = self.clock()
         try:
             if isinstance(key, str):
                 answer = await self.source.answer(key)
@@ -207,6 +210,8 @@ class NameCache:
             if exc.reply_code != ReplyCode.HOST_UNREACHABLE:  # our own failure says nothing about the name
                 raise
             entry = Entry(self.clock() + min(FAILURE_TTL, self.negative_ttl), (), str(exc))
+        if self.observe is not None:
+            self.observe(self.clock() - began)
         self.keep(key, entry)
         return entry
 

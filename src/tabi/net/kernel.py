@@ -36,6 +36,9 @@ USUAL_LIMIT = 1024
 EDGE = 1 << 31
 PROBE = b"x"
 
+refused: set[str] = set()
+"""The calls that are refused here, of those that were tried."""
+
 
 # --- calls that others replace ---
 
@@ -54,6 +57,7 @@ def is_offered(calls: Iterator[str], instead: str) -> bool:
 
 def say_refused(call: str, exc: OSError, instead: str) -> None:
     """Log that a call is refused, and what is done instead."""
+    refused.add(call)
     log.warning("%s(2) is refused (%s): %s", call, (exc.strerror or str(exc)).lower(), instead)
 
 

@@ -145,13 +145,17 @@ class Channel:
             close_all(fds)
             raise
 
-    def next_body(self) -> dict[str, Any] | None:
-        """What the next message says, or None: none has come, or the other end is gone. Sends on what waits, too."""
+    def next_message(self) -> Message | None:
+        """The next message, or None: none has come, or the other end is gone. Sends on what waits, too."""
         self.flush()
         try:
-            message = self.receive()
+            return self.receive()
         except (EOFError, ValueError):
             return None
+
+    def next_body(self) -> dict[str, Any] | None:
+        """What the next message says, as `next_message`; files that came with it are closed."""
+        message = self.next_message()
         if message is None:
             return None
         close_all(message.fds)

@@ -24,7 +24,8 @@ from typing import Any
 from tabi.errors import ConfigError, TabiError
 from tabi.net.listen import bind_unix
 from tabi.net.reactor import make_loop
-from tabi.server.channel import Channel, Message
+from tabi.server.answers import ABOUT, Answers
+from tabi.server.channel import Channel, Message, close_all
 from tabi.server.frames import MAX_ANSWER, MAX_REQUEST, encode_frame, read_frame, receive_frame
 from tabi.url import UnixSocket
 
@@ -58,6 +59,16 @@ def folders(environ: Mapping[str, str]) -> list[Path]:
 # --- the process ---
 
 
+class Asked:
+    """A request that waits for its answer."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.parts: list[tuple[int, int]] = []
+        """Pids of workers, and their answers: descriptors of files."""
+
+
 class Control:
     """Answers what is asked through the socket.
 
@@ -70,7 +81,8 @@ class Control:
         self.folder = folder
         self.version = version
         self.numbers = itertools.count(1)
-        self.asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.answers = Answers(version)
+        self.asked: dict[int, Asked] = {}
         self.clients: set[asyncio.Task[Any]] = set()
 
     def run(self, channel: Channel) -> None:
@@ -106,10 +118,18 @@ class Control:
                     path.unlink()
 
     def answered(self, message: Message) -> None:
-        """Give an answer of the supervisor to whom it is for."""
-        future = self.asked.get(message.body.get("id", 0))
-        if future is not None and not future.done():
-            future.set_result(message.body)
+        """Give an answer of the supervisor, or the part of a worker, to whom it is for."""
+        body = message.body
+        asked = self.asked.get(body.get("id", 0))
+        if asked is None or asked.answer.done():
+            close_all(message.fds)
+        elif "part" in body:
+            asked.parts.append((body["part"], message.fds.pop()))
+        elif "silent" in body:
+            asked.answer.set_result(self.answers.join(asked.request, asked.parts, body["silent"]))
+        else:
+            del body["id"]
+            asked.answer.set_result(body)
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection, one after the other."""
@@ -154,22 +174,25 @@ class Control:
         return (None, False) if request is None else (await self.ask(request), True)
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the supervisor answers."""
-        number = next(self.numbers)
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.asked[number] = future
+        """What the supervisor answers, or its workers."""
+        number, about = next(self.numbers), ABOUT.get(str(request.get("command")))
+        self.asked[number] = asked = Asked(request)
         try:
+            if about is not None:
+                about.check(request)
             if not self.channel.send({"id": number, "request": request}):
                 return {"error": "the server does not listen, try again later"}
             async with asyncio.timeout(PATIENCE / 2):
-                answer = await future
+                answer = await asked.answer
+        except ConfigError as exc:
+            return {"error": exc.message, "path": exc.path}
         except ValueError:
             return {"error": "the request is too large"}
         except TimeoutError:
             return {"error": f"the server has not answered within {PATIENCE / 2:g} s"}
         finally:
             del self.asked[number]
-        del answer["id"]
+            close_all([file for _, file in asked.parts])
         if request.get("command") == "status" and "ok" in answer:
             answer["ok"]["version"] = self.version
         return answer

@@ -124,16 +124,23 @@ class Parts:
             log.warning("only %d descriptors (ulimit -n): room for %d sessions", descriptors, self.capacity)
         make_resolver = compiled.make_resolver
         assert make_resolver is not None
-        self.dialer = Dialer(reactor, given.resolver or make_resolver(loop), timeouts.connect)
+        resolver = given.resolver
+        if resolver is None:
+            resolver = make_resolver(loop)
+            resolver.observe = given.metrics.dns.observe
+        self.dialer = Dialer(reactor, resolver, timeouts.connect)
         closing.push_async_callback(self.dialer.close)
         self.authenticator: PasswordAuthenticator | None = None
-        observers = list(given.observers)
+        observers = [given.metrics, *given.observers]
+        self.prefix = f"{os.urandom(3).hex()}-"
+        """Of the ids of sessions, so that those of several workers differ."""
+        self.access_log: AccessLog | None = None
         if config.log.access != "none":
             output, form = open_access_log(config)
             kind = BeginningsToo if config.log.begin else AccessLog
-            access_log = kind(output, f"{os.urandom(3).hex()}-", loop.call_later, form)
-            closing.push_async_callback(asyncio.to_thread, access_log.close)
-            observers.insert(0, access_log)
+            self.access_log = kind(output, self.prefix, loop.call_later, form)
+            closing.push_async_callback(asyncio.to_thread, self.access_log.close)
+            observers.insert(0, self.access_log)
         self.sessions = sessions = Sessions(reactor, timeouts.handshake, observers)
         closing.callback(sessions.handshake.close)
         self.watchdog = Watchdog(sessions.running)

@@ -21,6 +21,7 @@ from tabi.net.listen import unix_client
 from tabi.net.reactor import BROKEN, Reactor
 from tabi.net.stream import Stream
 from tabi.observe.access_log import AccessLog
+from tabi.observe.metrics import Metrics
 from tabi.observe.observers import SessionObserver, Watch, methods_of, say_failed, tell
 from tabi.relay.associations import Associations
 from tabi.relay.carrier import Carried, Carrier
@@ -93,7 +94,9 @@ class Sessions:
         self.began = methods_of(observers, "began")
         self.ended = methods_of(observers, "ended")
         self.watch = Watch(observers) or None
-        self.copies = any(not isinstance(one, AccessLog) for one in observers)  # an observer that gets one may keep it
+        self.copies = any(
+            not isinstance(one, AccessLog | Metrics) for one in observers
+        )  # an observer that gets one may keep it
 
     def accepting(self, ingress: Ingress, listener: str) -> Callable[[Any, Any], None]:
         """What a listener does with each new connection."""

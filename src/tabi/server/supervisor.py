@@ -30,13 +30,15 @@ from tabi.net.kernel import (
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
 from tabi.observe.log_targets import open_log
-from tabi.server.channel import Channel
+from tabi.server.answers import ABOUT
+from tabi.server.channel import Channel, close_all
 from tabi.server.child import Child, Place, describe_end
 from tabi.server.compiled import Compiled, check_listeners
 from tabi.server.fault_control import Answer, FaultControl
 from tabi.server.handled_signals import HandledSignals
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
+from tabi.server.questions import Questions
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
 from tabi.server.reload import Reload, Report, load
@@ -100,6 +102,7 @@ class Supervisor:
         self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
         self.children = children
         self.faults = FaultControl(self.workers, config)
+        self.questions = Questions(self.workers)
         self.commands: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
             "status": self.tell_status,
             "reload": lambda _, answer: self.reload(answer),
@@ -185,6 +188,7 @@ class Supervisor:
                 self.reload()
             self.hear()
             self.faults.keep_time()
+            self.questions.keep_time()
             if self.keeper is not None:
                 self.keeper.save()
 
@@ -201,8 +205,7 @@ class Supervisor:
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
-        if (seconds := self.faults.due(now)) is not None:
-            due.append(seconds)
+        due += [seconds for one in (self.faults, self.questions) if (seconds := one.due(now)) is not None]
         return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
 
     def start_all(self) -> None:
@@ -287,6 +290,7 @@ class Supervisor:
                 continue
             worker.empty()
             self.faults.left(worker)
+            self.questions.left(worker)
             self.ledger.forget_worker(self.workers.index(worker))
             if self.stopping:
                 continue
@@ -298,11 +302,15 @@ class Supervisor:
         """Take what has come through the channels, and send on what waits in them."""
         for place in (*self.workers, *self.children):
             channel = place.channel
-            while channel is not None and (body := channel.next_body()) is not None:
+            while channel is not None and (message := channel.next_message()) is not None:
+                body = message.body
                 if "request" in body:
                     self.carry_out(body, channel)
                 elif "faults" in body:
                     self.faults.heard(place, body)
+                elif "told" in body:
+                    self.questions.told(place, body["told"], message.fds)
+                close_all(message.fds)
 
     def carry_out(self, body: Mapping[str, Any], channel: Channel) -> None:
         """Do what the control socket's process asks for, and have it answered."""
@@ -313,8 +321,10 @@ class Supervisor:
         request = body["request"]
         name = request.get("command")
         command = self.commands.get(name) if isinstance(name, str) else None
-        if command is None:
-            answer({"error": f"command {name!r}, expected one of: {', '.join(self.commands)}"})
+        if name in ABOUT:
+            self.questions.ask(name, request, body["id"], channel)
+        elif command is None:
+            answer({"error": f"command {name!r}, expected one of: {', '.join((*self.commands, *ABOUT))}"})
         elif self.stopping and name != "status":
             answer({"error": "the server is stopping"})
         else:

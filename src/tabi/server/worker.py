@@ -19,6 +19,7 @@ from tabi.server.ledger import SharedLedger
 from tabi.server.quota_keeper import QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
 from tabi.server.reload import Taker
+from tabi.server.reports import Reports
 from tabi.server.server import Server
 from tabi.signals import ignore
 
@@ -84,6 +85,8 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
             hurry()
         elif message.body == RELOAD:
             taker.offer(message.fds.pop())
+        elif "ask" in message.body:
+            reports.ask(message.body["ask"])
         elif "faults" in message.body:
             orders.add(message.body["faults"])
         close_all(message.fds)
@@ -98,6 +101,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
     async with server:
         if shared.faults:
             take(server.faults, shared.faults)
+        reports = Reports(server, shared.channel)
         shared.channel.watch(loop, heard, lambda: None)  # the lifeline tells that the supervisor is gone
         ready()
         await told.wait()
@@ -112,6 +116,7 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         hurried.cancel()
         if running:
             log.warning("stopped, sessions cut: %d", len(running))
+        await reports.close()
     loop.remove_reader(shared.lifeline)
     shared.channel.close()
     if keeping is not None:

@@ -1,0 +1,214 @@
+"""What a worker answers when it is asked about itself: its sessions, its metrics, the members of its pools.
+
+A question is ``{"ask": {"id": N, "about": NAME, ...}}``; the answer ``{"told": N}`` comes with a file in memory, which
+holds JSON. What takes long is done a few sessions at a time: no session waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from tabi.net.kernel import open_memory
+from tabi.server.channel import Channel
+from tabi.server.measure import AT_ONCE, Measure
+from tabi.server.server import Server
+from tabi.server.sessions import SessionInfo
+from tabi.session import Session
+
+log = logging.getLogger("tabi")
+
+MOST = 10_000
+"""Sessions that one answer has at most."""
+
+AT_A_TIME = 8
+"""Questions that are answered at a time; further ones are refused."""
+
+FILTERS = ("id", "listener", "client", "protocol", "command", "user", "host", "rule", "via")
+"""By which sessions can be chosen: each is a text that must be equal; ``client`` and ``host`` go without the port."""
+
+SORTED_BY: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "seconds": lambda row: row["seconds"],
+    "up": lambda row: row["up"],
+    "down": lambda row: row["down"],
+    "octets": lambda row: row["up"] + row["down"],
+}
+"""By which sessions can be sorted, the largest first."""
+
+
+class Reports:
+    """Answers the questions of the supervisor.
+
+    Args:
+        server: it has been started.
+        channel: to the supervisor.
+    """
+
+    def __init__(self, server: Server, channel: Channel) -> None:
+        self.server = server
+        self.channel = channel
+        self.measure = Measure(server)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.about: dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]] = {
+            "sessions": self.sessions,
+            "kick": self.kick,
+            "metrics": self.metrics,
+            "egress": self.egress,
+        }
+
+    def ask(self, question: Mapping[str, Any]) -> None:
+        """Answer a question, soon."""
+        if len(self.tasks) < AT_A_TIME:
+            task = asyncio.get_running_loop().create_task(self.answer(question))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        else:
+            self.tell(question["id"], {"error": "too many questions at once, try again later"})
+
+    async def answer(self, question: Mapping[str, Any]) -> None:
+        """Answer a question."""
+        try:
+            found = {"ok": await self.about[question["about"]](question)}
+        except Exception as exc:
+            log.exception("a question about %s was not answered", question["about"])
+            found = {"error": f"internal error: {type(exc).__name__}"}
+        self.tell(question["id"], found)
+
+    def tell(self, number: int, found: Mapping[str, Any]) -> None:
+        """Send an answer."""
+        memory = open_memory("tabi-answer")
+        try:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(encode(found))
+            self.channel.send({"told": number}, (memory,))
+        finally:
+            os.close(memory)
+
+    async def close(self) -> None:
+        """Answer nothing any more."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    # --- what there is to know ---
+
+    async def metrics(self, _: Mapping[str, Any]) -> Any:
+        """All metrics, as lists: JSON has no other keys than texts."""
+        samples = await self.measure.samples()
+        return {name: [(labels, value) for labels, value in found.items()] for name, found in samples.items()}
+
+    async def sessions(self, question: Mapping[str, Any]) -> Any:
+        """The sessions that match, and how many there are."""
+        limit = min(int(question.get("limit", MOST)), MOST)
+        rows: list[dict[str, Any]] = []
+        matching = 0
+        async for session in self.chosen(question.get("filter", {})):
+            matching += 1
+            rows.append(self.row(session))
+            if len(rows) >= 2 * MOST:
+                rows = largest(rows, question.get("sort"), limit)
+        return {"sessions": largest(rows, question.get("sort"), limit), "matching": matching}
+
+    async def kick(self, question: Mapping[str, Any]) -> Any:
+        """End the sessions that match; how many that were."""
+        sessions, ended = self.server.parts.sessions, 0
+        async for session in self.chosen(question.get("filter", {})):
+            sessions.kick(session, session.number)
+            ended += 1
+        return {"ended": ended}
+
+    async def egress(self, _: Mapping[str, Any]) -> Any:
+        """The members of pools, and how each is."""
+        now = monotonic()
+        return [
+            {
+                "pool": pool.name,
+                "member": member.name,
+                "up": member.due is None,
+                "sessions": member.running,
+                "failures": member.failures,
+                "trial_in": None if member.due is None else round(max(0.0, member.due - now), 1),
+                "reason": pool.reasons.get(member),
+            }
+            for pool in self.server.parts.egresses.pools
+            for member in pool.pool.members
+        ]
+
+    async def chosen(self, wanted: Mapping[str, str]) -> Any:
+        """The running sessions that match, a few in each turn of the loop."""
+        running = iter(tuple(self.server.parts.sessions.running))
+        while batch := tuple(islice(running, AT_ONCE)):
+            for session in batch:
+                if session in self.server.parts.sessions.running and self.matches(session, wanted):
+                    yield session
+            await asyncio.sleep(0)
+
+    def matches(self, session: Session, wanted: Mapping[str, str]) -> bool:
+        """Whether a session is one of those that are asked for."""
+        return all(self.text_of(session, name) == text for name, text in wanted.items())
+
+    def text_of(self, session: Session, name: str) -> str:
+        """What a filter is compared with."""
+        if name == "id":
+            return self.id_of(session)
+        if name == "client":
+            return str(session.client.host)
+        if name == "host":
+            return str(session.destination.host) if session.destination else ""
+        return getattr(session, name) or ""
+
+    def id_of(self, session: Session) -> str:
+        """Its id in the access log."""
+        return f"{self.server.parts.prefix}{session.number:x}"
+
+    def row(self, session: Session) -> dict[str, Any]:
+        """A session as it is now, with the keys of the access log."""
+        info: SessionInfo = self.server.parts.sessions.info(session, monotonic())
+        destination = info.destination
+        return {
+            "id": self.id_of(session),
+            "listener": info.listener,
+            "protocol": info.protocol,
+            "command": info.command,
+            "client": str(info.client),
+            "user": info.user,
+            "host": str(destination.host) if destination else None,
+            "port": destination.port if destination else None,
+            "address": str(info.address) if info.address else None,
+            "rule": info.rule,
+            "via": info.via,
+            "member": session.member,
+            "up": info.up,
+            "down": info.down,
+            "seconds": round(info.seconds, 3),
+        }
+
+
+def encode(found: Any) -> bytes:
+    """JSON, also of names that clients have sent and that are not text."""
+    try:
+        return msgspec.json.encode(found)
+    except UnicodeEncodeError:  # lone surrogates
+        return msgspec.json.encode(as_text(found))
+
+
+def as_text(found: Any) -> Any:
+    """The same with escapes in place of what is not text."""
+    if isinstance(found, str):
+        return found.encode("utf-8", "backslashreplace").decode()
+    if isinstance(found, dict):
+        return {as_text(key): as_text(value) for key, value in found.items()}
+    return [as_text(one) for one in found] if isinstance(found, list | tuple) else found
+
+
+def largest(rows: list[dict[str, Any]], by: str | None, limit: int) -> list[dict[str, Any]]:
+    """So many rows, those with the most of something first; by default in their order."""
+    return rows[:limit] if by is None else heapq.nlargest(limit, rows, key=SORTED_BY[by])
