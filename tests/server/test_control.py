@@ -20,6 +20,7 @@ import tabi
 from conftest import Run
 from processes import PATIENCE, Serve, is_running, serve, tunnels, wait_for
 from tabi.errors import TabiError
+from tabi.server import asker
 from tabi.server import control as module
 from tabi.server.channel import Channel, Message, make_channel
 from tabi.server.control import MAX_CLIENTS, NAME, RUN, Control, ask_server, find_socket, folders, open_socket
@@ -164,13 +165,13 @@ def test_a_client_that_does_not_read_is_cut(tmp_path: Path, run_once: Run, monke
 
 def test_a_supervisor_that_does_not_answer(tmp_path: Path, run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client hears so, and nothing is kept of the question."""
-    monkeypatch.setattr(module, "PATIENCE", 1.0)
+    monkeypatch.setattr(asker, "PATIENCE", 0.5)
 
     async def main() -> None:
         async with controlled(tmp_path / "tabi") as asked:
             answer = await asked.exchange(encode_frame({"command": "silence"}))
             assert answer == {"error": "the server has not answered within 0.5 s"}
-            assert not asked.control.asked
+            assert not asked.control.asker.asked
             asked.channel.send({"id": 1, "ok": {}})  # too late, and for nobody
             assert await asked.exchange(encode_frame({"command": "x"})) == {"ok": {"asked": {"command": "x"}}}
 

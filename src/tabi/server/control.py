@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import itertools
 import logging
 import os
 import socket
@@ -24,8 +23,9 @@ from typing import Any
 from tabi.errors import ConfigError, TabiError
 from tabi.net.listen import bind_unix
 from tabi.net.reactor import make_loop
-from tabi.server.answers import ABOUT, Answers
-from tabi.server.channel import Channel, Message, close_all
+from tabi.server.asker import PATIENCE as LONGEST
+from tabi.server.asker import Asker
+from tabi.server.channel import Channel
 from tabi.server.frames import MAX_ANSWER, MAX_REQUEST, encode_frame, read_frame, receive_frame
 from tabi.url import UnixSocket
 
@@ -37,8 +37,8 @@ NAME, NAME_OF_FURTHER = "control.sock", "control-{}.sock"
 RUN = "/run"
 """The folder of sockets for which the environment names none."""
 
-PATIENCE = 10.0
-"""Seconds that a client may take for a request or an answer, and the supervisor for an answer."""
+PATIENCE = 2 * LONGEST
+"""Seconds that a client may take for a request or an answer."""
 
 LOCK_PATIENCE = 0.5
 """Seconds that another server may take to open or remove its socket."""
@@ -59,16 +59,6 @@ def folders(environ: Mapping[str, str]) -> list[Path]:
 # --- the process ---
 
 
-class Asked:
-    """A request that waits for its answer."""
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.request = request
-        self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.parts: list[tuple[int, int]] = []
-        """Pids of workers, and their answers: descriptors of files."""
-
-
 class Control:
     """Answers what is asked through the socket.
 
@@ -80,9 +70,6 @@ class Control:
     def __init__(self, folder: Path, version: str) -> None:
         self.folder = folder
         self.version = version
-        self.numbers = itertools.count(1)
-        self.answers = Answers(version)
-        self.asked: dict[int, Asked] = {}
         self.clients: set[asyncio.Task[Any]] = set()
 
     def run(self, channel: Channel) -> None:
@@ -92,9 +79,9 @@ class Control:
 
     async def serve(self, channel: Channel) -> None:
         """Open the socket, tell the supervisor where it is or why it is not, and answer."""
-        self.channel = channel
         self.over = asyncio.Event()
-        channel.watch(asyncio.get_running_loop(), self.answered, self.over.set)
+        self.asker = Asker(channel, self.version)
+        channel.watch(asyncio.get_running_loop(), self.asker.heard, self.over.set)
         try:
             path, sock = open_socket(self.folder, os.getppid())
         except OSError as exc:
@@ -116,20 +103,6 @@ class Control:
             with contextlib.suppress(OSError), locked(self.folder):
                 if os.path.samestat(os.stat(path), found):
                     path.unlink()
-
-    def answered(self, message: Message) -> None:
-        """Give an answer of the supervisor, or the part of a worker, to whom it is for."""
-        body = message.body
-        asked = self.asked.get(body.get("id", 0))
-        if asked is None or asked.answer.done():
-            close_all(message.fds)
-        elif "part" in body:
-            asked.parts.append((body["part"], message.fds.pop()))
-        elif "silent" in body:
-            asked.answer.set_result(self.answers.join(asked.request, asked.parts, body["silent"]))
-        else:
-            del body["id"]
-            asked.answer.set_result(body)
 
     async def serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection, one after the other."""
@@ -171,31 +144,7 @@ class Control:
             request = await read_frame(reader, MAX_REQUEST)
         except ValueError as exc:
             return {"error": f"not a request: {exc}"}, False
-        return (None, False) if request is None else (await self.ask(request), True)
-
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What the supervisor answers, or its workers."""
-        number, about = next(self.numbers), ABOUT.get(str(request.get("command")))
-        self.asked[number] = asked = Asked(request)
-        try:
-            if about is not None:
-                about.check(request)
-            if not self.channel.send({"id": number, "request": request}):
-                return {"error": "the server does not listen, try again later"}
-            async with asyncio.timeout(PATIENCE / 2):
-                answer = await asked.answer
-        except ConfigError as exc:
-            return {"error": exc.message, "path": exc.path}
-        except ValueError:
-            return {"error": "the request is too large"}
-        except TimeoutError:
-            return {"error": f"the server has not answered within {PATIENCE / 2:g} s"}
-        finally:
-            del self.asked[number]
-            close_all([file for _, file in asked.parts])
-        if request.get("command") == "status" and "ok" in answer:
-            answer["ok"]["version"] = self.version
-        return answer
+        return (None, False) if request is None else (await self.asker.ask(request), True)
 
 
 def open_socket(folder: Path, pid: int) -> tuple[Path, socket.socket]:
