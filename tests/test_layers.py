@@ -27,6 +27,7 @@ ROOMS = (
     "distort",
     "parts",
     "server",
+    "admin",
     "parts.listener",
     "launch",
     "testing",

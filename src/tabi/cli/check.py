@@ -16,6 +16,7 @@ import msgspec
 
 from tabi.cli.help import Command
 from tabi.config import Config, PerClient, load_config
+from tabi.config.admin import Admin, need_packages, tls_context, tokens_of
 from tabi.config.advice import advise
 from tabi.config.load import encode_special, in_file
 from tabi.errors import ConfigError, printable
@@ -120,6 +121,7 @@ def look_around(config: Config, compiled: Compiled | None) -> Iterator[ConfigErr
     checks: list[Callable[[], object]] = [partial(check_access_log, config)]
     if config.quotas.path is not None or (compiled is not None and compiled.with_quotas):
         checks.append(lambda: check_store(path_of(config)))
+    checks.append(partial(check_admin, config.admin))
     checks += [partial(check_place, config, index) for index in range(len(config.listen))]
     for look in checks:
         try:
@@ -134,6 +136,14 @@ def check_access_log(config: Config) -> None:
         check_log(config.log)
     except OSError as exc:
         raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
+
+
+def check_admin(admin: Admin) -> None:
+    """Raise ConfigError for tokens, a certificate or packages that cannot be used."""
+    if admin.listen is not None:
+        need_packages()
+        tokens_of(admin)
+        tls_context(admin)
 
 
 def check_place(config: Config, index: int) -> None:
@@ -168,6 +178,8 @@ def resolved(config: Config) -> dict[str, Any]:
     for egress in data["egress"].values():
         hide_passwords(egress)
         egress["ssh"]["known_hosts"] = egress["ssh"]["known_hosts"] or str(Path("~/.ssh/known_hosts").expanduser())
+    for key in ("token", "read_token"):
+        data["admin"][key] = data["admin"][key] and "…"
     data["ca"]["certificate"], data["ca"]["key"] = authority_paths(config)
     for index, intercept in enumerate(data["intercept"]):
         intercept["name"] = intercept["name"] or f"intercept[{index}]"

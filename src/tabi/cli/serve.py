@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -23,15 +24,18 @@ from tabi.cli.interception import (
     summary,
 )
 from tabi.config import Config, DistortConfig, EgressConfig, Listen, RuleConfig, UserConfig, load_config
+from tabi.config.admin import need_packages
 from tabi.config.faults import PROFILES
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.net.kernel import check_calls, try_all
+from tabi.net.listen import bind_place
 from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
 from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
+from tabi.wire.address import from_sockaddr
 
 option_fault = click.option(
     "--fault",
@@ -122,6 +126,9 @@ def serve(
         reread = None if config is None else read
         with contextlib.closing(control), contextlib.ExitStack() as closing:
             children, records = [writer.child, control], None
+            admin = open_admin(compiled.config, closing, writer.sink.fileno())
+            if admin is not None:
+                children.append(admin.child)
             if compiled.intercepts is not None:
                 from tabi.server.record_writer import RecordWriter
 
@@ -129,9 +136,43 @@ def serve(
                 closing.callback(records.close)
                 children.append(records.child)
             supervisor = Supervisor(compiled, reread, children, None if records is None else records.sink)
+            if admin is not None:
+                supervisor.private = (admin.port,)
             with_users = compiled.config.has_users
-            code = supervisor.run(lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults))
+            code = supervisor.run(
+                lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)
+            )
     sys.exit(code)
+
+
+class AdminChild(NamedTuple):
+    """The process of the admin API, and where that is."""
+
+    child: Child
+    port: int
+    url: str
+
+
+def open_admin(config: Config, closing: contextlib.ExitStack, log_sink: int) -> AdminChild | None:
+    """Open the place of ``[admin]``, if there is one. Raises ConfigError."""
+    address = config.admin.address
+    if address is None:
+        return None
+    need_packages()
+    from tabi.admin.process import AdminProcess
+
+    try:
+        (sock, *others) = bind_place(address)
+    except OSError as exc:
+        raise ConfigError(f"{address}: {(exc.strerror or str(exc)).lower()}", "admin.listen") from exc
+    for other in others:
+        other.close()
+    closing.callback(sock.close)
+    process = AdminProcess(config.admin, sock, tabi.__version__)
+    child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True)
+    closing.callback(child.close)
+    name = from_sockaddr(sock.getsockname())
+    return AdminChild(child, name.port, f"http{'' if config.admin.tls is None else 's'}://{name}/")
 
 
 def merge(
@@ -239,12 +280,15 @@ def print_ready(
     say: Callable[[str], object],
     compiled: Compiled | None = None,
     faults: Sequence[str] = (),
+    admin: str | None = None,
 ) -> None:
     """Print where it listens, what is looked into, and how to try it. On stderr, since stdout is for the access log."""
     lines = [f"listening on {url}\n" for url in urls]
     trust, looks = ("", None) if compiled is None else (authority_option(compiled), summary(compiled))
     if looks is not None:
         lines.append(f"{looks}\n")
+    if admin:
+        lines.append(f"for operators: {admin}\n")
     if faults:
         lines.append(f"with the fault{'s' * (len(faults) > 1)} {', '.join(faults)}\n")
     lines += [f"try: {line}\n" for line in filter(None, (curl_line(url, users, trust) for url in urls))][:1]

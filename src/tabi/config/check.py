@@ -9,6 +9,7 @@ from typing import get_args
 
 import msgspec
 
+from tabi.config.admin import admin_errors
 from tabi.config.check_matchers import distort_errors, intercept_errors, matcher_errors, path_error, word_errors
 from tabi.config.compile import (
     BLOCK,
@@ -97,6 +98,9 @@ def find_errors(
     yield from policy_errors(config, names, rules)
     yield from intercept_errors(config)
     yield from distort_errors(config)
+    yield from admin_errors(config.admin)
+    for key in ("token_file", "read_token_file"):
+        yield from path_error(getattr(config.admin, key), f"admin.{key}")
     yield from resolver_errors(config.resolver)
     yield from host_errors(config)
 

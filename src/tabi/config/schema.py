@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from tabi.config.admin import Admin
 from tabi.config.distort import DistortConfig, FaultConfig
 from tabi.policy.guard import EXEMPT, PRIVATE
 from tabi.policy.networks import Network, contains, parse_network
@@ -635,6 +636,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The authority of interception."""
     intercept: list[InterceptConfig] = []
     """Sessions that are looked into, in this order. Default: none is."""
+    admin: Admin = Admin()
+    """Where the running server can be asked and steered."""
     distort: list[DistortConfig] = []
     """Sessions that are molded; all entries that match apply, in this order. Default: none is."""
     profile: dict[str, FaultConfig] = {}

@@ -22,6 +22,7 @@ from tabi.net.sockaddr import on_link_of, with_scope
 from tabi.net.source import SourceBinding
 from tabi.net.stream import WRITABLE, Stream
 from tabi.net.timeouts import FixedTimeouts
+from tabi.policy.guard import LocalAddresses
 from tabi.session import Session
 from tabi.wire.address import Address, Host, check_found_name
 from tabi.wire.socks5 import ReplyCode
@@ -55,14 +56,16 @@ class Dialer:
         reactor: on which the streams live.
         resolver: asked for names; those that a `NameCache` knows cost no task and no turn of the loop.
         seconds: the deadline for resolving and connecting together.
+        own: has the ports of this program to which nothing connects; None: there are none.
     """
 
-    def __init__(self, reactor: Reactor, resolver: Resolver, seconds: float) -> None:
+    def __init__(self, reactor: Reactor, resolver: Resolver, seconds: float, own: LocalAddresses | None = None) -> None:
         self.reactor = reactor
         self.resolver = resolver
         self.lookup: Lookup = resolver.lookup if isinstance(resolver, NameCache) else unknown
         """The addresses of a name that are known already, or None. Raises DialError where it is known to have none."""
         self.seconds = seconds
+        self.own = LocalAddresses() if own is None else own
         self.deadlines = FixedTimeouts(reactor.loop, seconds)
         self.speaks_first = False
 
@@ -233,6 +236,8 @@ class Dialer:
         self, destination: Address, host: IP, binding: SourceBinding | None = None, session: Session | None = None
     ) -> Stream:
         """Begin to connect to one address: ``events`` are OUT where that is done already. Raises DialError."""
+        if destination.port in self.own.private and self.own.is_here(host):
+            raise DialError(f"{destination} is for the operators of this proxy", ReplyCode.NOT_ALLOWED)
         try:
             if binding is not None:
                 return self.start_from(binding, destination, host, session)

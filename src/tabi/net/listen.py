@@ -256,6 +256,12 @@ def check_unix(place: UnixSocket) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def bind_place(place: Address) -> list[socket.socket]:
+    """Listening sockets for a place that is no listener of a configuration: one for each address of a name. Raises
+    OSError."""
+    return bind_name(place.host, place.port) if isinstance(place.host, str) else [bind_listener(place, False)]
+
+
 def owners(place: UnixSocket) -> tuple[int, int]:
     """The numbers of a file's user and group, -1 for those of this process. Raises ConfigError."""
     owner = -1 if place.owner is None else number_of(place.owner, "user", lambda name: pwd.getpwnam(name).pw_uid)

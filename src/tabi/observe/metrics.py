@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
+from time import time
+from typing import Any
 
 from tabi.observe.exposition import SECONDS, Labels, Value, render
 from tabi.observe.observers import SessionObserver
@@ -11,6 +14,9 @@ from tabi.session import Session
 MOST = 10_000
 """Rows of sessions; what would be one more counts as ``OTHER``. Only a program can make so many: its egresses may have
 any name."""
+
+REFUSALS = 200
+"""Refused sessions that are remembered."""
 
 OTHER = ("other", None, None, "other", None, "error")
 
@@ -58,6 +64,8 @@ class Metrics(SessionObserver):
     def __init__(self) -> None:
         self.counts: dict[tuple[str, Labels], int] = {}
         self.rows: dict[Kind, Row] = {}
+        self.refusals: deque[dict[str, Any]] = deque(maxlen=REFUSALS)
+        """The last sessions that were refused, the latest first."""
         self.handshake, self.dial, self.dns = Histogram(), Histogram(), Histogram()
 
     def count(self, name: str, **labels: str) -> None:
@@ -81,6 +89,8 @@ class Metrics(SessionObserver):
         row.sessions += 1
         row.up += session.up
         row.down += session.down
+        if session.close in ("denied", "limit"):
+            self.refusals.appendleft(refusal(session))
         if session.asked:
             self.handshake.observe(session.asked - session.started)
         if session.connect_seconds is not None:
@@ -129,6 +139,26 @@ class Metrics(SessionObserver):
     def render(self) -> str:
         """All of them as text for Prometheus; see `exposition`."""
         return render(self.samples)
+
+
+def refusal(session: Session) -> dict[str, Any]:
+    """What is kept of a session that was refused."""
+    destination = session.destination
+    return {
+        "time": round(time(), 3),
+        "number": session.number,
+        "listener": session.listener,
+        "protocol": session.protocol,
+        "command": session.command,
+        "client": str(session.client),
+        "user": session.user,
+        "host": None if destination is None else str(destination.host),
+        "port": None if destination is None else destination.port,
+        "rule": session.rule,
+        "reply": session.reply_code,
+        "error": session.error,
+        "close": session.close,
+    }
 
 
 def labels_of(listener: str, protocol: str | None, command: str | None, via: str | None) -> Labels:

@@ -27,13 +27,14 @@ class Member:
         labels: groups that it can be chosen from.
 
     ``running`` counts its requests, ``failures`` those that failed in a row. ``due`` is when it is tried again if it is
-    out, else None; ``trying`` says that its trial is under way. These are the pool's to change.
+    out, else None; ``trying`` says that its trial is under way, ``drained`` that an operator has
+    taken it out. These are the pool's to change.
 
     Raises:
         ValueError: the weight is not more than 0.
     """
 
-    __slots__ = ("backoff", "due", "failures", "labels", "name", "number", "running", "trying", "weight")
+    __slots__ = ("backoff", "drained", "due", "failures", "labels", "name", "number", "running", "trying", "weight")
 
     def __init__(self, name: str, weight: float = 1, labels: Iterable[str] = ()) -> None:
         if not 0 < weight < inf:
@@ -47,6 +48,7 @@ class Member:
         self.backoff = 0.0
         self.due: float | None = None
         self.trying = False
+        self.drained = False
 
     def __repr__(self) -> str:
         return f"Member({self.name})"

@@ -76,11 +76,19 @@ def is_inner_client(client: Host) -> bool:
 
 
 class LocalAddresses:
-    """What the guard knows about its own process: the addresses, and the TCP ports that it listens on."""
+    """What is known of this machine and of our own program."""
 
     def __init__(self) -> None:
         self.addresses: frozenset[IP] = frozenset()
         self.ports: frozenset[int] = frozenset()
+        """TCP ports of the listeners."""
+        self.private: frozenset[int] = frozenset()
+        """TCP ports that are for operators: nothing is ever dialled there."""
+
+    def is_here(self, host: IP) -> bool:
+        """Whether an address leads to this machine."""
+        forms = [form for form in (unmapped(host), embedded_ipv4(host)) if form is not None]
+        return any(form in self.addresses or form.is_loopback or form.is_unspecified for form in forms)
 
 
 class Guard:
@@ -126,7 +134,7 @@ class Guard:
             verdict = self.verdicts[host]
         except KeyError:
             verdict = self.verdicts[host] = self.verdict(host)
-        if port in own.ports and verdict is None and self.is_here(host):
+        if port in own.ports and verdict is None and own.is_here(host):
             return f"{host} port {port} is a listener of this proxy"
         return verdict
 
@@ -146,11 +154,6 @@ class Guard:
         if self.private and (address in self.own.addresses or inside in self.own.addresses):
             return f"{host} is an address of this proxy"
         return None
-
-    def is_here(self, host: IP) -> bool:
-        """Whether an address leads to this machine."""
-        forms = [form for form in (unmapped(host), embedded_ipv4(host)) if form is not None]
-        return any(form in self.own.addresses or form.is_loopback or form.is_unspecified for form in forms)
 
     def check(self, port: int, address: IP) -> None:
         """Raise PolicyDenied for an address that must not be dialled."""

@@ -373,8 +373,9 @@ class Limits:
         self.groups = groups
         self.members = members
         self.expires = expires
+        self.accounts: dict[Account, None] = {}
+        """Those that were made so far."""
         self.with_quota: list[Account] = []
-        """The accounts that were made so far."""
         self.everybody = () if server is None else (self.make("server", server),)
         self.by_user: dict[str | None, Standing] = {None: Standing(self.everybody, NEVER)}
         self.nobody = self.by_user[None]
@@ -391,6 +392,7 @@ class Limits:
     def make(self, name: str, terms: Terms) -> Account:
         """An account that was not asked for before."""
         account = Account(name, terms, self.ledger)
+        self.accounts[account] = None
         if account.quota is not None:
             self.with_quota.append(account)
         return account
@@ -417,6 +419,8 @@ class Limits:
         if before is not None:  # its accounts are made anew, with what was counted
             replaced = {*before[1].accounts} - {*self.by_group.values(), *self.everybody}
             self.with_quota = [account for account in self.with_quota if account not in replaced]
+            for account in replaced:
+                self.accounts.pop(account, None)
         terms = self.users.get(user) if given.terms is None else given.terms
         standing = self.compose(user, terms, {*self.members.get(user, ()), *given.groups})
         if terms is not None:

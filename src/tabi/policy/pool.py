@@ -29,6 +29,9 @@ BACKOFF = 1.0, 60.0
 TTL = 600.0
 """Seconds without a request after which a sticky key is free."""
 
+NEVER = float("inf")
+"""When a member is due that an operator has taken out."""
+
 
 class Foresight(NamedTuple):
     """What a choice would be, and why."""
@@ -143,7 +146,9 @@ class Pool:
         health = self.store.get_health(member.name)
         if health is not None:
             member.failures, member.backoff, due = health
-            if due is not None:
+            if due == NEVER:
+                self.drain(member)
+            elif due is not None:
                 for group in self.of[member]:
                     group.balancer.remove(member)
                 self.rest(member, due)
@@ -232,7 +237,7 @@ class Pool:
         Returns:
             Whether it was out.
         """
-        if not member.failures:
+        if member.drained or not member.failures:
             return False
         member.failures = 0
         self.store.put_health(member.name, None)
@@ -253,6 +258,8 @@ class Pool:
         Returns:
             Whether that took it out.
         """
+        if member.drained:
+            return False
         member.failures += 1
         falls = member.due is None and member.failures >= self.failures
         if falls:
@@ -265,6 +272,26 @@ class Pool:
             self.rest(member, now + member.backoff)
         self.store.put_health(member.name, Health(member.failures, member.backoff, member.due))
         return falls
+
+    def drain(self, member: Member) -> None:
+        """Give a member no more requests, until `undrain`; those that run go on."""
+        if member.drained:
+            return
+        for group in self.of[member]:
+            if member.due is None:
+                group.balancer.remove(member)
+            else:
+                group.resting.drop(member)
+        member.drained, member.due, member.trying = True, NEVER, False
+        self.store.put_health(member.name, Health(member.failures, member.backoff, NEVER))
+
+    def undrain(self, member: Member) -> None:
+        """Give it requests again, as if it had never failed."""
+        if member.drained:
+            member.drained, member.due, member.failures = False, None, 0
+            self.store.put_health(member.name, None)
+            for group in self.of[member]:
+                group.balancer.add(member)
 
     def rest(self, member: Member, due: float) -> None:
         """Leave a member alone until it is due."""

@@ -10,6 +10,7 @@ import msgspec
 
 from tabi.errors import ConfigError
 from tabi.observe.exposition import METRICS, Labels, Value, add_up, render
+from tabi.observe.metrics import REFUSALS
 from tabi.server.reports import FILTERS, MOST, SORTED_BY, largest
 
 decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -40,6 +41,8 @@ class Answers:
         self.version = version
         self.latest: dict[int, dict[str, dict[Labels, Value]]] = {}
         """The last metrics of each worker, by its pid."""
+        self.metrics: dict[str, dict[Labels, Value]] = {}
+        """Those of all, as they were last asked for."""
         self.ended: dict[str, dict[Labels, Value]] = {}
         """What workers have counted that have ended since: it counts on."""
 
@@ -130,8 +133,49 @@ def join_kick(_: Mapping[str, Any], parts: Parts, __: Answers) -> Mapping[str, A
 def join_metrics(request: Mapping[str, Any], _: Parts, answers: Answers) -> Mapping[str, Any]:
     """Text for Prometheus."""
     found = add_up((answers.ended, *answers.latest.values()))
+    answers.metrics = found
     found["tabi_build_info"] = {(("version", answers.version),): 1}
     return {"text": render(found, request.get("format") == OPENMETRICS)}
+
+
+def check_steer(request: Mapping[str, Any]) -> None:
+    """It names a member."""
+    for key in ("pool", "member"):
+        if not isinstance(request.get(key), str):
+            raise ConfigError("missing, expected a name", key)
+    if request.get("action") not in ("drain", "undrain"):
+        raise ConfigError("expected drain or undrain", "action")
+
+
+def join_steer(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping[str, Any]:
+    """Raises ConfigError if there is no such member."""
+    if parts and not any(found for _, found in parts):
+        raise ConfigError(f"there is no member {request['member']!r} of a pool {request['pool']!r}", "member")
+    return {"done": True}
+
+
+def join_users(request: Mapping[str, Any], parts: Parts, __: Answers) -> Mapping[str, Any]:
+    """Users with the sessions of all workers. Workers share the accounts: those that any of them knows are there."""
+    users: dict[str, dict[str, Any]] = {}
+    accounts: dict[str, dict[str, Any]] = {}
+    for _, found in parts:
+        for name, row in found["users"].items():
+            known = users.setdefault(name, {"name": name, "sessions": 0, "up": 0, "down": 0})
+            for key in ("sessions", "up", "down"):
+                known[key] += row[key]
+        for account in found["accounts"]:
+            accounts[account["name"]] = account
+    for name in accounts:
+        user = name.removeprefix("user ")
+        if user != name:
+            users.setdefault(user, {"name": user, "sessions": 0, "up": 0, "down": 0})
+    return {"users": sorted(users.values(), key=lambda row: row["name"]), "accounts": list(accounts.values())}
+
+
+def join_refusals(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping[str, Any]:
+    """Those of all workers, the latest first."""
+    rows = [row for _, found in parts for row in found]
+    return {"refusals": sorted(rows, key=lambda row: -row["time"])[:REFUSALS]}
 
 
 def join_egress(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping[str, Any]:
@@ -154,5 +198,8 @@ ABOUT: dict[str, About] = {
     "kick": About(check_kick, join_kick),
     "metrics": About(lambda request: None, join_metrics),
     "egress": About(check_nothing, join_egress),
+    "steer": About(check_steer, join_steer),
+    "users": About(check_nothing, join_users),
+    "refusals": About(check_nothing, join_refusals),
 }
 """What may be asked of workers, by the name of the command."""

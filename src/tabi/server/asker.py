@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabi.errors import ConfigError
@@ -49,9 +49,16 @@ class Asker:
         elif "part" in body:
             asked.parts.append((body["part"], message.fds.pop()))
         elif "silent" in body:
-            asked.answer.set_result(self.answers.join(asked.request, asked.parts, body["silent"]))
+            asked.answer.set_result(self.join(asked, body["silent"]))
         else:
             asked.answer.set_result({name: value for name, value in body.items() if name != "id"})
+
+    def join(self, asked: Asked, silent: Sequence[int]) -> dict[str, Any]:
+        """One answer out of those of workers."""
+        try:
+            return self.answers.join(asked.request, asked.parts, silent)
+        except ConfigError as exc:
+            return {"error": exc.message, "path": exc.path}
 
     async def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request: ``{"ok": {...}}``, or ``{"error": TEXT}`` and ``path``, the key that is wrong."""

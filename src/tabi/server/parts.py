@@ -128,7 +128,7 @@ class Parts:
         if resolver is None:
             resolver = make_resolver(loop)
             resolver.observe = given.metrics.dns.observe
-        self.dialer = Dialer(reactor, resolver, timeouts.connect)
+        self.dialer = Dialer(reactor, resolver, timeouts.connect, given.own)
         closing.push_async_callback(self.dialer.close)
         self.authenticator: PasswordAuthenticator | None = None
         observers = [given.metrics, *given.observers]

@@ -18,6 +18,8 @@ from typing import Any
 import msgspec
 
 from tabi.net.kernel import open_memory
+from tabi.policy.ledger import USED
+from tabi.policy.limits import NEVER, Limits
 from tabi.server.channel import Channel
 from tabi.server.measure import AT_ONCE, Measure
 from tabi.server.server import Server
@@ -62,6 +64,9 @@ class Reports:
             "kick": self.kick,
             "metrics": self.metrics,
             "egress": self.egress,
+            "steer": self.steer,
+            "users": self.users,
+            "refusals": self.refusals,
         }
 
     def ask(self, question: Mapping[str, Any]) -> None:
@@ -133,14 +138,41 @@ class Reports:
                 "pool": pool.name,
                 "member": member.name,
                 "up": member.due is None,
+                "drained": member.drained,
                 "sessions": member.running,
                 "failures": member.failures,
-                "trial_in": None if member.due is None else round(max(0.0, member.due - now), 1),
+                "trial_in": None if member.due in (None, NEVER) else round(max(0.0, member.due - now), 1),
                 "reason": pool.reasons.get(member),
             }
             for pool in self.server.parts.egresses.pools
             for member in pool.pool.members
         ]
+
+    async def steer(self, question: Mapping[str, Any]) -> Any:
+        """Give a member of a pool no more requests, or give it some again; whether there is such a member."""
+        for pool in self.server.parts.egresses.pools:
+            for member in pool.pool.members:
+                if (pool.name, member.name) == (question["pool"], question["member"]):
+                    (pool.pool.drain if question["action"] == "drain" else pool.pool.undrain)(member)
+                    return True
+        return False
+
+    async def users(self, _: Mapping[str, Any]) -> Any:
+        """The users that have sessions here, with what these have moved, and the accounts that limits have for all."""
+        parts, found = self.server.parts, dict[str, dict[str, Any]]()
+        async for session in self.chosen({}):
+            if session.user is not None:
+                user = found.setdefault(session.user, {"sessions": 0, "up": 0, "down": 0})
+                carried = parts.sessions.carried(session)
+                up, down = (session.up, session.down) if carried is None else carried.counts
+                user["sessions"] += 1
+                user["up"] += up
+                user["down"] += down
+        return {"users": found, "accounts": accounts_of(parts.gate.policy.limits)}
+
+    async def refusals(self, _: Mapping[str, Any]) -> Any:
+        """The last requests that were refused, the latest first."""
+        return [{"id": f"{self.server.parts.prefix}{one['number']:x}", **one} for one in self.server.metrics.refusals]
 
     async def chosen(self, wanted: Mapping[str, str]) -> Any:
         """The running sessions that match, a few in each turn of the loop."""
@@ -190,6 +222,26 @@ class Reports:
             "down": info.down,
             "seconds": round(info.seconds, 3),
         }
+
+
+def accounts_of(limits: Limits) -> list[dict[str, Any]]:
+    """What limits allow, and what is used of it."""
+    rows = []
+    for account in limits.accounts:
+        cells, at, terms = limits.ledger.cells, account.at, account.terms
+        quota = account.quota
+        rows.append(
+            {
+                "name": account.name,
+                "sessions": limits.ledger.running(at),
+                "connections": account.connections,
+                "bandwidth": terms.bandwidth,
+                "quota": None if quota is None else str(quota),
+                "quota_octets": None if quota is None else quota.octets,
+                "used": cells[at + USED],
+            }
+        )
+    return rows
 
 
 def encode(found: Any) -> bytes:

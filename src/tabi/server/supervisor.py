@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tabi.errors import ConfigError
@@ -67,6 +67,7 @@ class Supervisor:
         reread: reads and compiles the configuration anew, for SIGHUP. None if there is no file.
         children: processes that help it. It keeps them up; their creator ends them.
         records: for workers, to that of them that writes records of interception.
+        private: TCP ports of the program that are for operators: workers never dial them.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -78,8 +79,10 @@ class Supervisor:
         reread: Callable[[], Compiled] | None = None,
         children: Sequence[Child] = (),
         records: socket.socket | None = None,
+        private: Collection[int] = (),
     ) -> None:
         self.records = records
+        self.private = private
         self.compiled = compiled
         self.config = config = compiled.config
         self.reread = reread
@@ -249,7 +252,9 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
-            shared = Shared(self.sockets, self.lifeline, self.ledger, end, self.records, self.faults.messages)
+            shared = Shared(
+                self.sockets, self.lifeline, self.ledger, end, self.records, self.private, self.faults.messages
+            )
             run_worker(compiled, shared, lambda: end.send({"ready": True}))
             code = 0
         except ConfigError as exc:  # a script of interception, which only workers load

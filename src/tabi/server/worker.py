@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tabi.errors import ConfigError
@@ -44,6 +44,8 @@ class Shared(NamedTuple):
     """To the supervisor, which says `AT_ONCE` and `RELOAD`, and which faults are set."""
     records: socket.socket | None = None
     """To the process that writes records of interception; None if there is none."""
+    private: Collection[int] = ()
+    """TCP ports of the program that are for operators: nothing is ever dialled there."""
     faults: Mapping[str, Mapping[str, Any]] = {}
     """Those that were set by now, see `tabi.server.fault_control`."""
 
@@ -58,6 +60,7 @@ def run_worker(compiled: Compiled, shared: Shared, ready: Callable[[], object] =
     with asyncio.Runner(loop_factory=make_loop) as runner:
         server = Server(compiled=compiled, sockets=shared.sockets, ledger=shared.ledger)
         server.given = server.given._replace(records=shared.records)
+        server.own.private = frozenset(shared.private)
         runner.run(serve(server, shared, ready))
 
 

@@ -1,0 +1,1 @@
+"""The admin API and its page: how operators see and steer the running server. Imported only where it is configured."""

@@ -1,0 +1,211 @@
+"""The admin API as an ASGI application. It asks the server through `server.asker`, and holds nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from tabi.admin.access import Access, Scope
+from tabi.admin.description import describe
+from tabi.admin.history import EVERY, History
+from tabi.admin.operations import OPERATIONS, Operation
+from tabi.errors import ConfigError
+from tabi.observe.exposition import OPENMETRICS, TEXT
+from tabi.server.asker import Asker
+
+LARGEST = 65_536
+"""Octets of a body."""
+
+LISTENERS = 64
+"""Clients of ``/events`` at a time."""
+
+UNHEARD = 30.0
+"""Seconds without news after which a comment is sent to clients of ``/events``, so that those who have left are
+noticed."""
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+"""Of every answer."""
+
+
+class Admin:
+    """Answers requests.
+
+    Args:
+        asker: asks the server.
+        access: decides who may.
+        secure: whether clients come through TLS.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, asker: Asker, access: Access, secure: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.asker = asker
+        self.access = access
+        self.secure = secure
+        self.history = History(clock)
+        self.listeners: set[asyncio.Queue[bytes]] = set()
+        routes = [
+            self.route("GET", "/healthz", "none", self.health),
+            self.route("GET", "/readyz", "none", self.ready),
+            self.route("GET", "/metrics", "none", self.metrics),
+            self.route("GET", "/openapi.json", "read", self.description),
+            self.route("GET", "/history", "read", self.past),
+            self.route("GET", "/events", "read", self.events),
+            *(self.route(one.method, one.path, one.scope, self.operation(one)) for one in OPERATIONS),
+        ]
+        self.app = Starlette(routes=routes)
+
+    def route(self, method: str, path: str, scope: Scope, answer: Answer) -> Route:
+        """A route behind the decision who may use it."""
+
+        async def guarded(request: Request) -> Response:
+            headers = request.headers
+            refused = self.access.refuse(
+                scope, headers.get("authorization", ""), headers.get("host", ""), headers.get("origin"), self.secure
+            )
+            if refused is not None:
+                found = as_json({"error": refused.text}, refused.status)
+                if refused.status == 401:
+                    found.headers["WWW-Authenticate"] = 'Bearer realm="tabi"'
+            else:
+                try:
+                    found = await answer(request)
+                except ConfigError as exc:
+                    found = as_json({"error": exc.message, "path": exc.path}, 400)
+                except ClientDisconnect:
+                    found = Response(status_code=400)
+            found.headers.update(HEADERS)
+            return found
+
+        return Route(path, guarded, methods=[method])
+
+    # --- what there is to know ---
+
+    async def health(self, _: Request) -> Response:
+        """This process answers."""
+        return Response("ok\n", media_type="text/plain")
+
+    async def ready(self, _: Request) -> Response:
+        """Whether clients are accepted, by every worker."""
+        found = await self.asker.ask({"command": "egress"})
+        status = await self.asker.ask({"command": "status"})
+        well = "ok" in found and "ok" in status and status["ok"]["state"] == "running"
+        silent = found["ok"]["silent"] if "ok" in found else []
+        if well and status["ok"]["workers"] and not silent:
+            return Response("ready\n", media_type="text/plain")
+        why = f"workers that do not answer: {len(silent)}" if silent else "it does not accept clients"
+        return Response(f"not ready: {why}\n", 503, media_type="text/plain")
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics, as the client wants them."""
+        openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+        found = await self.asker.ask({"command": "metrics", "format": "openmetrics" if openmetrics else "text"})
+        if "error" in found:
+            return Response(f"{found['error']}\n", 503, media_type="text/plain")
+        return Response(found["ok"]["text"], headers={"Content-Type": OPENMETRICS if openmetrics else TEXT})
+
+    async def description(self, _: Request) -> Response:
+        """The API in the words of OpenAPI."""
+        return as_json(describe(OPERATIONS, self.asker.version))
+
+    async def past(self, _: Request) -> Response:
+        """The last hour."""
+        return as_json({"every": EVERY, "rows": list(self.history.rows)})
+
+    def operation(self, one: Operation) -> Answer:
+        """What answers an operation."""
+
+        async def answer(request: Request) -> Response:
+            given = {**request.query_params, **request.path_params}
+            unknown = set(given) - {parameter.name for parameter in one.parameters}
+            if unknown:
+                raise ConfigError("unknown parameter", min(unknown))
+            body = await self.body(request) if one.body is not None else None
+            found = await self.asker.ask(one.make(given, body))
+            if "error" in found:
+                return as_json(found, 400 if "path" in found else 503)
+            self.tell(one, given)
+            if one.take is None:
+                return as_json(found["ok"])
+            return as_json({one.take: found["ok"][one.take], "silent": found["ok"].get("silent", [])})
+
+        return answer
+
+    async def body(self, request: Request) -> Any:
+        """The body of a request, which is JSON. Raises ConfigError."""
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > LARGEST:
+                raise ConfigError(f"a body of more than {LARGEST:,} octets")
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.DecodeError as exc:
+            raise ConfigError(f"the body is not JSON: {exc}") from None
+
+    # --- news ---
+
+    async def events(self, _: Request) -> Response:
+        """News as they come (server-sent events): ``history``, a row of the last hour; ``change``, what was steered."""
+        if len(self.listeners) >= LISTENERS:
+            return as_json({"error": f"{LISTENERS} clients listen already"}, 503)
+        queue: asyncio.Queue[bytes] = asyncio.Queue(16)
+        self.listeners.add(queue)
+
+        async def news() -> AsyncIterator[bytes]:
+            try:
+                yield b": news of tabi\n\n"
+                while True:
+                    try:
+                        async with asyncio.timeout(UNHEARD):
+                            yield await queue.get()
+                    except TimeoutError:
+                        yield b":\n\n"
+            finally:
+                self.listeners.discard(queue)
+
+        return StreamingResponse(news(), media_type="text/event-stream")
+
+    def publish(self, event: str, data: Any) -> None:
+        """Send news to all that listen. One that does not read misses some."""
+        text = b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+        for queue in self.listeners:
+            if not queue.full():
+                queue.put_nowait(text)
+
+    def tell(self, one: Operation, given: Mapping[str, str]) -> None:
+        """Tell of an operation that has changed something."""
+        if one.method != "GET":
+            self.publish("change", {"method": one.method, "path": one.path, "parameters": given})
+
+    async def keep_history(self) -> None:
+        """Add a row to the last hour every ten seconds."""
+        while True:
+            found = await self.asker.ask({"command": "metrics"})
+            if "ok" in found:
+                self.history.add(self.asker.answers.metrics)
+                if self.history.rows:
+                    self.publish("history", self.history.rows[-1])
+            await asyncio.sleep(EVERY)
+
+
+def as_json(found: Any, status: int = 200) -> Response:
+    """An answer in JSON."""
+    return Response(msgspec.json.encode(found), status, media_type="application/json")
