@@ -16,16 +16,26 @@ from starlette.routing import Route
 from tabi.admin.access import Access, Scope
 from tabi.admin.description import describe
 from tabi.admin.history import EVERY, History
-from tabi.admin.operations import OPERATIONS, Operation
+from tabi.admin.operations import EXPLAIN, OPERATIONS, Operation, table
+from tabi.config import Config
 from tabi.errors import ConfigError
 from tabi.observe.exposition import OPENMETRICS, TEXT
 from tabi.server.asker import Asker
+from tabi.server.explain_request import explain_request, make_request
+from tabi.server.shown import resolved
+from tabi.session import UNIX
 
 LARGEST = 65_536
 """Octets of a body."""
 
 LISTENERS = 64
 """Clients of ``/events`` at a time."""
+
+EXPLAIN_SECONDS = 30.0
+"""How long an explanation may take, which may ask name servers."""
+
+OPTIONS = {"HOST:PORT": "destination", "COMMAND": "command", "--from": "client"}
+"""What the API calls the options of ``tabi explain``."""
 
 UNHEARD = 30.0
 """Seconds without news after which a comment is sent to clients of ``/events``, so that those who have left are
@@ -49,15 +59,22 @@ class Admin:
     Args:
         asker: asks the server.
         access: decides who may.
+        config: what the server serves by; set it when it serves by another.
         secure: whether clients come through TLS.
         clock: seconds since 1970.
     """
 
     def __init__(
-        self, asker: Asker, access: Access, secure: bool = False, clock: Callable[[], float] = time.time
+        self,
+        asker: Asker,
+        access: Access,
+        config: Config,
+        secure: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.asker = asker
         self.access = access
+        self.config = config
         self.secure = secure
         self.history = History(clock)
         self.listeners: set[asyncio.Queue[bytes]] = set()
@@ -68,6 +85,8 @@ class Admin:
             self.route("GET", "/openapi.json", "read", self.description),
             self.route("GET", "/history", "read", self.past),
             self.route("GET", "/events", "read", self.events),
+            self.route("GET", "/config", "read", self.configuration),
+            self.route("POST", "/explain", "read", self.explain),
             *(self.route(one.method, one.path, one.scope, self.operation(one)) for one in OPERATIONS),
         ]
         self.app = Starlette(routes=routes)
@@ -89,6 +108,8 @@ class Admin:
                     found = await answer(request)
                 except ConfigError as exc:
                     found = as_json({"error": exc.message, "path": exc.path}, 400)
+                except TimeoutError:
+                    found = as_json({"error": "not answered in time"}, 503)
                 except ClientDisconnect:
                     found = Response(status_code=400)
             found.headers.update(HEADERS)
@@ -128,6 +149,32 @@ class Admin:
     async def past(self, _: Request) -> Response:
         """The last hour."""
         return as_json({"every": EVERY, "rows": list(self.history.rows)})
+
+    async def configuration(self, _: Request) -> Response:
+        """The configuration as it is used, without secrets."""
+        return as_json(await asyncio.to_thread(resolved, self.config))
+
+    async def explain(self, request: Request) -> Response:
+        """What would become of a request, and why."""
+        given = table(await self.body(request))
+        for name in given:
+            if name not in EXPLAIN["properties"]:
+                raise ConfigError(f"unknown key, expected one of: {', '.join(EXPLAIN['properties'])}", name)
+            if not isinstance(given[name], str):
+                raise ConfigError("expected a text", name)
+        wanted = [given.get(name) for name in ("user", "listener", "protocol", "at", "sni")]
+        try:
+            asked = make_request(
+                self.config,
+                given.get("command", "connect"),
+                given.get("destination", ""),
+                given.get("client", UNIX),
+                *wanted,
+            )
+        except ConfigError as exc:
+            raise ConfigError(exc.message, OPTIONS.get(exc.path or "", (exc.path or "").removeprefix("--"))) from None
+        async with asyncio.timeout(EXPLAIN_SECONDS):
+            return as_json(await explain_request(self.config, asked))
 
     def operation(self, one: Operation) -> Answer:
         """What answers an operation."""

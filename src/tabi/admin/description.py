@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tabi.admin.operations import Operation
+from tabi.admin.operations import EXPLAIN, Operation
 
 PLAIN = (
     ("/healthz", "Whether the process of the API answers.", "text/plain"),
@@ -17,6 +17,7 @@ PLAIN = (
 LISTS = (
     ("/history", "The last hour, a row every ten seconds.", "application/json"),
     ("/events", "News as they come: server-sent events.", "text/event-stream"),
+    ("/config", "The configuration as it is used, without secrets.", "application/json"),
     ("/openapi.json", "This description.", "application/json"),
 )
 
@@ -28,6 +29,9 @@ def describe(operations: Sequence[Operation], version: str) -> dict[str, Any]:
         paths[path] = {"get": {"summary": text, "security": [], "responses": answers(media)}}
     for path, text, media in LISTS:
         paths[path] = {"get": {"summary": text, "responses": answers(media)}}
+    body = {"required": True, "content": {"application/json": {"schema": EXPLAIN}}}
+    text = "What would become of a request, rule by rule, and why."
+    paths["/explain"] = {"post": {"summary": text, "requestBody": body, "responses": answers("application/json")}}
     for one in operations:
         paths.setdefault(one.path, {})[one.method.lower()] = of_operation(one)
     return {

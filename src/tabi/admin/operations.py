@@ -58,6 +58,23 @@ FAULT: Schema = {
 }
 
 
+EXPLAIN: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        name: {"type": "string"}
+        for name in ("command", "destination", "client", "user", "listener", "protocol", "at", "sni")
+    },
+    "required": ["destination"],
+    "additionalProperties": False,
+}
+LEVEL: Schema = {
+    "type": "object",
+    "properties": {"level": {"enum": ["debug", "info", "warning", "error"]}},
+    "required": ["level"],
+    "additionalProperties": False,
+}
+
+
 def filter_of(given: Mapping[str, str]) -> dict[str, str]:
     """The sessions that parameters choose."""
     return {name: given[name] for name in FILTERS if name in given}
@@ -114,6 +131,11 @@ def change_fault(given: Mapping[str, str], body: Any) -> Mapping[str, Any]:
     }
 
 
+def set_level(_: Mapping[str, str], body: Any) -> Mapping[str, Any]:
+    """The request to log more, or less."""
+    return {"command": "log_level", "level": table(body).get("level")}
+
+
 def remove_fault(given: Mapping[str, str], _: Any) -> Mapping[str, Any]:
     """The request to remove one, or all."""
     return {"command": "fault", "action": "remove", "names": [given["name"]] if "name" in given else None}
@@ -129,7 +151,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/sessions", "The sessions that run now.", list_sessions, (*FILTER, *SHAPE)),
     Operation("DELETE", "/sessions", "End the sessions that match; one filter or more.", end_sessions, FILTER),
     Operation("DELETE", "/sessions/{id}", "End one session.", end_sessions, (ID,)),
-    Operation("GET", "/users", "Users with sessions or limits, and what they use.", command("users"), take="users"),
+    Operation("GET", "/users", "Users with sessions or limits, and what they use.", command("users")),
     Operation("GET", "/egress", "The members of pools, and how each is.", command("egress"), take="members"),
     Operation(
         "POST", "/egress/{pool}/{member}/drain", "Give a member no more requests.", steer("drain"), (POOL, MEMBER)
@@ -141,6 +163,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("PATCH", "/faults/{name}", "Change a fault: what is given.", change_fault, (NAME,), FAULT),
     Operation("DELETE", "/faults/{name}", "Remove a fault.", remove_fault, (NAME,)),
     Operation("DELETE", "/faults", "Remove all faults that were set while it runs.", remove_fault),
+    Operation("PUT", "/log-level", "Log messages from this level on.", set_level, body=LEVEL),
     Operation("POST", "/reload", "Read the configuration again.", command("reload")),
 )
 """All operations but those that are no question to the server: health, metrics, history, events, the description."""

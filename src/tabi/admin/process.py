@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from typing import Any
 
@@ -13,11 +14,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tabi.admin.access import Access
 from tabi.admin.app import Admin
-from tabi.config.admin import Admin as Settings
+from tabi.config import Config
 from tabi.config.admin import tls_context, tokens_of
 from tabi.net.reactor import make_loop
 from tabi.server.asker import Asker
-from tabi.server.channel import Channel
+from tabi.server.channel import Channel, Message
+from tabi.server.reload import load
+from tabi.server.worker import RELOAD
 
 log = logging.getLogger("tabi")
 
@@ -51,7 +54,7 @@ class AdminProcess:
     """Serves the admin API.
 
     Args:
-        settings: of ``[admin]``.
+        config: the configuration that the server starts with.
         sock: listens.
         version: of the program.
 
@@ -59,10 +62,10 @@ class AdminProcess:
         ConfigError: a token or the certificate cannot be used.
     """
 
-    def __init__(self, settings: Settings, sock: socket.socket, version: str) -> None:
-        self.access = Access(*tokens_of(settings), settings.hosts)
-        self.tls = tls_context(settings)
-        self.settings = settings
+    def __init__(self, config: Config, sock: socket.socket, version: str) -> None:
+        self.access = Access(*tokens_of(config.admin), config.admin.hosts)
+        self.tls = tls_context(config.admin)
+        self.config = config
         self.sock = sock
         self.version = version
 
@@ -74,7 +77,7 @@ class AdminProcess:
     async def serve(self, channel: Channel) -> None:
         """Serve until the channel ends."""
         asker, loop = Asker(channel, self.version), asyncio.get_running_loop()
-        admin = Admin(asker, self.access, self.tls is not None)
+        admin = Admin(asker, self.access, self.config, self.tls is not None)
         config = uvicorn.Config(
             admin.app,
             http=Protocol,
@@ -96,14 +99,28 @@ class AdminProcess:
         def over() -> None:
             server.should_exit = True
 
-        channel.watch(loop, asker.heard, over)
+        async def learn(memory: int) -> None:
+            try:
+                admin.config = (await asyncio.to_thread(load, memory)).config
+            finally:
+                os.close(memory)
+
+        def heard(message: Message) -> None:
+            if message.body == RELOAD:
+                learning.append(loop.create_task(learn(message.fds.pop())))
+                del learning[:-1]
+            else:
+                asker.heard(message)
+
+        learning: list[asyncio.Task[None]] = []
+        channel.watch(loop, heard, over)
         channel.send({"ready": True})
         history = loop.create_task(admin.keep_history())
         try:
             await server.serve(sockets=[self.sock])
         finally:
             history.cancel()
-            await asyncio.gather(history, return_exceptions=True)
+            await asyncio.gather(history, *learning, return_exceptions=True)
 
 
 class Server(uvicorn.Server):

@@ -168,8 +168,8 @@ def open_admin(config: Config, closing: contextlib.ExitStack, log_sink: int) -> 
     for other in others:
         other.close()
     closing.callback(sock.close)
-    process = AdminProcess(config.admin, sock, tabi.__version__)
-    child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True)
+    process = AdminProcess(config, sock, tabi.__version__)
+    child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
     closing.callback(child.close)
     name = from_sockaddr(sock.getsockname())
     return AdminChild(child, name.port, f"http{'' if config.admin.tls is None else 's'}://{name}/")

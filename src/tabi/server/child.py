@@ -84,6 +84,7 @@ class Child(Place):
         run: what it does, with its end of the channel.
         keeps: descriptors that it needs, in addition to the standard streams and the channel. It has no others.
         says_ready: whether its first message says that it is ready, so that the start waits for it.
+        hears_reloads: whether it is given each configuration that is read again.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class Child(Place):
         run: Callable[[Channel], object],
         keeps: Callable[[], Collection[int]] = tuple,
         says_ready: bool = False,
+        hears_reloads: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
         self.run = run
         self.keeps = keeps
         self.says_ready = says_ready
+        self.hears_reloads = hears_reloads
 
     def start(self) -> None:
         """Fork it. Raises OSError."""

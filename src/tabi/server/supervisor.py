@@ -55,6 +55,8 @@ FIRST_START = 10.0
 CHILD_START = 1.0
 """Seconds that a child may take until it says that it is ready."""
 
+LEVELS = ("debug", "info", "warning", "error")
+
 GRACE = 3.0
 """Seconds that workers get beyond the drain time before they are killed."""
 
@@ -110,6 +112,7 @@ class Supervisor:
             "status": self.tell_status,
             "reload": lambda _, answer: self.reload(answer),
             "fault": self.faults.do,
+            "log_level": self.set_log_level,
         }
         self.began = time.time()
         self.ledger = SharedLedger(len(self.workers))
@@ -313,6 +316,8 @@ class Supervisor:
                     self.carry_out(body, channel)
                 elif "faults" in body:
                     self.faults.heard(place, body)
+                elif "ready" in body and self.latest is not None and getattr(place, "hears_reloads", False):
+                    channel.send(RELOAD, (self.latest,))  # it has started again, with the first configuration
                 elif "told" in body:
                     self.questions.told(place, body["told"], message.fds)
                 close_all(message.fds)
@@ -338,6 +343,16 @@ class Supervisor:
             except Exception as exc:  # a request must not end the server
                 log.exception("command %s failed", name)
                 answer({"error": f"internal error: {type(exc).__name__}"})
+
+    def set_log_level(self, request: Mapping[str, Any], answer: Answer) -> None:
+        """Have messages from this level on logged, in all workers, until the server ends."""
+        level = request.get("level")
+        if level not in LEVELS:
+            answer({"error": f"{level!r}, expected one of: {', '.join(LEVELS)}", "path": "level"})
+            return
+        logging.getLogger().setLevel(level.upper())
+        self.tell_all({"log_level": level})
+        answer({"ok": {"level": level}})
 
     def tell_status(self, _: Mapping[str, Any], answer: Answer) -> None:
         """Answer with what runs."""
@@ -398,6 +413,9 @@ class Supervisor:
                 os.close(self.latest)
             self.latest = reload.memory
             self.tell_all(RELOAD, (self.latest,))
+            for child in self.children:
+                if child.hears_reloads and child.channel is not None:
+                    child.channel.send(RELOAD, (self.latest,))
             self.faults.learn(report.profiles, report.distorts)
             if report.later:
                 log.warning("reloaded, but these wait for a restart: %s", ", ".join(report.later))

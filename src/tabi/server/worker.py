@@ -88,6 +88,8 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
             hurry()
         elif message.body == RELOAD:
             taker.offer(message.fds.pop())
+        elif "log_level" in message.body:
+            logging.getLogger().setLevel(message.body["log_level"].upper())
         elif "ask" in message.body:
             reports.ask(message.body["ask"])
         elif "faults" in message.body:
