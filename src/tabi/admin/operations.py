@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from tabi.admin.access import Scope
 from tabi.config.live_faults import FaultKeys
 from tabi.errors import ConfigError
-from tabi.server.reports import FILTERS, MOST, SORTED_BY
+from tabi.server.reports import FILTERS, MOST, SEARCH, SEARCHED, SORTED_BY
 
 Schema = Mapping[str, Any]
 """JSON Schema."""
@@ -43,7 +43,10 @@ class Operation(NamedTuple):
         return "read" if self.method == "GET" else "full"
 
 
-FILTER = tuple(Parameter(name, f"Only sessions with this {name}.") for name in FILTERS)
+FILTER = (
+    *(Parameter(name, f"Only sessions with this {name}.") for name in FILTERS),
+    Parameter(SEARCH, f"Only sessions with this in one of: {', '.join(SEARCHED)}."),
+)
 SHAPE = (
     Parameter("sort", "By what they are sorted, the most first.", schema={"type": "string", "enum": list(SORTED_BY)}),
     Parameter("limit", "So many at most.", schema={"type": "integer", "minimum": 0, "maximum": MOST, "default": MOST}),
@@ -77,7 +80,7 @@ LEVEL: Schema = {
 
 def filter_of(given: Mapping[str, str]) -> dict[str, str]:
     """The sessions that parameters choose."""
-    return {name: given[name] for name in FILTERS if name in given}
+    return {name: given[name] for name in (*FILTERS, SEARCH) if name in given}
 
 
 def number(given: Mapping[str, str], name: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import msgspec
 from tabi.errors import ConfigError
 from tabi.observe.exposition import METRICS, Labels, Value, add_up, render
 from tabi.observe.metrics import REFUSALS
-from tabi.server.reports import FILTERS, MOST, SORTED_BY, largest
+from tabi.server.reports import FILTERS, MOST, SEARCH, SORTED_BY
 
 decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -19,6 +20,15 @@ Parts = Sequence[tuple[int, Any]]
 """The pids of workers, and what each has answered."""
 
 OPENMETRICS = "openmetrics"
+
+
+SIZES: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "seconds": lambda row: row["seconds"],
+    "up": lambda row: row["up"],
+    "down": lambda row: row["down"],
+    "octets": lambda row: row["up"] + row["down"],
+}
+"""What sessions are sorted by."""
 
 
 class About(NamedTuple):
@@ -95,8 +105,8 @@ def check_filter(request: Mapping[str, Any]) -> None:
     if not isinstance(found, dict):
         raise ConfigError(f"{type(found).__name__}, expected an object", "filter")
     for name, text in found.items():
-        if name not in FILTERS:
-            raise ConfigError(f"unknown key, expected one of: {', '.join(FILTERS)}", f"filter.{name}")
+        if name not in (*FILTERS, SEARCH):
+            raise ConfigError(f"unknown key, expected one of: {', '.join((*FILTERS, SEARCH))}", f"filter.{name}")
         if not isinstance(text, str):
             raise ConfigError(f"{type(text).__name__}, expected a text", f"filter.{name}")
 
@@ -121,7 +131,8 @@ def check_kick(request: Mapping[str, Any]) -> None:
 def join_sessions(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping[str, Any]:
     """Those of all workers, each with the pid of its worker."""
     rows = [{**row, "worker": pid} for pid, found in parts for row in found["sessions"]]
-    rows = largest(rows, request.get("sort"), request.get("limit", MOST))
+    by, limit = request.get("sort"), request.get("limit", MOST)
+    rows = rows[:limit] if by is None else heapq.nlargest(limit, rows, key=SIZES[by])
     return {"sessions": rows, "matching": sum(found["matching"] for _, found in parts)}
 
 

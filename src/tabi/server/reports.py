@@ -37,12 +37,12 @@ AT_A_TIME = 8
 FILTERS = ("id", "listener", "client", "protocol", "command", "user", "host", "rule", "via")
 """By which sessions can be chosen: each is a text that must be equal; ``client`` and ``host`` go without the port."""
 
-SORTED_BY: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "seconds": lambda row: row["seconds"],
-    "up": lambda row: row["up"],
-    "down": lambda row: row["down"],
-    "octets": lambda row: row["up"] + row["down"],
-}
+SEARCH = "search"
+"""A text that must be part of one of ``SEARCHED``."""
+
+SEARCHED = ("id", "client", "user", "host", "via")
+
+SORTED_BY = ("seconds", "up", "down", "octets")
 """By which sessions can be sorted, the largest first."""
 
 
@@ -111,16 +111,33 @@ class Reports:
         return {name: [(labels, value) for labels, value in found.items()] for name, found in samples.items()}
 
     async def sessions(self, question: Mapping[str, Any]) -> Any:
-        """The sessions that match, and how many there are."""
-        limit = min(int(question.get("limit", MOST)), MOST)
-        rows: list[dict[str, Any]] = []
+        """The sessions that match, and how many there are. Rows are made for those alone that are shown."""
+        limit, by = min(int(question.get("limit", MOST)), MOST), question.get("sort")
+        found: list[tuple[float, Session]] = []
         matching = 0
         async for session in self.chosen(question.get("filter", {})):
             matching += 1
-            rows.append(self.row(session))
-            if len(rows) >= 2 * MOST:
-                rows = largest(rows, question.get("sort"), limit)
-        return {"sessions": largest(rows, question.get("sort"), limit), "matching": matching}
+            if by is not None:
+                found.append((self.size(session, by), session))
+            elif len(found) < limit:
+                found.append((0.0, session))
+        if by is not None:
+            found = heapq.nlargest(limit, found, key=lambda pair: pair[0])
+        rows = []
+        for number, (_, session) in enumerate(found):
+            if session in self.server.parts.sessions.running:
+                rows.append(self.row(session))
+            if not number % AT_ONCE:
+                await asyncio.sleep(0)
+        return {"sessions": rows, "matching": matching}
+
+    def size(self, session: Session, by: str) -> float:
+        """What a session is sorted by."""
+        if by == "seconds":
+            return -session.started
+        carried = self.server.parts.sessions.carried(session)
+        up, down = (session.up, session.down) if carried is None else carried.counts
+        return up if by == "up" else down if by == "down" else up + down
 
     async def kick(self, question: Mapping[str, Any]) -> Any:
         """End the sessions that match; how many that were."""
@@ -185,7 +202,13 @@ class Reports:
 
     def matches(self, session: Session, wanted: Mapping[str, str]) -> bool:
         """Whether a session is one of those that are asked for."""
-        return all(self.text_of(session, name) == text for name, text in wanted.items())
+        for name, text in wanted.items():
+            if name == SEARCH:
+                if not any(text in self.text_of(session, searched) for searched in SEARCHED):
+                    return False
+            elif self.text_of(session, name) != text:
+                return False
+        return True
 
     def text_of(self, session: Session, name: str) -> str:
         """What a filter is compared with."""
@@ -259,8 +282,3 @@ def as_text(found: Any) -> Any:
     if isinstance(found, dict):
         return {as_text(key): as_text(value) for key, value in found.items()}
     return [as_text(one) for one in found] if isinstance(found, list | tuple) else found
-
-
-def largest(rows: list[dict[str, Any]], by: str | None, limit: int) -> list[dict[str, Any]]:
-    """So many rows, those with the most of something first; by default in their order."""
-    return rows[:limit] if by is None else heapq.nlargest(limit, rows, key=SORTED_BY[by])
