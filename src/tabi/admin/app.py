@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from importlib import resources
 from typing import Any
 
 import msgspec
@@ -53,6 +54,14 @@ HEADERS = {
 """Of every answer."""
 
 
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+"""The files of the page."""
+
+
 class Admin:
     """Answers requests.
 
@@ -82,6 +91,7 @@ class Admin:
             self.route("GET", "/healthz", "none", self.health),
             self.route("GET", "/readyz", "none", self.ready),
             self.route("GET", "/metrics", "none", self.metrics),
+            *(self.route("GET", path, "none", page(name, media)) for path, (name, media) in PAGE.items()),
             self.route("GET", "/openapi.json", "read", self.description),
             self.route("GET", "/history", "read", self.past),
             self.route("GET", "/events", "read", self.events),
@@ -251,6 +261,16 @@ class Admin:
                 if self.history.rows:
                     self.publish("history", self.history.rows[-1])
             await asyncio.sleep(EVERY)
+
+
+def page(name: str, media: str) -> Answer:
+    """What answers with a file of the page."""
+    data = resources.files("tabi.admin").joinpath("page", name).read_bytes()
+
+    async def answer(_: Request) -> Response:
+        return Response(data, media_type=media)
+
+    return answer
 
 
 def as_json(found: Any, status: int = 200) -> Response:
