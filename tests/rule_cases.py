@@ -7,7 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tabi.policy.rules import Rule, RuleSet, Texts, make_rule
+from tabi.policy.host_list import Builder
+from tabi.policy.networks import parse_network
+from tabi.policy.rules import Rule, RuleSet, Texts, make_rule, read_host
 from tabi.session import Session
 from tabi.wire.address import Address
 
@@ -16,8 +18,30 @@ GROUPS = {"alice": frozenset(("dev", "ops")), "bob": frozenset(("ops",))}
 
 
 def rule(number: int = 0, action: Any = "deny", name: str | None = None, via: str | None = None, **texts: Any) -> Rule:
-    """A rule from the texts of its matchers."""
-    return make_rule(number, action, Texts(**texts), name, via)
+    """A rule from the texts of its matchers; the path of a file is what stands in it, with spaces between."""
+    written = Texts(**texts)
+    lists = {}
+    for key, read in (("hosts_file", read_host), ("networks_file", parse_network)):
+        for path in getattr(written, key) or ():
+            builder = Builder()
+            for word in path.split():
+                if word == "unix":
+                    builder.unix = True
+                else:
+                    builder.add(read(word))
+            lists[key, path] = builder.build(path)
+    return make_rule(number, action, written, name, via, lists)
+
+
+def in_files(part: dict[str, Any]) -> dict[str, Any]:
+    """The same matchers with all that files may have in files, but the first word if there are several."""
+    found = dict(part)
+    for key, file in (("hosts", "hosts_file"), ("clients", "networks_file")):
+        words = found.get(key)
+        if words and not any(word == "*" or word.startswith("re:") for word in words):
+            found[key] = words[:1] if len(words) > 1 else None
+            found[file] = (" ".join(words[len(words) > 1 :]),)
+    return found
 
 
 def rules(*parts: dict[str, Any]) -> RuleSet:

@@ -12,6 +12,7 @@ import pytest
 from authorities import LONG_AGO, authority, write_server
 from processes import failure, run_here, run_tabi
 from tabi.config import Config, load_config, make_config
+from tabi.policy.rules import FILES
 from tabi.policy.users import make_hash
 
 FULL = """
@@ -235,6 +236,7 @@ har = "flows.har"
         "rule[1].idle": "none",
         "rule[1].sniff": "false",
         **{f"rule[{index}].{key}": "none  # it matches all" for index in (0, 1) for key in MATCHERS},
+        **{f"rule[{index}].{key}": "none  # there are no more" for index in (0, 1) for key in FILES},
     }
     assert lines["listen[0].users"] == '"required"'
     assert lines["quotas.path"] == f'"{tmp_path}/tabi/quotas.sqlite"'
@@ -403,6 +405,25 @@ def test_all_errors_of_a_file_are_told(tmp_path: Path) -> None:
     line = failure(run_here("serve", "-c", path), 2)
     assert line.startswith(f"{start}wokers: unknown key, ")
     assert line.rstrip().endswith(f"(and {len(BAD_KEYS) - 1} more: tabi check {path})")
+
+
+def test_all_broken_lines_of_lists_are_told(tmp_path: Path) -> None:
+    """With the file, the line and the reason; behind them what else is wrong."""
+    (tmp_path / "hosts").write_text("a.test\ntwo words\n*\n")
+    path = write(tmp_path, '[[rule]]\nhosts_file = "hosts"\naction = "deny"\n[auth]\nusers_file = "none"\n')
+    done = run_here("check", path)
+    assert done.returncode == 2
+    where = f"tabi: {path}: rule[0].hosts_file: {tmp_path}/hosts"
+    assert done.stderr.decode().splitlines() == [
+        f"{where}, line 2: 'two words', expected one host in each line",
+        f"{where}, line 3: '*' may stand in hosts, but not in a file: expected a name, *.example.com or a network",
+    ]
+    (tmp_path / "hosts").write_text("a.test\n")
+    path = write(tmp_path, '[[rule]]\nhosts_file = "hosts"\naction = "deny"\n')
+    done = run_here("check", path)
+    assert done.returncode == 0
+    said = f'rule[0].hosts_file = "{tmp_path}/hosts"\nrule[0].networks_file = none  # there are no more\n'
+    assert said in done.stdout.decode()
 
 
 def test_all_that_is_in_the_way_of_a_start_is_told(tmp_path: Path) -> None:

@@ -551,6 +551,24 @@ def test_a_name_that_no_hello_has_is_an_error(intercepting: Path, arguments: lis
     assert failure(run_here("explain", "-c", intercepting, *arguments), 2).startswith(f"tabi: {message}")
 
 
+def test_lists_in_files_are_asked_too(tmp_path: Path) -> None:
+    """Of rules, interception and faults; and the file is named."""
+    (tmp_path / "names").write_text("*.b.test\n")
+    (tmp_path / "who").write_text("127.0.0.1\n")
+    path = tmp_path / "tabi.toml"
+    path.write_text(
+        '[resolver]\nhosts = { "a.b.test" = ["192.0.2.1"], "c.test" = ["192.0.2.1"] }\n'
+        '[[rule]]\nname = "no"\nhosts_file = "names"\nports = [25]\naction = "deny"\n'
+        '[[intercept]]\nhosts_file = "names"\nnetworks_file = "who"\n[[distort]]\nfault = "3g"\nhosts_file = "names"\n'
+    )
+    assert explain("connect", "a.b.test:25", config=path).endswith("02: rule no: deny a.b.test:25\n")
+    told = explain("connect", "c.test:25", config=path)
+    assert f"no          hosts: c.test is not one of those of {tmp_path}/names\n" in told
+    told = explain("connect", "a.b.test:80", config=path)
+    assert f"hosts_file {tmp_path}/names; networks_file {tmp_path}/who (a.b.test)" in told
+    assert told.count(f"hosts_file {tmp_path}/names") == 2
+
+
 @pytest.fixture
 def molding(tmp_path: Path) -> Path:
     """A file with faults, one of which has a network."""

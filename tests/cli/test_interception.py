@@ -152,6 +152,10 @@ def test_it_says_what_is_looked_into_and_how_to_try_it(data: Path, tmp_path: Pat
     assert summary(compiled) == "looking into *.a.example, b, c, … (4)"
     assert authority_option(compiled) == f"--cacert {data}/tabi/ca.crt "
     exempt = make_config({"intercept": [{"action": "pass"}]})
+    (tmp_path / "names").write_text("a.example\n")
+    listed = Config(intercept=[InterceptConfig(hosts_file=str(tmp_path / "names"), tls=False)])
+    said = f"looking into those of {tmp_path}/names (without TLS)"
+    assert summary(merge(listed, None, None, None, None)) == said
     assert summary(merge(exempt, None, None, None, None)) is None
     assert summary(merge(Config(), None, None, None, None)) is None
     assert authority_option(merge(Config(), None, None, None, None)) == ""

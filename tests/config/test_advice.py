@@ -21,6 +21,14 @@ REACH = "clients without a user reach 10.20.0.0/16: guard.allow opens it, and"
     [
         ("", []),
         (
+            "[[rule]]\nhosts_file = 'a'\naction = 'deny'\n[[rule]]\nhosts_file = ['a']\nports = [1]\naction = 'deny'",
+            ["rule[1]: rule[1] can never match, since rule[0] matches all that it would"],
+        ),
+        (
+            f"{GUESTS}{ALLOWED}[[rule]]\nname = 'listed'\nnetworks_file = 'a'\naction = 'allow'",
+            [f"{REACH} listed lets them (listener socks5://0.0.0.0:1080)"],
+        ),
+        (
             "[[rule]]\naction = 'deny'\n[[rule]]\naction = 'allow'\nname = 'late'",
             ["rule[1]: late can never match, since rule[0] matches all that it would"],
         ),

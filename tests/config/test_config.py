@@ -71,6 +71,7 @@ BANDWIDTH = (
     'expected octets per second such as 1000000 or text such as "10 MB/s"'
 )
 RULE = "action, name, hosts, ports, users, clients, commands, listeners, protocols, hours, via, idle, sniff"
+RULE += ", hosts_file, networks_file"
 
 EVERYTHING = f"""
 workers = 4
@@ -143,6 +144,8 @@ listeners = ["mixed://[::1]"]
 protocols = ["socks5", "https"]
 hours = "Mon-Fri 08:00-18:00 Europe/Berlin"
 idle = "never"
+hosts_file = "/etc/tabi/hosts"
+networks_file = ["/etc/tabi/networks", "/etc/tabi/more"]
 via = "direct"
 
 [[rule]]
@@ -237,6 +240,8 @@ key = "/etc/tabi/ca.key"
 [[intercept]]
 action = "pass"
 name = "banks"
+hosts_file = ["/etc/tabi/banks"]
+networks_file = "/etc/tabi/networks"
 hosts = ["*.bank.example"]
 
 [[intercept]]
@@ -332,6 +337,8 @@ def test_every_key() -> None:
                 "Mon-Fri 08:00-18:00 Europe/Berlin",
                 "direct",
                 Idle.parse("never"),
+                hosts_file="/etc/tabi/hosts",
+                networks_file=["/etc/tabi/networks", "/etc/tabi/more"],
             ),
             RuleConfig("deny"),
         ],
@@ -377,7 +384,13 @@ def test_every_key() -> None:
         log=Log("/var/log/tabi/access.log", "debug", "logfmt", True),
         ca=Ca("/etc/tabi/ca.crt", "/etc/tabi/ca.key"),
         intercept=[
-            InterceptConfig("pass", "banks", ["*.bank.example"]),
+            InterceptConfig(
+                "pass",
+                "banks",
+                ["*.bank.example"],
+                hosts_file=["/etc/tabi/banks"],
+                networks_file="/etc/tabi/networks",
+            ),
             InterceptConfig(
                 "intercept",
                 None,

@@ -35,6 +35,8 @@ seed = 7
 status = 503
 strip_cookies = true
 tls = "mirror"
+hosts_file = "/etc/tabi/hosts"
+networks_file = ["/etc/tabi/networks"]
 profile = "chrome:stable"
 [distort.headers]
 remove = ["Via"]

@@ -339,6 +339,13 @@ def test_each_entry_is_explained() -> None:
     assert found.explain(connected("c.example"))[-1].why == "matches everything"
 
 
+def test_a_hello_for_a_name_of_a_list_is_said() -> None:
+    """Not which names those are: there may be a million."""
+    found = intercepts({"hosts_file": ["b.example"]}, {"hosts": ["10.0.0.0/8"]})
+    assert found.by_hello(connected("192.0.2.1")) == ["a hello for one of b.example is looked into, by intercept[0]"]
+    assert found.match(connected("b.example")) is None
+
+
 @pytest.mark.parametrize(
     ("host", "changes"),
     [

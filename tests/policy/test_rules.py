@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rule_cases import GROUPS, HOSTS, MONDAY_NOON, asking, parts, rule, rules, session
+from rule_cases import GROUPS, HOSTS, MONDAY_NOON, asking, in_files, parts, rule, rules, session
 from tabi.errors import ConfigError
 from tabi.policy.networks import IP
 from tabi.policy.rules import UNRESOLVED, Rule, RuleSet, Texts, Unresolved, make_rule
@@ -217,6 +217,27 @@ def test_rules_that_refuse_see_ipv4_inside_ipv6(host: str) -> None:
     assert not matches({"hosts": ["10.0.0.0/8"], "action": "allow"}, host)
 
 
+def test_a_rule_matches_what_is_in_its_files_too() -> None:
+    """Beside ``hosts`` and ``clients``; a name is resolved only for a file with networks."""
+    found = {"hosts": ("a.test",), "hosts_file": ("b.test *.c.test", "d.test")}
+    for host, yes in (("a.test", True), ("b.test", True), ("x.c.test", True), ("d.test", True), ("e.test", False)):
+        assert matches(found, host, addresses=None) is yes, host
+    assert rules({"hosts_file": ("198.51.100.0/24",)}).find(session(), Address("x.test", 1), None, 0) is UNRESOLVED
+    assert matches({"hosts_file": ("198.51.100.0/24",)}, "x.test", addresses=("198.51.100.7",))
+    assert not matches({"hosts_file": ("198.51.100.0/24",)}, "x.test")
+    assert matches({"networks_file": ("198.51.100.0/24",)}, client="198.51.100.7")
+    assert matches({"networks_file": ("198.51.100.0/24",), "clients": ("unix",)}, client="unix")
+    assert matches({"networks_file": ("unix",)}, client="unix")
+    assert not matches({"networks_file": ("198.51.100.0/24",)}, client="unix")
+
+
+def test_a_rule_whose_file_was_not_read_matches_nothing() -> None:
+    """Such rules are only looked at; none of them may stand for all."""
+    for texts in (Texts(hosts_file=("list",)), Texts(networks_file=("list",))):
+        found = RuleSet([make_rule(0, "allow", texts)])
+        assert found.find(session(), Address("a.test", 80), [ip_address("192.0.2.1")], 0) is None
+
+
 def test_a_session_without_a_destination_is_refused_where_none_would_help() -> None:
     """UDP ASSOCIATE: at once, where no rule in front could allow one of its destinations."""
     who = session("alice", command="associate")
@@ -245,6 +266,9 @@ def test_explanations_name_the_first_matcher_that_says_no() -> None:
         {"hours": "Tue"},
         {"hosts": ["*.example.de"]},
         {"hosts": ["10.0.0.0/8"]},
+        {"hosts_file": ["a.test", "10.0.0.0/8"]},
+        {"hosts": ["a.test"], "hosts_file": ["b.test"]},
+        {"clients": ["10.0.0.0/8"], "networks_file": ["192.0.2.0/24"]},
         {"hosts": ["*.com"], "ports": ["443"], "hours": "Mon", "name": "web", "action": "allow"},
         {},
     )
@@ -259,9 +283,12 @@ def test_explanations_name_the_first_matcher_that_says_no() -> None:
         "hours: it is not Tue",
         "hosts: example.com is not one of *.example.de",
         "hosts: example.com is not one of 10.0.0.0/8 by its name, and was not resolved",
+        "hosts: example.com is not one of those of a.test, those of 10.0.0.0/8 by its name, and was not resolved",
+        "hosts: example.com is not one of a.test, those of b.test",
+        "clients: 198.51.100.9 is not 10.0.0.0/8, those of 192.0.2.0/24",
         "hosts *.com; ports 443; hours Mon",
     ]
-    assert [step.matched for step in steps] == [False] * 9 + [True]
+    assert [step.matched for step in steps] == [False] * 12 + [True]
     resolved = compiled.explain(session("alice"), Address("example.com", 443), [ip_address("9.9.9.9")], MONDAY_NOON)
     assert resolved[8].why == "hosts: example.com (9.9.9.9) is not one of 10.0.0.0/8"
     address = compiled.explain(session("alice"), Address(ip_address("9.9.9.9"), 443), None, MONDAY_NOON)
@@ -348,7 +375,7 @@ def model(all_parts: list[dict[str, Any]], who: Session, host: Host, port: int, 
 def test_rules_agree_with_a_slow_model(
     all_parts: list[dict[str, Any]], who: dict[str, Any], host: str, port: int, texts: list[str] | None
 ) -> None:
-    """Whatever the rules, who asks and for what; the explanation agrees too."""
+    """Whatever the rules, who asks and for what; the explanation agrees too, and so do rules with lists in files."""
     asked, destination = session(**who), parse_host(host)
     addresses: list[IP] | None = None if texts is None else [ip_address(text) for text in texts]
     compiled = rules(*all_parts)
@@ -361,6 +388,11 @@ def test_rules_agree_with_a_slow_model(
         assert steps[-1].rule.number == found.number
     elif found is None:
         assert not any(step.matched for step in steps)
+    listed = rules(*map(in_files, all_parts))
+    same = listed.find(asked, Address(destination, port), addresses, MONDAY_NOON)
+    assert (same.number if isinstance(same, Rule) else same) == expected
+    refusals = [one.find_refusal(asked, MONDAY_NOON) for one in (compiled, listed)]
+    assert len({None if refusal is None else refusal.number for refusal in refusals}) == 1
 
 
 @given(st.lists(parts, max_size=8), asking)

@@ -82,11 +82,48 @@ def test_what_is_read_decides_as_what_was_written(memory: int) -> None:
     assert limits.expires["u1"] == compiled.users["u1"].expires
 
 
+def test_lists_of_hosts_go_as_memory(memory: int, tmp_path: Path) -> None:
+    """They are the same object for all that name the file, and stand behind the users; no piece grows with them."""
+    hosts, networks = tmp_path / "hosts", tmp_path / "networks"
+    hosts.write_text("".join(f"h{number}.test\n" for number in range(10_000)) + "*.bad.test\n192.0.2.0/24\n")
+    networks.write_text("127.0.0.0/8\n")
+    table = {"hosts_file": str(hosts)}
+    config = make_config(
+        {
+            "users": {"alice": {"password": "x", "plain": True}},
+            "rule": [
+                {"name": "deny", "action": "deny", **table, "networks_file": [str(networks)]},
+                {"name": "same", "action": "deny", **table, "ports": [1]},
+            ],
+            "intercept": [{"action": "pass", **table}],
+            "distort": [{"fault": "3g", "networks_file": str(networks)}],
+        }
+    )
+    compiled = compile_config(config)
+    write(compiled, memory)
+    found = load(memory)
+    for destination, decision in (
+        ("h9999.test:80", "deny deny"),
+        ("a.bad.test:80", "deny deny"),
+        ("192.0.2.9:80", "deny deny"),
+        ("192.0.3.9:80", "allow None"),
+    ):
+        assert decide(found, "alice", destination) == decide(compiled, "alice", destination) == decision
+    first, second = (rule.hosts for rule in found.rules)
+    assert first is not None
+    assert second is not None
+    assert first.lists[0] is second.lists[0]
+    assert found.intercepts is not None
+    assert [rule.hosts and rule.hosts.lists[0] for rule in found.intercepts.rules] == [first.lists[0]]
+    assert dict(found.users) == dict(compiled.users)
+    assert sum(1 for _ in read(memory)) < 20
+
+
 def test_no_piece_is_large() -> None:
     """However large a container is, and wherever it stands in others: a step is short."""
     value = {"a": [tuple(range(PIECE * 10)), {str(number): {number} for number in range(PIECE * 10)}]}
     pieces: list[bytes] = []
-    cut(value, pieces, {})
+    cut(value, pieces, {}, [])
     assert len(pieces) == 21
     assert max(map(len, pieces)) < 2000
 

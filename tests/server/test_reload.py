@@ -220,6 +220,32 @@ def test_sighup_reads_the_file_of_users_again(tmp_path: Path, workers: int) -> N
         wait_for(lambda: [reply_of(proxy.address, port, b"alice") for _ in range(4)] == [-1] * 4, "nobody to be let in")
 
 
+def test_sighup_reads_lists_of_hosts_again(tmp_path: Path) -> None:
+    """Names come and go with the file. A broken line is named by its number; the old list stays then."""
+    path, blocked, known = tmp_path / "tabi.toml", tmp_path / "blocked.txt", tmp_path / "known.txt"
+    path.write_text(f'{LISTEN}[[rule]]\nhosts_file = "blocked.txt"\nnetworks_file = "known.txt"\naction = "deny"\n')
+    blocked.write_text("*.test\n192.0.2.1\n")
+    known.write_text("127.0.0.0/8\n")
+    with serve(tmp_path, "-c", path, "--workers", "2") as proxy, listening() as (_, port):
+
+        def replies() -> set[int]:
+            return {reply_of(proxy.address, port) for _ in range(8)}
+
+        assert replies() == {0}
+        blocked.write_text("# this machine\n127.0.0.1\n")
+        hup(proxy, "reloaded: rules: 1")
+        wait_for(lambda: replies() == {2}, "the new list")
+
+        blocked.write_text("*.test\ntwo words\n")
+        where = f"{path}: rule[0].hosts_file: {blocked}, line 2"
+        hup(proxy, f"not reloaded, the old configuration stays: {where}: 'two words', expected one host in each line")
+        assert replies() == {2}
+
+        blocked.write_text("")
+        hup(proxy, "reloaded: rules: 1")
+        wait_for(lambda: replies() == {0}, "the empty list")
+
+
 def test_a_reload_that_is_under_way_ends_with_the_supervisor(tmp_path: Path) -> None:
     """SIGTERM while a child compiles: nobody waits for it, and it is gone."""
     path, fifo = tmp_path / "tabi.toml", tmp_path / "users.jsonl"

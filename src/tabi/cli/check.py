@@ -22,6 +22,7 @@ from tabi.net.listen import check_unix
 from tabi.observe.log_json import escape_json
 from tabi.observe.log_targets import check_log
 from tabi.policy.quantities import format_size
+from tabi.policy.rules import FILES
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.quota_store import check_store, path_of
 from tabi.server.shown import faults_of, resolved
@@ -198,6 +199,8 @@ def flatten(value: Any, path: str = "") -> Iterator[str]:
 def meaning_of(path: str) -> str:
     """The text for a key without a value: its meaning is a comment, since TOML has no word for that."""
     key = path.rpartition(".")[2]
+    if key in FILES:
+        return "none  # there are no more"
     if path.startswith("intercept[") and key in ("certificate", "key"):
         return "none  # destinations get no certificate"
     if path.startswith("intercept[") and key not in NOT_SET:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from tabi.config import Config, InterceptConfig
+from tabi.config.compile import paths_of
 from tabi.errors import ConfigError
 from tabi.policy.rules import SHOWN, Texts, make_rule
 from tabi.server.compiled import Compiled
@@ -115,7 +116,8 @@ def summary(compiled: Compiled) -> str | None:
     hosts: list[str] = []
     for entry in compiled.config.intercept:
         if entry.action == "intercept":
-            hosts += entry.hosts or ["*"]
+            files = [f"those of {path}" for path in paths_of(entry.hosts_file) or ()]
+            hosts += [*(entry.hosts or ()), *files] or ["*"]
     if not hosts:
         return None
     more = f", … ({len(hosts):,})" if len(hosts) > SHOWN else ""

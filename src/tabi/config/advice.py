@@ -10,8 +10,8 @@ from tabi.config.faults import HTTP_FAULTS, find_fault
 from tabi.config.schema import Config, Listen, UserConfig
 from tabi.policy.distorts import Distorts
 from tabi.policy.guard import HERE, INNER, PRIVATE
-from tabi.policy.networks import Network, parse_network
-from tabi.policy.overlap import find_hidden, has_name
+from tabi.policy.networks import Network, NetworkSet, parse_network
+from tabi.policy.overlap import find_hidden, has_name, lists_of
 from tabi.policy.rules import Conditions, Rule, RuleSet, make_hosts
 from tabi.session import UNIX
 from tabi.wire.address import Address
@@ -171,6 +171,11 @@ def is_within(network: Network, others: Iterable[Network]) -> bool:
     return any(network.overlaps(other) and other.prefixlen <= network.prefixlen for other in others)
 
 
+def is_of_here(clients: NetworkSet) -> bool:
+    """Whether all clients of a rule are on this machine."""
+    return not lists_of(clients) and all(is_within(one, HERE.networks) for one in clients.networks)
+
+
 def rule_for_guests(rules: RuleSet, network: Network, listeners: list[str]) -> Rule | None:
     """The rule that decides for clients without a user that want to go to a network: the first that lets them go to
     some of it, or that keeps them from all of it."""
@@ -178,7 +183,7 @@ def rule_for_guests(rules: RuleSet, network: Network, listeners: list[str]) -> R
         conditions, hosts = rule.conditions, rule.hosts
         if conditions.users is not None or (conditions.listeners and conditions.listeners.isdisjoint(listeners)):
             continue
-        if conditions.clients is not None and all(is_within(one, HERE.networks) for one in conditions.clients.networks):
+        if conditions.clients is not None and is_of_here(conditions.clients):
             continue
         anywhere = hosts is None or hosts.everything
         networks = () if hosts is None else hosts.networks.networks

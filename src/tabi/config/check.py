@@ -22,6 +22,7 @@ from tabi.config.compile import (
     name_of,
     proxies_of,
 )
+from tabi.config.lists import list_errors
 from tabi.config.schema import (
     SYSTEM,
     Config,
@@ -37,25 +38,33 @@ from tabi.config.schema import (
 )
 from tabi.errors import ConfigError
 from tabi.policy.grammar import Grammar
+from tabi.policy.host_list import HostList
 from tabi.policy.networks import parse_network
 from tabi.policy.pool import By
 from tabi.policy.quantities import MAX_NUMBER
+from tabi.policy.rules import Lists
 from tabi.policy.rules import Rule as CompiledRule
 from tabi.policy.users import PREFIX, Secret
 from tabi.url import ListenURL, ServerURL, parse_server_url, parse_syslog_url, parse_url
 from tabi.wire.address import Address, parse_ip
 
 
-def check_values(config: Config, known_otherwise: bool = False, egresses: Collection[str] = ()) -> list[CompiledRule]:
+def check_values(
+    config: Config,
+    known_otherwise: bool = False,
+    egresses: Collection[str] = (),
+    lists: dict[tuple[str, str], HostList] | None = None,
+) -> list[CompiledRule]:
     """Check what types alone do not check. Returns the rules, which are compiled for that.
 
     Raises ConfigError, whose ``errors`` are all mistakes.
 
     ``known_otherwise`` says that a program knows who its users are, so that those here need no password; ``egresses``
-    are the names of those that it brings.
+    are the names of those that it brings. ``lists`` gets what is in the files that rules name; without it they are not
+    read.
     """
     rules: list[CompiledRule] = []
-    raise_all(find_errors(config, known_otherwise, egresses, rules))
+    raise_all(find_errors(config, known_otherwise, egresses, rules, lists))
     return rules
 
 
@@ -71,6 +80,7 @@ def find_errors(
     known_otherwise: bool = False,
     egresses: Collection[str] = (),
     rules: list[CompiledRule] | None = None,
+    lists: dict[tuple[str, str], HostList] | None = None,
 ) -> Iterator[ConfigError]:
     """All mistakes that types alone do not find; arguments as `check_values`. ``rules`` gets the rules."""
     rules = [] if rules is None else rules
@@ -95,7 +105,9 @@ def find_errors(
     for name, user in config.users.items():
         for error in user_errors(name, user, without_password):
             yield ConfigError(error.message, f"users.{name}" + (f".{error.path}" if error.path != "name" else ""))
-    yield from policy_errors(config, names, rules)
+    if lists is not None:
+        yield from list_errors(config, lists)
+    yield from policy_errors(config, names, rules, lists or {})
     yield from intercept_errors(config)
     yield from distort_errors(config)
     yield from admin_errors(config.admin)
@@ -372,11 +384,14 @@ def user_errors(name: str, user: UserConfig, without_password: bool) -> Iterator
         yield ConfigError(f"{exc}{hint}", "password")
 
 
-def policy_errors(config: Config, names: Collection[str], rules: list[CompiledRule]) -> Iterator[ConfigError]:
-    """What is wrong with rules, guard and limits; ``names`` are those of all egresses. ``rules`` gets the rules."""
+def policy_errors(
+    config: Config, names: Collection[str], rules: list[CompiledRule], lists: Lists
+) -> Iterator[ConfigError]:
+    """What is wrong with rules, guard and limits; ``names`` are those of all egresses. ``rules`` gets the rules, with
+    these lists."""
     listeners = {listen.url for listen in config.listen}
     try:
-        rules += make_rules(config)
+        rules += make_rules(config, lists)
     except ConfigError:
         for index, rule in enumerate(config.rule):
             yield from matcher_errors(rule, f"rule[{index}]")

@@ -11,10 +11,11 @@ import msgspec
 from tabi.config.compile import make_entries, make_rewrite, texts_of
 from tabi.config.distort import DistortConfig, FaultConfig
 from tabi.config.faults import fault_errors, find_fault
+from tabi.config.lists import files_of
 from tabi.config.rewrites import rewrite_errors
 from tabi.config.schema import Ca, Config, InterceptConfig, RuleConfig
 from tabi.errors import ConfigError
-from tabi.policy.rules import Texts, make_rule
+from tabi.policy.rules import FILES, Texts, make_rule
 
 LONGEST_NAME = 60
 """Letters of the name of a fault: it is in each line of the log that the fault has to do with."""
@@ -42,7 +43,7 @@ def matcher_errors(
 def word_errors(
     rule: RuleConfig | InterceptConfig | DistortConfig, path: str, listeners: set[str]
 ) -> Iterator[ConfigError]:
-    """What is wrong with the name of a rule, and with the listeners that it names."""
+    """What is wrong with the name of a rule, and with the listeners and the files that it names."""
     if rule.name is not None and not (rule.name and rule.name.isprintable()):
         yield ConfigError(f"{rule.name!r}, expected a name that can be printed", f"{path}.name")
     elif rule.name is not None and isinstance(rule, DistortConfig) and len(rule.name) > LONGEST_NAME:
@@ -51,6 +52,9 @@ def word_errors(
         if url not in listeners:
             text = f"{url!r}, expected one of: {', '.join(sorted(listeners))}"
             yield ConfigError(text, f"{path}.listeners[{number}]")
+    for key in FILES:
+        for place, text in files_of(getattr(rule, key), f"{path}.{key}"):
+            yield from path_error(text, place)
 
 
 def intercept_errors(config: Config) -> Iterator[ConfigError]:

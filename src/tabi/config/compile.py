@@ -27,8 +27,8 @@ from tabi.policy.limits import Limits as Accounts
 from tabi.policy.limits import Networks
 from tabi.policy.networks import IP, Network, parse_network
 from tabi.policy.rewrites import NO_CHANGES, FieldChanges, Rewrite
+from tabi.policy.rules import NO_LISTS, Lists, RuleSet, Texts, make_rule
 from tabi.policy.rules import Rule as Compiled
-from tabi.policy.rules import RuleSet, Texts, make_rule
 from tabi.policy.schedule import ALWAYS
 from tabi.url import ProxyURL, parse_url
 from tabi.wire.address import Address, parse_address, parse_host, parse_ip, read_number
@@ -42,12 +42,12 @@ HTTP_COMMANDS = ("connect", "forward")
 """Those whose sessions can be HTTP."""
 
 
-def make_rules(config: Config) -> list[Compiled]:
-    """Compile all rules. Raises ConfigError."""
+def make_rules(config: Config, lists: Lists = NO_LISTS) -> list[Compiled]:
+    """Compile all rules; ``lists`` as in `make_rule`. Raises ConfigError."""
     rules: list[Compiled] = []
     for number, rule in enumerate(config.rule):
         try:
-            rules.append(make_rule(number, rule.action or "allow", texts_of(rule), rule.name, rule.via))
+            rules.append(make_rule(number, rule.action or "allow", texts_of(rule), rule.name, rule.via, lists))
         except ConfigError as exc:
             raise ConfigError(exc.message, f"rule[{number}].{exc.path}") from None
     return rules
@@ -68,25 +68,36 @@ def texts_of(rule: RuleConfig | InterceptConfig | DistortConfig) -> Texts:
         words(rule.listeners),
         words(rule.protocols),
         rule.hours,
+        paths_of(rule.hosts_file),
+        paths_of(rule.networks_file),
     )
 
 
-def make_rule_set(config: Config, users: UserTable | None = None, rules: list[Compiled] | None = None) -> RuleSet:
+def paths_of(given: str | list[str] | None) -> tuple[str, ...] | None:
+    """The paths of one file or several."""
+    return (given,) if isinstance(given, str) else None if given is None else tuple(given)
+
+
+def make_rule_set(
+    config: Config, users: UserTable | None = None, rules: list[Compiled] | None = None, lists: Lists = NO_LISTS
+) -> RuleSet:
     """All rules, ready to decide. Raises ConfigError.
 
     Args:
         config: has the rules.
         users: all users. Default: those that the configuration itself has.
         rules: those of the configuration, if they were compiled already.
+        lists: what is in files, see `make_rule`.
     """
     groups = columns_of(config, users)("groups", groups_of)
-    return RuleSet(make_rules(config) if rules is None else rules, groups)
+    return RuleSet(make_rules(config, lists) if rules is None else rules, groups)
 
 
 def make_intercepts(
     config: Config,
     users: UserTable | None = None,
     clock: Callable[[], float] = time.time,
+    lists: Lists = NO_LISTS,
     distorts: Iterable[Distort] = (),
 ) -> Intercepts | None:
     """What is looked into, ready to decide; None if nothing is. Raises ConfigError.
@@ -95,18 +106,21 @@ def make_intercepts(
         config: has the entries.
         users: as in `make_rule_set`.
         clock: seconds since 1970.
+        lists: as there.
         distorts: those that act on HTTP have plain HTTP looked into, where no entry matches.
     """
-    implied = [*implied_entries(distorts, len(config.intercept))]
+    implied = [*implied_entries(distorts, len(config.intercept), lists)]
     if not config.intercept and not implied:
         return None
     from tabi.policy.intercepts import Intercepts
 
-    entries = [*make_entries(config), *implied]
+    entries = [*make_entries(config, lists), *implied]
     return Intercepts(entries, clock, columns_of(config, users)("groups", groups_of), direct_of(config))
 
 
-def implied_entries(distorts: Iterable[Distort], first: int) -> Iterator[tuple[InterceptRule, Compiled]]:
+def implied_entries(
+    distorts: Iterable[Distort], first: int, lists: Lists
+) -> Iterator[tuple[InterceptRule, Compiled]]:
     """What has plain HTTP looked into for entries of ``[[distort]]``; ``first`` is the number of the first. Those with
     ``tls`` alone come last: they only need to know that a session is TLS, for the log."""
     wanted = [distort for distort in distorts if distort.on_http or distort.tls is not None]
@@ -120,7 +134,7 @@ def implied_entries(distorts: Iterable[Distort], first: int) -> Iterator[tuple[I
         commands = tuple(word for word in usual if texts.commands is None or word in texts.commands)
         if commands:
             settings = InterceptRule(number, distort.label, tls=False, http=distort.on_http)
-            yield settings, make_matcher(settings, texts._replace(commands=commands))
+            yield settings, make_matcher(settings, texts._replace(commands=commands), lists)
 
 
 def direct_of(config: Config) -> list[str]:
@@ -128,15 +142,16 @@ def direct_of(config: Config) -> list[str]:
     return [name for name, egress in config.egress.items() if not egress.hops and egress.members is None]
 
 
-def make_entries(config: Config) -> list[tuple[InterceptRule, Compiled]]:
-    """What each ``[[intercept]]`` says, and its matchers. Raises ConfigError. Nothing is asked of users."""
+def make_entries(config: Config, lists: Lists = NO_LISTS) -> list[tuple[InterceptRule, Compiled]]:
+    """What each ``[[intercept]]`` says, and its matchers; ``lists`` as in `make_rule`. Raises ConfigError. Nothing is
+    asked of users."""
     from tabi.policy.intercepts import make_matcher
 
     entries = []
     for number, intercept in enumerate(config.intercept):
         settings = settings_of(intercept, number)
         try:
-            entries.append((settings, make_matcher(settings, texts_of(intercept))))
+            entries.append((settings, make_matcher(settings, texts_of(intercept), lists)))
         except ConfigError as exc:
             raise ConfigError(exc.message, f"intercept[{number}].{exc.path}") from None
     return entries
@@ -154,20 +169,27 @@ def settings_of(intercept: InterceptConfig, number: int) -> InterceptRule:
     return InterceptRule(number=number, **said)
 
 
-def make_distorts(config: Config, users: UserTable | None = None) -> Distorts:
-    """What is done to which sessions. Raises ConfigError; ``users`` as in `make_rule_set`."""
-    entries = [make_distort(distort, number, config.profile) for number, distort in enumerate(config.distort)]
+def make_distorts(config: Config, users: UserTable | None = None, lists: Lists = NO_LISTS) -> Distorts:
+    """What is done to which sessions. Raises ConfigError; ``users`` and ``lists`` as in `make_rule_set`."""
+    entries = [
+        make_distort(distort, number, config.profile, lists=lists) for number, distort in enumerate(config.distort)
+    ]
     return Distorts(entries, columns_of(config, users)("groups", groups_of), direct_of(config))
 
 
 def make_distort(
-    distort: DistortConfig, number: int, profiles: Mapping[str, FaultConfig] = {}, name: str | None = None
+    distort: DistortConfig,
+    number: int,
+    profiles: Mapping[str, FaultConfig] = {},
+    name: str | None = None,
+    lists: Lists = NO_LISTS,
 ) -> Distort:
-    """One ``[[distort]]`` that `distort_errors` has nothing against. Raises ConfigError."""
+    """One ``[[distort]]`` that `distort_errors` has nothing against; ``lists`` as in `make_rule`. Raises
+    ConfigError."""
     path = name or f"distort[{number}]"
     label = distort.name or path
     try:
-        rule = make_rule(number, "deny", texts_of(distort), label)  # of several addresses one is enough
+        rule = make_rule(number, "deny", texts_of(distort), label, lists=lists)  # of several addresses one is enough
     except ConfigError as exc:
         raise ConfigError(exc.message, f"{path}.{exc.path}") from None
     fault = schedule = None

@@ -185,6 +185,10 @@ class DistortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile: str | None = None
     """Whose HTTP fields requests have, in which order and case, and which settings of HTTP/2: a name of ``tabi ua
     list``. Default: the client's own."""
+    hosts_file: str | list[str] | None = None
+    """Files with more destinations, as in a rule. Default: no file."""
+    networks_file: str | list[str] | None = None
+    """Files with more networks that the client comes from, one in each line. Default: no file."""
 
     def __repr__(self) -> str:
         return "Distort()"

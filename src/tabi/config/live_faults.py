@@ -17,7 +17,7 @@ from tabi.config.faults import LINE_KEYS, fault_errors, find_fault, keys
 from tabi.config.load import decode_special, encode_special
 from tabi.config.mistakes import find_mistakes
 from tabi.errors import ConfigError
-from tabi.policy.rules import Texts
+from tabi.policy.rules import FILES, Texts
 
 Length: TypeAlias = float | str
 """Seconds, or text such as ``200ms``."""
@@ -92,7 +92,7 @@ class FaultKeys(FaultChanges, total=False):
 
 
 CHOOSING = (*Texts._fields, "probability", "seed")
-"""The keys that choose sessions."""
+"""The keys that choose sessions. Those that name files with hosts only a ``[[distort]]`` of a configuration has."""
 
 LARGEST = 32_768
 """Octets of what is given, as JSON."""
@@ -119,7 +119,8 @@ def changed(before: Given | None, given: Given) -> dict[str, Any]:
         ConfigError: there is no such key.
     """
     new = {"from" if key == "from_" else key: None if part is None else plain(part) for key, part in given.items()}
-    expected = ("profile", *keys(), *CHOOSING, *(() if before is not None else ("name",)))
+    choosing = [key for key in CHOOSING if key not in FILES]
+    expected = ("profile", *keys(), *choosing, *(() if before is not None else ("name",)))
     for key in new:
         if key not in expected:
             raise ConfigError(f"unknown key, expected one of: {', '.join(expected)}", key)

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,7 +41,10 @@ from tabi.config.schema import (
 )
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Chance, Idle, Moment, Onset, Quota, Rate, Seconds, Share, Size
+from tabi.policy.rules import FILES
 from tabi.policy.schedule import Clock, Cycle
+
+Chooser = TypeVar("Chooser", RuleConfig, InterceptConfig, DistortConfig)
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
@@ -103,6 +106,14 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         }
         return msgspec.structs.replace(distort, **files) if files else distort
 
+    def listing(one: Chooser) -> Chooser:
+        found = {key: name for key in FILES if (name := getattr(one, key)) is not None}
+        files = {
+            key: str(folder / name) if isinstance(name, str) else [str(folder / one) for one in name]
+            for key, name in found.items()
+        }
+        return msgspec.structs.replace(one, **files) if files else one
+
     quotas = config.quotas
     if quotas.path is not None:
         quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
@@ -115,10 +126,12 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     if auth.users_file is not None:
         auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))
     parts = {"listen": listeners, "egress": egress, "quotas": quotas, "resolver": resolver, "auth": auth}
+    if config.rule:
+        parts["rule"] = [listing(one) for one in config.rule]
     if config.intercept:
-        parts["intercept"] = [reading(one) for one in config.intercept]
+        parts["intercept"] = [listing(reading(one)) for one in config.intercept]
     if config.distort:
-        parts["distort"] = [answering(one) for one in config.distort]
+        parts["distort"] = [listing(answering(one)) for one in config.distort]
     files = {key: str(folder / name) for key in ("certificate", "key") if (name := getattr(config.ca, key)) is not None}
     if files:
         parts["ca"] = msgspec.structs.replace(config.ca, **files)

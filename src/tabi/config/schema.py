@@ -304,6 +304,11 @@ class RuleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sniff: bool = False
     """Whether the first octets of connections that this rule allows are looked at, as ``sniff`` of a listener says it
     for all of its clients. Default: false."""
+    hosts_file: str | list[str] | None = None
+    """Files with more destinations, one in each line: names, ``*.example.com``, addresses and networks. Default: no
+    file."""
+    networks_file: str | list[str] | None = None
+    """Files with more networks that the client comes from, one in each line. Default: no file."""
 
 
 class Ca(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -381,6 +386,11 @@ class InterceptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds that an async hook has for its answer. Default: 10."""
     print: bool = False
     """Whether a line is printed for each exchange. Default: false."""
+    hosts_file: str | list[str] | None = None
+    """Files with more destinations, one in each line: names, ``*.example.com``, addresses and networks. Default: no
+    file."""
+    networks_file: str | list[str] | None = None
+    """Files with more networks that the client comes from, one in each line. Default: no file."""
 
 
 class GuardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

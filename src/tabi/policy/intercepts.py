@@ -15,8 +15,10 @@ import msgspec
 from tabi.errors import ConfigError
 from tabi.policy.networks import IP
 from tabi.policy.rules import (
+    NO_LISTS,
     Asked,
     Conditions,
+    Lists,
     Rule,
     RuleSet,
     Texts,
@@ -27,7 +29,7 @@ from tabi.policy.rules import (
     normal,
     shown,
 )
-from tabi.session import Session
+from tabi.session import Action, Session
 from tabi.wire.address import Address
 
 COMMANDS = ("connect", "forward", "associate")
@@ -82,8 +84,8 @@ class InterceptRule(msgspec.Struct, frozen=True):
         return self.name or f"intercept[{self.number}]"
 
 
-def make_matcher(intercept: InterceptRule, texts: Texts) -> Rule:
-    """Compile the matchers of an entry. Raises ConfigError, whose path is within the entry.
+def make_matcher(intercept: InterceptRule, texts: Texts, lists: Lists = NO_LISTS) -> Rule:
+    """Compile the matchers of an entry; ``lists`` as in `make_rule`. Raises ConfigError with a path within the entry.
 
     In a rule that refuses one address of several forms is enough, so that none of them is a way around inspection;
     an exemption needs the very address. Both are as `RuleSet` has it.
@@ -91,7 +93,8 @@ def make_matcher(intercept: InterceptRule, texts: Texts) -> Rule:
     for index, word in enumerate(texts.commands or ()):
         if word not in COMMANDS:
             raise ConfigError(f"{word!r}, expected one of: {', '.join(COMMANDS)}", f"commands[{index}]")
-    return make_rule(intercept.number, "allow" if intercept.action == "pass" else "deny", texts, intercept.label)
+    action: Action = "allow" if intercept.action == "pass" else "deny"
+    return make_rule(intercept.number, action, texts, intercept.label, lists=lists)
 
 
 class Intercepts:
@@ -248,6 +251,7 @@ class Intercepts:
             named = isinstance(session.destination and session.destination.host, str)
             for rule, intercept in zip(self.rules, self.settings, strict=True):
                 names = [word for word in rule.texts.hosts or () if not make_hosts((word,)).networks]
+                names += [f"one of {path}" for path in rule.texts.hosts_file or ()]
                 exempts = intercept.action == "pass"
                 if self.rules.mismatch(rule, session, asked, now) is None:
                     if exempts and named and names and "*" not in names:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from typing import NamedTuple
 
+from tabi.policy.host_list import HostList, ListedNetworks
 from tabi.policy.hours import Hours
 from tabi.policy.networks import Network, NetworkSet
 from tabi.policy.rules import COMMANDS, PROTOCOLS, Asked, Conditions, Hosts, Rule, RuleSet, ask, parents_of
@@ -118,7 +119,16 @@ def has_ports(one: tuple[tuple[int, int], ...] | None, other: tuple[tuple[int, i
 
 def has_networks(one: NetworkSet, other: NetworkSet) -> bool:
     """Whether networks, and clients of unix sockets, include all that later ones match."""
-    return (one.unix or not other.unix) and all(has_network(one, network) for network in other.networks)
+    return (
+        (one.unix or not other.unix)
+        and set(lists_of(other)) <= set(lists_of(one))
+        and all(has_network(one, network) for network in other.networks)
+    )
+
+
+def lists_of(networks: NetworkSet) -> tuple[HostList, ...]:
+    """The lists that belong to networks. What is in them is not compared: one list includes only itself."""
+    return networks.lists if isinstance(networks, ListedNetworks) else ()
 
 
 def has_network(one: NetworkSet, network: Network) -> bool:
@@ -143,10 +153,11 @@ def has_hosts(first: Rule, one: Hosts, later: Rule, other: Hosts | None) -> bool
     if other is None or other.everything:
         return False
     # A rule that allows needs all addresses of a name in its networks; a rule that refuses needs only one.
-    comparable = first.refuses or not later.refuses or not other.networks
+    comparable = first.refuses or not later.refuses or not (other.networks or other.lists)
     texts = {pattern.pattern for pattern in one.patterns}
     return (
         comparable
+        and set(other.lists) <= set(one.lists)
         and all(pattern.pattern in texts for pattern in other.patterns)
         and all(has_network(one.networks, network) for network in other.networks.networks)
         and all(has_suffix(one, suffix) for suffix in other.suffixes)

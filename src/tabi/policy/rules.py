@@ -5,7 +5,7 @@ A rule matches when all of its matchers do; one that is left out matches everyth
     names, suffixes   a dict each: a host is looked up with all of its parents, however many rules there are
     networks          a `NetworkTable` of destinations, and one of clients for rules without hosts
     users             a dict for rules with neither
-    the others        looked at one after another, regular expressions too
+    the others        looked at one after another, regular expressions too, and rules with lists in files
 
 So only those rules are looked at that may match, in their order. All other matchers of a rule are its `Conditions`;
 rules with the same ones share an object.
@@ -19,6 +19,7 @@ from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
 from tabi.errors import ConfigError
+from tabi.policy.host_list import HostList, ListedNetworks
 from tabi.policy.hours import Hours, parse_hours
 from tabi.policy.networks import IP, Network, NetworkSet, NetworkTable, parse_network, unmapped
 from tabi.session import NO_GROUPS, UNIX, Action, Session
@@ -61,13 +62,14 @@ NO_NETWORKS = NetworkSet(())
 
 
 class Hosts(NamedTuple):
-    """The matcher for destinations. ``everything`` is a star alone."""
+    """The matcher for destinations. ``everything`` is a star alone; ``networks`` has those of the lists, too."""
 
     everything: bool = False
     names: frozenset[str] = frozenset()
     suffixes: frozenset[str] = frozenset()
     networks: NetworkSet = NO_NETWORKS
     patterns: tuple[re.Pattern[str], ...] = ()
+    lists: tuple[HostList, ...] = ()
 
 
 class Texts(NamedTuple):
@@ -81,6 +83,17 @@ class Texts(NamedTuple):
     listeners: tuple[str, ...] | None = None
     protocols: tuple[str, ...] | None = None
     hours: str | None = None
+    hosts_file: tuple[str, ...] | None = None
+    networks_file: tuple[str, ...] | None = None
+
+
+Lists = Mapping[tuple[str, str], HostList]
+"""What is in files: by the key that names one (`FILES`), and its path."""
+
+NO_LISTS: Lists = {}
+
+FILES = ("hosts_file", "networks_file")
+"""Matchers that are lists in files."""
 
 
 class Rule(NamedTuple):
@@ -116,12 +129,22 @@ class Step(NamedTuple):
 # --- compiling ---
 
 
-def make_rule(number: int, action: Action, texts: Texts, name: str | None = None, via: str | None = None) -> Rule:
-    """Compile a rule. Raises ConfigError, whose path is within the rule."""
+def make_rule(
+    number: int, action: Action, texts: Texts, name: str | None = None, via: str | None = None, lists: Lists = NO_LISTS
+) -> Rule:
+    """Compile a rule. Of ``lists`` those that are not there have nothing in them: they were not read, since the rule is
+    only looked at. Raises ConfigError, whose path is within the rule."""
     for key, words in zip(Texts._fields, texts, strict=True):
         if words is not None and not words:
             raise ConfigError("empty, expected one or more; leave it out to match all", key)
     hosts = None if texts.hosts is None else make_hosts(texts.hosts)
+    clients = make_clients(texts.clients)
+    if texts.hosts_file is not None:
+        found = lists_of(lists, "hosts_file", texts.hosts_file)
+        hosts = hosts or Hosts()
+        hosts = hosts._replace(networks=ListedNetworks(hosts.networks, found), lists=found)
+    if texts.networks_file is not None:
+        clients = ListedNetworks(clients or NO_NETWORKS, lists_of(lists, "networks_file", texts.networks_file))
     users = None if texts.users is None else frozenset(word for word in texts.users if not word.startswith("@"))
     groups = None if texts.users is None else frozenset(word[1:] for word in texts.users if word.startswith("@"))
     commands = words_of(texts.commands, COMMANDS, "commands")
@@ -134,10 +157,15 @@ def make_rule(number: int, action: Action, texts: Texts, name: str | None = None
         users=users,
         groups=groups,
         ports=each(texts.ports, parse_ports, "ports"),
-        clients=make_clients(texts.clients),
+        clients=clients,
         hours=None if texts.hours is None else each((texts.hours,), parse_hours, "hours")[0],
     )
     return Rule(number, name, action, via, hosts, conditions, texts)
+
+
+def lists_of(lists: Lists, key: str, paths: Iterable[str]) -> tuple[HostList, ...]:
+    """The lists of these files."""
+    return tuple(lists.get((key, path)) or HostList(path) for path in paths)
 
 
 def make_clients(words: Sequence[str] | None) -> NetworkSet | None:
@@ -183,27 +211,36 @@ def parse_ports(text: str) -> tuple[int, int]:
 def make_hosts(words: Sequence[str]) -> Hosts:
     """Compile the matcher for destinations. Raises ConfigError."""
     everything = False
-    names, suffixes, networks, patterns = [], [], [], []
+    names, suffixes, patterns = [], [], []
+    networks: list[Network] = []
     for index, word in enumerate(words):
         try:
             if word == "*":
                 everything = True
             elif word.startswith("re:"):
                 patterns.append(re.compile(word[3:], re.IGNORECASE))
-            elif word.startswith("*."):
-                suffixes.append(parse_name(word[2:]))
-            elif (number := read_number(word)) is not None:  # 0x7f.1 is what resolvers make of it
-                networks.append(ip_network(number))
-            elif is_network(word):
-                networks.append(parse_network(word))
+            elif not isinstance(host := read_host(word), str):
+                networks.append(host)
+            elif host.startswith("*."):
+                suffixes.append(host[2:])
             else:
-                names.append(parse_name(word))
+                names.append(host)
         except re.error as exc:
             raise ConfigError(f"{word!r} is not a regular expression: {exc}", f"hosts[{index}]") from None
         except ValueError as exc:
             raise ConfigError(str(exc), f"hosts[{index}]") from None
     found = NetworkSet(networks) if networks else NO_NETWORKS
     return Hosts(everything, frozenset(names), frozenset(suffixes), found, tuple(patterns))
+
+
+def read_host(word: str) -> str | Network:
+    """Read a destination: a name as hosts are compared, with ``*.`` in front for all below it, or a network. Raises
+    ValueError."""
+    if word.startswith("*."):
+        return f"*.{parse_name(word[2:])}"
+    if (number := read_number(word)) is not None:  # 0x7f.1 is what resolvers make of it
+        return ip_network(number)
+    return parse_network(word) if is_network(word) else parse_name(word)
 
 
 def is_network(word: str) -> bool:
@@ -303,9 +340,9 @@ class RuleSet:
             networks += [(network, position) for network in hosts.networks.networks]
             if hosts.networks:
                 self.network_kinds.setdefault(conditions, position)
-            if hosts.patterns or hosts.everything:
+            if hosts.patterns or hosts.everything or hosts.lists:
                 self.others.append(position)
-        elif conditions.clients is not None and not conditions.clients.unix:
+        elif conditions.clients is not None and not conditions.clients.unix and type(conditions.clients) is NetworkSet:
             clients += [(network, position) for network in conditions.clients.networks]
         elif conditions.users is not None:
             for user in conditions.users:
@@ -427,10 +464,12 @@ class RuleSet:
 
         For a rule that refuses, one address of several is enough; a rule that allows needs all of them.
         """
-        everything, names, suffixes, networks, patterns = hosts
+        everything, names, suffixes, networks, patterns, lists = hosts
         if everything or asked.text in names or any(pattern.search(asked.text) for pattern in patterns):
             return True
         if suffixes and any(parent in suffixes for parent in parents_of(asked.text)):
+            return True
+        if lists and any(one.has_name(asked.text) for one in lists):
             return True
         if not networks or not asked.addresses:
             return False
@@ -486,15 +525,16 @@ class RuleSet:
             if key == "users":
                 alone = alone._replace(groups=conditions.groups)
             if not self.holds(alone, session, asked.port, now):
-                return f"{key}: {value} is not {shown(getattr(texts, key))}"
+                return f"{key}: {value} is not {words_and_files(texts, key)}"
         if conditions.hours is not None and not conditions.hours.includes(now):
             return f"hours: it is not {texts.hours}"
         if rule.hosts is not None and not self.leads(rule, rule.hosts, asked):
+            expected = words_and_files(texts, "hosts")
             if rule.hosts.networks and asked.addresses is None:
-                return f"hosts: {asked.text} is not one of {shown(texts.hosts)} by its name, and was not resolved"
+                return f"hosts: {asked.text} is not one of {expected} by its name, and was not resolved"
             addresses = ", ".join(map(str, asked.addresses or ()))
             what = asked.text if addresses in ("", asked.text) else f"{asked.text} ({addresses})"
-            return f"hosts: {what} is not one of {shown(texts.hosts)}"
+            return f"hosts: {what} is not one of {expected}"
         return None
 
 
@@ -511,6 +551,12 @@ def shown(words: Sequence[str] | None) -> str:
     words = words or ()
     more = f", … ({len(words):,})" if len(words) > SHOWN else ""
     return ", ".join(words[:SHOWN]) + more
+
+
+def words_and_files(texts: Texts, key: str) -> str:
+    """The words of a matcher, and the files with more of them, for people."""
+    words, files = getattr(texts, key), {"hosts": texts.hosts_file, "clients": texts.networks_file}.get(key)
+    return ", ".join([*([shown(words)] if words else []), *(f"those of {path}" for path in files or ())])
 
 
 def matchers_of(rule: Rule) -> str:

@@ -19,6 +19,7 @@ from tabi.net.listen import AF_UNIX
 from tabi.policy.distorts import NO_DISTORTS, Distorts
 from tabi.policy.guard import Guard, LocalAddresses
 from tabi.policy.hook import DecideHook
+from tabi.policy.host_list import HostList
 from tabi.policy.ledger import Ledger
 from tabi.policy.networks import IP
 from tabi.policy.policy import Policy
@@ -171,7 +172,8 @@ def compile_config(
         ConfigError: something in it is wrong, or would make an open proxy.
     """
     check_config(config)
-    rules = check_values(config, authenticates, egresses)
+    lists: dict[tuple[str, str], HostList] = {}
+    rules = check_values(config, authenticates, egresses, lists)
     make_resolver = prepare_resolver(config)
     check_files(config)
     users = make_users(config, authenticates or config.by_certificate)
@@ -180,8 +182,8 @@ def compile_config(
     made = Compiled(config, rule_set, guard, users, (), decide, authenticates, open_proxy, make_resolver)
     made = made._replace(advertised=resolve_advertised(config), idle_of_rules=idle_of_rules(config))
     made = made._replace(sniffing=sniffing_of(config))
-    made = made._replace(distorts=make_distorts(config, users))
-    made = made._replace(intercepts=make_intercepts(config, users, distorts=made.distorts))
+    made = made._replace(distorts=make_distorts(config, users, lists))
+    made = made._replace(intercepts=make_intercepts(config, users, lists=lists, distorts=made.distorts))
     check_distorts(made.distorts)
     if made.intercepts is not None:
         check_interception(config, made.intercepts)

@@ -14,16 +14,22 @@ from tabi.policy.guard import LocalAddresses
 from tabi.policy.hook import DecideHook
 from tabi.policy.ledger import Ledger
 from tabi.policy.policy import Policy
+from tabi.policy.rules import NO_LISTS, Lists
 
 
 def make_policy(
-    config: Config, ledger: Ledger, own: LocalAddresses, decide_hook: DecideHook | None, users: UserTable
+    config: Config,
+    ledger: Ledger,
+    own: LocalAddresses,
+    decide_hook: DecideHook | None,
+    users: UserTable,
+    lists: Lists = NO_LISTS,
 ) -> Policy:
-    """Compose the policy. Raises ConfigError."""
+    """Compose the policy; ``lists`` as in `make_rule`. Raises ConfigError."""
     if decide_hook is None and config.decide is not None:
         decide_hook = load_callable(config.decide, "decide")
     limits = make_limits(config, ledger, users)
-    return Policy(make_rule_set(config, users), make_guard(config, own), limits, decide_hook)
+    return Policy(make_rule_set(config, users, lists=lists), make_guard(config, own), limits, decide_hook)
 
 
 def load_callable(text: str, path: str) -> Any:

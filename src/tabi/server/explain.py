@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 
 from tabi.config import Config, Listen
+from tabi.config.check import raise_all
 from tabi.config.compile import make_distorts, make_intercepts
+from tabi.config.lists import list_errors
 from tabi.config.users import UserTable, make_users
 from tabi.errors import AuthError, ConfigError, DialError, LimitExceeded, PolicyDenied, TabiError
 from tabi.ingress.gate import Gate
@@ -28,6 +30,7 @@ from tabi.net.tls import TlsShared
 from tabi.observe.metrics import Metrics
 from tabi.policy.grammar import NONE, Grammar, Parameters
 from tabi.policy.guard import LocalAddresses
+from tabi.policy.host_list import HostList
 from tabi.policy.ledger import Ledger
 from tabi.policy.networks import unmapped
 from tabi.server.compiled import sniffing_of
@@ -104,7 +107,9 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     own.addresses = frozenset(ask())
     own.ports = frozenset(place.port for listen in config.listen if isinstance(place := listen.parsed.place, Address))
     users = make_users(config, without_password=True)
-    policy = make_policy(config, Ledger(), own, None, users)
+    lists: dict[tuple[str, str], HostList] = {}
+    raise_all(list_errors(config, lists))
+    policy = make_policy(config, Ledger(), own, None, users, lists)
     session, found, failure = begin(config, users, request)
     anybody = is_anybody(request.destination)
     openly = request.command == "associate" or (request.command == "bind" and anybody)
@@ -137,9 +142,13 @@ async def explain(config: Config, request: Request, resolver: NameCache, quotas:
     dials = failure is None or failure is no_address  # entries are asked before the name is resolved
     if dials and config.distort and not anybody:
         found.distort = explain_distortion(
-            make_distorts(config, users), session, request.now, request.sni, None if found.proxy_resolves else addresses
+            make_distorts(config, users, lists),
+            session,
+            request.now,
+            request.sni,
+            None if found.proxy_resolves else addresses,
         )
-    intercepts = make_intercepts(config, users, lambda: request.now) if found.error is None else None
+    intercepts = make_intercepts(config, users, lambda: request.now, lists) if found.error is None else None
     if intercepts is not None:
         found.intercept = explain_interception(intercepts, session, addresses or (), request.sni)
     note_inside(found.distort, None if request.command == "forward" else opens_tls(found.intercept))
