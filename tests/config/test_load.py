@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tabi.config import Config, Listen, Seconds, Timeouts, load_config, make_config, parse_config
-from tabi.config.load import PARTS, check_types, resolve_paths
+from tabi.config import Config, Listen, Seconds, Timeouts, load_config, parse_config
+from tabi.config.load import PARTS, check_types
 from tabi.errors import ConfigError
 
 
@@ -62,21 +62,21 @@ ca = "up.pem"
 """
 
 
-def test_paths_are_relative_to_the_files_folder() -> None:
+def test_paths_are_relative_to_the_files_folder(tmp_path: Path) -> None:
     """All of them, so that it does not matter where the server was started; those that are absolute stay."""
-    config = resolve_paths(parse_config(PATHS), Path("/etc/tabi"))
+    config = load_config(write(tmp_path, PATHS.encode()))
     tls = config.listen[0].tls
     assert tls is not None
-    assert (tls.certificate, tls.key, tls.client_ca) == ("/etc/tabi/a/cert.pem", "/abs/key.pem", "/etc/tabi/ca")
-    assert (config.quotas.path, config.resolver.ca) == ("/etc/tabi/q.sqlite", "/etc/tabi/dns.pem")
+    assert (tls.certificate, tls.key, tls.client_ca) == (f"{tmp_path}/a/cert.pem", "/abs/key.pem", f"{tmp_path}/ca")
+    assert (config.quotas.path, config.resolver.ca) == (f"{tmp_path}/q.sqlite", f"{tmp_path}/dns.pem")
     ssh = config.egress["jump"].ssh
-    assert (ssh.known_hosts, ssh.key) == ("/etc/tabi/hosts", "/etc/tabi/id")
-    assert config.egress["secure"].ca == "/etc/tabi/up.pem"
+    assert (ssh.known_hosts, ssh.key) == (f"{tmp_path}/hosts", f"{tmp_path}/id")
+    assert config.egress["secure"].ca == f"{tmp_path}/up.pem"
 
 
-def test_what_names_no_path_stays_as_it_is() -> None:
+def test_what_names_no_path_stays_as_it_is(tmp_path: Path) -> None:
     """None is a default of its own, not the folder."""
-    config = resolve_paths(make_config({"egress": {"a": {"url": "socks5://192.0.2.1:1"}}}), Path("/etc/tabi"))
+    config = load_config(write(tmp_path, b'[egress.a]\nurl = "socks5://192.0.2.1:1"'))
     assert (config.quotas.path, config.resolver.ca, config.egress["a"].ca) == (None, None, None)
     assert (config.egress["a"].ssh.known_hosts, config.listen[0].tls) == (None, None)
 

@@ -93,7 +93,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
         if len(exc.errors) == 1:
             raise
         for error in exc.errors:
-            print(printable(f"tabi: {path}: {error}"), file=sys.stderr)
+            print(printable(f"tabi: {error}"), file=sys.stderr)
         return 2
     assert compiled is not None
     for advice in advise(config, compiled.users, time()):

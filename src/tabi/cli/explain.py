@@ -14,6 +14,7 @@ import msgspec
 
 from tabi.cli.help import Command
 from tabi.config import load_config
+from tabi.config.load import in_file
 from tabi.errors import ConfigError, printable
 from tabi.observe.log_json import escape_json
 from tabi.policy.rules import COMMANDS, PROTOCOLS
@@ -75,7 +76,7 @@ def explain_command(
     try:
         found = asyncio.run(explain_request(settings, request))
     except ConfigError as exc:
-        raise ConfigError(str(exc), str(config)) from exc
+        raise in_file(exc, config) from exc
     if as_json:
         print(escape_json(json.dumps(msgspec.to_builtins(found), indent=1, ensure_ascii=False)))
     else:

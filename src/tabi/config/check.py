@@ -88,6 +88,8 @@ def find_errors(
     for name in egresses:
         if names.count(name) > 1:
             yield ConfigError("the configuration has an egress of this name", f"egresses.{name}")
+    if config.include:
+        yield ConfigError("only a file can include others: load_config reads them", "include")
     if not 0 <= config.workers <= 1024:
         yield ConfigError(f"{config.workers}, expected 0 to 1024", "workers")
     if not config.listen:

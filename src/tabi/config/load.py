@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from tabi.config.check import find_errors, limit_errors, raise_all
 from tabi.config.distort import DistortConfig, FaultConfig, HeadersConfig, LineConfig
+from tabi.config.files import Files, in_files, parse_toml
 from tabi.config.mistakes import find_mistakes, in_order, in_words, without_echoes
 from tabi.config.schema import (
     Auth,
@@ -41,14 +41,12 @@ from tabi.config.schema import (
 )
 from tabi.errors import ConfigError
 from tabi.policy.quantities import Bandwidth, Chance, Idle, Moment, Onset, Quota, Rate, Seconds, Share, Size
-from tabi.policy.rules import FILES
 from tabi.policy.schedule import Clock, Cycle
-
-Chooser = TypeVar("Chooser", RuleConfig, InterceptConfig, DistortConfig)
 
 
 def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
-    """Read and check a file. Paths in it are relative to its folder, and absolute in what is returned.
+    """Read and check a file, with those that it includes. Paths in a file are relative to its folder, and absolute in
+    what is returned.
 
     Args:
         path: of the file.
@@ -58,95 +56,26 @@ def load_config(path: str | Path, egresses: Collection[str] = (), values: bool =
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
     """
+    files = Files(path)
+    data = files.data
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"no UTF-8 text at octet {exc.start}", str(path)) from exc
-    except OSError as exc:
-        raise ConfigError(exc.strerror or str(exc), str(path)) from exc
-    try:
-        return resolve_paths(parse_config(text, egresses, values), Path(path).absolute().parent)
+        return make_config(data, egresses, values)
     except ConfigError as exc:
-        raise in_file(exc, path) from exc
+        raise in_files(exc, files) from exc
 
 
 def in_file(error: ConfigError, path: str | Path) -> ConfigError:
-    """An error of a file: the first, how many more there are and how they are shown."""
-    more = len(error.errors) - 1
-    hint = f" (and {more} more: tabi check {path})" if more else ""
-    return ConfigError(f"{error}{hint}", str(path), error.errors)
-
-
-def resolve_paths(config: Config, folder: Path) -> Config:
-    """Make paths absolute that are relative to a folder."""
-
-    def absolute(listen: Listen) -> Listen:
-        tls = listen.tls
-        if tls is None:
-            return listen
-        files = {key: str(folder / name) for key in ("certificate", "key", "client_ca") if (name := getattr(tls, key))}
-        return msgspec.structs.replace(listen, tls=msgspec.structs.replace(tls, **files))
-
-    def trusting(egress: EgressConfig) -> EgressConfig:
-        ssh = egress.ssh
-        files = {key: str(folder / name) for key in ("known_hosts", "key") if (name := getattr(ssh, key)) is not None}
-        if files:
-            egress = msgspec.structs.replace(egress, ssh=msgspec.structs.replace(ssh, **files))
-        return egress if egress.ca is None else msgspec.structs.replace(egress, ca=str(folder / egress.ca))
-
-    def reading(intercept: InterceptConfig) -> InterceptConfig:
-        keys = ("trust", "certificate", "key", "har")
-        files = {key: str(folder / name) for key in keys if (name := getattr(intercept, key)) is not None}
-        scripts = [str(folder / name) for name in intercept.scripts]
-        return msgspec.structs.replace(intercept, **files, scripts=scripts)
-
-    def answering(distort: DistortConfig) -> DistortConfig:
-        files = {
-            key: str(folder / name) for key in ("map_local", "body") if (name := getattr(distort, key)) is not None
-        }
-        return msgspec.structs.replace(distort, **files) if files else distort
-
-    def listing(one: Chooser) -> Chooser:
-        found = {key: name for key in FILES if (name := getattr(one, key)) is not None}
-        files = {
-            key: str(folder / name) if isinstance(name, str) else [str(folder / one) for one in name]
-            for key, name in found.items()
-        }
-        return msgspec.structs.replace(one, **files) if files else one
-
-    quotas = config.quotas
-    if quotas.path is not None:
-        quotas = msgspec.structs.replace(quotas, path=str(folder / quotas.path))
-    resolver = config.resolver
-    if resolver.ca is not None:
-        resolver = msgspec.structs.replace(resolver, ca=str(folder / resolver.ca))
-    listeners = [absolute(listen) for listen in config.listen]
-    egress = {name: trusting(one) for name, one in config.egress.items()}
-    auth = config.auth
-    if auth.users_file is not None:
-        auth = msgspec.structs.replace(auth, users_file=str(folder / auth.users_file))
-    parts = {"listen": listeners, "egress": egress, "quotas": quotas, "resolver": resolver, "auth": auth}
-    if config.rule:
-        parts["rule"] = [listing(one) for one in config.rule]
-    if config.intercept:
-        parts["intercept"] = [listing(reading(one)) for one in config.intercept]
-    if config.distort:
-        parts["distort"] = [listing(answering(one)) for one in config.distort]
-    files = {key: str(folder / name) for key in ("certificate", "key") if (name := getattr(config.ca, key)) is not None}
-    if files:
-        parts["ca"] = msgspec.structs.replace(config.ca, **files)
-    return msgspec.structs.replace(config, **parts)
+    """An error of a file that was loaded, as `in_files`. The files are read again, since a configuration does not know
+    where it comes from."""
+    try:
+        return in_files(error, Files(path))
+    except ConfigError:  # they are others now
+        return ConfigError(str(error), str(path))
 
 
 def parse_config(text: str, egresses: Collection[str] = (), values: bool = True) -> Config:
     """Read and check the text of a tabi.toml; arguments as `load_config`. Raises ConfigError with the key."""
-    try:
-        data = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError("nested too deeply") from None
-    except ValueError as exc:  # such as TOMLDecodeError, and a number of 5,000 digits
-        raise ConfigError(str(exc).partition(";")[0]) from exc
-    return make_config(data, egresses, values)
+    return make_config(parse_toml(text), egresses, values)
 
 
 def make_config(data: dict[str, Any], egresses: Collection[str] = (), values: bool = True) -> Config:

@@ -652,6 +652,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sessions that are molded; all entries that match apply, in this order. Default: none is."""
     profile: dict[str, FaultConfig] = {}
     """Faults that entries name, by name. Default: only those that tabi has."""
+    include: list[str] = []
+    """Patterns of files that are read as a part of this one, such as ``"conf.d/*.toml"``; empty once they are. Default:
+    none."""
 
     @property
     def has_users(self) -> bool:
