@@ -208,6 +208,7 @@ def test_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--watch"], "--watch: there is nothing to watch: expected -c FILE"),
         (["-u", "alice"], "-u: expected NAME:PASSWORD"),
         (["-u", ":password"], "-u: expected NAME:PASSWORD"),
         (["-u", "alice:"], "-u: expected NAME:PASSWORD"),

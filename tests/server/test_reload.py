@@ -246,6 +246,26 @@ def test_sighup_reads_lists_of_hosts_again(tmp_path: Path) -> None:
         wait_for(lambda: replies() == {0}, "the empty list")
 
 
+def test_watch_reloads_what_has_changed(tmp_path: Path) -> None:
+    """Without a signal: a file that is included, a list that it names. What is broken is said and changes nothing, and
+    is tried again when it has been mended."""
+    path, listed, more = tmp_path / "tabi.toml", tmp_path / "conf.d" / "listed", tmp_path / "conf.d" / "more.toml"
+    path.write_text(f'include = ["conf.d/*.toml"]\n{LISTEN}')
+    more.parent.mkdir()
+    with serve(tmp_path, "-c", path, "--watch") as proxy, listening() as (_, port):
+        assert reply_of(proxy.address, port) == 0
+        listed.write_text("127.0.0.1\n")
+        more.write_text('[[rule]]\naction = "deny"\nhosts_file = "listed"\n')
+        wait_for(lambda: reply_of(proxy.address, port) == 2, "the rule")
+        listed.write_text("two words\n")
+        said = f"not reloaded, the old configuration stays: {more}: rule[0].hosts_file: {listed}, line 1: "
+        wait_for(lambda: said in proxy.messages, said)
+        assert reply_of(proxy.address, port) == 2
+        listed.write_text("a.test\n")
+        wait_for(lambda: reply_of(proxy.address, port) == 0, "the new list")
+        assert f"changed: {listed}\n" in proxy.messages
+
+
 def test_a_reload_that_is_under_way_ends_with_the_supervisor(tmp_path: Path) -> None:
     """SIGTERM while a child compiles: nobody waits for it, and it is gone."""
     path, fifo = tmp_path / "tabi.toml", tmp_path / "users.jsonl"

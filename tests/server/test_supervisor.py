@@ -309,6 +309,38 @@ def test_sighup_tells_all_workers(
     assert "reloaded: rules: 1, users: 0" in caplog.text
 
 
+class Changing:
+    """A watch that sees a change at each of these times."""
+
+    def __init__(self, changes: list[float]) -> None:
+        self.due = 1000.0
+        self.changes = [1000 + when for when in changes]
+
+    def has_changed(self, now: float) -> bool:
+        if now < self.due:
+            return False
+        self.due = now + 1
+        if not self.changes or now < self.changes[0]:
+            return False
+        del self.changes[0]
+        return True
+
+
+def test_files_that_have_changed_are_read_anew(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGHUP does it, without one; it looks once a second, and not once it stops."""
+    caplog.set_level("INFO")
+    supervisor, system = start([None], {20: signal.SIGTERM})
+    compiled = supervisor.compiled
+    supervisor.reread = lambda: compiled
+    supervisor.watch = Changing([3, 12, 21])  # type: ignore[assignment]
+    monkeypatch.setattr(Reload, "poll", finish)
+    assert supervisor.run(lambda: None) == 0
+    assert [when for when, body in system.said if body == RELOAD] == [3, 12]
+    assert caplog.text.count("reloaded: rules: 0") == 2
+
+
 def finish(reload: Reload) -> Report:
     """Wait for what compiles: its process is a real one."""
     os.waitpid(reload.pid, 0)

@@ -35,6 +35,7 @@ from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
 from tabi.server.log_writer import LogWriter
 from tabi.server.supervisor import Supervisor
+from tabi.server.watch import Watch
 from tabi.wire.address import from_sockaddr
 
 option_fault = click.option(
@@ -66,6 +67,7 @@ option_fault = click.option(
 @click.option(
     "--via", metavar="URL", multiple=True, help="Go out through this proxy. May be repeated: a chain, in order."
 )
+@click.option("--watch", is_flag=True, help="Reload when the file changes, or one that it includes or names.")
 @interception_options
 @option_fault
 def serve(
@@ -76,6 +78,7 @@ def serve(
     open_proxy: bool,
     access_log: str | None,
     via: tuple[str, ...],
+    watch: bool,
     intercept: tuple[str, ...],
     script: tuple[str, ...],
     har: str | None,
@@ -98,7 +101,8 @@ def serve(
     removes more while it runs.
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). A second signal ends it at
-    once. SIGHUP reloads the file for new connections; a warning names what needs a restart.
+    once. SIGHUP reloads the file for new connections, and so does --watch when it has changed; a warning names what
+    needs a restart.
 
     Examples:
 
@@ -115,10 +119,13 @@ def serve(
         file = Config() if config is None else load_config(config, values=False)
         return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks, faults)
 
+    if watch and config is None:
+        raise ConfigError("there is nothing to watch: expected -c FILE", "--watch")
     check_calls(try_all())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
     with contextlib.closing(LogWriter()) as writer:
         logging.basicConfig(level="INFO", handlers=[writer])
+        watched = Watch(config) if watch and config is not None else None  # before it is read
         compiled = read()
         logging.getLogger().setLevel(compiled.config.log.level.upper())
         answer = Control(folders(os.environ)[0], tabi.__version__).run
@@ -135,9 +142,9 @@ def serve(
                 records = RecordWriter(lambda: (writer.sink.fileno(),))
                 closing.callback(records.close)
                 children.append(records.child)
-            supervisor = Supervisor(compiled, reread, children, None if records is None else records.sink)
-            if admin is not None:
-                supervisor.private = (admin.port,)
+            private = () if admin is None else (admin.port,)
+            sink = None if records is None else records.sink
+            supervisor = Supervisor(compiled, reread, children, sink, private, watched)
             with_users = compiled.config.has_users
             code = supervisor.run(
                 lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)

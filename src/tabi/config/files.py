@@ -48,23 +48,25 @@ class Files:
 
     Args:
         path: of tabi.toml.
-
-    Raises:
-        ConfigError: one cannot be read or included; the message begins with its name.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
         self.parts: list[tuple[str, dict[str, Any]]] = []
         """Each file and what it says, with absolute paths."""
         self.names: list[str] = []
         """Those that were read, or tried."""
         self.patterns: list[str] = []
         """What is included, as absolute patterns."""
-        self.read(str(path), ())
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """What they say together. Raises ConfigError, where two say the same."""
+    def load(self) -> dict[str, Any]:
+        """Read them all. Returns what they say together. Raises ConfigError, whose message begins with the name of the
+        file that cannot be read or included."""
+        self.read(self.path, ())
+        return self.merged()
+
+    def merged(self) -> dict[str, Any]:
+        """What they say together. Raises ConfigError where two say the same."""
         if len(self.parts) == 1:
             return self.parts[0][1]
         found: dict[str, Any] = {}
@@ -114,6 +116,14 @@ class Files:
             else:
                 data[key] = value
 
+    def named(self) -> set[str]:
+        """The files that they name and that a reload reads, apart from those that they include."""
+        found: dict[str, str] = {}
+        for _, part in self.parts:
+            for path in WATCHED:
+                changed(part, path.split("."), lambda text: found.setdefault(text, text))
+        return set(found)
+
     def place_of(self, path: str) -> tuple[str, str]:
         """The file that says what stands at a path, and the path there."""
         found = re.match(r"(\w+)\[(\d+)\]", path)
@@ -124,7 +134,7 @@ class Files:
             if found and left < count:
                 return name, f"{found[1]}[{left}]{path[found.end() :]}"
             left -= count
-        return max(self.parts, key=lambda part: known(path, part[1]))[0], path
+        return max(self.parts, key=lambda part: known(path, part[1]), default=(self.path, {}))[0], path
 
 
 def literal(folder: str, pattern: str) -> list[str]:
@@ -192,5 +202,5 @@ def in_files(error: ConfigError, files: Files) -> ConfigError:
     for one in error.errors:
         name, key = files.place_of(one.path or "")
         found.append(ConfigError(str(ConfigError(one.message, key or None)), name))
-    hint = f" (and {len(found) - 1} more: tabi check {files.names[0]})" if len(found) > 1 else ""
+    hint = f" (and {len(found) - 1} more: tabi check {files.path})" if len(found) > 1 else ""
     return ConfigError(f"{found[0].message}{hint}", found[0].path, tuple(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load_config(path: str | Path, egresses: Collection[str] = (), values: bool =
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
     """
     files = Files(path)
-    data = files.data
+    data = files.load()
     try:
         return make_config(data, egresses, values)
     except ConfigError as exc:
@@ -67,10 +68,10 @@ def load_config(path: str | Path, egresses: Collection[str] = (), values: bool =
 def in_file(error: ConfigError, path: str | Path) -> ConfigError:
     """An error of a file that was loaded, as `in_files`. The files are read again, since a configuration does not know
     where it comes from."""
-    try:
-        return in_files(error, Files(path))
-    except ConfigError:  # they are others now
-        return ConfigError(str(error), str(path))
+    files = Files(path)
+    with suppress(ConfigError):  # they may be others now
+        files.load()
+    return in_files(error, files)
 
 
 def parse_config(text: str, egresses: Collection[str] = (), values: bool = True) -> Config:

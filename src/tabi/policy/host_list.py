@@ -162,13 +162,15 @@ class Builder:
         """The list."""
         slots = self.slots()
         padding = bytes(-len(self.records) % 8)
-        four = list(zip(*merged(self.ranges4, 32), strict=True)) or [(), ()]
-        six = list(zip(*merged(self.ranges6, 128), strict=True)) or [(), ()]
-        columns = [array("I", column) for column in four]
-        for column in six:
-            columns += [array("Q", [value >> 64 for value in column]), array("Q", [value & LOWER for value in column])]
+        columns = [array("I"), array("I"), array("Q"), array("Q"), array("Q"), array("Q")]
+        for first, last in merged(self.ranges4, 32):
+            columns[0].append(first)
+            columns[1].append(last)
+        for first, last in merged(self.ranges6, 128):
+            for column, value in zip(columns[2:], (first >> 64, first & LOWER, last >> 64, last & LOWER), strict=True):
+                column.append(value)
         records, labels = len(self.records) + len(padding), self.labels or {0}
-        shape = Shape(records, len(slots), min(labels), max(labels), len(four[0]), len(six[0]), self.unix)
+        shape = Shape(records, len(slots), min(labels), max(labels), len(columns[0]), len(columns[2]), self.unix)
         return HostList(path, b"".join((self.records, padding, slots, *columns)), shape)
 
     def slots(self) -> array[int]:

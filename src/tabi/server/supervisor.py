@@ -42,6 +42,7 @@ from tabi.server.questions import Questions
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
 from tabi.server.reload import Reload, Report, load
+from tabi.server.watch import Watch
 from tabi.server.worker import AT_ONCE, RELOAD, Shared, run_worker
 
 log = logging.getLogger("tabi")
@@ -70,6 +71,7 @@ class Supervisor:
         children: processes that help it. It keeps them up; their creator ends them.
         records: for workers, to that of them that writes records of interception.
         private: TCP ports of the program that are for operators: workers never dial them.
+        watch: tells when the files have changed, and that is read anew then.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -82,9 +84,11 @@ class Supervisor:
         children: Sequence[Child] = (),
         records: socket.socket | None = None,
         private: Collection[int] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.records = records
         self.private = private
+        self.watch = watch
         self.compiled = compiled
         self.config = config = compiled.config
         self.reread = reread
@@ -190,7 +194,7 @@ class Supervisor:
             told = self.wait(self.patience(now))
             if told in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
-            elif told == signal.SIGHUP and not self.stopping:
+            elif not self.stopping and (told == signal.SIGHUP or self.has_changed()):
                 self.reload()
             self.hear()
             self.faults.keep_time()
@@ -206,12 +210,18 @@ class Supervisor:
         places = (*self.workers, *self.children)
         return self.handled.wait(seconds, [place.channel for place in places if place.channel is not None])
 
+    def has_changed(self) -> bool:
+        """Whether the files have changed, if they are watched."""
+        return self.watch is not None and self.watch.has_changed(time.monotonic())
+
     def patience(self, now: float) -> float:
         """Seconds until something is due without a signal."""
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
         due += [seconds for one in (self.faults, self.questions) if (seconds := one.due(now)) is not None]
+        if self.watch is not None:
+            due.append(self.watch.due - now)
         return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
 
     def start_all(self) -> None:
