@@ -510,6 +510,16 @@ def test_the_example_policy_is_accepted_and_explained() -> None:
     assert "guard     refuses: 169.254.169.254 is in 169.254.0.0/16\n" in done.stdout
 
 
+def test_the_example_of_lists_is_accepted_and_explained() -> None:
+    """`tabi check` and `tabi explain` take examples/lists.toml: no advice, and what is in the list is refused."""
+    done = run_python("-m", "tabi", "check", "examples/lists.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    for host, code in (("x.ads.example.com", 3), ("pixel.example.org", 3), ("8.8.8.8", 0)):
+        done = run_python("-m", "tabi", "explain", "-c", "examples/lists.toml", "connect", f"{host}:443")
+        assert (done.returncode, done.stderr) == (code, "")
+        assert ("refused with reply 02: rule blocked" in done.stdout) is (code == 3)
+
+
 def test_the_example_of_sniffing_is_accepted_and_explained() -> None:
     """`tabi check` and `tabi explain` take examples/sniff.toml: no advice, and rules are asked again."""
     done = run_python("-m", "tabi", "check", "examples/sniff.toml")

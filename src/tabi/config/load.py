@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -69,8 +70,9 @@ def in_file(error: ConfigError, path: str | Path) -> ConfigError:
     """An error of a file that was loaded, as `in_files`. The files are read again, since a configuration does not know
     where it comes from."""
     files = Files(path)
-    with suppress(ConfigError):  # they may be others now
-        files.load()
+    if os.path.isfile(path):  # what comes from a pipe does not come again
+        with suppress(ConfigError):  # they may be others now
+            files.load()
     return in_files(error, files)
 
 
