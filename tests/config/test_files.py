@@ -202,7 +202,11 @@ def test_what_cannot_be_included_is_said(tmp_path: Path, files: dict[str, str], 
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    """A file that is included is a regular one."""
+    """A file that is included is a regular one; tabi.toml may come from a pipe, which is read once."""
+    os.mkfifo(tmp_path / "main")
+    assert str(in_file(ConfigError("wrong", "rule[0].hosts"), tmp_path / "main")) == (
+        f"{tmp_path}/main: rule[0].hosts: wrong"
+    )
     path = write(tmp_path, {"tabi.toml": 'include = ["pipe"]'})
     os.mkfifo(tmp_path / "pipe")
     assert failure(path) == f"{tmp_path}/pipe: not a regular file"
@@ -213,6 +217,10 @@ def test_a_link_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
     path = write(tmp_path, {"tabi.toml": 'include = ["link"]'})
     (tmp_path / "link").symlink_to("tabi.toml")
     assert failure(path) == f"{path}: include: {tmp_path}/link includes this file, or is it"
+    write(tmp_path, {"tabi.toml": 'include = ["a", "link"]', "a": ""})
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("a")
+    assert failure(path) == f"{path}: include: {tmp_path}/link is included already"
 
 
 def test_a_program_includes_nothing() -> None:

@@ -134,6 +134,12 @@ def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
     assert clock.changes() == 1
 
 
+def test_a_pipe_is_left_to_whoever_reads_the_configuration(tmp_path: Path) -> None:
+    """`-c <(program)` can be read only once, and never changes."""
+    os.mkfifo(tmp_path / "pipe")
+    assert Clock(tmp_path / "pipe").changes() == 0
+
+
 def test_it_looks_once_in_an_interval(clock: Clock, tmp_path: Path) -> None:
     """However often it is asked."""
     clock.watch.has_changed(1.0)

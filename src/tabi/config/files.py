@@ -56,6 +56,8 @@ class Files:
         """Each file and what it says, with absolute paths."""
         self.names: list[str] = []
         """Those that were read, or tried."""
+        self.real: set[str] = set()
+        """The same without links."""
         self.patterns: list[str] = []
         """What is included, as absolute patterns."""
 
@@ -80,6 +82,7 @@ class Files:
     def read(self, name: str, above: Sequence[str]) -> None:
         """Add a file and those that it includes; ``above`` are the ones that include it. Raises ConfigError."""
         self.names.append(name)
+        self.real.add(os.path.realpath(name))
         found = read_toml(name, bool(above))
         folder = os.path.dirname(os.path.abspath(name))
         for path in PATHS:
@@ -92,9 +95,10 @@ class Files:
         for pattern in patterns:
             self.patterns.append(os.path.join(glob.escape(folder), pattern))
             for other in sorted(glob.glob(self.patterns[-1])) or literal(folder, pattern):
-                if os.path.realpath(other) in above:
+                real = os.path.realpath(other)
+                if real in above:
                     raise ConfigError(f"include: {other} includes this file, or is it", name)
-                if other in self.names:
+                if real in self.real:
                     raise ConfigError(f"include: {other} is included already", name)
                 if len(above) > MAX_DEPTH:
                     raise ConfigError(f"include: {other} is more than {MAX_DEPTH} files deep", name)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tabi.config.files import Files
-from tabi.errors import ConfigError
+from tabi.errors import ConfigError, printable
 
 log = logging.getLogger("tabi")
 
@@ -59,7 +59,7 @@ class Watch:
             return False
         others = sorted(name for name in {*found, *self.seen} if found.get(name) != self.seen.get(name))
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        log.info("changed: %s%s", others[0], more)
+        log.info("changed: %s%s", printable(others[0]), more)
         self.find_files()
         self.seen = self.last = self.look()  # what changes from here on, a reload that begins now may miss
         self.looks = 0
@@ -68,10 +68,11 @@ class Watch:
     def find_files(self) -> None:
         """Find out which files there are. What is known stays if one of them is broken."""
         files = Files(self.path)
-        with suppress(ConfigError):
-            files.load()
-            self.names, self.patterns = set(), set()
-        self.names |= {*files.names, *files.named()}
+        if os.path.isfile(self.path):  # a pipe can be read only once
+            with suppress(ConfigError):
+                files.load()
+                self.names, self.patterns = set(), set()
+        self.names |= {self.path, *files.names, *files.named()}
         self.patterns |= set(files.patterns)
 
     def look(self) -> dict[str, State]:
