@@ -231,6 +231,17 @@ def test_a_rule_matches_what_is_in_its_files_too() -> None:
     assert not matches({"networks_file": ("198.51.100.0/24",)}, client="unix")
 
 
+def test_an_explanation_names_the_entry_of_a_list() -> None:
+    """A file may have a million of them."""
+    compiled = rules({"hosts_file": ("a.test *.b.test", "x.b.test 10.0.0.0/8")})
+    for host, why in (
+        ("x.b.test", "hosts_file a.test *.b.test, x.b.test 10.0.0.0/8 (*.b.test, x.b.test)"),
+        ("10.0.0.1", "hosts_file a.test *.b.test, x.b.test 10.0.0.0/8"),
+    ):
+        (step,) = compiled.explain(session(), Address(parse_host(host), 80), None, 0)
+        assert (step.matched, step.why) == (True, why)
+
+
 def test_a_rule_whose_file_was_not_read_matches_nothing() -> None:
     """Such rules are only looked at; none of them may stand for all."""
     for texts in (Texts(hosts_file=("list",)), Texts(networks_file=("list",))):

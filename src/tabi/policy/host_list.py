@@ -112,6 +112,17 @@ class HostList:
                 place = place + 1 & mask
         return False
 
+    def entry_of(self, text: str) -> str | None:
+        """The entry by which a name is in the list, as it could be written there; None if it is not."""
+        for at in (0, *(place for place, letter in enumerate(text) if letter == ".")):
+            record = text[at:].encode("utf-8", "replace") + END
+            place = hash(record) & self.mask
+            while self.slots and (start := self.slots[place]):
+                if self.data[start : start + len(record)] == record:
+                    return f"*{text[at:]}" if at else text
+                place = place + 1 & self.mask
+        return None
+
     def __contains__(self, address: IP) -> bool:
         value = int(address)
         if address.version == 4:

@@ -504,7 +504,7 @@ class RuleSet:
         steps = []
         for rule in self.rules:
             why = self.mismatch(rule, session, asked, now)
-            steps.append(Step(rule, why is None, matchers_of(rule) if why is None else why))
+            steps.append(Step(rule, why is None, matchers_of(rule) + entries_of(rule, asked) if why is None else why))
             if why is None:
                 break
         return steps
@@ -557,6 +557,13 @@ def words_and_files(texts: Texts, key: str) -> str:
     """The words of a matcher, and the files with more of them, for people."""
     words, files = getattr(texts, key), {"hosts": texts.hosts_file, "clients": texts.networks_file}.get(key)
     return ", ".join([*([shown(words)] if words else []), *(f"those of {path}" for path in files or ())])
+
+
+def entries_of(rule: Rule, asked: Asked) -> str:
+    """The entries of lists by which a destination is one of a rule's hosts, for people."""
+    lists = () if rule.hosts is None else rule.hosts.lists
+    found = [entry for one in lists if (entry := one.entry_of(asked.text)) is not None]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def matchers_of(rule: Rule) -> str:
