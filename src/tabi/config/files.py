@@ -37,6 +37,7 @@ PATHS = (
     *(f"distort.{key}" for key in ("map_local", "body")),
     *(f"egress.*.ssh.{key}" for key in ("known_hosts", "key")),
     *(f"ca.{key}" for key in ("certificate", "key")),
+    *(f"admin.{key}" for key in ("token_file", "read_token_file", "tls.certificate", "tls.key")),
     "quotas.path",
     "resolver.ca",
 )
