@@ -16,7 +16,8 @@ from interceptions import NAMES
 from processes import need
 from tabi import Config, Server, Session
 from tabi.config import Listen, Log
-from tabi.config.load import make_config, resolve_paths
+from tabi.config.files import PATHS, changed
+from tabi.config.load import make_config
 from tabi.intercept.authority import Authority
 
 LISTEN = "mixed://127.0.0.1:0"
@@ -24,7 +25,9 @@ LISTEN = "mixed://127.0.0.1:0"
 
 def config_of(folder: Path, tables: dict[str, Any]) -> Config:
     """A configuration from tables as TOML has them; paths are below a folder."""
-    return resolve_paths(make_config({"log": {"access": "none"}, **tables}), folder)
+    for key in PATHS:
+        tables = changed(tables, key.split("."), lambda path: str(folder / path))
+    return make_config({"log": {"access": "none"}, **tables})
 
 
 @contextlib.asynccontextmanager
