@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tabi.cli.fault_options import fault_options, given_by, in_options
 from tabi.cli.help import Group
-from tabi.cli.running import ask, at_socket, code_of, columns, show, terminal_width
+from tabi.cli.running import Place, ask, at_server, code_of, columns, show, terminal_width
 from tabi.errors import ConfigError, printable
 
 LATER = "; it acts on it as soon as it can"
@@ -44,8 +43,8 @@ option_profile = click.option(
 
 @fault.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list.")
-@at_socket
-def list_faults(as_json: bool, path: Path | None) -> int:
+@at_server
+def list_faults(as_json: bool, path: Place) -> int:
     """List the faults, those of the configuration too, with how many sessions have them now, and had them so far.
 
     Example:  tabi fault list
@@ -66,8 +65,8 @@ def list_faults(as_json: bool, path: Path | None) -> int:
 @option_profile
 @option_for
 @fault_options
-@at_socket
-def add(figures: str | None, seconds: str | None, path: Path | None, **options: Any) -> int:
+@at_server
+def add(figures: str | None, seconds: str | None, path: Place, **options: Any) -> int:
     """Set a fault, and print its name. Figures beside a profile hold in place of its own.
 
     Examples:
@@ -91,8 +90,8 @@ def add(figures: str | None, seconds: str | None, path: Path | None, **options: 
 @option_profile
 @option_for
 @fault_options
-@at_socket
-def change(name: str, seconds: str | None, path: Path | None, **options: Any) -> int:
+@at_server
+def change(name: str, seconds: str | None, path: Place, **options: Any) -> int:
     """Change a fault: what is given holds from now on, and all else stays. --profile takes the place of all figures.
 
     Example:  tabi fault change fault-1 --latency 500ms
@@ -103,8 +102,8 @@ def change(name: str, seconds: str | None, path: Path | None, **options: Any) ->
 @fault.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, help="Which ones.")
 @click.option("--all", "every", is_flag=True, help="All that were set while the server runs.")
-@at_socket
-def remove(names: tuple[str, ...], every: bool, path: Path | None) -> int:
+@at_server
+def remove(names: tuple[str, ...], every: bool, path: Place) -> int:
     """Remove faults that were set.
 
     Example:  tabi fault remove fault-1
@@ -114,7 +113,7 @@ def remove(names: tuple[str, ...], every: bool, path: Path | None) -> int:
     return code_of(ask_fault(path, "remove", names=None if every else list(names)), LATER)
 
 
-def ask_fault(path: Path | None, action: str, **arguments: Any) -> dict[str, Any]:
+def ask_fault(path: Place, action: str, **arguments: Any) -> dict[str, Any]:
     """What the running server answers. Raises TabiError, and ConfigError that names the option."""
     try:
         return ask(path, "fault", action=action, **arguments)

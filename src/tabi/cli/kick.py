@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from tabi.cli.help import Command
-from tabi.cli.running import at_socket, code_of
+from tabi.cli.running import Place, at_server, code_of
 from tabi.cli.sessions import ask_about, filter_options, wanted_by
 from tabi.errors import ConfigError
 
@@ -15,8 +13,8 @@ from tabi.errors import ConfigError
 @click.command(cls=Command)
 @filter_options
 @click.option("--all", "every", is_flag=True, help="All sessions.")
-@at_socket
-def kick(every: bool, path: Path | None, **options: str | None) -> int:
+@at_server
+def kick(every: bool, path: Place, **options: str | None) -> int:
     """End sessions of the running server, and print how many. Their clients may begin new ones.
 
     Examples:

@@ -37,6 +37,7 @@ COMMANDS = {
     "sessions": "sessions",
     "kick": "kick",
     "metrics": "metrics",
+    "top": "top",
     "completion": "completion",
     "man": "man",
 }

@@ -6,13 +6,20 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from tabi.errors import printable
+from tabi.errors import ConfigError, printable
 from tabi.server.control import ask_server, find_socket
+
+if TYPE_CHECKING:
+    from tabi.cli.admin_client import AdminClient
+
+Place: TypeAlias = "Path | AdminClient | None"
+"""Where the running server is asked: at its control socket, None: at the one that is found; or by its admin API."""
 
 at_socket: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--socket",
@@ -23,9 +30,40 @@ at_socket: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 )
 
 
-def ask(path: Path | None, command: str, **arguments: Any) -> dict[str, Any]:
+def at_server(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which server is asked; the command gets ``path``, a `Place`."""
+
+    @wraps(command)
+    def asking(path: Path | None, admin: str | None, token_file: str | None, **options: Any) -> Any:
+        return command(path=place_of(path, admin, token_file), **options)
+
+    asking = click.option("--token-file", metavar="FILE", help="Its token. Default: $TABI_ADMIN_TOKEN.")(asking)
+    asking = click.option(
+        "--admin", metavar="URL", help="Ask by the admin API at http://HOST:PORT or https://, in place of the socket."
+    )(asking)
+    return at_socket(asking)
+
+
+def place_of(path: Path | None, admin: str | None, token_file: str | None) -> Place:
+    """Where options say that the server is asked. Raises ConfigError."""
+    if admin is None:
+        if token_file is not None:
+            raise ConfigError("it is for --admin URL", "--token-file")
+        return path
+    if path is not None:
+        raise ConfigError("it contradicts --socket: expected one of both", "--admin")
+    from tabi.cli.admin_client import AdminClient
+    from tabi.config.admin import read_token
+
+    token = os.environ.get("TABI_ADMIN_TOKEN", "") if token_file is None else read_token(token_file, "--token-file")
+    return AdminClient(admin, token)
+
+
+def ask(place: Place, command: str, **arguments: Any) -> dict[str, Any]:
     """What the running server answers. Raises TabiError, and ConfigError that names the key."""
-    return ask_server(find_socket(os.environ) if path is None else path, command, **arguments)
+    if isinstance(place, Path) or place is None:
+        return ask_server(find_socket(os.environ) if place is None else place, command, **arguments)
+    return place.ask(command, **arguments)
 
 
 def code_of(found: Mapping[str, Any], later: str = "") -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
 from tabi.cli.help import Command
-from tabi.cli.running import ask, at_socket, code_of, columns, octets, seconds, show, terminal_width
+from tabi.cli.running import Place, ask, at_server, code_of, columns, octets, seconds, show, terminal_width
 from tabi.errors import ConfigError
 from tabi.server.reports import MOST, SORTED_BY
 
@@ -42,7 +41,7 @@ def wanted_by(options: Mapping[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in options.items() if text is not None}
 
 
-def ask_about(path: Path | None, command: str, **arguments: Any) -> dict[str, Any]:
+def ask_about(path: Place, command: str, **arguments: Any) -> dict[str, Any]:
     """As `ask`; what is wrong is named as an option."""
     try:
         return ask(path, command, **arguments)
@@ -59,8 +58,8 @@ def ask_about(path: Path | None, command: str, **arguments: Any) -> dict[str, An
     "--limit", metavar="N", type=click.IntRange(0, MOST), default=ROWS, help="So many at most.", show_default=True
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list, with the keys of the access log.")
-@at_socket
-def sessions(sort: str | None, limit: int, as_json: bool, path: Path | None, **options: str | None) -> int:
+@at_server
+def sessions(sort: str | None, limit: int, as_json: bool, path: Place, **options: str | None) -> int:
     """List the sessions that run on the server now.
 
     Examples:
