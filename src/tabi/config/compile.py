@@ -118,9 +118,7 @@ def make_intercepts(
     return Intercepts(entries, clock, columns_of(config, users)("groups", groups_of), direct_of(config))
 
 
-def implied_entries(
-    distorts: Iterable[Distort], first: int, lists: Lists
-) -> Iterator[tuple[InterceptRule, Compiled]]:
+def implied_entries(distorts: Iterable[Distort], first: int, lists: Lists) -> Iterator[tuple[InterceptRule, Compiled]]:
     """What has plain HTTP looked into for entries of ``[[distort]]``; ``first`` is the number of the first. Those with
     ``tls`` alone come last: they only need to know that a session is TLS, for the log."""
     wanted = [distort for distort in distorts if distort.on_http or distort.tls is not None]

@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serve, Pa
 class Terminal:
     """A terminal of 80x24, with `tabi top` in its foreground."""
 
-    def __init__(self, *arguments: str | Path, **environ: str) -> None:
+    def __init__(self, *arguments: str | Path, controls: bool = True, **environ: str) -> None:
         self.ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         os.set_blocking(self.ours, False)
@@ -48,7 +48,7 @@ class Terminal:
             stderr=theirs,
             env={**environment(), "TERM": "xterm-256color", **environ},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controls else None,
         )
 
     def __enter__(self) -> Terminal:
@@ -117,6 +117,15 @@ def test_a_terminal_that_is_closed_ends_it(server: tuple[Serve, Path]) -> None:
         os.close(terminal.theirs)
         os.close(terminal.ours)
         assert terminal.process.wait(PATIENCE) == -signal.SIGHUP
+
+
+def test_a_terminal_that_is_closed_without_a_signal_ends_it(server: tuple[Serve, Path]) -> None:
+    """As one that does not control the program, whose process ends: it does not go on for nobody."""
+    with Terminal("--socket", server[1], "--every", "0.5", controls=False) as terminal:
+        terminal.sees(b"q quit")
+        os.close(terminal.theirs)
+        os.close(terminal.ours)
+        assert terminal.process.wait(PATIENCE) > 0
 
 
 def test_no_color(server: tuple[Serve, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -156,7 +157,11 @@ class Top(App[None]):
     # --- looking ---
 
     async def action_look(self) -> None:
-        """Look, unless a look is under way: then once more behind that if something else is wanted by now."""
+        """Look, unless a look is under way: then once more behind that if something else is wanted by now. End if the
+        terminal is gone and no signal has told."""
+        if not (self.is_headless or os.isatty(0)):
+            self.exit(return_code=1)
+            return
         self.again = True
         if not self.looking:
             self.looking = True
