@@ -63,10 +63,12 @@ def is_held(pid: int) -> bool:
 
 
 class Flood:
-    """Sends the three signals to processes in a loop, until it is stopped."""
+    """Sends the three signals to processes in a loop, until it is stopped; SIGUSR2 not to a supervisor, which would
+    start its program anew."""
 
     def __init__(self) -> None:
         self.pids: list[int] = []
+        self.supervisor = 0
         self.ended = False
         self.thread = threading.Thread(target=self.send)
         self.thread.start()
@@ -75,7 +77,7 @@ class Flood:
         """The loop."""
         while not self.ended:
             for pid in self.pids:
-                for number in SIGNALS:
+                for number in SIGNALS[: 2 if pid == self.supervisor else 3]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
 
@@ -100,6 +102,7 @@ def test_a_flood_of_them_from_the_first_line_on(tmp_path: Path) -> None:
         running = Serve(process, out, err)
         try:
             wait_for(lambda: is_held(process.pid), "the first line")
+            flood.supervisor = process.pid
             flood.pids.append(process.pid)
             running.wait_ready()
             pids = children(process.pid)

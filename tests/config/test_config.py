@@ -1032,6 +1032,11 @@ def test_a_bad_duration_names_its_key(key: str, value: str, message: str) -> Non
             assert parse_config(f"[timeouts]\nidle = {value}").timeouts.idle == float("inf")
             return
         message += '; for any time it is 0 or "never"'
+    if key == "drain":
+        if value == "inf":
+            assert parse_config(f"[timeouts]\ndrain = {value}").timeouts.drain == float("inf")
+            return
+        message += '; for as long as it takes it is "never"'
     with pytest.raises(ConfigError) as caught:
         parse_config(f"[timeouts]\n{key} = {value}")
     assert str(caught.value).lower() == f"timeouts.{key}: {message}".lower()

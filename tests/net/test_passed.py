@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tabi.errors import ConfigError
 from tabi.net import passed as module
-from tabi.net.passed import Passed, take_passed
+from tabi.net.passed import Group, Inherited, Passed, take_passed
 
 ASIDE = 500
 """Where the descriptors of these tests begin. The kernel gives others the lowest number that is free."""
@@ -186,3 +186,33 @@ def test_any_environment_is_read_or_a_configuration_error(count: str, names: str
         take_passed(environment(LISTEN_FDS=count, LISTEN_FDNAMES=names))
     with pytest.raises(ConfigError):
         Passed({}).take(f"x{names}", ())
+
+
+def test_inherited_sockets_go_by_their_place() -> None:
+    """Of several at one place the first is taken first; what nobody takes is closed, and no child inherits any."""
+    with contextlib.ExitStack() as stack:
+        numbers = [stack.enter_context(listening()) for _ in range(4)]
+        for number in numbers:
+            os.set_inheritable(number, True)
+        groups = [
+            Group("127.0.0.1:0", numbers[:1], []),
+            Group("127.0.0.1:0", numbers[1:2], []),
+            Group("/x.sock", numbers[2:3], [("/x.sock", 1, 2)]),
+            Group("[::1]:1080", numbers[3:], []),
+        ]
+        inherited = Inherited(groups)
+        assert not any(map(os.get_inheritable, numbers))
+        found = [inherited.take(place) for place in ("127.0.0.1:0", "/x.sock", "127.0.0.1:0")]
+        assert [one and [[sock.fileno() for sock in one[0]], one[1]] for one in found] == [
+            [numbers[:1], []],
+            [numbers[2:3], [("/x.sock", 1, 2)]],
+            [numbers[1:2], []],
+        ]
+        assert inherited.take("127.0.0.1:0") is None
+        assert inherited.take("192.0.2.1:1") is None
+        inherited.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(numbers[3])
+        for one in found:
+            for sock in one[0] if one else ():
+                sock.close()

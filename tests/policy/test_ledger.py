@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tabi.policy.ledger import PERIOD, RUNNING, USED, Ledger
+from tabi.policy.ledger import PERIOD, RUNNING, USED, Ledger, Used
 
 
 def test_rows_go_by_names() -> None:
@@ -80,3 +80,24 @@ def test_what_is_stored_comes_back_and_what_is_new_is_told_once() -> None:
     ledger.cells[bob + PERIOD] = 100
     ledger.saved(rows)
     assert ledger.unsaved() == []
+
+
+def test_what_another_process_has_stored_counts_once() -> None:
+    """Differences to what is known to be stored are added, whatever was used here meanwhile; equal ones are nothing."""
+    ledger = Ledger()
+    ledger.merge({"user alice": (86400, 10)})
+    at = ledger.row("user alice")
+    ledger.cells[at + USED] += 3
+    for _ in range(2):
+        ledger.merge({"user alice": (86400, 15)})
+        assert ledger.cells[at + PERIOD] == 86400
+        assert (ledger.cells[at + USED], ledger.unsaved()) == (18, [Used("user alice", 86400, 3)])
+
+
+def test_what_another_process_has_stored_of_another_period_does_not_count() -> None:
+    """Then nothing of the current one is stored any more: all of it is to be stored again."""
+    ledger = Ledger()
+    ledger.merge({"user alice": (86400, 10)})
+    ledger.merge({"user alice": (2 * 86400, 4)})
+    assert ledger.cells[ledger.row("user alice") + USED] == 10
+    assert ledger.unsaved() == [Used("user alice", 86400, 10)]

@@ -16,6 +16,7 @@ from tabi.policy.period import Period
 from tabi.policy.quantities import (
     Bandwidth,
     Chance,
+    Drain,
     Idle,
     Moment,
     Onset,
@@ -212,6 +213,20 @@ def test_what_is_no_idle_time(value: object) -> None:
     """As for any duration; the message says what else there is."""
     with pytest.raises(ValueError, match=r'duration.*; for any time it is 0 or "never"$'):
         Idle.parse(value)
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("never", inf), (inf, inf), (5, 5.0), ("1 min", 60.0)])
+def test_draining_may_take_as_long_as_it_takes(value: object, seconds: float) -> None:
+    """``timeouts.drain``: "never" has no end."""
+    assert Drain.parse(value) == seconds
+    assert isinstance(Drain.parse(value), Drain)
+
+
+@pytest.mark.parametrize("value", [0, -1, "always", True, None])
+def test_a_time_to_drain_is_not_nothing(value: object) -> None:
+    """0 could be taken for no end: it is none of both."""
+    with pytest.raises(ValueError, match='for as long as it takes it is "never"'):
+        Drain.parse(value)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,24 @@ import pytest
 
 import tabi
 from conftest import Run
+from doubles import until
 from processes import PATIENCE, Serve, is_running, serve, tunnels, wait_for
 from tabi.errors import TabiError
 from tabi.server import asker
 from tabi.server import control as module
 from tabi.server.channel import Channel, Message, make_channel
-from tabi.server.control import MAX_CLIENTS, NAME, RUN, Control, ask_server, find_socket, folders, open_socket
+from tabi.server.control import (
+    MAX_CLIENTS,
+    NAME,
+    RUN,
+    Control,
+    ask_server,
+    find_socket,
+    folders,
+    open_socket,
+    step_aside,
+    take,
+)
 from tabi.server.frames import MAX_REQUEST, encode_frame, read_frame
 
 # --- the process, in a loop of the test's ---
@@ -457,3 +469,58 @@ def test_a_file_that_is_another_server_s_by_now_stays(tmp_path: Path, runtime: d
         assert proxy.stop() == 0
         assert path.exists()
         sock.close()
+
+
+def test_a_client_that_waits_has_its_answer_at_the_end(tmp_path: Path, run_once: Run) -> None:
+    """The supervisor has ended, or its answer was its last word: it comes before the end of the connection."""
+
+    async def main() -> None:
+        async with controlled(tmp_path) as asked:
+            reader, writer = await asked.connect()
+            writer.write(encode_frame({"command": "silence"}))
+            await until(lambda: asked.requests)
+            asked.channel.close()
+            assert await read_frame(reader, 1000) == {"error": "the server has ended"}
+            assert await reader.read() == b""
+            writer.close()
+
+    run_once(main)
+
+
+def test_a_socket_that_steps_aside_and_the_one_that_takes_its_place(tmp_path: Path) -> None:
+    """There is one under the usual name at any time; the old one is found by its other name alone."""
+    with contextlib.ExitStack() as stack:
+        old, sock = open_socket(tmp_path, 1)
+        stack.enter_context(sock)
+        aside = step_aside(old, 1)
+        assert (old.name, aside.name) == (NAME, "draining-1.sock")
+        assert os.path.samestat(os.stat(old), os.stat(aside))
+        new, other = open_socket(tmp_path, 2, before=1)
+        stack.enter_context(other)
+        found = os.stat(new)
+        assert new.name == "control-2.sock"
+        assert take(new, 1) == old
+        assert os.path.samestat(os.stat(old), found)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, aside.name]
+
+
+def test_the_name_of_another_server_is_not_taken(tmp_path: Path) -> None:
+    """The first server of two goes on; the second one is upgraded, and keeps the name that it has had."""
+    with contextlib.ExitStack() as stack:
+        for pid in (1, 2, 3):
+            stack.enter_context(open_socket(tmp_path, pid)[1])
+        second, third = tmp_path / "control-2.sock", tmp_path / "control-3.sock"
+        found = os.stat(third)
+        step_aside(second, 2)
+        assert take(third, 2) == second
+        assert os.path.samestat(os.stat(second), found)
+        assert take(second, 7) == second  # of a server that nothing is known of
+
+
+def test_the_name_of_a_server_that_is_gone_is_free(tmp_path: Path) -> None:
+    """The old one was killed, and its process of the control socket has removed the file."""
+    old, sock = open_socket(tmp_path, 1)
+    new, other = open_socket(tmp_path, 2, before=1)
+    with sock, other:
+        old.unlink()
+        assert take(new, 1) == old

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 
 from conftest import Run
@@ -492,3 +494,35 @@ def test_a_request_that_is_too_large(tmp_path: Path, runtime: dict[str, str]) ->
             with pytest.raises(TabiError, match=r"too large|at most"):
                 ask_server(path, "fault", action="add", fault=fault | {"name": "x" * more})
         assert ask_server(path, "fault", action="list")["faults"] == []
+
+
+def test_another_process_takes_the_faults_over() -> None:
+    """With their names, the figures of their profiles as they were, and the moment of their end."""
+    with contextlib.closing(Scene({"profile": {"mine": {"latency": "1 s"}}})) as one:
+        one.ask("add", fault={"name": "a", "profile": "mine", "hosts": ["*.example"]}, **{"for": "1 h"})
+        one.ask("add", fault={"name": "b", "loss": "1%"})
+        state = json.loads(msgspec.json.encode(one.control.state()))
+    with contextlib.closing(Scene({"profile": {"mine": {"latency": "2 s"}}})) as two:
+        two.control.adopt(state)
+        assert two.control.all == one.control.all
+        assert two.control.all["a"].until == 4600
+        two.ask("add", fault={"loss": "2%"})
+        assert "fault-1" in two.control.all
+
+
+def test_a_fault_that_does_not_go_with_the_configuration_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Its listener is gone, its name is that of an entry now, or it is of a version that has other keys."""
+    with contextlib.closing(Scene({"distort": [{"name": "taken", "fault": "3g"}]})) as scene:
+        held = {"profile": None, "until": None}
+        scene.control.adopt(
+            {
+                "gone": {"given": {"loss": "1%", "listeners": ["http://127.0.0.1:9"]}, **held},
+                "taken": {"given": {"loss": "1%"}, **held},
+                "later": {"given": {"gremlins": True}, **held},
+                "other": {},
+                "good": {"given": {"loss": "1%"}, **held},
+            }
+        )
+        assert list(scene.control.all) == ["good"]
+        for name in ("gone", "taken", "later", "other"):
+            assert f"fault {name} is not taken over: " in caplog.text

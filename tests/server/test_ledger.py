@@ -226,3 +226,11 @@ def test_one_worker_alone_needs_no_lock() -> None:
     with contextlib.closing(SharedLedger(1)) as ledger:
         assert not ledger.clients.shared
         assert ledger.clients.admit(ALICE, TERMS, 0) is not None
+
+
+def test_a_supervisor_that_counts_too_needs_the_lock() -> None:
+    """Beside another server, what that one uses is added to the cells of a single worker, which counts meanwhile."""
+    for merges in (True, False):
+        ledger = SharedLedger(1, merges=merges)
+        assert ledger.shared is merges
+        ledger.close()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from conftest import Run
 from doubles import until
-from tabi.policy.ledger import USED, Usage
+from tabi.errors import ConfigError
+from tabi.policy.ledger import PERIOD, USED, Usage
 from tabi.server import quota_keeper as module
 from tabi.server.ledger import LocalLedger
 from tabi.server.quota_keeper import QuotaKeeper
+from tabi.server.quota_store import QuotaStore
 
 
 class Memory:
@@ -25,7 +28,7 @@ class Memory:
     def load(self) -> Mapping[str, tuple[int, int]]:
         return {name: (86400, octets) for name, octets in self.octets.items()}
 
-    def save(self, usage: Usage) -> bool:
+    def save(self, usage: Usage, together: bool = False) -> bool:
         self.saves += 1
         rows = usage.unsaved()
         for name, _, octets in rows:
@@ -60,3 +63,33 @@ def test_it_saves_again_and_again_and_at_the_end(run_once: Run, monkeypatch: pyt
         assert store.octets == {"user alice": 12}
 
     run_once(main)
+
+
+def test_two_servers_use_one_store(tmp_path: Path) -> None:
+    """What one uses counts for the other as soon as both have saved, and nothing is stored twice."""
+    store = QuotaStore(tmp_path / "q")
+    one, two = (QuotaKeeper(LocalLedger(), store) for _ in range(2))
+    two.together = two.merges = True
+    one.together = True
+    for keeper, octets in ((one, 5), (two, 7), (one, 2)):
+        at = keeper.ledger.row("user alice")
+        keeper.ledger.cells[at + PERIOD] = 86400
+        keeper.ledger.cells[at + USED] += octets
+        keeper.save()
+    two.save()
+    assert two.ledger.cells[two.ledger.row("user alice") + USED] == 14
+    assert one.ledger.cells[one.ledger.row("user alice") + USED] == 7
+    assert store.load() == {"user alice": (86400, 14)}
+
+
+def test_a_store_that_cannot_be_read_changes_nothing() -> None:
+    """The next time, then."""
+
+    class Broken(Memory):
+        def load(self) -> Mapping[str, tuple[int, int]]:
+            raise ConfigError("it is broken", "quotas.path")
+
+    keeper = QuotaKeeper(LocalLedger(), Memory())
+    keeper.store, keeper.merges = Broken(), True
+    keeper.save()
+    assert keeper.ledger.cells[keeper.ledger.row("user alice") + USED] == 5

@@ -236,3 +236,18 @@ def test_a_check_finds_what_a_start_would(tmp_path: Path) -> None:
 def test_where_it_is_by_default(environment: dict[str, str], path: str) -> None:
     """The state directory of systemd, else that of the user; a relative one is to be ignored (XDG)."""
     assert default_path(environment) == Path(path).expanduser()
+
+
+def test_the_next_period_of_another_server_stays(tmp_path: Path) -> None:
+    """At midnight one of two has begun the new day, and the other stores the rest of the old one: that is over."""
+    store, late, early = QuotaStore(tmp_path / "q"), make_limits(), make_limits()
+    use(late, 500)
+    store.save(late.ledger, True)
+    use(early, 3, NOW + DAY)
+    store.save(early.ledger, True)
+    use(late, 20)
+    store.save(late.ledger, True)
+    assert [octets for _, octets in store.load().values()] == [3]
+    use(late, 4, NOW + DAY)
+    store.save(late.ledger, True)
+    assert [octets for _, octets in store.load().values()] == [7]

@@ -400,7 +400,7 @@ def test_a_command_that_fails_does_not_end_it(start: Start, caplog: pytest.LogCa
     theirs.close()
     assert answers[0] == {"id": 0, "error": "internal error: RuntimeError"}
     assert "a mistake" in caplog.text
-    expected = "expected one of: status, reload, fault, fail"
+    expected = "expected one of: status, reload, fault, upgrade, fail"
     assert answers[1] == {"id": 1, "error": f"command ['fail'], {expected}"}
     assert answers[2] == {"id": 2, "error": f"command None, {expected}"}
     assert answers[3] is not None

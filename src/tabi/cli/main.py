@@ -40,6 +40,7 @@ COMMANDS = {
     "top": "top",
     "completion": "completion",
     "man": "man",
+    "upgrade": "upgrade",
 }
 """Each command, and its name in the module that is called as it is. A module is imported when its command is used."""
 

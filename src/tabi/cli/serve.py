@@ -34,6 +34,7 @@ from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders
 from tabi.server.log_writer import LogWriter
+from tabi.server.predecessor import take_predecessor
 from tabi.server.supervisor import Supervisor
 from tabi.server.watch import Watch
 from tabi.wire.address import from_sockaddr
@@ -102,7 +103,7 @@ def serve(
 
     Ctrl-C or SIGTERM ends it: running connections may finish within the drain time (30 s). A second signal ends it at
     once. SIGHUP reloads the file for new connections, and so does --watch when it has changed; a warning names what
-    needs a restart.
+    needs a restart. SIGUSR2, or `tabi upgrade`, starts the program anew on the same sockets.
 
     Examples:
 
@@ -123,12 +124,16 @@ def serve(
         raise ConfigError("there is nothing to watch: expected -c FILE", "--watch")
     check_calls(try_all())
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # it logs every channel
-    with contextlib.closing(LogWriter()) as writer:
+    before = take_predecessor(os.environ)
+    with (
+        contextlib.nullcontext() if before is None else before.told_of_failure(),
+        contextlib.closing(LogWriter()) as writer,
+    ):
         logging.basicConfig(level="INFO", handlers=[writer])
         watched = Watch(config) if watch and config is not None else None  # before it is read
         compiled = read()
         logging.getLogger().setLevel(compiled.config.log.level.upper())
-        answer = Control(folders(os.environ)[0], tabi.__version__).run
+        answer = Control(folders(os.environ)[0], tabi.__version__, None if before is None else before.pid).run
         control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
         reread = None if config is None else read
         with contextlib.closing(control), contextlib.ExitStack() as closing:
@@ -144,7 +149,7 @@ def serve(
                 children.append(records.child)
             private = () if admin is None else (admin.port,)
             sink = None if records is None else records.sink
-            supervisor = Supervisor(compiled, reread, children, sink, private, watched)
+            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before)
             with_users = compiled.config.has_users
             code = supervisor.run(
                 lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)

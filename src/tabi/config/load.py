@@ -42,7 +42,7 @@ from tabi.config.schema import (
     UsersGrammar,
 )
 from tabi.errors import ConfigError
-from tabi.policy.quantities import Bandwidth, Chance, Idle, Moment, Onset, Quota, Rate, Seconds, Share, Size
+from tabi.policy.quantities import Bandwidth, Chance, Drain, Idle, Moment, Onset, Quota, Rate, Seconds, Share, Size
 from tabi.policy.schedule import Clock, Cycle
 
 
@@ -112,7 +112,7 @@ def decode_special(kind: type, value: object) -> object:
 
 SPECIAL: dict[type, Callable[[object], object]] = {
     kind: kind.parse
-    for kind in (Seconds, Idle, Size, Rate, Share, Bandwidth, Chance, Onset, Quota, Moment, Clock, Cycle)
+    for kind in (Seconds, Idle, Drain, Size, Rate, Share, Bandwidth, Chance, Onset, Quota, Moment, Clock, Cycle)
 }
 """The types that TOML does not have, and what reads them."""
 

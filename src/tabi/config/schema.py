@@ -25,10 +25,11 @@ if TYPE_CHECKING:  # a program may give plain numbers: they are checked and conv
     Bandwidth: TypeAlias = float
     Moment: TypeAlias = float
     Seconds: TypeAlias = float
+    Drain: TypeAlias = float
     Idle: TypeAlias = float
     Size: TypeAlias = int
 else:
-    from tabi.policy.quantities import Bandwidth, Idle, Moment, Seconds, Size
+    from tabi.policy.quantities import Bandwidth, Drain, Idle, Moment, Seconds, Size
 
 PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})", re.ASCII)
 NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})+\.?")
@@ -589,8 +590,8 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the first reply to BIND until the peer has connected. Default: 120."""
     udp_idle: Seconds = Seconds(120)
     """Time without a datagram in either direction. Default: 120."""
-    drain: Seconds = Seconds(30)
-    """For running sessions after SIGTERM or Ctrl-C. Default: 30."""
+    drain: Drain = Drain(30)
+    """For running sessions after SIGTERM, Ctrl-C or an upgrade; ``"never"`` for as long as they take. Default: 30."""
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

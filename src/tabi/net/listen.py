@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tabi.errors import ConfigError
-from tabi.net.passed import Passed, take_passed
+from tabi.net.passed import File, Group, Inherited, Passed, take_passed
 from tabi.net.reactor import Reactor
 from tabi.net.sockaddr import with_scope
 from tabi.session import UNIX
@@ -89,14 +89,15 @@ class Listeners:
 
     def __init__(self, sockets: Sequence[Given] = ()) -> None:
         self.sockets = [[given] if isinstance(given, socket.socket) else list(given) for given in sockets]
-        self.files: list[tuple[str, int, int]] = []  # path, device and inode
+        self.files: list[File] = []
 
-    def open(self, listen: Sequence[Listen], passed: Passed | None = None) -> None:
+    def open(self, listen: Sequence[Listen], passed: Passed | None = None, inherited: Inherited | None = None) -> None:
         """Bind the sockets of the listeners that have none yet, or take over what was passed.
 
         Args:
             listen: all listeners.
             passed: what the service manager has opened. Default: as the environment says, if a listener wants it.
+            inherited: those of the process that this one takes over from.
 
         Raises:
             ConfigError: nothing of that name was passed, or there is no such user. It names the listener.
@@ -117,6 +118,11 @@ class Listeners:
                         assert passed is not None
                         names = {other.name for other in places if isinstance(other, PassedSocket)}
                         opened[index] = passed.take(place.name, names)
+                    elif inherited is not None and (found := inherited.take(key_of(place))) is not None:
+                        opened[index] = found[0]
+                        self.files += found[1]
+                        if isinstance(place, UnixSocket):
+                            give_rights(place)
                     else:
                         opened[index] = self.bind(place, places)
                 except ConfigError as exc:
@@ -140,6 +146,16 @@ class Listeners:
             return bind_name(place.host, place.port)
         return [bind_listener(place, Address(IPv4Address(0), place.port) in places)]
 
+    def groups(self, listen: Sequence[Listen]) -> list[Group]:
+        """The sockets as the next process is told of them, but for those that a service manager has passed."""
+        found = []
+        for sockets, one in zip(self.sockets, listen, strict=True):
+            place = one.parsed.place
+            if not isinstance(place, PassedSocket):
+                files = [file for file in self.files if isinstance(place, UnixSocket) and file[0] == place.path]
+                found.append(Group(key_of(place), [sock.fileno() for sock in sockets], files))
+        return found
+
     def close(self) -> None:
         """Close the sockets and remove the files that are still theirs. Harmless when done twice."""
         for path, device, inode in self.files:
@@ -150,6 +166,11 @@ class Listeners:
         self.files.clear()
         for sock in itertools.chain(*self.sockets):
             sock.close()
+
+
+def key_of(place: Place) -> str:
+    """What is the same for two listeners that need the same sockets."""
+    return place.path if isinstance(place, UnixSocket) else str(place)
 
 
 def bind_listener(address: Address, only_ipv6: bool = False) -> socket.socket:
@@ -222,17 +243,15 @@ def bind_unix(place: UnixSocket) -> socket.socket:
         OSError: as bind(2), chown(2) and chmod(2); EADDRINUSE if a process listens there, EEXIST if the file is not a
             socket.
     """
-    owner, group = owners(place)
+    owners(place)
     remove_stale(place.path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         os.fchmod(sock.fileno(), 0)  # bind(2) gives the file the rights of the socket, less the umask: none for now
         sock.bind(place.path)
         try:
-            if (owner, group) != (-1, -1):
-                os.chown(place.path, owner, group, follow_symlinks=False)
             sock.listen(BACKLOG)  # first, so that a client that may connect finds a listener
-            os.chmod(place.path, place.mode)
+            give_rights(place)
         except BaseException:
             os.unlink(place.path)
             raise
@@ -240,6 +259,14 @@ def bind_unix(place: UnixSocket) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def give_rights(place: UnixSocket) -> None:
+    """Give the file of a socket its owner, group and mode, in this order. Raises ConfigError and OSError."""
+    owner, group = owners(place)
+    if (owner, group) != (-1, -1):
+        os.chown(place.path, owner, group, follow_symlinks=False)
+    os.chmod(place.path, place.mode)
 
 
 def check_unix(place: UnixSocket) -> None:

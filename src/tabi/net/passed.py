@@ -1,12 +1,14 @@
-"""Sockets that a service manager has opened and passes on: sd_listen_fds(3) of systemd, and managers that do the
-same."""
+"""Listening sockets that another process has opened: a service manager, by sd_listen_fds(3) of systemd, or the process
+of tabi that this one takes over from."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from collections.abc import Collection, MutableMapping
+from collections import defaultdict, deque
+from collections.abc import Collection, MutableMapping, Sequence
+from typing import NamedTuple
 
 from tabi.errors import ConfigError
 
@@ -19,6 +21,46 @@ UNNAMED = "unknown"
 """The name of sockets that have none."""
 
 FAMILIES = frozenset(getattr(socket, name) for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name))
+
+
+File = tuple[str, int, int]
+"""The file of a unix socket: its path, device and inode."""
+
+
+class Group(NamedTuple):
+    """The sockets of one listener, as one process describes them to the next."""
+
+    place: str
+    """As the listener's URL has it: host and port, or the path of a unix socket."""
+    numbers: list[int]
+    """Descriptors."""
+    files: list[File]
+
+
+class Inherited:
+    """Sockets of the process that this one takes over from, and that no listener has taken yet."""
+
+    def __init__(self, groups: Sequence[Group] = ()) -> None:
+        self.groups: defaultdict[str, deque[Group]] = defaultdict(deque)
+        for group in groups:
+            self.groups[group.place].append(group)
+            for number in group.numbers:
+                os.set_inheritable(number, False)
+
+    def take(self, place: str) -> tuple[list[socket.socket], list[File]] | None:
+        """The sockets at a place, and their files; None if there are none. Of several the first goes first."""
+        if not self.groups[place]:
+            return None
+        _, numbers, files = self.groups[place].popleft()
+        return [socket.socket(fileno=number) for number in numbers], files
+
+    def close(self) -> None:
+        """Close those that no listener has taken."""
+        for waiting in self.groups.values():
+            for group in waiting:
+                for number in group.numbers:
+                    os.close(number)
+        self.groups.clear()
 
 
 class Passed:

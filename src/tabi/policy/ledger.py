@@ -46,8 +46,11 @@ class UsageStore(Protocol):
     def load(self) -> Mapping[str, tuple[int, int]]:
         """By account, when its period began (seconds since 1970) and the octets used. Raises ConfigError."""
 
-    def save(self, usage: Usage, /) -> bool:
-        """Add what was used since the last time. False if that failed: then the next call adds all of it."""
+    def save(self, usage: Usage, together: bool = False, /) -> bool:
+        """Add what was used since the last time. False if that failed: then the next call adds all of it.
+
+        Where two servers store ``together``, what is stored of a later period stays.
+        """
 
 
 class Ledger:
@@ -134,6 +137,24 @@ class Ledger:
             self.enter()
             if not self.cells[at + PERIOD]:
                 self.cells[at + PERIOD], self.cells[at + USED], self.cells[at + SAVED] = period, octets, octets
+            self.leave()
+
+    def merge(self, stored: Mapping[str, tuple[int, int]]) -> None:
+        """Count what another process has stored since. Of a period that is not the current one nothing counts: then all
+        that was used here is yet to be stored."""
+        for name, (period, octets) in stored.items():
+            at = self.row(name)
+            if self.cells[at + PERIOD] == period and self.cells[at + SAVED] == octets:
+                continue
+            self.enter()
+            cells = self.cells
+            if not cells[at + PERIOD]:
+                cells[at + PERIOD], cells[at + USED], cells[at + SAVED] = period, octets, octets
+            elif cells[at + PERIOD] == period:
+                cells[at + USED] += octets - cells[at + SAVED]
+                cells[at + SAVED] = octets
+            else:
+                cells[at + SAVED] = 0
             self.leave()
 
     def unsaved(self) -> list[Used]:

@@ -76,6 +76,20 @@ class Idle(Seconds):
             raise ValueError(f'{exc}; for any time it is 0 or "never"') from None
 
 
+class Drain(Seconds):
+    """A duration in seconds, or infinity: as long as it takes."""
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read infinity or ``"never"``, which have no end, or as `Seconds`. Raises ValueError."""
+        if value == "never" or (is_number(value) and value == inf):
+            return cls(inf)
+        try:
+            return cls(Seconds.parse(value))
+        except ValueError as exc:
+            raise ValueError(f'{exc}; for as long as it takes it is "never"') from None
+
+
 class Onset(float):
     """Seconds until something begins, 0 for at once."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Hashable
 from ipaddress import IPv4Address, IPv6Address
@@ -34,6 +35,9 @@ log = logging.getLogger("tabi")
 
 Done = Callable[[Session], object]
 IP = IPv4Address | IPv6Address
+
+WARN_EVERY = 60.0
+"""Seconds between two warnings that another process has a shared port."""
 
 SWEEPS = 10
 """Sweeps in the idle limit: a quiet association ends at most a tenth of it late."""
@@ -80,6 +84,7 @@ class Associations:
         self.active: set[Association] = set()
         self.shared: dict[tuple[IP, int], SharedPort] = {}
         self.departed: Departed = {}
+        self.next_warning = 0.0
         self.interval = max(0.01, idle / SWEEPS)
         self.timer: asyncio.TimerHandle | None = None
 
@@ -101,7 +106,8 @@ class Associations:
         """A port on the address that a client has connected to: a new one, or the one that all share there.
 
         ``local`` is that address and the listener's port. A newcomer that cannot be told apart from the others on the
-        shared port gets one of its own. Raises OSError if no port is free.
+        shared port gets one of its own, and so does everybody while another process has that port: the one that this
+        one has taken over from. Raises OSError if no port is free.
         """
         host, number = local
         assert not isinstance(host, str)
@@ -110,10 +116,24 @@ class Associations:
         port = self.shared.get((host, number))
         if port is None:
             ports = range(number, number + 1)
-            port = self.shared[host, number] = SharedPort(self.context, host, ports, self.departed, self.forget)
+            try:
+                port = SharedPort(self.context, host, ports, self.departed, self.forget)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+                self.warn_taken(number)
+                return Port(self.context, host, None)
+            self.shared[host, number] = port
         if newcomer is not None and not port.tells_apart(newcomer):
             return Port(self.context, host, None)
         return port
+
+    def warn_taken(self, number: int) -> None:
+        """Say that another process has a shared port, at most once a minute."""
+        now = monotonic()
+        if now >= self.next_warning:
+            self.next_warning = now + WARN_EVERY
+            log.warning("shared UDP port %d: another process has it; associations get ports of their own", number)
 
     def forget(self, port: SharedPort) -> None:
         """A port is about to be closed."""

@@ -14,6 +14,14 @@ from tabi.server.channel import Channel, Message, close_all
 PATIENCE = 5.0
 """Seconds that the supervisor may take for an answer."""
 
+PATIENCES = {"upgrade": 40.0}
+"""The same for commands that take longer."""
+
+
+def patience_for(request: Mapping[str, Any]) -> float:
+    """Seconds that the supervisor may take for the answer to a request."""
+    return PATIENCES.get(str(request.get("command")), PATIENCE)
+
 
 class Asked:
     """A request that waits for its answer."""
@@ -53,6 +61,12 @@ class Asker:
         else:
             asked.answer.set_result({name: value for name, value in body.items() if name != "id"})
 
+    def end(self) -> None:
+        """Answer whoever still waits: the server has ended."""
+        for asked in self.asked.values():
+            if not asked.answer.done():
+                asked.answer.set_result({"error": "the server has ended"})
+
     def join(self, asked: Asked, silent: Sequence[int]) -> dict[str, Any]:
         """One answer out of those of workers."""
         try:
@@ -70,14 +84,14 @@ class Asker:
                 about.check(request)
             if not self.channel.send({"id": number, "request": request}):
                 return {"error": "the server does not listen, try again later"}
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience_for(request)):
                 answer = await asked.answer
         except ConfigError as exc:
             return {"error": exc.message, "path": exc.path}
         except ValueError:
             return {"error": "the request is too large"}
         except TimeoutError:
-            return {"error": f"the server has not answered within {PATIENCE:g} s"}
+            return {"error": f"the server has not answered within {patience_for(request):g} s"}
         finally:
             del self.asked[number]
             close_all([file for _, file in asked.parts])

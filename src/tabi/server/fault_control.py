@@ -268,6 +268,22 @@ class FaultControl:
             question = self.questions.pop(number)
             question.done(question)
 
+    # --- another process takes over ---
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """All faults, for `adopt` of another process on this machine."""
+        return {name: {**held.message, "until": held.until} for name, held in self.all.items()}
+
+    def adopt(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Have the faults of the process before; what does not go with this configuration is left out, and logged."""
+        for name, one in state.items():
+            try:
+                held = Held(one["given"], one["profile"], one["until"])
+                check_name(name, {*self.all, *self.labels}, len(self.all))
+                self.all[name] = self.checked(name, held.given, None, held)
+            except (ConfigError, KeyError) as exc:
+                log.warning("fault %s is not taken over: %s", name, exc)
+
     # --- time ---
 
     def due(self, now: float) -> float | None:

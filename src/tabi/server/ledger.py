@@ -47,11 +47,12 @@ class SharedLedger(LocalLedger):
 
     Args:
         workers: how many will share it.
+        merges: whether the supervisor changes what workers count, see `Ledger.merge`.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, merges: bool = False) -> None:
         super().__init__(workers)
-        self.shared = workers > 1
+        self.shared = workers > 1 or merges
         self.fd = open_memory("tabi-ledger")
         self.names = open_memory("tabi-accounts")  # one after the other, in the order of their rows
         self.known = 0  # octets of it that were read

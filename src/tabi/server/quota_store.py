@@ -41,6 +41,15 @@ ON CONFLICT (account) DO UPDATE SET
     period = excluded.period
 """
 
+ADD_TOGETHER = """
+INSERT INTO quota (account, period, used) VALUES (?, ?, ?)
+ON CONFLICT (account) DO UPDATE SET
+    used = CASE WHEN period = excluded.period THEN used + excluded.used ELSE excluded.used END,
+    period = excluded.period
+WHERE period <= excluded.period
+"""
+"""The same beside another server, which may have begun the next period already."""
+
 
 class QuotaStore:
     """The store in one file. It is open only while it is used: an open database must not come through fork(2).
@@ -89,16 +98,16 @@ class QuotaStore:
             raise ConfigError(f"{self.path}: {exc}", "quotas.path") from exc
         return {account: (period, used) for account, period, used in rows}
 
-    def save(self, usage: Usage) -> bool:
+    def save(self, usage: Usage, together: bool = False, /) -> bool:
         """Add what was used since the last time; any process may, at any time. False if that failed: then it is logged
-        once, and the next call adds all of it."""
+        once, and the next call adds all of it. See `UsageStore`."""
         if not usage.unsaved():
             return True
         saved: list[Used] = []
         try:
             with self.open() as database:
                 rows = usage.unsaved()  # again: only here no other process saves the same
-                database.executemany(ADD, rows)
+                database.executemany(ADD_TOGETHER if together else ADD, rows)
                 usage.saved(rows)
                 saved = rows
         except sqlite3.Error as exc:  # perhaps nothing was committed

@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -216,7 +217,7 @@ class Sessions:
         if self.running or self.arrivals.count or self.held:
             self.empty = asyncio.Event()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.empty.wait(), seconds)
+                await asyncio.wait_for(self.empty.wait(), None if seconds == inf else seconds)
 
     async def cancel(self) -> None:
         """End the sessions that no relay has, and those that have not begun."""

@@ -7,6 +7,7 @@ wants something, or there are used quotas to store.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import select
@@ -38,16 +39,18 @@ from tabi.server.fault_control import Answer, FaultControl
 from tabi.server.handled_signals import HandledSignals
 from tabi.server.ledger import SharedLedger
 from tabi.server.notify import notify, notify_reloading
+from tabi.server.predecessor import Predecessor, State
 from tabi.server.questions import Questions
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
 from tabi.server.reload import Reload, Report, load
+from tabi.server.upgrade import Succession
 from tabi.server.watch import Watch
 from tabi.server.worker import AT_ONCE, RELOAD, Shared, run_worker
 
 log = logging.getLogger("tabi")
 
-SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO}
+SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGIO}
 """SIGIO says that something has come through a channel."""
 
 FIRST_START = 10.0
@@ -72,6 +75,7 @@ class Supervisor:
         records: for workers, to that of them that writes records of interception.
         private: TCP ports of the program that are for operators: workers never dial them.
         watch: tells when the files have changed, and that is read anew then.
+        predecessor: the process that this one takes over from.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -85,6 +89,7 @@ class Supervisor:
         records: socket.socket | None = None,
         private: Collection[int] = (),
         watch: Watch | None = None,
+        predecessor: Predecessor | None = None,
     ) -> None:
         self.records = records
         self.private = private
@@ -105,7 +110,8 @@ class Supervisor:
                 open_log(config.log)[0].close()
         except OSError as exc:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
-        passed = take_passed(os.environ)
+        self.passed = passed = take_passed(os.environ) if predecessor is None else predecessor.passed
+        inherited = None if predecessor is None else predecessor.inherited
         self.listeners = Listeners()
         self.sockets = self.listeners.sockets
         self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
@@ -117,12 +123,18 @@ class Supervisor:
             "reload": lambda _, answer: self.reload(answer),
             "fault": self.faults.do,
             "log_level": self.set_log_level,
+            "upgrade": lambda _, answer: self.succession.begin(answer),
         }
+        self.succession = Succession(
+            predecessor, self.describe, self.hand_over, self.stop_at_once, self.tell_control, self.orphaned, notify
+        )
+        if predecessor is not None:
+            self.faults.adopt(predecessor.faults)
         self.began = time.time()
-        self.ledger = SharedLedger(len(self.workers))
+        self.ledger = SharedLedger(len(self.workers), merges=predecessor is not None)
         self.keeper: QuotaKeeper | None = None
         try:
-            self.listeners.open(config.listen, passed)
+            self.listeners.open(config.listen, passed, inherited)
             check_listeners(compiled, self.sockets)  # the places of passed sockets are known only now
             self.keep_quotas(compiled.with_quotas)
         except OSError as exc:
@@ -132,11 +144,15 @@ class Supervisor:
             self.listeners.close()
             raise
         passed.warn()
+        if inherited is not None:
+            inherited.close()
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = (sock.detach() for sock in socket.socketpair())
         self.handled: HandledSignals | None = None
         self.starting = True
         self.stopping = False
+        self.spared = False
+        """Whether it drains for another process, and was not told to stop yet."""
 
     @property
     def urls(self) -> list[str]:
@@ -153,6 +169,7 @@ class Supervisor:
                 self.reloading.kill()
             if self.keeper is not None:
                 self.keeper.save()
+            self.succession.close()  # the next one counts now what is stored
             self.ledger.close()
             if self.handled is not None:
                 self.handled.close()
@@ -161,6 +178,7 @@ class Supervisor:
         """Start the workers and stay until all have ended, as `run`; the listeners may be left open."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our parent had it ignored, no child could be reaped
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # it is blocked now: one that is ignored would not be seen
         if not has_timed_wait():
             self.handled = HandledSignals(SIGNALS)
         try:
@@ -173,18 +191,19 @@ class Supervisor:
                     worker.empty()
             raise
         ready()
-        notify("READY=1")
+        self.succession.ready([path for path, _, _ in self.listeners.files])
         log.info("datagrams: %s", get_datagram_io().describe())
         killing = False
         while True:
             self.reap()
             running = [worker for worker in self.workers if worker.pid is not None]
             now = time.monotonic()
-            if self.stopping and not running:
-                return 0
             if self.stopping and now >= self.deadline and not killing:
                 killing = True
                 self.signal_all(signal.SIGKILL)
+                self.succession.stopped(at_once=True)
+            if self.stopping and not running and (killing or not self.succession.waits):
+                return 0
             if not self.stopping:
                 for worker in self.workers:
                     if worker.pid is None and worker.due <= now:
@@ -194,9 +213,12 @@ class Supervisor:
             told = self.wait(self.patience(now))
             if told in (signal.SIGTERM, signal.SIGINT):
                 self.stop()
+            elif told == signal.SIGUSR2 and (not self.stopping or self.succession.handed_over):
+                self.succession.begin()
             elif not self.stopping and (told == signal.SIGHUP or self.has_changed()):
                 self.reload()
             self.hear()
+            self.succession.look(time.monotonic())
             self.faults.keep_time()
             self.questions.keep_time()
             if self.keeper is not None:
@@ -208,7 +230,8 @@ class Supervisor:
             found = signal.sigtimedwait(SIGNALS, seconds)
             return None if found is None else found.si_signo
         places = (*self.workers, *self.children)
-        return self.handled.wait(seconds, [place.channel for place in places if place.channel is not None])
+        channels = [place.channel for place in places if place.channel is not None]
+        return self.handled.wait(seconds, [*channels, *self.succession.channels()])
 
     def has_changed(self) -> bool:
         """Whether the files have changed, if they are watched."""
@@ -219,7 +242,8 @@ class Supervisor:
         if self.stopping:
             return max(0.0, min(self.deadline - now, 1.0))
         due = [place.due - now for place in (*self.workers, *self.children) if place.pid is None]
-        due += [seconds for one in (self.faults, self.questions) if (seconds := one.due(now)) is not None]
+        waiting = (self.faults, self.questions, self.succession)
+        due += [seconds for one in waiting if (seconds := one.due(now)) is not None]
         if self.watch is not None:
             due.append(self.watch.due - now)
         return max(0.0, min(due, default=3600.0 if self.keeper is None else INTERVAL))
@@ -262,6 +286,7 @@ class Supervisor:
             for place in (*self.workers, *self.children):
                 if place.channel is not None:
                     place.channel.close()
+            self.succession.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
@@ -330,6 +355,10 @@ class Supervisor:
                     channel.send(RELOAD, (self.latest,))  # it has started again, with the first configuration
                 elif "told" in body:
                     self.questions.told(place, body["told"], message.fds)
+                elif "aside" in body:
+                    self.succession.made_room()
+                elif "taken" in body:
+                    self.succession.named()
                 close_all(message.fds)
 
     def carry_out(self, body: Mapping[str, Any], channel: Channel) -> None:
@@ -372,7 +401,7 @@ class Supervisor:
             for worker in self.workers
             if worker.pid is not None
         ]
-        state = "stopping" if self.stopping else "running"
+        state = "draining" if self.succession.handed_over else "stopping" if self.stopping else "running"
         urls = [] if self.stopping else self.urls
         found = {"pid": os.getpid(), "state": state, "started": self.began, "listening": urls, "workers": workers}
         answer({"ok": found})
@@ -383,6 +412,7 @@ class Supervisor:
         """Load what was used before, if there are quotas, and store it from now on. Raises ConfigError."""
         if wanted and self.keeper is None:
             self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
+            self.keeper.together = self.keeper.merges = self.succession.predecessor is not None
 
     def reload(self, answer: Answer = lambda _: None) -> None:
         """Have a child compile the file as it is now. A request that comes meanwhile causes one more reload."""
@@ -403,7 +433,7 @@ class Supervisor:
         self.asked, self.answers = self.answers, []
         try:
             channels = [place.channel for place in (*self.workers, *self.children) if place.channel is not None]
-            private = (self.held_end, *[channel.fileno() for channel in channels])
+            private = (self.held_end, *[channel.fileno() for channel in [*channels, *self.succession.channels()]])
             self.reloading = Reload(self.reread, self.config, self.sockets, private)
         except OSError as exc:
             self.tell_reload({"error": f"not reloaded, the old configuration stays: {exc}"})
@@ -446,18 +476,60 @@ class Supervisor:
         for answer in asked:
             answer(found)
 
+    # --- the processes before and after this one ---
+
+    def describe(self) -> tuple[State, list[int]]:
+        """What the next process is told, and the descriptors that it gets."""
+        groups = self.listeners.groups(self.config.listen)
+        state = State(os.getpid(), groups, self.passed.names, self.faults.state())
+        return state, [*itertools.chain(*[group.numbers for group in groups]), *self.passed.names]
+
+    def hand_over(self, files: Collection[str]) -> None:
+        """Another process serves: drain, and leave it the files that it has taken."""
+        self.listeners.files = [file for file in self.listeners.files if file[0] not in files]
+        if self.keeper is not None:
+            self.keeper.together = True
+        if not self.stopping:
+            self.drain()
+            self.spared = True
+
+    def tell_control(self, body: Mapping[str, Any]) -> bool:
+        """Send a message to the process of the control socket. False if there is none."""
+        found = [child.channel for child in self.children if child.name == "tabi-control" and child.channel]
+        return any(channel.send(body) for channel in found)
+
+    def orphaned(self) -> None:
+        """The process before has ended: what it has used counts, and from now on this one is alone."""
+        if self.keeper is not None:
+            self.keeper.save()
+            self.keeper.together = self.keeper.merges = False
+
+    # --- the end ---
+
     def stop(self) -> None:
         """The first time: drain. The second time: at once."""
-        now = time.monotonic()
         if not self.stopping:
-            self.stopping = True
-            self.deadline = now + self.config.timeouts.drain + GRACE
             notify("STOPPING=1")
-            self.listeners.close()
-            self.signal_all(signal.SIGTERM)
+            self.succession.stopped(at_once=False)
+            self.drain()
+        elif self.spared:
+            self.spared = False
+            log.info("draining; once more stops at once")
         else:
-            self.deadline = now + GRACE
-            self.tell_all(AT_ONCE)
+            self.stop_at_once()
+
+    def drain(self) -> None:
+        """Accept no more, and let the sessions end."""
+        self.stopping = True
+        self.deadline = time.monotonic() + self.config.timeouts.drain + GRACE
+        self.listeners.close()
+        self.signal_all(signal.SIGTERM)
+
+    def stop_at_once(self) -> None:
+        """Cut what still runs, in the process before too."""
+        self.deadline = min(self.deadline, time.monotonic() + GRACE)
+        self.tell_all(AT_ONCE)
+        self.succession.stopped(at_once=True)
 
     def tell_all(self, body: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a message to every worker. One that does not read has an equal one waiting, or is killed soon."""
