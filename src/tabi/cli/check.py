@@ -19,6 +19,7 @@ from tabi.config.advice import advise
 from tabi.config.load import in_file
 from tabi.errors import ConfigError, printable
 from tabi.net.listen import check_unix
+from tabi.net.privileges import find_identity
 from tabi.observe.log_json import escape_json
 from tabi.observe.log_targets import check_log
 from tabi.policy.quantities import format_size
@@ -26,10 +27,12 @@ from tabi.policy.rules import FILES
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.quota_store import check_store, path_of
 from tabi.server.shown import faults_of, resolved
+from tabi.server.trust import advise_on_secrets, check_code, check_file
 from tabi.url import UnixSocket
 
 NOT_SET = {
     "decide": "no program is asked",
+    "user": "it stays the user that it is",
     "tls": "there is no TLS",
     "advertise": "the address that the client has reached",
     "client_ca": "no certificate is asked for",
@@ -84,6 +87,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
     Example:  tabi check --json tabi.toml
     """
     try:
+        check_file(path)
         config = load_config(path)
         compiled, errors = try_to_compile(config, open_proxy)
         errors += look_around(config, compiled)
@@ -96,7 +100,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
             print(printable(f"tabi: {error}"), file=sys.stderr)
         return 2
     assert compiled is not None
-    for advice in advise(config, compiled.users, time()):
+    for advice in (*advise(config, compiled.users, time()), *advise_on_secrets(path, config)):
         print(printable(f"{path}: {advice}"), file=sys.stderr)
     data = resolved(config)
     if as_json:
@@ -109,6 +113,9 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
 def try_to_compile(config: Config, open_proxy: bool) -> tuple[Compiled | None, list[ConfigError]]:
     """Compile a configuration; gives None and all errors if that is not possible."""
     try:
+        if config.user is not None:
+            find_identity(config.user)
+        check_code(config)
         return compile_config(config, open_proxy), []
     except ConfigError as exc:
         return None, list(exc.errors)

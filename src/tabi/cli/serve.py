@@ -32,10 +32,11 @@ from tabi.net.kernel import check_calls, try_all
 from tabi.net.listen import bind_place
 from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
-from tabi.server.control import Control, folders
+from tabi.server.control import Control, folders, give_folder
 from tabi.server.log_writer import LogWriter
 from tabi.server.predecessor import take_predecessor
 from tabi.server.supervisor import Supervisor
+from tabi.server.trust import check_code, check_file, user_of
 from tabi.server.watch import Watch
 from tabi.wire.address import from_sockaddr
 
@@ -62,6 +63,7 @@ option_fault = click.option(
 @click.option(
     "-u", "--user", metavar="NAME:PASSWORD", multiple=True, help="Let in this user, and no others. May be repeated."
 )
+@click.option("--run-as", metavar="USER", help="As root, become this user, or USER:GROUP, once the sockets are bound.")
 @click.option("--workers", metavar="N", type=int, help="Processes; 0 is one for each CPU. Default: 1.")
 @click.option("--open", "open_proxy", is_flag=True, help="Listen beyond loopback although anyone could use it.")
 @click.option("--access-log", metavar="WHERE", help="stdout, stderr, syslog, journald, none or a path: see log.access.")
@@ -75,6 +77,7 @@ def serve(
     config: Path | None,
     listen: tuple[str, ...],
     user: tuple[str, ...],
+    run_as: str | None,
     workers: int | None,
     open_proxy: bool,
     access_log: str | None,
@@ -117,7 +120,12 @@ def serve(
     looks = Interception(intercept, script, har, prints, trust)
 
     def read() -> Compiled:
-        file = Config() if config is None else load_config(config, values=False)
+        file = Config()
+        if config is not None:
+            check_file(config)
+            file = load_config(config, values=False)
+        if run_as is not None:
+            file = msgspec.structs.replace(file, user=run_as)
         return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks, faults)
 
     if watch and config is None:
@@ -133,7 +141,11 @@ def serve(
         watched = Watch(config) if watch and config is not None else None  # before it is read
         compiled = read()
         logging.getLogger().setLevel(compiled.config.log.level.upper())
-        answer = Control(folders(os.environ)[0], tabi.__version__, None if before is None else before.pid).run
+        identity, folder = user_of(compiled.config), folders(os.environ)[0]
+        if identity is not None:
+            writer.give_up_root(identity)
+            give_folder(folder, identity)
+        answer = Control(folder, tabi.__version__, None if before is None else before.pid).run
         control = Child("tabi-control", answer, lambda: (writer.sink.fileno(),), says_ready=True)
         reread = None if config is None else read
         with contextlib.closing(control), contextlib.ExitStack() as closing:
@@ -236,6 +248,7 @@ def merge(
         config = add_interception(config, looks)
     config = add_faults(config, faults)
     try:
+        check_code(config)
         return compile_config(config, open_proxy)
     except ConfigError as exc:
         if via and is_of(exc.path, "egress.via"):

@@ -613,6 +613,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     workers: int = 1
     """Processes; 0 is one for each CPU. Default: 1."""
+    user: str | None = None
+    """Who root becomes when it has bound its sockets, ``NAME`` or ``NAME:GROUP``. Default: nobody else."""
     listen: list[Listen] = msgspec.field(default_factory=lambda: [Listen()])
     """Places to listen at. Default: mixed://127.0.0.1:1080."""
     users: dict[str, UserConfig] = {}

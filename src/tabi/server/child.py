@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Collection
 
+from tabi.net.privileges import Identity, become
 from tabi.server.channel import Channel, make_channel
 from tabi.server.handled_signals import forget_handlers
 from tabi.signals import ignore
@@ -101,6 +102,8 @@ class Child(Place):
         self.keeps = keeps
         self.says_ready = says_ready
         self.hears_reloads = hears_reloads
+        self.identity: Identity | None = None
+        """Who it becomes, if it is somebody else."""
 
     def start(self) -> None:
         """Fork it. Raises OSError."""
@@ -118,6 +121,8 @@ class Child(Place):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
                 file.write(self.name)
+            if self.identity is not None:
+                become(self.identity)
             gc.freeze()  # the collector must not visit the supervisor's objects, which would copy its memory
             self.run(channel)
             code = 0

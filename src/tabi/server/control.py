@@ -23,6 +23,7 @@ from typing import Any
 
 from tabi.errors import ConfigError, TabiError
 from tabi.net.listen import bind_unix
+from tabi.net.privileges import Identity
 from tabi.net.reactor import make_loop
 from tabi.server.asker import PATIENCE as LONGEST
 from tabi.server.asker import Asker, patience_for
@@ -192,6 +193,17 @@ class Control:
         self.answering.add(task)
         patience.reschedule(asyncio.get_running_loop().time() + PATIENCE + patience_for(request))
         return await self.asker.ask(request), True
+
+
+def give_folder(folder: Path, identity: Identity) -> None:
+    """Make the folder of sockets another user's, for the process that has the socket; as root. A failure is that of
+    `open_socket`."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        found = os.lstat(folder)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == 0:
+            os.chown(folder, identity.uid, identity.gid, follow_symlinks=False)
 
 
 def open_socket(folder: Path, pid: int, before: int | None = None) -> tuple[Path, socket.socket]:

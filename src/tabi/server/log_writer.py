@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import textwrap
 from typing import Any
 
+import msgspec
+
 from tabi.errors import printable
+from tabi.net.privileges import Identity, become
 from tabi.observe.log_outputs import write_all
 from tabi.server.channel import Channel
 from tabi.server.child import Child
 
 MAX_MESSAGE = 65_536
 """Octets of one message, such as a traceback; longer ones are cut."""
+
+BECOME = b"\0user "
+"""In front of whom the writer becomes; no message begins like this, since what is not printable is escaped."""
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -50,6 +57,12 @@ class LogWriter(logging.Handler):
         self.child = Child("tabi-log", self.write, lambda: (self.source.fileno(),))
         self.child.start()
 
+    def give_up_root(self, identity: Identity) -> None:
+        """Have the writer become another user, behind the messages that it has by now."""
+        self.child.identity = identity
+        with contextlib.suppress(OSError):
+            self.sink.send(BECOME + msgspec.json.encode(identity), socket.MSG_NOSIGNAL)
+
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler`."""
         self.say(self.format(record) + "\n")
@@ -68,6 +81,10 @@ class LogWriter(logging.Handler):
     def write(self, channel: Channel) -> None:
         """The work of the process: write, until no process is left to hand over messages."""
         while data := self.source.recv(MAX_MESSAGE):
+            if data.startswith(BECOME):
+                if os.geteuid() == 0:
+                    become(msgspec.json.decode(data[len(BECOME) :], type=Identity))
+                continue
             with contextlib.suppress(OSError):  # no process reads them any more
                 write_all(2, data)
 

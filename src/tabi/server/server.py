@@ -252,8 +252,8 @@ class Server:
         compiled here and now, which holds up the loop: 0.2 s for 10,000 users. `tabi serve` does it in another process.
 
         Returns:
-            The keys that wait for a restart: ``workers``, ``timeouts``, ``log``, ``quotas``, ``resolver``, ``ca``, and
-            ``listen`` where its URLs are others. They stay as they were.
+            The keys that wait for a restart: ``workers``, ``user``, ``timeouts``, ``log``, ``quotas``, ``resolver``,
+            ``ca``, and ``listen`` where its URLs are others. They stay as they were.
 
         Raises:
             ConfigError: something of it is wrong. Nothing has changed then.

@@ -30,6 +30,7 @@ from tabi.net.kernel import (
 )
 from tabi.net.listen import Listeners, urls_of
 from tabi.net.passed import take_passed
+from tabi.net.privileges import acting_as, become, keep_few
 from tabi.observe.log_targets import open_log
 from tabi.server.answers import ABOUT
 from tabi.server.channel import Channel, close_all
@@ -44,6 +45,7 @@ from tabi.server.questions import Questions
 from tabi.server.quota_keeper import INTERVAL, QuotaKeeper
 from tabi.server.quota_store import open_store, path_of
 from tabi.server.reload import Reload, Report, load
+from tabi.server.trust import user_of
 from tabi.server.upgrade import Succession
 from tabi.server.watch import Watch
 from tabi.server.worker import AT_ONCE, RELOAD, Shared, run_worker
@@ -104,10 +106,15 @@ class Supervisor:
         self.asked: list[Answer] = []
         self.latest: int | None = None
         """Memory with the last compiled configuration, if it is not the one from the start."""
+        self.identity = user_of(config)
+        """Who the other processes become, if this one is root and they are not to be."""
+        for child in children:
+            child.identity = self.identity
         probe()
         try:
-            if config.log.access != "none":
-                open_log(config.log)[0].close()
+            with acting_as(self.identity):
+                if config.log.access != "none":
+                    open_log(config.log)[0].close()
         except OSError as exc:
             raise ConfigError(f"{config.log.access}: {exc.strerror}", "log.access") from exc
         self.passed = passed = take_passed(os.environ) if predecessor is None else predecessor.passed
@@ -149,6 +156,8 @@ class Supervisor:
         # Workers watch the other end: it ends when this process does, however it does.
         self.lifeline, self.held_end = (sock.detach() for sock in socket.socketpair())
         self.handled: HandledSignals | None = None
+        if self.identity is not None:
+            keep_few()
         self.starting = True
         self.stopping = False
         self.spared = False
@@ -167,8 +176,7 @@ class Supervisor:
             self.listeners.close()
             if self.reloading is not None:
                 self.reloading.kill()
-            if self.keeper is not None:
-                self.keeper.save()
+            self.save_quotas()
             self.succession.close()  # the next one counts now what is stored
             self.ledger.close()
             if self.handled is not None:
@@ -221,8 +229,7 @@ class Supervisor:
             self.succession.look(time.monotonic())
             self.faults.keep_time()
             self.questions.keep_time()
-            if self.keeper is not None:
-                self.keeper.save()
+            self.save_quotas()
 
     def wait(self, seconds: float) -> int | None:
         """Sleep until a signal comes. Returns it, or None."""
@@ -290,6 +297,9 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
+            if self.identity is not None:
+                compiled = compiled.complete()  # with keys that perhaps root alone can read
+                become(self.identity)
             shared = Shared(
                 self.sockets, self.lifeline, self.ledger, end, self.records, self.private, self.faults.messages
             )
@@ -411,8 +421,15 @@ class Supervisor:
     def keep_quotas(self, wanted: bool) -> None:
         """Load what was used before, if there are quotas, and store it from now on. Raises ConfigError."""
         if wanted and self.keeper is None:
-            self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
+            with acting_as(self.identity):
+                self.keeper = QuotaKeeper(self.ledger, open_store(path_of(self.config)))
             self.keeper.together = self.keeper.merges = self.succession.predecessor is not None
+
+    def save_quotas(self) -> None:
+        """Store what was used since the last time."""
+        if self.keeper is not None:
+            with acting_as(self.identity):
+                self.keeper.save()
 
     def reload(self, answer: Answer = lambda _: None) -> None:
         """Have a child compile the file as it is now. A request that comes meanwhile causes one more reload."""
@@ -500,8 +517,8 @@ class Supervisor:
 
     def orphaned(self) -> None:
         """The process before has ended: what it has used counts, and from now on this one is alone."""
+        self.save_quotas()
         if self.keeper is not None:
-            self.keeper.save()
             self.keeper.together = self.keeper.merges = False
 
     # --- the end ---

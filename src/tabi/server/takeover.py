@@ -6,7 +6,7 @@ import msgspec
 
 from tabi.config import Config
 
-AT_START = ("workers", "timeouts", "log", "quotas", "resolver", "ca", "admin")
+AT_START = ("workers", "user", "timeouts", "log", "quotas", "resolver", "ca", "admin")
 """Parts that are used only when a process starts."""
 
 
