@@ -181,6 +181,31 @@ def test_it_cuts_what_lasts_longer_than_the_time_to_drain(tmp_path: Path) -> Non
         assert server.proxy.sessions(1)[0]["close"] == "shutdown"
 
 
+def test_a_storm_of_reloads_and_an_upgrade_in_it(tmp_path: Path) -> None:
+    """Signals come all the time to the process that serves: no client notices."""
+    with upgrading(tmp_path, "-c", config_of(tmp_path)) as server, connecting(server.proxy.address) as clients:
+        for _ in range(2):
+            over = threading.Event()
+            storm = threading.Thread(target=send_until, args=(server.pids[-1], signal.SIGHUP, over))
+            storm.start()
+            try:
+                clients.more()
+                server.upgrade()
+            finally:
+                over.set()
+                storm.join()
+        clients.more()
+        server.wait_gone(server.pids[0])
+        server.wait_gone(server.pids[1])
+
+
+def send_until(pid: int, number: int, over: threading.Event) -> None:
+    """Send a signal again and again."""
+    while not over.wait(0.005):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 # --- what does not start ---
 
 
@@ -244,6 +269,33 @@ def test_the_program_that_lies_there_now_is_executed(tmp_path: Path) -> None:
         )
         server.upgrade()
         assert mark.exists()
+
+
+def test_one_that_fails_late_leaves_the_files_of_the_old_one(tmp_path: Path) -> None:
+    """It has taken a unix socket over before it finds that another address is in use."""
+    path, file = tmp_path / "tabi.toml", tmp_path / "tabi.sock"
+    path.write_text(f'[[listen]]\nurl = "unix://{file}"\n[[listen]]\nurl = "socks5://127.0.0.1:0"\n')
+    with upgrading(tmp_path, "-c", path) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        with path.open("a") as text:
+            text.write(f'[[listen]]\nurl = "socks5://127.0.0.1:{other.getsockname()[1]}"\n')
+        assert "Address already in use" in server.ask("upgrade")[2]
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(file))
+            sock.sendall(GREETING)
+            assert receive_exactly(sock, 2) == b"\x05\x00"
+    assert not file.exists()
+
+
+def test_one_whose_workers_die_is_given_up(tmp_path: Path) -> None:
+    """It listens, and nobody accepts: that is no server."""
+    program = tmp_path / "tabi"
+    begin = f"#!{sys.executable}\nfrom tabi.__main__ import main\n"
+    program.write_text(f"{begin}main()\n")
+    program.chmod(0o755)
+    with run_script(tmp_path, program) as server, connecting(server.proxy.address):
+        program.write_text(f"{begin}import os, tabi.server.worker as w\nw.Server = lambda **_: os._exit(3)\nmain()\n")
+        assert "no worker accepts clients" in server.ask("upgrade")[2], server.proxy.messages
 
 
 def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:

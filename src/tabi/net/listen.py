@@ -90,6 +90,8 @@ class Listeners:
     def __init__(self, sockets: Sequence[Given] = ()) -> None:
         self.sockets = [[given] if isinstance(given, socket.socket) else list(given) for given in sockets]
         self.files: list[File] = []
+        self.inherited: list[File] = []
+        """Files that another process has made; they are its own until `keep_inherited`."""
 
     def open(self, listen: Sequence[Listen], passed: Passed | None = None, inherited: Inherited | None = None) -> None:
         """Bind the sockets of the listeners that have none yet, or take over what was passed.
@@ -120,7 +122,7 @@ class Listeners:
                         opened[index] = passed.take(place.name, names)
                     elif inherited is not None and (found := inherited.take(key_of(place))) is not None:
                         opened[index] = found[0]
-                        self.files += found[1]
+                        self.inherited += found[1]
                         if isinstance(place, UnixSocket):
                             give_rights(place)
                     else:
@@ -145,6 +147,12 @@ class Listeners:
         if isinstance(place.host, str):
             return bind_name(place.host, place.port)
         return [bind_listener(place, Address(IPv4Address(0), place.port) in places)]
+
+    def keep_inherited(self) -> list[str]:
+        """Remove, at the end, the files that another process has made, too. Returns their paths."""
+        found, self.inherited = self.inherited, []
+        self.files += found
+        return [path for path, _, _ in found]
 
     def groups(self, listen: Sequence[Listen]) -> list[Group]:
         """The sockets as the next process is told of them, but for those that a service manager has passed."""

@@ -171,16 +171,17 @@ class Supervisor:
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call ``ready`` and stay until all of them have ended. Returns the exit code."""
         try:
-            return self.supervise(ready)
+            code = self.supervise(ready)
         finally:
             self.listeners.close()
             if self.reloading is not None:
                 self.reloading.kill()
             self.save_quotas()
-            self.succession.close()  # the next one counts now what is stored
             self.ledger.close()
             if self.handled is not None:
                 self.handled.close()
+        self.succession.close()  # the next one counts now what is stored; an error goes through it to the one before
+        return code
 
     def supervise(self, ready: Callable[[], None]) -> int:
         """Start the workers and stay until all have ended, as `run`; the listeners may be left open."""
@@ -199,7 +200,7 @@ class Supervisor:
                     worker.empty()
             raise
         ready()
-        self.succession.ready([path for path, _, _ in self.listeners.files])
+        self.succession.ready(self.listeners.keep_inherited())
         log.info("datagrams: %s", get_datagram_io().describe())
         killing = False
         while True:
@@ -259,7 +260,8 @@ class Supervisor:
         """Start every process, and wait until one of the workers accepts; it listens on the sockets bound here.
 
         Raises:
-            ConfigError: it cannot listen, as when another program took the address meanwhile.
+            ConfigError: it cannot listen, as when another program took the address meanwhile. Or none accepts, and
+                there is a process before this one, which goes on then.
         """
         now = time.monotonic()
         for child in self.children:
@@ -274,9 +276,12 @@ class Supervisor:
             for body in told:
                 if body is not None and "failed" in body:
                     raise ConfigError(body["failed"])
-            if any(told) or not readable:
+            if any(told):
                 break
-            waiting = [channel for channel in waiting if channel not in readable]
+            waiting = [channel for channel in waiting if channel not in readable] if readable else []
+        else:
+            if self.succession.predecessor is not None:
+                raise ConfigError("no worker accepts clients")
         for child in self.children:
             if child.channel is not None and child.says_ready:
                 with contextlib.suppress(EOFError, ValueError):  # it has died already, and is started again
