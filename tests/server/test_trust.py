@@ -6,7 +6,7 @@ import json
 import os
 import pwd
 import signal
-import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +19,7 @@ from processes import (
     Serve,
     children,
     failure,
+    is_running,
     name_of,
     need,
     run_here,
@@ -100,39 +101,50 @@ def test_all_but_the_supervisor_give_up_root(folder: Path) -> None:
         assert {one.stat().st_uid for one in (*state.iterdir(), *server.socket.parent.iterdir())} == {NOBODY.pw_uid}
 
 
-def test_keys_that_only_root_can_read_are_read(folder: Path) -> None:
-    """A worker that was started again has the certificate too."""
-    need("openssl")
+def make_certificate(folder: Path) -> None:
+    """A new certificate, with a key for root alone, in a folder for root alone."""
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)
     files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
-    run_program(["openssl", "req", "-x509", *kind, *files])
-    (folder / "key.pem").chmod(0o600)
-    path = folder / "tabi.toml"
+    assert run_program([need("openssl"), "req", "-x509", *kind, *files]).returncode == 0
+
+
+def certificate_of(address: Address) -> bytes:
+    """What the server shows in a TLS handshake."""
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((str(address.host), address.port), timeout=PATIENCE))
+
+
+def test_keys_that_only_root_can_read_are_read(folder: Path) -> None:
+    """At the start, for a worker that is started again, and at a reload: then for the workers that run, too."""
+    keys, path = folder / "keys", folder / "tabi.toml"
+    make_certificate(keys)
     path.write_text(
         'user = "nobody"\n[[listen]]\nurl = "https://127.0.0.1:0"\nusers = "none"\n'
-        'tls = { certificate = "certificate.pem", key = "key.pem" }\n'
+        'tls = { certificate = "keys/certificate.pem", key = "keys/key.pem" }\n'
     )
     with serve(folder, "-c", path, environ={"XDG_RUNTIME_DIR": str(folder)}) as proxy:
-        check_tls(proxy.address)
-        (worker,) = proxy.workers()
-        os.kill(worker, signal.SIGKILL)
-        check_tls(proxy.address)
-        proxy.signal(signal.SIGHUP)
-        wait_for(lambda: "reloaded: " in proxy.messages, "the reload")
-        (worker,) = wait_for(proxy.workers, "the worker")
-        os.kill(worker, signal.SIGKILL)
-        check_tls(proxy.address)
-        assert "ERROR tls" not in proxy.messages
 
+        def shown() -> bool:
+            return certificate_of(proxy.address) == ssl.PEM_cert_to_DER_cert((keys / "certificate.pem").read_text())
 
-def check_tls(address: Address) -> None:
-    """A TLS handshake is done."""
-    import ssl
+        def start_another_worker() -> None:
+            (worker,) = wait_for(proxy.workers, "the worker")
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: not is_running(worker), "its end")
 
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection((str(address.host), address.port), PATIENCE) as sock, context.wrap_socket(sock):
-        pass
+        assert shown()
+        start_another_worker()
+        assert shown()
+        for count in (1, 2):
+            make_certificate(keys)
+            assert not shown()
+            proxy.signal(signal.SIGHUP)
+            wait_for(lambda count=count: proxy.messages.count("reloaded: ") == count, "the reload")  # type: ignore[misc]
+            wait_for(shown, "the new certificate")
+            start_another_worker()
+            assert shown()
+        assert "ERROR listen" not in proxy.messages
 
 
 def test_the_option_takes_the_place_of_the_key(folder: Path) -> None:

@@ -27,6 +27,7 @@ from processes import (
     tunnels,
     wait_for,
 )
+from sandbox import enter_portable
 from support import GREETING, request
 from tabi.server.upgrade import command_line, first_line
 from tabi.wire.address import Address
@@ -153,6 +154,15 @@ def test_sigusr2_does_the_same(tmp_path: Path) -> None:
         server.wait_gone(server.pids[0])
         (line,) = [line for line in server.proxy.messages.splitlines() if "upgraded: process" in line]
         server.pids.append(int(line.split("process ")[1].split()[0]))
+
+
+def test_it_needs_nothing_that_linux_alone_has(tmp_path: Path) -> None:
+    """In a sandbox without sigtimedwait(2), epoll, memory files and more."""
+    with upgrading(tmp_path, preexec=enter_portable) as server, connecting(server.proxy.address) as clients:
+        for _ in range(2):
+            server.upgrade()
+            clients.more()
+        server.proxy.process.wait(PATIENCE)
 
 
 def test_it_drains_as_long_as_it_takes(tmp_path: Path) -> None:

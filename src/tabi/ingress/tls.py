@@ -7,13 +7,18 @@ import os
 import ssl
 import stat
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import lru_cache
+from math import inf
 from typing import Any
+
+import msgspec
 
 from tabi.config import Tls
 from tabi.errors import ConfigError, RemoteProtocolError
 from tabi.ingress.conversation import Commands, Ingress
+from tabi.net.kernel import open_memory
 from tabi.net.stream import Stream
 from tabi.net.tls import NothingSent, TlsShared, accept_tls, load_certificate
 from tabi.policy.networks import network_of
@@ -62,9 +67,38 @@ class Certificates:
         self.next_look = time() + LOOK_EVERY
         self.context = self.load()
 
+    @classmethod
+    def of_contents(cls, tls: Tls, path: str, required: bool, contents: Mapping[str, bytes]) -> Certificates:
+        """The context made of what is in the files, by their names: this process may not be able to read them, and
+        does not look at them again."""
+        with ExitStack() as opened:
+
+            def in_memory(name: str | None) -> str | None:
+                if name is None:
+                    return None
+                file = opened.enter_context(os.fdopen(open_memory("tabi-certificate"), "wb"))
+                file.write(contents[name])
+                file.flush()
+                return f"/proc/self/fd/{file.fileno()}"
+
+            files = {key: in_memory(getattr(tls, key)) for key in ("certificate", "key", "client_ca")}
+            made = cls(msgspec.structs.replace(tls, **files), path, required)
+        made.tls, made.next_look = tls, inf
+        return made
+
+    def rest_if_unreadable(self) -> None:
+        """Look at the files no more, if this process cannot read them: a reload brings what is in them."""
+        if not all(os.access(name, os.R_OK, effective_ids=True) for name in self.names):
+            self.next_look = inf
+
+    @property
+    def names(self) -> list[str]:
+        """The files."""
+        return names_of(self.tls)
+
     def state(self) -> State:
         """State that shows whether a file has changed; None for a missing file."""
-        return tuple(state_of(name) for name in (self.tls.certificate, self.tls.key, self.tls.client_ca) if name)
+        return tuple(map(state_of, self.names))
 
     def current(self) -> ssl.SSLContext:
         """The context for a new connection. If a file is unusable, the previous one stays, and the log gets a line."""
@@ -166,6 +200,11 @@ def fault_of(context: ssl.SSLContext, certificate: str) -> str | None:
         except ssl.SSLError:
             return None
     return None
+
+
+def names_of(tls: Tls) -> list[str]:
+    """The files of a listener."""
+    return [name for name in (tls.certificate, tls.key, tls.client_ca) if name]
 
 
 def state_of(name: str) -> tuple[int, int, int] | None:

@@ -79,6 +79,9 @@ class Compiled(NamedTuple):
     distorts: Distorts = NO_DISTORTS
     """What is done to which sessions."""
 
+    contents: Mapping[str, bytes] = {}
+    """What is in certificates and keys of listeners that workers cannot read, by their paths."""
+
     def udp_of(self, listen: Listen) -> Udp:
         """``udp`` of a listener, with the addresses of the name that it advertises."""
         udp = listen.udp
@@ -105,6 +108,8 @@ class Compiled(NamedTuple):
         if listen.tls is None:
             return None
         required = not self.has_logins and self.required(listen) and not listen.no_user
+        if listen.tls.key in self.contents:
+            return Certificates.of_contents(listen.tls, f"listen[{index}].tls", required, self.contents)
         old = None if before is None else before.certificates[index]
         if old is not None and old.tls == listen.tls and old.required == required:
             old.next_look = 0.0  # at the next connection

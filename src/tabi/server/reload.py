@@ -19,12 +19,14 @@ from tabi.config import Config
 from tabi.config.live_faults import plain
 from tabi.errors import ConfigError
 from tabi.net.kernel import open_memory
+from tabi.net.privileges import Identity
 from tabi.server import handover
 from tabi.server.compiled import Compiled, check_listeners
 from tabi.server.faults import labels_of
 from tabi.server.handled_signals import forget_handlers
 from tabi.server.server import Server
 from tabi.server.takeover import take_over
+from tabi.server.trust import contents_for
 from tabi.signals import ignore
 
 log = logging.getLogger("tabi")
@@ -63,6 +65,7 @@ class Reload:
         read: reads and compiles the configuration.
         config: the one that the supervisor was started with.
         sockets: those of the listeners.
+        identity: who the workers are, None if they are who the supervisor is.
         private: descriptors of the supervisor that no other process may hold open: when they end, other processes
             see that it has ended.
 
@@ -76,7 +79,9 @@ class Reload:
         config: Config,
         sockets: Sequence[Sequence[socket.socket]],
         private: Sequence[int] = (),
+        identity: Identity | None = None,
     ) -> None:
+        self.identity = identity
         with ExitStack() as opened:
             self.memory = open_memory("tabi-configuration")
             opened.callback(os.close, self.memory)
@@ -105,7 +110,7 @@ class Reload:
         try:
             compiled = read()
             config, later = take_over(config, compiled.config)
-            compiled = compiled._replace(config=config)
+            compiled = compiled._replace(config=config, contents=contents_for(self.identity, config))
             check_listeners(compiled, sockets)
             handover.write(compiled, self.memory)
         except (ConfigError, OSError) as exc:

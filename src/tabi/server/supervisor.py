@@ -305,6 +305,8 @@ class Supervisor:
             if self.identity is not None:
                 compiled = compiled.complete()  # with keys that perhaps root alone can read
                 become(self.identity)
+                for certificates in filter(None, compiled.certificates):
+                    certificates.rest_if_unreadable()
             shared = Shared(
                 self.sockets, self.lifeline, self.ledger, end, self.records, self.private, self.faults.messages
             )
@@ -456,7 +458,7 @@ class Supervisor:
         try:
             channels = [place.channel for place in (*self.workers, *self.children) if place.channel is not None]
             private = (self.held_end, *[channel.fileno() for channel in [*channels, *self.succession.channels()]])
-            self.reloading = Reload(self.reread, self.config, self.sockets, private)
+            self.reloading = Reload(self.reread, self.config, self.sockets, private, self.identity)
         except OSError as exc:
             self.tell_reload({"error": f"not reloaded, the old configuration stays: {exc}"})
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tabi.config import Config
 from tabi.errors import ConfigError
-from tabi.net.privileges import Identity, identity_of
+from tabi.ingress.tls import names_of
+from tabi.net.privileges import Identity, acting_as, identity_of
 from tabi.wire.address import Address
 
 
@@ -39,6 +40,19 @@ def unprivileged_port() -> int:
         return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     except (OSError, ValueError):
         return 1024
+
+
+def contents_for(identity: Identity | None, config: Config) -> dict[str, bytes]:
+    """What is in certificates and keys of listeners that another user cannot read, by their paths. Raises OSError."""
+    found: dict[str, bytes] = {}
+    for listen in config.listen:
+        if identity is not None and listen.tls is not None:
+            names = names_of(listen.tls)
+            with acting_as(identity):
+                readable = all(os.access(name, os.R_OK, effective_ids=True) for name in names)
+            if not readable:
+                found |= {name: Path(name).read_bytes() for name in names}
+    return found
 
 
 def check_file(path: Path) -> None:
