@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -85,6 +86,36 @@ def test_a_shared_port_lives_while_somebody_uses_it(run: Run) -> None:
             await place.server.close()
             with udp_socket(port=two.relay.port):
                 pass
+
+    run(main)
+
+
+def test_another_process_has_the_shared_port(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """As the one before an upgrade: associations have ports of their own, said once, until that port is free."""
+
+    async def main() -> None:
+        async with Place(Udp(ports="shared")) as place:
+            with udp_socket(port=place.address.port):
+                async with association(place.address) as one, association(place.address) as two:
+                    assert len({place.address, one.relay, two.relay}) == 3
+                    with destination() as echo:
+                        assert unwrap(await two.ask(echo.header + b"two")) == (echo.address, b"two")
+            async with association(place.address) as three:
+                assert three.relay == place.address
+            text = f"shared UDP port {place.address.port}: another process has it; associations get ports of their own"
+            assert caplog.text.count(text) == 1
+
+    run(main)
+
+
+def test_a_shared_port_that_cannot_be_bound(run: Run) -> None:
+    """Anything but a port that is taken is an error, as for a port of one association."""
+
+    async def main() -> None:
+        async with Place(Udp(ports="shared")) as place:
+            local = Address(ip_address("192.0.2.1"), place.address.port)
+            with pytest.raises(OSError, match="Cannot assign requested address"):
+                place.server.parts.associations.open_port(local, Udp(ports="shared"))
 
     run(main)
 
