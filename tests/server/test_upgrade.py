@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import pytest
 from processes import (
     PATIENCE,
     Tunnel,
+    accept,
     children,
     is_running,
     listening,
@@ -620,6 +622,35 @@ def test_the_shared_udp_port_stays_with_the_old_one_until_its_last_association_e
         stack.enter_context(last)
         assert port == proxy.port
         check_association(last, port, target)
+
+
+def test_who_goes_to_which_member_by_hash_goes_there_afterwards(tmp_path: Path) -> None:
+    """A process begins without the sticky keys of the one before, but what is computed is the same."""
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(listening())[0] for _ in range(4)]
+        urls = ", ".join(f'"socks5://127.0.0.1:{sock.getsockname()[1]}"' for sock in members)
+        path = tmp_path / "tabi.toml"
+        path.write_text(
+            '[[listen]]\nurl = "socks5://127.0.0.1:0"\n[timeouts]\ndrain = "1 ms"\n[[rule]]\nvia = "pool"\n'
+            f'[egress.pool]\nmembers = [{urls}]\nbalance = "hash"\n'
+        )
+        server = stack.enter_context(upgrading(tmp_path, "-c", path))
+
+        def member_of(client: str) -> int:
+            with socket.create_connection(("127.0.0.1", server.proxy.address.port), PATIENCE, (client, 0)) as sock:
+                sock.sendall(GREETING + request("192.0.2.1", 1))
+                (found,) = select.select(members, (), (), PATIENCE)[0]
+                member = accept(found)
+            with member:
+                receive_all(member)  # the session ends with its client, and no other member is tried
+            return members.index(found)
+
+        clients = [f"127.0.0.{number}" for number in range(1, 9)]
+        before = [member_of(client) for client in clients]
+        assert len(set(before)) > 1
+        server.upgrade()
+        server.wait_gone(server.pids[0])
+        assert [member_of(client) for client in clients] == before
 
 
 def test_process_1_of_a_container_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
