@@ -54,7 +54,7 @@ NO_HASH = "expected $scrypt$ln=…,r=…,p=…$SALT$KEY as `tabi passwd` prints 
 HASH = make_hash(b"sekret", b"salt")
 
 TOP = (
-    "workers, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
+    "workers, user, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
     "resolver, timeouts, log, ca, intercept, distort, profile, include"
 )
 PER_CLIENT = "connections, unauthenticated, connect_rate"
