@@ -224,6 +224,16 @@ def test_a_configuration_of_somebody_else_is_refused(folder: Path) -> None:
         )
 
 
+def test_an_included_file_of_somebody_else_is_refused(folder: Path) -> None:
+    """It is as much of the configuration as the file that includes it."""
+    path, other = folder / "tabi.toml", folder / "other.toml"
+    path.write_text('include = ["other.toml"]\n')
+    other.write_text("")
+    assert run_here("check", path).returncode == 0
+    other.chmod(0o666)
+    assert f"tabi: {other}: everybody can write it" in failure(run_here("check", path), 2)
+
+
 def test_code_of_somebody_else_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts, and the module of ``decide`` with its packages: none is executed before it was looked at."""
     package = folder / "package_of_theirs"

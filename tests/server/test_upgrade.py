@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 
@@ -22,6 +24,7 @@ from processes import (
     children,
     is_running,
     listening,
+    name_of,
     open_tunnel,
     receive_all,
     receive_exactly,
@@ -475,6 +478,37 @@ def test_sockets_of_a_service_manager_go_on(tmp_path: Path) -> None:
             os.kill(new, signal.SIGHUP)
             assert manager.recv(100).startswith(b"RELOADING=1")
             assert manager.recv(100) == b"READY=1"
+
+
+def test_the_admin_api_goes_to_the_new_one(tmp_path: Path) -> None:
+    """At the same place, port 0 too; the old process has none while it drains."""
+    pytest.importorskip("uvicorn")
+    path = config_of(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')
+    with upgrading(tmp_path, "-c", path) as server, listening() as (listener, _):
+
+        def place() -> str:
+            lines = [line for line in server.proxy.messages.splitlines() if line.startswith("for operators: ")]
+            return lines[-1].removeprefix("for operators: ")
+
+        def is_healthy() -> bool:
+            with urlopen(f"{place()}healthz", timeout=PATIENCE) as answer:
+                return bool(answer.status == 200)
+
+        before = place()
+        tunnel = Tunnel(server.proxy.address, listener)
+        wait_for(is_healthy, "the API")
+        new = server.upgrade()
+        wait_for(lambda: "tabi-admin" not in map(name_of, children(server.pids[0])), "the end of the old API")
+        assert "tabi-admin" in map(name_of, children(new))
+        assert (is_healthy(), place()) == (True, before)
+        tunnel.check()
+        assert "another starts" not in server.proxy.messages
+        config_of(tmp_path)
+        server.upgrade()
+        wait_for(lambda: "tabi-admin" not in map(name_of, children(new)), "the end of that API")
+        with pytest.raises(URLError):
+            is_healthy()
+        tunnel.close()
 
 
 def test_the_new_one_has_the_control_socket(tmp_path: Path) -> None:

@@ -87,8 +87,7 @@ def check(path: Path, as_json: bool, open_proxy: bool) -> int:
     Example:  tabi check --json tabi.toml
     """
     try:
-        check_file(path)
-        config = load_config(path)
+        config = load_config(path, check=check_file)
         compiled, errors = try_to_compile(config, open_proxy)
         errors += look_around(config, compiled)
         if errors:

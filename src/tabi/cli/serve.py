@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders, give_folder
 from tabi.server.log_writer import LogWriter
-from tabi.server.predecessor import take_predecessor
+from tabi.server.predecessor import Predecessor, take_predecessor
 from tabi.server.supervisor import Supervisor
 from tabi.server.trust import check_code, check_file, user_of
 from tabi.server.watch import Watch
@@ -122,8 +123,7 @@ def serve(
     def read() -> Compiled:
         file = Config()
         if config is not None:
-            check_file(config)
-            file = load_config(config, values=False)
+            file = load_config(config, values=False, check=check_file)
         if run_as is not None:
             file = msgspec.structs.replace(file, user=run_as)
         return merge(file, list(listen), list(user), workers, access_log, list(via), config, open_proxy, looks, faults)
@@ -150,7 +150,7 @@ def serve(
         reread = None if config is None else read
         with contextlib.closing(control), contextlib.ExitStack() as closing:
             children, records = [writer.child, control], None
-            admin = open_admin(compiled.config, closing, writer.sink.fileno())
+            admin = open_admin(compiled.config, closing, writer.sink.fileno(), before)
             if admin is not None:
                 children.append(admin.child)
             if compiled.intercepts is not None:
@@ -161,7 +161,7 @@ def serve(
                 children.append(records.child)
             private = () if admin is None else (admin.port,)
             sink = None if records is None else records.sink
-            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before)
+            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before, admin and admin.place)
             with_users = compiled.config.has_users
             code = supervisor.run(
                 lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)
@@ -173,20 +173,26 @@ class AdminChild(NamedTuple):
     """The process of the admin API, and where that is."""
 
     child: Child
+    place: tuple[str, socket.socket]
+    """What it is called for a process that takes over from this one, and its socket."""
     port: int
     url: str
 
 
-def open_admin(config: Config, closing: contextlib.ExitStack, log_sink: int) -> AdminChild | None:
-    """Open the place of ``[admin]``, if there is one. Raises ConfigError."""
+def open_admin(
+    config: Config, closing: contextlib.ExitStack, log_sink: int, before: Predecessor | None = None
+) -> AdminChild | None:
+    """Open the place of ``[admin]``, if there is one, or take it over. Raises ConfigError."""
     address = config.admin.address
     if address is None:
         return None
     need_packages()
     from tabi.admin.process import AdminProcess
 
+    name = f"admin {address}"
+    found = None if before is None else before.inherited.take(name)
     try:
-        (sock, *others) = bind_place(address)
+        (sock, *others) = bind_place(address) if found is None else found[0]
     except OSError as exc:
         raise ConfigError(f"{address}: {(exc.strerror or str(exc)).lower()}", "admin.listen") from exc
     for other in others:
@@ -195,8 +201,9 @@ def open_admin(config: Config, closing: contextlib.ExitStack, log_sink: int) -> 
     process = AdminProcess(config, sock, tabi.__version__)
     child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
     closing.callback(child.close)
-    name = from_sockaddr(sock.getsockname())
-    return AdminChild(child, name.port, f"http{'' if config.admin.tls is None else 's'}://{name}/")
+    place = from_sockaddr(sock.getsockname())
+    url = f"http{'' if config.admin.tls is None else 's'}://{place}/"
+    return AdminChild(child, (name, sock), place.port, url)
 
 
 def merge(

@@ -49,10 +49,12 @@ class Files:
 
     Args:
         path: of tabi.toml.
+        check: is called with the path of each file before that is read, and may raise ConfigError.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, check: Callable[[Path], object] = lambda _: None) -> None:
         self.path = str(path)
+        self.check = check
         self.parts: list[tuple[str, dict[str, Any]]] = []
         """Each file and what it says, with absolute paths."""
         self.names: list[str] = []
@@ -82,6 +84,7 @@ class Files:
 
     def read(self, name: str, above: Sequence[str]) -> None:
         """Add a file and those that it includes; ``above`` are the ones that include it. Raises ConfigError."""
+        self.check(Path(name))
         self.names.append(name)
         self.real.add(os.path.realpath(name))
         found = read_toml(name, bool(above))

@@ -46,7 +46,12 @@ from tabi.policy.quantities import Bandwidth, Chance, Drain, Idle, Moment, Onset
 from tabi.policy.schedule import Clock, Cycle
 
 
-def load_config(path: str | Path, egresses: Collection[str] = (), values: bool = True) -> Config:
+def load_config(
+    path: str | Path,
+    egresses: Collection[str] = (),
+    values: bool = True,
+    check: Callable[[Path], object] = lambda _: None,
+) -> Config:
     """Read and check a file, with those that it includes. Paths in a file are relative to its folder, and absolute in
     what is returned.
 
@@ -54,11 +59,12 @@ def load_config(path: str | Path, egresses: Collection[str] = (), values: bool =
         path: of the file.
         egresses: the names of those that a program brings (``egresses`` of `Server`), which the file may use.
         values: whether to check what types alone do not check: not needed if `compile_config` follows.
+        check: is called with the path of each file before that is read, and may raise ConfigError.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; the message begins with the file's name.
     """
-    files = Files(path)
+    files = Files(path, check)
     data = files.load()
     try:
         return make_config(data, egresses, values)

@@ -102,6 +102,7 @@ class Child(Place):
         self.keeps = keeps
         self.says_ready = says_ready
         self.hears_reloads = hears_reloads
+        self.retired = False
         self.identity: Identity | None = None
         """Who it becomes, if it is somebody else."""
 
@@ -133,11 +134,18 @@ class Child(Place):
 
     def keep_up(self, now: float) -> None:
         """Start it, if it does not run and it is time. If that fails it is tried again later."""
-        if self.pid is None and self.due <= now:
+        if self.pid is None and self.due <= now and not self.retired:
             try:
                 self.start()
             except OSError as exc:
                 self.said(f"{self.name} could not be started: {exc.strerror}", now)
+
+    def retire(self) -> None:
+        """Tell it to end, and start no other one."""
+        self.retired = True
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
     def reap(self, now: float) -> None:
         """Take note of its end, which was not ordered."""
@@ -146,6 +154,8 @@ class Child(Place):
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self.empty()
+            if self.retired:
+                return
             self.said(f"{self.name} {pid} {describe_end(status)}", now)
 
     def said(self, what: str, now: float) -> None:

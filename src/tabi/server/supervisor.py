@@ -29,7 +29,7 @@ from tabi.net.kernel import (
     try_files,
 )
 from tabi.net.listen import Listeners, urls_of
-from tabi.net.passed import take_passed
+from tabi.net.passed import Group, take_passed
 from tabi.net.privileges import acting_as, become, keep_few
 from tabi.observe.log_targets import open_log
 from tabi.server.answers import ABOUT
@@ -78,6 +78,7 @@ class Supervisor:
         private: TCP ports of the program that are for operators: workers never dial them.
         watch: tells when the files have changed, and that is read anew then.
         predecessor: the process that this one takes over from.
+        admin: what the place of the admin API is called for `Inherited`, and its socket.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -92,7 +93,9 @@ class Supervisor:
         private: Collection[int] = (),
         watch: Watch | None = None,
         predecessor: Predecessor | None = None,
+        admin: tuple[str, socket.socket] | None = None,
     ) -> None:
+        self.admin = admin
         self.records = records
         self.private = private
         self.watch = watch
@@ -299,6 +302,8 @@ class Supervisor:
                 if place.channel is not None:
                     place.channel.close()
             self.succession.close()
+            if self.admin is not None:
+                self.admin[1].close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
@@ -505,6 +510,8 @@ class Supervisor:
     def describe(self) -> tuple[State, list[int]]:
         """What the next process is told, and the descriptors that it gets."""
         groups = self.listeners.groups(self.config.listen)
+        if self.admin is not None:
+            groups.append(Group(self.admin[0], [self.admin[1].fileno()], []))
         state = State(os.getpid(), groups, self.passed.names, self.faults.state())
         return state, [*itertools.chain(*[group.numbers for group in groups]), *self.passed.names]
 
@@ -513,6 +520,11 @@ class Supervisor:
         self.listeners.files = [file for file in self.listeners.files if file[0] not in files]
         if self.keeper is not None:
             self.keeper.together = True
+        if self.admin is not None:
+            self.admin[1].close()
+            for child in self.children:
+                if child.hears_reloads:
+                    child.retire()
         if not self.stopping:
             self.drain()
             self.spared = True

@@ -132,7 +132,8 @@ def advise_on_secrets(path: Path, config: Config) -> Iterator[str]:
 def secrets_of(path: Path, config: Config) -> Iterator[tuple[str, Path]]:
     """The files with secrets, and their keys; that of the configuration itself has none."""
     links = [link for egress in config.egress.values() for link in links_of(egress)]
-    if any(user.password for user in config.users.values()) or any("@" in link.partition("://")[2] for link in links):
+    said = [*(user.password for user in config.users.values()), config.admin.token, config.admin.read_token]
+    if any(said) or any("@" in link.partition("://")[2] for link in links):
         yield "", path
     if config.auth.users_file is not None:
         yield "auth.users_file", Path(config.auth.users_file)
@@ -142,6 +143,8 @@ def secrets_of(path: Path, config: Config) -> Iterator[tuple[str, Path]]:
     for name, egress in config.egress.items():
         if egress.ssh.key is not None:
             yield f"egress.{name}.ssh.key", Path(egress.ssh.key)
+    if config.admin.tls is not None:
+        yield "admin.tls.key", Path(config.admin.tls.key)
     if config.ca.key is not None:
         yield "ca.key", Path(config.ca.key)
     for number, intercept in enumerate(config.intercept):
