@@ -56,6 +56,7 @@ from tabi.policy.quantities import (
     SHARE,
     Bandwidth,
     Chance,
+    Drain,
     Idle,
     Moment,
     Onset,
@@ -174,6 +175,7 @@ MOMENTS = r"\d{4}-?(?:\d\d|W\d\d).*"
 
 SPECIALS: dict[Any, Schema] = {
     Seconds: {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e9}, text(DURATIONS)]},
+    Drain: {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, text(DURATIONS), {"const": "never"}]},
     Idle: {"anyOf": [{"type": "number", "minimum": 0}, text(DURATION.pattern), {"const": "never"}]},
     Onset: {
         "anyOf": [{"const": True}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9}, text(DURATION.pattern)]
