@@ -156,8 +156,9 @@ class Proxy:
 
     async def upgrade(self) -> None:
         """Start the program anew."""
+        place = str(self.folder / "tabi" / "control.sock")  # others may run on this machine
         made = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tabi", "upgrade", env=self.environ, stdout=subprocess.PIPE
+            *(sys.executable, "-m", "tabi", "upgrade", "--socket", place), env=self.environ, stdout=subprocess.PIPE
         )
         out, _ = await made.communicate()
         if made.returncode:
