@@ -1,11 +1,15 @@
-"""Who may do what on the admin API: tokens, and calls of other web pages, which are refused."""
+"""Who may do what on the admin API: TLS, tokens, and calls of other web pages, which are refused."""
 
 from __future__ import annotations
 
 import hmac
+import ssl
 from collections.abc import Collection
 from typing import Literal, NamedTuple
 
+from tabi.config.admin import Admin
+from tabi.errors import ConfigError
+from tabi.net.tls import load_certificate
 from tabi.wire.address import parse_address, parse_host
 
 Scope = Literal["none", "read", "full"]
@@ -71,3 +75,15 @@ class Access:
         except ValueError:
             return False
         return name.lower() in self.hosts if isinstance(name, str) else True
+
+
+def tls_context(admin: Admin) -> ssl.SSLContext | None:
+    """What the API speaks TLS with; None without. Raises ConfigError."""
+    if admin.tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        load_certificate(context, admin.tls.certificate, admin.tls.key)
+    except ConfigError as exc:
+        raise ConfigError(exc.message, f"admin.tls.{exc.path}") from None
+    return context

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Scopes
 
 from tabi.admin.access import Access, Scope
 from tabi.admin.description import describe
@@ -32,11 +37,17 @@ LARGEST = 65_536
 LISTENERS = 64
 """Clients of ``/events`` at a time."""
 
+BODY_SECONDS = 10.0
+"""How long a client may take for a body."""
+
 EXPLAIN_SECONDS = 30.0
 """How long an explanation may take, which may ask name servers."""
 
 OPTIONS = {"HOST:PORT": "destination", "COMMAND": "command", "--from": "client"}
 """What the API calls the options of ``tabi explain``."""
+
+WAITING = 16
+"""News that wait for a client."""
 
 UNHEARD = 30.0
 """Seconds without news after which a comment is sent to clients of ``/events``, so that those who have left are
@@ -48,7 +59,8 @@ HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 """Of every answer."""
@@ -86,7 +98,7 @@ class Admin:
         self.config = config
         self.secure = secure
         self.history = History(clock)
-        self.listeners: set[asyncio.Queue[bytes]] = set()
+        self.listeners: set[asyncio.Queue[bytes | None]] = set()
         routes = [
             self.route("GET", "/healthz", "none", self.health),
             self.route("GET", "/readyz", "none", self.ready),
@@ -99,7 +111,9 @@ class Admin:
             self.route("POST", "/explain", "read", self.explain),
             *(self.route(one.method, one.path, one.scope, self.operation(one)) for one in OPERATIONS),
         ]
-        self.app = Starlette(routes=routes)
+        starlette = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+        starlette.router.redirect_slashes = False  # to whatever the client has called us
+        self.app = by_raw_path(starlette)
 
     def route(self, method: str, path: str, scope: Scope, answer: Answer) -> Route:
         """A route behind the decision who may use it."""
@@ -134,7 +148,7 @@ class Admin:
         return Response("ok\n", media_type="text/plain")
 
     async def ready(self, _: Request) -> Response:
-        """Whether clients are accepted, by every worker."""
+        """Whether clients are accepted, and all workers answer."""
         found = await self.asker.ask({"command": "egress"})
         status = await self.asker.ask({"command": "status"})
         well = "ok" in found and "ok" in status and status["ok"]["state"] == "running"
@@ -190,7 +204,7 @@ class Admin:
         """What answers an operation."""
 
         async def answer(request: Request) -> Response:
-            given = {**request.query_params, **request.path_params}
+            given = {**request.query_params, **{name: unquote(text) for name, text in request.path_params.items()}}
             unknown = set(given) - {parameter.name for parameter in one.parameters}
             if unknown:
                 raise ConfigError("unknown parameter", min(unknown))
@@ -206,39 +220,27 @@ class Admin:
         return answer
 
     async def body(self, request: Request) -> Any:
-        """The body of a request, which is JSON. Raises ConfigError."""
+        """The body of a request, which is JSON. Raises ConfigError, and TimeoutError."""
         data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > LARGEST:
-                raise ConfigError(f"a body of more than {LARGEST:,} octets")
+        async with asyncio.timeout(BODY_SECONDS), contextlib.aclosing(request.stream()) as parts:
+            async for part in parts:
+                data += part
+                if len(data) > LARGEST:
+                    raise ConfigError(f"a body of more than {LARGEST:,} octets")
         try:
             return msgspec.json.decode(data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise ConfigError(f"the body is not JSON: {exc}") from None
 
     # --- news ---
 
-    async def events(self, _: Request) -> Response:
+    async def events(self, request: Request) -> Response:
         """News as they come (server-sent events): ``history``, a row of the last hour; ``change``, what was steered."""
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if len(self.listeners) >= LISTENERS:
             return as_json({"error": f"{LISTENERS} clients listen already"}, 503)
-        queue: asyncio.Queue[bytes] = asyncio.Queue(16)
-        self.listeners.add(queue)
-
-        async def news() -> AsyncIterator[bytes]:
-            try:
-                yield b": news of tabi\n\n"
-                while True:
-                    try:
-                        async with asyncio.timeout(UNHEARD):
-                            yield await queue.get()
-                    except TimeoutError:
-                        yield b":\n\n"
-            finally:
-                self.listeners.discard(queue)
-
-        return StreamingResponse(news(), media_type="text/event-stream")
+        return News(self.listeners)
 
     def publish(self, event: str, data: Any) -> None:
         """Send news to all that listen. One that does not read misses some."""
@@ -246,6 +248,13 @@ class Admin:
         for queue in self.listeners:
             if not queue.full():
                 queue.put_nowait(text)
+
+    def close(self) -> None:
+        """End what would go on for ever."""
+        for queue in self.listeners:
+            while queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
 
     def tell(self, one: Operation, given: Mapping[str, str]) -> None:
         """Tell of an operation that has changed something."""
@@ -261,6 +270,57 @@ class Admin:
                 if self.history.rows:
                     self.publish("history", self.history.rows[-1])
             await asyncio.sleep(EVERY)
+
+
+class News(StreamingResponse):
+    """News for one client, until it leaves.
+
+    Args:
+        listeners: where what is new is put.
+    """
+
+    def __init__(self, listeners: set[asyncio.Queue[bytes | None]]) -> None:
+        self.listeners = listeners
+        self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(WAITING)
+        super().__init__(self.news(), media_type="text/event-stream")
+
+    async def __call__(self, scope: Scopes, receive: Receive, send: Send) -> None:
+        """See `StreamingResponse`."""
+        self.listeners.add(self.queue)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.listeners.discard(self.queue)
+
+    async def news(self) -> AsyncIterator[bytes]:
+        """What is sent."""
+        yield b": news of tabi\n\n"
+        while True:
+            try:
+                async with asyncio.timeout(UNHEARD):
+                    text = await self.queue.get()
+            except TimeoutError:
+                text = b":\n\n"
+            if text is None:
+                return
+            yield text
+
+
+def by_raw_path(app: ASGIApp) -> ASGIApp:
+    """An application that is given paths as they were sent: a name in one may hold a slash."""
+
+    async def found(scope: Scopes, receive: Receive, send: Send) -> None:
+        await app({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
+
+    return found
+
+
+async def refuse(_: Request, exc: Exception) -> Response:
+    """The answer to a request for what there is not."""
+    assert isinstance(exc, HTTPException)
+    found = as_json({"error": exc.detail}, exc.status_code)
+    found.headers.update({**HEADERS, **(exc.headers or {})})
+    return found
 
 
 def page(name: str, media: str) -> Answer:

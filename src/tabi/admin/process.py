@@ -12,10 +12,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tabi.admin.access import Access
+from tabi.admin.access import Access, tls_context
 from tabi.admin.app import Admin
 from tabi.config import Config
-from tabi.config.admin import tls_context, tokens_of
+from tabi.config.admin import tokens_of
 from tabi.net.reactor import make_loop
 from tabi.server.asker import Asker
 from tabi.server.channel import Channel, Message
@@ -25,28 +25,52 @@ from tabi.server.worker import RELOAD
 log = logging.getLogger("tabi")
 
 PATIENCE = 10.0
-"""Seconds that a connection may take for the head of a request, and that it may be idle."""
+"""Seconds that a client may take for a step, and that its connection may be idle; up to twice that for slow ones."""
+
+CLOSING = 0.3
+"""Seconds that connections have when the process ends."""
 
 MOST = 256
-"""Connections at a time; further ones get status 503."""
+"""Connections at a time; further ones are closed."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with a deadline for the head of the first request, too."""
+    """HTTP/1.1 with deadlines for clients: for the head of each request, its body, and reading the answer.
+
+    What a connection awaits from its client is looked at every `PATIENCE` seconds: it must not be the same twice.
+    """
 
     def connection_made(self, transport: Any) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
-        self.first = self.loop.call_later(PATIENCE, self.look)
+        self.awaited: object = None
+        self.next_look = self.loop.call_later(PATIENCE, self.look)
+        if len(self.connections) > MOST:
+            transport.abort()
 
     def look(self) -> None:
-        """Close a connection that has not sent a request."""
-        if self.cycle is None:
+        """Close a connection that still awaits what it has awaited before."""
+        awaited = self.awaits()
+        if awaited is not None and awaited == self.awaited:
             self.transport.abort()
+            return
+        self.awaited = awaited
+        self.next_look = self.loop.call_later(PATIENCE, self.look)
+
+    def awaits(self) -> object:
+        """What the client has to do next; None: nothing."""
+        cycle = self.cycle
+        if cycle is None:
+            return "head"
+        if cycle.response_complete:  # the head of its next request, or reading the end of the answer
+            return cycle, self.transport.get_write_buffer_size()
+        if cycle.more_body:
+            return cycle, "body"
+        return (cycle, "read") if self.transport.get_write_buffer_size() else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self.first.cancel()
+        self.next_look.cancel()
         super().connection_lost(exc)
 
 
@@ -87,40 +111,50 @@ class AdminProcess:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MOST,
             timeout_keep_alive=int(PATIENCE),
             timeout_graceful_shutdown=1,
         )
         config.load()
         config.ssl = self.tls
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what clients do wrong is no news
         server = Server(config)
 
         def over() -> None:
             server.should_exit = True
+            admin.close()
+            loop.call_later(CLOSING, hurry)
 
-        async def learn(memory: int) -> None:
-            try:
-                admin.config = (await asyncio.to_thread(load, memory)).config
-            finally:
-                os.close(memory)
+        def hurry() -> None:
+            server.force_exit = True
+            for connection in tuple(server.server_state.connections):
+                connection.transport.abort()
+
+        async def learn() -> None:
+            while True:
+                memory = await latest.get()
+                try:
+                    admin.config = (await asyncio.to_thread(load, memory)).config
+                except Exception:
+                    log.exception("the configuration that was read again is not known to the admin API")
+                finally:
+                    os.close(memory)
 
         def heard(message: Message) -> None:
             if message.body == RELOAD:
-                learning.append(loop.create_task(learn(message.fds.pop())))
-                del learning[:-1]
+                latest.put_nowait(message.fds.pop())
             else:
                 asker.heard(message)
 
-        learning: list[asyncio.Task[None]] = []
+        latest: asyncio.Queue[int] = asyncio.Queue()
         channel.watch(loop, heard, over)
         channel.send({"ready": True})
-        history = loop.create_task(admin.keep_history())
+        tasks = [loop.create_task(admin.keep_history()), loop.create_task(learn())]
         try:
             await server.serve(sockets=[self.sock])
         finally:
-            history.cancel()
-            await asyncio.gather(history, *learning, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Server(uvicorn.Server):

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from tabi.admin.access import tls_context
 from tabi.cli.help import Command
 from tabi.config import Config, load_config
-from tabi.config.admin import Admin, need_packages, tls_context, tokens_of
+from tabi.config.admin import Admin, need_packages, tokens_of
 from tabi.config.advice import advise
 from tabi.config.load import in_file
 from tabi.errors import ConfigError, printable

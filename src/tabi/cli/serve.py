@@ -159,9 +159,10 @@ def serve(
                 records = RecordWriter(lambda: (writer.sink.fileno(),))
                 closing.callback(records.close)
                 children.append(records.child)
-            private = () if admin is None else (admin.port,)
+            private = () if admin is None else (admin.sock,)
+            place = None if admin is None else (admin.name, admin.sock)
             sink = None if records is None else records.sink
-            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before, admin and admin.place)
+            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before, place)
             with_users = compiled.config.has_users
             code = supervisor.run(
                 lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)
@@ -173,9 +174,9 @@ class AdminChild(NamedTuple):
     """The process of the admin API, and where that is."""
 
     child: Child
-    place: tuple[str, socket.socket]
-    """What it is called for a process that takes over from this one, and its socket."""
-    port: int
+    name: str
+    """What its place is called for a process that takes over from this one."""
+    sock: socket.socket
     url: str
 
 
@@ -202,8 +203,7 @@ def open_admin(
     child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
     closing.callback(child.close)
     place = from_sockaddr(sock.getsockname())
-    url = f"http{'' if config.admin.tls is None else 's'}://{place}/"
-    return AdminChild(child, (name, sock), place.port, url)
+    return AdminChild(child, name, sock, f"http{'' if config.admin.tls is None else 's'}://{place}/")
 
 
 def merge(

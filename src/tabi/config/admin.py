@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import ssl
 import stat
 from collections.abc import Iterator
 
 import msgspec
 
 from tabi.errors import ConfigError
-from tabi.wire.address import Address, parse_address
+from tabi.wire.address import Address, parse_address, parse_host
 
 SHORTEST = 16
 """Letters of a token: fewer can be guessed."""
@@ -65,6 +64,16 @@ def admin_errors(admin: Admin) -> Iterator[ConfigError]:
             yield ConfigError(f"it contradicts {key}: expected one of both", f"admin.{key}_file")
         if token is not None and wrong(token):
             yield ConfigError(wrong(token), f"admin.{key}")
+    if admin.token is not None and admin.token == admin.read_token:
+        yield ConfigError("the same as token: whoever may see things could change them", "admin.read_token")
+    for index, name in enumerate(admin.hosts):
+        try:
+            found = parse_host(name)
+        except ValueError as exc:
+            yield ConfigError(str(exc), f"admin.hosts[{index}]")
+            continue
+        if not isinstance(found, str) or set(name) & set("/:*@"):
+            yield ConfigError(f"{name!r}, expected a name without a port", f"admin.hosts[{index}]")
     try:
         address = admin.address
     except ValueError as exc:
@@ -100,28 +109,18 @@ def need_packages() -> None:
             raise ConfigError(f"it needs {package}: pip install 'tabi[admin]'", "admin.listen")
 
 
-def tls_context(admin: Admin) -> ssl.SSLContext | None:
-    """What it speaks TLS with; None without. Raises ConfigError."""
-    if admin.tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(admin.tls.certificate, admin.tls.key)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(f"{admin.tls.certificate}, {admin.tls.key}: {exc.strerror or exc}", "admin.tls") from exc
-    return context
-
-
 def read_token(path: str, key: str) -> str:
     """The token in a file. Raises ConfigError."""
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{path}: not a file", key)
-        if found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
-            raise ConfigError(f"{path}: others can read it: chmod 600", key)
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(f"{path}: not a file", key)
+            if found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+                raise ConfigError(f"{path}: others can read it or write to it: chmod 600", key)
             token = file.read(LARGEST).decode("ascii", "replace").strip()
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: not a file", key) from None
     except OSError as exc:
         raise ConfigError(f"{path}: {(exc.strerror or str(exc)).lower()}", key) from exc
     if text := wrong(token):
@@ -135,4 +134,7 @@ def tokens_of(admin: Admin) -> tuple[str | None, str | None]:
     for key in ("token", "read_token"):
         path = getattr(admin, f"{key}_file")
         found.append(getattr(admin, key) if path is None else read_token(path, f"admin.{key}_file"))
-    return found[0], found[1]
+    full, read = found
+    if full is not None and full == read:
+        raise ConfigError("the same as token: whoever may see things could change them", "admin.read_token_file")
+    return full, read

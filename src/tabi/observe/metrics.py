@@ -12,8 +12,8 @@ from tabi.observe.observers import SessionObserver
 from tabi.session import Session
 
 MOST = 10_000
-"""Rows of sessions; what would be one more counts as ``OTHER``. Only a program can make so many: its egresses may have
-any name."""
+"""Rows of sessions, and of other counts; what would be one more counts as ``other``. Only a program can make so many:
+its egresses may have any name."""
 
 REFUSALS = 200
 """Refused sessions that are remembered."""
@@ -70,8 +70,7 @@ class Metrics(SessionObserver):
 
     def count(self, name: str, **labels: str) -> None:
         """Add one."""
-        key = name, tuple(labels.items())
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.add(name, 1, **labels)
 
     def value(self, name: str, **labels: str) -> int:
         """The counts so far."""
@@ -107,8 +106,10 @@ class Metrics(SessionObserver):
                 self.count("tabi_faults_total", fault=drawn.entry.distort.label)
 
     def add(self, name: str, number: int, **labels: str) -> None:
-        """Add some."""
+        """Add some. Names come from configurations, of which there may be many, and from faults that are set."""
         key = name, tuple(labels.items())
+        if key not in self.counts and len(self.counts) >= MOST:
+            key = name, tuple((label, "other") for label in labels)
         self.counts[key] = self.counts.get(key, 0) + number
 
     @property

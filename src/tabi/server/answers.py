@@ -21,6 +21,8 @@ Parts = Sequence[tuple[int, Any]]
 
 OPENMETRICS = "openmetrics"
 
+LONGEST = 1024
+"""Letters of a filter."""
 
 SIZES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "seconds": lambda row: row["seconds"],
@@ -79,11 +81,17 @@ class Answers:
     def learn(self, parts: Parts, silent: Sequence[int]) -> None:
         """Take note of the metrics of workers, and of those that have ended."""
         for pid in set(self.latest) - {pid for pid, _ in parts} - set(silent):
-            last = self.latest.pop(pid)
-            counted = {name: found for name, found in last.items() if METRICS[name].kind != "gauge"}
-            self.ended = add_up((self.ended, counted))
+            self.ended = add_up((self.ended, counted(self.latest.pop(pid))))
+        for pid in silent:
+            if pid in self.latest:  # it may have ended: what it has counted stays
+                self.latest[pid] = counted(self.latest[pid])
         for pid, found in parts:
             self.latest[pid] = {name: dict(map(as_sample, samples)) for name, samples in found.items()}
+
+
+def counted(samples: dict[str, dict[Labels, Value]]) -> dict[str, dict[Labels, Value]]:
+    """Those that only ever grow."""
+    return {name: found for name, found in samples.items() if METRICS[name].kind != "gauge"}
 
 
 def as_sample(sample: Any) -> tuple[Labels, Value]:
@@ -109,6 +117,8 @@ def check_filter(request: Mapping[str, Any]) -> None:
             raise ConfigError(f"unknown key, expected one of: {', '.join((*FILTERS, SEARCH))}", f"filter.{name}")
         if not isinstance(text, str):
             raise ConfigError(f"{type(text).__name__}, expected a text", f"filter.{name}")
+        if len(text) > LONGEST:
+            raise ConfigError(f"{len(text):,} letters, expected at most {LONGEST:,}", f"filter.{name}")
 
 
 def check_sessions(request: Mapping[str, Any]) -> None:

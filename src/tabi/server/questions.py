@@ -45,16 +45,18 @@ class Questions:
         self.all: dict[int, Question] = {}
 
     def ask(self, about: str, request: Mapping[str, Any], number: int, asker: Channel) -> None:
-        """Ask all workers; ``number`` is what ``asker`` calls the question."""
+        """Ask all workers; ``number`` is what ``asker`` calls the question. Raises ValueError if it is too large."""
         mine = next(self.ids)
-        question = self.all[mine] = Question(number, asker, self.clock() + PATIENCE)
+        question = Question(number, asker, self.clock() + PATIENCE)
+        message = {"ask": {**request, "about": about, "id": mine}}
         for place in self.workers:
             if place.channel is None or place.pid is None:
                 continue
-            if place.channel.send({"ask": {**request, "about": about, "id": mine}}):
+            if place.channel.send(message):
                 question.waiting[place] = place.pid
             else:
                 question.silent.append(place.pid)
+        self.all[mine] = question
         self.finish(mine)
 
     def told(self, place: Place, number: int, files: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from tabi.net.kernel import open_memory
 from tabi.policy.ledger import USED
-from tabi.policy.limits import NEVER, Limits
+from tabi.policy.limits import NEVER, Account, Limits
 from tabi.server.channel import Channel
 from tabi.server.measure import AT_ONCE, Measure
 from tabi.server.server import Server
@@ -76,23 +76,23 @@ class Reports:
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
         else:
-            self.tell(question["id"], {"error": "too many questions at once, try again later"})
+            self.tell(question["id"], encode({"error": "too many questions at once, try again later"}))
 
     async def answer(self, question: Mapping[str, Any]) -> None:
         """Answer a question."""
         try:
-            found = {"ok": await self.about[question["about"]](question)}
+            found = encode({"ok": await self.about[question["about"]](question)})
         except Exception as exc:
             log.exception("a question about %s was not answered", question["about"])
-            found = {"error": f"internal error: {type(exc).__name__}"}
+            found = encode({"error": f"internal error: {type(exc).__name__}"})
         self.tell(question["id"], found)
 
-    def tell(self, number: int, found: Mapping[str, Any]) -> None:
+    def tell(self, number: int, found: bytes) -> None:
         """Send an answer."""
         memory = open_memory("tabi-answer")
         try:
             with open(memory, "wb", closefd=False) as file:
-                file.write(encode(found))
+                file.write(found)
             self.channel.send({"told": number}, (memory,))
         finally:
             os.close(memory)
@@ -167,10 +167,14 @@ class Reports:
 
     async def steer(self, question: Mapping[str, Any]) -> Any:
         """Give a member of a pool no more requests, or give it some again; whether there is such a member."""
+        return self.steer_member(question["pool"], question["member"], question["action"])
+
+    def steer_member(self, name: str, wanted: str, action: str) -> bool:
+        """As `steer`."""
         for pool in self.server.parts.egresses.pools:
             for member in pool.pool.members:
-                if (pool.name, member.name) == (question["pool"], question["member"]):
-                    (pool.pool.drain if question["action"] == "drain" else pool.pool.undrain)(member)
+                if (pool.name, member.name) == (name, wanted):
+                    (pool.pool.drain if action == "drain" else pool.pool.undrain)(member)
                     return True
         return False
 
@@ -185,7 +189,12 @@ class Reports:
                 user["sessions"] += 1
                 user["up"] += up
                 user["down"] += down
-        return {"users": found, "accounts": accounts_of(parts.gate.policy.limits)}
+        limits = parts.gate.policy.limits
+        accounts, rows = iter(tuple(limits.accounts)), []
+        while batch := tuple(islice(accounts, AT_ONCE)):
+            rows += [account_row(limits, account) for account in batch]
+            await asyncio.sleep(0)
+        return {"users": found, "accounts": rows}
 
     async def refusals(self, _: Mapping[str, Any]) -> Any:
         """The last requests that were refused, the latest first."""
@@ -247,24 +256,18 @@ class Reports:
         }
 
 
-def accounts_of(limits: Limits) -> list[dict[str, Any]]:
-    """What limits allow, and what is used of it."""
-    rows = []
-    for account in limits.accounts:
-        cells, at, terms = limits.ledger.cells, account.at, account.terms
-        quota = account.quota
-        rows.append(
-            {
-                "name": account.name,
-                "sessions": limits.ledger.running(at),
-                "connections": account.connections,
-                "bandwidth": terms.bandwidth,
-                "quota": None if quota is None else str(quota),
-                "quota_octets": None if quota is None else quota.octets,
-                "used": cells[at + USED],
-            }
-        )
-    return rows
+def account_row(limits: Limits, account: Account) -> dict[str, Any]:
+    """What limits allow an account, and what is used of it."""
+    terms, quota = account.terms, account.quota
+    return {
+        "name": account.name,
+        "sessions": limits.ledger.running(account.at),
+        "connections": account.connections,
+        "bandwidth": None if terms.bandwidth is None else int(terms.bandwidth),
+        "quota": None if quota is None else str(quota),
+        "quota_octets": None if quota is None else int(quota.octets),
+        "used": limits.ledger.cells[account.at + USED],
+    }
 
 
 def encode(found: Any) -> bytes:

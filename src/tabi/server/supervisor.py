@@ -61,6 +61,9 @@ FIRST_START = 10.0
 CHILD_START = 1.0
 """Seconds that a child may take until it says that it is ready."""
 
+MOST_DRAINED = 1000
+"""Members that a worker which starts again knows to be out; of more, the latest."""
+
 LEVELS = ("debug", "info", "warning", "error")
 
 GRACE = 3.0
@@ -75,7 +78,7 @@ class Supervisor:
         reread: reads and compiles the configuration anew, for SIGHUP. None if there is no file.
         children: processes that help it. It keeps them up; their creator ends them.
         records: for workers, to that of them that writes records of interception.
-        private: TCP ports of the program that are for operators: workers never dial them.
+        private: listening TCP sockets that are for operators: workers close them, and never dial their ports.
         watch: tells when the files have changed, and that is read anew then.
         predecessor: the process that this one takes over from.
         admin: what the place of the admin API is called for `Inherited`, and its socket.
@@ -90,7 +93,7 @@ class Supervisor:
         reread: Callable[[], Compiled] | None = None,
         children: Sequence[Child] = (),
         records: socket.socket | None = None,
-        private: Collection[int] = (),
+        private: Sequence[socket.socket] = (),
         watch: Watch | None = None,
         predecessor: Predecessor | None = None,
         admin: tuple[str, socket.socket] | None = None,
@@ -127,6 +130,8 @@ class Supervisor:
         self.workers = [Place() for _ in range(config.workers or os.cpu_count() or 1)]
         self.children = children
         self.faults = FaultControl(self.workers, config)
+        self.drained: dict[tuple[str, str], None] = {}
+        """Members of pools that an operator has taken out: workers that start again know them, too."""
         self.questions = Questions(self.workers)
         self.commands: dict[str, Callable[[Mapping[str, Any], Answer], None]] = {
             "status": self.tell_status,
@@ -307,13 +312,17 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
+            ports = [sock.getsockname()[1] for sock in self.private]
+            for sock in self.private:
+                sock.close()
+            told = self.faults.messages
             if self.identity is not None:
                 compiled = compiled.complete()  # with keys that perhaps root alone can read
                 become(self.identity)
                 for certificates in filter(None, compiled.certificates):
                     certificates.rest_if_unreadable()
             shared = Shared(
-                self.sockets, self.lifeline, self.ledger, end, self.records, self.private, self.faults.messages
+                self.sockets, self.lifeline, self.ledger, end, self.records, ports, tuple(self.drained), told
             )
             run_worker(compiled, shared, lambda: end.send({"ready": True}))
             code = 0
@@ -393,7 +402,7 @@ class Supervisor:
         name = request.get("command")
         command = self.commands.get(name) if isinstance(name, str) else None
         if name in ABOUT:
-            self.questions.ask(name, request, body["id"], channel)
+            self.pass_on(request, body["id"], channel, answer)
         elif command is None:
             answer({"error": f"command {name!r}, expected one of: {', '.join((*self.commands, *ABOUT))}"})
         elif self.stopping and name != "status":
@@ -404,6 +413,20 @@ class Supervisor:
             except Exception as exc:  # a request must not end the server
                 log.exception("command %s failed", name)
                 answer({"error": f"internal error: {type(exc).__name__}"})
+
+    def pass_on(self, request: Mapping[str, Any], number: int, channel: Channel, answer: Answer) -> None:
+        """Ask all workers."""
+        if request["command"] == "steer":
+            member = str(request.get("pool")), str(request.get("member"))
+            self.drained.pop(member, None)
+            if request.get("action") == "drain":
+                self.drained[member] = None
+                if len(self.drained) > MOST_DRAINED:
+                    del self.drained[next(iter(self.drained))]
+        try:
+            self.questions.ask(request["command"], request, number, channel)
+        except ValueError:  # with our own number it has no room in a message
+            answer({"error": "the request is too large"})
 
     def set_log_level(self, request: Mapping[str, Any], answer: Answer) -> None:
         """Have messages from this level on logged, in all workers, until the server ends."""

@@ -46,6 +46,8 @@ class Shared(NamedTuple):
     """To the process that writes records of interception; None if there is none."""
     private: Collection[int] = ()
     """TCP ports of the program that are for operators: nothing is ever dialled there."""
+    drained: Sequence[tuple[str, str]] = ()
+    """Pools and members that an operator has taken out by now."""
     faults: Mapping[str, Mapping[str, Any]] = {}
     """Those that were set by now, see `tabi.server.fault_control`."""
 
@@ -107,6 +109,8 @@ async def serve(server: Server, shared: Shared, ready: Callable[[], object]) -> 
         if shared.faults:
             take(server.faults, shared.faults)
         reports = Reports(server, shared.channel)
+        for pool, member in shared.drained:
+            reports.steer_member(pool, member, "drain")
         shared.channel.watch(loop, heard, lambda: None)  # the lifeline tells that the supervisor is gone
         ready()
         await told.wait()
