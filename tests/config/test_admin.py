@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tabi.config import parse_config
 from tabi.config import admin as module
+from tabi.config import parse_config
 from tabi.config.admin import Admin, need_packages, read_token, tokens_of
 from tabi.errors import ConfigError
 

@@ -55,7 +55,7 @@ HASH = make_hash(b"sekret", b"salt")
 
 TOP = (
     "workers, user, listen, users, auth, groups, clients, limits, rule, decide, guard, quotas, egress, users_grammar, "
-    "resolver, timeouts, log, ca, intercept, distort, profile, include"
+    "resolver, timeouts, log, ca, intercept, admin, distort, profile, include"
 )
 PER_CLIENT = "connections, unauthenticated, connect_rate"
 A_SHARE = 'expected a number of 1 to 1000000, or a share such as "25%"'

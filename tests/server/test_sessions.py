@@ -108,7 +108,9 @@ def test_without_observers_a_session_tells_nobody(run_once: Run) -> None:
     async def main() -> None:
         async with Server(LISTEN) as server:
             sessions = server.parts.sessions
-            assert (sessions.watch, sessions.began, sessions.ended) == (None, (), ())
+            assert (sessions.watch, sessions.began) == (None, ())
+            assert sessions.ended == (server.metrics.ended,)  # which counts it
+            assert not sessions.copies
 
     run_once(main)
 

@@ -19,6 +19,7 @@ from tabi.config import Config, Listen, Log, RuleConfig, Seconds, Timeouts
 from tabi.errors import ConfigError
 from tabi.server import child
 from tabi.server import supervisor as module
+from tabi.server.answers import ABOUT
 from tabi.server.channel import make_channel
 from tabi.server.child import FIRST_DELAY, LAST_DELAY, STEADY
 from tabi.server.compiled import Compiled, compile_config
@@ -400,7 +401,7 @@ def test_a_command_that_fails_does_not_end_it(start: Start, caplog: pytest.LogCa
     theirs.close()
     assert answers[0] == {"id": 0, "error": "internal error: RuntimeError"}
     assert "a mistake" in caplog.text
-    expected = "expected one of: status, reload, fault, upgrade, fail"
+    expected = f"expected one of: status, reload, fault, log_level, upgrade, fail, {', '.join(ABOUT)}"
     assert answers[1] == {"id": 1, "error": f"command ['fail'], {expected}"}
     assert answers[2] == {"id": 2, "error": f"command None, {expected}"}
     assert answers[3] is not None

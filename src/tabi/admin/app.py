@@ -99,7 +99,7 @@ class Admin:
         self.secure = secure
         self.history = History(clock)
         self.listeners: set[asyncio.Queue[bytes | None]] = set()
-        routes = [
+        self.routes = [
             self.route("GET", "/healthz", "none", self.health),
             self.route("GET", "/readyz", "none", self.ready),
             self.route("GET", "/metrics", "none", self.metrics),
@@ -111,7 +111,7 @@ class Admin:
             self.route("POST", "/explain", "read", self.explain),
             *(self.route(one.method, one.path, one.scope, self.operation(one)) for one in OPERATIONS),
         ]
-        starlette = Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+        starlette = Starlette(routes=self.routes, exception_handlers={HTTPException: refuse})
         starlette.router.redirect_slashes = False  # to whatever the client has called us
         self.app = by_raw_path(starlette)
 

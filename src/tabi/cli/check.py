@@ -60,6 +60,13 @@ NOT_SET = {
 }
 """What it means that a key has no value, for keys where no value says the same."""
 
+NOT_SET_OF_ADMIN = {
+    "listen": "only commands ask, by the control socket",
+    **dict.fromkeys(("token", "token_file", "read_token", "read_token_file"), "nobody has it"),
+    "tls": "there is no TLS",
+}
+"""The same for those of ``[admin]``."""
+
 UNCHANGED = {
     "seed": "what is drawn differs in each run",
     "fault": "nothing goes wrong",
@@ -216,6 +223,8 @@ def meaning_of(path: str) -> str:
         return f"none  # {UNCHANGED.get(key, 'it matches all')}"
     if path.startswith("rule["):
         return "none" if key in ("via", "idle") else "none  # it matches all"
+    if path.startswith("admin."):
+        return f"none  # {NOT_SET_OF_ADMIN[key]}"
     if path.endswith("udp.ports"):
         return "none  # any that is free"
     if path.startswith("listen[") and key == "keepalive":

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tabi.config.admin import Admin
 from tabi.config.check import find_errors, limit_errors, raise_all
 from tabi.config.distort import DistortConfig, FaultConfig, HeadersConfig, LineConfig
 from tabi.config.files import Files, in_files, parse_toml
@@ -210,6 +211,7 @@ PARTS: dict[str, type[msgspec.Struct]] = {
     "resolver": ResolverConfig,
     "timeouts": Timeouts,
     "log": Log,
+    "admin": Admin,
 }
 
 

@@ -401,7 +401,7 @@ class Supervisor:
         request = body["request"]
         name = request.get("command")
         command = self.commands.get(name) if isinstance(name, str) else None
-        if name in ABOUT:
+        if command is None and isinstance(name, str) and name in ABOUT:
             self.pass_on(request, body["id"], channel, answer)
         elif command is None:
             answer({"error": f"command {name!r}, expected one of: {', '.join((*self.commands, *ABOUT))}"})
