@@ -42,6 +42,7 @@ from tabi.config import (
     make_config,
     parse_config,
 )
+from tabi.config.admin import Admin, AdminTls
 from tabi.config.compile import make_hosts, make_rules
 from tabi.config.load import PARTS, decode_special
 from tabi.errors import ConfigError
@@ -237,6 +238,13 @@ begin = true
 certificate = "/etc/tabi/ca.crt"
 key = "/etc/tabi/ca.key"
 
+[admin]
+listen = "127.0.0.1:9180"
+token = "0123456789abcdef"  # in place of it: token_file = "/etc/tabi/token"
+read_token_file = "/etc/tabi/read-token"  # in place of it: read_token = "fedcba9876543210"
+tls = {{ certificate = "/etc/tabi/admin.crt", key = "/etc/tabi/admin.key" }}
+hosts = ["tabi.example"]
+
 [[intercept]]
 action = "pass"
 name = "banks"
@@ -383,6 +391,13 @@ def test_every_key() -> None:
         timeouts=Timeouts(Seconds(5), Seconds(2.5), Seconds(300), Seconds(0.5), Seconds(60), Seconds(7), Seconds(0.5)),
         log=Log("/var/log/tabi/access.log", "debug", "logfmt", True),
         ca=Ca("/etc/tabi/ca.crt", "/etc/tabi/ca.key"),
+        admin=Admin(
+            "127.0.0.1:9180",
+            "0123456789abcdef",
+            read_token_file="/etc/tabi/read-token",
+            tls=AdminTls("/etc/tabi/admin.crt", "/etc/tabi/admin.key"),
+            hosts=["tabi.example"],
+        ),
         intercept=[
             InterceptConfig(
                 "pass",

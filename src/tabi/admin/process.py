@@ -9,6 +9,7 @@ import os
 import socket
 from typing import Any
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -19,6 +20,7 @@ from tabi.config.admin import tokens_of
 from tabi.net.reactor import make_loop
 from tabi.server.asker import Asker
 from tabi.server.channel import Channel, Message
+from tabi.server.handover import read_source
 from tabi.server.reload import load
 from tabi.server.worker import RELOAD
 
@@ -133,7 +135,7 @@ class AdminProcess:
             while True:
                 memory = await latest.get()
                 try:
-                    admin.config = (await asyncio.to_thread(load, memory)).config
+                    admin.config = await asyncio.to_thread(whole_config, memory)
                 except Exception:
                     log.exception("the configuration that was read again is not known to the admin API")
                 finally:
@@ -155,6 +157,12 @@ class AdminProcess:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def whole_config(memory: int) -> Config:
+    """The configuration that was read again, with its users and rules."""
+    users, rules = read_source(memory)
+    return msgspec.structs.replace(load(memory).config, users=users, rule=rules)
 
 
 class Server(uvicorn.Server):

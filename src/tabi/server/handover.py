@@ -5,7 +5,7 @@ container is cut into pieces of a few items, each a pickle of its own, and the r
 between two. Users are not unpickled at all, nor are lists of hosts: both are memory that the processes share.
 
     octets of the pieces (8), the pieces, each behind its length (4), padding to a page, the table of users,
-    and each list of hosts, padded to a page in front
+    each list of hosts, and the configuration's own users and rules for who explains it, each padded to a page in front
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def write(compiled: Compiled, fd: int) -> None:
     lists: list[HostList] = []
     whole = list(compiled._replace(config=bare, certificates=(), decide=None, make_resolver=None))
     cut((WHOLE, tuple, whole), pieces, {}, lists)
-    blocks = [users.data, *(memoryview(one.data) for one in lists)]
+    # Workers do not read the last one, so only who asks for it pays.
+    source = b"" if config.admin.listen is None else pickle.dumps((config.users, config.rule), pickle.HIGHEST_PROTOCOL)
+    blocks = [users.data, *(memoryview(one.data) for one in lists), memoryview(source)]
     shapes = [(one.path, one.shape) for one in lists]
     pieces.insert(0, pickle.dumps(((len(users), len(users.slots), users.has), shapes, [len(one) for one in blocks])))
     size = ALL.size + sum(LENGTH.size + len(piece) for piece in pieces)
@@ -134,6 +136,18 @@ def mmap_of(fd: int, size: int) -> mmap.mmap:
     return mmap.mmap(fd, size)
 
 
+def read_source(fd: int) -> tuple[Any, Any]:
+    """The users and the rules of the configuration as they were written, if it has a place for the admin API."""
+    data = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    (end,), at = ALL.unpack_from(data), ALL.size
+    (length,) = LENGTH.unpack_from(data, at)
+    at += LENGTH.size
+    *others, size = pickle.loads(data[at : at + length])[2]  # noqa: S301 - our own process has written it
+    start = pages(end) + sum(map(pages, others))
+    users, rules = pickle.loads(data[start : start + size])  # noqa: S301 - the same
+    return users, rules
+
+
 def read(fd: int) -> Generator[None, None, Compiled]:
     """Read what `write` has written, a piece between two yields. The file may be closed then. Certificates are not in
     it; the function that ``decide`` names is imported.
@@ -155,7 +169,7 @@ def read(fd: int) -> Generator[None, None, Compiled]:
             starts = accumulate(map(pages, sizes), initial=pages(end))
             blocks = [data[start : start + size] for start, size in zip(starts, sizes, strict=False)]
             users = UserTable(blocks[0], slots, count, has)
-            lists = [HostList(path, block, shape) for (path, shape), block in zip(shapes, blocks[1:], strict=True)]
+            lists = [HostList(path, block, shape) for (path, shape), block in zip(shapes, blocks[1:-1], strict=True)]
             continue
         number, kind, items = piece
         _, value = found.setdefault(number, (kind, CONTAINERS[kind]()))
