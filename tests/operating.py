@@ -85,7 +85,7 @@ class Operator:
 
 
 @contextlib.contextmanager
-def operated(folder: Path, text: str = FILE, *arguments: str) -> Iterator[Operator]:
+def operated(folder: Path, text: str = FILE, arguments: tuple[str, ...] = ()) -> Iterator[Operator]:
     """A server with this file, and its operator."""
     path = folder / "tabi.toml"
     path.write_text(text)

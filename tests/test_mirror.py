@@ -15,6 +15,7 @@ WITHOUT = {
 """Names of modules that need no test file, and why."""
 
 OF_THE_WHOLE = {
+    "admin/test_page.py": "the page for operators, in a browser",
     "intercept/test_certificates.py": "certificates of destinations, as clients meet them",
     "config/test_config.py": "from a text to a configuration, through every module of the room",
     "distort/test_over_sockets.py": "each fault as the ends of connections and associations meet it",

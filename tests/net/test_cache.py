@@ -589,3 +589,17 @@ def test_names_and_addresses_are_kept_together(run_once: Run) -> None:
         assert parts.source.asked.count(str(FOUR)) == 1
 
     run_once(main)
+
+
+def test_what_asking_takes_is_told(run_once: Run) -> None:
+    """Once for each question to the source: what is known, and who joins a question, takes nothing."""
+
+    async def main() -> None:
+        parts = Parts({"a.test": Answer([FOUR], 60)})
+        told: list[float] = []
+        parts.cache.observe = told.append
+        await asyncio.gather(parts.cache.resolve("a.test"), parts.cache.resolve("a.test"))
+        await parts.cache.resolve("a.test")
+        assert told == [0.0]
+
+    run_once(main)

@@ -25,7 +25,7 @@ from tabi.net.reactor import BROKEN, OUT, get_reactor
 from tabi.net.resolve import Answer, Named
 from tabi.net.source import SourceBinding
 from tabi.net.stream import Stream
-from tabi.policy.guard import allow_any_address
+from tabi.policy.guard import LocalAddresses, allow_any_address
 from tabi.wire.address import Address
 from tabi.wire.socks5 import ReplyCode
 
@@ -711,5 +711,33 @@ def test_ports_that_are_used_up_are_told_from_addresses_that_are_missing(
 
             monkeypatch.setattr(dial, "route_to", refuse)
             assert (await fails(dials, destination)).reply_code == ReplyCode.NETWORK_UNREACHABLE
+
+    run_once(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "name.test"])
+def test_a_port_for_operators_is_never_dialled(run_once: Run, host: str) -> None:
+    """By no address of this machine, and by no name of one; whatever may be dialled else."""
+
+    async def main() -> None:
+        own = LocalAddresses()
+        async with target() as port, target() as other:
+            own.private = frozenset((port,))
+            dialer = Dialer(get_reactor(), FakeResolver("127.0.0.1"), 20, own)
+            try:
+                try:
+                    found: str | IP = ip_address(host)
+                except ValueError:
+                    found = host
+                with pytest.raises(DialError, match="is for the operators of this proxy") as caught:
+                    await dialer.dial(Address(found, port), permit_all)
+                assert caught.value.reply_code == ReplyCode.NOT_ALLOWED
+                async with await dialer.dial(Address(LOCAL, other), permit_all) as stream:
+                    await echoes(stream)
+                own.addresses = frozenset((ip_address("192.0.2.1"),))
+                with pytest.raises(DialError, match="for the operators"):
+                    await dialer.dial(Address(ip_address("192.0.2.1"), port), permit_all)
+            finally:
+                await dialer.close()
 
     run_once(main)

@@ -853,3 +853,17 @@ def test_keep_alive_is_inherited_by_what_is_accepted() -> None:
                 assert found == expected
     with socket.socket(socket.AF_UNIX) as sock:
         keep_alive(sock, 60)
+
+
+def test_a_place_that_is_no_listener() -> None:
+    """One socket for an address, one for each address of a name, with one port; each listens."""
+    for place in ("127.0.0.1:0", "[::1]:0", "localhost:0"):
+        found = bind_place(parse_address(place))
+        try:
+            ports = {sock.getsockname()[1] for sock in found}
+            assert len(ports) == 1
+            for sock in found:
+                socket.create_connection(sock.getsockname()[:2], 10).close()
+        finally:
+            for sock in found:
+                sock.close()

@@ -282,3 +282,25 @@ def test_the_page_on_refusals_has_the_same_list() -> None:
 def test_everything_in_a_listed_network_is_inner(address: IPv4Address | IPv6Address) -> None:
     """Not only the ends of the networks."""
     assert why(address) is not None
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("::ffff:192.0.2.1", True),
+        ("64:ff9b::192.0.2.1", True),
+        ("192.0.2.2", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_what_leads_to_this_machine(host: str, here: bool) -> None:
+    """Loopback, the unspecified address, and its own, in any form that leads there."""
+    own = LocalAddresses()
+    own.addresses = frozenset((ip_address("192.0.2.1"),))
+    assert own.is_here(ip_address(host)) == here

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import BALANCES, kill, pool, take
-from tabi.policy.pool import Balance, Member, Pool, make_key
+from tabi.policy.pool import NEVER, Balance, Member, Pool, make_key
 from tabi.policy.pool_store import MemoryStore
 
 
@@ -416,3 +416,68 @@ def test_a_member_that_works_costs_the_store_nothing() -> None:
     made.worked(made.members[0])
     made.worked(made.members[0])
     assert told == [("a", (1, 0.0, None)), ("a", None)]
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_a_member_that_is_drained_gets_nothing(balance: Balance) -> None:
+    """Whatever becomes of what runs there, and for however long; undrained, it is as if it had never failed."""
+    made = pool(balance)
+    a, b, c = made.members
+    made.begin(a)
+    made.drain(a)
+    made.drain(a)
+    assert not made.worked(a)
+    assert not made.failed(a, 0)
+    made.undecided(a)
+    made.end(a)
+    for now in (0, 1e9):
+        assert "a" not in take(made, 20, "x", now) + take(made, 20, "y", now)
+        found = made.foresee("x", now)
+        assert found is None or found.member is not a
+    made.drain(b)
+    made.drain(c)
+    assert take(made, 1, "x", 1e9) == "-"
+    made.undrain(a)
+    made.undrain(a)
+    assert (a.due, a.failures, a.drained) == (None, 0, False)
+    assert take(made, 3, "x", 1e9) == "aaa"
+
+
+def test_a_member_that_is_out_is_drained() -> None:
+    """Its trial does not come, also where one was under way; its return is the operator's."""
+    made = pool()
+    member = kill(made, "a")
+    assert take(made, 1, now=2) == "a"
+    assert member.trying
+    made.drain(member)
+    assert not made.worked(member)
+    assert take(made, 4, now=1e9) == "bcbc"
+    other = kill(made, "b", 1e9)
+    made.drain(other)
+    assert take(made, 2, now=2e9) == "cc"
+    made.undrain(other)
+    assert "b" in take(made, 2, now=2e9)
+
+
+def test_a_pool_that_is_made_anew_knows_who_is_drained() -> None:
+    """As with a reload."""
+    store = MemoryStore()
+    made = pool(store=store)
+    made.drain(made.members[0])
+    again = pool(store=store)
+    assert again.members[0].drained
+    assert again.members[0].due == NEVER
+    assert take(again, 4) == "bcbc"
+    again.undrain(again.members[0])
+    assert not pool(store=store).members[0].drained
+
+
+def test_a_sticky_key_leaves_a_member_that_is_drained() -> None:
+    """And stays where it went."""
+    made = pool("sticky")
+    assert take(made, 1, "x") == "a"
+    made.drain(made.members[0])
+    moved = take(made, 2, "x")
+    assert moved in ("bb", "cc")
+    made.undrain(made.members[0])
+    assert take(made, 1, "x") == moved[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +15,7 @@ from tabi.errors import ConfigError
 from tabi.policy.guard import LocalAddresses
 from tabi.policy.ledger import Ledger
 from tabi.server.compiled import Compiled, compile_config
-from tabi.server.handover import PIECE, cut, read, write
+from tabi.server.handover import PIECE, cut, read, read_source, write
 from tabi.server.reload import load
 from tabi.session import Session
 from tabi.wire.address import Address, parse_address
@@ -156,3 +157,19 @@ def test_nothing_is_held_up_between_two_steps(memory: int) -> None:
     rules = [{"action": "deny", "hosts": [f"{number}.test"]} for number in range(10 * PIECE)]
     write(compile_config(make_config({"rule": rules})), memory)
     assert sum(1 for _ in read(memory)) > 10
+
+
+def test_rules_and_users_as_they_were_written(memory: int) -> None:
+    """They are there for the admin API, which explains by them, and nowhere else."""
+    text = {"users": {"a": {"password": "x", "plain": True}}, "rule": [{"action": "deny", "name": "no"}]}
+    config = make_config({**text, "admin": {"listen": "127.0.0.1:0"}})
+    write(compile_config(config), memory)
+    assert read_source(memory) == (config.users, config.rule)
+    loaded = load(memory)
+    assert (loaded.config.users, loaded.config.rule) == ({}, [])
+    assert decide(loaded, "a", "1.2.3.4:5") == "deny no"
+    os.ftruncate(memory, 0)
+    write(compile_config(make_config(text)), memory)
+    with pytest.raises(pickle.UnpicklingError):
+        read_source(memory)
+    assert decide(load(memory), "a", "1.2.3.4:5") == "deny no"

@@ -77,9 +77,9 @@ async function call(method, path, body) {
 }
 
 function ask(method, path, body) {
-  return call(method, path, body).then((found) => { look(); return found; }, (error) => {
+  return call(method, path, body).then((found) => { look(true); return found; }, (error) => {
     if (error instanceof Refused) login(error.message); else say(error.message);
-    throw error;
+    return null;
   });
 }
 
@@ -113,7 +113,7 @@ const views = {
     const rows = found.sessions.map((row) => {
       const place = row.host === null ? row.command : `${row.host.includes(":") ? `[${row.host}]` : row.host}:${row.port}`;
       const end = make("button", { class: "danger", "aria-label": `End ${row.id}`,
-        onclick: () => ask("DELETE", `sessions/${encodeURIComponent(row.id)}`).then((done) => say(`${done.ended} ended`)) }, "End");
+        onclick: () => ask("DELETE", `sessions/${encodeURIComponent(row.id)}`).then((done) => done && say(`${done.ended} ended`)) }, "End");
       return [row.user, row.client, row.protocol, place, row.member ? `${row.via}/${row.member}` : row.via,
         `${octets(rate(row, now))}/s`, octets(row.up), octets(row.down), seconds(row.seconds), end];
     });
@@ -145,7 +145,7 @@ const views = {
     const rows = found.users.map((user) => cells(`user ${user.name}`, { ...user, shown: user.name,
       action: make("button", { class: "danger", onclick: () => {
         if (confirm(`End all sessions of ${user.name}?`)) {
-          ask("DELETE", `sessions?user=${encodeURIComponent(user.name)}`).then((done) => say(`${done.ended} ended`));
+          ask("DELETE", `sessions?user=${encodeURIComponent(user.name)}`).then((done) => done && say(`${done.ended} ended`));
         }
       } }, "End all") }));
     const others = found.accounts.filter((one) => !one.name.startsWith("user "))
@@ -227,7 +227,7 @@ const tools = {
       event.preventDefault();
       const given = {};
       for (const [key, value] of new FormData(form)) if (value) given[key] = key === "hosts" ? value.split(/[\s,]+/) : value;
-      ask("POST", "faults", given).then((found) => { say(`${found.name} is set`); form.reset(); }, () => {});
+      ask("POST", "faults", given).then((found) => { if (found) { say(`${found.name} is set`); form.reset(); } });
     } }, [["profile", "Profile", "3g"], ["hosts", "Hosts", "*.example.com"], ["latency", "Latency", "200ms"],
       ["jitter", "Jitter", "50ms"], ["bandwidth", "Bandwidth", "1 MB/s"], ["loss", "Loss", "1%"], ["for", "For", "5min"]].map(
       ([name, text, placeholder]) => make("label", {}, text, make("input", { name, placeholder, size: 12 }))),
@@ -238,7 +238,10 @@ const tools = {
 
 // --- looking ---
 
-async function look() {
+// Rows change their places: under the pointer of who is about to end one they stay, until something was done.
+const steady = matchMedia("(hover: hover)");
+
+async function look(done) {
   clearTimeout(timer);
   const name = location.hash.slice(1);
   const wanted = views[name] ? name : "sessions";
@@ -254,6 +257,7 @@ async function look() {
   try {
     const [status, found] = await Promise.all([call("GET", "status"), views[wanted]()]);
     if (mine !== turn) return;
+    if (done !== true && steady.matches && document.querySelector("#found button:hover")) { soon(EVERY / 3); return; }
     const focused = document.activeElement && document.activeElement.getAttribute("aria-label");
     document.getElementById("found").replaceChildren(...found.filter(Boolean));
     if (focused && document.activeElement === document.body) {
