@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from pathlib import Path
 
 import pytest
 
 from origin import make_certificates
-from tabi.admin import access as module
 from tabi.admin.access import Access, Scope, tls_context
 from tabi.config.admin import Admin, AdminTls
 from tabi.errors import ConfigError
@@ -70,7 +70,7 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         compared.append((one, other))
         return one == other
 
-    monkeypatch.setattr(module.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in (FULL, READ, "wrong"):
         compared.clear()
         status("full", token)

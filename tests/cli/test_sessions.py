@@ -52,8 +52,7 @@ def test_a_line_for_each(operator: Operator) -> None:
         assert sessions(operator, "--user", "nobody").stdout == b"no sessions\n"
         done = sessions(operator, "--limit", "1")
         assert done.stderr == b"tabi: 2 more are left out, see --limit\n"
-    for line in operator.proxy.sessions(3):
-        assert line["id"] in {row["id"] for row in rows}
+    assert {row["id"] for row in rows} == {ended["id"] for ended in operator.proxy.sessions(3)}
 
 
 def test_a_worker_that_hangs_is_named(operator: Operator) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tabi.config import admin as module
 from tabi.config import parse_config
 from tabi.config.admin import Admin, need_packages, read_token, tokens_of
 from tabi.errors import ConfigError
@@ -113,6 +112,6 @@ def test_what_is_no_file_of_a_token(tmp_path: Path) -> None:
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that brings them."""
     need_packages()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else object())
     with pytest.raises(ConfigError, match=re.escape("it needs uvicorn: pip install 'tabi[admin]'")):
         need_packages()

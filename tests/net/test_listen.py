@@ -31,6 +31,7 @@ from tabi.net.listen import (
     Acceptor,
     Listeners,
     bind_listener,
+    bind_place,
     bind_port,
     bind_unix,
     check_unix,
@@ -856,13 +857,14 @@ def test_keep_alive_is_inherited_by_what_is_accepted() -> None:
 
 
 def test_a_place_that_is_no_listener() -> None:
-    """One socket for an address, one for each address of a name, with one port; each listens."""
+    """One socket for an address, one for each address of a name, with one port; each can listen."""
     for place in ("127.0.0.1:0", "[::1]:0", "localhost:0"):
         found = bind_place(parse_address(place))
         try:
             ports = {sock.getsockname()[1] for sock in found}
             assert len(ports) == 1
             for sock in found:
+                sock.listen()
                 socket.create_connection(sock.getsockname()[:2], 10).close()
         finally:
             for sock in found:

@@ -36,6 +36,9 @@ CHECKS: list[tuple[dict[str, Any], str | None]] = [
     ({"command": "steer", "action": "stop", "pool": "p", "member": "m"}, "action: expected drain or undrain"),
     ({"command": "steer", "action": "drain", "pool": "p", "member": "m"}, None),
     ({"command": "metrics", "format": "text"}, None),
+    ({"command": "metrics", "format": "xml"}, "format: expected one of: text, openmetrics"),
+    ({"command": "metrics", "format": ["text"]}, "format: expected one of: text, openmetrics"),
+    ({"command": "metrics", "x": 1}, "x: unknown key"),
 ]
 
 

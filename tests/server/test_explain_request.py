@@ -29,7 +29,7 @@ def test_what_is_not_said_is_as_usual() -> None:
     assert (made().protocol, made().listen.url) == ("socks5", "mixed://127.0.0.1:1080")
     assert made(command="forward").protocol == "http"
     assert made(listener="socks5://127.0.0.1:1081").listen.url == "socks5://127.0.0.1:1081"
-    assert made(client="192.0.2.9", at="2027-01-31T08:00").time == 1801382400
+    assert made(client="192.0.2.9", at="2027-01-31T08:00").now == 1801382400
 
 
 WRONG = [

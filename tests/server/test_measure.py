@@ -16,7 +16,6 @@ from support import datagram_target, target
 from tabi import Proxy, Server
 from tabi.net import kernel
 from tabi.observe.exposition import METRICS, Labels, Value
-from tabi.server import measure as module
 from tabi.server.measure import AT_ONCE, Measure, open_files, process
 
 LISTEN = "mixed://127.0.0.1:0"
@@ -145,7 +144,7 @@ def test_descriptors_are_counted(run_once: Run, monkeypatch: pytest.MonkeyPatch)
         class Older:
             st_size = 0
 
-        monkeypatch.setattr(module.os, "stat", lambda path: Older() if path == "/proc/self/fd" else stat(path))
+        monkeypatch.setattr(os, "stat", lambda path: Older() if path == "/proc/self/fd" else stat(path))
         assert abs(run_once(open_files) - expected) < 20
     finally:
         for file in files:
@@ -154,7 +153,7 @@ def test_descriptors_are_counted(run_once: Run, monkeypatch: pytest.MonkeyPatch)
     def gone(*_: Any) -> Any:
         raise FileNotFoundError
 
-    monkeypatch.setattr(module.os, "stat", gone)
+    monkeypatch.setattr(os, "stat", gone)
     assert run_once(open_files) == 0
     monkeypatch.setattr("builtins.open", gone)
     assert {name for name, _ in process()} == {"process_cpu_seconds_total", "process_max_fds"}

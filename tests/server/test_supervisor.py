@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,11 @@ from tabi.errors import ConfigError
 from tabi.server import child
 from tabi.server import supervisor as module
 from tabi.server.answers import ABOUT
-from tabi.server.channel import make_channel
+from tabi.server.channel import MAX_MESSAGE, make_channel
 from tabi.server.child import FIRST_DELAY, LAST_DELAY, STEADY
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.reload import Reload, Report, load
-from tabi.server.supervisor import GRACE, Supervisor
+from tabi.server.supervisor import GRACE, MOST_DRAINED, Supervisor
 from tabi.server.worker import AT_ONCE, RELOAD
 
 # --- with real processes ---
@@ -406,6 +407,70 @@ def test_a_command_that_fails_does_not_end_it(start: Start, caplog: pytest.LogCa
     assert answers[2] == {"id": 2, "error": f"command None, {expected}"}
     assert answers[3] is not None
     assert answers[3]["ok"]["pid"] == os.getpid()
+
+
+def test_a_question_with_no_room_for_its_number_does_not_end_it(start: Start) -> None:
+    """What fills a message to its last octet cannot be passed on: whoever asked hears so."""
+    supervisor, _ = start([None], {})
+    asker, ours = make_channel()
+    worker, supervisor.workers[0].channel = make_channel()
+    supervisor.workers[0].pid = 1
+    supervisor.children = [child.Child("test", print)]
+    supervisor.children[0].channel = ours
+    try:
+        for size in range(MAX_MESSAGE - 200, MAX_MESSAGE + 1):
+            with contextlib.suppress(ValueError):
+                asker.send({"id": 5, "request": {"command": "egress", "x": "y" * size}})
+                supervisor.hear()
+                if (answer := asker.next_body()) is not None:
+                    assert answer == {"id": 5, "error": "the request is too large"}
+                    break
+                assert worker.next_body() is not None
+        else:
+            pytest.fail("all were passed on")
+    finally:
+        supervisor.children[0].empty()
+        asker.close()
+        worker.close()
+
+
+def test_who_is_drained_is_remembered(start: Start) -> None:
+    """For workers that start again; until it is brought back, and no more than so many."""
+    supervisor, _ = start([None], {})
+    asker, ours = make_channel()
+
+    def steer(action: str, member: str) -> None:
+        request = {"command": "steer", "action": action, "pool": "p", "member": member}
+        supervisor.carry_out({"request": request, "id": 1}, ours)
+
+    steer("drain", "a")
+    steer("drain", "b")
+    steer("undrain", "a")
+    assert list(supervisor.drained) == [("p", "b")]
+    for number in range(MOST_DRAINED + 5):
+        steer("drain", str(number))
+    assert len(supervisor.drained) == MOST_DRAINED
+    assert ("p", "b") not in supervisor.drained
+    asker.close()
+    ours.close()
+
+
+def test_the_level_of_messages_is_set(start: Start) -> None:
+    """Here and in all workers; what is no level is said."""
+    supervisor, system = start([None], {})
+    before = logging.getLogger().level
+    answers: list[object] = []
+    try:
+        for level in ("debug", "loud", None, ["debug"]):
+            supervisor.set_log_level({"level": level}, answers.append)
+        assert logging.getLogger().level == logging.DEBUG
+    finally:
+        logging.getLogger().setLevel(before)
+    assert answers[0] == {"ok": {"level": "debug"}}
+    for answer, shown in zip(answers[1:], ("'loud'", "None", "['debug']"), strict=True):
+        text = f"{shown}, expected one of: debug, info, warning, error"
+        assert answer == {"error": text, "path": "level"}
+    assert {"log_level": "debug"} in [said for _, said in system.said]
 
 
 def test_workers_0_is_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

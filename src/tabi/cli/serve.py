@@ -194,11 +194,12 @@ def open_admin(
     found = None if before is None else before.inherited.take(name)
     try:
         (sock, *others) = bind_place(address) if found is None else found[0]
+        closing.callback(sock.close)
+        sock.listen()  # clients wait while the process starts, or starts again
     except OSError as exc:
         raise ConfigError(f"{address}: {(exc.strerror or str(exc)).lower()}", "admin.listen") from exc
     for other in others:
         other.close()
-    closing.callback(sock.close)
     process = AdminProcess(config, sock, tabi.__version__)
     child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
     closing.callback(child.close)

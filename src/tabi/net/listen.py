@@ -292,7 +292,7 @@ def check_unix(place: UnixSocket) -> None:
 
 
 def bind_place(place: Address) -> list[socket.socket]:
-    """Listening sockets for a place that is no listener of a configuration: one for each address of a name. Raises
+    """Bound sockets for a place that is no listener of a configuration: one for each address of a name. Raises
     OSError."""
     return bind_name(place.host, place.port) if isinstance(place.host, str) else [bind_listener(place, False)]
 

@@ -19,7 +19,7 @@ decode = msgspec.json.Decoder(dict[str, Any]).decode
 Parts = Sequence[tuple[int, Any]]
 """The pids of workers, and what each has answered."""
 
-OPENMETRICS = "openmetrics"
+FORMATS = TEXT, OPENMETRICS = "text", "openmetrics"
 
 LONGEST = 1024
 """Letters of a filter."""
@@ -131,6 +131,15 @@ def check_sessions(request: Mapping[str, Any]) -> None:
         raise ConfigError(f"{limit!r}, expected a number up to {MOST:,}", "limit")
 
 
+def check_metrics(request: Mapping[str, Any]) -> None:
+    """It may name a format."""
+    unknown = set(request) - {"command", "format"}
+    if unknown:
+        raise ConfigError("unknown key", min(unknown))
+    if request.get("format", FORMATS[0]) not in FORMATS:
+        raise ConfigError(f"expected one of: {', '.join(FORMATS)}", "format")
+
+
 def check_kick(request: Mapping[str, Any]) -> None:
     """It never means all sessions by mistake."""
     check_filter(request)
@@ -217,7 +226,7 @@ def join_egress(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping
 ABOUT: dict[str, About] = {
     "sessions": About(check_sessions, join_sessions),
     "kick": About(check_kick, join_kick),
-    "metrics": About(lambda request: None, join_metrics),
+    "metrics": About(check_metrics, join_metrics),
     "egress": About(check_nothing, join_egress),
     "steer": About(check_steer, join_steer),
     "users": About(check_nothing, join_users),
