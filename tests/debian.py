@@ -28,6 +28,7 @@ PROGRAMS = {
     "nginx": "nginx-light",
     "tnftp": "tnftp",
     "ip": "iproute2",
+    "promtool": "prometheus",
     "systemd-analyze": "systemd",
     "openssl": "openssl",
     "tor-resolve": "tor",

@@ -28,6 +28,7 @@ from tabi.client import Proxy
 from tabi.config import FaultConfig, LineConfig, parse_config
 from tabi.config.load import PARTS
 from tabi.net.resolve import ThreadResolver
+from tabi.observe.exposition import METRICS
 from tabi.observe.log_record import AssociationRecord, Record, SniffedRecord
 from tabi.server.server import Server
 from tabi.session import Close, Drop
@@ -127,6 +128,15 @@ def test_the_access_log_page_describes_every_key_and_every_word() -> None:
     token, association = "session_token", list(AssociationRecord.__struct_fields__)
     association.remove(token)
     assert rows == [*association, token, *sniffed, "faults", *get_args(Close), *get_args(Drop)]
+
+
+def test_the_page_on_metrics_describes_every_metric() -> None:
+    """In the order in which they are shown, with the kind and the help of each."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| (.*) \|$", page, re.M)
+    assert [(name, kind, text) for name, kind, _, text in rows] == [
+        (name, metric.kind, metric.text) for name, metric in METRICS.items()
+    ]
 
 
 def test_the_page_on_refusals_describes_every_reply_code() -> None:

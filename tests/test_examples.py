@@ -19,11 +19,13 @@ import pytest
 
 from conftest import Run
 from h2_origin import h2_origin
+from operating import operated
 from origin import Handler, make_authority, make_certificates, origin
 from processes import PATIENCE, TABI, Serve, answer_http, environment, in_thread, need, receive_exactly, serve, wait_for
 from support import datagram_target, reset_on_close, target
 from tabi import Proxy
 from tabi.intercept.authority import Authority
+from tabi.observe.exposition import METRICS
 from tabi.wire import parse_address
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -572,3 +574,54 @@ def test_the_example_that_records_is_accepted_and_explained(tmp_path: Path, monk
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "record   yes, intercept  hosts *.example.com, *.example.org (www.example.com)\n" in done.stdout
+
+
+# --- for operators ---
+
+NAME = re.compile(r"\b(?:tabi|process)_[a-z_]+")
+
+
+def metrics_of(text: str) -> set[str]:
+    """The metrics that a text names, by the names that tabi has."""
+    return {re.sub(r"(?<=_seconds)_(bucket|sum|count)$", "", name) for name in NAME.findall(text)}
+
+
+def test_the_page_for_operators(tmp_path: Path) -> None:
+    """examples/admin.toml serves as it stands: who has the token is answered, and what it says is in the answers."""
+    text = (EXAMPLES / "admin.toml").read_text().replace(":1080", ":0").replace(":9180", ":0")
+    with operated(tmp_path, text) as operator:
+        for token, status in (("replace-this-token", 200), ("replace-this-one-too", 200), ("wrong", 401)):
+            assert operator.call("GET", "/sessions", token=token).status == status
+        members = operator.call("GET", "/egress", token="replace-this-one-too").json["members"]
+        assert [row["pool"] for row in members] == ["ways", "ways"]
+        assert operator.metrics()["tabi_workers"] == 1
+    done = run_python("-m", "tabi", "check", "examples/admin.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_alerts_and_dashboard_ask_for_what_there_is() -> None:
+    """Every metric that they name exists, and the dashboard shows every one of tabi's own."""
+    alerts, dashboard = ((EXAMPLES / name).read_text() for name in ("alerts.yml", "grafana.json"))
+    assert metrics_of(alerts) <= set(METRICS)
+    expressions = [target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]]
+    assert metrics_of(" ".join(expressions)) == set(METRICS)
+
+
+@pytest.mark.interop
+def test_promtool_finds_nothing_wrong_with_alerts_and_dashboard(tmp_path: Path) -> None:
+    """Prometheus reads the rules; and each expression of the dashboard, as a rule."""
+    promtool = need("promtool")
+    panels = json.loads((EXAMPLES / "grafana.json").read_text())["panels"]
+    rules = []
+    for panel in panels:
+        for asked in panel["targets"]:
+            expression = asked["expr"]
+            for name, value in (("$__rate_interval", "5m"), ("$job", "tabi"), ("$instance", ".+")):
+                expression = expression.replace(name, value)
+            rules.append({"record": f"x:{panel['id']}_{asked['refId']}", "expr": expression})
+    path = tmp_path / "dashboard.json"  # which is YAML, too
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    for file in (EXAMPLES / "alerts.yml", path):
+        done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "SUCCESS" in done.stdout
