@@ -77,7 +77,12 @@ class Desk:
     def picture(self, name: str) -> None:
         """One for the docs, if that is wanted."""
         if folder := os.environ.get("TABI_SCREENSHOTS"):
+            self.tab.run("document.getElementById('notice').textContent = ''")
+            self.tab.call(
+                "Emulation.setDeviceMetricsOverride", width=1000, height=400, deviceScaleFactor=1, mobile=False
+            )
             self.tab.picture(Path(folder) / f"page-{name}.png")
+            self.tab.call("Emulation.clearDeviceMetricsOverride")
 
 
 @pytest.fixture(scope="module")

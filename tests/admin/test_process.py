@@ -329,6 +329,27 @@ def test_many_scrape_at_once(operator: Operator) -> None:
     assert operator.metrics()["tabi_workers"] == 2
 
 
+def test_a_storm_of_reloads(tmp_path: Path) -> None:
+    """Each is answered, they are done together as far as they can be, and what runs goes on."""
+    with operated(tmp_path) as operator, tunnels(operator.proxy.address) as (tunnel,):
+        found: list[tuple[int, object]] = []
+
+        def reload() -> None:
+            answer = operator.call("POST", "/reload")
+            found.append((answer.status, answer.json))
+
+        threads = [threading.Thread(target=reload) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        tunnel.check()
+        for thread in threads:
+            thread.join()
+        assert found == [(200, {"rules": 0, "users": 0, "wait_for_restart": []})] * 50
+        assert operator.proxy.messages.count("reloaded: rules: 0") < 50
+        tunnel.check()
+        assert operator.call("GET", "/readyz", token=None).status == 200
+
+
 def test_it_is_started_again_with_the_configuration_that_holds(tmp_path: Path) -> None:
     """Killed, it is there again, on the same port, and knows what was reloaded meanwhile. What [admin] itself says
     waits for a restart."""

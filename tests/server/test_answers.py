@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tabi.errors import ConfigError
 from tabi.observe.metrics import REFUSALS
@@ -52,6 +55,21 @@ def test_a_request_is_checked_first(request_: dict[str, Any], message: str | Non
         with pytest.raises(ConfigError) as found:
             check(request_)
         assert str(found.value).startswith(message)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["filter", "sort", "limit", "all", "action", "pool", "member", "format", "id", "about"])
+
+
+@given(st.sampled_from(sorted(ABOUT)), st.dictionaries(KEYS, ANYTHING, max_size=4))
+def test_any_request_is_right_or_a_mistake(name: str, keys: dict[str, Any]) -> None:
+    """Whatever a client sends, its check says what is wrong, and fails in no other way."""
+    with contextlib.suppress(ConfigError):
+        ABOUT[name].check({"command": name, **keys})
 
 
 def join(answers: Answers, request: Mapping[str, Any], *parts: Any, silent: tuple[int, ...] = ()) -> Any:

@@ -100,11 +100,16 @@ def as_sample(sample: Any) -> tuple[Labels, Value]:
     return tuple((name, text) for name, text in labels), tuple(value) if isinstance(value, list) else value
 
 
-def check_nothing(request: Mapping[str, Any]) -> None:
-    """It takes no more than its name."""
-    unknown = set(request) - {"command"}
+def check_keys(request: Mapping[str, Any], *known: str) -> None:
+    """It has no other keys."""
+    unknown = set(request) - {"command", *known}
     if unknown:
         raise ConfigError("unknown key", min(unknown))
+
+
+def check_nothing(request: Mapping[str, Any]) -> None:
+    """It takes no more than its name."""
+    check_keys(request)
 
 
 def check_filter(request: Mapping[str, Any]) -> None:
@@ -123,6 +128,7 @@ def check_filter(request: Mapping[str, Any]) -> None:
 
 def check_sessions(request: Mapping[str, Any]) -> None:
     """It may be filtered, sorted and cut."""
+    check_keys(request, "filter", "sort", "limit")
     check_filter(request)
     by, limit = request.get("sort"), request.get("limit", MOST)
     if by is not None and by not in SORTED_BY:
@@ -133,15 +139,14 @@ def check_sessions(request: Mapping[str, Any]) -> None:
 
 def check_metrics(request: Mapping[str, Any]) -> None:
     """It may name a format."""
-    unknown = set(request) - {"command", "format"}
-    if unknown:
-        raise ConfigError("unknown key", min(unknown))
+    check_keys(request, "format")
     if request.get("format", FORMATS[0]) not in FORMATS:
         raise ConfigError(f"expected one of: {', '.join(FORMATS)}", "format")
 
 
 def check_kick(request: Mapping[str, Any]) -> None:
     """It never means all sessions by mistake."""
+    check_keys(request, "filter", "all")
     check_filter(request)
     if not request.get("filter") and request.get("all") is not True:
         raise ConfigError('it chooses nothing, expected a filter or "all": true', "filter")
@@ -170,6 +175,7 @@ def join_metrics(request: Mapping[str, Any], _: Parts, answers: Answers) -> Mapp
 
 def check_steer(request: Mapping[str, Any]) -> None:
     """It names a member."""
+    check_keys(request, "action", "pool", "member")
     for key in ("pool", "member"):
         if not isinstance(request.get(key), str):
             raise ConfigError("missing, expected a name", key)

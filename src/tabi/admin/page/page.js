@@ -101,7 +101,7 @@ function rate(row, now) {
   const last = before.get(row.id);
   const total = row.up + row.down;
   before.set(row.id, [total, now]);
-  return last && now > last[1] ? Math.max(0, total - last[0]) / ((now - last[1]) / 1000) : 0;
+  return last && now > last[1] ? Math.max(0, total - last[0]) / ((now - last[1]) / 1000) : null;
 }
 
 const views = {
@@ -114,8 +114,9 @@ const views = {
       const place = row.host === null ? row.command : `${row.host.includes(":") ? `[${row.host}]` : row.host}:${row.port}`;
       const end = make("button", { class: "danger", "aria-label": `End ${row.id}`,
         onclick: () => ask("DELETE", `sessions/${encodeURIComponent(row.id)}`).then((done) => done && say(`${done.ended} ended`)) }, "End");
+      const speed = rate(row, now);
       return [row.user, row.client, row.protocol, place, row.member ? `${row.via}/${row.member}` : row.via,
-        `${octets(rate(row, now))}/s`, octets(row.up), octets(row.down), seconds(row.seconds), end];
+        speed === null ? null : `${octets(speed)}/s`, octets(row.up), octets(row.down), seconds(row.seconds), end];
     });
     if (before.size > 20 * ROWS) before.clear();
     const more = found.matching - rows.length;
