@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,9 +22,21 @@ import pytest
 from conftest import Run
 from operating import FILE, READ_TOKEN, TOKEN, Operator, operated
 from origin import make_certificates
-from processes import failure, is_running, listening, open_tunnel, paused, refuses, run_tabi, tunnels, wait_for
+from processes import (
+    environment,
+    failure,
+    is_running,
+    listening,
+    open_tunnel,
+    paused,
+    refuses,
+    run_tabi,
+    tunnels,
+    wait_for,
+)
 from support import GREETING, request
 from tabi.admin import process as module
+from tabi.admin.access import Access
 from tabi.admin.process import AdminProcess
 from tabi.config import parse_config
 from tabi.server.channel import Channel, Message, make_channel
@@ -36,7 +49,7 @@ async def serving() -> AsyncIterator[tuple[int, Channel]]:
     """Run one; gives its port and the supervisor's end."""
     ours, theirs = make_channel()
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        process = AdminProcess(parse_config(FILE), sock, "1.2.3")
+        process = AdminProcess(parse_config(FILE), sock, "1.2.3", Access(TOKEN, READ_TOKEN))
         ready: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
         def heard(message: Message) -> None:
@@ -329,6 +342,13 @@ def test_many_scrape_at_once(operator: Operator) -> None:
     assert operator.metrics()["tabi_workers"] == 2
 
 
+def test_nothing_of_it_is_imported_by_others() -> None:
+    """`tabi serve` has uvicorn and starlette only in the process that needs them."""
+    text = "import sys, tabi.cli.serve, tabi.cli.check; print({'uvicorn', 'starlette'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment(), timeout=20)
+    assert done.stdout == "set()\n"
+
+
 def test_a_storm_of_reloads(tmp_path: Path) -> None:
     """Each is answered, they are done together as far as they can be, and what runs goes on."""
     with operated(tmp_path) as operator, tunnels(operator.proxy.address) as (tunnel,):
@@ -442,13 +462,12 @@ STARTS = [
     ('listen = "127.0.0.1:0"\ntoken_file = "token"', "others can read it or write to it: chmod 600"),
     ('listen = "127.0.0.1:0"\ntoken_file = "none"', "no such file or directory"),
     ('listen = "127.0.0.1:0"\ntls = {certificate = "a", key = "token"}', "admin.tls."),
-    ('listen = "192.0.2.1:0"\ntls = {certificate = "a", key = "b"}', "admin.listen: 192.0.2.1:0: cannot assign"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), STARTS)
 def test_what_keeps_it_from_starting(tmp_path: Path, text: str, message: str) -> None:
-    """One line, and the exit code 2; `tabi check` says the same, but for what only a start finds out."""
+    """One line, and the exit code 2; `tabi check` says the same."""
     path, token = tmp_path / "tabi.toml", tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o644)
@@ -456,7 +475,7 @@ def test_what_keeps_it_from_starting(tmp_path: Path, text: str, message: str) ->
     assert message in failure(run_tabi("serve", "-c", path), 2)
     checked: subprocess.CompletedProcess[bytes] = run_tabi("check", path)
     assert checked.returncode == 2
-    assert json.dumps(message)[1:-1] in checked.stderr.decode() or "cannot assign" in message
+    assert json.dumps(message)[1:-1] in checked.stderr.decode()
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

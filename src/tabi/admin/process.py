@@ -7,16 +7,16 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from typing import Any
 
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tabi.admin.access import Access, tls_context
+from tabi.admin.access import Access
 from tabi.admin.app import Admin
 from tabi.config import Config
-from tabi.config.admin import tokens_of
 from tabi.net.reactor import make_loop
 from tabi.server.asker import Asker
 from tabi.server.channel import Channel, Message
@@ -83,14 +83,15 @@ class AdminProcess:
         config: the configuration that the server starts with.
         sock: listens.
         version: of the program.
-
-    Raises:
-        ConfigError: a token or the certificate cannot be used.
+        access: decides who may.
+        tls: what it speaks TLS with; None without.
     """
 
-    def __init__(self, config: Config, sock: socket.socket, version: str) -> None:
-        self.access = Access(*tokens_of(config.admin), config.admin.hosts)
-        self.tls = tls_context(config.admin)
+    def __init__(
+        self, config: Config, sock: socket.socket, version: str, access: Access, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.access = access
+        self.tls = tls
         self.config = config
         self.sock = sock
         self.version = version

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 import tabi
+from tabi.admin.access import Access, tls_context
 from tabi.cli.help import Command
 from tabi.cli.interception import (
     Interception,
@@ -25,12 +26,13 @@ from tabi.cli.interception import (
     summary,
 )
 from tabi.config import Config, DistortConfig, EgressConfig, Listen, RuleConfig, UserConfig, load_config
-from tabi.config.admin import need_packages
+from tabi.config.admin import need_packages, tokens_of
 from tabi.config.faults import PROFILES
 from tabi.config.load import in_file
 from tabi.errors import ConfigError
 from tabi.net.kernel import check_calls, try_all
 from tabi.net.listen import bind_place
+from tabi.server.channel import Channel
 from tabi.server.child import Child
 from tabi.server.compiled import Compiled, compile_config
 from tabi.server.control import Control, folders, give_folder
@@ -188,8 +190,7 @@ def open_admin(
     if address is None:
         return None
     need_packages()
-    from tabi.admin.process import AdminProcess
-
+    access, tls = Access(*tokens_of(config.admin), config.admin.hosts), tls_context(config.admin)
     name = f"admin {address}"
     found = None if before is None else before.inherited.take(name)
     try:
@@ -200,8 +201,13 @@ def open_admin(
         raise ConfigError(f"{address}: {(exc.strerror or str(exc)).lower()}", "admin.listen") from exc
     for other in others:
         other.close()
-    process = AdminProcess(config, sock, tabi.__version__)
-    child = Child("tabi-admin", process.run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
+
+    def run(channel: Channel) -> None:
+        from tabi.admin.process import AdminProcess  # here, so that no worker has what it imports
+
+        AdminProcess(config, sock, tabi.__version__, access, tls).run(channel)
+
+    child = Child("tabi-admin", run, lambda: (log_sink, sock.fileno()), says_ready=True, hears_reloads=True)
     closing.callback(child.close)
     place = from_sockaddr(sock.getsockname())
     return AdminChild(child, name, sock, f"http{'' if config.admin.tls is None else 's'}://{place}/")
