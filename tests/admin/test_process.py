@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from asyncio import constants
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,26 @@ def test_a_client_that_reads_nothing_is_cut(run_once: Run, monkeypatch: pytest.M
                             cut = True
 
     run_once(main)
+
+
+def test_a_handshake_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of TLS, too: a client that says nothing is cut."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(constants, "SSL_HANDSHAKE_TIMEOUT", 60.0)
+    certificates = make_certificates(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificates.chain, certificates.key)
+    ours, theirs = make_channel()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        process = AdminProcess(parse_config(FILE), sock, "1.2.3", Access(None, None), tls)
+        thread = threading.Thread(target=process.run, args=(theirs,))
+        thread.start()
+        with socket.create_connection(sock.getsockname(), 10) as silent:
+            assert silent.recv(1) == b""
+        ours.close()
+        thread.join(10)
+        assert not thread.is_alive()
+    theirs.close()
 
 
 def test_connections_are_bounded(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,29 @@ def test_users_with_limits(run_once: Run) -> None:
     run_once(main)
 
 
+def test_users_are_bounded(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may know any number of them: so many are shown, whatever they have."""
+    monkeypatch.setattr(module, "MOST", 3)
+
+    async def main() -> None:
+        users = {f"u{number}": "x" for number in range(6)}
+        limits = {name: {"password": "x", "plain": True, "limits": {"connections": 9}} for name in users}
+        config = make_config({"users": limits, "log": {"access": "none"}})
+        async with (
+            target() as port,
+            Server(LISTEN, config=config) as server,
+            reporting(server) as (reports, channel),
+            contextlib.AsyncExitStack() as tunnels,
+        ):
+            for name in [*users, "u0"]:
+                proxy = Proxy(f"socks5://{name}:x@{server.addresses[0]}")
+                await tunnels.enter_async_context(proxy.connect("127.0.0.1", port))
+            found = await ask(reports, channel, "users")
+            assert len(found["users"]) == len(found["accounts"]) == 3
+
+    run_once(main)
+
+
 def test_members_of_pools(run_once: Run) -> None:
     """How each is; one that is taken out gets no requests until it is brought back."""
 

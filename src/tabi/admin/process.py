@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+from asyncio import constants
 from typing import Any
 
 import msgspec
@@ -98,6 +99,7 @@ class AdminProcess:
 
     def run(self, channel: Channel) -> None:
         """What the process does, until the supervisor closes the channel."""
+        constants.SSL_HANDSHAKE_TIMEOUT = PATIENCE  # uvicorn has no way to say it, and this process nothing else
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(self.serve(channel))
 

@@ -205,7 +205,8 @@ def join_users(request: Mapping[str, Any], parts: Parts, __: Answers) -> Mapping
         user = name.removeprefix("user ")
         if user != name:
             users.setdefault(user, {"name": user, "sessions": 0, "up": 0, "down": 0})
-    return {"users": sorted(users.values(), key=lambda row: row["name"]), "accounts": list(accounts.values())}
+    found = sorted(users.values(), key=lambda row: row["name"])
+    return {"users": found[:MOST], "accounts": list(accounts.values())[:MOST]}
 
 
 def join_refusals(request: Mapping[str, Any], parts: Parts, _: Answers) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from tabi.session import Session
 log = logging.getLogger("tabi")
 
 MOST = 10_000
-"""Sessions that one answer has at most."""
+"""Sessions that one answer has at most, and users, and accounts."""
 
 AT_A_TIME = 8
 """Questions that are answered at a time; further ones are refused."""
@@ -182,7 +182,7 @@ class Reports:
         """The users that have sessions here, with what these have moved, and the accounts that limits have for all."""
         parts, found = self.server.parts, dict[str, dict[str, Any]]()
         async for session in self.chosen({}):
-            if session.user is not None:
+            if session.user is not None and (session.user in found or len(found) < MOST):
                 user = found.setdefault(session.user, {"sessions": 0, "up": 0, "down": 0})
                 carried = parts.sessions.carried(session)
                 up, down = (session.up, session.down) if carried is None else carried.counts
@@ -190,7 +190,7 @@ class Reports:
                 user["up"] += up
                 user["down"] += down
         limits = parts.gate.policy.limits
-        accounts, rows = iter(tuple(limits.accounts)), []
+        accounts, rows = iter(tuple(islice(limits.accounts, MOST))), []
         while batch := tuple(islice(accounts, AT_ONCE)):
             rows += [account_row(limits, account) for account in batch]
             await asyncio.sleep(0)
