@@ -85,7 +85,7 @@ def call(run_once: Run, method: str, path: str, token: str | None = FULL, **more
 
 EVERY = [
     *((one.method, one.path, one.scope) for one in OPERATIONS),
-    *(("GET", path, "read") for path in ("/history", "/events", "/config", "/openapi.json")),
+    *(("GET", path, "read") for path in ("/history", "/egress/history", "/events", "/config", "/openapi.json")),
     ("POST", "/explain", "read"),
 ]
 
@@ -472,7 +472,8 @@ def test_the_last_hour(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         scene = Scene()
-        scene.asker.answers.metrics = {"tabi_sessions_open": {(): 3}}
+        member = ("pool", "p"), ("member", "m")
+        scene.asker.answers.metrics = {"tabi_sessions_open": {(): 3}, "tabi_member_up": {member: 1}}
         async with listening(scene) as read:
             task = asyncio.Task(scene.admin.keep_history())
             while len(scene.asker.asked) < 2:
@@ -483,6 +484,8 @@ def test_the_last_hour(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             task.cancel()
             rows = (await scene.call("GET", "/history")).json()
             assert rows["rows"][0]["open"] == 3
+            health = (await scene.call("GET", "/egress/history")).json()
+            assert set(health["members"][0]["looks"]) == {"1"}
             assert len(rows["rows"]) < len(scene.asker.asked)
             assert read[-1].startswith(b"event: history\n")
 

@@ -51,6 +51,23 @@ def test_no_rate_is_below_nothing() -> None:
     assert len(history.rows) == 1
 
 
+def test_members_have_their_health() -> None:
+    """For each look, the latest last; one that is gone is forgotten."""
+    history = History(Clock())
+    a, b = ((("pool", "p"), ("member", name)) for name in "ab")
+    for up in (1, 0):
+        history.add({"tabi_member_up": {a: up, b: 1}})
+    assert history.health == [
+        {"pool": "p", "member": "a", "looks": "10"},
+        {"pool": "p", "member": "b", "looks": "11"},
+    ]
+    for _ in range(2 * ROWS):
+        history.add({"tabi_member_up": {b: 1}})
+    assert history.health == [{"pool": "p", "member": "b", "looks": "1" * ROWS}]
+    history.add({})
+    assert history.health == []
+
+
 def test_it_is_an_hour() -> None:
     """The oldest rows leave."""
     clock = Clock()

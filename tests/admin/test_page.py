@@ -188,6 +188,7 @@ def test_a_member_is_drained_and_brought_back(desk: Desk) -> None:
     """By its button."""
     desk.show("egress")
     desk.tab.wait("document.querySelectorAll('#found tbody tr').length === 2")
+    desk.tab.wait("document.querySelectorAll('#found svg.history rect').length >= 2")
     desk.picture("egress")
     desk.tab.click("#found tbody tr:last-child button")
     desk.tab.wait("document.querySelector('#found tbody tr:last-child').innerText.includes('drained')")

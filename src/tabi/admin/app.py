@@ -106,6 +106,7 @@ class Admin:
             *(self.route("GET", path, "none", page(name, media)) for path, (name, media) in PAGE.items()),
             self.route("GET", "/openapi.json", "read", self.description),
             self.route("GET", "/history", "read", self.past),
+            self.route("GET", "/egress/history", "read", self.health_of_members),
             self.route("GET", "/events", "read", self.events),
             self.route("GET", "/config", "read", self.configuration),
             self.route("POST", "/explain", "read", self.explain),
@@ -173,6 +174,10 @@ class Admin:
     async def past(self, _: Request) -> Response:
         """The last hour."""
         return as_json({"every": EVERY, "rows": list(self.history.rows)})
+
+    async def health_of_members(self, _: Request) -> Response:
+        """How the members of pools were in the last hour."""
+        return as_json({"every": EVERY, "members": self.history.health})
 
     async def configuration(self, _: Request) -> Response:
         """The configuration as it is used, without secrets."""

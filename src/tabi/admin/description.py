@@ -16,6 +16,7 @@ PLAIN = (
 
 LISTS = (
     ("/history", "The last hour, a row every ten seconds.", "application/json"),
+    ("/egress/history", "How members of pools were in the last hour, every ten seconds.", "application/json"),
     ("/events", "News as they come: server-sent events.", "text/event-stream"),
     ("/config", "The configuration as it is used, without secrets.", "application/json"),
     ("/openapi.json", "This description.", "application/json"),

@@ -27,9 +27,15 @@ class History:
         self.clock = clock
         self.rows: deque[dict[str, Any]] = deque(maxlen=ROWS)
         self.before: tuple[float, dict[str, float]] | None = None
+        self.members: dict[Labels, deque[bool]] = {}
+        """Whether each member of a pool took requests, the latest last."""
 
     def add(self, samples: Samples) -> None:
         """Add a row of what has been since the last one."""
+        up = samples.get("tabi_member_up", {})
+        self.members = {labels: self.members.get(labels, deque(maxlen=ROWS)) for labels in up}
+        for labels, value in up.items():
+            self.members[labels].append(value == 1)
         now, found = self.clock(), totals(samples)
         if self.before is not None and now > self.before[0]:
             then, last = self.before
@@ -37,6 +43,14 @@ class History:
             gauges = {"open": found["open"], "memory": found["memory"], "lag": found["lag"]}
             self.rows.append({"time": round(now, 1), **gauges, **rates})
         self.before = now, found
+
+    @property
+    def health(self) -> list[dict[str, Any]]:
+        """Whether each member took requests: a letter for each look, ``1`` or ``0``."""
+        return [
+            {**dict(labels), "looks": "".join("1" if up else "0" for up in looks)}
+            for labels, looks in self.members.items()
+        ]
 
 
 COUNTED = ("sessions", "refused", "up", "down", "cpu")

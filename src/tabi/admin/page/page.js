@@ -12,7 +12,6 @@ let timer = 0;
 let shown = ""; // the view
 let turn = 0; // of looks: an answer to an older one is not shown
 const before = new Map(); // octets of sessions at the last look, for rates
-const health = new Map(); // the last looks at each member of a pool
 const wish = { search: "", sort: "octets" };
 
 const SVG = new Set(["svg", "rect", "polyline"]);
@@ -159,14 +158,13 @@ const views = {
   },
 
   async egress() {
-    const found = await call("GET", "egress");
+    const [found, past] = await Promise.all([call("GET", "egress"), call("GET", "egress/history")]);
+    const looks = new Map(past.members.map((one) => [`${one.pool}\n${one.member}`, one.looks]));
     const rows = found.members.map((one) => {
-      const key = `${one.pool}\n${one.member}`;
-      const past = [...(health.get(key) || []), one.up].slice(-30);
-      health.set(key, past);
+      const last = [...(looks.get(`${one.pool}\n${one.member}`) || "")].slice(-30);
       const history = make("svg", { class: "history", viewBox: "0 0 30 10", role: "img",
-        "aria-label": `up in ${past.filter(Boolean).length} of the last ${past.length} looks` },
-      past.map((up, place) => make("rect", { x: place, width: .8, height: 10, class: up ? "up" : "out" })));
+        "aria-label": `took requests in ${last.filter((up) => up === "1").length} of the last ${last.length} looks` },
+      last.map((up, place) => make("rect", { x: place + 30 - last.length, width: .8, height: 10, class: up === "1" ? "up" : "out" })));
       const how = one.drained ? make("span", { class: "soft" }, "drained") : one.up
         ? make("span", { class: "good" }, "up") : make("span", { class: "bad" }, `out, tried again in ${seconds(one.trial_in || 0)}`);
       const action = one.drained ? "undrain" : "drain";
@@ -174,7 +172,7 @@ const views = {
       return [one.pool, one.member, how, history, one.sessions, one.reason,
         make("button", { onclick: () => ask("POST", path) }, one.drained ? "Bring back" : "Drain")];
     });
-    return [table("members of pools", [["Pool"], ["Member"], ["State"], ["Last looks"], ["Sessions", "number"], ["Last failure", "text"], [""]], rows)];
+    return [table("members of pools", [["Pool"], ["Member"], ["State"], ["Last five minutes"], ["Sessions", "number"], ["Last failure", "text"], [""]], rows)];
   },
 
   async refusals() {
