@@ -229,6 +229,7 @@ def test_what_is_wrong_is_said(run_once: Run, method: str, path: str, body: byte
         answer = await scene.call(method, path, content=body)
         assert answer.status_code == 400
         assert message in answer.json()["error"]
+        assert answer.json().get("path", "") is not None
         assert not scene.asker.asked
 
     run_once(main)
@@ -247,6 +248,9 @@ def test_what_the_server_refuses(run_once: Run) -> None:
         scene = Scene()
         scene.asker.found["kick"] = {"error": "no", "path": "filter"}
         assert (await scene.call("DELETE", "/sessions")).status_code == 400
+        scene.asker.found["kick"] = {"error": "too large", "path": None}
+        answer = await scene.call("DELETE", "/sessions")
+        assert (answer.status_code, answer.json()) == (400, {"error": "too large"})
         scene.asker.found["kick"] = {"error": "the server does not listen"}
         answer = await scene.call("DELETE", "/sessions")
         assert (answer.status_code, answer.json()) == (503, {"error": "the server does not listen"})

@@ -36,6 +36,7 @@ CHECKS: list[tuple[dict[str, Any], str | None]] = [
     ({"command": "users", "x": 1}, "x: unknown key"),
     ({"command": "egress"}, None),
     ({"command": "steer", "action": "drain", "pool": "p"}, "member: missing"),
+    ({"command": "steer", "action": "drain", "pool": "p", "member": "x" * 1025}, "member: 1,025 letters"),
     ({"command": "steer", "action": "stop", "pool": "p", "member": "m"}, "action: expected drain or undrain"),
     ({"command": "steer", "action": "drain", "pool": "p", "member": "m"}, None),
     ({"command": "metrics", "format": "text"}, None),

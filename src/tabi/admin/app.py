@@ -132,7 +132,8 @@ class Admin:
                 try:
                     found = await answer(request)
                 except ConfigError as exc:
-                    found = as_json({"error": exc.message, "path": exc.path}, 400)
+                    path = {} if exc.path is None else {"path": exc.path}
+                    found = as_json({"error": exc.message, **path}, 400)
                 except TimeoutError:
                     found = as_json({"error": "not answered in time"}, 503)
                 except ClientDisconnect:
@@ -216,7 +217,8 @@ class Admin:
             body = await self.body(request) if one.body is not None else None
             found = await self.asker.ask(one.make(given, body))
             if "error" in found:
-                return as_json(found, 400 if "path" in found else 503)
+                status = 400 if "path" in found else 503
+                return as_json({name: value for name, value in found.items() if value is not None}, status)
             self.tell(one, given)
             if one.take is None:
                 return as_json(found["ok"])

@@ -22,7 +22,7 @@ Parts = Sequence[tuple[int, Any]]
 FORMATS = TEXT, OPENMETRICS = "text", "openmetrics"
 
 LONGEST = 1024
-"""Letters of a filter."""
+"""Letters of a filter, and of a name."""
 
 SIZES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "seconds": lambda row: row["seconds"],
@@ -177,8 +177,11 @@ def check_steer(request: Mapping[str, Any]) -> None:
     """It names a member."""
     check_keys(request, "action", "pool", "member")
     for key in ("pool", "member"):
-        if not isinstance(request.get(key), str):
+        name = request.get(key)
+        if not isinstance(name, str):
             raise ConfigError("missing, expected a name", key)
+        if len(name) > LONGEST:
+            raise ConfigError(f"{len(name):,} letters, expected at most {LONGEST:,}", key)
     if request.get("action") not in ("drain", "undrain"):
         raise ConfigError("expected drain or undrain", "action")
 
