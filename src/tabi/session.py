@@ -127,7 +127,7 @@ class DatagramProtection(Protocol):
 class Session:
     """One client connection and the one request in it.
 
-    ``started`` is of `time.monotonic`, in seconds, as is ``asked``: when a CONNECT was decided on, 0 for other
+    ``started`` is of `time.monotonic`, in seconds, as is ``asked``: when a CONNECT was decided on, None for other
     requests. ``up`` and ``down`` are octets of payload that were delivered. Of an
     association ``datagrams_up`` and ``datagrams_down`` count the datagrams, and ``drops`` those that were dropped, by
     reason; ``drops`` is None for any other command. A ``silent`` session gets no line: it had no request.
@@ -211,7 +211,7 @@ class Session:
         self.destination: Address | None = None
         self.address: Address | None = None
         self.addresses: Sequence[IPv4Address | IPv6Address] | None = None
-        self.asked = 0.0
+        self.asked: float | None = None
         self.decision: Decision | None = None
         self.rule: str | None = None
         self.lease: Any = None  # of policy.limits, which stands above
