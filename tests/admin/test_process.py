@@ -181,22 +181,43 @@ def test_a_handshake_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_connections_are_bounded(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Further ones are closed; there is room again when others have gone."""
+    """A new one takes the place of the oldest that waits for its client: who says nothing keeps nobody out."""
     monkeypatch.setattr(module, "MOST", 3)
 
     async def main() -> None:
         async with serving() as (port, _):
             open_ = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-            for _, writer in open_:  # those that are there have been seen once they were answered
+            for reader, writer in open_:  # in this order
                 writer.write(HEAD + b"\r\n")
-            for reader, _ in open_:
                 await reader.readuntil(b"ok\n")
-            assert await exchange(port, HEAD + b"\r\n") == b""
+            for cut in range(2):
+                assert b"ok\n" in await exchange(port, HEAD + b"Connection: close\r\n\r\n")
+                with contextlib.suppress(ConnectionError):
+                    assert await open_[cut][0].read() == b""
+                replaced = await asyncio.open_connection("127.0.0.1", port)
+                open_.append(replaced)
+                replaced[1].write(HEAD + b"\r\n")
+                await replaced[0].readuntil(b"ok\n")
             for _, writer in open_:
                 writer.close()
-            async with asyncio.timeout(10):
-                while not await exchange(port, HEAD + b"Connection: close\r\n\r\n"):
-                    await asyncio.sleep(0.01)
+
+    run_once(main)
+
+
+def test_those_that_are_served_are_not_cut(run_once: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of them hear news, it is the new one that is closed."""
+    monkeypatch.setattr(module, "MOST", 3)
+
+    async def main() -> None:
+        async with serving() as (port, _):
+            open_ = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for reader, writer in open_:
+                writer.write(b"GET /events HTTP/1.1\r\n" + BEARER + b"\r\n")
+                await reader.readuntil(b"news of tabi")
+            assert await exchange(port, HEAD + b"\r\n") == b""
+            for reader, writer in open_:
+                assert not reader.at_eof()
+                writer.close()
 
     run_once(main)
 

@@ -34,7 +34,7 @@ CLOSING = 0.3
 """Seconds that connections have when the process ends."""
 
 MOST = 256
-"""Connections at a time; further ones are closed."""
+"""Connections at a time; of more, the oldest that waits for its client is closed, which may be the new one."""
 
 
 class Protocol(H11Protocol):
@@ -47,9 +47,11 @@ class Protocol(H11Protocol):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.awaited: object = None
+        self.began = self.loop.time()
         self.next_look = self.loop.call_later(PATIENCE, self.look)
         if len(self.connections) > MOST:
-            transport.abort()
+            waiting = [one for one in self.connections if isinstance(one, Protocol) and one.awaits() is not None]
+            min(waiting, key=lambda one: one.began).transport.abort()
 
     def look(self) -> None:
         """Close a connection that still awaits what it has awaited before."""
