@@ -595,7 +595,7 @@ def test_the_page_for_operators(tmp_path: Path) -> None:
         members = operator.call("GET", "/egress", token="replace-this-one-too").json["members"]
         assert [row["pool"] for row in members] == ["ways", "ways"]
         assert operator.metrics()["tabi_workers"] == 1
-    done = run_python("-m", "tabi", "check", "examples/admin.toml")
+    done = check_example("admin.toml")
     assert (done.returncode, done.stderr) == (0, "")
 
 

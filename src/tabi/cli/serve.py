@@ -161,10 +161,9 @@ def serve(
                 records = RecordWriter(lambda: (writer.sink.fileno(),))
                 closing.callback(records.close)
                 children.append(records.child)
-            private = () if admin is None else (admin.sock,)
             place = None if admin is None else (admin.name, admin.sock)
             sink = None if records is None else records.sink
-            supervisor = Supervisor(compiled, reread, children, sink, private, watched, before, place)
+            supervisor = Supervisor(compiled, reread, children, sink, watched, before, place)
             with_users = compiled.config.has_users
             code = supervisor.run(
                 lambda: print_ready(supervisor.urls, with_users, writer.say, compiled, faults, admin and admin.url)

@@ -78,10 +78,10 @@ class Supervisor:
         reread: reads and compiles the configuration anew, for SIGHUP. None if there is no file.
         children: processes that help it. It keeps them up; their creator ends them.
         records: for workers, to that of them that writes records of interception.
-        private: listening TCP sockets that are for operators: workers close them, and never dial their ports.
         watch: tells when the files have changed, and that is read anew then.
         predecessor: the process that this one takes over from.
-        admin: what the place of the admin API is called for `Inherited`, and its socket.
+        admin: what the place of the admin API is called for `Inherited`, and its socket. Workers close that, and never
+            dial its port.
 
     Raises:
         ConfigError: an address cannot be listened on, a file cannot be written, or it would be an open proxy.
@@ -93,14 +93,12 @@ class Supervisor:
         reread: Callable[[], Compiled] | None = None,
         children: Sequence[Child] = (),
         records: socket.socket | None = None,
-        private: Sequence[socket.socket] = (),
         watch: Watch | None = None,
         predecessor: Predecessor | None = None,
         admin: tuple[str, socket.socket] | None = None,
     ) -> None:
         self.admin = admin
         self.records = records
-        self.private = private
         self.watch = watch
         self.compiled = compiled
         self.config = config = compiled.config
@@ -307,14 +305,13 @@ class Supervisor:
                 if place.channel is not None:
                     place.channel.close()
             self.succession.close()
+            ports = []
             if self.admin is not None:
+                ports.append(self.admin[1].getsockname()[1])
                 self.admin[1].close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the supervisor decides what it means
             self.ledger.settle(self.workers.index(worker))
             compiled = self.compiled if self.latest is None else load(self.latest)
-            ports = [sock.getsockname()[1] for sock in self.private]
-            for sock in self.private:
-                sock.close()
             told = self.faults.messages
             if self.identity is not None:
                 compiled = compiled.complete()  # with keys that perhaps root alone can read
