@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 import urllib.request
@@ -108,7 +110,8 @@ def browser(folder: Path) -> Iterator[Browser]:
     said = folder / "chromium.stderr"
     with said.open("wb") as file:
         env = environment() | {"HOME": str(folder)}
-        process = subprocess.Popen([need("chromium-headless-shell"), *options], stdout=file, stderr=file, env=env)
+        command = [need("chromium-headless-shell"), *options]
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=env, process_group=0)
     try:
         port = int(wait_for(lambda: said.read_text().partition("ws://127.0.0.1:")[2].partition("/")[0], "its port"))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=PATIENCE) as answer:
@@ -116,5 +119,5 @@ def browser(folder: Path) -> Iterator[Browser]:
         with connect(url, max_size=None, compression=None) as socket:
             yield Browser(socket)
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # it starts others
         process.wait(PATIENCE)
