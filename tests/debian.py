@@ -39,6 +39,7 @@ PROGRAMS = {
     "node": "nodejs",
     "php": "php-cli php-curl",
     "man": "man-db",
+    "lexgrog": "man-db",
     "zsh": "zsh",
     "fish": "fish",
     "mandoc": "mandoc",

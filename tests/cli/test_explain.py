@@ -45,8 +45,9 @@ def explain_json(*arguments: str | Path, config: Path = POLICY) -> Any:
     return json.loads(explain("--json", *arguments, config=config))
 
 
-def test_every_rule_the_guard_and_the_limits_are_told() -> None:
+def test_every_rule_the_guard_and_the_limits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole answer for the metadata service, asked for by a user from outside, within office hours."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # where no quota was used
     options = ("--from", "203.0.113.9", "--user", "alice", "--at", "2026-11-23T09:00+01:00")
     assert explain(*options, "connect", "169.254.169.254:80", run=run_tabi) == (
         """connect 169.254.169.254:80, from 203.0.113.9 by socks5 to mixed://0.0.0.0:1080

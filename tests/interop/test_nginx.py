@@ -106,7 +106,8 @@ def test_what_nginx_sees(tmp_path: Path) -> None:
     Authority.make(str(tmp_path / "ca"))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "local.txt").write_text("from a file")
-    with nginx(tmp_path, certificates) as (plain, secure, clear):
+    (tmp_path / "nginx").mkdir()  # it gives the folder to the user of its workers
+    with nginx(tmp_path / "nginx", certificates) as (plain, secure, clear):
         file = tmp_path / "tabi.toml"
         ours = f'[ca]\ncertificate = "{tmp_path}/ca/ca.crt"\nkey = "{tmp_path}/ca/ca.key"\n'
         file.write_text(TABI.format(authority=certificates.authority, secure=secure) + ours)
