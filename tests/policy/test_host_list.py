@@ -47,6 +47,18 @@ def test_a_list_has_its_names_and_those_below_a_star() -> None:
     assert not found.has_networks
 
 
+def test_names_whose_places_are_taken_are_found() -> None:
+    """Among so many some have the place of another one, whatever the hash is; so have some that are not there."""
+    found = make_list(*(f"*.n{number}.test" for number in range(500)), *(f"m{number}.test" for number in range(500)))
+    for number in range(500):
+        assert found.has_name(f"x.n{number}.test")
+        assert not found.has_name(f"x.o{number}.test")
+        assert found.has_name(f"m{number}.test")
+        assert not found.has_name(f"p{number}.test")
+        assert found.entry_of(f"x.n{number}.test") == f"*.n{number}.test"
+        assert found.entry_of(f"x.o{number}.test") is None
+
+
 def test_a_list_of_nothing_has_nothing() -> None:
     """An empty file is a list, and so is one that was not read."""
     for found in (make_list(), HostList("list")):
