@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST, LAST = 11, 30
 NEEDED = [
     *("pytest", "pytest-timeout", "hypothesis", "coverage", "rich"),
-    *("dnspython[doh]", "h2", "hpack", "hyperframe", "websockets"),
+    *("dnspython[doh]", "h2", "hpack", "hyperframe", "jsonschema", "websockets"),
 ]
 """What these tests need of the development group, by name: the versions are those of pyproject.toml."""
 TESTS = ["tests/wire", "tests/policy", "tests/config"]
