@@ -110,7 +110,8 @@ def test_what_is_no_file_of_a_token(tmp_path: Path) -> None:
 
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the command that brings them."""
+    """With the command that brings them; where both are there nothing is said."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     need_packages()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else object())
     with pytest.raises(ConfigError, match=re.escape("it needs uvicorn: pip install 'tabi[admin]'")):
