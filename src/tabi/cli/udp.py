@@ -98,13 +98,20 @@ def from_hex(line: bytes) -> bytes:
         raise ValueError(f"{text[:40]!a}{'...' * (len(text) > 40)} is not hexadecimal") from None
 
 
+def checked(line: bytes) -> bytes:
+    """A line, or its beginning, that may be a datagram. Raises ValueError for one that is too long for any."""
+    if len(line) > 2 * MAX_DATAGRAM:
+        raise ValueError(f"a line of more than {2 * MAX_DATAGRAM} octets is not a datagram")
+    return line
+
+
 def lines() -> Iterator[bytes]:
     """The lines of standard input, without their ends. Raises ValueError for one that is too long to be sent."""
     rest = b""
     while data := read(0):
         *whole, rest = (rest + data).split(b"\n")
-        yield from whole
-        if len(rest) > 2 * MAX_DATAGRAM:
-            raise ValueError(f"a line of more than {2 * MAX_DATAGRAM} octets is not a datagram")
+        for line in whole:
+            yield checked(line)
+        checked(rest)
     if rest:
         yield rest
