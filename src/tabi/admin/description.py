@@ -84,7 +84,7 @@ def answers(media: str) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     texts = {
         "400": "Something of the request is wrong.",
-        "401": "There is no token, or another one.",
+        "401": "The token is missing or wrong.",
         "403": "The token is for reading only, or another page has asked.",
         "503": "The server does not answer.",
     }
